@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs the whole suite.
+#
+#   bash launch/test.sh [arguments of pytest, such as: -m 'not slow' tests/models]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+install "[dev]"
+export JAX_PLATFORMS=cpu
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+exec .venv/bin/python -m pytest -n 2 "$@"

@@ -1,0 +1,279 @@
+"""report.md of a run, and the comparison of several. Every number comes from the run directories' records."""
+
+import collections
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_jax.analysis import plots
+from llm_jax.analysis.runs import Run, differences, held_out_set, last, load_run, median, setting
+from llm_jax.core.checks import check
+from llm_jax.core.run_directory import RunDirectory, write_atomically
+
+_MAX_COLUMNS = 8
+_TAIL_FRACTION = 50
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "steps": "{:,.0f}".format,
+    "tokens": plots.quantity,
+    "train loss": "{:.4f}".format,
+    "held-out loss": "{:.4f}".format,
+    "bits per byte": "{:.4f}".format,
+    "tokens/s": "{:,.0f}".format,
+    "time": lambda value: _duration(value),
+}
+_SPREAD = ("train loss", "held-out loss", "bits per byte", "tokens/s")
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes report.md and its plots (in `plots/`) into a run directory, and returns the report's path.
+
+    Raises:
+      ValueError: if `run_dir` is not a run directory.
+    """
+    run = load_run(run_dir)
+    parts = [f"# {run.name}", _summary(run), *_compression(run), *_curves(run), *_sample(run)]
+    parts += ["## What made this run", _facts(run), _details("Resolved experiment", run.experiment)]
+    report = RunDirectory(run.path).report
+    write_atomically(report, "\n\n".join(parts) + "\n")
+    return report
+
+
+def compare(runs: Sequence[Path], output: Path) -> str:
+    """Writes one table and one plot of several runs, and returns the Markdown text.
+
+    The table's columns are the fields in which the experiments differ, then the final metrics; the plot lies beside
+    `output` as a PNG of the same name. Runs that differ only in seed and name are also summarised by their mean and
+    standard deviation (the unbiased estimate, over runs).
+
+    Args:
+      runs: run directories.
+      output: the Markdown file to write.
+
+    Raises:
+      ValueError: if there are no runs, or one of them is not a run directory.
+    """
+    check(len(runs) > 0, "there are 0 runs to compare: name at least one run directory")
+    loaded = [load_run(path) for path in runs]
+    parts = ["# Comparison of runs", *_comparison(loaded), *_seeds(loaded)]
+    if any("loss" in curve for run in loaded for curve in (run.train, *run.evals.values())):
+        picture = plots.save(plots.loss_figure(loaded), output.with_suffix(".png"))
+        parts.append(f"![loss of the runs]({picture.name})")
+    text = "\n\n".join(parts) + "\n"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, text)
+    return text
+
+
+def _summary(run: Run) -> str:
+    """One paragraph: how long, on how much, how fast, and what came of it."""
+    metrics = _metrics(run, held_out := held_out_set([run]))
+    found = {name: _FORMATS[name](value) for name, value in metrics.items() if value is not None}
+    if "steps" not in found:
+        return "This run has recorded no training step yet."
+    text = f"Trained for {found['steps']} steps"
+    if "tokens" in found:
+        text += f" on {found['tokens']} tokens"
+    text += f"; {found['time']} from the first record to the last"
+    if "tokens/s" in found:
+        text += f", at a median of {found['tokens/s']} tokens/s"
+    if (mfu := median(run.train, "mfu")) is not None:
+        text += f" (MFU {mfu:.1%})"
+    if "train loss" in found:
+        text += f". The training loss ended at {found['train loss']} nats per token (mean of the last {_tail(run)[1]}"
+        text += " records)"
+    if "held-out loss" in found:
+        text += f". On the held-out set `{held_out}` the loss is {found['held-out loss']} nats per token"
+    if metrics["bits per byte"] is not None:
+        text += f", which is {metrics['bits per byte']:.3f} bits per byte{_verdict(run, metrics['bits per byte'])}"
+    if len(starts := run.card.get("starts", [])) > 1:
+        text += f". The run was started {len(starts)} times; pauses between the starts count as time"
+    return text + "."
+
+
+def _verdict(run: Run, bits: float) -> str:
+    """How the run stands among the baselines, as the end of a sentence."""
+    better = [name for name, value in run.baselines.items() if bits < value]
+    worse = [name for name, value in run.baselines.items() if bits >= value]
+    clauses = [f"fewer than {_listed(better)}"] * bool(better) + [f"not fewer than {_listed(worse)}"] * bool(worse)
+    return ": " + ", but ".join(clauses) if clauses else ""
+
+
+def _compression(run: Run) -> list[str]:
+    """Table and bars of held-out bits per byte; nothing if the run recorded none."""
+    found = [(name, bits, "", "") for name, bits in run.baselines.items()]
+    for name, curve in run.evals.items():
+        if (bits := last(curve, "bits_per_byte")) is not None:
+            loss, step = last(curve, "loss"), last(curve, "step")
+            found.append(
+                (f"**{run.name}** on `{name}`", bits, _written("held-out loss", loss), _written("steps", step))
+            )
+    if not found:
+        return []
+    rows = [(name, f"{bits:.3f}", loss, step) for name, bits, loss, step in sorted(found, key=lambda entry: entry[1])]
+    plots.save(plots.bits_per_byte_figure(run), run.path / "plots" / "bits_per_byte.png")
+    return [
+        "## Held-out bits per byte",
+        _table(("", "bits per byte", "loss (nats per token)", "step"), rows),
+        "![bits per byte](plots/bits_per_byte.png)",
+    ]
+
+
+def _curves(run: Run) -> list[str]:
+    figures = {
+        "loss": ("loss", plots.loss_figure),
+        "throughput": ("tokens_per_second", plots.throughput_figure),
+        "learning_rate": ("learning_rate", plots.learning_rate_figure),
+    }
+    drawn = []
+    for name, (column, figure) in figures.items():
+        if column in run.train:
+            plots.save(figure([run]), run.path / "plots" / f"{name}.png")
+            drawn.append(f"![{name.replace('_', ' ')}](plots/{name}.png)")
+    if "loss" in run.train:
+        drawn.insert(1, "Faint: every train record. Line: their moving mean over a fiftieth of the run.")
+    return ["## Curves", *drawn] if drawn else []
+
+
+def _sample(run: Run) -> list[str]:
+    if not run.samples:
+        return []
+    step = int(run.samples[-1].stem.removeprefix("step_"))
+    return [f"## Sample at step {step:,}", _fenced(run.samples[-1].read_text(encoding="utf-8", errors="replace"))]
+
+
+def _facts(run: Run) -> str:
+    """Everything the run's last start put on its card, one row per fact."""
+    if not run.facts:
+        return "This run has no card.json."
+    facts = dict(run.facts)
+    peak, source = facts.pop("peak_flops", None), facts.pop("peak_flops_source", None)
+    rows = [("starts", f"{len(run.card['starts'])}"), *_flat("", facts)]
+    rows.append(("peak FLOP/s", "unknown chip: no MFU" if peak is None else f"{peak:.4g} per device ({source})"))
+    return _table(("fact", "value"), rows)
+
+
+def _flat(prefix: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in facts.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            rows += _flat(f"{name}: ", value)
+        else:
+            rows.append((name, _fact(key, value)))
+    return rows
+
+
+def _fact(key: str, value: Any) -> str:
+    if isinstance(value, list):
+        return shlex.join(map(str, value)) if key == "command" else ", ".join(map(str, value))
+    if isinstance(value, (int, float)) and abs(value) >= 10_000:
+        return f"{value:,.0f} ({plots.quantity(value)})"
+    return "not known" if value is None else str(value)
+
+
+def _comparison(runs: Sequence[Run]) -> list[str]:
+    """The table of all runs; where experiments differ in many fields, those get a table of their own."""
+    names, changed, held_out = _names(runs), differences(runs, ignore=["name"]), held_out_set(runs)
+    metrics = [_metrics(run, held_out) for run in runs]
+    recorded = [metric for metric in _FORMATS if any(values[metric] is not None for values in metrics)]
+    columns = changed if len(changed) <= _MAX_COLUMNS else []
+    rows = [
+        (name, *(setting(run, path) for path in columns), *(_written(metric, values[metric]) for metric in recorded))
+        for name, run, values in zip(names, runs, metrics, strict=True)
+    ]
+    note = "Losses are in nats per token" + (f"; held out is the set `{held_out}`." if held_out else ".")
+    parts = [_table(("run", *columns, *recorded), rows), note]
+    if changed != columns:
+        rows = [(path, *(setting(run, path) for run in runs)) for path in changed]
+        parts += ["## Differences between the experiments", _table(("field", *names), rows)]
+    return parts
+
+
+def _seeds(runs: Sequence[Run]) -> list[str]:
+    """Mean and standard deviation of each metric over runs that differ only in seed and name."""
+    groups: dict[tuple, list[int]] = collections.defaultdict(list)
+    for index, run in enumerate(runs):
+        groups[tuple((path, text) for path, text in run.fields.items() if path not in ("seed", "name"))].append(index)
+    names, held_out = _names(runs), held_out_set(runs)
+    rows = []
+    for group in groups.values():
+        if len(group) > 1:
+            metrics = [_metrics(runs[index], held_out) for index in group]
+            spreads = [_spread(metric, [values[metric] for values in metrics]) for metric in _SPREAD]
+            rows.append((_listed([names[index] for index in group]), f"{len(group)}", *spreads))
+    if not rows:
+        return []
+    return ["## Mean ± standard deviation over seeds", _table(("runs", "n", *_SPREAD), rows)]
+
+
+def _metrics(run: Run, held_out: str | None) -> dict[str, float | None]:
+    """Final metrics of a run; None where the run did not record one."""
+    evaluation = run.evals.get(held_out, {})
+    return {
+        "steps": last(run.train, "step"),
+        "tokens": last(run.train, "tokens"),
+        "train loss": _tail(run)[0],
+        "held-out loss": last(evaluation, "loss"),
+        "bits per byte": last(evaluation, "bits_per_byte"),
+        "tokens/s": median(run.train, "tokens_per_second"),
+        "time": run.seconds,
+    }
+
+
+def _tail(run: Run) -> tuple[float | None, int]:
+    """Mean train loss of the last fiftieth of the records, and their number; None before the first record."""
+    losses = run.train.get("loss", np.empty(0))
+    number = max(1, len(losses) // _TAIL_FRACTION)
+    return (float(np.mean(losses[-number:])), number) if len(losses) else (None, 0)
+
+
+def _spread(metric: str, values: Sequence[float | None]) -> str:
+    if any(value is None for value in values):
+        return "-"
+    return f"{_written(metric, float(np.mean(values)))} ± {_written(metric, float(np.std(values, ddof=1)))}"
+
+
+def _written(metric: str, value: float | None) -> str:
+    return "-" if value is None else _FORMATS[metric](value)
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Folder names, or whole paths where two folders share a name."""
+    count = collections.Counter(run.name for run in runs)
+    return [run.name if count[run.name] == 1 else str(run.path) for run in runs]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _fenced(text: str) -> str:
+    """The text as a code block, its fence longer than any run of backticks within."""
+    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text.rstrip()}\n{fence}"
+
+
+def _details(title: str, text: str) -> str:
+    return f"<details>\n<summary>{title}</summary>\n\n{_fenced(text)}\n\n</details>"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

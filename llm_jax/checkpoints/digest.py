@@ -1,0 +1,44 @@
+"""A 32-bit digest of an array's content, computed where the array lives.
+
+The array files of a checkpoint carry no checksum: a flipped byte there restores as another number, without a word.
+Sums of unsigned integers do not depend on their order, so the digest is the same under every sharding.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.trees import named_leaves
+
+
+def digests(tree: Any) -> dict[str, int]:
+    """Digest of every leaf by path name. Blocks until the leaves are computed; fetches one number per leaf.
+
+    Raises:
+      ValueError: for a random key, which a checkpoint does not hold.
+    """
+    pending = {name: _digest(_plain(name, leaf)) for name, leaf in named_leaves(tree)}
+    return {name: int(digest) for name, digest in jax.device_get(pending).items()}
+
+
+def _plain(name: str, leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"state leaf {name} is a random key: keys are not stored; fold them from (seed, step, name) with "
+            "core.rng.key instead of keeping them in the state"
+        )
+    return leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+
+
+@jax.jit
+def _digest(x: jax.Array) -> jax.Array:
+    """uint32 scalar. Each element is mixed by a bijection that depends on its position, so that a change of any one
+    element always shows, and any other change shows but for one in 2**32."""
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    position, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):
+        position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    mixed = bits * (2 * position + 1)
+    return jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)

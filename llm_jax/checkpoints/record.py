@@ -1,0 +1,94 @@
+"""What a checkpoint holds beside its arrays: one JSON text that carries its own checksum."""
+
+import base64
+import dataclasses
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any, Self
+
+from llm_jax.checkpoints.digest import digests
+from llm_jax.core.trees import named_leaves
+
+_BYTES = "__bytes__"
+
+
+class Damaged(Exception):
+    """A checkpoint is incomplete, or differs from what was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of the state: its shape, dtype name and content digest."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    digest: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Everything of a checkpoint but the arrays, which it describes."""
+
+    step: int
+    tokenizer_digest: str
+    experiment: str
+    data: dict[str, Any]
+    loop: dict[str, Any]
+    loss: float | None
+    leaves: dict[str, Leaf]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, which `from_json` reads back and checks.
+
+        Raises:
+          ValueError: if `data` or `loop` hold anything but dicts with str keys, lists, str, int, float, bool, None and
+            bytes.
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {"data": _encode(self.data, "data"), "loop": _encode(self.loop, "loop")}
+        fields["leaves"] = {name: [list(leaf.shape), leaf.dtype, leaf.digest] for name, leaf in self.leaves.items()}
+        text = json.dumps(fields)
+        return {"crc32": zlib.crc32(text.encode()), "text": text}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`.
+
+        Raises:
+          Damaged: if the checksum does not fit the text.
+        """
+        if zlib.crc32(value["text"].encode()) != value["crc32"]:
+            raise Damaged("its record does not match its checksum")
+        fields = json.loads(value["text"])
+        leaves = {name: Leaf(tuple(shape), dtype, digest) for name, (shape, dtype, digest) in fields["leaves"].items()}
+        return cls(**fields | {"data": _decode(fields["data"]), "loop": _decode(fields["loop"]), "leaves": leaves})
+
+
+def describe(state: Any) -> dict[str, Leaf]:
+    """Shape, dtype and digest of every array of `state` by path name; waits until they are computed."""
+    found = digests(state)
+    return {name: Leaf(tuple(leaf.shape), str(leaf.dtype), found[name]) for name, leaf in named_leaves(state)}
+
+
+def _encode(value: Any, path: str) -> Any:
+    if isinstance(value, bytes):
+        return {_BYTES: base64.b64encode(value).decode()}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _encode(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encode(item, f"{path}.{index}") for index, item in enumerate(value)]
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    raise ValueError(
+        f"{path} is a {type(value).__name__}: what a checkpoint keeps beside its arrays are dicts with str keys, "
+        "lists, str, int, float, bool, None and bytes; convert it first"
+    )
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_BYTES}:
+            return base64.b64decode(value[_BYTES])
+        return {key: _decode(item) for key, item in value.items()}
+    return [_decode(item) for item in value] if isinstance(value, list) else value

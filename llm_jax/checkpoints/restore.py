@@ -1,0 +1,196 @@
+"""Reading checkpoints. Nothing here writes, so a run may be read while it trains.
+
+<directory>/<step>/state/    the arrays, in orbax's format         <directory>/corrupt-<step>/   set aside, damaged
+                   record/   all the rest (record.py)
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from llm_jax.checkpoints.digest import digests
+from llm_jax.checkpoints.noise import quiet_orbax
+from llm_jax.checkpoints.record import Damaged, Leaf, Record
+from llm_jax.core.trees import named_leaves
+
+STATE = "state"
+RECORD = "record"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint that was read whole and found equal to what was saved."""
+
+    step: int
+    state: Any
+    """Tree of jax.Array with the types, dtypes and shardings of the abstract tree that was asked for."""
+    data: dict[str, Any]
+    """State of the data iterator."""
+    loop: dict[str, Any]
+    experiment: str
+    """Flat text of the experiment that wrote it."""
+    skipped: tuple[tuple[int, str], ...] = ()
+    """Later checkpoints that are damaged: (step, reason), newest first."""
+
+
+def restore_state(directory: Path, abstract: Any, tokenizer_digest: str, step: int | None = None) -> Restored | None:
+    """Reads the whole training state of `step`, else of the newest checkpoint that is not damaged.
+
+    Args:
+      abstract: tree of jax.ShapeDtypeStruct; a leaf without sharding goes to the first local device. The sharding may
+        differ from the one that was saved.
+
+    Returns:
+      None if there is no checkpoint.
+
+    Raises:
+      ValueError: for another tokenizer; a state of other leaves, shapes or dtypes; an absent `step`; or where every
+        candidate is damaged.
+    """
+    return _restore(directory, abstract, tokenizer_digest, step)
+
+
+def restore_params(
+    directory: Path, abstract: Any, tokenizer_digest: str, step: int | None = None, part: str = "params"
+) -> Restored | None:
+    """As `restore_state`, but reads only the field `part` of the state: 'params', or 'ema' where the run keeps one.
+    `abstract` and the `state` that comes back are that field's tree."""
+    restored = _restore(directory, {part: abstract}, tokenizer_digest, step, part)
+    return restored and dataclasses.replace(restored, state=restored.state[part])
+
+
+def saved_steps(directory: Path) -> tuple[int, ...]:
+    """Steps of the complete checkpoints, ascending; some of them may turn out to be damaged."""
+    if not directory.is_dir():
+        return ()
+    return tuple(sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()))
+
+
+def readable_records(directory: Path) -> dict[int, Record]:
+    """Records of those checkpoints whose record is not damaged."""
+    records = {}
+    for step in saved_steps(directory):
+        try:
+            records[step] = _read_record(directory, step)
+        except Damaged as reason:
+            _log.info("checkpoint %d in %s is damaged: %s", step, directory, reason)
+    return records
+
+
+def best_step(directory: Path) -> int | None:
+    """Step of the lowest evaluation loss, the later one of equals; None if no checkpoint has one."""
+    losses = {step: record.loss for step, record in readable_records(directory).items() if record.loss is not None}
+    return min(losses, key=lambda step: (losses[step], -step), default=None)
+
+
+def check_tokenizer(directory: Path, record: Record, tokenizer_digest: str) -> None:
+    """Raises ValueError if another tokenizer than the present one made the tokens that `record`'s run was fed."""
+    if record.tokenizer_digest != tokenizer_digest:
+        raise ValueError(
+            f"the tokenizer has digest {tokenizer_digest}, but checkpoint {record.step} in {directory} was trained "
+            f"with {record.tokenizer_digest}: its parameters mean nothing under another vocabulary; give the tokenizer "
+            "it was trained with, or start a run under a new name"
+        )
+
+
+def _restore(
+    directory: Path, abstract: Any, tokenizer_digest: str, step: int | None, part: str | None = None
+) -> Restored | None:
+    quiet_orbax()
+    steps = saved_steps(directory)
+    if step is not None and step not in steps:
+        raise ValueError(f"{directory} has no checkpoint of step {step}: choose one of {list(steps)}")
+    skipped: list[tuple[int, str]] = []
+    for candidate in reversed(steps) if step is None else [step]:
+        restored, reason = None, "another process could not read it"
+        try:
+            restored = _read(directory, candidate, abstract, tokenizer_digest, part)
+        except Damaged as damage:
+            reason = str(damage)
+        if _everywhere(restored is not None):
+            return dataclasses.replace(restored, skipped=tuple(skipped))
+        _log.warning("checkpoint %d in %s is damaged: %s", candidate, directory, reason)
+        skipped.append((candidate, reason))
+    if skipped:
+        reasons = "".join(f"\n  {candidate}: {reason}" for candidate, reason in skipped)
+        raise ValueError(
+            f"no checkpoint that was asked for in {directory} can be used:{reasons}\n"
+            "Restore the files from a copy, ask for another step, or pass --fresh to start again from nothing."
+        )
+    return None
+
+
+def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part: str | None) -> Restored:
+    record = _read_record(directory, step)
+    check_tokenizer(directory, record, tokenizer_digest)
+    saved = {name: leaf for name, leaf in record.leaves.items() if part is None or name.split("/")[0] == part}
+    _check_same_leaves(f"checkpoint {step} in {directory}", saved, abstract)
+    state = _read_arrays(directory / str(step) / STATE, abstract)
+    changed = [name for name, digest in digests(state).items() if digest != saved[name].digest]
+    if changed:
+        raise Damaged(f"the content of {len(changed)} arrays differs from what was saved: {', '.join(changed[:4])}")
+    return Restored(step, state, record.data, record.loop, record.experiment)
+
+
+def _read_record(directory: Path, step: int) -> Record:
+    try:
+        record = Record.from_json(ocp.JsonCheckpointHandler().restore(epath.Path(directory) / str(step) / RECORD))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"its record cannot be read ({_first_line(error)})") from error
+    if record.step != step:
+        raise Damaged(f"its record is that of step {record.step}")
+    return record
+
+
+def _read_arrays(path: Path, abstract: Any) -> Any:
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(
+        lambda x: x if x.sharding else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=first), abstract
+    )
+    args = ocp.args.PyTreeRestore(
+        item=placed, restore_args=ocp.checkpoint_utils.construct_restore_args(placed), partial_restore=True
+    )
+    try:
+        return ocp.PyTreeCheckpointHandler().restore(epath.Path(path), args=args)
+    # Damage shows as almost any exception, from KeyError to tensorstore's own; leaves and shapes are checked before.
+    except Exception as error:
+        raise Damaged(f"its arrays cannot be read ({_first_line(error)})") from error
+
+
+def _check_same_leaves(where: str, saved: Mapping[str, Leaf], abstract: Any) -> None:
+    found = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in saved.items()}
+    expected = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(abstract)}
+    differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    if differing:
+        lines = "".join(
+            f"\n  {name}: checkpoint {found.get(name, 'has none')}, expected {expected.get(name, 'none')}"
+            for name in differing[:6]
+        )
+        raise ValueError(
+            f"{where} holds another state than the experiment makes; {len(differing)} arrays differ:{lines}\n"
+            "Use the model, optimizer and precision that wrote it (its run directory's experiment.txt lists them)."
+        )
+
+
+def _everywhere(good: bool) -> bool:
+    """Whether `good` holds in every process, so that all resume from the same step."""
+    if jax.process_count() == 1:
+        return good
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong at the bottom: orbax wraps the reason into long descriptions of what it was doing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

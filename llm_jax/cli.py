@@ -1,0 +1,189 @@
+"""The command line: `llm-jax <verb> ...`. Each verb is one small function over the library."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import tyro
+
+from llm_jax.analysis.report import compare, write_report
+from llm_jax.assemble import run_training
+from llm_jax.checkpoints import restore
+from llm_jax.core import config
+from llm_jax.core.checks import check, did_you_mean
+from llm_jax.core.run_directory import RunDirectory
+from llm_jax.experiment import load_experiment
+from llm_jax.inference.generate import Generator
+from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.models.transformer import Transformer
+from llm_jax.tokenizers import load_tokenizer
+from llm_jax.train.state import abstract_parameters
+
+Arg = tyro.conf.Positional
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train an experiment, or resume it: the same command goes on where it was stopped.
+
+    Fields of the experiment are overridden by name: `llm-jax train FILE --steps 200 --optimizer.peak-lr 1e-3`;
+    `llm-jax train FILE --help` lists them all.
+    """
+
+    file: Arg[Path]
+    """Python file that defines experiment() -> Experiment."""
+    runs_dir: Path = Path("runs")
+    """Folder of run directories."""
+    cache_dir: Path = Path(".cache")
+    """Folder of trained tokenizers, tokenised data and compiled programs."""
+    fresh: bool = False
+    """Delete an earlier run of that name and begin anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Print the resolved experiment as flat text, overrides applied."""
+
+    file: Arg[Path]
+    """Python file that defines experiment() -> Experiment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Continue a prompt with the model of a run, as it is generated."""
+
+    run: Arg[Path]
+    """Run directory."""
+    prompt: str
+    """Text to continue."""
+    new_tokens: int = 128
+    """Longest continuation."""
+    step: int | None = None
+    """Checkpoint; the newest if not given."""
+    best: bool = False
+    """Take the checkpoint of lowest validation loss instead of the newest."""
+    seed: int = 0
+    """Decides the sample."""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.95)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write the report of a run, or compare several runs in one table and plot."""
+
+    runs: Arg[tuple[Path, ...]]
+    """Run directories."""
+    output: Path = Path("runs/comparison.md")
+    """Where the comparison of several runs goes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `llm-jax`. A ValueError is the user's to mend and is shown without a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(_overview())
+        return
+    if verb not in VERBS:
+        sys.exit(f"llm-jax: there is no verb {verb!r}{did_you_mean(verb, VERBS)}\n\n{_overview()}")
+    try:
+        VERBS[verb][1](arguments[1:])
+    except (ValueError, FloatingPointError, OSError) as error:
+        sys.exit(f"llm-jax {verb}: {error}")
+
+
+def _train(arguments: list[str]) -> None:
+    options, overrides = _parse(Train, arguments)
+    experiment = load_experiment(options.file, overrides)
+    _keep_compiled_programs(options.cache_dir)
+    run = run_training(experiment, options.runs_dir, options.cache_dir, options.fresh)
+    if _is_finished(run, experiment.steps):
+        _say_where(run)
+
+
+def _show(arguments: list[str]) -> None:
+    options, overrides = _parse(Show, arguments)
+    print(config.to_text(load_experiment(options.file, overrides)), end="")
+
+
+def _generate(arguments: list[str]) -> None:
+    options = _parse_all(Generate, arguments)
+    run = RunDirectory(options.run)
+    experiment, tokenizer = run.experiment(), load_tokenizer(run.tokenizer)
+    model = Transformer(experiment.model, experiment.precision)
+    params = _parameters(run, model, tokenizer.digest, options)
+    generator = Generator(model, options.sampling, tokenizer.eos_id, tokenizer.pad_id)
+    prompt = [tokenizer.bos_id, *tokenizer.encode(options.prompt)]
+    decoder = tokenizer.stream(prompt)
+    print(options.prompt, end="", flush=True)
+    for tokens_B in generator.stream(params, [prompt], options.new_tokens, options.seed):
+        if tokens_B[0] == tokenizer.eos_id:
+            break
+        print(decoder.push(int(tokens_B[0])), end="", flush=True)
+    print(decoder.flush())
+
+
+def _report(arguments: list[str]) -> None:
+    options = _parse_all(Report, arguments)
+    if len(options.runs) == 1:
+        print(write_report(options.runs[0]))
+    else:
+        print(compare(options.runs, options.output))
+
+
+VERBS: dict[str, tuple[type, Callable[[list[str]], None]]] = {
+    "train": (Train, _train),
+    "show": (Show, _show),
+    "generate": (Generate, _generate),
+    "report": (Report, _report),
+}
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {name:<10} {kind.__doc__.splitlines()[0]}" for name, (kind, _) in VERBS.items())
+    return f"usage: llm-jax VERB ...\n\n{verbs}\n\n`llm-jax VERB --help` explains a verb."
+
+
+def _parse(kind: type, arguments: list[str]) -> tuple:
+    """The verb's own options, and what is left over for the experiment that it names."""
+    asks = [word for word in arguments if word in ("-h", "--help")]
+    names_file = len(arguments) > len(asks) and not arguments[0].startswith("-")
+    own = [word for word in arguments if word not in asks] if names_file else arguments
+    options, rest = tyro.cli(kind, args=own, prog=f"llm-jax {kind.__name__.lower()}", return_unknown_args=True)
+    return options, rest + asks
+
+
+def _parse_all(kind: type, arguments: list[str]):
+    return tyro.cli(kind, args=arguments, prog=f"llm-jax {kind.__name__.lower()}")
+
+
+def _parameters(run: RunDirectory, model: Transformer, tokenizer_digest: str, options: Generate):
+    """The weights of a run that are meant for use: its moving average if it keeps one."""
+    part = "params" if run.experiment().update.ema_decay is None else "ema"
+    shapes, _ = abstract_parameters(model)
+    step = restore.best_step(run.checkpoints) if options.best else options.step
+    restored = restore.restore_params(run.checkpoints, shapes, tokenizer_digest, step, part)
+    check(restored is not None, f"{run.path} has no checkpoint yet: train it, or wait for its first save")
+    return restored.state
+
+
+def _keep_compiled_programs(cache: Path) -> None:
+    """Programs compiled once are read back by later runs; JAX_COMPILATION_CACHE_DIR names another place."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str((cache / "jax").absolute()))
+
+
+def _is_finished(run: RunDirectory, steps: int) -> bool:
+    return max(restore.saved_steps(run.checkpoints), default=0) == steps
+
+
+def _say_where(run: RunDirectory) -> None:
+    print(
+        f"\nThe run is complete. Its report: {write_report(run.path)}\n"
+        "Next:\n"
+        f"  llm-jax generate {run.path} --prompt 'def main('\n"
+        f"  llm-jax report {run.path}\n"
+        f"  tensorboard --logdir {run.tensorboard}    (pip install tensorboard)"
+    )

@@ -1,0 +1,52 @@
+"""Rules that configs check when they are built. Each raises ValueError: value found, rule, remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises ValueError with `message` unless `condition` holds. The message gives value, rule and remedy."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_positive(**values: float) -> None:
+    """Every named value is greater than zero."""
+    for name, value in values.items():
+        check(value > 0, f"{name} is {value}: it must be greater than 0")
+
+
+def check_not_negative(**values: float) -> None:
+    """Every named value is zero or greater."""
+    for name, value in values.items():
+        check(value >= 0, f"{name} is {value}: it must be 0 or greater")
+
+
+def check_fraction(**values: float) -> None:
+    """Every named value lies in [0, 1]."""
+    for name, value in values.items():
+        check(0 <= value <= 1, f"{name} is {value}: it must lie between 0 and 1")
+
+
+def check_divides(divisor: int, number: int, divisor_name: str, number_name: str) -> None:
+    """`number` is a multiple of `divisor`; the message names the nearest numbers that would do."""
+    if divisor < 1 or number % divisor:
+        near = [d for d in range(1, number + 1) if number % d == 0]
+        near = sorted(near, key=lambda d: abs(d - divisor))[:4]
+        raise ValueError(
+            f"{divisor_name} is {divisor} and {number_name} is {number}: {divisor_name} must divide {number_name}; "
+            f"set {divisor_name} to one of {sorted(near)} or change {number_name}"
+        )
+
+
+def check_one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    """`value` is among `choices`; a near miss is suggested."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: it must be one of {choices}{did_you_mean(value, choices)}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' for the closest known word, or an empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,32 @@
+"""Published peaks of accelerator chips: the denominator of MFU. An unknown chip has none, and no MFU is printed."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Dense bfloat16 peak FLOP/s and memory of one device as jax counts devices, from `source`."""
+
+    name: str
+    peak_flops: float
+    memory_bytes: int
+    source: str
+
+
+_GIB = 2**30
+_CHIPS = {
+    "TPU v4": Chip("TPU v4", 275e12, 32 * _GIB, "cloud.google.com/tpu/docs/v4"),
+    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * _GIB, "cloud.google.com/tpu/docs/v5e"),
+    "TPU v5": Chip("TPU v5p", 459e12, 95 * _GIB, "cloud.google.com/tpu/docs/v5p"),
+    "TPU v5p": Chip("TPU v5p", 459e12, 95 * _GIB, "cloud.google.com/tpu/docs/v5p"),
+    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * _GIB, "cloud.google.com/tpu/docs/v6e"),
+    "NVIDIA A100-SXM4-40GB": Chip("A100 40GB", 312e12, 40 * _GIB, "NVIDIA A100 data sheet"),
+    "NVIDIA A100-SXM4-80GB": Chip("A100 80GB", 312e12, 80 * _GIB, "NVIDIA A100 data sheet"),
+    "NVIDIA H100 80GB HBM3": Chip("H100 SXM", 989.4e12, 80 * _GIB, "NVIDIA H100 data sheet, dense"),
+    "NVIDIA H200": Chip("H200", 989.4e12, 141 * 10**9, "NVIDIA H200 data sheet, dense"),
+}
+
+
+def chip(device_kind: str) -> Chip | None:
+    """The chip that jax names `device_kind`, or None if its peak is not on record."""
+    return _CHIPS.get(device_kind)

@@ -1,0 +1,136 @@
+"""Configurations are frozen dataclasses; this file turns them into flat text and back.
+
+The text is the one serialised form of an experiment: what `llm-jax show` prints, what a run directory
+keeps, what goldens compare, and what `parse` rebuilds. One line per leaf:
+
+    = llm_jax.experiment.Experiment
+    name = "quickstart"
+    model = llm_jax.models.config.TransformerConfig
+    model.segments.0 = llm_jax.models.config.Segment
+    model.segments.0.repeats = 4
+
+A dataclass is announced by its type, so that two types with equal fields never look alike; leaves are JSON.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+from typing import Any
+
+_PACKAGE = __name__.split(".")[0] + "."
+
+
+def flatten(config: Any) -> dict[str, str]:
+    """Maps every path of a config to its text: a type name for a dataclass, JSON for a leaf.
+
+    Raises:
+      ValueError: for a leaf that is not None, bool, int, float, str or a tuple of those.
+    """
+    lines: dict[str, str] = {}
+    _flatten("", config, lines)
+    return lines
+
+
+def to_text(config: Any) -> str:
+    """Flat text of a config; `parse` is its inverse."""
+    return "".join(f"{path} = {text}\n".lstrip() for path, text in flatten(config).items())
+
+
+def parse(text: str) -> Any:
+    """Rebuilds the config that `to_text` wrote.
+
+    Raises:
+      ValueError: for a type outside this package, or fields that the present code does not have.
+    """
+    tree: dict = {}
+    for line in filter(str.strip, text.splitlines()):
+        path, _, value = line.partition("= ")
+        node = tree
+        for part in filter(None, path.strip().split(".")):
+            node = node.setdefault(part, {})
+        node["="] = value.strip()
+    return _build(tree, "")
+
+
+def digest(config: Any) -> str:
+    """Sixteen hex digits that name the config's content."""
+    return hashlib.sha256(to_text(config).encode()).hexdigest()[:16]
+
+
+def diff(old: Any, new: Any) -> list[str]:
+    """One readable line per path at which two configs differ; empty if they are equal."""
+    a, b = flatten(old), flatten(new)
+    paths = [*a, *(path for path in b if path not in a)]
+    return [
+        f"{path or 'experiment'}: {a.get(path, '(absent)')} -> {b.get(path, '(absent)')}"
+        for path in paths
+        if a.get(path) != b.get(path)
+    ]
+
+
+def _flatten(path: str, value: Any, lines: dict[str, str]) -> None:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        lines[path] = f"{type(value).__module__}.{type(value).__qualname__}"
+        children = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, tuple) and any(map(_has_dataclass, value)):
+        children = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        _check_leaf(path, value)
+        lines[path] = json.dumps(value)
+        return
+    for name, child in children:
+        _flatten(f"{path}.{name}" if path else name, child, lines)
+
+
+def _has_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) or (isinstance(value, tuple) and any(map(_has_dataclass, value)))
+
+
+def _check_leaf(path: str, value: Any) -> None:
+    if isinstance(value, tuple):
+        for item in value:
+            _check_leaf(path, item)
+    elif value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(
+            f"config field {path!r} holds a {type(value).__name__}: a config holds dataclasses, tuples, str, int, "
+            "float, bool and None; keep arrays, functions, lists and dicts out of it"
+        )
+
+
+def _build(node: dict, path: str) -> Any:
+    value = node.get("=")
+    if value is None:
+        return tuple(_build(node[str(index)], f"{path}.{index}") for index in range(len(node)))
+    if not value.startswith(_PACKAGE):
+        try:
+            return _tuples(json.loads(value))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"config line {path!r} holds {value!r}, which is neither JSON nor a type of {_PACKAGE[:-1]}: "
+                "configs can be read back only if their types are defined in the package"
+            ) from error
+    kind = _resolve(value, path)
+    known = {field.name for field in dataclasses.fields(kind)}
+    fields = {name: _build(child, f"{path}.{name}".lstrip(".")) for name, child in node.items() if name != "="}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(
+            f"{path or 'experiment'} ({value}) has fields {unknown} that this version of the code does not know; "
+            "use the version that wrote it (the run's card.json names the commit)"
+        )
+    return kind(**fields)
+
+
+def _resolve(name: str, path: str) -> type:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{path or 'experiment'} is a {name}, which this version of the code does not have; "
+            "use the version that wrote it (the run's card.json names the commit)"
+        ) from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,33 @@
+"""Precision: which number type each kind of array has."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+Float = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """Number types of a run.
+
+    Norm statistics, softmax, rotary angles, the loss and gradient accumulation are float32 always.
+    """
+
+    params: Float = "float32"
+    """Type in which parameters and optimizer state are kept."""
+    compute: Float = "float32"
+    """Type of activations and of the operands of matrix products."""
+
+    @property
+    def param_dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.params)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute)
+
+
+MIXED = Precision(params="float32", compute="bfloat16")
+"""float32 master weights, bfloat16 arithmetic: what accelerators are trained with."""

@@ -1,0 +1,28 @@
+"""Paths, counts and sizes of parameter trees."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+
+def path_name(path: tuple) -> str:
+    """A jax key path as 'stack/0/mixer/query/kernel'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yields (path name, leaf) in tree order."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield path_name(path), leaf
+
+
+def count(tree: Any) -> int:
+    """Number of elements in all leaves; works on arrays and on ShapeDtypeStructs."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def size_bytes(tree: Any) -> int:
+    """Bytes of all leaves, sharded or not; works on arrays and on ShapeDtypeStructs."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,87 @@
+"""A corpus: text, its parts, and how its tokens become rows."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from llm_jax.core.checks import check
+from llm_jax.data.cache import TokenDocuments, tokenized
+from llm_jax.data.packing import PackedConfig, PackingConfig
+from llm_jax.data.rows import EvaluationRows, RowContext, Rows, RowSource
+from llm_jax.data.sources import SourceConfig, TextSource
+from llm_jax.data.splits import HashSplit, Limited, Part, SplitConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """Text, cut by the experiment's tokenizer and made into rows. A document is [bos] + ids + [eos]."""
+
+    source: SourceConfig
+    split: SplitConfig = HashSplit()
+    packing: PackingConfig = PackedConfig()
+    bos: bool = True
+    """Whether documents begin with the tokenizer's bos. Without it a document's first token is never predicted."""
+    eos: bool = True
+    """Whether documents end with the tokenizer's eos, which is a target like any other."""
+
+    def text(self, part: Part) -> TextSource:
+        """The documents of `part`, before tokenising."""
+        return self.split.part(self.source.build(), part)
+
+    def build(self, context: RowContext) -> "Corpus":
+        return Corpus(self, context)
+
+
+class Corpus(RowSource):
+    """Rows from the parts of a corpus. A part is tokenised when it is first needed."""
+
+    def __init__(self, config: CorpusConfig, context: RowContext):
+        """Raises ValueError if there is no tokenizer."""
+        check(context.tokenizer is not None, f"{config.source} is text: the experiment needs a tokenizer to cut it")
+        self._config = config
+        self._context = context
+        self._source = config.source.build()
+
+    @property
+    def vocab_size(self) -> int:
+        return self._context.tokenizer.vocab_size
+
+    def train(self) -> Rows:
+        """Raises ValueError if the training part is smaller than one batch."""
+        context, documents = self._context, self._tokenized(self._text("train"))
+        needed = context.batch_size * context.sequence_length + 1
+        check(
+            documents.total >= needed,
+            f"the {self._text('train')} has {documents.total} tokens in {len(documents)} documents, but one batch "
+            f"takes batch_size x sequence_length + 1 = {context.batch_size} x {context.sequence_length} + 1 = "
+            f"{needed}: give more text, or lower batch_size or sequence_length",
+        )
+        return self._config.packing.train(documents, context.sequence_length, context.seed)
+
+    def evaluation(self, part: Part, max_bytes: int | None) -> dict[str, EvaluationRows]:
+        text = self._text(part)
+        documents = self._tokenized(text if max_bytes is None else Limited(text, max_bytes))
+        rows = self._config.packing.evaluation(documents, self._context.sequence_length)
+        return {"": EvaluationRows(rows, rows.rows_per_epoch, documents.text_bytes, optimal_loss=None)}
+
+    def manifest(self) -> dict:
+        parts = {part: self._text(part) for part in self._config.split.parts()}
+        return {part: _card(text, self._tokenized(text)) for part, text in parts.items()}
+
+    def _text(self, part: Part) -> TextSource:
+        return self._config.split.part(self._source, part)
+
+    def _tokenized(self, text: TextSource) -> TokenDocuments:
+        context = self._context
+        return tokenized(text, context.tokenizer, self._config.bos, self._config.eos, context.cache)
+
+
+def _card(text: TextSource, documents: TokenDocuments) -> Mapping[str, str | int]:
+    return {
+        "text": str(text),
+        "text_digest": text.digest,
+        "invalid_utf8": len(text.invalid),
+        "documents": len(documents),
+        "tokens": documents.total,
+        "text_bytes": documents.text_bytes,
+        "tokens_digest": documents.digest,
+    }

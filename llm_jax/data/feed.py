@@ -1,0 +1,42 @@
+"""From this host's rows to arrays that span all devices of the mesh."""
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llm_jax.core.checks import check
+
+Tree = TypeVar("Tree")
+
+
+def global_batch(rows: Tree, mesh: Mesh, spec: PartitionSpec) -> Tree:
+    """Arrays [B, ...] laid out by `spec`, from each process's own numpy rows [B / hosts, ...].
+
+    Each process holds the rows that `host_share` names and `Dataset.train_iterator` reads. Works alike with one process.
+    """
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), rows)
+
+
+def host_share(mesh: Mesh, spec: PartitionSpec, batch_size: int) -> tuple[int, int]:
+    """(host, hosts) with which this process must read its rows of a batch laid out by `spec`.
+
+    On a data-parallel mesh that is the process index and count; where model axes span processes, several of them read
+    the same rows.
+
+    Raises:
+      ValueError: if this process's devices do not hold one consecutive, equal share of the rows.
+    """
+    rows_only = NamedSharding(mesh, PartitionSpec(*spec[:1]))
+    held = rows_only.addressable_devices_indices_map((batch_size,)).values()
+    stretches = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
+    start, stop = stretches[0][0], stretches[-1][1]
+    count = sum(last - first for first, last in stretches)
+    check(
+        count == stop - start and start % count == 0 and batch_size % count == 0,
+        f"this process's devices hold the rows {stretches} of a batch of {batch_size}: they must be one consecutive, "
+        "equal share; order the mesh's devices by process along the data axes",
+    )
+    return start // count, batch_size // count

@@ -1,0 +1,145 @@
+"""From documents to rows of one length."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from llm_jax.core import rng
+from llm_jax.core.checks import check
+from llm_jax.data.cache import TokenDocuments
+from llm_jax.data.rows import Row, Rows, whole_row
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedConfig:
+    """Documents are shuffled anew for every epoch, laid end to end and cut into rows."""
+
+    shuffle: bool = True
+    """False: documents and rows come in the order of the source, in every epoch."""
+    isolate: bool = True
+    """Documents that share a row are segments of their own; False: a row is one segment."""
+
+    def train(self, documents: TokenDocuments, sequence_length: int, seed: int) -> Rows:
+        return PackedRows(documents, sequence_length, seed, self.shuffle, self.isolate)
+
+    def evaluation(self, documents: TokenDocuments, sequence_length: int) -> "PackedRows":
+        return PackedRows(documents, sequence_length, seed=0, shuffle=False, isolate=self.isolate)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomWindowsConfig:
+    """Each row is a window at a random place of one long stream, as in nanoGPT. Documents are not told apart."""
+
+    def train(self, documents: TokenDocuments, sequence_length: int, seed: int) -> Rows:
+        return RandomWindows(documents, sequence_length, seed)
+
+    def evaluation(self, documents: TokenDocuments, sequence_length: int) -> "PackedRows":
+        return PackedRows(documents, sequence_length, seed=0, shuffle=False, isolate=False)
+
+
+PackingConfig = PackedConfig | RandomWindowsConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class _Epoch:
+    """The order of one epoch: D documents, N rows."""
+
+    documents: np.ndarray
+    """int64 [D], the documents in the order in which they are laid end to end."""
+    ends: np.ndarray
+    """int64 [D], where each of them ends in that stream."""
+    rows: np.ndarray | None
+    """int64 [N], which row of the stream comes when; None: in the stream's order."""
+
+
+class PackedRows:
+    """Rows of `sequence_length` + 1 tokens from documents laid end to end.
+
+    Row i of an epoch's stream is the slice [i T, i T + T + 1), where T = sequence_length: neighbours share one token,
+    the last target of one and the first input of the next, so that every token but the stream's first is a target
+    exactly once per epoch. The last row is filled up with padding. Within a row each part of a document is a segment
+    (1, 2, ...) whose positions begin at 0.
+
+    Indices go on without end, into later epochs, each in an order of its own that is a pure function of (seed, epoch).
+    Nothing but the order of the two epochs read last is kept in memory.
+    """
+
+    def __init__(
+        self, documents: TokenDocuments, sequence_length: int, seed: int, shuffle: bool = True, isolate: bool = True
+    ):
+        """Raises ValueError if there is not even one target."""
+        check(
+            documents.total > 1,
+            f"the documents hold {documents.total} tokens: at least 2 are needed to predict one from the other",
+        )
+        self._documents = documents
+        self._lengths = documents.lengths
+        self._sequence_length = sequence_length
+        self._seed = seed
+        self._shuffle = shuffle
+        self._isolate = isolate
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        return -(-(self._documents.total - 1) // self._sequence_length)
+
+    def __getitem__(self, index: int) -> Row:
+        number, place = divmod(index, self.rows_per_epoch)
+        epoch = self._epoch(number if self._shuffle else 0)
+        row = place if epoch.rows is None else int(epoch.rows[place])
+        start = row * self._sequence_length
+        stop = min(start + self._sequence_length + 1, self._documents.total)
+        return self._row(epoch, start, stop)
+
+    def _row(self, epoch: _Epoch, start: int, stop: int) -> Row:
+        """The stream's tokens [start, stop), padded to a row."""
+        first, last = np.searchsorted(epoch.ends, (start, stop - 1), side="right")
+        parts = epoch.documents[first : last + 1]
+        ends = epoch.ends[first : last + 1]
+        begins = ends - self._lengths[parts]
+        part_starts = np.maximum(begins, start)
+        part_lengths = np.minimum(ends, stop) - part_starts
+        stream = np.arange(start, stop)
+        size = self._sequence_length + 1
+        row = {name: np.zeros(size, np.int32) for name in ("tokens", "segment_ids", "positions")}
+        count = stop - start
+        in_storage = np.repeat(self._documents.offsets[parts] - begins, part_lengths)
+        row["tokens"][:count] = self._documents.tokens[stream + in_storage]
+        if self._isolate:
+            # Documents without tokens take no number.
+            numbers = np.cumsum(part_lengths > 0)
+            row["segment_ids"][:count] = np.repeat(numbers, part_lengths)
+            row["positions"][:count] = stream - np.repeat(part_starts, part_lengths)
+        else:
+            row["segment_ids"][:count] = 1
+            row["positions"][:count] = stream - start
+        return row
+
+    def _make_epoch(self, number: int) -> _Epoch:
+        if not self._shuffle:
+            return _Epoch(np.arange(len(self._lengths)), np.cumsum(self._lengths), None)
+        documents = rng.generator(self._seed, "documents", number).permutation(len(self._lengths))
+        rows = rng.generator(self._seed, "rows", number).permutation(self.rows_per_epoch)
+        return _Epoch(documents, np.cumsum(self._lengths[documents]), rows)
+
+
+class RandomWindows:
+    """Rows of `sequence_length` + 1 tokens, each at a uniformly random place: a pure function of (seed, index)."""
+
+    def __init__(self, documents: TokenDocuments, sequence_length: int, seed: int):
+        """Raises ValueError if the stream is shorter than one row."""
+        check(
+            documents.total > sequence_length,
+            f"the documents hold {documents.total} tokens, fewer than one row of sequence_length + 1 = "
+            f"{sequence_length + 1}: lower sequence_length or give more text",
+        )
+        self._tokens = documents.tokens
+        self._sequence_length = sequence_length
+        self._seed = seed
+
+    def __getitem__(self, index: int) -> Row:
+        generator = rng.generator(self._seed, "windows", index)
+        start = int(generator.integers(len(self._tokens) - self._sequence_length))
+        return whole_row(self._tokens[start : start + self._sequence_length + 1])

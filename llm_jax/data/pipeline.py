@@ -1,0 +1,182 @@
+"""The data of an experiment: from its config to batches that every host reads by itself."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from llm_jax.core import rng
+from llm_jax.core.checks import check, check_divides, check_not_negative, check_positive
+from llm_jax.data.corpus import CorpusConfig
+from llm_jax.data.mixture import MixtureConfig, SingleSourceConfig
+from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, Transform, padding_row
+from llm_jax.data.sources import TextSource
+from llm_jax.data.splits import Joined, Limited, Part
+from llm_jax.tokenizers.tokenizer import Tokenizer
+
+_ENDLESS = 2**40
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained and evaluated on, and in what portions."""
+
+    source: SingleSourceConfig | MixtureConfig
+    sequence_length: int
+    """Targets per row; a row is one token longer."""
+    batch_size: int
+    """Rows per step, over all hosts."""
+    read_ahead: int = 4
+    """Batches that a background thread prepares before they are asked for; 0: each is made when asked for."""
+
+    def __post_init__(self) -> None:
+        check_positive(sequence_length=self.sequence_length, batch_size=self.batch_size)
+        check_not_negative(read_ahead=self.read_ahead)
+
+    def text(self, part: Part, max_bytes: int | None = None) -> TextSource:
+        """The text of `part`, before tokenising: of all sources of a mixture, one after the other; or the sample of it
+        that an evaluation limited to `max_bytes` uses.
+
+        Raises:
+          ValueError: if a source is synthetic, or has no such part.
+        """
+        mixed = isinstance(self.source, MixtureConfig)
+        sources = [weighted.source for weighted in self.source.sources] if mixed else [self.source]
+        for source in sources:
+            check(isinstance(source, CorpusConfig), f"{type(source).__name__} is synthetic and has no text")
+        texts = [source.text(part) for source in sources]
+        if max_bytes is not None:
+            texts = [Limited(text, max_bytes) for text in texts]
+        return texts[0] if len(texts) == 1 else Joined(texts)
+
+    def build(
+        self, tokenizer: Tokenizer | None, cache: Path, seed: int, transform: Transform | None = None
+    ) -> "Dataset":
+        """Tokenises the training part, or finds it in `cache`. `transform` is the objective's; None: rows as they are.
+
+        Raises:
+          ValueError: for anything wrong with the text, and if the training part is smaller than one batch.
+        """
+        context = RowContext(tokenizer, cache, self.sequence_length, self.batch_size, seed)
+        return Dataset(self, context, transform)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """One set to evaluate on, as batches of unchanging shape, in a fixed order."""
+
+    name: str
+    """`validation`, or `validation/<source>` in a mixture."""
+    batches: "Batches"
+    text_bytes: int | None
+    """UTF-8 bytes of its text over all hosts: bits per byte = sum of nats over all targets / ln 2 / text_bytes."""
+    optimal_loss: float | None
+    """For synthetic sources, the expected loss of a perfect model in nats per target."""
+
+
+class Dataset:
+    """Batches for training and evaluation. A batch is a dict of stacked rows, int32 [rows of this host, T + 1]."""
+
+    def __init__(self, config: DataConfig, context: RowContext, transform: Transform | None):
+        self._config = config
+        self._context = context
+        self._transform = transform
+        self._source = config.source.build(context)
+        self._train = self._source.train()
+
+    @property
+    def vocab_size(self) -> int:
+        """All tokens are below this: the model's vocabulary must be as large."""
+        return self._source.vocab_size
+
+    def train_iterator(self, start_step: int = 0, host: int = 0, hosts: int = 1) -> grain.DatasetIterator[Row]:
+        """Batches from `start_step` on, without end.
+
+        Row r of step s is the same for any number of hosts: host h reads rows [h B / hosts, (h + 1) B / hosts).
+        `get_state()` gives a JSON dict, and `set_state` of it continues with the very next batch.
+        """
+        batches = self._batches(self._train, None, "train", host, hosts)
+        options = grain.ReadOptions(
+            num_threads=min(1, self._config.read_ahead), prefetch_buffer_size=self._config.read_ahead
+        )
+        iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+        grain.experimental.set_next_index(iterator, start_step)
+        return iterator
+
+    def evaluation(
+        self, part: Part = "validation", host: int = 0, hosts: int = 1, max_bytes: int | None = None
+    ) -> tuple[EvaluationSet, ...]:
+        """The evaluation sets of `part`: one, or one for each source of a mixture.
+
+        Every token is a target exactly once; the last batch is filled up with padding. With `max_bytes` a set is a
+        sample of at most so much text (see `splits.Limited`), and its `text_bytes` are the sample's.
+        """
+        found = self._source.evaluation(part, max_bytes)
+        return tuple(
+            self._evaluation_set(f"{part}/{name}" if name else part, found[name], host, hosts) for name in found
+        )
+
+    def manifest(self) -> dict:
+        """What the data are made from, for the run card: `digest` changes if and only if something of it does."""
+        tokenizer = self._context.tokenizer
+        content = {"tokenizer": tokenizer.digest if tokenizer else None, "source": self._source.manifest()}
+        return {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16], **content}
+
+    def _evaluation_set(self, name: str, found: EvaluationRows, host: int, hosts: int) -> EvaluationSet:
+        batches = self._batches(found.rows, found.count, name, host, hosts)
+        return EvaluationSet(name, batches, found.text_bytes, found.optimal_loss)
+
+    def _batches(self, rows: Rows, count: int | None, name: str, host: int, hosts: int) -> "Batches":
+        prepared = _Prepared(
+            rows, count, self._config.sequence_length + 1, self._transform, self._context.seed, f"transform {name}"
+        )
+        batch_size = self._config.batch_size
+        length = _ENDLESS if count is None else -(-count // batch_size)
+        return Batches(prepared, length, batch_size, host, hosts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches(Sequence):
+    """One host's share of consecutive batches, by step; each is a dict of stacked rows [batch_size / hosts, T + 1]."""
+
+    rows: Rows
+    length: int
+    batch_size: int
+    host: int
+    hosts: int
+
+    def __post_init__(self) -> None:
+        check_divides(self.hosts, self.batch_size, "the number of hosts", "batch_size")
+        check(0 <= self.host < self.hosts, f"host is {self.host}: it must be one of 0 to {self.hosts - 1}")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, step: int) -> Row:
+        if not 0 <= step < self.length:
+            raise IndexError(step)
+        share = self.batch_size // self.hosts
+        first = step * self.batch_size + self.host * share
+        rows = [self.rows[index] for index in range(first, first + share)]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """Rows as the objective wants them, with padding after the end of a finite set."""
+
+    rows: Rows
+    count: int | None
+    row_length: int
+    transform: Transform | None
+    seed: int
+    name: str
+
+    def __getitem__(self, index: int) -> Row:
+        past_end = self.count is not None and index >= self.count
+        row = padding_row(self.row_length) if past_end else self.rows[index]
+        return row if self.transform is None else self.transform(row, rng.generator(self.seed, self.name, index))

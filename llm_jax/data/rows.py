@@ -1,0 +1,91 @@
+"""Rows: what every source of training data comes down to, whatever it was made from."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from llm_jax.data.splits import Part
+from llm_jax.tokenizers.tokenizer import Tokenizer
+
+Row = dict[str, np.ndarray]
+"""One example: `tokens`, `segment_ids` (0 is padding, documents are 1, 2, ...) and `positions` (from 0 in each
+document), int32, each of length sequence_length + 1. A transform may add arrays; all rows of a run have the same."""
+
+Transform = Callable[[Row, np.random.Generator], Row]
+"""What an objective does to a row, masking for instance. The generator is the row's own."""
+
+
+class Rows(Protocol):
+    """Rows without end: index i >= 0 is always the same row, whichever rows were read before."""
+
+    def __getitem__(self, index: int) -> Row: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRows:
+    """An evaluation set: rows in which every token of it is a target exactly once."""
+
+    rows: Rows
+    count: int
+    """The set is the first `count` rows."""
+    text_bytes: int | None
+    """UTF-8 bytes of the text that the rows hold, for bits per byte; None where the rows are not text."""
+    optimal_loss: float | None
+    """Nats per counted target that no model can beat on average; None where it is not known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowContext:
+    """What a source must know to make rows."""
+
+    tokenizer: Tokenizer | None
+    """None suits synthetic sources only."""
+    cache: Path
+    """Folder under which tokenised text is kept."""
+    sequence_length: int
+    batch_size: int
+    """Rows per step over all hosts; a mixture counts its steps by it."""
+    seed: int
+
+
+class RowSource(abc.ABC):
+    """A source that is ready to be read."""
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """All tokens are below this."""
+
+    @abc.abstractmethod
+    def train(self) -> Rows:
+        """Training rows, in the order in which they are trained on."""
+
+    @abc.abstractmethod
+    def evaluation(self, part: Part, max_bytes: int | None) -> dict[str, EvaluationRows]:
+        """The evaluation sets of `part` by name; the name is '' where there is only one.
+
+        A set of text is limited to a sample of `max_bytes` (see `splits.Limited`), unless that is None.
+        """
+
+    @abc.abstractmethod
+    def manifest(self) -> dict:
+        """What the rows are made from, as JSON: digests, documents, tokens and bytes."""
+
+
+def whole_row(tokens: np.ndarray) -> Row:
+    """A row that is one segment."""
+    length = len(tokens)
+    return {
+        "tokens": tokens.astype(np.int32),
+        "segment_ids": np.ones(length, np.int32),
+        "positions": np.arange(length, dtype=np.int32),
+    }
+
+
+def padding_row(length: int) -> Row:
+    """A row without a single token."""
+    return {name: np.zeros(length, np.int32) for name in ("tokens", "segment_ids", "positions")}

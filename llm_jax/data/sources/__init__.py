@@ -1,0 +1,21 @@
+"""Readers of text. Each config's `build()` gives a `TextSource`."""
+
+from llm_jax.data.sources.array_record import ArrayRecordConfig
+from llm_jax.data.sources.json_lines import JsonLinesConfig
+from llm_jax.data.sources.standard_library import StandardLibraryConfig
+from llm_jax.data.sources.text_files import TextFilesConfig
+from llm_jax.data.sources.text_source import Document, TextSource
+from llm_jax.data.sources.tfds import TFDSConfig
+
+SourceConfig = TextFilesConfig | JsonLinesConfig | ArrayRecordConfig | TFDSConfig | StandardLibraryConfig
+
+__all__ = [
+    "ArrayRecordConfig",
+    "Document",
+    "JsonLinesConfig",
+    "SourceConfig",
+    "StandardLibraryConfig",
+    "TFDSConfig",
+    "TextFilesConfig",
+    "TextSource",
+]

@@ -1,0 +1,64 @@
+"""array_record files: the container of random-access records that grain and TFDS use."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from array_record.python.array_record_module import ArrayRecordReader
+
+from llm_jax.core.checks import check, check_one_of
+from llm_jax.data.sources import files
+from llm_jax.data.sources.json_lines import text_field
+from llm_jax.data.sources.text_source import Document, InvalidUtf8, Record, RecordSource, TextSource
+
+_RECORDS_PER_READ = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayRecordConfig:
+    """array_record files, one document per record."""
+
+    paths: tuple[str, ...]
+    """Files, folders or globs such as `corpus/train.array_record-*`."""
+    field: str | None = None
+    """Field of a record that is a JSON object; None: the record's bytes are the text itself."""
+    invalid_utf8: InvalidUtf8 = "error"
+
+    def __post_init__(self) -> None:
+        files.check_paths(self.paths)
+        check(self.field != "", "field is '': name the JSON field that holds the text, or None where records are text")
+        check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))
+
+    def build(self) -> TextSource:
+        return ArrayRecords(self)
+
+
+class ArrayRecords(RecordSource):
+    """Documents of array_record files, named `file:index` with records counted from 0."""
+
+    def __init__(self, config: ArrayRecordConfig):
+        super().__init__(f"array_record files {', '.join(config.paths)}", config.invalid_utf8, (config.field,))
+        self._config = config
+
+    def records(self) -> Iterator[Record]:
+        for name, path in files.find(self._config.paths):
+            for index, data in enumerate(_read(path)):
+                yield Record(f"{name}:{index}", f"{path}:{index}", data)
+
+    def documents(self, record: Record, text: str) -> Iterator[Document]:
+        field = self._config.field
+        yield Document(record.name, text if field is None else text_field(record.place, text, field))
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    """Raises ValueError if the file is missing, empty, truncated or of another kind."""
+    try:
+        reader = ArrayRecordReader(str(path))
+        count = reader.num_records()
+        for start in range(0, count, _RECORDS_PER_READ):
+            yield from reader.read(list(range(start, min(start + _RECORDS_PER_READ, count))))
+        # Closing is also what reports a file that could not be opened or parsed.
+        reader.close()
+    except RuntimeError as error:
+        reason = str(error) or "it is truncated or no array_record file"
+        raise ValueError(f"cannot read {path}: {reason}; give the path of a whole array_record file") from error

@@ -1,0 +1,86 @@
+"""Finding and opening the files of a corpus."""
+
+import contextlib
+import glob
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from llm_jax.core.checks import check
+
+
+def find(paths: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """(name, path) of the files that `paths` mean, sorted within each entry.
+
+    An entry is a file, a folder (every file below it whose path has no hidden part) or a glob (`**` descends). The
+    name is the path below the folder, or below the part of the glob before its first wildcard.
+
+    Raises:
+      ValueError: for an entry that means no file.
+    """
+    return [file for entry in paths for file in _find_one(entry)]
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, through gzip if it is named `*.gz`.
+
+    Raises:
+      ValueError: if it cannot be opened or read, or is damaged.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read {path}: {reason}; give the path of a readable file") from error
+
+
+def check_paths(paths: tuple[str, ...]) -> None:
+    """A reader's `paths` field is a tuple of at least one path."""
+    check(
+        isinstance(paths, tuple) and len(paths) > 0 and all(isinstance(path, str) and path for path in paths),
+        f"paths is {paths!r}: it must be a tuple of at least one path, folder or glob",
+    )
+
+
+def _find_one(entry: str) -> list[tuple[str, Path]]:
+    path = Path(entry).expanduser()
+    if path.is_dir():
+        files = [(file.relative_to(path).as_posix(), file) for file in _files_below(path)]
+        check(bool(files), f"folder {entry!r} (in {Path.cwd()}) holds no files: give a folder that does")
+        return sorted(files)
+    if not glob.has_magic(entry) or path.exists():
+        check(
+            path.exists() or path.is_symlink(),
+            f"no file {entry!r} (working directory {Path.cwd()}): give the path of an existing file",
+        )
+        return [(path.name, path)]
+    root = _fixed_root(path)
+    matches = map(Path, glob.glob(str(path), recursive=True))
+    files = sorted((match.relative_to(root).as_posix(), match) for match in matches if _is_file(match))
+    check(bool(files), f"glob {entry!r} matches no file (working directory {Path.cwd()}): correct the pattern")
+    return files
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and _is_file(path):
+            yield path
+
+
+def _is_file(path: Path) -> bool:
+    """A link that leads nowhere counts, so that reading it fails instead of passing it over in silence."""
+    return path.is_file() or (path.is_symlink() and not path.is_dir())
+
+
+def _fixed_root(pattern: Path) -> Path:
+    parts = []
+    for part in pattern.parts:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return Path(*parts)

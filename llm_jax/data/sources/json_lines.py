@@ -1,0 +1,72 @@
+"""JSON lines: one object per line, one of whose fields is the text."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+from llm_jax.core.checks import check, check_one_of, did_you_mean
+from llm_jax.data.sources import files
+from llm_jax.data.sources.text_source import Document, InvalidUtf8, Record, RecordSource, TextSource
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLinesConfig:
+    """JSON lines files, one document per line. Blank lines are passed over."""
+
+    paths: tuple[str, ...]
+    """Files (also `.gz`), folders or globs."""
+    field: str = "text"
+    """Field of each object that holds the document."""
+    invalid_utf8: InvalidUtf8 = "error"
+
+    def __post_init__(self) -> None:
+        files.check_paths(self.paths)
+        check(bool(self.field), "field is '': name the field of each object that holds the text")
+        check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))
+
+    def build(self) -> TextSource:
+        return JsonLines(self)
+
+
+class JsonLines(RecordSource):
+    """Documents of JSON lines files, named `file:line` with lines counted from 1."""
+
+    def __init__(self, config: JsonLinesConfig):
+        super().__init__(f"JSON lines {', '.join(config.paths)}", config.invalid_utf8, (config.field,))
+        self._config = config
+
+    def records(self) -> Iterator[Record]:
+        for name, path in files.find(self._config.paths):
+            line_count = 0
+            with files.opened(path) as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        line_count += 1
+                        yield Record(f"{name}:{number}", f"{path}:{number}", line.strip())
+            check(line_count > 0, f"{path} is empty: remove it, or give a file with one JSON object per line")
+
+    def documents(self, record: Record, text: str) -> Iterator[Document]:
+        yield Document(record.name, text_field(record.place, text, self._config.field))
+
+
+def text_field(place: str, text: str, field: str) -> str:
+    """The string in `field` of the JSON object that `text` holds.
+
+    Raises:
+      ValueError: if it is no JSON object, or has no such field of type string; names `place` and the fields there.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: broken JSON ({error.msg}, column {error.colno}); mend or remove it") from error
+    if isinstance(value, dict) and isinstance(value.get(field), str):
+        return value[field]
+    check(isinstance(value, dict), f"{place}: a {type(value).__name__} where a JSON object with {field!r} belongs")
+    check(
+        field in value,
+        f"{place}: no field {field!r}{did_you_mean(field, value)}; the fields there are {sorted(value)}: set `field`",
+    )
+    raise ValueError(
+        f"{place}: field {field!r} holds a {type(value[field]).__name__}, not text; the fields there are "
+        f"{sorted(value)}: set `field`"
+    )

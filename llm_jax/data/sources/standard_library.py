@@ -1,0 +1,50 @@
+"""The source code of the Python standard library that runs: a corpus of 31 MB that every user already has."""
+
+import dataclasses
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from llm_jax.core.checks import check, check_one_of
+from llm_jax.data.sources import files
+from llm_jax.data.sources.text_source import InvalidUtf8, Record, RecordSource, TextSource
+
+_NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardLibraryConfig:
+    """Every `.py` file of the running Python's standard library, a document each, sorted by path.
+
+    Installed packages are left out, and so are files without a byte (they only mark packages).
+    """
+
+    invalid_utf8: InvalidUtf8 = "skip"
+    """The library's own tests hold a few files in other encodings or broken on purpose (4 of 1,790 in 3.11)."""
+
+    def __post_init__(self) -> None:
+        check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))
+
+    def build(self) -> TextSource:
+        return StandardLibrary(self)
+
+
+class StandardLibrary(RecordSource):
+    """Documents of the standard library, named by their path within it."""
+
+    def __init__(self, config: StandardLibraryConfig):
+        super().__init__("the Python standard library", config.invalid_utf8)
+
+    def records(self) -> Iterator[Record]:
+        root = Path(sysconfig.get_path("stdlib"))
+        names = sorted(
+            name
+            for name in (path.relative_to(root) for path in root.rglob("*.py"))
+            if not _NOT_LIBRARY.intersection(name.parts)
+        )
+        check(bool(names), f"{root} holds no Python source: this Python has no standard library in plain files")
+        for name in names:
+            with files.opened(root / name) as file:
+                data = file.read()
+            if data:
+                yield Record(name.as_posix(), str(root / name), data)

@@ -1,0 +1,138 @@
+"""The Experiment: one frozen dataclass that says everything about a run, and the files that define one."""
+
+import dataclasses
+import difflib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.core.checks import check, check_positive
+from llm_jax.core.dtypes import Precision
+from llm_jax.data.pipeline import DataConfig
+from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.optim import Optimizer
+from llm_jax.sharding.rules import ShardingConfig
+from llm_jax.tokenizers import AnyTokenizerConfig
+from llm_jax.train.step import StepConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Text that the model writes while it trains, to be looked at."""
+
+    prompts: tuple[str, ...] = ()
+    """Beginnings to continue; none: no samples."""
+    every: int = 1000
+    """Updates between two samples; one is taken at the end as well."""
+    new_tokens: int = 128
+    """Length of each continuation."""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.95)
+
+    def __post_init__(self):
+        check_positive(every=self.every, new_tokens=self.new_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How often held-out text is scored, and against what."""
+
+    every: int = 500
+    """Updates between two evaluations of the validation part; it is evaluated at the end as well."""
+    max_bytes: int | None = None
+    """Size of the sample of the validation part that is scored during training; None: all of it."""
+    test: bool = False
+    """Whether the test part is scored, whole, at the end."""
+    compressors: bool = False
+    """Whether gzip, xz and a byte 5-gram of the training text are set beside the model's score of the test part."""
+
+    def __post_init__(self):
+        check_positive(every=self.every)
+        check(self.test or not self.compressors, "evaluation.compressors needs the test part: set evaluation.test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides what a run computes."""
+
+    name: str
+    """Name of the run's directory."""
+    steps: int
+    """Updates in the whole run."""
+    seed: int = 0
+    """Decides parameters, order of the data, dropout and samples."""
+    tokenizer: AnyTokenizerConfig | None
+    """None where the data are tokens already (synthetic sources)."""
+    data: DataConfig
+    model: TransformerConfig
+    objective: CausalLMConfig = CausalLMConfig()
+    optimizer: Optimizer
+    update: StepConfig = StepConfig()
+    precision: Precision = Precision()
+    sharding: ShardingConfig = ShardingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    samples: SampleConfig = SampleConfig()
+    log_every: int = 10
+    """Updates between two records of the training figures."""
+
+    def __post_init__(self):
+        check_positive(steps=self.steps, log_every=self.log_every)
+        check(
+            self.name != "" and Path(self.name).name == self.name,
+            f"name is {self.name!r}: it becomes a folder, so it must be a plain name without slashes",
+        )
+        length, limit = self.data.sequence_length, self.model.max_length
+        check(
+            length <= limit,
+            f"data.sequence_length is {length} and model.max_length is {limit}: the model has no positions beyond "
+            "its max_length; raise it or shorten the rows",
+        )
+        batch, parts = self.data.batch_size, self.update.accumulate
+        check(
+            batch % parts == 0,
+            f"data.batch_size is {batch} and update.accumulate is {parts}: the batch is cut into that many equal "
+            "microbatches; change one of them",
+        )
+        check(
+            length % self.objective.chunks == 0,
+            f"objective.chunks is {self.objective.chunks} and data.sequence_length is {length}: rows are cut into "
+            "that many equal chunks; change one of them",
+        )
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment that the Python file at `path` defines by its function `experiment()`, with fields overridden.
+
+    Args:
+      overrides: as on the command line, such as ["--steps", "200", "--optimizer.peak-lr", "1e-3"].
+
+    Raises:
+      ValueError: if the file is missing or defines no experiment.
+      SystemExit: for an override that does not fit; the message names it and what was probably meant.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(path), map(str, path.parent.glob("*.py")), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no experiment file {path}{hint}")
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    check(hasattr(module, "experiment"), f"{path} defines no function experiment() that returns an Experiment")
+    default = module.experiment()
+    check(isinstance(default, Experiment), f"experiment() of {path} returned a {type(default).__name__}, no Experiment")
+    return tyro.cli(
+        Experiment,
+        default=default,
+        args=list(overrides),
+        prog=f"llm-jax train {path}",
+        description=module.__doc__,
+        config=(tyro.conf.AvoidSubcommands,),
+    )

@@ -1,0 +1,130 @@
+"""Generation with a cache: one prefill of the prompts, then one compiled step a token.
+
+Legend: B batch of prompts, P padded prompt length, S slots of the cache, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core import rng
+from llm_jax.core.checks import check
+from llm_jax.inference.sampling import SamplingConfig, sample
+from llm_jax.layers.mixers.cache import Cache
+from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.transformer import Transformer
+
+_BUCKET = 64
+"""Prompts are padded to a multiple of this, so that prompts of similar length share a compiled prefill."""
+
+
+@flax.struct.dataclass
+class _Progress:
+    """What one decode step hands to the next beside the cache. `seen_BV` is None where no penalty needs it."""
+
+    tokens_B: jax.Array
+    positions_B: jax.Array
+    finished_B: jax.Array
+    seen_BV: jax.Array | None
+
+
+class Generator:
+    """Continues prompts with a model; compiled functions are kept between calls.
+
+    Args:
+      eos_id: the token that ends a row; None lets every row run to its full length.
+      pad_id: what a row yields after its end.
+    """
+
+    def __init__(self, model: Transformer, sampling: SamplingConfig, eos_id: int | None, pad_id: int):
+        self._model, self._sampling, self._eos_id, self._pad_id = model, sampling, eos_id, pad_id
+        self._prefill = jax.jit(self._prefill_step, static_argnums=(3,))
+        self._decode = jax.jit(self._decode_step, donate_argnums=(1,))
+
+    def stream(
+        self, params: Any, prompts: Sequence[Sequence[int]], new_tokens: int, seed: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Yields int32 [B], the next token of every row, until all rows have ended or `new_tokens` were made.
+
+        Raises:
+          ValueError: for an empty prompt, or prompts that leave no room for `new_tokens` in the model's positions.
+        """
+        check(new_tokens >= 1, f"new_tokens is {new_tokens}: ask for at least 1")
+        check(all(map(len, prompts)) and len(prompts) > 0, "a prompt is empty: give it at least one token, such as bos")
+        tokens_BP, segments_BP = self._pad(prompts, new_tokens)
+        params = jax.tree.map(lambda p: p.astype(self._model.precision.dtype), params)
+        cache, progress = self._prefill(params, tokens_BP, segments_BP, new_tokens, seed)
+        for index in range(1, new_tokens):
+            # The next step is dispatched before this one's tokens are read, so that the device does not wait.
+            cache, following = self._decode(params, cache, progress, seed, index)
+            yield np.asarray(progress.tokens_B)
+            if np.asarray(progress.finished_B).all():
+                return
+            progress = following
+        yield np.asarray(progress.tokens_B)
+
+    def generate(
+        self, params: Any, prompts: Sequence[Sequence[int]], new_tokens: int, seed: int = 0
+    ) -> list[list[int]]:
+        """The new tokens of every row, up to its end token, which is left out."""
+        columns = list(self.stream(params, prompts, new_tokens, seed))
+        rows = np.stack(columns, axis=1).tolist()
+        return [row[: row.index(self._eos_id)] if self._eos_id in row else row for row in rows]
+
+    def _pad(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        longest, room = max(map(len, prompts)), self._model.config.max_length - new_tokens
+        if longest > room:
+            raise ValueError(
+                f"the longest prompt has {longest} tokens and {new_tokens} new ones are asked for, but the model holds "
+                f"{self._model.config.max_length} in all: shorten the prompt or ask for at most "
+                f"{max(0, self._model.config.max_length - longest)} new tokens"
+            )
+        length = min(-(-longest // _BUCKET) * _BUCKET, room)
+        tokens_BP = np.full((len(prompts), length), self._pad_id, np.int32)
+        segments_BP = np.zeros((len(prompts), length), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens_BP[row, : len(prompt)] = prompt
+            segments_BP[row, : len(prompt)] = 1
+        return tokens_BP, segments_BP
+
+    def _prefill_step(self, params, tokens_BP, segments_BP, new_tokens, seed) -> tuple[Cache, _Progress]:
+        batch, length = tokens_BP.shape
+        positions_BP = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+        cache = self._model.allocate(batch, length + new_tokens)
+        output = self._apply(params, tokens_BP, Placement(positions_BP, segments_BP), cache)
+        lengths_B = segments_BP.sum(axis=1)
+        last_B1D = jnp.take_along_axis(output.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
+        seen_BV = None
+        if self._sampling.repetition_penalty != 1.0:
+            rows_B1 = jnp.arange(batch)[:, None]
+            seen_BV = jnp.zeros((batch, self._model.config.vocab_size), bool)
+            seen_BV = seen_BV.at[rows_B1, tokens_BP].max(segments_BP != 0)
+        finished_B = jnp.zeros(batch, bool)
+        key = rng.key(seed, "sample")
+        return output.cache, self._advance(params, last_B1D, lengths_B, finished_B, seen_BV, key)
+
+    def _decode_step(self, params, cache, progress: _Progress, seed, index) -> tuple[Cache, _Progress]:
+        tokens_B1, positions_B1 = progress.tokens_B[:, None], progress.positions_B[:, None]
+        placement = Placement(positions_B1, jnp.ones_like(positions_B1))
+        output = self._apply(params, tokens_B1, placement, cache)
+        key = rng.key(seed, "sample", index)
+        positions_B = progress.positions_B + 1
+        return output.cache, self._advance(
+            params, output.hidden_BTD, positions_B, progress.finished_B, progress.seen_BV, key
+        )
+
+    def _advance(self, params, hidden_B1D, positions_B, finished_B, seen_BV, key) -> _Progress:
+        logits_BV = self._model.apply({"params": params}, hidden_B1D, method="unembed")[:, 0]
+        tokens_B = jnp.where(finished_B, self._pad_id, sample(logits_BV, key, self._sampling, seen_BV))
+        if self._eos_id is not None:
+            finished_B |= tokens_B == self._eos_id
+        if seen_BV is not None:
+            seen_BV = seen_BV.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
+        return _Progress(tokens_B, positions_B, finished_B, seen_BV)
+
+    def _apply(self, params, tokens_BT, placement, cache) -> Any:
+        return self._model.apply({"params": params}, tokens_BT, placement, cache, method="hidden")

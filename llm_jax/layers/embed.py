@@ -1,0 +1,66 @@
+"""Token embedding and its transpose.
+
+Legend: B batch, T length, D model width, V vocabulary.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check, check_fraction
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.linear import Init, Normal, contract
+from llm_jax.layers.positions.learned import LearnedPositionsConfig
+from llm_jax.sharding import axes
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedConfig:
+    """From token ids to vectors."""
+
+    init: Init = Normal(0.02)
+    position: LearnedPositionsConfig | None = None
+    """Positions added to the embedding; None where the mixers carry them."""
+    dropout: float = 0.0
+    """Share of embedded features dropped in training."""
+
+    def __post_init__(self):
+        check_fraction(dropout=self.dropout)
+
+    def parameters(self, vocab_size: int, max_length: int, width: int) -> int:
+        positions = self.position.parameters(max_length, width) if self.position else 0
+        return vocab_size * width + positions
+
+
+class Embed(nn.Module):
+    """Token ids [B, T] int32 -> [B, T, D] in the compute type."""
+
+    config: EmbedConfig
+    vocab_size: int
+    max_length: int
+    width: int
+    precision: Precision
+
+    def setup(self):
+        init = nn.initializers.normal(self.config.init.scale(self.width))
+        self.table_VD = self.param(
+            "table",
+            nn.with_logical_partitioning(init, (axes.VOCAB, axes.EMBED)),
+            (self.vocab_size, self.width),
+            self.precision.param_dtype,
+        )
+        if self.config.position:
+            self.positions = self.config.position.build(self.max_length, self.width, self.precision, "positions")
+        self.drop = nn.Dropout(self.config.dropout)
+
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        x_BTD = self.table_VD.astype(self.precision.dtype)[tokens_BT]
+        if self.config.position:
+            x_BTD += self.positions(positions_BT)
+        return self.drop(x_BTD, deterministic=not self.has_rng("dropout"))
+
+    def attend(self, x_BTD: jax.Array) -> jax.Array:
+        """Scores of all tokens against the table, [B, T, V] (Press and Wolf 2017, arXiv:1608.05859)."""
+        return contract("BTD,DV->BTV", x_BTD, self.table_VD.T.astype(self.precision.dtype))

@@ -1,0 +1,115 @@
+"""Feed-forward layers: the plain two-matrix one and the gated one.
+
+Legend: B batch, T length, D model width, F ffn width.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.core.checks import check_one_of, check_positive
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.activations import ACTIVATIONS, Activation
+from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.sharding import axes
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+    """down(activation(up(x))) (Vaswani et al. 2017, arXiv:1706.03762, eq. 2)."""
+
+    hidden: int
+    activation: Activation = "gelu_tanh"
+    bias: bool = True
+    init: Init = Normal(0.02)
+    out_init: Init = Normal(0.02)
+    """Initialiser of the down projection, which writes to the residual stream."""
+
+    def __post_init__(self):
+        _check(self)
+
+    def build(self, width: int, precision: Precision, name: str) -> "MLP":
+        return MLP(self, width, precision, name=name)
+
+    def parameters(self, width: int) -> int:
+        return 2 * width * self.hidden + self.bias * (width + self.hidden)
+
+    def matrix_flops(self, width: int) -> int:
+        """Forward FLOPs per token."""
+        return 4 * width * self.hidden
+
+
+@dataclasses.dataclass(frozen=True)
+class GLUConfig:
+    """down(activation(gate(x)) * up(x)): SwiGLU with silu (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
+
+    hidden: int
+    activation: Activation = "silu"
+    bias: bool = False
+    init: Init = Normal(0.02)
+    out_init: Init = Normal(0.02)
+    """Initialiser of the down projection, which writes to the residual stream."""
+
+    def __post_init__(self):
+        _check(self)
+
+    def build(self, width: int, precision: Precision, name: str) -> "GLU":
+        return GLU(self, width, precision, name=name)
+
+    def parameters(self, width: int) -> int:
+        return 3 * width * self.hidden + self.bias * (width + 2 * self.hidden)
+
+    def matrix_flops(self, width: int) -> int:
+        """Forward FLOPs per token."""
+        return 6 * width * self.hidden
+
+
+FFNConfig = MLPConfig | GLUConfig
+
+
+class MLP(nn.Module):
+    """x [B, T, D] -> [B, T, D]."""
+
+    config: MLPConfig
+    width: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        up_BTF = checkpoint_name(_into(self, "up")(x_BTD), "ffn")
+        return _out(self)(ACTIVATIONS[self.config.activation](up_BTF))
+
+
+class GLU(nn.Module):
+    """x [B, T, D] -> [B, T, D]."""
+
+    config: GLUConfig
+    width: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        gate_BTF = checkpoint_name(_into(self, "gate")(x_BTD), "ffn")
+        up_BTF = checkpoint_name(_into(self, "up")(x_BTD), "ffn")
+        return _out(self)(ACTIVATIONS[self.config.activation](gate_BTF) * up_BTF)
+
+
+def _check(config: FFNConfig) -> None:
+    check_positive(hidden=config.hidden)
+    check_one_of("activation", config.activation, ACTIVATIONS)
+
+
+def _into(module: MLP | GLU, name: str) -> Linear:
+    config = module.config
+    shape = (module.width, config.hidden)
+    return Linear("BTD,DF->BTF", shape, (axes.EMBED, axes.MLP), config.init, module.precision, config.bias, name=name)
+
+
+def _out(module: MLP | GLU) -> Linear:
+    config = module.config
+    shape = (config.hidden, module.width)
+    return Linear(
+        "BTF,FD->BTD", shape, (axes.MLP, axes.EMBED), config.out_init, module.precision, config.bias, name="down"
+    )

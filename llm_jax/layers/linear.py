@@ -1,0 +1,116 @@
+"""The one matrix layer. Every matrix of every model is made here: shape, axes, initialiser and dtype in one place.
+
+Legend: B batch, T query length, D model width, N heads, H head size, F ffn width, V vocabulary.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check_positive
+from llm_jax.core.dtypes import Precision
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """Gaussian with a fixed standard deviation."""
+
+    stddev: float = 0.02
+
+    def __post_init__(self):
+        check_positive(stddev=self.stddev)
+
+    def scale(self, fan_in: int) -> float:
+        return self.stddev
+
+
+@dataclasses.dataclass(frozen=True)
+class FanIn:
+    """Gaussian of variance gain^2 / fan_in, fan_in the product of the contracted dimensions (LeCun et al. 1998)."""
+
+    gain: float = 1.0
+
+    def __post_init__(self):
+        check_positive(gain=self.gain)
+
+    def scale(self, fan_in: int) -> float:
+        return self.gain / math.sqrt(fan_in)
+
+
+Init = Normal | FanIn
+
+
+class Linear(nn.Module):
+    """y = einsum(x, kernel) + bias.
+
+    Attributes:
+      einsum: 'x,kernel->y' in the letters of the legend, such as 'BTD,DNH->BNTH'. The kernel's contracted letters
+        come first.
+      shape: kernel shape.
+      axes: logical word of each kernel axis.
+      kernel_init: initialiser of the kernel; the bias starts at zero.
+      bias: whether there is one; its shape is that of the kernel's output letters.
+    """
+
+    einsum: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    kernel_init: Init
+    precision: Precision
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, kernel_letters, outputs = _letters(self.einsum)
+        contracted = sum(letter not in outputs for letter in kernel_letters)
+        normal = nn.initializers.normal(self.kernel_init.scale(math.prod(self.shape[:contracted])))
+        dtype = self.precision.dtype
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(normal, self.axes), self.shape, self.precision.param_dtype
+        )
+        y = contract(self.einsum, x.astype(dtype), kernel.astype(dtype))
+        if self.bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[contracted:]),
+                self.shape[contracted:],
+                self.precision.param_dtype,
+            )
+            y += _align(bias.astype(dtype), kernel_letters[contracted:], outputs)
+        return y
+
+
+def contract(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """einsum(x, kernel) as one product of two matrices.
+
+    Written so because the gradient of a kernel from 'BTD,DF->BTF' contracts two axes at once, which CPU matrix
+    libraries do at a third of the speed of the flat product.
+    """
+    inputs, kernel_letters, outputs = _letters(einsum)
+    contracted = [letter for letter in kernel_letters if letter not in outputs]
+    batch = [letter for letter in inputs if letter not in contracted]
+    sizes = dict(zip(inputs, x.shape, strict=True)) | dict(zip(kernel_letters, kernel.shape, strict=True))
+    produced = kernel_letters[len(contracted) :]
+    order = [inputs.index(letter) for letter in (*batch, *contracted)]
+    depth = math.prod(sizes[letter] for letter in contracted)
+    x = x.transpose(order).reshape(-1, depth)
+    y = x @ kernel.reshape(depth, -1)
+    natural = [*batch, *produced]
+    y = y.reshape([sizes[letter] for letter in natural])
+    return y.transpose([natural.index(letter) for letter in outputs])
+
+
+def _letters(einsum: str) -> tuple[str, str, str]:
+    operands, outputs = einsum.split("->")
+    inputs, kernel = operands.split(",")
+    return inputs, kernel, outputs
+
+
+def _align(bias: jax.Array, letters: str, outputs: str) -> jax.Array:
+    """Reshapes a bias over `letters` so that it broadcasts against an array over `outputs`."""
+    order = sorted(range(len(letters)), key=lambda index: outputs.index(letters[index]))
+    shape = [bias.shape[letters.index(letter)] if letter in letters else 1 for letter in outputs]
+    return jnp.transpose(bias, order).reshape(shape)

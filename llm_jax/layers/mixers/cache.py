@@ -1,0 +1,49 @@
+"""What a mixer remembers between calls, as explicit pytrees: passed in, returned, never hidden.
+
+Legend: B batch, K key/value heads, S slots, H head size.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from llm_jax.layers.mixers.masks import Placement
+
+
+@flax.struct.dataclass
+class KeyValues:
+    """Keys and values of one attention layer, [B, K, S, H] each."""
+
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
+
+    def write(self, k_BKTH: jax.Array, v_BKTH: jax.Array, slot: jax.Array) -> "KeyValues":
+        """Puts T new entries at slots `slot`, `slot` + 1, ... of every row."""
+        put = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, slot, 0))  # noqa: E731
+        return KeyValues(put(self.k_BKSH, k_BKTH), put(self.v_BKSH, v_BKTH))
+
+
+@flax.struct.dataclass
+class Cache:
+    """State of a whole model between calls.
+
+    Attributes:
+      layers: per-layer states, stacked by segment.
+      slots: where the token in each slot stands; an empty slot has segment 0, which nothing sees.
+      length: int32 scalar, number of slots written. All rows write the same slots: a shorter prompt leaves padding.
+    """
+
+    layers: tuple
+    slots: Placement
+    length: jax.Array
+
+    def place(self, new: Placement) -> "Cache":
+        """Records where the next T tokens stand. `layers` and `length` stay as they were."""
+        put = lambda old, row: jax.lax.dynamic_update_slice(old, row, (0, self.length))  # noqa: E731
+        positions = put(self.slots.positions_BT, new.positions_BT)
+        return self.replace(slots=Placement(positions, put(self.slots.segment_ids_BT, new.segment_ids_BT)))
+
+
+def empty_slots(batch: int, slots: int) -> Placement:
+    """Placement of `slots` empty slots."""
+    return Placement(jnp.zeros((batch, slots), jnp.int32), jnp.zeros((batch, slots), jnp.int32))

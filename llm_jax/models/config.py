@@ -1,0 +1,46 @@
+"""What a model is. Sizes of published ones are in families/."""
+
+import dataclasses
+
+from llm_jax.core.checks import check, check_positive
+from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.linear import Init, Normal
+from llm_jax.layers.norms import NormConfig
+from llm_jax.models.stack import Execution, Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """Scores of the next token from a matrix of its own."""
+
+    init: Init = Normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class TiedHead:
+    """Scores of the next token from the embedding table (Press and Wolf 2017, arXiv:1608.05859)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """A stack of blocks between an embedding and a head."""
+
+    vocab_size: int
+    width: int
+    """Size of the residual stream."""
+    max_length: int
+    """Longest row of tokens; with learned positions the size of their table."""
+    segments: tuple[Segment, ...]
+    final_norm: NormConfig
+    embed: EmbedConfig = EmbedConfig()
+    head: HeadConfig | TiedHead = TiedHead()
+    execution: Execution = Execution()
+
+    def __post_init__(self):
+        check_positive(vocab_size=self.vocab_size, width=self.width, max_length=self.max_length)
+        check(len(self.segments) > 0, "segments is empty: a model needs at least one segment")
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return sum(segment.repeats * len(segment.blocks) for segment in self.segments)

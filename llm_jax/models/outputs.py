@@ -1,0 +1,21 @@
+"""What a model returns."""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class Output:
+    """Result of a forward pass. B batch, T length, D width, V vocabulary.
+
+    Attributes:
+      hidden_BTD: last hidden states after the final norm, in the compute type.
+      logits_BTV: float32 scores of the next token; None where only hidden states were asked for.
+      cache: the cache with this call's tokens added; None if none was given.
+    """
+
+    hidden_BTD: jax.Array
+    logits_BTV: jax.Array | None = None
+    cache: Any = None

@@ -1,0 +1,126 @@
+"""Depth: a stack is segments, a segment is a group of blocks repeated.
+
+Parameters of a segment carry a leading `layers` axis of its repeats, whether it is scanned or unrolled, so that a
+checkpoint does not depend on how it was run.
+
+Legend: B batch, T length, D model width.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+
+from llm_jax.core.checks import check, check_positive
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.block import Block, BlockConfig
+from llm_jax.sharding import axes
+
+Remat = Literal["none", "full", "dots", "projections"]
+
+_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "projections": jax.checkpoint_policies.save_only_these_names("qkv", "context", "ffn"),
+}
+"""What the backward pass keeps of a group of blocks; the rest is computed again. `none` keeps everything, `full` only
+the group's input, `dots` the results of matrix products with weights, `projections` the rotated queries, keys and
+values, the attention context and the ffn's inner products."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """`blocks` in order, the whole group repeated `repeats` times."""
+
+    blocks: tuple[BlockConfig, ...]
+    repeats: int
+
+    def __post_init__(self):
+        check_positive(repeats=self.repeats)
+        check(len(self.blocks) > 0, "segment.blocks is empty: a segment needs at least one block")
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a stack is run. It changes speed and memory, never results or parameters."""
+
+    remat: Remat = "none"
+    """What is computed again in the backward pass."""
+    unroll: int = 1
+    """Repeats written out per turn of the loop over layers; a number at or above the depth leaves no loop."""
+
+    def __post_init__(self):
+        check_positive(unroll=self.unroll)
+
+
+class Stack(nn.Module):
+    """x [B, T, D] -> [B, T, D] through all segments."""
+
+    segments: tuple[Segment, ...]
+    width: int
+    precision: Precision
+    execution: Execution
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        queries: Placement,
+        keys: Placement | None = None,
+        slot: jax.Array | None = None,
+        states: tuple | None = None,
+    ) -> tuple[jax.Array, tuple | None]:
+        """Runs the blocks; `states` holds per segment the mixer states of its blocks, stacked over repeats."""
+        states = states or (None,) * len(self.segments)
+        after = []
+        for index, (segment, state) in enumerate(zip(self.segments, states, strict=True)):
+            group = self._scanned(segment)(segment.blocks, self.width, self.precision, name=f"segment_{index}")
+            x_BTD, state = group(x_BTD, queries, keys, slot, state)
+            after.append(state)
+        return x_BTD, None if after[0] is None else tuple(after)
+
+    def _scanned(self, segment: Segment) -> Any:
+        group = Group
+        if self.execution.remat != "none":
+            # Inside a scan the compiler cannot merge the recomputation with the forward pass; a barrier is needless.
+            group = nn.remat(group, policy=_POLICIES[self.execution.remat], prevent_cse=self._unrolled(segment))
+        return nn.scan(
+            group,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            length=segment.repeats,
+            unroll=min(self.execution.unroll, segment.repeats),
+            metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+        )
+
+    def _unrolled(self, segment: Segment) -> bool:
+        return self.execution.unroll > 1 or segment.repeats == 1
+
+
+class Group(nn.Module):
+    """The blocks of one repeat of a segment."""
+
+    blocks: tuple[BlockConfig, ...]
+    width: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        queries: Placement,
+        keys: Placement | None,
+        slot: jax.Array | None,
+        states: tuple | None,
+    ) -> tuple[jax.Array, tuple | None]:
+        after = []
+        for index, block in enumerate(self.blocks):
+            state = states[index] if states else None
+            x_BTD, state = Block(block, self.width, self.precision, name=f"block_{index}")(
+                x_BTD, queries, keys, slot, state
+            )
+            after.append(state)
+        return x_BTD, tuple(after) if states else None

@@ -1,0 +1,59 @@
+"""Causal language modelling: predict every token from those before it in its document.
+
+Legend: B batch, T length.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.core.checks import check_not_negative, check_positive
+from llm_jax.core.metrics import Ratio
+from llm_jax.data.batch import Batch
+from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.transformer import Transformer
+from llm_jax.objectives.losses import cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLMConfig:
+    """Next-token prediction (Radford et al. 2018)."""
+
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps the logits near normalised; PaLM used 1e-4."""
+    chunks: int = 1
+    """Pieces in which the logits of a row are computed; more of them need less memory."""
+
+    def __post_init__(self):
+        check_not_negative(z_loss=self.z_loss)
+        check_positive(chunks=self.chunks)
+
+    def example(self, row: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
+        """What a packed row becomes before it is batched: nothing changes."""
+        return row
+
+    def batch(self, rows: dict[str, np.ndarray]) -> Batch:
+        """What the model is given for stacked rows [B, T + 1]."""
+        return Batch.from_rows(rows)
+
+    def loss(
+        self, model: Transformer, params: Any, batch: Batch, key: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, Ratio]]:
+        """Summed loss over the batch's targets, and metrics: 'loss' (nats), 'accuracy', 'z_loss' where weighted.
+
+        Args:
+          key: for dropout; None where nothing shall be dropped.
+        """
+        rngs = None if key is None else {"dropout": key}
+        placement = Placement(batch.positions_BT, batch.segment_ids_BT)
+        output = model.apply({"params": params}, batch.tokens_BT, placement, method="hidden", rngs=rngs)
+        head = {name: params[name] for name in model.unembed_parameters}
+
+        def unembed(head: Any, hidden_BCD: jax.Array) -> jax.Array:
+            return model.apply({"params": head}, hidden_BCD, method="unembed")
+
+        return cross_entropy(
+            unembed, head, output.hidden_BTD, batch.targets_BT, batch.loss_weights_BT, self.chunks, self.z_loss
+        )

@@ -1,0 +1,107 @@
+"""Cross-entropy that never holds the logits of a whole batch.
+
+Legend: B batch, T length, D model width, V vocabulary, C length of a chunk.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.metrics import Ratio
+
+Unembed = Callable[[Any, jax.Array], jax.Array]
+"""(parameters, hidden [B, C, D]) -> float32 logits [B, C, V]."""
+
+
+def cross_entropy(
+    unembed: Unembed,
+    parameters: Any,
+    hidden_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    chunks: int = 1,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, dict[str, Ratio]]:
+    """Sum over tokens of weight * (-log p(target) + z_loss * log(Z)^2), and the metrics of its parts.
+
+    The length is cut into `chunks`. Gradients are computed along with the loss, chunk by chunk, so that logits are
+    neither kept for the backward pass nor computed again: peak memory is one chunk's logits, and the matrix products
+    are those of the plain form. z_loss is that of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+
+    Raises:
+      ValueError: if `chunks` does not divide T.
+    """
+    length = targets_BT.shape[1]
+    if length % chunks:
+        raise ValueError(f"the loss is cut into {chunks} chunks and rows have {length} tokens: chunks must divide it")
+    return _chunked(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weights_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weights_BT):
+    def add(sums, chunk):
+        return jax.tree.map(jnp.add, sums, _chunk_loss(unembed, z_loss, parameters, *chunk)), None
+
+    parts = _split((hidden_BTD, targets_BT, weights_BT), chunks)
+    sums = jax.eval_shape(
+        functools.partial(_chunk_loss, unembed, z_loss, parameters), *jax.tree.map(lambda x: x[0], parts)
+    )
+    return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums), parts)[0]
+
+
+def _forward(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weights_BT):
+    loss = jax.value_and_grad(functools.partial(_chunk_loss, unembed, z_loss), argnums=(0, 1), has_aux=True)
+
+    def add(carry, chunk):
+        sums, gradient = carry
+        value, (chunk_gradient, hidden_gradient) = loss(parameters, *chunk)
+        return jax.tree.map(jnp.add, (sums, gradient), (value, chunk_gradient)), hidden_gradient
+
+    parts = _split((hidden_BTD, targets_BT, weights_BT), chunks)
+    first = jax.tree.map(lambda x: x[0], parts)
+    sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda c: loss(parameters, *c)[0], first))
+    zeros = jax.tree.map(jnp.zeros_like, parameters)
+    (sums, gradient), hidden_gradients = jax.lax.scan(add, (sums, zeros), parts)
+    return sums, (gradient, _join(hidden_gradients))
+
+
+def _backward(unembed, chunks, z_loss, residuals, cotangents):
+    scale = cotangents[0]
+    gradient, hidden_gradient = jax.tree.map(lambda g: g * scale.astype(g.dtype), residuals)
+    return gradient, hidden_gradient, None, None
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _chunk_loss(unembed, z_loss, parameters, hidden_BCD, targets_BC, weights_BC):
+    logits_BCV = unembed(parameters, hidden_BCD)
+    log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+    target_logits_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    loss = Ratio.of(log_z_BC - target_logits_BC, weights_BC)
+    # Correct where the target's score is the row's maximum: cheaper than an argmax, equal but for exact ties.
+    correct = Ratio.of(target_logits_BC >= jnp.max(logits_BCV, axis=-1), weights_BC)
+    metrics = {"loss": loss, "accuracy": correct}
+    total = loss.total
+    if z_loss:
+        metrics["z_loss"] = Ratio.of(jnp.square(log_z_BC), weights_BC)
+        total += z_loss * metrics["z_loss"].total
+    return total, metrics
+
+
+def _split(arrays: Any, chunks: int) -> Any:
+    """[B, T, ...] -> [chunks, B, T / chunks, ...]."""
+
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(cut, arrays)
+
+
+def _join(x: jax.Array) -> jax.Array:
+    """[chunks, B, T / chunks, D] -> [B, T, D]."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, x.shape[-1])

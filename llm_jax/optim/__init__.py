@@ -1,0 +1,39 @@
+"""Optimizers by config type, their schedules, and what weight decay touches.
+
+config = AdamWConfig(peak_lr=1e-3, schedule=Cosine(warmup_steps=100))
+transformation = config.build(steps, params_abstract, logical_axes)
+"""
+
+from llm_jax.optim.masks import DecayAll, DecayMask, DecayMatching, DecayMatrices
+from llm_jax.optim.optimizers import (
+    AdafactorConfig,
+    AdamConfig,
+    AdamWConfig,
+    LionConfig,
+    MuonConfig,
+    Optimizer,
+    ScheduleFreeAdamWConfig,
+    SGDConfig,
+)
+from llm_jax.optim.schedules import WSD, Constant, Cosine, InverseSqrt, Linear, Schedule
+
+__all__ = [
+    "AdafactorConfig",
+    "AdamConfig",
+    "AdamWConfig",
+    "Constant",
+    "Cosine",
+    "DecayAll",
+    "DecayMask",
+    "DecayMatching",
+    "DecayMatrices",
+    "InverseSqrt",
+    "LionConfig",
+    "Linear",
+    "MuonConfig",
+    "Optimizer",
+    "SGDConfig",
+    "Schedule",
+    "ScheduleFreeAdamWConfig",
+    "WSD",
+]

@@ -1,0 +1,104 @@
+"""Adafactor's update direction (Shazeer and Stern 2018, arXiv:1804.04235), for stacks of matrices.
+
+optax's own version factors over the two largest dimensions of an array and takes its root mean squares over the whole
+of it, so that a layer's update would depend on the other layers that it is stacked with. Here every statistic is one
+matrix's; on a single matrix the two are equal.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llm_jax.optim.layouts import Layout
+
+_SQUARE_FLOOR = 1e-30
+_PARAMETER_FLOOR = 1e-3
+
+
+class AdafactorState(NamedTuple):
+    """Second moments. Each tree has the parameters' structure, with an optax.MaskedNode where it holds nothing."""
+
+    count: jax.Array
+    """Updates made so far, int32 []."""
+    row: Any
+    """Means over a factored matrix's columns; the dimensions averaged over have size 1."""
+    column: Any
+    """Means over a factored matrix's rows; the dimensions averaged over have size 1."""
+    full: Any
+    """Second moments of parameters that are not factored."""
+
+
+def scale_by_adafactor(
+    layouts: Any, exponent: float, clip_threshold: float | None, min_factored_size: int, scale_by_parameter: bool
+) -> optax.GradientTransformation:
+    """Gradients divided by the root of their factored second moments.
+
+    Args:
+      layouts: tree of Layouts of the parameters.
+      exponent: the moments decay by 1 - t ** -exponent at the t-th update.
+      clip_threshold: largest root mean square of the direction of one matrix or vector; None: any.
+      min_factored_size: matrices with fewer rows or columns keep their second moments whole.
+      scale_by_parameter: whether to multiply by the root mean square of the matrix or vector, at least 1e-3.
+    """
+
+    def init(params: Any) -> AdafactorState:
+        def zeros(averaged: Any, factored: bool) -> Any:
+            def make(layout: Layout, x: jax.Array) -> Any:
+                if _is_factored(layout, x.shape, min_factored_size) != factored:
+                    return optax.MaskedNode()
+                return jnp.zeros([1 if axis in averaged(layout) else size for axis, size in enumerate(x.shape)])
+
+            return jax.tree.map(make, layouts, params)
+
+        return AdafactorState(
+            jnp.zeros([], jnp.int32),
+            row=zeros(lambda layout: layout.columns, factored=True),
+            column=zeros(lambda layout: layout.rows, factored=True),
+            full=zeros(lambda layout: (), factored=False),
+        )
+
+    def update(grads: Any, state: AdafactorState, params: Any = None) -> tuple[Any, AdafactorState]:
+        decay = 1 - (state.count + 1).astype(jnp.float32) ** -exponent
+
+        def follow(moment: Any, grad: jax.Array) -> Any:
+            if isinstance(moment, optax.MaskedNode):
+                return moment
+            averaged = [axis for axis, size in enumerate(moment.shape) if size != grad.shape[axis]]
+            square = jnp.mean(jnp.square(grad) + _SQUARE_FLOOR, axis=averaged, keepdims=True)
+            return decay * moment + (1 - decay) * square
+
+        row, column, full = (
+            jax.tree.map(lambda grad, moment: follow(moment, grad), grads, moments)
+            for moments in (state.row, state.column, state.full)
+        )
+
+        def direct(layout: Layout, grad: jax.Array, row: Any, column: Any, full: Any, param: jax.Array) -> jax.Array:
+            if isinstance(full, optax.MaskedNode):
+                mean = jnp.mean(row, axis=layout.item, keepdims=True)
+                x = grad * jax.lax.rsqrt(row / mean) * jax.lax.rsqrt(column)
+            else:
+                x = grad * jax.lax.rsqrt(full)
+            if clip_threshold is not None:
+                x /= jnp.maximum(1, _root_mean_square(layout, x) / clip_threshold)
+            if scale_by_parameter:
+                x *= jnp.maximum(_root_mean_square(layout, param), _PARAMETER_FLOOR)
+            return x
+
+        updates = jax.tree.map(direct, layouts, grads, row, column, full, params)
+        return updates, AdafactorState(optax.safe_increment(state.count), row, column, full)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_factored(layout: Layout, shape: tuple[int, ...], min_size: int) -> bool:
+    def size(axes: tuple[int, ...]) -> int:
+        return math.prod(shape[axis] for axis in axes)
+
+    return layout.is_matrix and min(size(layout.rows), size(layout.columns)) >= min_size
+
+
+def _root_mean_square(layout: Layout, x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.mean(jnp.square(x), axis=layout.item, keepdims=True))

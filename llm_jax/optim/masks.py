@@ -1,0 +1,89 @@
+"""Which parameters weight decay shrinks."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from llm_jax.core.checks import check
+from llm_jax.optim.layouts import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayMatrices:
+    """Kernels and embedding tables decay; biases, norm scales and other vectors do not (GPT-2, LLaMA, nanoGPT)."""
+
+    exclude: tuple[str, ...] = ()
+    """Regular expressions, searched for in parameter paths: matrices that do not decay either."""
+
+    def __post_init__(self):
+        _check_patterns("exclude", self.exclude)
+
+    def select(self, layouts: Any) -> Any:
+        """The tree of bools, True where a parameter decays. ValueError for a pattern that excludes nothing."""
+        return _without(self.exclude, layouts, lambda layout: layout.is_matrix)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayAll:
+    """Every parameter decays."""
+
+    exclude: tuple[str, ...] = ()
+    """Regular expressions, searched for in parameter paths: parameters that do not decay."""
+
+    def __post_init__(self):
+        _check_patterns("exclude", self.exclude)
+
+    def select(self, layouts: Any) -> Any:
+        """The tree of bools, True where a parameter decays. ValueError for a pattern that excludes nothing."""
+        return _without(self.exclude, layouts, lambda layout: True)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayMatching:
+    """Parameters decay whose path has a match for one of the patterns, and no others."""
+
+    patterns: tuple[str, ...]
+    """Regular expressions, searched for in parameter paths such as 'stack/0/mixer/query/kernel'."""
+
+    def __post_init__(self):
+        check(len(self.patterns) > 0, "patterns is empty: name what decays, or set weight_decay to 0")
+        _check_patterns("patterns", self.patterns)
+
+    def select(self, layouts: Any) -> Any:
+        """The tree of bools, True where a parameter decays. ValueError for a pattern that matches nothing."""
+        _check_used(self.patterns, jax.tree.leaves(layouts))
+        return jax.tree.map(lambda layout: _matches(self.patterns, layout), layouts)
+
+
+DecayMask = DecayMatrices | DecayAll | DecayMatching
+
+
+def _without(exclude: tuple[str, ...], layouts: Any, decays: Callable[[Layout], bool]) -> Any:
+    _check_used(exclude, [layout for layout in jax.tree.leaves(layouts) if decays(layout)])
+    return jax.tree.map(lambda layout: decays(layout) and not _matches(exclude, layout), layouts)
+
+
+def _matches(patterns: tuple[str, ...], layout: Layout) -> bool:
+    return any(re.search(pattern, layout.path) for pattern in patterns)
+
+
+def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
+    check(isinstance(patterns, tuple), f"{name} is {patterns!r}: it must be a tuple of regular expressions")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{name} holds {pattern!r}, no regular expression: {error}; correct it") from None
+
+
+def _check_used(patterns: tuple[str, ...], candidates: Sequence[Layout]) -> None:
+    for pattern in patterns:
+        if not any(_matches((pattern,), layout) for layout in candidates):
+            shown = ", ".join(layout.path for layout in candidates[:8]) + (", ..." if len(candidates) > 8 else "")
+            raise ValueError(
+                f"decay mask: {pattern!r} matches none of the {len(candidates)} parameters it could ({shown}); "
+                "correct it or take it out"
+            )

@@ -1,0 +1,55 @@
+"""Muon's update direction for stacks of kernels of any number of axes (Jordan 2024, github.com/KellerJordan/Muon)."""
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+from llm_jax.core import trees
+from llm_jax.optim.layouts import Layout
+
+
+def is_orthogonalised(layout: Layout) -> bool:
+    """Whether Muon treats a parameter: matrices between hidden spaces, not tables of tokens or positions."""
+    return layout.is_matrix and not layout.is_table
+
+
+def scale_by_muon(
+    layouts: Any, momentum: float, nesterov: bool, iterations: int, matched_rms: float | None
+) -> optax.GradientTransformation:
+    """Momentum made orthogonal, matrix by matrix, by Newton-Schulz iteration.
+
+    Args:
+      layouts: tree of Layouts; updates may leave out parameters (optax.MaskedNode), the rest must be orthogonalisable.
+      momentum: decay of the mean of gradients.
+      nesterov: whether to look one step of momentum ahead.
+      iterations: Newton-Schulz iterations.
+      matched_rms: root mean square of the result for a full-rank matrix; None for sqrt(max(1, outputs / inputs)) times
+        an orthogonal matrix.
+    """
+    by_path = {layout.path: layout for layout in jax.tree.leaves(layouts)}
+
+    def numbers(updates: Any) -> Any:
+        def one(path: tuple, _: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+            layout = by_path[trees.path_name(path)]
+            return optax.contrib.MuonDimensionNumbers(layout.rows, layout.columns)
+
+        return jax.tree_util.tree_map_with_path(one, updates)
+
+    def rescale(updates: Any, params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: x * _scale(by_path[trees.path_name(path)], x.shape, matched_rms), updates
+        )
+
+    orthogonalise = optax.contrib.scale_by_muon(
+        ns_steps=iterations, beta=momentum, nesterov=nesterov, weight_dimension_numbers=numbers
+    )
+    return optax.chain(orthogonalise, optax.stateless(rescale))
+
+
+def _scale(layout: Layout, shape: tuple[int, ...], matched_rms: float | None) -> float:
+    inputs, outputs = (math.prod(shape[axis] for axis in axes) for axes in (layout.rows, layout.columns))
+    if matched_rms is None:
+        return math.sqrt(max(1, outputs / inputs))
+    return matched_rms * math.sqrt(max(inputs, outputs))

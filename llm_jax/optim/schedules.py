@@ -1,0 +1,175 @@
+"""Learning rate schedules. Steps are counted from 0, the first update; the peak belongs to the optimizer.
+
+Warm-up is nanoGPT's: rate(i) = peak * (i + 1) / (warmup_steps + 1), so that no update is wasted on a rate of zero and
+step `warmup_steps` is the first at the peak. A decay that ends at step `e` reaches its final rate at e exactly; in a
+run of e steps, whose last update is e - 1, this is the rate the next update would have had.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check, check_fraction, check_not_negative, check_one_of, check_positive
+
+Rate = Callable[[int | jax.Array], jax.Array]
+"""From the number of updates made so far, which may be traced, to the learning rate of the next, float32 []."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """Warm-up, then the peak."""
+
+    warmup_steps: int = 0
+    """Updates before the first at the peak rate."""
+
+    def __post_init__(self):
+        check_not_negative(warmup_steps=self.warmup_steps)
+
+    def build(self, peak: float, steps: int) -> Rate:
+        """The rate of each step of a run of `steps` updates."""
+        _check_run(peak, steps)
+        return _warmed(peak, self.warmup_steps, lambda step: jnp.ones_like(step))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """Warm-up, half a cosine down to the final rate, then that (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+
+    warmup_steps: int = 0
+    """Updates before the first at the peak rate."""
+    final_fraction: float = 0.1
+    """Final rate as a share of the peak."""
+    decay_steps: int | None = None
+    """Step, counted from the start of the run, at which the final rate is reached; None: the end of the run."""
+
+    def __post_init__(self):
+        _check_decay(self.warmup_steps, self.final_fraction, self.decay_steps)
+
+    def build(self, peak: float, steps: int) -> Rate:
+        """The rate of each step of a run of `steps` updates. ValueError if the run ends before the decay begins."""
+        progress = _progress(peak, steps, self.warmup_steps, self.decay_steps)
+        shape = lambda step: 0.5 * (1 + jnp.cos(jnp.pi * progress(step)))  # noqa: E731
+        return _warmed(peak, self.warmup_steps, lambda step: _between(self.final_fraction, shape(step)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Warm-up, a straight line down to the final rate, then that."""
+
+    warmup_steps: int = 0
+    """Updates before the first at the peak rate."""
+    final_fraction: float = 0.0
+    """Final rate as a share of the peak."""
+    decay_steps: int | None = None
+    """Step, counted from the start of the run, at which the final rate is reached; None: the end of the run."""
+
+    def __post_init__(self):
+        _check_decay(self.warmup_steps, self.final_fraction, self.decay_steps)
+
+    def build(self, peak: float, steps: int) -> Rate:
+        """The rate of each step of a run of `steps` updates. ValueError if the run ends before the decay begins."""
+        progress = _progress(peak, steps, self.warmup_steps, self.decay_steps)
+        return _warmed(peak, self.warmup_steps, lambda step: _between(self.final_fraction, 1 - progress(step)))
+
+
+@dataclasses.dataclass(frozen=True)
+class InverseSqrt:
+    """Warm-up, then peak * sqrt((warmup_steps + 1) / (step + 1)) (Vaswani et al. 2017, arXiv:1706.03762, eq. 3)."""
+
+    warmup_steps: int = 0
+    """Updates before the first at the peak rate."""
+
+    def __post_init__(self):
+        check_not_negative(warmup_steps=self.warmup_steps)
+
+    def build(self, peak: float, steps: int) -> Rate:
+        """The rate of each step of a run of `steps` updates."""
+        _check_run(peak, steps)
+        return _warmed(peak, self.warmup_steps, lambda step: jnp.sqrt((self.warmup_steps + 1) / (step + 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class WSD:
+    """Warm-up, stable, decay: the peak until the last part of the run, then down to the final rate.
+
+    Hu et al. 2024, arXiv:2404.06395; the square-root shape is Hägele et al. 2024's, arXiv:2405.18392.
+    """
+
+    warmup_steps: int = 0
+    """Updates before the first at the peak rate."""
+    decay_fraction: float = 0.2
+    """Share of the run, at its end, in which the rate decays."""
+    final_fraction: float = 0.0
+    """Final rate as a share of the peak."""
+    shape: Literal["linear", "sqrt"] = "sqrt"
+    """Share of the way still to go after a share p of the decay: 1 - p, or 1 - sqrt(p)."""
+
+    def __post_init__(self):
+        _check_decay(self.warmup_steps, self.final_fraction, None)
+        check(
+            0 < self.decay_fraction <= 1,
+            f"decay_fraction is {self.decay_fraction}: it must be greater than 0 and at most 1; for no decay at all "
+            "use Constant",
+        )
+        check_one_of("shape", self.shape, ("linear", "sqrt"))
+
+    def build(self, peak: float, steps: int) -> Rate:
+        """The rate of each step of a run of `steps` updates. ValueError if warm-up and decay overlap."""
+        _check_run(peak, steps)
+        decay = max(1, round(self.decay_fraction * steps))
+        check(
+            self.warmup_steps <= steps - decay,
+            f"warmup_steps is {self.warmup_steps} and the last {decay} of {steps} steps decay: they overlap; lower "
+            "warmup_steps or decay_fraction, or raise the run's steps",
+        )
+
+        def after_warmup(step: jax.Array) -> jax.Array:
+            progress = jnp.clip((step - (steps - decay)) / decay, 0, 1)
+            return _between(self.final_fraction, 1 - (progress if self.shape == "linear" else jnp.sqrt(progress)))
+
+        return _warmed(peak, self.warmup_steps, after_warmup)
+
+
+Schedule = Constant | Cosine | Linear | InverseSqrt | WSD
+
+
+def _warmed(peak: float, warmup_steps: int, after_warmup: Rate) -> Rate:
+    def rate(step: int | jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        return peak * jnp.where(step < warmup_steps, (step + 1) / (warmup_steps + 1), after_warmup(step))
+
+    return rate
+
+
+def _progress(peak: float, steps: int, warmup_steps: int, decay_steps: int | None) -> Rate:
+    """Share of the decay that lies behind a step, within [0, 1]."""
+    _check_run(peak, steps)
+    end = steps if decay_steps is None else decay_steps
+    check(
+        end > warmup_steps,
+        f"warmup_steps is {warmup_steps} and the run has {steps} steps: the decay must begin before the run ends; "
+        "lower warmup_steps, raise the run's steps, or set decay_steps",
+    )
+    return lambda step: jnp.clip((step - warmup_steps) / (end - warmup_steps), 0, 1)
+
+
+def _between(final: float, share: jax.Array) -> jax.Array:
+    """`final` at share 0 and 1 at share 1, both exactly."""
+    return final * (1 - share) + share
+
+
+def _check_decay(warmup_steps: int, final_fraction: float, decay_steps: int | None) -> None:
+    check_not_negative(warmup_steps=warmup_steps)
+    check_fraction(final_fraction=final_fraction)
+    check(
+        decay_steps is None or decay_steps > warmup_steps,
+        f"decay_steps is {decay_steps} and warmup_steps is {warmup_steps}: decay_steps counts from the start of the "
+        "run and must be greater than warmup_steps",
+    )
+
+
+def _check_run(peak: float, steps: int) -> None:
+    check_positive(peak=peak, steps=steps)

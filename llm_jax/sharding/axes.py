@@ -1,0 +1,19 @@
+"""The logical words with which layers annotate arrays. A strategy (rules.py) maps each to mesh axes, or to none."""
+
+# Parameters.
+EMBED = "embed"
+HEADS = "heads"
+KV_HEADS = "kv_heads"
+HEAD_DIM = "head_dim"
+MLP = "mlp"
+VOCAB = "vocab"
+NORM = "norm"
+POSITIONS = "positions"
+LAYERS = "layers"
+
+# Activations. The model width of an activation has a word of its own: it is not divided where the weights' is.
+BATCH = "batch"
+LENGTH = "length"
+WIDTH = "width"
+
+WORDS = (EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, NORM, POSITIONS, LAYERS, BATCH, LENGTH, WIDTH)

@@ -1,0 +1,47 @@
+"""Raw UTF-8 bytes as tokens: no training, no unknown text, a vocabulary of 259."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
+
+_BYTES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteTokenizerConfig:
+    """Text as its UTF-8 bytes, as in ByT5 (Xue et al., 2022)."""
+
+    def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "ByteTokenizer":
+        """See `TokenizerConfig`; nothing is trained or read."""
+        return ByteTokenizer()
+
+
+class ByteTokenizer(Tokenizer):
+    """Ids 0..255 are the bytes; then bos 256, eos 257, pad 258."""
+
+    kind = "byte"
+    file_name = "byte.txt"
+
+    def __init__(self):
+        super().__init__(_BYTES + 3, SpecialIds(bos=_BYTES, eos=_BYTES + 1, pad=_BYTES + 2), b"UTF-8 bytes\n")
+
+    @classmethod
+    def from_content(cls, content: bytes, special: SpecialIds, source: str) -> Self:
+        return cls()
+
+    def encode(self, text: str) -> list[int]:
+        check_unicode(text)
+        return list(text.encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        for text in texts:
+            check_unicode(text)
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def _decode(self, ids: list[int]) -> str:
+        return bytes(token_id for token_id in ids if token_id < _BYTES).decode(errors="replace")

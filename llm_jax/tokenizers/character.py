@@ -1,0 +1,65 @@
+"""Characters as tokens: the alphabet is the set of characters that a text file holds."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Self
+
+from llm_jax.core.checks import check
+from llm_jax.tokenizers.files import read_file
+from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class CharacterTokenizerConfig:
+    """The sorted characters of one text, as in nanoGPT's character-level data sets."""
+
+    path: str
+    """UTF-8 text file; line ends count as they are written."""
+
+    def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "CharacterTokenizer":
+        """See `TokenizerConfig`; reads the file at `path`."""
+        text = _decode_utf8(read_file(self.path, "text file"), self.path)
+        return CharacterTokenizer("".join(sorted(set(text))))
+
+
+class CharacterTokenizer(Tokenizer):
+    """Ids 0..n-1 are the n characters of the alphabet in order of code point; then bos n, eos n+1, pad n+2."""
+
+    kind = "character"
+    file_name = "alphabet.txt"
+
+    def __init__(self, alphabet: str):
+        """`alphabet` holds each character once, sorted."""
+        size = len(alphabet)
+        super().__init__(size + 3, SpecialIds(bos=size, eos=size + 1, pad=size + 2), alphabet.encode())
+        self.alphabet = alphabet
+        self._ids = {character: index for index, character in enumerate(alphabet)}
+
+    @classmethod
+    def from_content(cls, content: bytes, special: SpecialIds, source: str) -> Self:
+        alphabet = _decode_utf8(content, source)
+        check(alphabet == "".join(sorted(set(alphabet))), f"{source} is no alphabet: its characters must be sorted")
+        return cls(alphabet)
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return [self._ids[character] for character in text]
+        except KeyError as error:
+            character = error.args[0]
+            raise ValueError(
+                f"character {character!r} (U+{ord(character):04X}) is not in the alphabet of {len(self.alphabet)} "
+                "characters: make the alphabet from a text that holds it, or use bytes or SentencePiece"
+            ) from error
+
+    def _decode(self, ids: list[int]) -> str:
+        return "".join(self.alphabet[token_id] for token_id in ids if token_id < len(self.alphabet))
+
+
+def _decode_utf8(content: bytes, path: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no UTF-8 text (byte {content[error.start]:#04x} at offset {error.start}): convert it to UTF-8"
+        ) from error

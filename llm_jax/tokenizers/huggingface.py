@@ -1,0 +1,135 @@
+"""Tokenizers in the `tokenizer.json` format of Hugging Face, through its `tokenizers` package (pip extra `hf`)."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from llm_jax.core.checks import did_you_mean
+from llm_jax.tokenizers.files import read_file
+from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceTokenizerConfig:
+    """A `tokenizer.json`, with the names of its special tokens, which that file does not tell.
+
+    Names left out are read from the `tokenizer_config.json` beside it. What is lacking there too is replaced as
+    `SpecialIds.choose` says.
+    """
+
+    path: str
+    """The `tokenizer.json`, or the folder that holds it."""
+    bos: str | None = None
+    """Token that begins a document."""
+    eos: str | None = None
+    """Token that ends a document."""
+    pad: str | None = None
+    """Token that fills rows."""
+
+    def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "HuggingFaceTokenizer":
+        """See `TokenizerConfig`; reads the files at `path`."""
+        path = Path(self.path).expanduser()
+        path = path / "tokenizer.json" if path.is_dir() else path
+        content = read_file(str(path), "tokenizer file")
+        names = _declared_names(path.with_name("tokenizer_config.json"))
+        names |= {name: token for name in ("bos", "eos", "pad") if (token := getattr(self, name)) is not None}
+        return HuggingFaceTokenizer(content, _find_special_ids(_load(content, str(path)), names, str(path)), str(path))
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """Whatever pipeline the file describes; whether a text comes back exactly is up to it.
+
+    Special tokens are never read from text: `<s>` in a document is three characters. Truncation and padding that
+    the file may ask for are off.
+    """
+
+    kind = "huggingface"
+    file_name = "huggingface.json"
+
+    def __init__(self, content: bytes, special: SpecialIds, source: str = "tokenizer.json"):
+        """`content` is a `tokenizer.json`; `source` names it in errors."""
+        self._model = _load(content, source)
+        # Ids may have gaps, so that their number is no bound.
+        super().__init__(max(self._model.get_vocab(with_added_tokens=True).values()) + 1, special, content)
+        added = self._model.get_added_tokens_decoder()
+        self._silent = {token_id for token_id, token in added.items() if token.special} | set(
+            dataclasses.astuple(special)
+        )
+
+    @classmethod
+    def from_content(cls, content: bytes, special: SpecialIds, source: str) -> Self:
+        return cls(content, special, source)
+
+    def encode(self, text: str) -> list[int]:
+        check_unicode(text)
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode`, on all cores."""
+        for text in texts:
+            check_unicode(text)
+        batch = self._model.encode_batch(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int32) for encoding in batch]
+
+    def _decode(self, ids: list[int]) -> str:
+        kept = [token_id for token_id in ids if token_id not in self._silent]
+        return self._model.decode(kept, skip_special_tokens=False)
+
+    def _is_undecided(self, token_id: int) -> bool:
+        # A ByteFallback decoder spoils a whole run of bytes if any part of it is no UTF-8; only the run's end tells.
+        # A special token is left out of the run and so does not end it.
+        return token_id in self._silent or bool(_BYTE_TOKEN.fullmatch(self._model.id_to_token(token_id) or ""))
+
+
+def _load(content: bytes, source: str) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ValueError(
+            f"{source} needs the package `tokenizers`, which is not installed: pip install 'llm-jax[hf]'"
+        ) from error
+    try:
+        model = tokenizers.Tokenizer.from_str(content.decode())
+    # The package raises plain Exception for a file that it cannot read.
+    except Exception as error:
+        raise ValueError(f"{source} is no tokenizer.json of Hugging Face tokenizers ({error})") from error
+    model.no_truncation()
+    model.no_padding()
+    model.encode_special_tokens = True
+    return model
+
+
+def _declared_names(path: Path) -> dict[str, str]:
+    """Special tokens that a `tokenizer_config.json` names, if there is one."""
+    if not path.exists():
+        return {}
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no JSON file ({error}): repair or remove it") from error
+    tokens = {name: facts.get(f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
+    return {
+        name: token["content"] if isinstance(token, dict) else token
+        for name, token in tokens.items()
+        if token is not None
+    }
+
+
+def _find_special_ids(model: Any, names: dict[str, str], source: str) -> SpecialIds:
+    ids: dict[str, int | None] = dict.fromkeys(("bos", "eos", "pad", "unk"))
+    for name, token in names.items():
+        ids[name] = model.token_to_id(token)
+        if ids[name] is None:
+            known = [added.content for added in model.get_added_tokens_decoder().values()]
+            raise ValueError(
+                f"{name} is {token!r}, which is no token of {source}: its special tokens are {known}"
+                f"{did_you_mean(token, known)}"
+            )
+    return SpecialIds.choose(ids["bos"], ids["eos"], ids["pad"], ids["unk"], source)

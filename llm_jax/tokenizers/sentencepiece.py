@@ -1,0 +1,98 @@
+"""SentencePiece models (Kudo & Richardson, 2018): any `.model` file, and those that `train.py` makes."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import sentencepiece
+
+from llm_jax.core.checks import check
+from llm_jax.tokenizers.files import read_file
+from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
+
+_SPACE_MARK = "\u2581"
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePieceTokenizerConfig:
+    """A model trained before, here or elsewhere."""
+
+    model: str
+    """Path of a `.model` file."""
+
+    def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "SentencePieceTokenizer":
+        """See `TokenizerConfig`; reads the file at `model`."""
+        return SentencePieceTokenizer(read_file(self.model, "SentencePiece model"), self.model)
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """Pieces learnt from text.
+
+    The special ids are the model's own. Some models lack bos or pad: see `SpecialIds.choose`.
+
+    SentencePiece writes a space as U+2581 within pieces, and so reads U+2581 in a text as a space. Models that keep
+    every space and fall back to bytes (all that `train.py` makes) spell that character in bytes here, so that every
+    text comes back as it was. Other models treat text as their makers chose: T5's, for one, collapses spaces.
+    """
+
+    kind = "sentencepiece"
+    file_name = "sentencepiece.model"
+
+    def __init__(self, content: bytes, source: str = "SentencePiece model"):
+        """`content` is a serialised ModelProto; `source` names it in errors."""
+        self._model = _load(content, source)
+        model = self._model
+        own = [i if i >= 0 else None for i in (model.bos_id(), model.eos_id(), model.pad_id(), model.unk_id())]
+        super().__init__(model.vocab_size(), SpecialIds.choose(*own, source=source), content)
+        self._space_mark_ids = self._find_space_mark_ids()
+
+    @classmethod
+    def from_content(cls, content: bytes, special: SpecialIds, source: str) -> Self:
+        return cls(content, source)
+
+    def encode(self, text: str) -> list[int]:
+        check_unicode(text)
+        if self._space_mark_ids and _SPACE_MARK in text:
+            return self._encode_with_space_marks(text)
+        return self._model.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode`, on all cores."""
+        texts = list(texts)
+        for text in texts:
+            check_unicode(text)
+        batch = self._model.encode(texts)
+        if self._space_mark_ids:
+            for index, text in enumerate(texts):
+                if _SPACE_MARK in text:
+                    batch[index] = self._encode_with_space_marks(text)
+        return [np.asarray(ids, np.int32) for ids in batch]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._model.decode(ids)
+
+    def _encode_with_space_marks(self, text: str) -> list[int]:
+        first, *rest = self._model.encode(text.split(_SPACE_MARK))
+        return first + [token_id for part in rest for token_id in (*self._space_mark_ids, *part)]
+
+    def _find_space_mark_ids(self) -> list[int]:
+        """Ids of the bytes of U+2581; empty where bytes or the spaces of a text are not kept."""
+        ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        probe = "  a  "
+        keeps_spaces = "".join(self._model.encode(probe, out_type=str)) == probe.replace(" ", _SPACE_MARK)
+        return ids if keeps_spaces and all(map(self._model.is_byte, ids)) else []
+
+
+def _load(content: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        model.load_from_serialized_proto(content)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{source} is no SentencePiece model: give the .model file that SentencePiece wrote "
+            "(for a tokenizer.json use HuggingFaceTokenizerConfig)"
+        ) from error
+    check(model.vocab_size() > 0, f"{source} is a SentencePiece model without pieces: give a trained one")
+    return model

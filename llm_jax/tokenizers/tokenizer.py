@@ -1,0 +1,162 @@
+"""What every tokenizer does: text to integer ids and back, ids for document ends and padding, a digest, a folder.
+
+A tokenizer's `digest` stands for everything its ids mean (its content and its special ids), never for a path, so
+that token caches and checkpoints can refuse a different one.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol, Self
+
+import numpy as np
+
+from llm_jax.core.checks import check
+from llm_jax.tokenizers.files import write_atomically
+from llm_jax.tokenizers.stream import StreamDecoder
+
+DESCRIPTION = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialIds:
+    """Ids that stand for no text."""
+
+    bos: int
+    """Begins a document."""
+    eos: int
+    """Ends a document."""
+    pad: int
+    """Fills rows; carries no loss and is attended by nothing, so that it may coincide with another id."""
+
+    @classmethod
+    def choose(cls, bos: int | None, eos: int | None, pad: int | None, unknown: int | None, source: str) -> Self:
+        """The ids of a tokenizer made elsewhere, which may lack some of them (None).
+
+        Without bos a document begins with pad, as in T5, or with eos, as in GPT-2. Without pad the rows are filled
+        with the unknown piece, or with eos.
+
+        Raises:
+          ValueError: without eos, as nothing could end a document.
+        """
+        if eos is None:
+            raise ValueError(
+                f"{source} has no end-of-document token: export it with one "
+                "(SentencePiece: --eos_id; tokenizer.json: name the token in the config's field eos)"
+            )
+        begins = [bos, pad, eos]
+        fills = [pad, unknown, eos]
+        return cls(*(next(i for i in choices if i is not None) for choices in (begins, [eos], fills)))
+
+
+class Tokenizer(abc.ABC):
+    """Maps text to ids in [0, vocab_size) and back."""
+
+    kind: ClassVar[str]
+    """Names the class in a saved folder."""
+    file_name: ClassVar[str]
+    """Holds `content` in a saved folder."""
+
+    def __init__(self, vocab_size: int, special: SpecialIds, content: bytes):
+        """`content` is all that makes this tokenizer beside its special ids."""
+        self.vocab_size = vocab_size
+        self.special = special
+        self.bos_id, self.eos_id, self.pad_id = special.bos, special.eos, special.pad
+        self.content = content
+        identity = f"{self.kind} {special.bos} {special.eos} {special.pad}\n".encode() + content
+        self.digest = hashlib.sha256(identity).hexdigest()[:16]
+
+    def __reduce__(self):
+        # Libraries forget settings when they are pickled, as data workers do with tokenizers.
+        return type(self).from_content, (self.content, self.special, f"pickled {self.kind} tokenizer")
+
+    @classmethod
+    @abc.abstractmethod
+    def from_content(cls, content: bytes, special: SpecialIds, source: str) -> Self:
+        """Rebuilds a tokenizer from its `content` and `special`; `source` names the file in errors."""
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without bos and eos.
+
+        Raises:
+          ValueError: for text that is no Unicode (lone surrogates) or that the vocabulary cannot express.
+        """
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int32 array per text, equal to `encode` of it."""
+        return [np.asarray(self.encode(text), np.int32) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids. Special ids give no text; bytes that are no UTF-8 give U+FFFD, as a sampled sequence may.
+
+        Raises:
+          ValueError: for an id outside the vocabulary.
+        """
+        ids = [int(token_id) for token_id in ids]
+        for token_id in ids:
+            check(
+                0 <= token_id < self.vocab_size,
+                f"token id {token_id} is outside the vocabulary of {self.vocab_size}: mask the logits beyond it, "
+                "or use the tokenizer that the model was trained with",
+            )
+        return self._decode(ids)
+
+    @abc.abstractmethod
+    def _decode(self, ids: list[int]) -> str:
+        """`decode` of ids known to be in range."""
+
+    def stream(self, prompt: Iterable[int] = ()) -> StreamDecoder:
+        """Decodes ids one at a time, as a continuation of `prompt`, whose own text is not repeated."""
+        return StreamDecoder(self.decode, self._is_undecided, prompt)
+
+    def _is_undecided(self, token_id: int) -> bool:
+        """Whether the text of a token can only be told from the tokens after it."""
+        return False
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a folder from which `load_tokenizer` rebuilds this tokenizer, wherever it is moved to."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / self.file_name, self.content)
+        facts = {
+            "kind": self.kind,
+            "digest": self.digest,
+            "vocab_size": self.vocab_size,
+            **dataclasses.asdict(self.special),
+        }
+        write_atomically(directory / DESCRIPTION, json.dumps(facts, indent=2).encode() + b"\n")
+
+
+class TokenizerConfig(Protocol):
+    """Every tokenizer config, so that a caller need not know which of them is trained."""
+
+    def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> Tokenizer:
+        """Makes the tokenizer.
+
+        Args:
+          documents: gives the training text, afresh at every call. Only tokenizers that are trained read it.
+          cache: folder that outlives the run, where trained models are kept.
+          key: digest that stands for the training text.
+
+        Raises:
+          ValueError: for files that are missing or of another kind, or text that cannot be learnt from.
+        """
+
+
+def check_unicode(text: str) -> None:
+    """Text can be written as UTF-8.
+
+    Raises:
+      ValueError: naming the first lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
+            "Unicode text: read files as UTF-8 without errors='surrogateescape'"
+        ) from error

@@ -1,0 +1,264 @@
+"""What happens around the updates: progress, records, evaluation, saving, samples, stopping on signals."""
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from llm_jax.core.metrics import add, means
+from llm_jax.core.run_directory import RunDirectory, write_atomically
+from llm_jax.data.batch import Batch
+from llm_jax.train.loop import Hook, Stop
+from llm_jax.train.state import TrainState
+from llm_jax.train.step import Metrics
+
+
+class Recorder:
+    """Appends records to metrics.jsonl and to TensorBoard's event files. Each line is whole once written."""
+
+    def __init__(self, run: RunDirectory):
+        self._file: TextIO = open(run.metrics_file, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        self._board = SummaryWriter(str(run.tensorboard), write_to_disk=True)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Writes one record; numbers also become TensorBoard scalars named '<kind>/<name>'."""
+        self._file.write(json.dumps({"kind": kind, "step": step, "time": time.time()} | values) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """What turns a step's seconds into rates."""
+
+    tokens_per_step: int
+    flops_per_token: float
+    peak_flops: float | None
+    """Published peak of all devices together; None where the chip's is not on record."""
+
+    def rates(self, seconds: float, steps: int = 1) -> dict[str, float]:
+        """tokens_per_second and, where the peak is known, mfu (model FLOPs utilisation, a fraction)."""
+        tokens = self.tokens_per_step * steps / seconds
+        rates = {"tokens_per_second": tokens}
+        if self.peak_flops is not None:
+            rates["mfu"] = tokens * self.flops_per_token / self.peak_flops
+        return rates
+
+
+class Log(Hook):
+    """Records the training figures every `every` steps and keeps the progress display.
+
+    `total_seconds` is the time spent in updates, over all starts of the run; give that of the last save on resuming.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        display: "Display",
+        throughput: Throughput,
+        learning_rate: Callable[[int], float],
+        every: int,
+        total_seconds: float = 0.0,
+    ):
+        self._recorder, self._display, self._throughput = recorder, display, throughput
+        self._learning_rate, self._every = learning_rate, every
+        self._seconds, self._steps = 0.0, 0
+        self.total_seconds = total_seconds
+
+    def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self._seconds += metrics["seconds"]
+        self.total_seconds += metrics["seconds"]
+        self._steps += 1
+        values = {name: value for name, value in metrics.items() if name != "seconds"}
+        values["learning_rate"] = float(self._learning_rate(step - 1))
+        values |= self._throughput.rates(self._seconds, self._steps)
+        self._display.update(step, values)
+        if step % self._every == 0:
+            tokens = step * self._throughput.tokens_per_step
+            self._recorder.write("train", step, **values, tokens=tokens, seconds=self.total_seconds)
+            self._seconds, self._steps = 0.0, 0
+
+
+class Display:
+    """A live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, first: int, last: int, every: int, console: Console | None = None):
+        self._console = console or Console(stderr=True)
+        self._every, self._last = every, last
+        self._bar = Progress(
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("first step compiles", total=last, completed=first)
+
+    def __enter__(self) -> "Display":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Shows the figures of a step."""
+        text = (
+            f"step {step}/{self._last}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  "
+            f"{values['tokens_per_second']:,.0f} tokens/s"
+        )
+        if "mfu" in values:
+            text += f"  MFU {values['mfu']:.1%}"
+        self._bar.update(self._task, completed=step, description=text)
+        if not self._console.is_terminal and (step % self._every == 0 or step == self._last):
+            self.print(text)
+
+    def print(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(text, highlight=False, markup=False)
+
+
+class Evaluate(Hook):
+    """Evaluates a held-out set every `every` steps and at the end; `best` is the lowest loss so far."""
+
+    def __init__(
+        self,
+        name: str,
+        batches: Callable[[], Iterable[Batch]],
+        function: Callable[[Any, Batch], Metrics],
+        weights: Callable[[TrainState], Any],
+        bytes_of_text: int | None,
+        every: int,
+        recorder: Recorder,
+        display: Display,
+    ):
+        self.name, self._batches, self._function, self._weights = name, batches, function, weights
+        self._bytes, self._every, self._recorder, self._display = bytes_of_text, every, recorder, display
+        self.loss: float | None = None
+        self.step = -1
+
+    def due(self, step: int) -> bool:
+        return step % self._every == 0
+
+    def on_step(self, step: int, state: TrainState) -> None:
+        values = evaluate(self._function, self._weights(state), self._batches(), self._bytes)
+        self.loss, self.step = values["loss"], step
+        self._recorder.write(f"eval/{self.name}", step, **values)
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "tokens")
+        self._display.print(f"step {step}  {self.name}: {shown}")
+
+    def on_end(self, step: int, state: TrainState, finished: bool) -> None:
+        if finished and self.step != step:
+            self.on_step(step, state)
+
+
+def evaluate(
+    function: Callable[[Any, Batch], Metrics], params: Any, batches: Iterable[Batch], bytes_of_text: int | None
+) -> dict[str, float]:
+    """Means over a whole set: 'loss' in nats per token, 'tokens' counted and, where the text's size is known,
+    'bits_per_byte'."""
+    total: Metrics | None = None
+    for batch in batches:
+        metrics = function(params, batch)
+        total = metrics if total is None else add(total, metrics)
+    if total is None:
+        raise ValueError("the evaluation set has no batch: give it documents or drop it from the experiment")
+    values = means(total) | {"tokens": float(total["loss"].count)}
+    if bytes_of_text:
+        values["bits_per_byte"] = float(total["loss"].total) / math.log(2) / bytes_of_text
+    return values
+
+
+class Save(Hook):
+    """Saves every `every` steps and at the end through `save(step, state)`."""
+
+    def __init__(self, save: Callable[[int, TrainState], None], wait: Callable[[], None], every: int, first: int):
+        self._save, self._wait, self._every = save, wait, every
+        self._saved = first
+
+    def due(self, step: int) -> bool:
+        return step % self._every == 0
+
+    def on_step(self, step: int, state: TrainState) -> None:
+        self._save(step, state)
+        self._saved = step
+
+    def on_end(self, step: int, state: TrainState, finished: bool) -> None:
+        if step > self._saved:
+            self.on_step(step, state)
+        self._wait()
+
+
+class Sample(Hook):
+    """Writes what the model says to samples/ every `every` steps and at the end."""
+
+    def __init__(self, sample: Callable[[Any], str], weights: Callable[[TrainState], Any], every: int, folder: Path):
+        self._sample, self._weights, self._every, self._folder = sample, weights, every, folder
+        self._folder.mkdir(exist_ok=True)
+        self.step = -1
+
+    def due(self, step: int) -> bool:
+        return step % self._every == 0
+
+    def on_step(self, step: int, state: TrainState) -> None:
+        write_atomically(self._folder / f"step_{step:08d}.md", self._sample(self._weights(state)))
+        self.step = step
+
+    def on_end(self, step: int, state: TrainState, finished: bool) -> None:
+        if finished and self.step != step:
+            self.on_step(step, state)
+
+
+class StopOnSignal(Hook):
+    """SIGTERM or SIGINT ends training after the update under way; the closing hooks then save. A second SIGINT
+    interrupts at once. Use as a context: the former handlers come back on leaving."""
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> "StopOnSignal":
+        self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+    def due(self, step: int) -> bool:
+        return self.received is not None
+
+    def on_step(self, step: int, state: TrainState) -> None:
+        raise Stop
+
+
+def weights_for_use(evaluation_params: Callable[[Any, Any], Any]) -> Callable[[TrainState], Any]:
+    """Which weights evaluation, samples and generation use: the moving average if there is one, else what the
+    optimizer says (schedule-free methods train at another point than they evaluate)."""
+
+    def weights(state: TrainState) -> Any:
+        if state.ema is not None:
+            return jax.tree.map(lambda average, param: average.astype(param.dtype), state.ema, state.params)
+        return evaluation_params(state.opt_state, state.params)
+
+    return weights

@@ -1,0 +1,102 @@
+"""The loop: step, data, hooks. Everything else is a hook."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from llm_jax.core.metrics import means
+from llm_jax.core.trees import named_leaves
+from llm_jax.data.batch import Batch
+from llm_jax.train.state import TrainState
+from llm_jax.train.step import StepReport
+
+
+class Stop(Exception):
+    """Raised by a hook to end training after the present step; closing hooks still run."""
+
+
+class Hook:
+    """What the loop calls; a hook overrides what it needs. `step` is the number of updates made."""
+
+    def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """The figures of update `step` have reached the host; the next update may be under way."""
+
+    def due(self, step: int) -> bool:
+        """Whether `on_step` is wanted after update `step`. The device then waits for the host."""
+        return False
+
+    def on_step(self, step: int, state: TrainState) -> None:
+        """Update `step` is complete; `state` is valid until this returns."""
+
+    def on_end(self, step: int, state: TrainState, finished: bool) -> None:
+        """Training has ended after `step` updates; `finished` is False where a Stop cut it short."""
+
+
+def train(
+    state: TrainState,
+    step_function: Callable[[TrainState, Batch], tuple[TrainState, StepReport]],
+    batches: Iterator[Batch],
+    hooks: list[Hook],
+    first: int,
+    last: int,
+) -> TrainState:
+    """Makes updates `first` + 1 to `last`.
+
+    Update n + 1 is dispatched before the figures of n are read, so that the device waits for the host only where a
+    hook is due. metrics['seconds'] is the time the update took; what hooks do after it is not counted.
+
+    Raises:
+      FloatingPointError: at the first update whose loss or gradient is not finite; the state stays that before it.
+    """
+    pending: tuple[int, StepReport] | None = None
+    step, mark = first, time.perf_counter()
+    try:
+        for step in range(first + 1, last + 1):
+            state, report = step_function(state, next(batches))
+            mark = _read(pending, hooks, mark)
+            pending = (step, report)
+            if due := [hook for hook in hooks if hook.due(step)]:
+                _read(pending, hooks, mark)
+                pending = None
+                for hook in due:
+                    hook.on_step(step, state)
+                mark = time.perf_counter()
+        _read(pending, hooks, mark)
+    except Stop:
+        pass
+    for hook in hooks:
+        hook.on_end(step, state, finished=step == last)
+    return state
+
+
+def _read(pending: tuple[int, StepReport] | None, hooks: list[Hook], mark: float) -> float:
+    """Fetches the figures of a step and hands them to the hooks; returns the new mark of time."""
+    if pending is None:
+        return mark
+    step, report = pending
+    report = jax.block_until_ready(report)
+    now = time.perf_counter()
+    _check_finite(step, report)
+    metrics = means(report.metrics)
+    metrics["gradient_norm"] = (
+        sum(float(norm) ** 2 for norm in jax.tree.leaves(jax.device_get(report.gradient_norms))) ** 0.5
+    )
+    metrics["seconds"] = now - mark
+    for hook in hooks:
+        hook.on_metrics(step, metrics)
+    return now
+
+
+def _check_finite(step: int, report: StepReport) -> None:
+    if bool(report.finite):
+        return
+    norms: list[tuple[str, Any]] = list(named_leaves(jax.device_get(report.gradient_norms)))
+    bad = [name for name, norm in norms if not abs(float(norm)) < float("inf")]
+    loss = means(report.metrics)["loss"]
+    raise FloatingPointError(
+        f"update {step} is not finite: loss {loss}, gradients not finite in {bad or 'no tensor'}. The update was not "
+        "applied; the weights of the update before it are those of the last checkpoint or later. Lower the learning "
+        "rate, clip gradients, or lengthen the warm-up"
+    )

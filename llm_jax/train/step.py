@@ -1,0 +1,114 @@
+"""One update: gradients over microbatches, clipping and optimizer, moving average, finiteness.
+
+Legend: B batch, T length.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from llm_jax.core import rng
+from llm_jax.core.checks import check_fraction, check_positive
+from llm_jax.core.metrics import Ratio, add
+from llm_jax.data.batch import Batch
+from llm_jax.models.transformer import Transformer
+from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.train.state import TrainState
+
+Metrics = dict[str, Ratio]
+
+
+@flax.struct.dataclass
+class StepReport:
+    """What a step tells the host.
+
+    Attributes:
+      metrics: sums and counts of the objective.
+      gradient_norms: tree of float32 scalars, the norm of each parameter's gradient before clipping.
+      finite: boolean; where false the loss or a gradient was not finite and the update was not applied.
+    """
+
+    metrics: Metrics
+    gradient_norms: Any
+    finite: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """How an update is made from a batch."""
+
+    accumulate: int = 1
+    """Microbatches whose gradients are summed before the update; the result is that of the whole batch."""
+    ema_decay: float | None = None
+    """Decay of a moving average of the weights, kept beside them and evaluated in their place; None keeps none."""
+
+    def __post_init__(self):
+        check_positive(accumulate=self.accumulate)
+        if self.ema_decay is not None:
+            check_fraction(ema_decay=self.ema_decay)
+
+
+def train_step(
+    model: Transformer,
+    objective: CausalLMConfig,
+    optimizer: optax.GradientTransformation,
+    config: StepConfig,
+    seed: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
+    """The pure update function (state, batch) -> (state, report), to be jitted with the state donated.
+
+    An update that is not finite leaves the state as it was, so that what is saved afterwards is sound.
+    """
+
+    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
+        loss = lambda params: objective.loss(model, params, batch, key)  # noqa: E731
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return gradient, metrics
+
+    def accumulated(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
+        if config.accumulate == 1:
+            return gradients(params, batch, key)
+
+        def one(carry: Any, item: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            gradient, metrics = gradients(params, *item)
+            total = jax.tree.map(lambda sum, part: sum + part.astype(jnp.float32), carry[0], gradient)
+            return (total, add(carry[1], metrics)), None
+
+        parts = jax.tree.map(lambda x: _interleave(x, config.accumulate), batch)
+        keys = jax.random.split(key, config.accumulate)
+        shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts), keys[0])
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+        return jax.lax.scan(one, zeros, (parts, keys))[0]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        gradient, metrics = accumulated(state.params, batch, rng.key(seed, "dropout", state.step))
+        # The loss is a sum; its mean over all counted tokens is what one large batch would have.
+        counted = jnp.maximum(metrics["loss"].count, 1)
+        gradient = jax.tree.map(lambda g: (g / counted).astype(g.dtype), gradient)
+        norms = jax.tree.map(lambda g: jnp.linalg.norm(g.astype(jnp.float32).reshape(-1)), gradient)
+        finite = jnp.isfinite(metrics["loss"].total) & jnp.isfinite(optax.tree.norm(norms))
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if config.ema_decay is not None:
+            ema = jax.tree.map(lambda old, new: old + (1 - config.ema_decay) * (new - old), ema, params)
+        updated = TrainState(state.step + 1, params, opt_state, ema)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        return state, StepReport(metrics, norms, finite)
+
+    return step
+
+
+def evaluation_step(model: Transformer, objective: CausalLMConfig) -> Callable[[Any, Batch], Metrics]:
+    """The pure function (params, batch) -> metrics."""
+    return lambda params, batch: objective.loss(model, params, batch)[1]
+
+
+def _interleave(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...], taking every parts-th row, so that each part stays spread over devices."""
+    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)

@@ -1,0 +1,40 @@
+"""Installs llm_jax: `pip install -e .`, with extras for accelerators, parity tests and development."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="llm_jax",
+    version="0.1.0",
+    description="A laboratory for transformer research in JAX and Flax",
+    long_description=(Path(__file__).parent / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["llm_jax", "llm_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.18",
+        "sentencepiece>=0.2.1",
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources",  # imported by tensorflow-datasets, which does not declare it
+        "array-record>=0.8",
+        "safetensors>=0.5",
+        "tyro>=1.0",
+        "rich>=13",
+        "matplotlib>=3.9",
+        "scipy>=1.13",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "hf": ["tokenizers>=0.21"],
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda13]", "tokamax"],
+        "parity": ["torch>=2.6", "transformers>=5"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "tokenizers>=0.21"],
+    },
+    entry_points={"console_scripts": ["llm-jax = llm_jax.cli:main"]},
+)

@@ -1,0 +1,110 @@
+"""Figures show the recorded numbers at the recorded places, and are files with something in them."""
+
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from llm_jax.analysis import plots
+from llm_jax.analysis.runs import load_run
+
+
+@pytest.fixture
+def run(make_run, train_record, eval_record):
+    records = [train_record(step, 2 + 4 / step, tokens_per_second=1900.0 + step) for step in range(1, 201)]
+    records += [eval_record("validation", step, 2.5, bits_per_byte=1.7) for step in (50, 200)]
+    records += [{"kind": "baseline/gzip-9", "step": 0, "bits_per_byte": 1.65}]
+    return load_run(make_run("run", records))
+
+
+def lines(figure):
+    """Label -> (x, y) of the labelled lines of a figure's only axes."""
+    return {line.get_label(): line.get_data() for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+
+
+def test_loss_is_drawn_against_tokens_with_evaluations_at_the_tokens_of_their_step(run):
+    figure = plots.loss_figure([run])
+    drawn = lines(figure)
+    assert set(drawn) == {"train", "validation"}
+    np.testing.assert_array_equal(drawn["train"][0], run.train["tokens"])
+    np.testing.assert_array_equal(drawn["validation"], [[50_000, 200_000], [2.5, 2.5]])
+    assert figure.axes[0].get_xlabel() == "tokens seen"
+    assert "nats" in figure.axes[0].get_ylabel()
+    raw = figure.axes[0].lines[0].get_ydata()
+    np.testing.assert_array_equal(raw, run.train["loss"])
+
+
+def test_loss_is_drawn_against_steps_if_a_run_has_no_tokens(run, make_run):
+    records = [{"kind": "train", "step": 7, "time": 1.0, "loss": 3.0}]
+    figure = plots.loss_figure([run, load_run(make_run("other", records))])
+    assert figure.axes[0].get_xlabel() == "step"
+    assert set(lines(figure)) == {"run", "other", "evaluated on validation"}
+    np.testing.assert_array_equal(lines(figure)["other"], [[7], [3]])
+
+
+def test_every_run_of_many_looks_different(run):
+    figure = plots.loss_figure([run] * 12)
+    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines if line.get_label() == "run"}
+    assert len(styles) == 12
+
+
+def test_throughput_names_the_median_and_starts_at_zero(run):
+    figure = plots.throughput_figure([run])
+    assert "median 2,000" in lines(figure)
+    assert figure.axes[0].get_ylim()[0] == 0
+
+
+def test_learning_rate_is_drawn_against_steps(run):
+    (line,) = plots.learning_rate_figure([run]).axes[0].lines
+    np.testing.assert_array_equal(line.get_data(), [run.train["step"], run.train["learning_rate"]])
+
+
+def test_bits_per_byte_bars_are_sorted_with_the_best_on_top(run):
+    axes = plots.bits_per_byte_figure(run).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["gzip-9", "run (validation)"]
+    assert [bar.get_width() for bar in axes.patches] == [1.65, 1.7]
+    assert axes.yaxis_inverted()
+    assert {text.get_text() for text in axes.texts} == {"1.650", "1.700"}
+
+
+def test_moving_mean_is_a_centred_window_that_passes_over_what_is_not_finite():
+    line = np.arange(100.0)
+    np.testing.assert_allclose(plots.moving_mean(line)[1:-1], line[1:-1])
+    values = np.where(np.arange(100) == 50, np.nan, 3.0)
+    np.testing.assert_allclose(plots.moving_mean(values), np.full(100, 3.0))
+    assert np.isnan(plots.moving_mean(np.array([np.inf]))).all()
+    noise = np.random.default_rng(0).normal(size=1000)
+    assert plots.moving_mean(noise).std() < 0.5 * noise.std()
+
+
+def test_quantities_have_three_digits_and_a_unit():
+    found = [plots.quantity(value) for value in (0, 999, 999.6, 1234, 999_950, 6_812_345, 1.5e11, 2e12)]
+    assert found == ["0", "999", "1k", "1.23k", "1M", "6.81M", "150B", "2T"]
+
+
+@pytest.mark.parametrize("losses", [[3.0], [3.0, 3.0], [3.0, float("nan"), 2.0], [9.0, 1e-4, 0.0], [float("nan")]])
+def test_odd_losses_can_be_drawn(make_run, train_record, tmp_path, losses):
+    run = load_run(make_run("odd", [train_record(step, loss) for step, loss in enumerate(losses, 1)]))
+    assert plots.save(plots.loss_figure([run]), tmp_path / "loss.png").stat().st_size > 5_000
+
+
+def test_pictures_have_content_and_are_reproducible(run, tmp_path):
+    figures = {
+        "loss": plots.loss_figure,
+        "throughput": plots.throughput_figure,
+        "learning_rate": plots.learning_rate_figure,
+    }
+    for name, figure in figures.items():
+        picture = plots.save(figure([run]), tmp_path / "new folder" / f"{name}.png")
+        pixels = matplotlib.image.imread(picture)
+        assert min(pixels.shape[:2]) > 400
+        assert len(np.unique(pixels[..., :3] @ [1, 300, 90_000])) > 20
+        again = plots.save(figure([run]), tmp_path / "again.png")
+        assert picture.read_bytes() == again.read_bytes()
+
+
+def test_pyplot_and_its_global_state_are_not_loaded():
+    code = "import sys, llm_jax.analysis.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

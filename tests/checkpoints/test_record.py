@@ -1,0 +1,31 @@
+import json
+
+import numpy as np
+import pytest
+
+from llm_jax.checkpoints.record import Damaged, Leaf, Record
+
+DATA = {"iterator": b"\x00\xff state", "shards": [{"position": 3, "done": False}, None], "share": 0.1, "big": 2**90}
+
+
+def _record(**changes) -> Record:
+    fields = dict(step=7, tokenizer_digest="0123456789abcdef", experiment="= a\nb = 1\n", data=DATA, loop={"tokens": 5})
+    return Record(**fields | {"loss": 1.5, "leaves": {"params/kernel": Leaf((2, 3), "float32", 2**32 - 1)}} | changes)
+
+
+def test_a_record_survives_json():
+    assert Record.from_json(json.loads(json.dumps(_record().to_json()))) == _record()
+
+
+def test_any_change_of_its_text_is_noticed():
+    value = _record().to_json()
+    for position in range(0, len(value["text"]), 7):
+        changed = value["text"][:position] + chr(ord(value["text"][position]) ^ 1) + value["text"][position + 1 :]
+        with pytest.raises(Damaged, match="checksum"):
+            Record.from_json(value | {"text": changed})
+
+
+@pytest.mark.parametrize("value", [np.int64(3), np.zeros(2), (1, 2), {1: "a"}, object()])
+def test_what_would_not_come_back_equal_is_refused(value):
+    with pytest.raises(ValueError, match=r"data\.nested\.0 is a .*convert it first"):
+        _record(data={"nested": [value]}).to_json()

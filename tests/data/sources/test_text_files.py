@@ -1,0 +1,133 @@
+import gzip
+
+import pytest
+
+from llm_jax.data.sources import TextFilesConfig
+
+
+def write(folder, **files: bytes):
+    for name, data in files.items():
+        path = folder / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def read(*paths, **settings):
+    return [(d.name, d.text) for d in TextFilesConfig(tuple(map(str, paths)), **settings).build()]
+
+
+def test_files_folders_and_globs_name_documents_by_their_place_in_the_corpus(tmp_path):
+    write(tmp_path, a_txt=b"one", sub__b_txt=b"two", sub__deep__c_txt=b"three", sub__d_md=b"four")
+    assert read(tmp_path / "a.txt") == [("a.txt", "one")]
+    assert read(tmp_path) == [
+        ("a.txt", "one"),
+        ("sub/b.txt", "two"),
+        ("sub/d.md", "four"),
+        ("sub/deep/c.txt", "three"),
+    ]
+    assert read(tmp_path / "sub/**/*.txt") == [("b.txt", "two"), ("deep/c.txt", "three")]
+    assert read(tmp_path / "s*/*.md", tmp_path / "a.txt") == [("sub/d.md", "four"), ("a.txt", "one")]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_read_as_a_file(tmp_path):
+    (tmp_path / "x[1].txt").write_text("plain")
+    assert read(tmp_path / "x[1].txt") == [("x[1].txt", "plain")]
+
+
+def test_a_folder_leaves_out_hidden_files(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("no")
+    (tmp_path / "a.txt").write_text("yes")
+    assert read(tmp_path) == [("a.txt", "yes")]
+
+
+def test_gzip_and_line_endings_are_read_as_they_are(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("é\r\nx".encode()))
+    assert read(tmp_path / "a.txt.gz") == [("a.txt.gz", "é\r\nx")]
+
+
+def test_a_separator_cuts_a_file_into_numbered_documents(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\nlines\n\n\n\nthree")
+    found = read(tmp_path / "a.txt", separator="\n\n")
+    assert found == [("a.txt#0", "one"), ("a.txt#1", "two\nlines"), ("a.txt#2", "three")]
+
+
+def test_digest_follows_names_and_bytes_but_not_the_folder(tmp_path):
+    for folder in ("x", "y"):
+        write(tmp_path / folder, a_txt=b"one", b_txt=b"two")
+
+    def digest(folder, **settings):
+        return TextFilesConfig((str(tmp_path / folder),), **settings).build().digest
+
+    assert digest("x") == digest("y")
+    assert digest("x") != digest("x", separator="n")
+    before = digest("y")
+    (tmp_path / "y" / "b.txt").write_bytes(b"twp")
+    assert digest("y") != before
+    (tmp_path / "y" / "b.txt").write_bytes(b"two")
+    assert digest("y") == before
+    (tmp_path / "y" / "b.txt").rename(tmp_path / "y" / "c.txt")
+    assert digest("y") != before
+
+
+def test_invalid_utf8_follows_the_stated_policy(tmp_path):
+    write(tmp_path, a_txt=b"good", b_txt=b"ok \xff bad", c_txt=b"also good")
+    with pytest.raises(ValueError, match=r"b\.txt is not UTF-8: byte 3 is 0xff.*invalid_utf8"):
+        read(tmp_path)
+    assert read(tmp_path, invalid_utf8="skip") == [("a.txt", "good"), ("c.txt", "also good")]
+    assert read(tmp_path, invalid_utf8="replace")[1] == ("b.txt", "ok � bad")
+    assert TextFilesConfig((str(tmp_path),), invalid_utf8="skip").build().invalid == (str(tmp_path / "b.txt"),)
+
+
+def test_a_missing_file_is_named_with_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"no file 'nowhere.txt' \(working directory {tmp_path}\)"):
+        read("nowhere.txt")
+
+
+def test_a_glob_without_a_match_is_named_with_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"glob 'corpus/\*\.txt' matches no file \(working directory {tmp_path}\)"):
+        read("corpus/*.txt")
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no files"):
+        read(tmp_path)
+
+
+def test_an_empty_file_is_an_error_unless_it_may_be_skipped(tmp_path):
+    write(tmp_path, a_txt=b"", b_txt=b"text")
+    with pytest.raises(ValueError, match=r"a\.txt is empty.*empty_files"):
+        read(tmp_path)
+    assert read(tmp_path, empty_files="skip") == [("b.txt", "text")]
+
+
+@pytest.mark.parametrize("given", ["file", "folder", "glob"])
+def test_an_unreadable_file_is_named_and_never_passed_over(tmp_path, given):
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "gone")
+    (tmp_path / "good.txt").write_text("text")
+    path = {"file": tmp_path / "broken.txt", "folder": tmp_path, "glob": tmp_path / "*.txt"}[given]
+    with pytest.raises(ValueError, match=r"cannot read .*broken\.txt: No such file"):
+        read(path)
+
+
+def test_a_link_that_leads_to_itself_is_named(tmp_path):
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    with pytest.raises(ValueError, match=r"cannot read .*loop\.txt: .*symbolic links"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"not gzip at all", lambda data: data[:-9], lambda data: data[:12]])
+def test_damaged_gzip_is_named(tmp_path, damage):
+    (tmp_path / "a.txt.gz").write_bytes(damage(gzip.compress(b"some text" * 50)))
+    with pytest.raises(ValueError, match=r"cannot read .*a\.txt\.gz"):
+        read(tmp_path / "a.txt.gz")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"paths": ()}, {"paths": "a.txt"}, {"separator": ""}, {"invalid_utf8": "ignore"}, {"empty_files": "no"}]
+)
+def test_bad_settings_are_refused_when_the_config_is_made(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        TextFilesConfig(**{"paths": ("a.txt",), **settings})
