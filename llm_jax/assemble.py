@@ -10,7 +10,7 @@ from typing import Any
 
 import grain
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, PartitionSpec
 
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.restore import Restored
@@ -54,20 +54,20 @@ class Assembly:
 
     def place(self, rows: dict) -> Batch:
         """A batch over all devices from this host's stacked rows."""
-        return global_batch(self.experiment.objective.batch(rows), self.batch_sharding)
+        return global_batch(self.experiment.objective.batch(rows), self.mesh, self._batch_spec)
 
     def activated(self) -> contextlib.AbstractContextManager:
         """Context in which the model is traced, so that its activations are laid out over the mesh."""
         return partition.activate(self.mesh, self.table)
 
     @property
-    def batch_sharding(self) -> NamedSharding:
-        return partition.batch_sharding(self.mesh, self.table)
-
-    @property
     def share(self) -> tuple[int, int]:
         """(host, hosts): which part of every batch this process reads."""
-        return host_share(self.batch_sharding, self.experiment.data.batch_size)
+        return host_share(self.mesh, self._batch_spec, self.experiment.data.batch_size)
+
+    @property
+    def _batch_spec(self) -> PartitionSpec:
+        return partition.batch_sharding(self.mesh, self.table).spec
 
 
 def assemble(experiment: Experiment, cache: Path) -> Assembly:

@@ -119,6 +119,7 @@ class Checkpoints:
             step, self._tokenizer_digest, self._experiment, dict(data), dict(loop), loss, describe(state)
         ).to_json()
         items = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
+        self._remove_temporaries()
         self._note_loss(step, loss)
         self._unfinished = step
         try:
@@ -177,7 +178,7 @@ class Checkpoints:
     def _remove_temporaries(self) -> None:
         if jax.process_index() == 0:
             for path in self._directory.glob(f"*{ocp.path.atomicity.TMP_DIR_SUFFIX}*"):
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)  # writes of a failed save may still be under way in it
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         if jax.process_index() == 0:

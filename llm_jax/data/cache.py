@@ -115,7 +115,7 @@ class _Entry:
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-            partial = Path(tempfile.mkdtemp(prefix=f"{self._leftover_prefix}{os.getpid()}-", dir=self._folder.parent))
+            partial = Path(tempfile.mkdtemp(prefix=f"{self._leftover_prefix}{os.getpid()}=", dir=self._folder.parent))
             try:
                 self._fill(partial, source, tokenizer)
                 self._publish(partial)
@@ -200,12 +200,12 @@ class _Entry:
 
     @property
     def _leftover_prefix(self) -> str:
-        return f"{self._folder.name}.partial-{socket.gethostname()}-"
+        return f"{self._folder.name}.partial-{socket.gethostname()}="
 
     def _remove_leftovers(self) -> None:
         """Removes what processes of this host that were killed have left."""
         for path in self._folder.parent.glob(f"{self._leftover_prefix}*"):
-            process = path.name.removeprefix(self._leftover_prefix).split("-")[0]
+            process = path.name.removeprefix(self._leftover_prefix).split("=")[0]
             if not _is_running(int(process)):
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -77,7 +77,6 @@ class Corpus(RowSource):
 
 def _card(text: TextSource, documents: TokenDocuments) -> Mapping[str, str | int]:
     return {
-        "text": str(text),
         "text_digest": text.digest,
         "invalid_utf8": len(text.invalid),
         "documents": len(documents),

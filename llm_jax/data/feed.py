@@ -14,7 +14,7 @@ Tree = TypeVar("Tree")
 def global_batch(rows: Tree, mesh: Mesh, spec: PartitionSpec) -> Tree:
     """Arrays [B, ...] laid out by `spec`, from each process's own numpy rows [B / hosts, ...].
 
-    Each process holds the rows that `host_share` names and `Dataset.train_iterator` reads. Works alike with one process.
+    Each process holds the rows that `host_share` names and `Dataset.train_iterator` reads. One process holds them all.
     """
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), rows)

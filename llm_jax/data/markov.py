@@ -9,7 +9,7 @@ from llm_jax.core import rng
 from llm_jax.core.checks import check, check_positive
 from llm_jax.data.synthetic import SyntheticConfig, Task
 
-_MOST_PROBABILITIES = 2**22
+_MOST_PROBABILITIES = 2**18
 _UNIFORM_SHARE = 0.01
 
 
@@ -83,7 +83,11 @@ class MarkovTask:
         """h, nats per token in the long run."""
         return float(self.stationary @ _entropy(self.table))
 
-    def sample(self, generator: np.random.Generator) -> np.ndarray:
+    def sample(self, generator: np.random.Generator, count: int) -> np.ndarray:
+        """Independent chains, int64 [count, length]."""
+        return np.array([self._chain(generator) for _ in range(count)])
+
+    def _chain(self, generator: np.random.Generator) -> list[int]:
         contexts, symbols = self.table.shape
         uniform = generator.random(self.length - self._order + 1)
         context = int(np.searchsorted(self._first, uniform[0], side="right"))
@@ -92,7 +96,7 @@ class MarkovTask:
             token = bisect.bisect_right(self._cumulative[context], draw)
             tokens.append(token)
             context = (context * symbols + token) % contexts
-        return np.array(tokens)
+        return tokens
 
     def _optimal_loss(self, order: int) -> float:
         targets = self.length - 1

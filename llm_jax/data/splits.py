@@ -92,7 +92,7 @@ class DerivedSource(TextSource):
 
     @property
     def invalid(self) -> tuple[str, ...]:
-        return tuple(place for base in self._bases for place in base.invalid)
+        return tuple(name for base in self._bases for name in base.invalid)
 
     def __str__(self) -> str:
         return f"{self._rule} of {', '.join(map(str, self._bases))}"
@@ -139,9 +139,14 @@ class _HashedPart(DerivedSource):
         self._start, self._stop = start, stop
 
     def __iter__(self) -> Iterator[Document]:
-        for document in self._bases[0]:
-            if self._start <= _hash(document.name) < self._stop:
-                yield document
+        return (document for document in self._bases[0] if self._holds(document.name))
+
+    @property
+    def invalid(self) -> tuple[str, ...]:
+        return tuple(filter(self._holds, super().invalid))
+
+    def _holds(self, name: str) -> bool:
+        return self._start <= _hash(name) < self._stop
 
 
 class _Stretch(DerivedSource):

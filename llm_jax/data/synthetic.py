@@ -29,8 +29,8 @@ class Task(Protocol):
     optimal_loss: float
     """Nats per target, each of the `length` - 1 tokens after the first being one."""
 
-    def sample(self, generator: np.random.Generator) -> np.ndarray:
-        """One example, integers [length]."""
+    def sample(self, generator: np.random.Generator, count: int) -> np.ndarray:
+        """Independent examples, integers [count, length]."""
         ...
 
 
@@ -76,9 +76,10 @@ class CopyTask:
         self.vocab_size = config.symbols + 1
         self.optimal_loss = (config.length - 1) * math.log(config.symbols) / (2 * config.length)
 
-    def sample(self, generator: np.random.Generator) -> np.ndarray:
-        string = generator.integers(self._config.symbols, size=self._config.length)
-        return np.concatenate([string, [self._config.symbols], string])
+    def sample(self, generator: np.random.Generator, count: int) -> np.ndarray:
+        strings = generator.integers(self._config.symbols, size=(count, self._config.length))
+        separators = np.full((count, 1), self._config.symbols)
+        return np.concatenate([strings, separators, strings], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +106,9 @@ class ModularAdditionTask:
         self.vocab_size = config.modulus + 1
         self.optimal_loss = math.log(config.modulus) / 3
 
-    def sample(self, generator: np.random.Generator) -> np.ndarray:
-        a, b = generator.integers(self._modulus, size=2)
-        return np.array([a, b, self._modulus, (a + b) % self._modulus])
+    def sample(self, generator: np.random.Generator, count: int) -> np.ndarray:
+        a, b = generator.integers(self._modulus, size=(2, count))
+        return np.stack([a, b, np.full(count, self._modulus), (a + b) % self._modulus], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,13 +152,14 @@ class InductionTask:
         nats += sum(math.log(config.pairs - drawn) for drawn in range(config.queries))
         self.optimal_loss = nats / (self.length - 1)
 
-    def sample(self, generator: np.random.Generator) -> np.ndarray:
+    def sample(self, generator: np.random.Generator, count: int) -> np.ndarray:
         config = self._config
-        keys = generator.permutation(config.keys)[: config.pairs]
-        values = config.keys + generator.integers(config.values, size=config.pairs)
-        pairs = np.stack([keys, values], axis=1)
-        asked = generator.permutation(config.pairs)[: config.queries]
-        return np.concatenate([pairs, pairs[asked]]).ravel()
+        keys = _permutations(generator, count, config.keys)[:, : config.pairs]
+        values = config.keys + generator.integers(config.values, size=(count, config.pairs))
+        pairs = np.stack([keys, values], axis=2)
+        asked = _permutations(generator, count, config.pairs)[:, : config.queries]
+        queries = np.take_along_axis(pairs, asked[:, :, None], axis=1)
+        return np.concatenate([pairs, queries], axis=1).reshape(count, self.length)
 
 
 class SyntheticSource(RowSource):
@@ -215,7 +217,12 @@ class SyntheticRows:
         size, examples = self._task.length, self._length // self._task.length
         row = padding_row(self._length)
         used = size * examples
-        row["tokens"][:used] = np.concatenate([self._task.sample(generator) for _ in range(examples)])
+        row["tokens"][:used] = self._task.sample(generator, examples).ravel()
         row["segment_ids"][:used] = np.repeat(np.arange(1, examples + 1), size)
         row["positions"][:used] = np.tile(np.arange(size), examples)
         return row
+
+
+def _permutations(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """Independent permutations of 0 ... size - 1, integers [count, size]."""
+    return generator.permuted(np.tile(np.arange(size), (count, 1)), axis=1)

@@ -47,9 +47,7 @@ class SpecialIds:
                 f"{source} has no end-of-document token: export it with one "
                 "(SentencePiece: --eos_id; tokenizer.json: name the token in the config's field eos)"
             )
-        begins = [bos, pad, eos]
-        fills = [pad, unknown, eos]
-        return cls(*(next(i for i in choices if i is not None) for choices in (begins, [eos], fills)))
+        return cls(bos=_first(bos, pad, eos), eos=eos, pad=_first(pad, unknown, eos))
 
 
 class Tokenizer(abc.ABC):
@@ -160,3 +158,7 @@ def check_unicode(text: str) -> None:
             f"text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
             "Unicode text: read files as UTF-8 without errors='surrogateescape'"
         ) from error
+
+
+def _first(*ids: int | None) -> int:
+    return next(token_id for token_id in ids if token_id is not None)

@@ -37,7 +37,7 @@ class TrainSentencePieceConfig:
     vocab_size: int
     """Number of pieces, special and byte pieces among them."""
     kind: str = "bpe"
-    """"bpe" (Sennrich et al., 2016) or "unigram" (Kudo, 2018)."""
+    """Either "bpe" (Sennrich et al., 2016) or "unigram" (Kudo, 2018)."""
     split_by_script: bool = True
     """Pieces hold letters, digits or punctuation, never a mixture. Without it code needs fewer tokens (`.append(`)."""
     split_by_space: bool = True

@@ -191,7 +191,8 @@ class Hanging(FakeTokenizer):
         yield from super().encode_batch(texts)[:2]
         Path({str(tmp_path / "reached")!r}).touch()
         time.sleep(60)
-tokenized(JsonLinesConfig(({str(tmp_path / "corpus.jsonl")!r},)).build(), Hanging(), True, True, Path({str(tmp_path)!r}))
+source = JsonLinesConfig(({str(tmp_path / "corpus.jsonl")!r},)).build()
+tokenized(source, Hanging(), True, True, Path({str(tmp_path)!r}))
 """
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE)

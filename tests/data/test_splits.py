@@ -38,6 +38,20 @@ def test_hash_split_depends_on_the_name_alone(many, tmp_path):
     assert [name for name in after if name != "new.txt"] == before
 
 
+def test_hash_split_counts_invalid_documents_where_they_belong(many, tmp_path):
+    for i in range(0, 400, 40):
+        (tmp_path / f"{i:03}.txt").write_bytes(b"\xff")
+    split = HashSplit(validation=0.2, test=0.1)
+    intact = [names(split.part(many, part)) for part in PARTS]
+    source = TextFilesConfig((str(tmp_path),), invalid_utf8="replace").build()
+    assert len(source.invalid) == 10
+    damaged = [split.part(source, part).invalid for part in PARTS]
+    assert sorted(sum(damaged, ())) == sorted(source.invalid)
+    skipping = TextFilesConfig((str(tmp_path),), invalid_utf8="skip").build()
+    for part, before, lost in zip(PARTS, intact, damaged, strict=True):
+        assert set(before) - set(names(split.part(skipping, part))) == set(lost)
+
+
 def test_hash_split_follows_sha256():
     split, sources = HashSplit(validation=0.3, test=0.0), []
 

@@ -40,7 +40,7 @@ class TextSource(abc.ABC):
     @property
     @abc.abstractmethod
     def invalid(self) -> tuple[str, ...]:
-        """Places that are not UTF-8, and were skipped or repaired by the policy."""
+        """Names of the records that are not UTF-8, which the policy skips or repairs."""
 
     @abc.abstractmethod
     def __str__(self) -> str:
@@ -93,14 +93,14 @@ class RecordSource(TextSource):
 
     @functools.cached_property
     def _survey(self) -> tuple[str, tuple[str, ...]]:
-        """Digest and invalid places, from one pass over the bytes."""
+        """Digest and names of invalid records, from one pass over the bytes."""
         content = hashlib.sha256(repr((self._invalid_utf8, *self._parsing)).encode())
         invalid = []
         for record in self.records():
             content.update(f"{record.name}\0{len(record.data)}\0".encode())
             content.update(record.data)
             if not _is_utf8(record.data):
-                invalid.append(record.place)
+                invalid.append(record.name)
         return content.hexdigest()[:16], tuple(invalid)
 
     def _decode(self, record: Record) -> str | None:

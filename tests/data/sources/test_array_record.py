@@ -38,7 +38,9 @@ def test_invalid_utf8_names_the_record(tmp_path):
     assert read(tmp_path / "x.array_record", invalid_utf8="skip") == [("x.array_record:0", "fine")]
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"garbage" * 99, lambda data: data[: len(data) // 2]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: b"garbage" * 99, lambda data: data[: len(data) // 2]]
+)
 def test_a_damaged_file_is_named(tmp_path, damage):
     path = tmp_path / "x.array_record"
     write(path, [b"text"] * 10)

@@ -76,7 +76,7 @@ def test_invalid_utf8_follows_the_stated_policy(tmp_path):
         read(tmp_path)
     assert read(tmp_path, invalid_utf8="skip") == [("a.txt", "good"), ("c.txt", "also good")]
     assert read(tmp_path, invalid_utf8="replace")[1] == ("b.txt", "ok � bad")
-    assert TextFilesConfig((str(tmp_path),), invalid_utf8="skip").build().invalid == (str(tmp_path / "b.txt"),)
+    assert TextFilesConfig((str(tmp_path),), invalid_utf8="skip").build().invalid == ("b.txt",)
 
 
 def test_a_missing_file_is_named_with_the_working_directory(tmp_path, monkeypatch):
@@ -126,7 +126,8 @@ def test_damaged_gzip_is_named(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"paths": ()}, {"paths": "a.txt"}, {"separator": ""}, {"invalid_utf8": "ignore"}, {"empty_files": "no"}]
+    "settings",
+    [{"paths": ()}, {"paths": "a.txt"}, {"separator": ""}, {"invalid_utf8": "ignore"}, {"empty_files": "no"}],
 )
 def test_bad_settings_are_refused_when_the_config_is_made(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):

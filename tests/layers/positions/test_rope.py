@@ -1,0 +1,62 @@
+"""Rotary positions: scores know distances only, and the rotation is that of the paper."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.layers.positions.rope import RoPEConfig
+
+GENERATOR = np.random.default_rng(0)
+
+
+def _complex_reference(x, positions, base):
+    """Pairs (i, i + H/2) as complex numbers, turned by exp(i position theta)."""
+    half = x.shape[-1] // 2
+    theta = base ** (-2.0 * np.arange(half) / x.shape[-1])
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None, :, None] * theta)
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+@pytest.mark.parametrize("base", [10_000.0, 500.0])
+@pytest.mark.parametrize("head_dim", [2, 8])
+def test_rotation_is_that_of_complex_numbers(base, head_dim):
+    x = GENERATOR.normal(size=(2, 3, 5, head_dim))
+    positions = GENERATOR.integers(0, 200, (2, 5))
+    y = RoPEConfig(base).rotate(jnp.asarray(x, jnp.float32), jnp.asarray(positions))
+    np.testing.assert_allclose(y, _complex_reference(x, positions, base), atol=1e-4)
+
+
+def test_scores_depend_on_distance_only_and_do_depend_on_it():
+    q, k = (jnp.asarray(GENERATOR.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+    rope = RoPEConfig()
+
+    def score(query_at, key_at):
+        turned = [rope.rotate(x, jnp.array([[at]])) for x, at in ((q, query_at), (k, key_at))]
+        return float(jnp.vdot(*turned))
+
+    for distance in (0, 1, 7):
+        np.testing.assert_allclose([score(at + distance, at) for at in (0, 3, 90)], score(distance, 0), rtol=1e-4)
+    scores = [score(distance, 0) for distance in (0, 1, 7, -7)]
+    assert min(abs(a - b) for i, a in enumerate(scores) for b in scores[:i]) > 1e-3
+
+
+def test_position_zero_stands_still_and_lengths_are_kept():
+    x = jnp.asarray(GENERATOR.normal(size=(1, 2, 3, 8)), jnp.float32)
+    rope = RoPEConfig()
+    np.testing.assert_array_equal(rope.rotate(x, jnp.zeros((1, 3), jnp.int32)), x)
+    turned = rope.rotate(x, jnp.array([[5, 60, 700]]))
+    assert not np.allclose(turned, x, atol=0.1)
+    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+
+
+def test_bfloat16_keeps_its_type_and_its_positions_apart():
+    # In bfloat16 the positions 256 and 257 would be the same number.
+    x = jnp.ones((1, 1, 2, 8), jnp.bfloat16)
+    y = RoPEConfig().rotate(x, jnp.array([[256, 257]]))
+    assert y.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(y[0, 0, 0] - y[0, 0, 1], np.float32)).max() > 0.3
+
+
+def test_base_is_positive():
+    with pytest.raises(ValueError, match="base is 0"):
+        RoPEConfig(0)

@@ -1,0 +1,125 @@
+"""The one matrix layer: the same as einsum, with the initial scale its config says."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.core.dtypes import MIXED, Precision
+from llm_jax.layers.linear import FanIn, Linear, Normal, contract
+
+SIZES = dict(zip("BTDNKHFV", (2, 3, 5, 4, 2, 6, 7, 11), strict=True))
+EINSUMS = [
+    "BTD,DF->BTF",
+    "BTD,DNH->BNTH",
+    "BTD,DKH->BTKH",
+    "BNTH,NHD->BTD",
+    "BTNH,NHD->BTD",
+    "BD,DV->BV",
+    "BTD,DNH->HBNT",
+    "NHBT,HND->BTD",
+]
+
+
+def _operands(einsum):
+    x, kernel = einsum.split("->")[0].split(",")
+    generator = np.random.default_rng(0)
+    return tuple(generator.normal(size=[SIZES[letter] for letter in letters]) for letters in (x, kernel))
+
+
+@pytest.mark.parametrize("einsum", EINSUMS)
+def test_contract_is_einsum_forward_and_backward(einsum):
+    x, kernel = _operands(einsum)
+    y = contract(einsum, jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
+    expected = np.einsum(einsum, x, kernel)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    # For loss = sum(y * weights) the gradients are einsums of the same letters.
+    weights = np.random.default_rng(1).normal(size=expected.shape)
+    inputs, outputs = einsum.split("->")
+    x_letters, kernel_letters = inputs.split(",")
+    loss = lambda x, kernel: jnp.sum(contract(einsum, x, kernel) * weights)  # noqa: E731
+    gradients = jax.grad(loss, (0, 1))(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
+    np.testing.assert_allclose(
+        gradients[0], np.einsum(f"{outputs},{kernel_letters}->{x_letters}", weights, kernel), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        gradients[1], np.einsum(f"{outputs},{x_letters}->{kernel_letters}", weights, x), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("einsum", EINSUMS)
+def test_contract_is_one_flat_product_in_both_directions(einsum):
+    x, kernel = _operands(einsum)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda k, x: contract(einsum, x, k).sum(), (0, 1)))(kernel, x)
+    products = [equation for equation in jaxpr.jaxpr.eqns if equation.primitive.name == "dot_general"]
+    assert len(products) >= 2
+    for product in products:
+        (left, right), batch = product.params["dimension_numbers"]
+        assert len(left) == len(right) == 1 and batch == ((), ())
+
+
+@pytest.mark.parametrize("einsum", ["BTD,DNH->BNTH", "BTD,DF->BTF", "BNTH,NHD->BTD", "BTD,DNH->HBNT"])
+def test_bias_is_added_to_the_output_letters(einsum):
+    x, kernel = _operands(einsum)
+    outputs = einsum.split("->")[1]
+    kernel_letters = einsum.split("->")[0].split(",")[1]
+    produced = "".join(letter for letter in kernel_letters if letter in outputs)
+    bias = np.random.default_rng(2).normal(size=[SIZES[letter] for letter in produced])
+    layer = Linear(einsum, kernel.shape, ("embed",) * kernel.ndim, Normal(), Precision(), bias=True)
+    y = layer.apply({"params": {"kernel": kernel, "bias": bias}}, jnp.asarray(x, jnp.float32))
+    ones = np.ones([SIZES[letter] for letter in outputs])
+    expected = np.einsum(einsum, x, kernel) + np.einsum(f"{outputs},{produced}->{outputs}", ones, bias)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_normal_has_its_standard_deviation_and_zero_mean():
+    layer = Linear("BTD,DF->BTF", (200, 300), ("embed", "mlp"), Normal(0.05), Precision())
+    kernel = layer.init(jax.random.key(0), jnp.zeros((1, 1, 200)))["params"]["kernel"].value
+    assert kernel.dtype == jnp.float32
+    np.testing.assert_allclose(np.std(kernel), 0.05, rtol=0.02)
+    assert abs(np.mean(kernel)) < 4 * 0.05 / np.sqrt(kernel.size)
+
+
+@pytest.mark.parametrize(
+    ("einsum", "x_shape", "shape", "fan_in"),
+    [("BTD,DF->BTF", (1, 1, 300), (300, 100), 300), ("BNTH,NHD->BTD", (1, 20, 1, 15), (20, 15, 100), 300)],
+)
+def test_fan_in_counts_all_contracted_dimensions(einsum, x_shape, shape, fan_in):
+    words = ("heads", "head_dim", "embed")[-len(shape) :]
+    layer = Linear(einsum, shape, words, FanIn(2.0), Precision())
+    kernel = layer.init(jax.random.key(0), jnp.zeros(x_shape))["params"]["kernel"].value
+    np.testing.assert_allclose(np.std(kernel), 2.0 / np.sqrt(fan_in), rtol=0.02)
+
+
+def test_bias_starts_at_zero_and_is_annotated_like_the_outputs():
+    layer = Linear("BTD,DNH->BNTH", (4, 2, 3), ("embed", "heads", "head_dim"), Normal(), Precision(), bias=True)
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 4)))["params"]
+    assert params["kernel"].names == ("embed", "heads", "head_dim")
+    assert params["bias"].names == ("heads", "head_dim")
+    assert params["bias"].value.shape == (2, 3) and not params["bias"].value.any()
+
+
+def test_without_bias_there_is_none():
+    layer = Linear("BTD,DF->BTF", (4, 2), ("embed", "mlp"), Normal(), Precision())
+    assert set(layer.init(jax.random.key(0), jnp.zeros((1, 1, 4)))["params"]) == {"kernel"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "kept", "computed"),
+    [(Precision(), "float32", "float32"), (MIXED, "float32", "bfloat16"), (Precision("bfloat16"), "bfloat16", "float32")],
+)
+def test_precision_decides_both_types(precision, kept, computed):
+    layer = Linear("BTD,DF->BTF", (4, 2), ("embed", "mlp"), Normal(), precision, bias=True)
+    y, variables = layer.init_with_output(jax.random.key(0), jnp.zeros((1, 1, 4)))
+    assert y.dtype == computed
+    assert all(leaf.dtype == kept for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize("kind", [Normal, FanIn])
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_scales_are_positive(kind, value):
+    (field,) = dataclasses.fields(kind)
+    with pytest.raises(ValueError, match=f"{field.name} is {value}"):
+        kind(value)

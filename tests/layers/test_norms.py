@@ -1,0 +1,66 @@
+"""Norms against numpy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.core.dtypes import MIXED, Precision
+from llm_jax.layers.norms import LayerNormConfig, RMSNormConfig
+
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.normal(size=(2, 3, 8)) * 3 + 2
+SCALE, BIAS = GENERATOR.normal(size=(2, 8))
+
+
+def _layer_norm(x, epsilon):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+
+
+def _rms_norm(x, epsilon):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+
+
+CASES = {
+    "layer": (LayerNormConfig(0.1), {"scale": SCALE, "bias": BIAS}, _layer_norm(X, 0.1) * SCALE + BIAS),
+    "layer without bias": (LayerNormConfig(0.1, bias=False), {"scale": SCALE}, _layer_norm(X, 0.1) * SCALE),
+    "rms": (RMSNormConfig(0.1), {"scale": SCALE}, _rms_norm(X, 0.1) * SCALE),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_norm_is_its_formula(case):
+    config, params, expected = CASES[case]
+    y = config.build(Precision(), None).apply({"params": params}, jnp.asarray(X, jnp.float32))
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fresh_norm_changes_nothing_but_scale(case):
+    config, params, _ = CASES[case]
+    made = config.build(Precision(), None).init(jax.random.key(0), jnp.zeros((1, 8)))["params"]
+    assert set(made) == set(params)
+    assert {name: set(np.asarray(box.value)) for name, box in made.items()} == {
+        name: {1.0 if name == "scale" else 0.0} for name in params
+    }
+    assert all(box.names == ("norm",) for box in made.values())
+    assert config.parameters(8) == sum(box.value.size for box in made.values())
+
+
+@pytest.mark.parametrize("config", [LayerNormConfig(), RMSNormConfig()])
+def test_statistics_are_float32_under_bfloat16(config):
+    # Around 300 bfloat16 steps by 2: a mean or a sum of squares taken in it would be far off.
+    x = jnp.asarray(300 + 2 * GENERATOR.integers(-3, 4, (4, 512)), jnp.bfloat16)
+    norm = config.build(MIXED, None)
+    params = {"scale": jnp.ones(512)} | ({"bias": jnp.zeros(512)} if isinstance(config, LayerNormConfig) else {})
+    y = norm.apply({"params": params}, x)
+    assert y.dtype == jnp.bfloat16
+    reference = _layer_norm if isinstance(config, LayerNormConfig) else _rms_norm
+    expected = reference(np.asarray(x, np.float64), config.epsilon)
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [LayerNormConfig, RMSNormConfig])
+def test_epsilon_is_positive(kind):
+    with pytest.raises(ValueError, match="epsilon is 0"):
+        kind(0)

@@ -1,0 +1,70 @@
+"""Eight devices do what one does, each holding its share. The program itself is tests/helpers/eight_devices.py."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+LAYOUTS = ("data", "fsdp")
+
+
+@pytest.fixture(scope="module")
+def run(request):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # halves the time to compile
+        "PYTHONPATH": str(request.config.rootpath),
+    }
+    command = [sys.executable, "-m", "tests.helpers.eight_devices"]
+    result = subprocess.run(command, cwd=request.config.rootpath, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1]) | {"stderr": result.stderr}
+
+
+def test_layouts_differ(run):
+    assert [run[name]["query_shards"] for name in ("one", "data", "fsdp")] == [1, 1, 4]
+    assert run["one"]["gathered"] == [] and run["fsdp"]["gathered"] != []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_initial_weights_do_not_depend_on_the_mesh(run, layout):
+    np.testing.assert_allclose(run[layout]["initial"], run["one"]["initial"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loss_gradients_and_weights_are_those_of_one_device(run, layout):
+    assert run["one"]["losses"][1] < run["one"]["losses"][0] - 0.01
+    np.testing.assert_allclose(run[layout]["losses"], run["one"]["losses"], rtol=1e-6)
+    for part in ("opt_state", "params", "ema"):
+        assert run[layout][f"{part}_difference"] < 1e-4
+
+
+def test_data_parallel_holds_everything_everywhere(run):
+    for part in ("parameters", "optimizer", "average"):
+        assert run["data"][part]["device"] == run["data"][part]["all"] == run["one"][part]["all"]
+
+
+def test_fsdp_divides_parameters_optimizer_state_and_average(run):
+    facts = run["fsdp"]
+    share = (facts["parameters"]["all"] - facts["norms"]) / 4 + facts["norms"]
+    assert facts["parameters"]["device"] == facts["average"]["device"] == share
+    counter = 4  # bytes of Adam's step count
+    assert facts["optimizer"]["all"] == 2 * facts["parameters"]["all"] + counter
+    assert facts["optimizer"]["device"] == 2 * share + counter
+
+
+def test_fsdp_gathers_one_layer_at_a_time(run):
+    # A gather of all layers' weights or gradients at once would need the memory that FSDP is there to save.
+    assert run["fsdp"]["stacked"]
+    assert not [shape for shape in run["fsdp"]["gathered"] if shape in run["fsdp"]["stacked"]]
+
+
+def test_the_compiler_finds_a_way_between_all_layouts(run):
+    # Otherwise it replicates the activations of the whole batch on every device.
+    assert "Involuntary full rematerialization" not in run["stderr"]

@@ -1,0 +1,111 @@
+"""From words to shardings, and the errors on the way. Many devices: test_eight_devices.py."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from llm_jax.models.transformer import Transformer
+from llm_jax.sharding import axes, partition
+from llm_jax.sharding.rules import DataParallel, FullySharded
+from llm_jax.train.state import abstract_parameters
+from tests.helpers import tiny
+
+MESH = AbstractMesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+TABLE = FullySharded().table()
+
+
+def _boxed(names, shape=(8, 4)):
+    return {"layer": {"kernel": nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)}}
+
+
+def _shape(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_axes_are_read_from_the_boxes():
+    assert partition.logical_axes(_boxed(("embed", "mlp"))) == {"layer": {"kernel": ("embed", "mlp")}}
+
+
+def test_a_parameter_without_axes_is_an_error_with_its_path():
+    tree = _boxed(("embed", "mlp")) | {"other": {"bias": _shape(3)}}
+    with pytest.raises(ValueError, match="parameter other/bias has no logical axes: annotate it"):
+        partition.logical_axes(tree)
+
+
+def test_an_unknown_word_is_an_error_with_path_and_word():
+    with pytest.raises(ValueError, match=r"parameter layer/kernel has axes \('embed', 'mpl'\): \['mpl'\] are not words"):
+        partition.logical_axes(_boxed(("embed", "mpl")))
+
+
+def test_words_become_specs_by_the_table():
+    shapes = {"kernel": _shape(3, 8, 6), "scale": _shape(7)}
+    words = {"kernel": (axes.LAYERS, axes.EMBED, axes.MLP), "scale": (axes.NORM,)}
+    result = partition.shardings(shapes, words, MESH, TABLE)
+    assert result["kernel"] == NamedSharding(MESH, PartitionSpec(None, "fsdp", None))
+    assert result["scale"].is_fully_replicated
+    assert result["kernel"].shard_shape((3, 8, 6)) == (3, 2, 6)
+
+
+def test_a_dimension_that_does_not_divide_is_an_error_with_path_shape_axis_and_remedy():
+    with pytest.raises(ValueError) as caught:
+        partition.shardings({"a": {"kernel": _shape(6, 5)}}, {"a": {"kernel": ("embed", "mlp")}}, MESH, TABLE)
+    message = str(caught.value)
+    for part in ("a/kernel", "(6, 5)", "'embed'", "size 6", "'fsdp'", "4 devices", "multiple of 4"):
+        assert part in message
+    partition.shardings({"a": {"kernel": _shape(6, 5)}}, {"a": {"kernel": ("embed", "mlp")}}, MESH, DataParallel().table())
+
+
+@pytest.mark.parametrize("build", tiny.FAMILIES.values(), ids=tiny.FAMILIES)
+def test_every_parameter_of_a_family_is_annotated_and_all_but_norms_and_biases_are_divided(build):
+    shapes, words = abstract_parameters(Transformer(build()))
+    placed = partition.shardings(shapes, words, MESH, TABLE)
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(placed), strict=True
+    ):
+        name = jax.tree_util.keystr(path, simple=True)
+        if not name.endswith(("scale", "bias")):
+            assert sharding.shard_shape(leaf.shape) != leaf.shape, name
+
+
+def test_copies_of_the_parameters_inside_another_tree_lie_as_they_do():
+    parameters = {"a": {"table": _shape(8, 4)}, "table": _shape(8, 4), "b": {"bias": _shape(8)}}
+    words = {"a": {"table": ("embed", "mlp")}, "table": ("vocab", "embed"), "b": {"bias": ("norm",)}}
+    placed = partition.shardings(parameters, words, MESH, TABLE)
+    state = jax.eval_shape(optax.adamw(1e-3).init, parameters)
+    result = partition.like_parameters(state, parameters, placed, MESH)
+    adam = result[0]
+    assert adam.mu == adam.nu == placed
+    assert adam.mu["a"]["table"] != adam.mu["table"]
+    assert adam.count == NamedSharding(MESH, PartitionSpec())
+
+
+def test_what_has_a_parameters_path_but_not_its_shape_is_replicated():
+    parameters = {"kernel": _shape(8, 4)}
+    placed = partition.shardings(parameters, {"kernel": ("embed", "mlp")}, MESH, TABLE)
+    state = {"rows": {"kernel": _shape(8)}, "copy": {"kernel": _shape(8, 4)}, "kernel_of_another": _shape(8, 4)}
+    result = partition.like_parameters(state, parameters, placed, MESH)
+    assert result["rows"]["kernel"].is_fully_replicated
+    assert result["copy"]["kernel"] == placed["kernel"]
+    assert result["kernel_of_another"].is_fully_replicated
+
+
+def test_rows_of_a_batch_go_to_different_devices():
+    sharding = partition.batch_sharding(MESH, TABLE)
+    assert sharding.shard_shape((16, 5)) == (2, 5)
+
+
+def test_constraints_do_nothing_outside_a_mesh():
+    x = jnp.ones((2, 3, 4))
+    assert "sharding_constraint" not in str(
+        jax.make_jaxpr(lambda x: partition.constrain(x, axes.BATCH, axes.LENGTH, axes.WIDTH))(x)
+    )
+
+
+def test_constraints_follow_the_table_inside_a_mesh():
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    with partition.activate(mesh, TABLE):
+        jaxpr = jax.make_jaxpr(lambda x: partition.constrain(x, axes.BATCH, axes.LENGTH, axes.WIDTH))(jnp.ones((2, 3, 4)))
+    assert "sharding_constraint" in str(jaxpr) and "('data', 'fsdp')" in str(jaxpr)

@@ -1,0 +1,56 @@
+import json
+import shutil
+
+import pytest
+
+from llm_jax.tokenizers import load_tokenizer
+
+_TEXT = "def f(x):\n    return x\n"
+
+
+def test_saved_tokenizer_comes_back(any_tokenizer, tmp_path):
+    any_tokenizer.save(tmp_path / "deep" / "old")
+    shutil.move(tmp_path / "deep" / "old", tmp_path / "new")
+    loaded = load_tokenizer(tmp_path / "new")
+    assert type(loaded) is type(any_tokenizer)
+    for name in ("digest", "vocab_size", "bos_id", "eos_id", "pad_id"):
+        assert getattr(loaded, name) == getattr(any_tokenizer, name)
+    assert loaded.encode(_TEXT) == any_tokenizer.encode(_TEXT)
+    assert loaded.decode(loaded.encode(_TEXT)) == _TEXT
+
+
+def test_saving_twice_leaves_two_files(any_tokenizer, tmp_path):
+    any_tokenizer.save(tmp_path)
+    any_tokenizer.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.json", any_tokenizer.file_name}
+
+
+def test_other_content_is_refused(bpe, unigram, tmp_path):
+    bpe.save(tmp_path)
+    (tmp_path / "sentencepiece.model").write_bytes(unigram.content)
+    with pytest.raises(ValueError, match=f"has digest {unigram.digest} but was saved with {bpe.digest}"):
+        load_tokenizer(tmp_path)
+
+
+def test_missing_parts_are_named(bpe, tmp_path):
+    with pytest.raises(ValueError, match="tokenizer.json.*cannot be read"):
+        load_tokenizer(tmp_path)
+    bpe.save(tmp_path)
+    (tmp_path / "sentencepiece.model").unlink()
+    with pytest.raises(ValueError, match="sentencepiece.model.*cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "byte"}', "\x00"])
+def test_broken_description_is_refused(text, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match="does not describe a saved tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_unknown_kind_is_refused(byte, tmp_path):
+    byte.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "bytes"}))
+    with pytest.raises(ValueError, match="kind is 'bytes'.*did you mean 'byte'"):
+        load_tokenizer(tmp_path)
