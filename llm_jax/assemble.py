@@ -79,6 +79,11 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
     tokenizer = _tokenizer(experiment, cache)
     mesh, table = experiment.sharding.mesh.build(), experiment.sharding.strategy.table()
     dataset = experiment.data.build(tokenizer, cache, experiment.seed, experiment.objective.example)
+    check(
+        dataset.vocab_size <= experiment.model.vocab_size,
+        f"the data have {dataset.vocab_size} different tokens and model.vocab_size is {experiment.model.vocab_size}: "
+        "the model must have at least as many",
+    )
     model = Transformer(experiment.model, experiment.precision)
     shapes, logical_axes = abstract_parameters(model)
     optimizer = experiment.optimizer.build(experiment.steps, shapes, logical_axes)
@@ -99,9 +104,7 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
         ),
         initial_state=jax.jit(initial, out_shardings=shardings),
-        step=jax.jit(
-            update, in_shardings=(shardings, batch), out_shardings=(shardings, None), donate_argnums=0
-        ),
+        step=jax.jit(update, in_shardings=(shardings, batch), out_shardings=(shardings, None), donate_argnums=0),
         evaluate=jax.jit(evaluation_step(model, experiment.objective), in_shardings=(shardings.params, batch)),
         weights=hooks.weights_for_use(experiment.optimizer.evaluation_params),
     )
@@ -140,7 +143,9 @@ def run_training(experiment: Experiment, runs: Path, cache: Path, fresh: bool = 
     return run
 
 
-def _train(parts: Assembly, run: RunDirectory, checkpoints: Checkpoints, restored: Restored | None) -> tuple[TrainState, bool]:
+def _train(
+    parts: Assembly, run: RunDirectory, checkpoints: Checkpoints, restored: Restored | None
+) -> tuple[TrainState, bool]:
     experiment = parts.experiment
     iterator = parts.dataset.train_iterator(0, *parts.share)
     first, seconds = 0, 0.0
@@ -227,13 +232,7 @@ def _tokenizer(experiment: Experiment, cache: Path) -> Tokenizer | None:
     if experiment.tokenizer is None:
         return None
     text = experiment.data.text("train")
-    tokenizer = experiment.tokenizer.build(lambda: (document.text for document in text), cache, text.digest)
-    check(
-        tokenizer.vocab_size <= experiment.model.vocab_size,
-        f"the tokenizer has {tokenizer.vocab_size} tokens and model.vocab_size is {experiment.model.vocab_size}: "
-        "the model must have at least as many",
-    )
-    return tokenizer
+    return experiment.tokenizer.build(lambda: (document.text for document in text), cache, text.digest)
 
 
 def _evaluation_sets(parts: Assembly) -> tuple[EvaluationSet, ...]:
@@ -250,7 +249,7 @@ def _sampler(parts: Assembly) -> Callable[[Any], str]:
     samples, tokenizer = parts.experiment.samples, parts.tokenizer
     check(tokenizer is not None, "samples.prompts are text, and the experiment has no tokenizer: leave them out")
     generator = Generator(parts.model, samples.sampling, tokenizer.eos_id, tokenizer.pad_id)
-    prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in samples.prompts]
+    prompts = [parts.experiment.prompt(tokenizer, prompt) for prompt in samples.prompts]
 
     def sample(params: Any) -> str:
         rows = generator.generate(params, prompts, samples.new_tokens, parts.experiment.seed)

@@ -115,7 +115,7 @@ def _generate(arguments: list[str]) -> None:
     model = Transformer(experiment.model, experiment.precision)
     params = _parameters(run, model, tokenizer.digest, options)
     generator = Generator(model, options.sampling, tokenizer.eos_id, tokenizer.pad_id)
-    prompt = [tokenizer.bos_id, *tokenizer.encode(options.prompt)]
+    prompt = experiment.prompt(tokenizer, options.prompt)
     decoder = tokenizer.stream(prompt)
     print(options.prompt, end="", flush=True)
     for tokens_B in generator.stream(params, [prompt], options.new_tokens, options.seed):

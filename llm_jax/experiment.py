@@ -18,7 +18,7 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import Optimizer
 from llm_jax.sharding.rules import ShardingConfig
-from llm_jax.tokenizers import AnyTokenizerConfig
+from llm_jax.tokenizers import AnyTokenizerConfig, Tokenizer
 from llm_jax.train.step import StepConfig
 
 
@@ -105,6 +105,10 @@ class Experiment:
             f"objective.chunks is {self.objective.chunks} and data.sequence_length is {length}: rows are cut into "
             "that many equal chunks; change one of them",
         )
+
+    def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Token ids with which the model begins to continue `text`, as its documents begin."""
+        return [tokenizer.bos_id] * self.data.bos + tokenizer.encode(text)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import socket
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,7 +97,8 @@ class _Entry:
             return False
         damage = self._damage()
         if damage is not None:
-            self._console.print(f"token cache {self._folder} is damaged ({damage}): tokenising again", style="yellow")
+            message = f"token cache {self._folder} is damaged ({damage}): tokenising again"
+            self._console.print(message, style="yellow", markup=False, soft_wrap=True)
         return damage is None
 
     def read(self) -> TokenDocuments:
@@ -115,7 +116,8 @@ class _Entry:
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-            partial = Path(tempfile.mkdtemp(prefix=f"{self._leftover_prefix}{os.getpid()}=", dir=self._folder.parent))
+            partial = self._folder.with_name(f"{self._leftover_prefix}{os.getpid()}={uuid.uuid4().hex[:8]}")
+            partial.mkdir()
             try:
                 self._fill(partial, source, tokenizer)
                 self._publish(partial)
@@ -164,10 +166,10 @@ class _Entry:
                 raise
 
     def _encoded(self, documents: list[Document], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-        before = [tokenizer.bos_id] if self._identity["bos"] else []
-        after = [tokenizer.eos_id] if self._identity["eos"] else []
+        before = np.array([tokenizer.bos_id] if self._identity["bos"] else [], np.int64)
+        after = np.array([tokenizer.eos_id] if self._identity["eos"] else [], np.int64)
         for ids in tokenizer.encode_batch([document.text for document in documents]):
-            yield np.concatenate([before, ids, after]).astype(np.int64)
+            yield np.concatenate([before, ids, after])
 
     def _damage(self) -> str | None:
         """What is wrong with the folder, or None.
@@ -212,14 +214,14 @@ class _Entry:
     def _progress(self, title: str) -> rich.progress.Progress:
         progress = rich.progress.Progress(
             rich.progress.SpinnerColumn(),
-            rich.progress.TextColumn(f"tokenising the {title}"),
+            rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.DownloadColumn(),
             rich.progress.TransferSpeedColumn(),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
-        progress.add_task("", total=None)
+        progress.add_task(f"tokenising the {title}", total=None)
         return progress
 
 

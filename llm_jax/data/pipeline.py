@@ -37,6 +37,11 @@ class DataConfig:
         check_positive(sequence_length=self.sequence_length, batch_size=self.batch_size)
         check_not_negative(read_ahead=self.read_ahead)
 
+    @property
+    def bos(self) -> bool:
+        """Whether documents begin with the tokenizer's bos; prompts then must as well."""
+        return all(isinstance(source, CorpusConfig) and source.bos for source in self._sources)
+
     def text(self, part: Part, max_bytes: int | None = None) -> TextSource:
         """The text of `part`, before tokenising: of all sources of a mixture, one after the other; or the sample of it
         that an evaluation limited to `max_bytes` uses.
@@ -44,11 +49,9 @@ class DataConfig:
         Raises:
           ValueError: if a source is synthetic, or has no such part.
         """
-        mixed = isinstance(self.source, MixtureConfig)
-        sources = [weighted.source for weighted in self.source.sources] if mixed else [self.source]
-        for source in sources:
+        for source in self._sources:
             check(isinstance(source, CorpusConfig), f"{type(source).__name__} is synthetic and has no text")
-        texts = [source.text(part) for source in sources]
+        texts = [source.text(part) for source in self._sources]
         if max_bytes is not None:
             texts = [Limited(text, max_bytes) for text in texts]
         return texts[0] if len(texts) == 1 else Joined(texts)
@@ -63,6 +66,12 @@ class DataConfig:
         """
         context = RowContext(tokenizer, cache, self.sequence_length, self.batch_size, seed)
         return Dataset(self, context, transform)
+
+    @property
+    def _sources(self) -> list[SingleSourceConfig]:
+        if isinstance(self.source, MixtureConfig):
+            return [weighted.source for weighted in self.source.sources]
+        return [self.source]
 
 
 @dataclasses.dataclass(frozen=True)

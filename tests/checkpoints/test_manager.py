@@ -206,4 +206,4 @@ def test_orbax_is_quiet(tmp_path, capfd, caplog):
         for step in (1, 2):
             opened.save(step, train_state(step), {}, {})
         opened.restore(abstract(train_state()))
-    assert capfd.readouterr().err == "" and caplog.text == ""
+    assert (capfd.readouterr().err, caplog.text) == ("", "")

@@ -2,15 +2,18 @@
 
 import ast
 import inspect
+import io
 import json
 import textwrap
 import tokenize
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from llm_jax.tokenizers import ByteTokenizerConfig, HuggingFaceTokenizerConfig, Tokenizer, TrainSentencePieceConfig
 from llm_jax.tokenizers.character import CharacterTokenizer
+from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 _SOURCES = (ast, inspect, json, textwrap, tokenize)
 
@@ -38,6 +41,34 @@ def phrases(source_files, tmp_path_factory) -> Tokenizer:
     """Pieces that cross spaces and scripts."""
     config = TrainSentencePieceConfig(vocab_size=1000, split_by_script=False, split_by_space=False)
     return config.build(lambda: source_files, tmp_path_factory.mktemp("cache"), "sources")
+
+
+@pytest.fixture(scope="session")
+def foreign(source_files):
+    """Trains as SentencePiece does by itself: NFKC, a space in front, spaces collapsed."""
+
+    def train(**options) -> bytes:
+        model = io.BytesIO()
+        lines = iter("\n".join(source_files).split("\n"))
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=model, model_type="bpe", minloglevel=2, vocab_size=500, **options
+        )
+        return model.getvalue()
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def t5_like(foreign) -> Tokenizer:
+    """Collapses spaces, drops those in front, has no bos and no bytes."""
+    return SentencePieceTokenizer(foreign(pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
+
+
+@pytest.fixture(scope="session")
+def llama_like(foreign) -> Tokenizer:
+    """Keeps spaces, puts one in front, has bytes and no pad."""
+    options = {"byte_fallback": True, "remove_extra_whitespaces": False, "normalization_rule_name": "identity"}
+    return SentencePieceTokenizer(foreign(allow_whitespace_only_pieces=True, **options))
 
 
 @pytest.fixture(scope="session")

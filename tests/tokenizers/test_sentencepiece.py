@@ -1,6 +1,5 @@
 """Models made elsewhere."""
 
-import io
 from pathlib import Path
 
 import pytest
@@ -10,26 +9,11 @@ from llm_jax.tokenizers import SentencePieceTokenizerConfig
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
-@pytest.fixture(scope="module")
-def foreign(source_files):
-    """Trains as SentencePiece does by itself: NFKC, a space in front, spaces collapsed."""
-
-    def train(**options) -> bytes:
-        model = io.BytesIO()
-        lines = iter("\n".join(source_files).split("\n"))
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines, model_writer=model, model_type="bpe", minloglevel=2, vocab_size=500, **options
-        )
-        return model.getvalue()
-
-    return train
-
-
-def test_ids_are_the_librarys_own(foreign, source_files):
-    content = foreign()
-    library = sentencepiece.SentencePieceProcessor(model_proto=content)
-    tokenizer = SentencePieceTokenizer(content)
-    for text in [*source_files, "a\u2581b"]:
+@pytest.mark.parametrize("name", ["t5_like", "llama_like"])
+def test_ids_are_the_librarys_own(name, request, source_files):
+    tokenizer = request.getfixturevalue(name)
+    library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.content)
+    for text in [*source_files, "a\u2581\u2581b", "  a  b  "]:
         assert tokenizer.encode(text) == library.encode(text)
         assert tokenizer.decode(library.encode(text)) == library.decode(library.encode(text))
 
@@ -41,14 +25,12 @@ def test_space_mark_is_spelt_in_bytes_where_it_would_be_lost(bpe):
     assert bpe.decode(bpe.encode(text)) == text
 
 
-def test_llama_like_ids(foreign):
-    tokenizer = SentencePieceTokenizer(foreign(byte_fallback=True))
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 0)
+def test_llama_like_special_ids(llama_like):
+    assert (llama_like.bos_id, llama_like.eos_id, llama_like.pad_id) == (1, 2, 0)
 
 
-def test_t5_like_ids(foreign):
-    tokenizer = SentencePieceTokenizer(foreign(pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 0)
+def test_t5_like_special_ids(t5_like):
+    assert (t5_like.bos_id, t5_like.eos_id, t5_like.pad_id) == (0, 1, 0)
 
 
 def test_model_without_eos_is_refused(foreign):

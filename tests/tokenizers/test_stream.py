@@ -4,7 +4,6 @@ import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llm_jax.tokenizers.stream import StreamDecoder
 
 _property = settings(
@@ -64,21 +63,22 @@ def test_a_character_begun_in_the_prompt_is_finished(byte):
     assert _stream(byte, rest, [first]) == ["", "漢", ""]
 
 
-def test_models_that_prefix_a_space_stream_the_spaces_between_words(source_files, tmp_path):
+def test_models_that_prefix_a_space_stream_the_spaces_between_words(llama_like):
     """LLaMA's models drop the first space of a text when decoding: a continuation must keep it."""
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(" ".join(source_files).split("\n")),
-        model_prefix=str(tmp_path / "m"),
-        vocab_size=500,
-        model_type="bpe",
-        byte_fallback=True,
-        minloglevel=2,
-    )
-    tokenizer = SentencePieceTokenizer((tmp_path / "m.model").read_bytes())
-    prompt, continuation = tokenizer.encode("return"), tokenizer.encode("the value of self")
-    assert tokenizer.decode(continuation) == "the value of self"
-    assert "".join(_stream(tokenizer, continuation, prompt)) == " the value of self"
-    assert "".join(_stream(tokenizer, prompt + continuation)) == tokenizer.decode(prompt + continuation)
+    prompt, continuation = llama_like.encode("return"), llama_like.encode("the value of self")
+    assert llama_like.decode(continuation) == "the value of self"
+    assert "".join(_stream(llama_like, continuation, prompt)) == " the value of self"
+
+
+@_property
+@given(data=st.data())
+def test_parts_add_up_where_spaces_in_front_are_dropped(t5_like, llama_like, data):
+    for tokenizer in (t5_like, llama_like):
+        space, word = tokenizer.encode("_ the")[-1], tokenizer.encode("the")[-1]
+        space_mark = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.content).piece_to_id("\u2581")
+        some = st.sampled_from([space, word, space_mark, tokenizer.eos_id, 300])
+        ids = data.draw(st.lists(some, max_size=10))
+        assert "".join(_stream(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 def test_cost_of_a_push_does_not_grow(byte):

@@ -51,8 +51,9 @@ def test_text_after_a_reserved_character_is_still_learnt():
     assert " zebra" in _pieces(train(TrainSentencePieceConfig(vocab_size=271), [text]))
 
 
-def test_long_lines_are_learnt():
-    assert " zebra" in _pieces(train(TrainSentencePieceConfig(vocab_size=271), ["zebra " * 50_000]))
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_long_lines_are_learnt(end):
+    assert " zebra" in _pieces(train(TrainSentencePieceConfig(vocab_size=273), [("zebra " * 50_000 + end) * 2]))
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

@@ -1,0 +1,173 @@
+"""Attention against a loop over batch, heads and queries in numpy."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.core import trees
+from llm_jax.core.dtypes import MIXED, Precision
+from llm_jax.layers.linear import Normal
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
+from llm_jax.layers.positions.rope import RoPEConfig
+
+B, T, D, N, H = 2, 6, 8, 4, 4
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.normal(size=(B, T, D))
+# Two packed documents and padding in the first row, one document in the second.
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
+POSITIONS = np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
+
+
+def _weights(config):
+    shapes = jax.eval_shape(
+        config.build(D, Precision(), None).init, jax.random.key(0), jnp.zeros((1, 1, D)), Placement(jnp.zeros((1, 1)))
+    )
+    return jax.tree.map(lambda leaf: GENERATOR.normal(size=leaf.shape), nn.unbox(shapes["params"]))
+
+
+def _turn(vector, position, base):
+    half = len(vector) // 2
+    out = np.empty(2 * half)
+    for i in range(half):
+        angle = position * base ** (-2 * i / (2 * half))
+        out[i] = vector[i] * np.cos(angle) - vector[i + half] * np.sin(angle)
+        out[i + half] = vector[i + half] * np.cos(angle) + vector[i] * np.sin(angle)
+    return out
+
+
+def _reference(config, params, x, positions, segments):
+    """Vaswani et al. 2017, eq. 1, one query of one head at a time; rows for padding are left at NaN."""
+
+    def project(name, vector, head):
+        part = params[name]
+        return vector @ part["kernel"][:, head] + (part["bias"][head] if config.bias else 0)
+
+    y = np.full(x.shape, np.nan)
+    group = config.heads // config.kv_heads
+    for b in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            if segments[b, t] == 0:
+                continue
+            y[b, t] = params["out"]["bias"] if config.bias else 0
+            seen = [
+                s
+                for s in range(x.shape[1])
+                if segments[b, s] == segments[b, t] and (s <= t or isinstance(config.mask, Bidirectional))
+            ]
+            for n in range(config.heads):
+                q = project("query", x[b, t], n)
+                ks = [project("key", x[b, s], n // group) for s in seen]
+                if config.position:
+                    q = _turn(q, positions[b, t], config.position.base)
+                    ks = [_turn(k, positions[b, s], config.position.base) for k, s in zip(ks, seen, strict=True)]
+                scores = np.array([q @ k / np.sqrt(config.head_dim) for k in ks])
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                context = sum(w * project("value", x[b, s], n // group) for w, s in zip(weights, seen, strict=True))
+                y[b, t] += context @ params["out"]["kernel"][n]
+    return y
+
+
+CASES = {
+    "multi-head": AttentionConfig(N, H, kv_heads=N),
+    "grouped": AttentionConfig(N, H, kv_heads=2),
+    "multi-query": AttentionConfig(N, H, kv_heads=1),
+    "biases": AttentionConfig(N, H, kv_heads=2, bias=True),
+    "rotary": AttentionConfig(N, H, kv_heads=2, position=RoPEConfig(100.0)),
+    "bidirectional": AttentionConfig(N, H, kv_heads=2, mask=Bidirectional(), position=RoPEConfig()),
+    "heads wider than the model": AttentionConfig(3, 6, kv_heads=3),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attention_is_the_loop_over_packed_documents(case):
+    config = CASES[case]
+    params = _weights(config)
+    place = Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
+    apply = jax.jit(lambda x: config.build(D, Precision(), None).apply({"params": params}, x, place))
+    y, state = apply(jnp.asarray(X, jnp.float32))
+    assert state is None
+    real = SEGMENTS != 0
+    expected = _reference(config, params, X, POSITIONS, SEGMENTS)
+    np.testing.assert_allclose(np.asarray(y)[real], expected[real], rtol=1e-4, atol=1e-4)
+    assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("mask", [Causal(), Bidirectional()])
+def test_without_segments_a_row_is_one_document(mask):
+    config = AttentionConfig(N, H, kv_heads=2, mask=mask, position=RoPEConfig())
+    params = _weights(config)
+    places = np.broadcast_to(np.arange(T), (B, T))
+    y, _ = config.build(D, Precision(), None).apply(
+        {"params": params}, jnp.asarray(X, jnp.float32), Placement(jnp.asarray(places))
+    )
+    expected = _reference(config, params, X, places, np.ones((B, T)))
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_and_flops_are_counted(case):
+    config = CASES[case]
+    params = _weights(config)
+    assert config.parameters(D) == trees.count(params)
+    kernels = sum(leaf.size for name, leaf in trees.named_leaves(params) if name.endswith("kernel"))
+    assert config.matrix_flops(D) == 2 * kernels
+    # Scores and weighted sum: a multiply-add for each head and feature of each pair.
+    pairs = {"Causal": T * (T + 1) / 2, "Bidirectional": T * T}[type(config.mask).__name__]
+    assert config.mixing_flops(T) * T == 2 * 2 * config.heads * config.head_dim * pairs
+
+
+def test_state_is_as_large_as_the_kv_heads_need():
+    state = CASES["grouped"].allocate(3, 10, jnp.bfloat16)
+    assert trees.size_bytes(state) == 2 * 3 * 10 * 2 * H * 2
+
+
+def test_initial_scales_are_those_of_the_config():
+    config = AttentionConfig(8, 16, kv_heads=8, init=Normal(0.5), out_init=Normal(0.05))
+    layer = config.build(128, Precision(), None)
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 128)), Placement(jnp.zeros((1, 1))))["params"]
+    for name, part in params.items():
+        np.testing.assert_allclose(np.std(part["kernel"].value), 0.05 if name == "out" else 0.5, rtol=0.03)
+
+
+def test_scores_and_softmax_are_float32_under_bfloat16():
+    config = AttentionConfig(N, H, kv_heads=2)
+    layer, place = config.build(D, MIXED, None), Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
+    variables = {"params": _weights(config)}
+    program = jax.make_jaxpr(lambda x: layer.apply(variables, x, place)[0])(jnp.asarray(X, jnp.bfloat16))
+    exponentials = [equation for equation in _equations(program.jaxpr) if equation.primitive.name == "exp"]
+    assert [equation.invars[0].aval.dtype for equation in exponentials] == [jnp.float32]
+    assert program.out_avals[0].dtype == jnp.bfloat16
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kv_heads": 3}, "kv_heads is 3 and heads is 4: kv_heads must divide heads; set kv_heads to one of"),
+        ({"kv_heads": 8}, "kv_heads is 8 and heads is 4"),
+        ({"kv_heads": 0}, "kv_heads is 0"),
+        ({"heads": -4}, "heads is -4"),
+        ({"head_dim": 0}, "head_dim is 0"),
+        ({"head_dim": 5, "position": RoPEConfig()}, "head_dim is 5: rotary positions turn pairs, so it must be even"),
+    ],
+)
+def test_bad_values_are_refused(change, message):
+    good = AttentionConfig(N, H, kv_heads=2)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(good, **change)
+
+
+def test_odd_head_size_is_fine_without_rotation():
+    assert AttentionConfig(N, 5, kv_heads=2).head_dim == 5
