@@ -42,9 +42,7 @@ def experiment() -> Experiment:
             sequence_length=LENGTH,
             batch_size=12,
         ),
-        model=gpt2(
-            layers=4, heads=4, width=128, vocab_size=ALPHABET + SPECIAL_TOKENS, max_length=4 * LENGTH, bias=False
-        ),
+        model=gpt2(layers=4, heads=4, width=128, vocab_size=ALPHABET + SPECIAL_TOKENS, max_length=LENGTH, bias=False),
         optimizer=AdamWConfig(
             peak_lr=1e-3,
             schedule=Cosine(warmup_steps=100, final_fraction=0.1, decay_steps=2000),
@@ -56,6 +54,6 @@ def experiment() -> Experiment:
         evaluation=EvaluationConfig(every=250),
         checkpoint=CheckpointConfig(every=1000),
         samples=SampleConfig(
-            prompts=("\n",), every=2000, new_tokens=LENGTH, sampling=SamplingConfig(temperature=0.8)
+            prompts=("\n",), every=2000, new_tokens=LENGTH - 1, sampling=SamplingConfig(temperature=0.8)
         ),
     )

@@ -12,7 +12,8 @@ import numpy as np
 from llm_jax.analysis import plots
 from llm_jax.analysis.runs import Run, differences, held_out_set, last, load_run, median, setting
 from llm_jax.core.checks import check
-from llm_jax.core.run_directory import RunDirectory, write_atomically
+from llm_jax.core.files import write_atomically
+from llm_jax.core.run_directory import RunDirectory
 
 _MAX_COLUMNS = 8
 _TAIL_FRACTION = 50

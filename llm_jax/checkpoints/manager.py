@@ -1,5 +1,6 @@
 """Writing checkpoints: asynchronous, atomic, the last ones and the best ones kept."""
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.noise import quiet_orbax
-from llm_jax.checkpoints.record import Record, describe
+from llm_jax.checkpoints.record import Record, describe, root_cause
 from llm_jax.checkpoints.restore import RECORD, STATE, Restored
 from llm_jax.core.checks import check, check_not_negative, check_positive
 
@@ -66,14 +67,7 @@ class Checkpoints:
             self._note_loss(step, record.loss)
         self._prepare_directory()
         self._unfinished: int | None = None
-        self._orbax = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=_Retention(config, self._losses),
-                lightweight_initialize=True,
-                save_root_metadata=False,
-            ),
-        )
+        self._orbax = self._open_orbax()
 
     @property
     def latest_step(self) -> int | None:
@@ -175,6 +169,15 @@ class Checkpoints:
                 "make it writable, or choose another place for the run"
             ) from error
 
+    def _open_orbax(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Retention(self._config, self._losses),
+            create=False,
+            lightweight_initialize=True,
+            save_root_metadata=False,
+        )
+        return ocp.CheckpointManager(self._directory, options=options)
+
     def _remove_temporaries(self) -> None:
         if jax.process_index() == 0:
             for path in self._directory.glob(f"*{ocp.path.atomicity.TMP_DIR_SUFFIX}*"):
@@ -195,20 +198,23 @@ class Checkpoints:
             return None
         name = self._config.best_metric
         check(name in metrics, f"best_metric is {name!r}, but the evaluation gave {sorted(metrics)}: name one of those")
-        return float(metrics[name])
+        return float(metrics[name]) if math.isfinite(metrics[name]) else None
 
     def _note_loss(self, step: int, loss: float | None) -> None:
-        if loss is not None and math.isfinite(loss):
+        if loss is not None:
             self._losses[step] = loss
 
     def _failure(self, error: Exception) -> OSError:
         free = shutil.disk_usage(self._directory).free
+        for _ in range(3):  # every part of the save that failed raises once; a manager with errors left is of no use
+            with contextlib.suppress(Exception):
+                self._orbax.close()
         self._losses.pop(self._unfinished, None)
         self._remove_temporaries()
-        self._orbax.reload()
+        self._orbax = self._open_orbax()
         return OSError(
             f"checkpoint {self._unfinished} could not be written to {self._directory}, where {free:,} bytes were free: "
-            f"{str(error).strip()[:300]}\nThe newest whole checkpoint is that of step {self.latest_step}. Make room "
+            f"{root_cause(error)}\nThe newest whole checkpoint is that of step {self.latest_step}. Make room "
             "(or lower keep_last and keep_best), then give the same command again: it resumes from there."
         )
 

@@ -71,6 +71,15 @@ def describe(state: Any) -> dict[str, Leaf]:
     return {name: Leaf(tuple(leaf.shape), str(leaf.dtype), found[name]) for name, leaf in named_leaves(state)}
 
 
+def root_cause(error: BaseException) -> str:
+    """One line on what went wrong at the bottom. Orbax and tensorstore wrap it into long descriptions of what they
+    were doing: the beginning and the end tell."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split(" [tensorstore_spec=")[0].split())
+    return f"{type(error).__name__}: " + (text if len(text) < 240 else f"{text[:120]} ... {text[-100:]}")
+
+
 def _encode(value: Any, path: str) -> Any:
     if isinstance(value, bytes):
         return {_BYTES: base64.b64encode(value).decode()}

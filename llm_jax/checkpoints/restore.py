@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from llm_jax.checkpoints.digest import digests
 from llm_jax.checkpoints.noise import quiet_orbax
-from llm_jax.checkpoints.record import Damaged, Leaf, Record
+from llm_jax.checkpoints.record import Damaged, Leaf, Record, root_cause
 from llm_jax.core.trees import named_leaves
 
 STATE = "state"
@@ -112,15 +112,13 @@ def _restore(
         raise ValueError(f"{directory} has no checkpoint of step {step}: choose one of {list(steps)}")
     skipped: list[tuple[int, str]] = []
     for candidate in reversed(steps) if step is None else [step]:
-        restored, reason = None, "another process could not read it"
         try:
             restored = _read(directory, candidate, abstract, tokenizer_digest, part)
         except Damaged as damage:
-            reason = str(damage)
-        if _everywhere(restored is not None):
+            _log.warning("checkpoint %d in %s is damaged: %s", candidate, directory, damage)
+            skipped.append((candidate, str(damage)))
+        else:
             return dataclasses.replace(restored, skipped=tuple(skipped))
-        _log.warning("checkpoint %d in %s is damaged: %s", candidate, directory, reason)
-        skipped.append((candidate, reason))
     if skipped:
         reasons = "".join(f"\n  {candidate}: {reason}" for candidate, reason in skipped)
         raise ValueError(
@@ -131,11 +129,18 @@ def _restore(
 
 
 def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part: str | None) -> Restored:
-    record = _read_record(directory, step)
-    check_tokenizer(directory, record, tokenizer_digest)
-    saved = {name: leaf for name, leaf in record.leaves.items() if part is None or name.split("/")[0] == part}
-    _check_same_leaves(f"checkpoint {step} in {directory}", saved, abstract)
-    state = _read_arrays(directory / str(step) / STATE, abstract)
+    """Raises Damaged in every process if it does in one, so that all resume from the same step."""
+    problem = None
+    try:
+        record = _read_record(directory, step)
+        check_tokenizer(directory, record, tokenizer_digest)
+        saved = {name: leaf for name, leaf in record.leaves.items() if part is None or name.split("/")[0] == part}
+        _check_same_leaves(f"checkpoint {step} in {directory}", saved, abstract)
+        state = _read_arrays(directory / str(step) / STATE, abstract)
+    except Damaged as damage:
+        problem = damage
+    if not _everywhere(problem is None):
+        raise problem or Damaged("another process could not read it")
     changed = [name for name, digest in digests(state).items() if digest != saved[name].digest]
     if changed:
         raise Damaged(f"the content of {len(changed)} arrays differs from what was saved: {', '.join(changed[:4])}")
@@ -146,7 +151,7 @@ def _read_record(directory: Path, step: int) -> Record:
     try:
         record = Record.from_json(ocp.JsonCheckpointHandler().restore(epath.Path(directory) / str(step) / RECORD))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"its record cannot be read ({_first_line(error)})") from error
+        raise Damaged(f"its record cannot be read ({root_cause(error)})") from error
     if record.step != step:
         raise Damaged(f"its record is that of step {record.step}")
     return record
@@ -164,7 +169,7 @@ def _read_arrays(path: Path, abstract: Any) -> Any:
         return ocp.PyTreeCheckpointHandler().restore(epath.Path(path), args=args)
     # Damage shows as almost any exception, from KeyError to tensorstore's own; leaves and shapes are checked before.
     except Exception as error:
-        raise Damaged(f"its arrays cannot be read ({_first_line(error)})") from error
+        raise Damaged(f"its arrays cannot be read ({root_cause(error)})") from error
 
 
 def _check_same_leaves(where: str, saved: Mapping[str, Leaf], abstract: Any) -> None:
@@ -183,14 +188,7 @@ def _check_same_leaves(where: str, saved: Mapping[str, Leaf], abstract: Any) -> 
 
 
 def _everywhere(good: bool) -> bool:
-    """Whether `good` holds in every process, so that all resume from the same step."""
+    """Whether `good` holds in every process."""
     if jax.process_count() == 1:
         return good
     return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong at the bottom: orbax wraps the reason into long descriptions of what it was doing."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

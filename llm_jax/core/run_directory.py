@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from llm_jax.core import config
+from llm_jax.core.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,16 +128,6 @@ def machine_card() -> dict[str, Any]:
         "process_count": jax.process_count(),
         "command": sys.argv,
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _git_commit() -> str | None:

@@ -1,17 +1,72 @@
-"""Pointwise nonlinearities by their usual names."""
+"""Pointwise nonlinearities by their usual names, plain and gated.
 
-import functools
+Each is its own gradient rule: the backward pass keeps the inputs only and computes the rest again, which is cheaper
+than reading what autodiff would have stored.
+"""
+
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "silu": jax.nn.silu,
-    "relu": jax.nn.relu,
-}
-"""gelu is Hendrycks and Gimpel 2016 (arXiv:1606.08415), exact by erf; gelu_tanh its approximation, as in GPT-2."""
+_GELU = 2 * math.sqrt(2 / math.pi)
+_CUBIC = 0.044715
+
+
+def _gelu_tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """0.5 x (1 + tanh(u / 2)) = x sigmoid(u) (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2)."""
+    sigmoid = jax.nn.sigmoid(_GELU * (x + _CUBIC * x * x * x))
+    return x * sigmoid, sigmoid + x * sigmoid * (1 - sigmoid) * (_GELU * (1 + 3 * _CUBIC * x * x))
+
+
+def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x Phi(x), Phi the normal distribution (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+    phi = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    return x * phi, phi + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+
+
+def _silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x sigmoid(x) (Elfwing et al. 2017, arXiv:1702.03118)."""
+    sigmoid = jax.nn.sigmoid(x)
+    return x * sigmoid, sigmoid * (1 + x * (1 - sigmoid))
+
+
+def _relu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.maximum(x, 0), (x > 0).astype(x.dtype)
+
+
+def _plain(pair: Callable) -> Callable[[jax.Array], jax.Array]:
+    """The function of a (value, derivative) pair."""
+
+    @jax.custom_vjp
+    def function(x: jax.Array) -> jax.Array:
+        return pair(x)[0]
+
+    function.defvjp(lambda x: (pair(x)[0], x), lambda x, dy: (dy * pair(x)[1],))
+    return function
+
+
+def _gated(pair: Callable) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(gate, x) -> activation(gate) * x."""
+
+    @jax.custom_vjp
+    def function(gate: jax.Array, x: jax.Array) -> jax.Array:
+        return pair(gate)[0] * x
+
+    def backward(inputs: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gate, x = inputs
+        value, derivative = pair(gate)
+        return dy * x * derivative, dy * value
+
+    function.defvjp(lambda gate, x: (pair(gate)[0] * x, (gate, x)), backward)
+    return function
+
+
+_PAIRS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "silu": _silu, "relu": _relu}
+
+ACTIVATIONS = {name: _plain(pair) for name, pair in _PAIRS.items()}
+GATED = {name: _gated(pair) for name, pair in _PAIRS.items()}

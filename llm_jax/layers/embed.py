@@ -7,9 +7,8 @@ import dataclasses
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from llm_jax.core.checks import check, check_fraction
+from llm_jax.core.checks import check_fraction
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Normal, contract
 from llm_jax.layers.positions.learned import LearnedPositionsConfig

@@ -4,6 +4,7 @@ Legend: B batch, T length, D model width.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -58,13 +59,11 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.config.epsilon)
-        y = centred * inverse * _vector(self, "scale", nn.initializers.ones_init(), x.shape[-1])
+        scale_D = _vector(self, "scale", nn.initializers.ones_init(), x.shape[-1])
+        y = normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, centred=True)
         if self.config.bias:
-            y += _vector(self, "bias", nn.initializers.zeros_init(), x.shape[-1])
-        return y.astype(self.precision.dtype)
+            y += _vector(self, "bias", nn.initializers.zeros_init(), x.shape[-1]).astype(y.dtype)
+        return y
 
 
 class RMSNorm(nn.Module):
@@ -75,10 +74,48 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.config.epsilon)
-        y = x32 * inverse * _vector(self, "scale", nn.initializers.ones_init(), x.shape[-1])
-        return y.astype(self.precision.dtype)
+        scale_D = _vector(self, "scale", nn.initializers.ones_init(), x.shape[-1])
+        return normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, centred=False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def normalise(x: jax.Array, scale_D: jax.Array, epsilon: float, centred: bool) -> jax.Array:
+    """x over its root mean square, or with `centred` its deviation from the mean over its standard deviation, times
+    scale [D] float32. Of x's type.
+
+    The backward pass keeps x and one number a vector, and takes two reductions.
+    """
+    return _normalise(x, scale_D, epsilon, centred)[0]
+
+
+def _normalise(x, scale_D, epsilon, centred):
+    normal, inverse = _statistics(x, epsilon, centred)
+    return (normal * scale_D).astype(x.dtype), (x, scale_D, inverse)
+
+
+def _statistics(x, epsilon, centred):
+    x32 = x.astype(jnp.float32)
+    if centred:
+        x32 -= jnp.mean(x32, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    return x32 * inverse, inverse
+
+
+def _normalise_backward(epsilon, centred, residuals, dy):
+    x, scale_D, inverse = residuals
+    normal = x.astype(jnp.float32)
+    if centred:
+        normal -= jnp.mean(normal, axis=-1, keepdims=True)
+    normal *= inverse
+    dy = dy.astype(jnp.float32)
+    dnormal = dy * scale_D
+    dx = dnormal - normal * jnp.mean(dnormal * normal, axis=-1, keepdims=True)
+    if centred:
+        dx -= jnp.mean(dnormal, axis=-1, keepdims=True)
+    return (dx * inverse).astype(x.dtype), jnp.sum((dy * normal).reshape(-1, x.shape[-1]), axis=0)
+
+
+normalise.defvjp(_normalise, _normalise_backward)
 
 
 def _vector(module: nn.Module, name: str, init: nn.initializers.Initializer, width: int) -> jax.Array:

@@ -45,13 +45,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, queries: Placement, keys: Placement | None, slot: jax.Array | None, state: Any
+        self, x_BTD: jax.Array, queries: Placement, slots: Placement | None, slot: jax.Array | None, state: Any
     ) -> tuple[jax.Array, Any]:
         config = self.config
         drop = nn.Dropout(config.dropout, deterministic=not self.has_rng("dropout"))
         mixer = config.mixer.build(self.width, self.precision, "mixer")
         ffn = config.ffn.build(self.width, self.precision, "ffn")
-        mixed, state = mixer(config.norm.build(self.precision, "mixer_norm")(x_BTD), queries, keys, state, slot)
+        mixed, state = mixer(config.norm.build(self.precision, "mixer_norm")(x_BTD), queries, slots, state, slot)
         x_BTD = constrain(x_BTD + drop(mixed), axes.BATCH, axes.LENGTH, axes.WIDTH)
         x_BTD += drop(ffn(config.norm.build(self.precision, "ffn_norm")(x_BTD)))
         return constrain(x_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH), state

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 
-from llm_jax.core.checks import check, check_positive
+from llm_jax.core.checks import check, check_one_of, check_positive
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.block import Block, BlockConfig
@@ -53,6 +53,7 @@ class Execution:
 
     def __post_init__(self):
         check_positive(unroll=self.unroll)
+        check_one_of("remat", self.remat, ("none", *_POLICIES))
 
 
 class Stack(nn.Module):
@@ -68,7 +69,7 @@ class Stack(nn.Module):
         self,
         x_BTD: jax.Array,
         queries: Placement,
-        keys: Placement | None = None,
+        slots: Placement | None = None,
         slot: jax.Array | None = None,
         states: tuple | None = None,
     ) -> tuple[jax.Array, tuple | None]:
@@ -77,7 +78,7 @@ class Stack(nn.Module):
         after = []
         for index, (segment, state) in enumerate(zip(self.segments, states, strict=True)):
             group = self._scanned(segment)(segment.blocks, self.width, self.precision, name=f"segment_{index}")
-            x_BTD, state = group(x_BTD, queries, keys, slot, state)
+            x_BTD, state = group(x_BTD, queries, slots, slot, state)
             after.append(state)
         return x_BTD, None if after[0] is None else tuple(after)
 
@@ -112,7 +113,7 @@ class Group(nn.Module):
         self,
         x_BTD: jax.Array,
         queries: Placement,
-        keys: Placement | None,
+        slots: Placement | None,
         slot: jax.Array | None,
         states: tuple | None,
     ) -> tuple[jax.Array, tuple | None]:
@@ -120,7 +121,7 @@ class Group(nn.Module):
         for index, block in enumerate(self.blocks):
             state = states[index] if states else None
             x_BTD, state = Block(block, self.width, self.precision, name=f"block_{index}")(
-                x_BTD, queries, keys, slot, state
+                x_BTD, queries, slots, slot, state
             )
             after.append(state)
         return x_BTD, tuple(after) if states else None

@@ -45,7 +45,7 @@ class Transformer(nn.Module):
 
         Args:
           tokens_BT: int32 token ids.
-          placement: where the tokens stand; None: each row is one document from its start.
+          placement: where the tokens stand; None: each row is one document, begun here or in the cache.
           cache: earlier tokens, from `allocate`; the tokens of this call continue them.
 
         Raises:
@@ -63,7 +63,8 @@ class Transformer(nn.Module):
                 "shorten the rows or raise model.max_length"
             )
         if placement is None:
-            placement = Placement(jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length)))
+            start = 0 if cache is None else cache.length
+            placement = Placement(jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length)))
         x_BTD = self.embed(tokens_BT, placement.positions_BT)
         x_BTD = constrain(x_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
         if cache is None:

@@ -46,8 +46,8 @@ class MeshConfig:
             sizes[free] = len(devices) // fixed
         if math.prod(sizes.values()) != len(devices):
             raise ValueError(
-                f"mesh {dataclasses.asdict(self)} does not fit {len(devices)} devices: the sizes must multiply to "
-                f"{len(devices)}; pairs that do: {[(n, len(devices) // n) for n in _divisors(len(devices))]} as (data, fsdp)"
+                f"mesh {dataclasses.asdict(self)} does not fit {len(devices)} devices: the sizes must multiply to that "
+                f"number; (data, fsdp) that do: {[(n, len(devices) // n) for n in _divisors(len(devices))]}"
             )
         # Auto axes: the compiler propagates shardings from the annotations. jax.make_mesh would make Explicit ones.
         return jax.make_mesh(

@@ -14,11 +14,13 @@ from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer
 class CharacterTokenizerConfig:
     """The sorted characters of one text, as in nanoGPT's character-level data sets."""
 
-    path: str
-    """UTF-8 text file; line ends count as they are written."""
+    path: str | None = None
+    """UTF-8 text file, whose line ends count as they are written; None: the experiment's own training text."""
 
     def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "CharacterTokenizer":
-        """See `TokenizerConfig`; reads the file at `path`."""
+        """See `TokenizerConfig`; reads the file at `path`, or the documents."""
+        if self.path is None:
+            return CharacterTokenizer("".join(sorted(set().union(*documents()))))
         text = _decode_utf8(read_file(self.path, "text file"), self.path)
         return CharacterTokenizer("".join(sorted(set(text))))
 

@@ -40,6 +40,7 @@ class StreamDecoder:
 
     def _show(self, text: str) -> str:
         new = text[len(self._shown) :]
+        # Tokens that are silent by themselves are no context: the spaces in front of the next would be dropped again.
         alone = self._decode(self._pending)
         if alone:
             self._context, self._shown = self._pending, alone

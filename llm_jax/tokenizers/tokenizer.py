@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 
 from llm_jax.core.checks import check
-from llm_jax.tokenizers.files import write_atomically
+from llm_jax.core.files import write_atomically
 from llm_jax.tokenizers.stream import StreamDecoder
 
 DESCRIPTION = "tokenizer.json"

@@ -11,7 +11,7 @@ import sentencepiece
 
 from llm_jax.core import config
 from llm_jax.core.checks import check, check_fraction, check_one_of, check_positive
-from llm_jax.tokenizers.files import write_atomically
+from llm_jax.core.files import write_atomically
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llm_jax.tokenizers.tokenizer import check_unicode
 

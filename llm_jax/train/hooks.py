@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from llm_jax.core.files import write_atomically
 from llm_jax.core.metrics import add, means
-from llm_jax.core.run_directory import RunDirectory, write_atomically
+from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
 from llm_jax.train.loop import Hook, Stop
 from llm_jax.train.state import TrainState

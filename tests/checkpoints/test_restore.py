@@ -201,8 +201,8 @@ def test_reading_changes_nothing(run):
 
 
 def test_the_best_step_is_read_from_disk(tmp_path):
-    with checkpoints(tmp_path, keep_last=3, best_metric="loss") as opened:
-        for step, loss in ((1, 2.0), (2, 1.0), (3, 1.5)):
+    with checkpoints(tmp_path, keep_last=4, best_metric="loss") as opened:
+        for step, loss in ((1, float("nan")), (2, 1.0), (3, 1.5), (4, 2.0)):
             opened.save(step, train_state(step), {}, {}, {"loss": loss})
     assert best_step(tmp_path) == 2
     _remove_everything(tmp_path / "2")

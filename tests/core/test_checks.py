@@ -50,7 +50,9 @@ def test_divides_offers_only_numbers_that_do(divisor):
 
 
 def test_one_of_lists_the_choices_and_suggests_a_near_miss():
-    with pytest.raises(ValueError, match=r"kind is 'unigrm': it must be one of \['bpe', 'unigram'\]; did you mean 'unig"):
+    with pytest.raises(
+        ValueError, match=r"kind is 'unigrm': it must be one of \['bpe', 'unigram'\]; did you mean 'unig"
+    ):
         checks.check_one_of("kind", "unigrm", ("bpe", "unigram"))
     with pytest.raises(ValueError, match=r"\]$"):
         checks.check_one_of("kind", "zzz", ("bpe", "unigram"))

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from llm_jax.core import config, run_directory
-from llm_jax.core.run_directory import RunDirectory, write_atomically
+from llm_jax.core.files import write_atomically
+from llm_jax.core.run_directory import RunDirectory
 from llm_jax.models.families.llama import llama
 
 EXPERIMENT = llama(2, 4, 16, 24)

@@ -108,7 +108,11 @@ def test_without_bias_there_is_none():
 
 @pytest.mark.parametrize(
     ("precision", "kept", "computed"),
-    [(Precision(), "float32", "float32"), (MIXED, "float32", "bfloat16"), (Precision("bfloat16"), "bfloat16", "float32")],
+    [
+        (Precision(), "float32", "float32"),
+        (MIXED, "float32", "bfloat16"),
+        (Precision("bfloat16"), "bfloat16", "float32"),
+    ],
 )
 def test_precision_decides_both_types(precision, kept, computed):
     layer = Linear("BTD,DF->BTF", (4, 2), ("embed", "mlp"), Normal(), precision, bias=True)

@@ -36,7 +36,9 @@ def test_a_parameter_without_axes_is_an_error_with_its_path():
 
 
 def test_an_unknown_word_is_an_error_with_path_and_word():
-    with pytest.raises(ValueError, match=r"parameter layer/kernel has axes \('embed', 'mpl'\): \['mpl'\] are not words"):
+    with pytest.raises(
+        ValueError, match=r"parameter layer/kernel has axes \('embed', 'mpl'\): \['mpl'\] are not words"
+    ):
         partition.logical_axes(_boxed(("embed", "mpl")))
 
 
@@ -55,7 +57,9 @@ def test_a_dimension_that_does_not_divide_is_an_error_with_path_shape_axis_and_r
     message = str(caught.value)
     for part in ("a/kernel", "(6, 5)", "'embed'", "size 6", "'fsdp'", "4 devices", "multiple of 4"):
         assert part in message
-    partition.shardings({"a": {"kernel": _shape(6, 5)}}, {"a": {"kernel": ("embed", "mlp")}}, MESH, DataParallel().table())
+    partition.shardings(
+        {"a": {"kernel": _shape(6, 5)}}, {"a": {"kernel": ("embed", "mlp")}}, MESH, DataParallel().table()
+    )
 
 
 @pytest.mark.parametrize("build", tiny.FAMILIES.values(), ids=tiny.FAMILIES)
@@ -107,5 +111,7 @@ def test_constraints_do_nothing_outside_a_mesh():
 def test_constraints_follow_the_table_inside_a_mesh():
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
     with partition.activate(mesh, TABLE):
-        jaxpr = jax.make_jaxpr(lambda x: partition.constrain(x, axes.BATCH, axes.LENGTH, axes.WIDTH))(jnp.ones((2, 3, 4)))
+        jaxpr = jax.make_jaxpr(lambda x: partition.constrain(x, axes.BATCH, axes.LENGTH, axes.WIDTH))(
+            jnp.ones((2, 3, 4))
+        )
     assert "sharding_constraint" in str(jaxpr) and "('data', 'fsdp')" in str(jaxpr)

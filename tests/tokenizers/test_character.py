@@ -40,3 +40,8 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "latin").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match="no UTF-8 text .byte 0xe9 at offset 3"):
         _build(tmp_path / "latin")
+
+
+def test_without_a_path_the_alphabet_is_that_of_the_training_text(tmp_path):
+    tokenizer = CharacterTokenizerConfig().build(lambda: iter(["cab", "bad"]), tmp_path, "key")
+    assert tokenizer.alphabet == "abcd"

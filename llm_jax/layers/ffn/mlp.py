@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check_one_of, check_positive
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.activations import ACTIVATIONS, Activation
+from llm_jax.layers.activations import ACTIVATIONS, GATED, Activation
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.sharding import axes
 
@@ -93,7 +93,7 @@ class GLU(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         gate_BTF = checkpoint_name(_into(self, "gate")(x_BTD), "ffn")
         up_BTF = checkpoint_name(_into(self, "up")(x_BTD), "ffn")
-        return _out(self)(ACTIVATIONS[self.config.activation](gate_BTF) * up_BTF)
+        return _out(self)(GATED[self.config.activation](gate_BTF, up_BTF))
 
 
 def _check(config: FFNConfig) -> None:

@@ -14,7 +14,7 @@ from llm_jax.core.checks import check, check_divides, check_positive
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers.cache import KeyValues
-from llm_jax.layers.mixers.kernels import Kernel, PlainKernel
+from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel
 from llm_jax.layers.mixers.masks import Causal, Mask, Placement
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.sharding import axes
@@ -36,14 +36,14 @@ class AttentionConfig:
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the output projection, which writes to the residual stream."""
-    kernel: Kernel = PlainKernel()
+    kernel: Kernel = BlockedKernel()
 
     def __post_init__(self):
         check_positive(heads=self.heads, head_dim=self.head_dim, kv_heads=self.kv_heads)
         check_divides(self.kv_heads, self.heads, "kv_heads", "heads")
         check(
             self.position is None or self.head_dim % 2 == 0,
-            f"head_dim is {self.head_dim}: rotary positions turn pairs, so it must be even; change it or drop `position`",
+            f"head_dim is {self.head_dim}: rotary positions turn pairs, so it must be even; change it or `position`",
         )
 
     def build(self, width: int, precision: Precision, name: str) -> "Attention":
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         self,
         x_BTD: jax.Array,
         queries: Placement,
-        keys: Placement | None = None,
+        slots: Placement | None = None,
         state: KeyValues | None = None,
         slot: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
         Args:
           queries: where the T tokens of x stand.
-          keys: where the S slots of the cache stand; None without a cache: the keys are those of x.
+          slots: where the tokens in the S slots of the cache stand; None without a cache.
           state: keys and values of earlier tokens, to which this call's are added at `slot`; None without a cache.
         """
         config = self.config
@@ -102,8 +102,8 @@ class Attention(nn.Module):
         if state is not None:
             state = state.write(k_BKTH, v_BKTH, slot)
             k_BKTH, v_BKTH = state.k_BKSH, state.v_BKSH
-        allowed = config.mask.allowed(queries, keys or queries)
-        y_BNTH = checkpoint_name(config.kernel.attend(q_BNTH, k_BKTH, v_BKTH, allowed), "context")
+        y_BNTH = config.kernel.attend(q_BNTH, k_BKTH, v_BKTH, config.mask, queries, slots)
+        y_BNTH = checkpoint_name(y_BNTH, "context")
         out = Linear(
             "BNTH,NHD->BTD",
             (config.heads, config.head_dim, self.width),

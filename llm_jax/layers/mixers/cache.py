@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.checks import check
 from llm_jax.layers.mixers.masks import Placement
 
 
@@ -38,7 +39,13 @@ class Cache:
     length: jax.Array
 
     def place(self, new: Placement) -> "Cache":
-        """Records where the next T tokens stand. `layers` and `length` stay as they were."""
+        """Records where the next T tokens stand. `layers` and `length` stay as they were.
+
+        Raises:
+          ValueError: if T exceeds the number of slots.
+        """
+        tokens, slots = new.positions_BT.shape[1], self.slots.positions_BT.shape[1]
+        check(tokens <= slots, f"{tokens} tokens do not fit a cache of {slots} slots: allocate a larger one")
         put = lambda old, row: jax.lax.dynamic_update_slice(old, row, (0, self.length))  # noqa: E731
         positions = put(self.slots.positions_BT, new.positions_BT)
         return self.replace(slots=Placement(positions, put(self.slots.segment_ids_BT, new.segment_ids_BT)))

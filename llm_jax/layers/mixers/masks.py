@@ -8,6 +8,7 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -28,9 +29,22 @@ class Placement:
 class Causal:
     """A token sees itself and what stands before it in its document."""
 
-    def allowed(self, queries: Placement, keys: Placement) -> jax.Array:
-        """Boolean [B or 1, T, S]."""
-        return _same_document(queries, keys) & _not_later(queries, keys)
+    def within(self, row: Placement, rows: slice, columns: slice) -> jax.Array:
+        """Which tokens `columns` of a row its tokens `rows` see: boolean [B or 1, rows, columns].
+
+        Within a row the order of tokens is the order of positions, so the causal part is a constant.
+        """
+        earlier = np.arange(rows.start, rows.stop)[:, None] >= np.arange(columns.start, columns.stop)
+        return _same_document(row.segment_ids_BT, row.segment_ids_BT, rows, columns) & earlier
+
+    def across(self, queries: Placement, slots: Placement) -> jax.Array:
+        """Which slots of a cache new tokens see, themselves among them: boolean [B, T, S]."""
+        earlier = queries.positions_BT[:, :, None] >= slots.positions_BT[:, None, :]
+        return _same_document(queries.segment_ids_BT, slots.segment_ids_BT) & earlier
+
+    def columns(self, rows: slice, length: int) -> slice:
+        """The columns outside which tokens `rows` of a row of `length` see nothing."""
+        return slice(0, rows.stop)
 
     def pairs(self, length: int) -> float:
         """Mean number of keys that a query of a row of `length` tokens sees."""
@@ -41,9 +55,17 @@ class Causal:
 class Bidirectional:
     """A token sees all of its document."""
 
-    def allowed(self, queries: Placement, keys: Placement) -> jax.Array:
-        """Boolean [B or 1, T, S]."""
-        return _same_document(queries, keys)
+    def within(self, row: Placement, rows: slice, columns: slice) -> jax.Array:
+        """Which tokens `columns` of a row its tokens `rows` see: boolean [B or 1, rows, columns]."""
+        return _same_document(row.segment_ids_BT, row.segment_ids_BT, rows, columns)
+
+    def across(self, queries: Placement, slots: Placement) -> jax.Array:
+        """Which slots of a cache new tokens see, themselves among them: boolean [B, T, S]."""
+        return _same_document(queries.segment_ids_BT, slots.segment_ids_BT)
+
+    def columns(self, rows: slice, length: int) -> slice:
+        """The columns outside which tokens `rows` of a row of `length` see nothing."""
+        return slice(0, length)
 
     def pairs(self, length: int) -> float:
         """Mean number of keys that a query of a row of `length` tokens sees."""
@@ -53,16 +75,10 @@ class Bidirectional:
 Mask = Causal | Bidirectional
 
 
-def _not_later(queries: Placement, keys: Placement) -> jax.Array:
-    if queries is keys and queries.segment_ids_BT is None:
-        # One document a row: a constant that the compiler can fold, whatever the positions.
-        length = queries.positions_BT.shape[1]
-        return jnp.tril(jnp.ones((1, length, length), bool))
-    return queries.positions_BT[:, :, None] >= keys.positions_BT[:, None, :]
-
-
-def _same_document(queries: Placement, keys: Placement) -> jax.Array:
-    if queries.segment_ids_BT is None:
+def _same_document(
+    queries_BT: jax.Array | None, keys_BS: jax.Array | None, rows: slice = slice(None), columns: slice = slice(None)
+) -> jax.Array:
+    if queries_BT is None:
         return jnp.ones((1, 1, 1), bool)
-    same = queries.segment_ids_BT[:, :, None] == keys.segment_ids_BT[:, None, :]
-    return same & (keys.segment_ids_BT[:, None, :] != 0)
+    keys_BS = keys_BS[:, None, columns]
+    return (queries_BT[:, rows, None] == keys_BS) & (keys_BS != 0)

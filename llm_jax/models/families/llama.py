@@ -31,7 +31,11 @@ def llama(
     norm = RMSNormConfig(epsilon)
     block = BlockConfig(
         mixer=AttentionConfig(
-            heads, width // heads, kv_heads=kv_heads or heads, position=RoPEConfig(rope_base), out_init=out_init
+            heads,
+            width // heads,
+            kv_heads=heads if kv_heads is None else kv_heads,
+            position=RoPEConfig(rope_base),
+            out_init=out_init,
         ),
         ffn=GLUConfig(hidden, activation="silu", out_init=out_init),
         norm=norm,

@@ -18,7 +18,9 @@ def test_each_position_gets_its_row():
 
 def test_table_has_its_size_scale_axes_and_type():
     config = LearnedPositionsConfig(Normal(0.5))
-    made, variables = config.build(300, 40, MIXED, None).init_with_output(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    made, variables = config.build(300, 40, MIXED, None).init_with_output(
+        jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+    )
     table = variables["params"]["table"]
     assert made.dtype == jnp.bfloat16 and table.value.dtype == jnp.float32
     assert table.names == ("positions", "embed")

@@ -1,0 +1,69 @@
+"""Tables that benchmarks print, and publish into experiments/README.md between markers that carry their name."""
+
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def alternate(contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds per call of each contender, taken in turn, round after round, so that all see the same machine.
+
+    A call must return only when its work is done.
+    """
+    for run in contenders.values():
+        for _ in range(warmup):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median(values: Sequence[float]) -> float:
+    """Median, under the name that tables use."""
+    return statistics.median(values)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def machine(*packages: str) -> str:
+    """One line on what measured: date, processor, Python and package versions."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    return f"{date.today()}, {_processor()}, Python {platform.python_version()}, {versions}"
+
+
+def publish(name: str, command: str, text: str) -> None:
+    """Puts `text` and the command that made it between the markers of `name` in experiments/README.md.
+
+    Raises:
+      ValueError: if the README has no such markers.
+    """
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    old = README.read_text(encoding="utf-8")
+    if not pattern.search(old):
+        raise ValueError(f"{README} has no markers <!-- {name} --> ... <!-- /{name} -->: add them where the table goes")
+    body = f"\n`{command}`\n\n{text}\n\n"
+    README.write_text(pattern.sub(lambda found: found[1] + body + found[2], old), encoding="utf-8")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} cores {names[0]}" if names else platform.machine()
