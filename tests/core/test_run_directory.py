@@ -7,7 +7,6 @@ import os
 import pytest
 
 from llm_jax.core import config, run_directory
-from llm_jax.core.files import write_atomically
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.models.families.llama import llama
 
@@ -124,33 +123,3 @@ def test_machine_card_is_json_and_names_what_a_figure_depends_on():
     card = json.loads(json.dumps(run_directory.machine_card()))
     assert {"commit", "jax", "python", "device_kind", "device_count", "command"} <= set(card)
     assert card["device_count"] >= 1
-
-
-def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "file.txt"
-    write_atomically(path, "old")
-
-    def crash(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", crash)
-        with pytest.raises(KeyboardInterrupt):
-            write_atomically(path, "new " * 1000)
-    assert path.read_text() == "old"
-    write_atomically(path, "newer")
-    assert path.read_text() == "newer"
-    assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
-
-
-def test_text_is_written_as_utf8_whatever_the_locale(tmp_path, monkeypatch):
-    # What a sample holds is up to the model; open() would refuse most of it where the locale is Latin-1.
-    encodings, real_open = [], open
-
-    def spy(file, mode="r", *arguments, **options):
-        encodings.append(options.get("encoding"))
-        return real_open(file, mode, *arguments, **options)
-
-    monkeypatch.setattr("builtins.open", spy)
-    write_atomically(tmp_path / "sample.md", "日本語")
-    assert encodings == ["utf-8"]

@@ -1,25 +1,62 @@
-"""Nonlinearities by their formulas."""
+"""Nonlinearities and their own gradient rules, by their formulas."""
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.activations import ACTIVATIONS
+from llm_jax.layers.activations import ACTIVATIONS, GATED
 
-X = np.linspace(-4, 4, 41)
+X = np.linspace(-4, 4, 40)  # 0, where relu has no derivative, is not among them
+UP = np.random.default_rng(0).normal(size=X.shape)
+
+
+def _erf(x):
+    return np.vectorize(math.erf)(x)
+
+
 FORMULAS = {
-    "gelu": [0.5 * x * (1 + math.erf(x / math.sqrt(2))) for x in X],
-    "gelu_tanh": 0.5 * X * (1 + np.tanh(math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))),
-    "silu": X / (1 + np.exp(-X)),
-    "relu": np.maximum(X, 0),
+    "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
 }
 
 
+def _slope(formula):
+    return (formula(X + 1e-5) - formula(X - 1e-5)) / 2e-5
+
+
 def test_every_name_has_a_formula_here():
-    assert set(FORMULAS) == set(ACTIVATIONS)
+    assert set(FORMULAS) == set(ACTIVATIONS) == set(GATED)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_name_means_formula(name):
-    np.testing.assert_allclose(ACTIVATIONS[name](X.astype(np.float32)), FORMULAS[name], atol=1e-5)
+def test_name_means_formula_and_its_slope(name):
+    value, slope = jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))(jnp.asarray(X, jnp.float32))
+    np.testing.assert_allclose(value, FORMULAS[name](X), atol=1e-5)
+    np.testing.assert_allclose(slope, _slope(FORMULAS[name]), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_gated_is_the_activation_times_the_other_input(name):
+    gate, up = jnp.asarray(X, jnp.float32), jnp.asarray(UP, jnp.float32)
+    value, slopes = jax.vmap(jax.value_and_grad(GATED[name], (0, 1)))(gate, up)
+    np.testing.assert_allclose(value, FORMULAS[name](X) * UP, atol=1e-5)
+    np.testing.assert_allclose(slopes[0], _slope(FORMULAS[name]) * UP, atol=1e-4)
+    np.testing.assert_allclose(slopes[1], FORMULAS[name](X), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_far_out_nothing_overflows_and_types_stay(name):
+    x = jnp.array([-1e4, -50.0, 0.0, 50.0, 1e4])
+    for dtype in (jnp.float32, jnp.bfloat16):
+        value, pull = jax.vjp(ACTIVATIONS[name], x.astype(dtype))
+        (slope,) = pull(jnp.ones_like(value))
+        assert value.dtype == slope.dtype == dtype
+        np.testing.assert_allclose(
+            np.asarray(value, np.float32), np.maximum(x.astype(dtype).astype(jnp.float32), 0), atol=1e-3
+        )
+        np.testing.assert_allclose(np.asarray(slope, np.float32)[[0, 1, 3, 4]], [0, 0, 1, 1], atol=1e-3)

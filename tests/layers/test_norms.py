@@ -14,11 +14,11 @@ SCALE, BIAS = GENERATOR.normal(size=(2, 8))
 
 
 def _layer_norm(x, epsilon):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+    return (x - x.mean(-1, keepdims=True)) / (x.var(-1, keepdims=True) + epsilon) ** 0.5
 
 
 def _rms_norm(x, epsilon):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+    return x / ((x**2).mean(-1, keepdims=True) + epsilon) ** 0.5
 
 
 CASES = {
@@ -33,6 +33,19 @@ def test_norm_is_its_formula(case):
     config, params, expected = CASES[case]
     y = config.build(Precision(), None).apply({"params": params}, jnp.asarray(X, jnp.float32))
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_the_formula(case):
+    config, params, _ = CASES[case]
+    formula = _layer_norm if "layer" in case else _rms_norm
+    cotangent = jnp.asarray(GENERATOR.normal(size=X.shape), jnp.float32)
+    params, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, X))
+    y, pull = jax.vjp(lambda params, x: config.build(Precision(), None).apply({"params": params}, x), params, x)
+    by_jax, pull_by_jax = jax.vjp(lambda p, x: formula(x, 0.1) * p["scale"] + p.get("bias", 0.0), params, x)
+    np.testing.assert_allclose(y, by_jax, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(*map(jax.tree.leaves, (pull(cotangent), pull_by_jax(cotangent))), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -36,9 +36,9 @@ class Spy(Hook):
         if step == self.stop_on_step:
             raise Stop
 
-    def on_end(self, step: int, state: Any) -> None:
+    def on_end(self, step: int, state: Any, finished: bool) -> None:
         assert state == step
-        self.events.append(f"{self.name}end {step}")
+        self.events.append(f"{self.name}end {step}" if finished else f"{self.name}end {step} early")
 
 
 def _report(step: int, bad: bool = False) -> StepReport:
@@ -163,15 +163,22 @@ def test_stop_ends_after_the_step_and_every_hook_is_told():
     events = []
     hooks = [Spy(events, every=2, name="a ", stop_on_step=2), Spy(events, name="b ")]
     assert _run(hooks, events) == 2
-    assert events[-3:] == ["a step 2", "a end 2", "b end 2"]
+    assert events[-3:] == ["a step 2", "a end 2 early", "b end 2 early"]
     assert "dispatch 3" not in events
+
+
+def test_stop_after_the_last_step_is_no_early_end():
+    events = []
+    _run([Spy(events, every=4, stop_on_step=4)], events)
+    assert events[-1] == "end 4"
 
 
 def test_stop_at_figures_leaves_no_update_unread():
     events = []
     _run([Spy(events, stop_on_metrics=2)], events)
     made = sum("dispatch" in event for event in events)
-    assert events[-1] == f"end {made}"
+    assert made < 4
+    assert events[-1] == f"end {made} early"
     assert f"metrics {made}" in events
 
 

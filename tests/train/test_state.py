@@ -9,9 +9,9 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.models import count
 from llm_jax.models.transformer import Transformer
-from llm_jax.train.state import abstract_parameters, initial_state, state_shardings
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import DataParallel
+from llm_jax.train.state import abstract_parameters, initial_state, state_shardings
 from tests.helpers import tiny
 
 
@@ -25,7 +25,9 @@ def test_a_fresh_state_is_decided_by_the_seed(make):
     first, again, other = make(0), make(0), make(1)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     name = "stack/segment_0/block_0/mixer/query/kernel"
-    assert not np.array_equal(dict(trees.named_leaves(first.params))[name], dict(trees.named_leaves(other.params))[name])
+    assert not np.array_equal(
+        dict(trees.named_leaves(first.params))[name], dict(trees.named_leaves(other.params))[name]
+    )
 
 
 def test_the_average_starts_at_the_weights_in_memory_of_its_own(make):

@@ -222,7 +222,9 @@ def test_accumulation_makes_the_same_update_of_a_transformer(whole):
         trees.named_leaves(parts_report.gradient_norms), trees.named_leaves(report.gradient_norms), strict=True
     ):
         np.testing.assert_allclose(norm, expected, rtol=1e-4, atol=1e-7, err_msg=name)
-    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (one.params, whole.state().params)), strict=True)]
+    moved = [
+        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (one.params, whole.state().params)), strict=True)
+    ]
     assert min(moved) > 1e-4
     for (name, leaf), (_, expected) in zip(trees.named_leaves(other), trees.named_leaves(one), strict=True):
         np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-5, err_msg=name)

@@ -26,7 +26,7 @@ def test_entries_take_the_type_of_the_cache():
 
 def test_empty_slots_are_seen_by_nothing():
     query = Placement(jnp.array([[100]]), jnp.array([[1]]))
-    assert not Causal().allowed(query, empty_slots(1, 4)).any()
+    assert not Causal().across(query, empty_slots(1, 4)).any()
 
 
 def test_placing_tokens_records_where_they_stand():

@@ -1,47 +1,131 @@
-"""The attention seam."""
+"""The attention seam: every kernel gives what softmax(q k^T) v gives, and so do its gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from llm_jax.layers.mixers.kernels import PlainKernel
+from llm_jax.layers.mixers.kernels import BlockedKernel, PlainKernel, attend
+from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
 
+B, N, K, T, H = 2, 4, 2, 7, 4
 GENERATOR = np.random.default_rng(0)
+Q, KEYS, VALUES = (jnp.asarray(GENERATOR.normal(size=(B, heads, T, H)), jnp.float32) for heads in (N, K, K))
+SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 2, 2]])
+POSITIONS = jnp.array([[0, 1, 2, 0, 1, 2, 0], [0, 1, 2, 3, 4, 0, 1]])
+REAL = np.asarray(SEGMENTS != 0)[:, None, :, None]
 
 
-def _arrays(heads, kv_heads, queries=3, keys=5, dtype=jnp.float32):
-    shapes = ((2, heads, queries, 4), (2, kv_heads, keys, 4), (2, kv_heads, keys, 4))
-    return tuple(jnp.asarray(GENERATOR.normal(size=shape), dtype) for shape in shapes)
+def _reference(q, k, v, allowed):
+    """Vaswani et al. 2017, eq. 1, written with jax.nn.softmax and differentiated by jax."""
+    k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+    scores = jnp.einsum("BNTH,BNSH->BNTS", q, k) / np.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("BNTS,BNSH->BNTH", weights, v)
+
+
+def _value_and_gradients(function, cotangent):
+    """y and its pull-back of `cotangent`."""
+    y, pull = jax.vjp(function, Q, KEYS, VALUES)
+    return y, pull(cotangent)
+
+
+KERNELS = {
+    "plain": PlainKernel(),
+    "blocks of 3": BlockedKernel(3),
+    "blocks of 1": BlockedKernel(1),
+    "one block": BlockedKernel(),
+}
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one document", "packed"])
+@pytest.mark.parametrize("mask", [Causal(), Bidirectional()], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
+    place = Placement(POSITIONS, segments)
+    allowed = np.broadcast_to(mask.within(place, slice(0, T), slice(0, T)), (B, T, T))
+    real = REAL if segments is not None else np.ones_like(REAL)
+    # A query of padding sees nothing; what it gives is counted nowhere, so nothing comes back to it either.
+    seen = jnp.asarray(allowed | ~allowed.any(axis=-1, keepdims=True))
+    cotangent = jnp.asarray(GENERATOR.normal(size=Q.shape) * real, jnp.float32)
+
+    @jax.jit
+    def both(cotangent):
+        run = lambda q, k, v: kernel.attend(q, k, v, mask, place, None)  # noqa: E731
+        return _value_and_gradients(run, cotangent), _value_and_gradients(lambda *x: _reference(*x, seen), cotangent)
+
+    (y, gradients), (expected, expected_gradients) = both(cotangent)
+    np.testing.assert_allclose(y * real, expected * real, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(y).all()
+    for name, gradient, wanted in zip("qkv", gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-5, err_msg=name)
+        assert np.abs(wanted).max() > 0.1
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_with_a_cache_the_keys_are_its_slots(kernel):
+    slots = Placement(POSITIONS, SEGMENTS)
+    queries = Placement(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
+    y = kernel.attend(Q[:, :, 4:6], KEYS, VALUES, Causal(), queries, slots)
+    whole = _reference(Q, KEYS, VALUES, Causal().across(slots, slots).at[0, 6].set(True))
+    np.testing.assert_allclose(y, whole[:, :, 4:6], rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_skip_what_no_query_of_theirs_can_see():
+    place = Placement(jnp.arange(64)[None])
+
+    def flops(kernel):
+        shapes = [jax.ShapeDtypeStruct((1, heads, 64, 8), jnp.float32) for heads in (2, 1, 1)]
+        attended = jax.jit(lambda q, k, v: kernel.attend(q, k, v, Causal(), place, None))
+        return attended.lower(*shapes).cost_analysis()["flops"]
+
+    # Eight blocks of eight: block i sees 8 (i + 1) keys, in all (64 + 8) / 2 a query.
+    np.testing.assert_allclose(flops(BlockedKernel(8)) / flops(PlainKernel()), 36 / 64, rtol=0.05)
 
 
 def test_query_heads_share_keys_in_consecutive_groups():
-    q, k, v = _arrays(6, 2)
-    allowed = jnp.asarray(GENERATOR.random((2, 3, 5)) < 0.7).at[..., 0].set(True)
-    grouped = PlainKernel().attend(q, k, v, allowed)
-    repeated = PlainKernel().attend(q, jnp.repeat(k, 3, axis=1), jnp.repeat(v, 3, axis=1), allowed)
-    np.testing.assert_allclose(grouped, repeated, rtol=1e-5, atol=1e-6)
-    other = PlainKernel().attend(q, jnp.tile(k, (1, 3, 1, 1)), jnp.tile(v, (1, 3, 1, 1)), allowed)
+    allowed = jnp.ones((1, 1, 1), bool)
+    grouped = attend(Q, KEYS, VALUES, allowed)
+    other = attend(Q, *(jnp.tile(x, (1, N // K, 1, 1)) for x in (KEYS, VALUES)), allowed)
+    np.testing.assert_allclose(grouped[:, :2], attend(Q[:, :2], KEYS[:, :1], VALUES[:, :1], allowed), rtol=1e-5)
     assert not np.allclose(grouped, other, atol=1e-2)
 
 
 def test_keys_that_are_not_allowed_have_no_influence_at_all():
-    q, k, v = _arrays(2, 2)
-    allowed = jnp.asarray([[[True, True, False, True, False]]])
-    y = PlainKernel().attend(q, k, v, allowed)
+    allowed = jnp.asarray([[[True, True, False, True, False, True, True]]])
     hidden = ~allowed[0, 0][None, None, :, None]
-    changed = PlainKernel().attend(q, jnp.where(hidden, 1e4, k), jnp.where(hidden, -1e4, v), allowed)
+    y = attend(Q, KEYS, VALUES, allowed)
+    changed = attend(Q, jnp.where(hidden, 1e4, KEYS), jnp.where(hidden, -1e4, VALUES), allowed)
     np.testing.assert_array_equal(y, changed)
 
 
 def test_a_query_that_sees_nothing_averages_and_has_finite_gradients():
-    q, k, v = _arrays(2, 2)
     nothing = jnp.zeros((1, 1, 1), bool)
-    y, gradients = jax.value_and_grad(lambda *x: PlainKernel().attend(*x, nothing).sum(), (0, 1, 2))(q, k, v)
-    np.testing.assert_allclose(y, 3 * v.mean(axis=2).sum(), rtol=1e-4)
+    y, gradients = _value_and_gradients(lambda *x: attend(*x, nothing), jnp.ones_like(Q))
+    np.testing.assert_allclose(y[0, 0], jnp.broadcast_to(VALUES[0, 0].mean(axis=0), (T, H)), rtol=1e-4, atol=1e-5)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_result_has_the_type_and_shape_of_the_queries():
-    q, k, v = _arrays(4, 2, dtype=jnp.bfloat16)
-    y = PlainKernel().attend(q, k, v, jnp.ones((1, 1, 1), bool))
-    assert y.dtype == jnp.bfloat16 and y.shape == q.shape
+def test_large_scores_do_not_overflow():
+    y, gradients = _value_and_gradients(
+        lambda q, k, v: attend(1e4 * q, k, v, jnp.ones((1, 1, 1), bool)), jnp.ones_like(Q)
+    )
+    assert all(np.isfinite(array).all() for array in (y, *gradients))
+
+
+def test_bfloat16_stays_bfloat16_and_near_float32():
+    low = [x.astype(jnp.bfloat16) for x in (Q, KEYS, VALUES)]
+    allowed = jnp.ones((1, 1, 1), bool)
+    y, pull = jax.vjp(lambda *x: attend(*x, allowed), *low)
+    exact, exact_pull = jax.vjp(lambda *x: attend(*x, allowed), *(x.astype(jnp.float32) for x in low))
+    cotangent = jnp.ones_like(y)
+    pairs = zip((y, *pull(cotangent)), (exact, *exact_pull(cotangent.astype(jnp.float32))), strict=True)
+    for actual, expected in pairs:
+        assert actual.dtype == jnp.bfloat16
+        error = np.abs(np.asarray(actual, np.float32) - expected).max()
+        assert error < 0.02 * np.abs(expected).max()
+
+
+def test_a_block_holds_at_least_one_query():
+    with pytest.raises(ValueError, match="block is 0"):
+        BlockedKernel(0)

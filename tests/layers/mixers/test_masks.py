@@ -10,42 +10,72 @@ SEGMENTS = np.array([[1, 1, 2, 2, 2, 0, 0], [3, 3, 3, 3, 3, 3, 3]])
 POSITIONS = np.array([[0, 1, 0, 1, 2, 0, 0], [0, 1, 2, 3, 4, 5, 6]])
 PACKED = Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
 PLAIN = Placement(jnp.asarray(np.broadcast_to(np.arange(7), (2, 7))))
+MASKS = pytest.mark.parametrize("mask", [Causal(), Bidirectional()], ids=["causal", "bidirectional"])
+WHOLE = slice(0, 7)
 
 
-def _allowed(causal, segments):
+def _seen(mask, segments):
+    """Which key (last axis) each query (middle axis) of a row sees."""
     rows, length = segments.shape
-    allowed = np.zeros((rows, length, length), bool)
+    seen = np.zeros((rows, length, length), bool)
     for row in range(rows):
         for query in range(length):
             for key in range(length):
                 same = segments[row, query] == segments[row, key] != 0
-                allowed[row, query, key] = same and (key <= query or not causal)
-    return allowed
+                seen[row, query, key] = same and (key <= query or isinstance(mask, Bidirectional))
+    return seen
 
 
-@pytest.mark.parametrize("mask", [Causal(), Bidirectional()])
+@MASKS
 def test_packed_rows(mask):
-    expected = _allowed(isinstance(mask, Causal), SEGMENTS)
-    np.testing.assert_array_equal(mask.allowed(PACKED, PACKED), expected)
+    np.testing.assert_array_equal(mask.within(PACKED, WHOLE, WHOLE), _seen(mask, SEGMENTS))
 
 
-@pytest.mark.parametrize("mask", [Causal(), Bidirectional()])
+@MASKS
 def test_rows_of_one_document(mask):
-    expected = _allowed(isinstance(mask, Causal), np.ones((2, 7)))
-    np.testing.assert_array_equal(np.broadcast_to(mask.allowed(PLAIN, PLAIN), expected.shape), expected)
+    expected = _seen(mask, np.ones((2, 7)))
+    np.testing.assert_array_equal(np.broadcast_to(mask.within(PLAIN, WHOLE, WHOLE), expected.shape), expected)
 
 
-def test_queries_among_the_slots_of_a_cache():
-    # One query at position 2 of the second document; its slot comes after padding.
-    query = Placement(jnp.array([[2], [6]]), jnp.array([[2], [3]]))
-    slots = np.array([[0, 1, 0, 1, 0, 0, 2], [0, 1, 2, 3, 4, 5, 6]]), np.array([[1, 1, 2, 2, 0, 0, 2], [3] * 7])
-    allowed = Causal().allowed(query, Placement(*map(jnp.asarray, slots)))
-    np.testing.assert_array_equal(allowed[0], [[False, False, True, True, False, False, True]])
-    assert allowed[1].all()
+@MASKS
+@pytest.mark.parametrize("place", [PACKED, PLAIN], ids=["packed", "plain"])
+def test_a_part_of_a_row_is_that_part_of_the_whole(mask, place):
+    whole = np.broadcast_to(mask.within(place, WHOLE, WHOLE), (2, 7, 7))
+    for rows, columns in ((slice(2, 5), slice(0, 5)), (slice(0, 1), slice(3, 7)), (slice(6, 7), slice(1, 2))):
+        part = mask.within(place, rows, columns)
+        expected = whole[:, rows, columns]
+        np.testing.assert_array_equal(np.broadcast_to(part, expected.shape), expected)
 
 
-@pytest.mark.parametrize("mask", [Causal(), Bidirectional()])
+@MASKS
+def test_nothing_is_seen_outside_the_columns(mask):
+    whole = np.broadcast_to(mask.within(PLAIN, WHOLE, WHOLE), (2, 7, 7))
+    for rows in (slice(0, 3), slice(2, 5), slice(6, 7)):
+        columns = mask.columns(rows, 7)
+        outside = np.ones(7, bool)
+        outside[columns] = False
+        assert not whole[:, rows][..., outside].any()
+        assert whole[:, rows][..., columns.stop - 1].any()  # and they are no wider than need be
+
+
+@MASKS
+def test_across_a_cache_it_is_the_mask_of_the_whole_row(mask):
+    # The last three tokens of each row asked again, with the whole row in the cache.
+    last = slice(4, 7)
+    queries = Placement(PACKED.positions_BT[:, last], PACKED.segment_ids_BT[:, last])
+    np.testing.assert_array_equal(mask.across(queries, PACKED), _seen(mask, SEGMENTS)[:, last])
+
+
+def test_slots_need_not_be_in_order():
+    # One query at position 2 of the second document; its own slot comes after padding.
+    query = Placement(jnp.array([[2]]), jnp.array([[2]]))
+    slots = Placement(jnp.array([[0, 1, 0, 1, 0, 3, 2]]), jnp.array([[1, 1, 2, 2, 0, 2, 2]]))
+    causal = [[[False, False, True, True, False, False, True]]]
+    np.testing.assert_array_equal(Causal().across(query, slots), causal)
+    np.testing.assert_array_equal(Bidirectional().across(query, slots)[0, 0], [0, 0, 1, 1, 0, 1, 1])
+
+
+@MASKS
 @pytest.mark.parametrize("length", [1, 7])
 def test_pairs_are_the_mean_number_of_keys_seen(mask, length):
-    allowed = _allowed(isinstance(mask, Causal), np.ones((1, length)))
-    assert mask.pairs(length) == allowed.sum() / length
+    assert mask.pairs(length) == _seen(mask, np.ones((1, length))).sum() / length

@@ -1,0 +1,161 @@
+"""Generation with a cache says what the model says without one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from llm_jax.core.dtypes import MIXED
+from llm_jax.inference.generate import Generator
+from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.models.transformer import Transformer
+from tests.helpers import tiny
+
+GREEDY = SamplingConfig(temperature=0.0)
+PAD = 0
+PROMPTS = [[5], [7, 3, 9], [1, 2, 3, 4, 5, 6], [30, 30]]
+NEW = 7
+
+
+class Case:
+    """A model with weights, a greedy generator, and the same by the model alone."""
+
+    def __init__(self, family: str):
+        self.model = Transformer(tiny.FAMILIES[family]())
+        self.params = tiny.parameters(self.model, seed=3)
+        self.generator = Generator(self.model, GREEDY, eos_id=None, pad_id=PAD)
+        self.forward = jax.jit(lambda tokens: self.model.apply({"params": self.params}, tokens).logits_BTV[0])
+
+    @functools.cached_property
+    def expected(self) -> list[list[int]]:
+        return [self.alone(prompt, NEW) for prompt in PROMPTS]
+
+    def scores(self, row: list[int]) -> np.ndarray:
+        """Scores of the token after `row`, the whole row run without a cache; what stands behind it is not seen."""
+        padded = np.full((1, tiny.MAX_LENGTH), 17, np.int32)
+        padded[0, : len(row)] = row
+        return np.array(self.forward(padded)[len(row) - 1])
+
+    def alone(self, prompt: list[int], new: int, penalty: float = 1.0) -> list[int]:
+        """Greedy continuation, token by token."""
+        row = list(prompt)
+        for _ in range(new):
+            scores = self.scores(row)
+            for token in set(row):
+                scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
+            row.append(int(np.argmax(scores)))
+        return row[len(prompt) :]
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def case(request):
+    return Case(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return Case("llama")
+
+
+def test_greedy_rows_of_different_lengths_are_the_uncached_forward_pass(case):
+    assert case.generator.generate(case.params, PROMPTS, NEW) == case.expected
+    assert len({tuple(row) for row in case.expected}) == len(PROMPTS)
+    assert max(len(set(row)) for row in case.expected) > 2
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_order(case):
+    turned = case.generator.generate(case.params, PROMPTS[::-1], NEW)
+    assert turned == case.expected[::-1]
+    others = [[11, 12], PROMPTS[1], [13], [14, 15, 16, 17]]
+    assert case.generator.generate(case.params, others, NEW)[1] == case.expected[1]
+
+
+def test_all_calls_share_one_prefill_and_one_decode(case):
+    for prompts in (PROMPTS, PROMPTS[::-1], [[1]] * 4):
+        case.generator.generate(case.params, prompts, NEW, seed=len(prompts[0]))
+    assert case.generator._prefill._cache_size() == 1
+    assert case.generator._decode._cache_size() == 1
+
+
+def test_a_row_ends_at_its_end_token_and_the_others_go_on(llama):
+    # Take as end token what the second row says third.
+    row, at = 1, 2
+    end = llama.expected[row][at]
+    generator = Generator(llama.model, GREEDY, eos_id=end, pad_id=PAD)
+    columns = np.stack(list(generator.stream(llama.params, PROMPTS, NEW)), axis=1)
+    wanted = [out[: out.index(end) + 1] if end in out else out for out in llama.expected]
+    assert len(wanted[row]) <= at + 1 and any(len(out) == NEW for out in wanted)
+    padded = [out + [PAD] * (NEW - len(out)) for out in wanted]
+    np.testing.assert_array_equal(columns, padded)
+    without_end = [out[:-1] if out[-1] == end else out for out in wanted]
+    assert generator.generate(llama.params, PROMPTS, NEW) == without_end
+
+
+def test_generation_stops_when_all_rows_have_ended(llama):
+    end = llama.expected[0][1]
+    generator = Generator(llama.model, GREEDY, eos_id=end, pad_id=PAD)
+    columns = list(generator.stream(llama.params, [PROMPTS[0]] * 4, NEW))
+    assert len(columns) == llama.expected[0].index(end) + 1
+
+
+def test_tokens_are_streamed_as_int32_one_column_at_a_time(llama):
+    stream = llama.generator.stream(llama.params, PROMPTS, NEW)
+    first = next(stream)
+    assert first.shape == (len(PROMPTS),) and first.dtype == np.int32
+    assert first.tolist() == [row[0] for row in llama.expected]
+
+
+def test_one_new_token_needs_no_decoding(llama):
+    assert llama.generator.generate(llama.params, PROMPTS, 1) == [row[:1] for row in llama.expected]
+
+
+def test_prompts_may_fill_the_model_to_its_last_position(llama):
+    prompt = tiny.tokens(1, tiny.MAX_LENGTH - 2)[0].tolist()
+    assert llama.generator.generate(llama.params, [prompt] * 4, 2) == [llama.alone(prompt, 2)] * 4
+
+
+def test_samples_are_decided_by_the_seed(llama):
+    generator = Generator(llama.model, SamplingConfig(temperature=2.0), eos_id=None, pad_id=PAD)
+    first, again, other = (generator.generate(llama.params, [[5]] * 4, NEW, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert len({tuple(row) for row in first}) == 4  # rows with one prompt draw for themselves
+    assert generator._decode._cache_size() == 1
+
+
+def test_a_penalty_counts_prompt_and_continuation(llama):
+    sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.8)
+    rows = Generator(llama.model, sampling, eos_id=None, pad_id=PAD).generate(llama.params, PROMPTS, NEW)
+    assert rows == [llama.alone(prompt, NEW, penalty=1.8) for prompt in PROMPTS]
+    assert rows != llama.expected
+    # Neither the prompt alone nor the continuation alone would have given this.
+    assert any(set(row) & set(prompt) for prompt, row in zip(PROMPTS, llama.expected, strict=True))
+    assert any(len(set(row)) < NEW for row in llama.expected)
+
+
+def test_bfloat16_says_what_float32_finds_likely(llama):
+    model = Transformer(llama.model.config, MIXED)
+    rows = Generator(model, GREEDY, eos_id=None, pad_id=PAD).generate(llama.params, PROMPTS, NEW)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        for index, token in enumerate(row):
+            scores = llama.scores(prompt + row[:index])
+            assert scores[token] > scores.max() - 0.1 * np.ptp(scores)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "message"),
+    [
+        (
+            [[1, 2], [3] * 12],
+            5,
+            "longest prompt has 12 tokens and 5 new.*the model holds 16 in all.*at most 4 new tokens",
+        ),
+        ([[3] * 20], 1, "at most 0 new tokens"),
+        ([[1], []], 3, "a prompt is empty"),
+        ([], 3, "a prompt is empty"),
+        ([[1]], 0, "new_tokens is 0"),
+    ],
+)
+def test_bad_requests_are_refused(llama, prompts, new, message):
+    with pytest.raises(ValueError, match=message):
+        llama.generator.generate(llama.params, prompts, new)
