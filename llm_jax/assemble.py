@@ -29,6 +29,7 @@ from llm_jax.sharding import partition
 from llm_jax.sharding.rules import Table
 from llm_jax.tokenizers import Tokenizer
 from llm_jax.train import hooks
+from llm_jax.train.compile import compiled
 from llm_jax.train.loop import Hook, train
 from llm_jax.train.state import TrainState, abstract_parameters, initial_state, state_shardings
 from llm_jax.train.step import StepReport, evaluation_step, train_step
@@ -104,7 +105,13 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
         ),
         initial_state=jax.jit(initial, out_shardings=shardings),
-        step=jax.jit(update, in_shardings=(shardings, batch), out_shardings=(shardings, None), donate_argnums=0),
+        step=compiled(
+            update,
+            experiment.precision,
+            in_shardings=(shardings, batch),
+            out_shardings=(shardings, None),
+            donate_argnums=0,
+        ),
         evaluate=jax.jit(evaluation_step(model, experiment.objective), in_shardings=(shardings.params, batch)),
         weights=hooks.weights_for_use(experiment.optimizer.evaluation_params),
     )

@@ -70,10 +70,11 @@ class Arguments:
 
 def ours(family: str, size: Size, dtype: str, tokens: np.ndarray) -> Callable[[], object]:
     """One update of our train step."""
-    model = Transformer(_config(family, size), MIXED if dtype == "bfloat16" else Precision())
+    precision = MIXED if dtype == "bfloat16" else Precision()
+    model = Transformer(_config(family, size), precision)
     shapes, axes = abstract_parameters(model)
     optimizer = AdamWConfig(peak_lr=1e-4).build(1000, shapes, axes)
-    step = compiled(train_step(model, CausalLMConfig(), optimizer, StepConfig(), 0), donate_argnums=0)
+    step = compiled(train_step(model, CausalLMConfig(), optimizer, StepConfig(), 0), precision, donate_argnums=0)
     state = jax.jit(lambda: initial_state(model, optimizer, 0, ema=False))()
     length = tokens.shape[1]
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)

@@ -29,6 +29,9 @@ _POLICIES = {
 the group's input, `dots` the results of matrix products with weights, `projections` the rotated queries, keys and
 values, the attention context and the ffn's inner products."""
 
+_FEW = 8
+"""Repeats up to which a segment is written out unless told otherwise."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -48,12 +51,19 @@ class Execution:
 
     remat: Remat = "none"
     """What is computed again in the backward pass."""
-    unroll: int = 1
-    """Repeats written out per turn of the loop over layers; a number at or above the depth leaves no loop."""
+    unroll: int | None = None
+    """Repeats written out per turn of the loop over layers; a number at or above the depth leaves no loop. None: no
+    loop for a segment of few repeats, where it costs time on CPUs, and one repeat a turn otherwise."""
 
     def __post_init__(self):
-        check_positive(unroll=self.unroll)
+        check(self.unroll is None or self.unroll > 0, f"unroll is {self.unroll}: it must be greater than 0, or None")
         check_one_of("remat", self.remat, ("none", *_POLICIES))
+
+    def turns(self, repeats: int) -> int:
+        """Repeats written out per turn of the loop over a segment."""
+        if self.unroll is None:
+            return repeats if repeats <= _FEW else 1
+        return min(self.unroll, repeats)
 
 
 class Stack(nn.Module):
@@ -83,22 +93,20 @@ class Stack(nn.Module):
         return x_BTD, None if after[0] is None else tuple(after)
 
     def _scanned(self, segment: Segment) -> Any:
-        group = Group
+        group, turns = Group, self.execution.turns(segment.repeats)
         if self.execution.remat != "none":
-            # Inside a scan the compiler cannot merge the recomputation with the forward pass; a barrier is needless.
-            group = nn.remat(group, policy=_POLICIES[self.execution.remat], prevent_cse=self._unrolled(segment))
+            # Inside a loop the compiler cannot merge the recomputation with the forward pass; a barrier is needless.
+            policy = _POLICIES[self.execution.remat]
+            group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
         return nn.scan(
             group,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=segment.repeats,
-            unroll=min(self.execution.unroll, segment.repeats),
+            unroll=turns,
             metadata_params={nn.PARTITION_NAME: axes.LAYERS},
         )
-
-    def _unrolled(self, segment: Segment) -> bool:
-        return self.execution.unroll > 1 or segment.repeats == 1
 
 
 class Group(nn.Module):

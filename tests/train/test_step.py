@@ -58,8 +58,8 @@ def _toy_state(optimizer: optax.GradientTransformation, ema: bool = False) -> Tr
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if ema else None)
 
 
-def _toy_step(optimizer: optax.GradientTransformation, config: StepConfig = StepConfig(), objective=Toy(), seed=0):
-    return jax.jit(train_step(None, objective, optimizer, config, seed))
+def _toy_step(optimizer: optax.GradientTransformation, config: StepConfig | None = None, noisy=False, seed=0) -> Any:
+    return jax.jit(train_step(None, Noisy() if noisy else Toy(), optimizer, config or StepConfig(), seed))
 
 
 def _same(one: Any, other: Any) -> None:
@@ -140,11 +140,11 @@ def test_a_weight_that_is_not_finite_stops_the_update_and_stays_where_it_is():
 
 def test_keys_depend_on_seed_and_step_alone():
     optimizer = optax.sgd(0.1)
-    update, start = _toy_step(optimizer, objective=Noisy()), _toy_state(optimizer)
+    update, start = _toy_step(optimizer, noisy=True), _toy_state(optimizer)
     first, again = update(start, BATCH)[0].params["w"], update(start, BATCH)[0].params["w"]
     _same(first, again)
     later = update(start.replace(step=jnp.int32(1)), BATCH)[0].params["w"]
-    other_seed = _toy_step(optimizer, objective=Noisy(), seed=1)(start, BATCH)[0].params["w"]
+    other_seed = _toy_step(optimizer, noisy=True, seed=1)(start, BATCH)[0].params["w"]
     assert len({tuple(np.asarray(w)) for w in (first, later, other_seed)}) == 3
     noise = jax.random.uniform(rng.key(0, "dropout", 0), BATCH.x_BD.shape)
     expected = np.array([1, -2]) - 0.1 * np.average(BATCH.x_BD * noise, axis=0, weights=BATCH.weights_B)
@@ -154,7 +154,7 @@ def test_keys_depend_on_seed_and_step_alone():
 def test_microbatches_do_not_share_their_noise():
     optimizer = optax.sgd(1.0)
     rows = Numbers(np.ones((2, 2), np.float32), np.array([1, -1], np.float32))
-    state, _ = _toy_step(optimizer, StepConfig(accumulate=2), Noisy())(_toy_state(optimizer), rows)
+    state, _ = _toy_step(optimizer, StepConfig(accumulate=2), noisy=True)(_toy_state(optimizer), rows)
     assert np.abs(np.asarray(state.params["w"]) - [1, -2]).min() > 1e-3  # equal noise would cancel
 
 

@@ -1,0 +1,167 @@
+"""What happens around the updates."""
+
+import io
+import json
+import math
+import os
+import signal
+import time
+
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from llm_jax.core.metrics import Ratio
+from llm_jax.core.run_directory import RunDirectory
+from llm_jax.train import hooks
+from llm_jax.train.loop import Stop
+from llm_jax.train.state import TrainState
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory(tmp_path)
+
+
+@pytest.fixture
+def recorder(run):
+    recorder = hooks.Recorder(run)
+    yield recorder
+    recorder.close()
+
+
+@pytest.fixture
+def display():
+    return hooks.Display(0, 10, every=5, console=Console(file=io.StringIO(), width=200))
+
+
+def _shown(display) -> str:
+    return display._console.file.getvalue()
+
+
+def test_records_can_be_read_at_once_and_also_go_to_tensorboard(run, recorder):
+    recorder.write("train", 3, loss=1.5, learning_rate=1e-3)
+    recorder.write("event", 3, text="saved")
+    records = list(run.records())
+    assert [(record["kind"], record["step"]) for record in records] == [("train", 3), ("event", 3)]
+    assert records[0]["loss"] == 1.5 and records[0]["time"] > 1e9
+    assert any(run.tensorboard.iterdir())
+
+
+def test_the_first_record_after_a_crash_is_not_lost_with_the_line_that_was_cut(run):
+    whole = json.dumps({"kind": "train", "step": 1, "time": 0.0, "loss": 2.0}) + "\n"
+    run.metrics_file.write_text(whole + whole.replace('"step": 1', '"step": 2')[:20])
+    recorder = hooks.Recorder(run)
+    recorder.write("train", 2, loss=1.0)
+    recorder.write("train", 3, loss=0.5)
+    recorder.close()
+    assert [record["step"] for record in run.records()] == [1, 2, 3]
+
+
+def test_rates_are_tokens_and_flops_by_time():
+    known = hooks.Throughput(tokens_per_step=100, flops_per_token=6.0, peak_flops=1200.0)
+    assert known.rates(seconds=4.0, steps=2) == {"tokens_per_second": 50.0, "mfu": 0.25}
+    unknown = hooks.Throughput(tokens_per_step=100, flops_per_token=6.0, peak_flops=None)
+    assert unknown.rates(seconds=2.0) == {"tokens_per_second": 50.0}
+
+
+def test_the_log_records_every_few_steps_with_the_rate_over_them(run, recorder, display):
+    throughput = hooks.Throughput(100, 1.0, None)
+    log = hooks.Log(recorder, display, throughput, lambda updates: 0.1 * updates, every=5, total_seconds=7.0)
+    for step in range(1, 11):
+        log.on_metrics(step, {"loss": float(step), "gradient_norm": 1.0, "seconds": 0.5 if step <= 5 else 1.0})
+    records = list(run.records())
+    assert [record["step"] for record in records] == [5, 10]
+    assert [record["tokens_per_second"] for record in records] == [200.0, 100.0]
+    assert [record["tokens"] for record in records] == [500, 1000]
+    assert [record["seconds"] for record in records] == [9.5, 14.5]
+    # The rate of an update is that of the updates made before it.
+    assert [record["learning_rate"] for record in records] == pytest.approx([0.4, 0.9])
+    assert _shown(display).count("\n") == 2 and "step 10/10" in _shown(display)
+    assert "MFU" not in _shown(display)
+
+
+def _metrics(total: float, count: float) -> dict[str, Ratio]:
+    return {"loss": Ratio(jnp.float32(total), jnp.float32(count))}
+
+
+def test_an_evaluation_is_over_the_whole_set():
+    batches = [(6.0, 2.0), (2.0, 6.0)]
+    values = hooks.evaluate(lambda params, batch: _metrics(*batch), None, batches, bytes_of_text=16)
+    assert values == pytest.approx({"loss": 1.0, "tokens": 8.0, "bits_per_byte": 8 / math.log(2) / 16})
+    assert "bits_per_byte" not in hooks.evaluate(lambda params, batch: _metrics(*batch), None, batches, None)
+
+
+def test_an_empty_evaluation_set_is_an_error():
+    with pytest.raises(ValueError, match="evaluation set has no batch"):
+        hooks.evaluate(lambda params, batch: _metrics(1, 1), None, [], None)
+
+
+@pytest.mark.parametrize(("last", "steps"), [(10, [5, 10]), (12, [5, 10, 12])])
+def test_evaluation_comes_every_few_steps_and_once_at_the_end(run, recorder, display, last, steps):
+    held_out = hooks.Evaluate(
+        "validation",
+        lambda: [(3.0, 2.0)],
+        lambda params, batch: _metrics(*batch),
+        lambda state: None,
+        None,
+        5,
+        recorder,
+        display,
+    )
+    for step in range(1, last + 1):
+        if held_out.due(step):
+            held_out.on_step(step, None)
+    held_out.on_end(last, None, finished=True)
+    records = list(run.records())
+    assert [(record["kind"], record["step"], record["loss"]) for record in records] == [
+        ("eval/validation", step, 1.5) for step in steps
+    ]
+    assert held_out.loss == 1.5
+
+
+def test_saving_comes_every_few_steps_and_at_any_end_but_never_twice():
+    saved, waited = [], []
+    save = hooks.Save(lambda step, state: saved.append(step), lambda: waited.append(len(saved)), every=4, first=2)
+    for step in range(3, 10):
+        if save.due(step):
+            save.on_step(step, None)
+    save.on_end(9, None, finished=False)
+    assert saved == [4, 8, 9] and waited == [3]
+    again = hooks.Save(lambda step, state: saved.append(step), lambda: waited.append(len(saved)), every=4, first=9)
+    again.on_end(9, None, finished=True)
+    assert saved == [4, 8, 9] and waited == [3, 3]
+
+
+def test_samples_are_files_named_by_step(tmp_path):
+    sample = hooks.Sample(lambda weights: f"é {weights}", lambda state: state * 2, 5, tmp_path / "samples")
+    assert sample.due(5) and not sample.due(6)
+    sample.on_step(5, 1)
+    sample.on_end(7, 3, finished=True)
+    sample.on_end(8, 3, finished=False)
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "samples").iterdir()}
+    assert texts == {"step_00000005.md": "é 2", "step_00000007.md": "é 6"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_update_under_way(number):
+    before = signal.getsignal(number)
+    with hooks.StopOnSignal() as stop:
+        assert not stop.due(1)
+        os.kill(os.getpid(), number)
+        assert stop.due(2) and stop.received == number
+        with pytest.raises(Stop):
+            stop.on_step(2, None)
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+    assert signal.getsignal(number) is before
+
+
+def test_the_average_is_used_where_there_is_one_else_what_the_optimizer_says():
+    weights = hooks.weights_for_use(lambda opt_state, params: params * 10)
+    params = jnp.ones(2, jnp.bfloat16)
+    assert (weights(TrainState(0, params, None)) == 10).all()
+    averaged = weights(TrainState(0, params, None, ema=jnp.full(2, 3.0)))
+    assert averaged.dtype == jnp.bfloat16 and (averaged == 3).all()
