@@ -1,5 +1,6 @@
 """Models small enough to compile in a second, and weights that make every part of them matter."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from llm_jax.data.batch import Batch
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
+from llm_jax.models.stack import Execution
 from llm_jax.models.transformer import Transformer
 from llm_jax.train.state import abstract_parameters
 
@@ -20,12 +22,17 @@ MAX_LENGTH = 16
 
 def tiny_gpt2(layers: int = 2, dropout: float = 0.0) -> TransformerConfig:
     """LayerNorm, biases, learned positions, tied head."""
-    return gpt2(layers, heads=4, width=16, vocab_size=VOCAB, max_length=MAX_LENGTH, dropout=dropout)
+    return _looped(gpt2(layers, heads=4, width=16, vocab_size=VOCAB, max_length=MAX_LENGTH, dropout=dropout))
 
 
 def tiny_llama(layers: int = 2) -> TransformerConfig:
     """RMSNorm, rotary positions, two query heads to a key/value head, gated ffn, a head of its own."""
-    return llama(layers, heads=4, width=16, hidden=24, kv_heads=2, vocab_size=VOCAB, max_length=MAX_LENGTH)
+    return _looped(llama(layers, heads=4, width=16, hidden=24, kv_heads=2, vocab_size=VOCAB, max_length=MAX_LENGTH))
+
+
+def _looped(config: TransformerConfig) -> TransformerConfig:
+    """With a loop over layers, as large models have and as compiles fastest."""
+    return dataclasses.replace(config, execution=Execution(unroll=1))
 
 
 FAMILIES = {"gpt2": tiny_gpt2, "llama": tiny_llama}

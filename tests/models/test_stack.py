@@ -63,7 +63,7 @@ run = functools.cache(Run)
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
 def plain(request):
-    return run(request.param, Execution())
+    return run(request.param, Execution(unroll=1))
 
 
 def _same_result(one: Run, other: Run) -> None:
@@ -80,9 +80,15 @@ def test_unrolled_is_scanned(plain):
     _same_result(unrolled, plain)
 
 
+def test_unless_told_otherwise_only_few_layers_are_unrolled():
+    assert not run("gpt2", Execution()).loops
+    assert [Execution().turns(repeats) for repeats in (1, 8, 9, 96)] == [1, 8, 1, 1]
+    assert [Execution(unroll=4).turns(repeats) for repeats in (1, 8, 9, 96)] == [1, 4, 4, 4]
+
+
 def test_unrolling_keeps_the_layout_of_parameters():
-    shapes = [abstract_parameters(run("llama", Execution(unroll=unroll)).model) for unroll in (1, 2, 99)]
-    assert shapes[0] == shapes[1] == shapes[2]
+    shapes = [abstract_parameters(run("llama", Execution(unroll=unroll)).model) for unroll in (1, 2, 99, None)]
+    assert all(shape == shapes[0] for shape in shapes)
     assert {axes[0] for axes in jax.tree.leaves(shapes[0][1]["stack"], is_leaf=lambda x: isinstance(x, tuple))} == {
         "layers"
     }
@@ -90,13 +96,13 @@ def test_unrolling_keeps_the_layout_of_parameters():
 
 @pytest.mark.parametrize("remat", ["full", "dots", "projections"])
 def test_recomputation_changes_no_result(plain, remat):
-    other = run(plain.family, Execution(remat=remat))
+    other = run(plain.family, Execution(remat, unroll=1))
     assert other.saved_bytes < plain.saved_bytes and other.products > plain.products
     _same_result(other, plain)
 
 
 def test_policies_differ_in_what_they_keep_and_compute_again(plain):
-    runs = {remat: run(plain.family, Execution(remat=remat)) for remat in ("none", "dots", "projections", "full")}
+    runs = {remat: run(plain.family, Execution(remat, unroll=1)) for remat in ("none", "dots", "projections", "full")}
     kept = {remat: one.saved_bytes for remat, one in runs.items()}
     assert kept["none"] > kept["dots"] >= kept["projections"] > kept["full"]
     products = {remat: one.products for remat, one in runs.items()}
@@ -107,7 +113,7 @@ def test_policies_differ_in_what_they_keep_and_compute_again(plain):
 
 
 def test_unrolled_with_recomputation_is_the_same_too():
-    plain = run("gpt2", Execution())
+    plain = run("gpt2", Execution(unroll=1))
     other = run("gpt2", Execution(remat="full", unroll=2))
     assert other.saved_bytes < plain.saved_bytes
     # The compiler would merge an unrolled recomputation with the forward pass again, were there no barrier.

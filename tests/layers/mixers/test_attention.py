@@ -148,8 +148,9 @@ def test_scores_and_softmax_are_float32_under_bfloat16():
 def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from _equations(inner)
+        for inner in equation.params.values():
+            if hasattr(inner, "jaxpr"):
+                yield from _equations(inner.jaxpr)
 
 
 @pytest.mark.parametrize(
