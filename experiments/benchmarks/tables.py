@@ -1,5 +1,6 @@
 """Tables that benchmarks print, and publish into experiments/README.md between markers that carry their name."""
 
+import os
 import platform
 import re
 import statistics
@@ -44,6 +45,13 @@ def machine(*packages: str) -> str:
     """One line on what measured: date, processor, Python and package versions."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     return f"{date.today()}, {_processor()}, Python {platform.python_version()}, {versions}"
+
+
+def threads() -> int:
+    """Threads that a peer shall use: OMP_NUM_THREADS, else all cores this process may use."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return int(os.environ["OMP_NUM_THREADS"])
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def publish(name: str, command: str, text: str) -> None:

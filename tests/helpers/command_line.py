@@ -6,7 +6,9 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from llm_jax import cli
 
@@ -41,12 +43,14 @@ def llm_jax(*words: object) -> Outcome:
     return Outcome(code or 0, out.getvalue(), err.getvalue())
 
 
-def start(*words: object, module: str = "llm_jax") -> subprocess.Popen:
+def start(
+    *words: object, module: str = "llm_jax", environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen:
     """Starts `python -m llm_jax ...` on the CPU, or another module, with the compiler settings of tests/conftest.py."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, words)],
         cwd=ROOT,
-        env=os.environ | ENVIRONMENT,
+        env={**os.environ, **ENVIRONMENT, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -68,3 +68,8 @@ def experiment(folder: Path, **changes: Any) -> Experiment:
         log_every=1,
     )
     return dataclasses.replace(default, **changes)
+
+
+def with_source(experiment: Experiment, source: Any) -> Experiment:
+    """The experiment on other data."""
+    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=source))

@@ -48,14 +48,17 @@ class Case:
         return row[len(prompt) :]
 
 
+_case = functools.cache(Case)
+
+
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
 def case(request):
-    return Case(request.param)
+    return _case(request.param)
 
 
 @pytest.fixture(scope="module")
 def llama():
-    return Case("llama")
+    return _case("llama")
 
 
 def test_greedy_rows_of_different_lengths_are_the_uncached_forward_pass(case):
@@ -71,11 +74,12 @@ def test_a_row_does_not_depend_on_its_neighbours_or_order(case):
     assert case.generator.generate(case.params, others, NEW)[1] == case.expected[1]
 
 
-def test_all_calls_share_one_prefill_and_one_decode(case):
+def test_all_calls_share_one_prefill_and_one_decode(llama):
+    generator = Generator(llama.model, GREEDY, eos_id=None, pad_id=PAD)
     for prompts in (PROMPTS, PROMPTS[::-1], [[1]] * 4):
-        case.generator.generate(case.params, prompts, NEW, seed=len(prompts[0]))
-    assert case.generator._prefill._cache_size() == 1
-    assert case.generator._decode._cache_size() == 1
+        generator.generate(llama.params, prompts, NEW, seed=len(prompts[0]))
+    assert generator._prefill._cache_size() == 1
+    assert generator._decode._cache_size() == 1
 
 
 def test_a_row_ends_at_its_end_token_and_the_others_go_on(llama):

@@ -37,6 +37,6 @@ def finished(tmp_path_factory, cache) -> RunDirectory:
     """A run that is complete, with its test part scored. Only to be read; copy it to change it."""
     folder = tmp_path_factory.mktemp("finished")
     file = tiny_run.write_experiment(folder / "lab")
-    outcome = llm_jax("train", file, "--runs-dir", folder, "--cache-dir", cache, "--evaluation.test", "True")
+    outcome = llm_jax("train", file, "--runs-dir", folder, "--cache-dir", cache, "--evaluation.test")
     assert outcome.code == 0, outcome.err
     return RunDirectory(folder / "tiny")

@@ -14,10 +14,11 @@ _CLOCK = {"time", "seconds", "tokens_per_second", "mfu"}
 """Fields of a record that tell how fast it went."""
 
 
-def final(run: RunDirectory, parts: Assembly) -> Restored:
-    """The last checkpoint of a run that is complete."""
+def final(run: RunDirectory, parts: Assembly, step: int | None = None) -> Restored:
+    """The checkpoint of `step`, or the last one of a run that is complete."""
+    step = parts.experiment.steps if step is None else step
     digest = parts.tokenizer.digest if parts.tokenizer else "none"
-    return restore_state(run.checkpoints.absolute(), parts.abstract_state, digest, parts.experiment.steps)
+    return restore_state(run.checkpoints.absolute(), parts.abstract_state, digest, step)
 
 
 def records(run: RunDirectory) -> list[dict[str, Any]]:

@@ -1,13 +1,17 @@
 """Stopping and resuming inside one process, after every update there is; test_signals.py does it from outside."""
 
 import dataclasses
+import os
+import random
 import signal
+import threading
 
 import pytest
 
 from llm_jax import assemble as composition
 from llm_jax.assemble import run_training
 from llm_jax.checkpoints.manager import Checkpoints
+from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core.run_directory import RunDirectory
 from tests.helpers import tiny_run
 from tests.integration.outcome import assert_identical, records, starts
@@ -30,21 +34,35 @@ def parts(lab, cache):
 
 @pytest.fixture
 def train(monkeypatch, parts, cache):
-    """Starts or resumes the run in a folder; `stop` asks it to stop, by signal, while update `stop` is made."""
+    """Starts or resumes the run in a folder; a signal comes while update `stop` is made, or `moment` seconds after the
+    first."""
 
-    def train(runs, stop=None) -> RunDirectory:
-        made = []
+    def train(runs, stop=None, moment=None) -> RunDirectory:
+        timers = []
 
         def step(state, batch):
-            made.append(state.step)
             if int(state.step) + 1 == stop:
                 signal.raise_signal(signal.SIGTERM)
+            if moment is not None and not timers:
+                timers.append(threading.Timer(moment, os.kill, (os.getpid(), signal.SIGTERM)))
+                timers[0].start()
             return parts.step(state, batch)
 
         monkeypatch.setattr(composition, "assemble", lambda *_: dataclasses.replace(parts, step=step))
-        return run_training(parts.experiment, runs, cache)
+        run = run_training(parts.experiment, runs, cache)
+        for timer in timers:
+            timer.join()
+        return run
 
     return train
+
+
+@pytest.fixture
+def late_signals():
+    """Lets a signal pass that comes when the run is over already."""
+    former = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, former)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +93,21 @@ def test_a_stop_at_the_last_update_leaves_a_complete_run(uninterrupted, train, t
     run = train(tmp_path)
     assert starts(run) == [None]
     assert_identical(run, uninterrupted, parts)
+
+
+def test_signals_at_ten_random_moments_lose_nothing(uninterrupted, train, tmp_path, parts, late_signals):
+    """They may fall into an update, an evaluation, a save or between them. The ten kills of test_signals.py make twenty
+    random stops in all."""
+    draw, stops, attempts = random.Random(0), 0, 0
+    while stops < 10:
+        attempts += 1
+        assert attempts < 50, "the runs are over before they are stopped"
+        complete = False
+        while not complete:
+            run = train(tmp_path / str(attempts), moment=draw.uniform(0, 0.1))
+            complete = max(saved_steps(run.checkpoints)) == STEPS
+        stops += len(starts(run)) - 1
+        assert_identical(run, uninterrupted, parts)
 
 
 @pytest.mark.parametrize("lost", ["opt_state", "ema", "data"])

@@ -114,8 +114,7 @@ def _with(batch: Numbers, value: float) -> Numbers:
     return batch.replace(x_BD=x_BD)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("accumulate", "value"), [(1, np.nan), (1, -np.inf), (4, np.inf)])
 def test_an_update_that_is_not_finite_is_not_made(accumulate, value):
     optimizer = optax.adam(0.1)
     update = _toy_step(optimizer, StepConfig(accumulate, ema_decay=0.5))

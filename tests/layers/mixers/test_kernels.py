@@ -33,7 +33,6 @@ def _value_and_gradients(function, cotangent):
 KERNELS = {
     "plain": PlainKernel(),
     "blocks of 3": BlockedKernel(3),
-    "blocks of 1": BlockedKernel(1),
     "one block": BlockedKernel(),
 }
 

@@ -1,0 +1,59 @@
+"""Every benchmark runs: its smallest shapes, through its command line, without publishing."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+BENCHMARKS = ROOT / "experiments" / "benchmarks"
+NEEDS_TORCH = ("decode", "train_step")
+WITHOUT_TORCH = ("loop_overhead", "memory")
+
+
+def smoke(name: str) -> str:
+    """What the benchmark prints."""
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--smoke"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cells(table: str) -> list[list[str]]:
+    """Rows of a printed Markdown table after its header."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    return [line for line in lines if line[0] != "---"][1:]
+
+
+def test_memory_of_the_chunked_loss_is_below_the_plain_one():
+    rows = cells(smoke("memory"))
+    assert rows[0][0] == "plain" and len(rows) == 2
+    assert float(rows[1][2]) < float(rows[0][2])
+
+
+def test_nothing_is_compiled_in_the_loop_after_its_first_step():
+    (row,) = cells(smoke("loop_overhead"))
+    assert row[-1] == "0"
+    assert float(row[-2]) > 0
+
+
+@pytest.mark.parametrize("name", NEEDS_TORCH)
+def test_runs_beside_torch(name: str):
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: {name}.py measures against it")
+    assert all(float(row[-1]) > 0 for row in cells(smoke(name))[-2:])
+
+
+def test_every_benchmark_is_tested_and_has_its_place_in_the_readme():
+    readme = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    commands = {path.stem for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    assert commands == {*NEEDS_TORCH, *WITHOUT_TORCH}
+    for name in commands:
+        assert len(re.findall(rf"<!-- /?{name} -->", readme)) == 2
+        assert f'publish("{name}"' in (BENCHMARKS / f"{name}.py").read_text(encoding="utf-8")

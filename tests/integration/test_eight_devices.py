@@ -1,0 +1,47 @@
+"""Whole runs over eight simulated devices. What the layouts themselves do is tests/sharding/test_eight_devices.py's."""
+
+import dataclasses
+import json
+
+import pytest
+
+from llm_jax.assemble import run_training
+from tests.helpers import command_line, tiny_run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eight")
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    process = command_line.start(folder, module="tests.integration.eight_devices_run", environment=flags)
+    outcome = command_line.wait(process)
+    assert outcome.code == 0, outcome.err[-3000:]
+    return json.loads(outcome.out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("one")
+    tiny_run.write_corpus(folder)
+    experiment = tiny_run.experiment(folder, steps=6)
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=16))
+    return [record["loss"] for record in run_training(experiment, folder, cache).records()]
+
+
+def test_the_losses_are_those_of_one_device(runs, one_device):
+    assert runs["data"]["devices"] == runs["fsdp"]["devices"] == 8
+    assert one_device[-1] < one_device[0] - 0.1
+    for layout in ("data", "fsdp"):
+        assert runs[layout]["losses"] == pytest.approx(one_device, rel=1e-5)
+
+
+def test_fsdp_divides_the_state_and_data_parallelism_does_not(runs):
+    assert runs["data"]["held"] == runs["data"]["bytes"] == runs["fsdp"]["bytes"]
+    assert runs["fsdp"]["held"] < 0.4 * runs["fsdp"]["bytes"]
+
+
+def test_a_checkpoint_goes_on_under_another_layout(runs):
+    assert runs["resumed"]["step"] == 5
+    assert runs["resumed"]["loss"] == pytest.approx(runs["fsdp"]["losses"][-2], rel=1e-5)

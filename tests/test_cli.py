@@ -1,0 +1,87 @@
+"""The verbs, their options and their messages. What training does is tests/integration's."""
+
+import pytest
+
+from llm_jax.cli import VERBS
+from llm_jax.core import config
+from llm_jax.experiment import load_experiment
+from tests.helpers import tiny_run
+from tests.helpers.command_line import llm_jax, start, wait
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tiny_run.write_experiment(tmp_path / "lab")
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_the_overview_names_every_verb(words):
+    outcome = llm_jax(*words)
+    assert outcome.code == 0
+    assert all(f"  {verb} " in outcome.out for verb in VERBS)
+
+
+def test_an_unknown_verb_is_refused_with_the_nearest_one():
+    outcome = llm_jax("trian", "x.py")
+    assert outcome.code != 0
+    assert "there is no verb 'trian'; did you mean 'train'?" in outcome.said
+    assert "did you mean" not in llm_jax("zzz").said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb):
+    outcome = llm_jax(verb, "--help")
+    assert outcome.code == 0
+    assert VERBS[verb][0].__doc__.splitlines()[0].rstrip(".") in outcome.said
+
+
+@pytest.mark.parametrize("verb", ["train", "show"])
+def test_the_fields_of_an_experiment_explain_themselves(file, verb):
+    outcome = llm_jax(verb, file, "--help")
+    assert outcome.code == 0
+    assert "A tiny experiment, for tests." in outcome.said
+    assert "--optimizer.peak-lr" in outcome.said and "Highest learning rate" in outcome.said
+
+
+def test_show_prints_the_resolved_experiment(file):
+    outcome = llm_jax("show", file, "--steps", 99)
+    assert outcome.code == 0
+    assert config.parse(outcome.out) == load_experiment(file, ["--steps", "99"])
+    assert "steps = 99\n" in outcome.out and "steps = 99\n" not in llm_jax("show", file).out
+
+
+@pytest.mark.parametrize("verb", ["train", "show"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--optimizer.peek-lr", 1), "Perhaps you meant: --optimizer.peak-lr"),
+        (("--steps", "many"), "invalid literal for int() with base 10: 'many'"),
+        (("--steps", "1.5"), "invalid literal for int()"),
+        (("--steps",), "--steps"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_refused(file, verb, words, message):
+    outcome = llm_jax(verb, file, *words)
+    assert outcome.code != 0
+    assert message in outcome.said
+
+
+@pytest.mark.parametrize("verb", ["train", "show"])
+def test_a_missing_file_is_refused_with_the_nearest_one(file, verb):
+    outcome = llm_jax(verb, file.with_name("tiny_experimnt.py"))
+    assert outcome.code != 0
+    assert f"did you mean {file}?" in outcome.said
+    assert llm_jax(verb).code != 0
+
+
+def test_a_misspelt_option_of_the_verb_is_refused_with_the_nearest_one(file):
+    outcome = llm_jax("train", file, "--runs-dirs", "x")
+    assert outcome.code != 0
+    assert "--runs-dir " in outcome.said
+
+
+def test_a_mistake_ends_the_process_with_a_message_and_no_traceback(tmp_path):
+    outcome = wait(start("generate", tmp_path / "absent", "--prompt", "a"))
+    assert outcome.code == 1
+    assert outcome.err.strip().splitlines()[-1].startswith("llm-jax generate: ")
+    assert "is not a run directory" in outcome.err and "Traceback" not in outcome.err

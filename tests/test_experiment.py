@@ -1,0 +1,114 @@
+import dataclasses
+
+import pytest
+
+from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig, load_experiment
+from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.optim import AdamWConfig
+from llm_jax.tokenizers import ByteTokenizerConfig
+from llm_jax.train.step import StepConfig
+from tests.helpers import tiny_run
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Experiment:
+    return tiny_run.experiment(tmp_path)
+
+
+def test_a_file_gives_its_experiment(tmp_path):
+    file = tiny_run.write_experiment(tmp_path / "lab")
+    assert load_experiment(file) == load_experiment(str(file)) == tiny_run.experiment(tmp_path / "lab")
+
+
+def test_overrides_reach_every_depth_and_touch_nothing_else(tmp_path):
+    file = tiny_run.write_experiment(tmp_path / "lab")
+    words = ["--steps", "20", "--optimizer.peak-lr", "1e-3", "--model.segments.0.blocks.0.dropout", "0.5"]
+    changed, plain = load_experiment(file, words), load_experiment(file)
+    assert changed.steps == 20 and changed.optimizer.peak_lr == 1e-3
+    assert changed.model.segments[0].blocks[0].dropout == 0.5
+    (segment,) = plain.model.segments
+    block = dataclasses.replace(segment.blocks[0], dropout=0.5)
+    model = dataclasses.replace(plain.model, segments=(dataclasses.replace(segment, blocks=(block,)),))
+    optimizer = dataclasses.replace(plain.optimizer, peak_lr=1e-3)
+    assert changed == dataclasses.replace(plain, steps=20, optimizer=optimizer, model=model)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "defines no function experiment()"),
+        ("def experiment(): return 3", "returned a int, no Experiment"),
+    ],
+)
+def test_a_file_without_an_experiment_is_refused(tmp_path, text, message):
+    file = tmp_path / "file.py"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="experiment") as error:
+        load_experiment(file)
+    assert message in str(error.value)
+
+
+def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
+    tiny_run.write_experiment(tmp_path / "lab")
+    with pytest.raises(ValueError, match=r"no experiment file .*tiny_experimnt.py; did you mean .*tiny_experiment.py"):
+        load_experiment(tmp_path / "lab" / "tiny_experimnt.py")
+    with pytest.raises(ValueError, match=r"absent.py$"):
+        load_experiment(tmp_path / "nowhere" / "absent.py")
+
+
+def test_two_files_of_one_name_do_not_meet(tmp_path):
+    files = [tiny_run.write_experiment(tmp_path / name) for name in ("one", "two")]
+    paths = [load_experiment(file).data.source.source.paths for file in files]
+    assert paths == [(str(tmp_path / name / "corpus"),) for name in ("one", "two")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"log_every": 0}, "log_every is 0"),
+        ({"name": ""}, "name is ''"),
+        ({"name": "a/b"}, "name is 'a/b'"),
+        ({"name": ".."}, "name is '..'"),
+        ({"name": "."}, "name is '.'"),
+        ({"update": StepConfig(accumulate=3)}, "update.accumulate is 3"),
+        ({"objective": CausalLMConfig(chunks=5)}, "objective.chunks is 5"),
+        ({"steps": 2}, "warmup_steps is 2 and the run has 2 steps"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(experiment, change, message):
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(experiment, **change)
+    assert message in str(error.value)
+
+
+def test_rows_longer_than_the_models_positions_are_refused(experiment):
+    fits = dataclasses.replace(experiment.data, sequence_length=64)
+    assert dataclasses.replace(experiment, data=fits).data.sequence_length == experiment.model.max_length
+    with pytest.raises(ValueError, match=r"sequence_length is 65 and model.max_length is 64"):
+        dataclasses.replace(experiment, data=dataclasses.replace(fits, sequence_length=65))
+
+
+def test_compressors_need_the_test_part():
+    assert EvaluationConfig(test=True, compressors=True).compressors
+    with pytest.raises(ValueError, match="evaluation.test"):
+        EvaluationConfig(compressors=True)
+
+
+@pytest.mark.parametrize("kind", [EvaluationConfig, SampleConfig])
+def test_intervals_are_positive(kind):
+    with pytest.raises(ValueError, match="every is 0"):
+        kind(every=0)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_prompts_begin_as_documents_do(experiment, tmp_path, bos):
+    corpus = dataclasses.replace(experiment.data.source, bos=bos)
+    changed = tiny_run.with_source(experiment, corpus)
+    tokenizer = ByteTokenizerConfig().build(lambda: [], tmp_path, "")
+    assert changed.prompt(tokenizer, "ab") == [tokenizer.bos_id] * bos + [97, 98]
+
+
+def test_an_experiment_is_frozen(experiment):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        experiment.optimizer = AdamWConfig(peak_lr=1.0)
