@@ -70,6 +70,8 @@ class CopyConfig(SyntheticConfig):
 
 
 class CopyTask:
+    """The `Task` of `CopyConfig`."""
+
     def __init__(self, config: CopyConfig):
         self._config = config
         self.length = 2 * config.length + 1
@@ -99,6 +101,8 @@ class ModularAdditionConfig(SyntheticConfig):
 
 
 class ModularAdditionTask:
+    """The `Task` of `ModularAdditionConfig`."""
+
     length = 4
 
     def __init__(self, config: ModularAdditionConfig):
@@ -143,6 +147,8 @@ class InductionConfig(SyntheticConfig):
 
 
 class InductionTask:
+    """The `Task` of `InductionConfig`."""
+
     def __init__(self, config: InductionConfig):
         self._config = config
         self.length = 2 * (config.pairs + config.queries)

@@ -32,9 +32,7 @@ def again(finished, existing, cache):
     """The command that made the complete run, on the copy of it."""
     file = finished.path.parent / "lab" / "tiny_experiment.py"
     runs = existing.path.parent
-    return lambda *words: llm_jax(
-        "train", file, "--runs-dir", runs, "--cache-dir", cache, "--evaluation.test", *words
-    )
+    return lambda *words: llm_jax("train", file, "--runs-dir", runs, "--cache-dir", cache, "--evaluation.test", *words)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +56,9 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_made(train, run,
 
 
 def test_heads_that_do_not_divide_the_width_are_refused(file, train):
-    file.write_text("from llm_jax.models.families.gpt2 import gpt2\ndef experiment(): return gpt2(2, heads=3, width=16)")
+    file.write_text(
+        "from llm_jax.models.families.gpt2 import gpt2\ndef experiment(): return gpt2(2, heads=3, width=16)"
+    )
     outcome = train()
     assert outcome.code != 0 and "heads is 3 and width is 16: heads must divide width" in outcome.said
 

@@ -40,7 +40,7 @@ def test_greedy_is_the_likeliest_token_of_a_forward_pass_without_cache(generate,
     start = len(ids)
     while len(ids) < start + NEW_TOKENS:
         padded = jnp.asarray([ids + [0] * (length - len(ids))])  # causal: what comes after does not matter
-        ids.append(int(jnp.argmax(model.apply({"params": params}, padded).logits[0, len(ids) - 1])))
+        ids.append(int(jnp.argmax(model.apply({"params": params}, padded).logits_BTV[0, len(ids) - 1])))
         if ids[-1] == tokenizer.eos_id:
             break
     outcome = generate("--sampling.temperature", 0)

@@ -17,7 +17,7 @@ from tests.integration.outcome import assert_identical, records, starts
 KILLS = 10
 STEPS = 160
 EVERY = 4
-CHAIN_FILE = f'''
+CHAIN_FILE = f"""
 from pathlib import Path
 from llm_jax.checkpoints.manager import CheckpointConfig
 from llm_jax.experiment import EvaluationConfig
@@ -30,7 +30,7 @@ def experiment():
         checkpoint=CheckpointConfig(every={EVERY}),
         evaluation=EvaluationConfig(every={STEPS}, max_bytes=300),
     )
-'''
+"""
 
 
 @pytest.fixture(scope="module")
