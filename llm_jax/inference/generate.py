@@ -3,6 +3,7 @@
 Legend: B batch of prompts, P padded prompt length, S slots of the cache, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from llm_jax.core.checks import check
 from llm_jax.inference.sampling import SamplingConfig, sample
 from llm_jax.layers.mixers.cache import Cache
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.stack import Execution, unstack, unstacked
 from llm_jax.models.transformer import Transformer
 
 _BUCKET = 64
@@ -41,7 +43,9 @@ class Generator:
     """
 
     def __init__(self, model: Transformer, sampling: SamplingConfig, eos_id: int | None, pad_id: int):
-        self._model, self._sampling, self._eos_id, self._pad_id = model, sampling, eos_id, pad_id
+        config = dataclasses.replace(model.config, segments=unstacked(model.config.segments), execution=Execution())
+        self._model, self._sampling, self._eos_id, self._pad_id = model.clone(config=config), sampling, eos_id, pad_id
+        self._unstack = jax.jit(lambda stack: unstack(stack, model.config.segments))
         self._prefill = jax.jit(self._prefill_step, static_argnums=(3,))
         self._decode = jax.jit(self._decode_step, donate_argnums=(1,))
 
@@ -57,6 +61,7 @@ class Generator:
         check(all(map(len, prompts)) and len(prompts) > 0, "a prompt is empty: give it at least one token, such as bos")
         tokens_BP, segments_BP = self._pad(prompts, new_tokens)
         params = jax.tree.map(lambda p: p.astype(self._model.precision.dtype), params)
+        params = params | {"stack": self._unstack(params["stack"])}
         cache, progress = self._prefill(params, tokens_BP, segments_BP, new_tokens, seed)
         for index in range(1, new_tokens):
             # The next step is dispatched before this one's tokens are read, so that the device does not wait.

@@ -66,6 +66,21 @@ class Execution:
         return min(self.unroll, repeats)
 
 
+def unstacked(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """The same depth with every repeat a segment of its own, so that nothing is sliced from a stack as it runs: a
+    decode step then reads each weight where it lies and writes each layer's cache in place. For `unstack`ed weights."""
+    return tuple(Segment(segment.blocks, 1) for segment in segments for _ in range(segment.repeats))
+
+
+def unstack(parameters: Any, segments: tuple[Segment, ...]) -> Any:
+    """A stack's parameters cut into those of the stack of `unstacked(segments)`."""
+    places = [(f"segment_{index}", repeat) for index, s in enumerate(segments) for repeat in range(s.repeats)]
+    return {
+        f"segment_{number}": jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat : repeat + 1], parameters[name])
+        for number, (name, repeat) in enumerate(places)
+    }
+
+
 class Stack(nn.Module):
     """x [B, T, D] -> [B, T, D] through all segments."""
 
@@ -83,14 +98,28 @@ class Stack(nn.Module):
         slot: jax.Array | None = None,
         states: tuple | None = None,
     ) -> tuple[jax.Array, tuple | None]:
-        """Runs the blocks; `states` holds per segment the mixer states of its blocks, stacked over repeats."""
-        states = states or (None,) * len(self.segments)
-        after = []
-        for index, (segment, state) in enumerate(zip(self.segments, states, strict=True)):
+        """Runs the blocks; `states` holds per segment and repeat the mixer states of its blocks."""
+        if states is not None:
+            return self._cached(x_BTD, queries, slots, slot, states)
+        for index, segment in enumerate(self.segments):
             group = self._scanned(segment)(segment.blocks, self.width, self.precision, name=f"segment_{index}")
-            x_BTD, state = group(x_BTD, queries, slots, slot, state)
-            after.append(state)
-        return x_BTD, None if after[0] is None else tuple(after)
+            x_BTD, _ = group(x_BTD, queries, slots, slot, None)
+        return x_BTD, None
+
+    def _cached(
+        self, x_BTD: jax.Array, queries: Placement, slots: Placement, slot: jax.Array, states: tuple
+    ) -> tuple[jax.Array, tuple]:
+        """One repeat after the other: a loop over layers would copy the whole cache on each turn."""
+        after = []
+        for index, (segment, repeats) in enumerate(zip(self.segments, states, strict=True)):
+            group = Group(segment.blocks, self.width, self.precision, parent=None)
+            weights, done = self.variables["params"][f"segment_{index}"], []
+            for repeat, state in enumerate(repeats):
+                own = {"params": jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], weights)}
+                x_BTD, state = group.apply(own, x_BTD, queries, slots, slot, state)
+                done.append(state)
+            after.append(tuple(done))
+        return x_BTD, tuple(after)
 
     def _scanned(self, segment: Segment) -> Any:
         group, turns = Group, self.execution.turns(segment.repeats)

@@ -3,8 +3,6 @@
 Legend: B batch, T length, D model width, V vocabulary.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -101,13 +99,9 @@ class Transformer(nn.Module):
             )
         layers = tuple(
             tuple(
-                _stacked(block.mixer.allocate(batch, slots, self.precision.dtype), segment.repeats)
-                for block in segment.blocks
+                tuple(block.mixer.allocate(batch, slots, self.precision.dtype) for block in segment.blocks)
+                for _ in range(segment.repeats)
             )
             for segment in self.config.segments
         )
         return Cache(layers, empty_slots(batch, slots), jnp.zeros((), jnp.int32))
-
-
-def _stacked(state: Any, repeats: int) -> Any:
-    return jax.tree.map(lambda leaf: jnp.zeros((repeats, *leaf.shape), leaf.dtype), state)

@@ -1,4 +1,4 @@
-"""Figures of the first updates of a tiny run, on the CPU and in float32. Its rows do not depend on numpy's generators."""
+"""Figures of the first updates of a tiny run, on the CPU in float32. Its rows do not depend on numpy's generators."""
 
 import json
 import tempfile

@@ -29,7 +29,7 @@ class Cache:
     """State of a whole model between calls.
 
     Attributes:
-      layers: per-layer states, stacked by segment.
+      layers: by segment, by repeat, by block: the state of that mixer.
       slots: where the token in each slot stands; an empty slot has segment 0, which nothing sees.
       length: int32 scalar, number of slots written. All rows write the same slots: a shorter prompt leaves padding.
     """
