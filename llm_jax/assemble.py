@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,21 +123,24 @@ def run_training(experiment: Experiment, runs: Path, cache: Path, fresh: bool = 
       fresh: deletes an earlier run of that name first.
 
     Raises:
-      ValueError: if the directory holds a run of another experiment.
+      ValueError: if the directory holds a run of another experiment, or with `fresh` something that is no run.
       FloatingPointError: if loss or gradients stop being finite.
     """
     run = RunDirectory(runs / experiment.name)
-    if fresh and run.path.exists():
-        shutil.rmtree(run.path)
-    run.open(experiment)
+    if not fresh:
+        run.open(experiment)
     parts = assemble(experiment, cache)
-    if parts.tokenizer is not None:
-        parts.tokenizer.save(run.tokenizer)
+    if fresh:
+        # Only now is it known that the new run can start.
+        run.delete()
+        run.open(experiment)
     digest = parts.tokenizer.digest if parts.tokenizer else "none"
     with (
         parts.activated(),
         Checkpoints(run.checkpoints, experiment.checkpoint, digest, config.to_text(experiment)) as checkpoints,
     ):
+        if parts.tokenizer is not None:
+            parts.tokenizer.save(run.tokenizer)
         restored = checkpoints.restore(parts.abstract_state)
         if restored is None or restored.step < experiment.steps:
             run.write_card(**_card(parts), resumed_from=restored.step if restored else None)
@@ -200,6 +202,7 @@ def _hooks(
             parts.weights,
             found.text_bytes,
             experiment.evaluation.every,
+            experiment.steps,
             recorder,
             display,
         )
@@ -213,7 +216,9 @@ def _hooks(
 
     samples = []
     if experiment.samples.prompts:
-        samples = [hooks.Sample(_sampler(parts), parts.weights, experiment.samples.every, run.samples)]
+        samples = [
+            hooks.Sample(_sampler(parts), parts.weights, experiment.samples.every, experiment.steps, run.samples)
+        ]
     # Evaluation comes before saving, so that a checkpoint knows its loss; stopping comes last, when all has been done.
     saving = hooks.Save(save, checkpoints.wait, experiment.checkpoint.every, first)
     return [log, *evaluations, *samples, saving, signals]
@@ -223,16 +228,14 @@ def _finish(parts: Assembly, run: RunDirectory, state: TrainState) -> None:
     """Scores the test part and its baselines, once."""
     evaluation = parts.experiment.evaluation
     done = {record["kind"] for record in run.records()}
-    with contextlib.closing(hooks.Recorder(run)) as recorder:
-        if evaluation.test and "eval/test" not in done:
-            for found in parts.dataset.evaluation("test", *parts.share):
-                batches = _placed(parts, found)
-                values = hooks.evaluate(parts.evaluate, parts.weights(state), batches, found.text_bytes)
-                recorder.write(f"eval/{found.name}", parts.experiment.steps, **values)
-        if evaluation.compressors and not any(kind.startswith("baseline/") for kind in done):
-            texts = [[doc.text.encode() for doc in parts.experiment.data.text(part)] for part in ("train", "test")]
-            for name, bits in compression.baselines(*texts).items():
-                recorder.write(f"baseline/{name}", 0, bits_per_byte=bits)
+    for found in parts.dataset.evaluation("test", *parts.share) if evaluation.test else ():
+        if f"eval/{found.name}" not in done:
+            values = hooks.evaluate(parts.evaluate, parts.weights(state), _placed(parts, found), found.text_bytes)
+            hooks.record(run, f"eval/{found.name}", parts.experiment.steps, **values)
+    if evaluation.compressors and not any(kind.startswith("baseline/") for kind in done):
+        texts = [[doc.text.encode() for doc in parts.experiment.data.text(part)] for part in ("train", "test")]
+        for name, bits in compression.baselines(*texts).items():
+            hooks.record(run, f"baseline/{name}", 0, bits_per_byte=bits)
 
 
 def _tokenizer(experiment: Experiment, cache: Path) -> Tokenizer | None:

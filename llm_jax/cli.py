@@ -1,6 +1,7 @@
 """The command line: `llm-jax <verb> ...`. Each verb is one small function over the library."""
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from llm_jax.checkpoints import restore
 from llm_jax.core import config
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.run_directory import RunDirectory
-from llm_jax.experiment import load_experiment
+from llm_jax.experiment import Experiment, load_experiment
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.models.transformer import Transformer
@@ -92,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         VERBS[verb][1](arguments[1:])
     except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"llm-jax {verb}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def _train(arguments: list[str]) -> None:
@@ -141,6 +144,9 @@ VERBS: dict[str, tuple[type, Callable[[list[str]], None]]] = {
 }
 
 
+_FIELDS = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(Experiment)]
+
+
 def _overview() -> str:
     verbs = "\n".join(f"  {name:<10} {kind.__doc__.splitlines()[0]}" for name, (kind, _) in VERBS.items())
     return f"usage: llm-jax VERB ...\n\n{verbs}\n\n`llm-jax VERB --help` explains a verb."
@@ -152,6 +158,10 @@ def _parse(kind: type, arguments: list[str]) -> tuple:
     names_file = len(arguments) > len(asks) and not arguments[0].startswith("-")
     own = [word for word in arguments if word not in asks] if names_file else arguments
     options, rest = tyro.cli(kind, args=own, prog=f"llm-jax {kind.__name__.lower()}", return_unknown_args=True)
+    known = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)]
+    for word in rest:
+        if word.startswith("--") and word not in _FIELDS and (hint := did_you_mean(word.split("=")[0], known, 0.8)):
+            raise ValueError(f"there is no option {word}{hint}")
     return options, rest + asks
 
 

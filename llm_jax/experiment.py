@@ -84,7 +84,7 @@ class Experiment:
     def __post_init__(self):
         check_positive(steps=self.steps, log_every=self.log_every)
         check(
-            self.name != "" and Path(self.name).name == self.name,
+            self.name not in ("", ".", "..") and Path(self.name).name == self.name,
             f"name is {self.name!r}: it becomes a folder, so it must be a plain name without slashes",
         )
         self.optimizer.learning_rate(self.steps)  # a schedule that does not fit into the run raises here

@@ -78,6 +78,7 @@ def saved_steps(directory: Path) -> tuple[int, ...]:
 
 def readable_records(directory: Path) -> dict[int, Record]:
     """Records of those checkpoints whose record is not damaged."""
+    directory = directory.absolute()  # orbax takes no relative path
     records = {}
     for step in saved_steps(directory):
         try:
@@ -106,6 +107,7 @@ def check_tokenizer(directory: Path, record: Record, tokenizer_digest: str) -> N
 def _restore(
     directory: Path, abstract: Any, tokenizer_digest: str, step: int | None, part: str | None = None
 ) -> Restored | None:
+    directory = directory.absolute()  # orbax takes no relative path
     quiet_orbax()
     steps = saved_steps(directory)
     if step is not None and step not in steps:

@@ -46,7 +46,7 @@ def check_one_of(name: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {value!r}: it must be one of {choices}{did_you_mean(value, choices)}")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' for the closest known word, or an empty string."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], closeness: float = 0.6) -> str:
+    """'; did you mean ...?' for the closest known word, or an empty string if none is as close as `closeness` of 1."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=closeness)
     return f"; did you mean {match[0]!r}?" if match else ""

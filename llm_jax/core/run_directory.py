@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 
 from llm_jax.core import config
+from llm_jax.core.checks import check
 from llm_jax.core.files import write_atomically
 
 
@@ -58,12 +60,14 @@ class RunDirectory:
     def open(self, experiment: Any) -> None:
         """Makes the directory for `experiment`, or accepts it if it already holds the same experiment.
 
+        An experiment that has left neither metrics nor checkpoints, since it could not start, gives way to another.
+
         Raises:
           ValueError: if the directory holds another experiment, or cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.experiment_file.exists():
+            if self._has_begun():
                 self._check_same(experiment)
             else:
                 write_atomically(self.experiment_file, config.to_text(experiment))
@@ -72,6 +76,20 @@ class RunDirectory:
                 f"run directory {self.path} cannot be written ({error.strerror or error}): "
                 "choose another place with --runs-dir, or make this one writable"
             ) from error
+
+    def delete(self) -> None:
+        """Deletes the run with everything in it; nothing happens if there is none.
+
+        Raises:
+          ValueError: if the path holds something that is no run.
+        """
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        check(
+            self.experiment_file.exists(),
+            f"{self.path} is not a run directory, so it is not deleted; give the run another --name",
+        )
+        shutil.rmtree(self.path)
 
     def experiment(self) -> Any:
         """The experiment this run was made from."""
@@ -104,6 +122,10 @@ class RunDirectory:
     @property
     def _card_file(self) -> Path:
         return self.path / "card.json"
+
+    def _has_begun(self) -> bool:
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return self.experiment_file.exists() and (saved or self.metrics_file.exists())
 
     def _check_same(self, experiment: Any) -> None:
         if changes := config.diff(self.experiment(), experiment):

@@ -1,5 +1,6 @@
 """What happens around the updates: progress, records, evaluation, saving, samples, stopping on signals."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -27,6 +28,7 @@ class Recorder:
     """Appends records to metrics.jsonl and to TensorBoard's event files. Each line is whole once written."""
 
     def __init__(self, run: RunDirectory):
+        _end_last_line(run.metrics_file)
         self._file: TextIO = open(run.metrics_file, "a", buffering=1)  # noqa: SIM115 - closed by close()
         self._board = SummaryWriter(str(run.tensorboard), write_to_disk=True)
 
@@ -40,6 +42,12 @@ class Recorder:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def record(run: RunDirectory, kind: str, step: int, **values: Any) -> None:
+    """Adds one record to a run that is not being trained."""
+    with contextlib.closing(Recorder(run)) as recorder:
+        recorder.write(kind, step, **values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +144,7 @@ class Display:
 
 
 class Evaluate(Hook):
-    """Evaluates a held-out set every `every` steps and at the end; `best` is the lowest loss so far."""
+    """Evaluates a held-out set every `every` steps and after step `last`. `loss` is that of `step`."""
 
     def __init__(
         self,
@@ -146,16 +154,18 @@ class Evaluate(Hook):
         weights: Callable[[TrainState], Any],
         bytes_of_text: int | None,
         every: int,
+        last: int,
         recorder: Recorder,
         display: Display,
     ):
         self.name, self._batches, self._function, self._weights = name, batches, function, weights
-        self._bytes, self._every, self._recorder, self._display = bytes_of_text, every, recorder, display
+        self._bytes, self._every, self._last = bytes_of_text, every, last
+        self._recorder, self._display = recorder, display
         self.loss: float | None = None
         self.step = -1
 
     def due(self, step: int) -> bool:
-        return step % self._every == 0
+        return step % self._every == 0 or step == self._last
 
     def on_step(self, step: int, state: TrainState) -> None:
         values = evaluate(self._function, self._weights(state), self._batches(), self._bytes)
@@ -163,10 +173,6 @@ class Evaluate(Hook):
         self._recorder.write(f"eval/{self.name}", step, **values)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "tokens")
         self._display.print(f"step {step}  {self.name}: {shown}")
-
-    def on_end(self, step: int, state: TrainState, finished: bool) -> None:
-        if finished and self.step != step:
-            self.on_step(step, state)
 
 
 def evaluate(
@@ -207,23 +213,19 @@ class Save(Hook):
 
 
 class Sample(Hook):
-    """Writes what the model says to samples/ every `every` steps and at the end."""
+    """Writes what the model says to samples/ every `every` steps and after step `last`."""
 
-    def __init__(self, sample: Callable[[Any], str], weights: Callable[[TrainState], Any], every: int, folder: Path):
-        self._sample, self._weights, self._every, self._folder = sample, weights, every, folder
+    def __init__(
+        self, sample: Callable[[Any], str], weights: Callable[[TrainState], Any], every: int, last: int, folder: Path
+    ):
+        self._sample, self._weights, self._every, self._last, self._folder = sample, weights, every, last, folder
         self._folder.mkdir(exist_ok=True)
-        self.step = -1
 
     def due(self, step: int) -> bool:
-        return step % self._every == 0
+        return step % self._every == 0 or step == self._last
 
     def on_step(self, step: int, state: TrainState) -> None:
         write_atomically(self._folder / f"step_{step:08d}.md", self._sample(self._weights(state)))
-        self.step = step
-
-    def on_end(self, step: int, state: TrainState, finished: bool) -> None:
-        if finished and self.step != step:
-            self.on_step(step, state)
 
 
 class StopOnSignal(Hook):
@@ -263,3 +265,10 @@ def weights_for_use(evaluation_params: Callable[[Any, Any], Any]) -> Callable[[T
         return evaluation_params(state.opt_state, state.params)
 
     return weights
+
+
+def _end_last_line(path: Path) -> None:
+    """A crash may have cut the last line short; the next record must not be lost with it."""
+    if path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n"):
+        with open(path, "a") as file:
+            file.write("\n")
