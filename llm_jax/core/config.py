@@ -101,6 +101,8 @@ def _check_leaf(path: str, value: Any) -> None:
 def _build(node: dict, path: str) -> Any:
     value = node.get("=")
     if value is None:
+        if set(node) != {str(index) for index in range(len(node))}:
+            raise ValueError(f"config lines under {path!r} are {sorted(node)}: some are missing; restore the file")
         return tuple(_build(node[str(index)], f"{path}.{index}") for index in range(len(node)))
     if not value.startswith(_PACKAGE):
         try:
@@ -118,14 +120,26 @@ def _build(node: dict, path: str) -> Any:
             f"{path or 'experiment'} ({value}) has fields {unknown} that this version of the code does not know; "
             "use the version that wrote it (the run's card.json names the commit)"
         )
+    needed = {field.name for field in dataclasses.fields(kind) if _required(field)}
+    if missing := sorted(needed - set(fields)):
+        raise ValueError(
+            f"{path or 'experiment'} ({value}) lacks the fields {missing} that this version of the code needs; "
+            "use the version that wrote it (the run's card.json names the commit)"
+        )
     return kind(**fields)
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _resolve(name: str, path: str) -> type:
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        kind = getattr(importlib.import_module(module), attribute)
+        dataclasses.fields(kind)
+        return kind
+    except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{path or 'experiment'} is a {name}, which this version of the code does not have; "
             "use the version that wrote it (the run's card.json names the commit)"

@@ -1,9 +1,11 @@
 """Precision: which number type each kind of array has."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
+
+from llm_jax.core.checks import check_one_of
 
 Float = Literal["float32", "bfloat16"]
 
@@ -19,6 +21,10 @@ class Precision:
     """Type in which parameters and optimizer state are kept."""
     compute: Float = "float32"
     """Type of activations and of the operands of matrix products."""
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            check_one_of(name, value, get_args(Float))
 
     @property
     def param_dtype(self) -> jnp.dtype:

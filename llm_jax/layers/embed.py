@@ -13,6 +13,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Normal, contract
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.sharding import axes
+from llm_jax.sharding.partition import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,10 @@ class Embed(nn.Module):
         self.drop = nn.Dropout(self.config.dropout)
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        x_BTD = self.table_VD.astype(self.precision.dtype)[tokens_BT]
+        # Gathered before the look-up: left divided, the compiler would divide the activations' width instead, and
+        # replicate those of the whole batch on the way back.
+        table_VD = constrain(self.table_VD.astype(self.precision.dtype), axes.VOCAB, axes.WIDTH)
+        x_BTD = table_VD[tokens_BT]
         if self.config.position:
             x_BTD += self.positions(positions_BT)
         return self.drop(x_BTD, deterministic=not self.has_rng("dropout"))

@@ -63,8 +63,9 @@ def _forward(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weight
     parts = _split((hidden_BTD, targets_BT, weights_BT), chunks)
     first = jax.tree.map(lambda x: x[0], parts)
     sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda c: loss(parameters, *c)[0], first))
-    zeros = jax.tree.map(jnp.zeros_like, parameters)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), parameters)
     (sums, gradient), hidden_gradients = jax.lax.scan(add, (sums, zeros), parts)
+    gradient = jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, parameters)
     return sums, (gradient, _join(hidden_gradients))
 
 

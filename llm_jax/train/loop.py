@@ -1,5 +1,6 @@
 """The loop: step, data, hooks. Everything else is a hook."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -55,17 +56,18 @@ def train(
     try:
         for step in range(first + 1, last + 1):
             state, report = step_function(state, next(batches))
-            mark = _read(pending, hooks, mark)
-            pending = (step, report)
+            former, pending = pending, (step, report)
+            mark = _read(former, hooks, mark)
             if due := [hook for hook in hooks if hook.due(step)]:
-                _read(pending, hooks, mark)
-                pending = None
+                former, pending = pending, None
+                _read(former, hooks, mark)
                 for hook in due:
                     hook.on_step(step, state)
                 mark = time.perf_counter()
-        _read(pending, hooks, mark)
     except Stop:
         pass
+    with contextlib.suppress(Stop):
+        _read(pending, hooks, mark)
     for hook in hooks:
         hook.on_end(step, state, finished=step == last)
     return state

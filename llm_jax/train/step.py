@@ -89,8 +89,9 @@ def train_step(
         gradient, metrics = accumulated(state.params, batch, rng.key(seed, "dropout", state.step))
         # The loss is a sum; its mean over all counted tokens is what one large batch would have.
         counted = jnp.maximum(metrics["loss"].count, 1)
-        gradient = jax.tree.map(lambda g: (g / counted).astype(g.dtype), gradient)
-        norms = jax.tree.map(lambda g: jnp.linalg.norm(g.astype(jnp.float32).reshape(-1)), gradient)
+        gradient = jax.tree.map(lambda g, p: (g / counted).astype(p.dtype), gradient, state.params)
+        # Not a norm of g.reshape(-1), for which a divided gradient would be gathered whole on every device.
+        norms = jax.tree.map(lambda g: jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))), gradient)
         finite = jnp.isfinite(metrics["loss"].total) & jnp.isfinite(optax.tree.norm(norms))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -103,7 +103,6 @@ class Attention(nn.Module):
             state = state.write(k_BKTH, v_BKTH, slot)
             k_BKTH, v_BKTH = state.k_BKSH, state.v_BKSH
         y_BNTH = config.kernel.attend(q_BNTH, k_BKTH, v_BKTH, config.mask, queries, slots)
-        y_BNTH = checkpoint_name(y_BNTH, "context")
         out = Linear(
             "BNTH,NHD->BTD",
             (config.heads, config.head_dim, self.width),

@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check_positive
 from llm_jax.layers.mixers.masks import Mask, Placement
@@ -105,6 +106,9 @@ def _forward(q_BKMH, k_BKSH, v_BKSH, allowed_B1MS):
     inverse_BKM1 = 1 / jnp.sum(exp_BKMS, axis=-1, keepdims=True)
     exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
     y_BKMH = (jnp.einsum("BKMS,BKSH->BKMH", exp_BKMS, v_BKSH) * inverse_BKM1).astype(v_BKSH.dtype)
+    # Named here and not by the caller: the backward pass needs this array, and a remat policy that keeps another
+    # would compute it again.
+    y_BKMH = checkpoint_name(y_BKMH, "context")
     return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, exp_BKMS, inverse_BKM1, y_BKMH)
 
 

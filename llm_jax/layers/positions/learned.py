@@ -8,6 +8,7 @@ import jax
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Normal
 from llm_jax.sharding import axes
+from llm_jax.sharding.partition import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,4 +41,5 @@ class LearnedPositions(nn.Module):
             (self.length, self.width),
             self.precision.param_dtype,
         )
-        return table_TD.astype(self.precision.dtype)[positions_BT]
+        # Gathered before the look-up, as in layers/embed.py.
+        return constrain(table_TD.astype(self.precision.dtype), axes.POSITIONS, axes.WIDTH)[positions_BT]
