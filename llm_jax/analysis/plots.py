@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
-from llm_jax.analysis.runs import Curve, Run, last, median
+from llm_jax.analysis.runs import Curve, Run, held_out_set, last, median
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
@@ -76,9 +76,10 @@ def learning_rate_figure(runs: Sequence[Run]) -> Figure:
 
 
 def bits_per_byte_figure(run: Run) -> Figure:
-    """The run's evaluation sets among the other compressors: bars of bits per byte, the best on top."""
-    own = {name: last(curve, "bits_per_byte") for name, curve in run.evals.items()}
-    bars = [(f"{run.name} ({name})", value, _COLOURS[0]) for name, value in own.items() if value is not None]
+    """The run among the other compressors of the same text: bars of bits per byte, the best on top."""
+    name = held_out_set([run])
+    bits = last(run.evals[name], "bits_per_byte") if name else None
+    bars = [] if bits is None else [(f"{run.name} ({name})", bits, _COLOURS[0])]
     bars += [(name, value, "#BDBDBD") for name, value in run.baselines.items()]
     bars.sort(key=lambda bar: bar[1])
     labels, values, colours = zip(*bars, strict=True)

@@ -104,14 +104,13 @@ def _verdict(run: Run, bits: float) -> str:
 
 
 def _compression(run: Run) -> list[str]:
-    """Table and bars of held-out bits per byte; nothing if the run recorded none."""
+    """Table and bars of held-out bits per byte, all of the same text; nothing if the run recorded none."""
     found = [(name, bits, "", "") for name, bits in run.baselines.items()]
-    for name, curve in run.evals.items():
-        if (bits := last(curve, "bits_per_byte")) is not None:
-            loss, step = last(curve, "loss"), last(curve, "step")
-            found.append(
-                (f"**{run.name}** on `{name}`", bits, _written("held-out loss", loss), _written("steps", step))
-            )
+    name = held_out_set([run])
+    if name and (bits := last(run.evals[name], "bits_per_byte")) is not None:
+        curve = run.evals[name]
+        loss, step = _written("held-out loss", last(curve, "loss")), _written("steps", last(curve, "step"))
+        found.append((f"**{run.name}** on `{name}`", bits, loss, step))
     if not found:
         return []
     rows = [(name, f"{bits:.3f}", loss, step) for name, bits, loss, step in sorted(found, key=lambda entry: entry[1])]

@@ -171,14 +171,14 @@ class Evaluate(Hook):
         values = evaluate(self._function, self._weights(state), self._batches(), self._bytes)
         self.loss, self.step = values["loss"], step
         self._recorder.write(f"eval/{self.name}", step, **values)
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "tokens")
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "targets")
         self._display.print(f"step {step}  {self.name}: {shown}")
 
 
 def evaluate(
     function: Callable[[Any, Batch], Metrics], params: Any, batches: Iterable[Batch], bytes_of_text: int | None
 ) -> dict[str, float]:
-    """Means over a whole set: 'loss' in nats per token, 'tokens' counted and, where the text's size is known,
+    """Means over a whole set: 'loss' in nats per token, 'targets' counted and, where the text's size is known,
     'bits_per_byte'."""
     total: Metrics | None = None
     for batch in batches:
@@ -186,7 +186,7 @@ def evaluate(
         total = metrics if total is None else add(total, metrics)
     if total is None:
         raise ValueError("the evaluation set has no batch: give it documents or drop it from the experiment")
-    values = means(total) | {"tokens": float(total["loss"].count)}
+    values = means(total) | {"targets": float(total["loss"].count)}
     if bytes_of_text:
         values["bits_per_byte"] = float(total["loss"].total) / math.log(2) / bytes_of_text
     return values

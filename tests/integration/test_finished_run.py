@@ -48,8 +48,8 @@ def test_held_out_bits_per_byte_count_all_the_text(finished):
     manifest = finished.card()["starts"][0]["data"]["source"]["test"]
     (record,) = [record for record in finished.records() if record["kind"] == "eval/test"]
     # Every token is a target once, but for the beginnings of documents, which are given.
-    assert record["tokens"] == manifest["tokens"] - manifest["documents"]
-    bits = record["loss"] * record["tokens"] / 0.6931471805599453
+    assert record["targets"] == manifest["tokens"] - manifest["documents"]
+    bits = record["loss"] * record["targets"] / 0.6931471805599453
     assert record["bits_per_byte"] == pytest.approx(bits / manifest["text_bytes"], rel=1e-5)
 
 

@@ -42,7 +42,7 @@ def test_training_reaches_the_optimum_and_not_less(tmp_path, cache, task):
     (found,) = [record for record in records if record["kind"] == "eval/validation"]
     optimum = held_out.optimal_loss
     # Four standard errors of the mean of a loss whose spread is about its size.
-    noise = 4 * optimum / math.sqrt(found["tokens"])
+    noise = 4 * optimum / math.sqrt(found["targets"])
     assert math.log(trained.model.vocab_size) > 1.2 * optimum
     assert optimum - noise < found["loss"] < reached * optimum
 

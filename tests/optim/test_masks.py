@@ -34,7 +34,7 @@ def tree():
         (DecayMatching(("query",)), {"stack/query/kernel", "stack/query/bias"}),
         (DecayMatching(("^embed/", "scale$")), {"embed/table", "stack/norm/scale", "final_norm/scale"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_selects(mask, decayed):
     selected = dict(named_leaves(mask.select(tree())))

@@ -204,7 +204,7 @@ MATRICES = {"embed/table", "stack/query/kernel", "stack/out/kernel"}
         (DecayMatrices(), MATRICES),
         (DecayAll(exclude=("out",)), {"embed/table", "stack/query/kernel", "stack/query/bias", "stack/norm/scale"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_adamw_is_the_published_algorithm(mask, decayed):
     config = AdamWConfig(

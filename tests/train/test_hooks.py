@@ -88,7 +88,7 @@ def _metrics(total: float, count: float) -> dict[str, Ratio]:
 def test_an_evaluation_is_over_the_whole_set():
     batches = [(6.0, 2.0), (2.0, 6.0)]
     values = hooks.evaluate(lambda params, batch: _metrics(*batch), None, batches, bytes_of_text=16)
-    assert values == pytest.approx({"loss": 1.0, "tokens": 8.0, "bits_per_byte": 8 / math.log(2) / 16})
+    assert values == pytest.approx({"loss": 1.0, "targets": 8.0, "bits_per_byte": 8 / math.log(2) / 16})
     assert "bits_per_byte" not in hooks.evaluate(lambda params, batch: _metrics(*batch), None, batches, None)
 
 
