@@ -258,7 +258,7 @@ def _sampler(parts: Assembly) -> Callable[[Any], str]:
     """A function from weights to a page of samples."""
     samples, tokenizer = parts.experiment.samples, parts.tokenizer
     check(tokenizer is not None, "samples.prompts are text, and the experiment has no tokenizer: leave them out")
-    generator = Generator(parts.model, samples.sampling, tokenizer.eos_id, tokenizer.pad_id)
+    generator = Generator(parts.model, samples.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
     prompts = [parts.experiment.prompt(tokenizer, prompt) for prompt in samples.prompts]
 
     def sample(params: Any) -> str:

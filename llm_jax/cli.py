@@ -117,7 +117,7 @@ def _generate(arguments: list[str]) -> None:
     experiment, tokenizer = run.experiment(), load_tokenizer(run.tokenizer)
     model = Transformer(experiment.model, experiment.precision)
     params = _parameters(run, model, tokenizer.digest, options)
-    generator = Generator(model, options.sampling, tokenizer.eos_id, tokenizer.pad_id)
+    generator = Generator(model, options.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
     prompt = experiment.prompt(tokenizer, options.prompt)
     decoder = tokenizer.stream(prompt)
     print(options.prompt, end="", flush=True)

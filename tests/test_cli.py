@@ -77,7 +77,7 @@ def test_a_missing_file_is_refused_with_the_nearest_one(file, verb):
 def test_a_misspelt_option_of_the_verb_is_refused_with_the_nearest_one(file):
     outcome = llm_jax("train", file, "--runs-dirs", "x")
     assert outcome.code != 0
-    assert "--runs-dir " in outcome.said
+    assert "did you mean '--runs-dir'" in outcome.said
 
 
 def test_a_mistake_ends_the_process_with_a_message_and_no_traceback(tmp_path):

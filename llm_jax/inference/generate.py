@@ -40,11 +40,20 @@ class Generator:
     Args:
       eos_id: the token that ends a row; None lets every row run to its full length.
       pad_id: what a row yields after its end.
+      vocab_size: number of the tokenizer's tokens, where the model has room for more; the rest are never sampled.
     """
 
-    def __init__(self, model: Transformer, sampling: SamplingConfig, eos_id: int | None, pad_id: int):
+    def __init__(
+        self,
+        model: Transformer,
+        sampling: SamplingConfig,
+        eos_id: int | None,
+        pad_id: int,
+        vocab_size: int | None = None,
+    ):
         config = dataclasses.replace(model.config, segments=unstacked(model.config.segments), execution=Execution())
         self._model, self._sampling, self._eos_id, self._pad_id = model.clone(config=config), sampling, eos_id, pad_id
+        self._vocab_size = model.config.vocab_size if vocab_size is None else vocab_size
         self._unstack = jax.jit(lambda stack: unstack(stack, model.config.segments))
         self._prefill = jax.jit(self._prefill_step, static_argnums=(3,))
         self._decode = jax.jit(self._decode_step, donate_argnums=(1,))
@@ -106,7 +115,7 @@ class Generator:
         seen_BV = None
         if self._sampling.repetition_penalty != 1.0:
             rows_B1 = jnp.arange(batch)[:, None]
-            seen_BV = jnp.zeros((batch, self._model.config.vocab_size), bool)
+            seen_BV = jnp.zeros((batch, self._vocab_size), bool)
             seen_BV = seen_BV.at[rows_B1, tokens_BP].max(segments_BP != 0)
         finished_B = jnp.zeros(batch, bool)
         key = rng.key(seed, "sample")
@@ -123,7 +132,7 @@ class Generator:
         )
 
     def _advance(self, params, hidden_B1D, positions_B, finished_B, seen_BV, key) -> _Progress:
-        logits_BV = self._model.apply({"params": params}, hidden_B1D, method="unembed")[:, 0]
+        logits_BV = self._model.apply({"params": params}, hidden_B1D, method="unembed")[:, 0, : self._vocab_size]
         tokens_B = jnp.where(finished_B, self._pad_id, sample(logits_BV, key, self._sampling, seen_BV))
         if self._eos_id is not None:
             finished_B |= tokens_B == self._eos_id

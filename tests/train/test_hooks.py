@@ -106,13 +106,13 @@ def test_evaluation_comes_every_few_steps_and_once_at_the_end(run, recorder, dis
         lambda state: None,
         None,
         5,
+        last,
         recorder,
         display,
     )
     for step in range(1, last + 1):
         if held_out.due(step):
             held_out.on_step(step, None)
-    held_out.on_end(last, None, finished=True)
     records = list(run.records())
     assert [(record["kind"], record["step"], record["loss"]) for record in records] == [
         ("eval/validation", step, 1.5) for step in steps
@@ -134,11 +134,10 @@ def test_saving_comes_every_few_steps_and_at_any_end_but_never_twice():
 
 
 def test_samples_are_files_named_by_step(tmp_path):
-    sample = hooks.Sample(lambda weights: f"é {weights}", lambda state: state * 2, 5, tmp_path / "samples")
-    assert sample.due(5) and not sample.due(6)
+    sample = hooks.Sample(lambda weights: f"é {weights}", lambda state: state * 2, 5, 7, tmp_path / "samples")
+    assert [step for step in range(1, 8) if sample.due(step)] == [5, 7]
     sample.on_step(5, 1)
-    sample.on_end(7, 3, finished=True)
-    sample.on_end(8, 3, finished=False)
+    sample.on_step(7, 3)
     texts = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "samples").iterdir()}
     assert texts == {"step_00000005.md": "é 2", "step_00000007.md": "é 6"}
 
