@@ -18,8 +18,8 @@ def digests(tree: Any) -> dict[str, int]:
     Raises:
       ValueError: for a random key, which a checkpoint does not hold.
     """
-    pending = {name: _digest(_plain(name, leaf)) for name, leaf in named_leaves(tree)}
-    return {name: int(digest) for name, digest in jax.device_get(pending).items()}
+    found = _digests({name: _plain(name, leaf) for name, leaf in named_leaves(tree)})
+    return {name: int(digest) for name, digest in jax.device_get(found).items()}
 
 
 def _plain(name: str, leaf: jax.Array) -> jax.Array:
@@ -32,6 +32,11 @@ def _plain(name: str, leaf: jax.Array) -> jax.Array:
 
 
 @jax.jit
+def _digests(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """One program for all leaves: programs that overlap on simulated devices can block one another in a collective."""
+    return jax.tree.map(_digest, leaves)
+
+
 def _digest(x: jax.Array) -> jax.Array:
     """uint32 scalar. Each element is mixed by a bijection that depends on its position, so that a change of any one
     element always shows, and any other change shows but for one in 2**32."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 
 import jax
@@ -39,7 +38,7 @@ class MeshConfig:
         Raises:
           ValueError: if the sizes do not multiply to the number of devices.
         """
-        devices = _all_devices() if devices is None else devices
+        devices = jax.devices() if devices is None else devices
         sizes = dataclasses.asdict(self)
         fixed = math.prod(size for size in sizes.values() if size != -1)
         free = next((name for name, size in sizes.items() if size == -1), None)
@@ -54,14 +53,6 @@ class MeshConfig:
         return jax.make_mesh(
             tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices
         )
-
-
-def _all_devices() -> list[jax.Device]:
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        # Programs that overlap on simulated devices share few threads and can wait for one another in a collective
-        # for ever. This counts if no device was used before.
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
-    return jax.devices()
 
 
 def _divisors(number: int) -> list[int]:

@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from tensorboardX import SummaryWriter
 
 from llm_jax.core.files import write_atomically
-from llm_jax.core.metrics import add, means
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
 from llm_jax.train.loop import Hook, Stop
@@ -180,15 +179,16 @@ def evaluate(
 ) -> dict[str, float]:
     """Means over a whole set: 'loss' in nats per token, 'targets' counted and, where the text's size is known,
     'bits_per_byte'."""
-    total: Metrics | None = None
-    for batch in batches:
-        metrics = function(params, batch)
-        total = metrics if total is None else add(total, metrics)
-    if total is None:
+    # Fetched batch by batch: a host adds in double precision, and programs that overlap on simulated devices can block
+    # one another in a collective.
+    parts = [jax.device_get(function(params, batch)) for batch in batches]
+    if not parts:
         raise ValueError("the evaluation set has no batch: give it documents or drop it from the experiment")
-    values = means(total) | {"targets": float(total["loss"].count)}
+    totals = {name: sum(float(part[name].total) for part in parts) for name in parts[0]}
+    counts = {name: sum(float(part[name].count) for part in parts) for name in parts[0]}
+    values = {name: total / (counts[name] or 1.0) for name, total in totals.items()} | {"targets": counts["loss"]}
     if bytes_of_text:
-        values["bits_per_byte"] = float(total["loss"].total) / math.log(2) / bytes_of_text
+        values["bits_per_byte"] = totals["loss"] / math.log(2) / bytes_of_text
     return values
 
 
