@@ -6,8 +6,8 @@ Command:  llm-jax train experiments/reproductions/nanogpt_shakespeare_char.py
           with the text of karpathy/char-rnn, data/tinyshakespeare/input.txt, at data/tinyshakespeare/input.txt, or
           elsewhere and --data.source.source.paths PATH; for other seeds --seed 1 --name nanogpt_shakespeare_char_1
 Hardware: two CPU cores.
-Measured: 2026-11-22, seeds 0, 1, 2: validation loss 1.9040, standard deviation 0.0030 (1.9046, 1.9008, 1.9067), over the
-          whole validation part. The original estimates it from 20 random batches. 90 s a run with its evaluations.
+Measured: 2026-11-22, seeds 0, 1, 2: validation loss 1.9040, standard deviation 0.0030 (1.9046, 1.9008, 1.9067), over
+          the whole validation part. The original estimates it from 20 random batches. 90 s a run with evaluations.
 """
 
 from llm_jax.checkpoints.manager import CheckpointConfig
