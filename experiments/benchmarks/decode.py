@@ -83,7 +83,7 @@ def main(arguments: Arguments) -> None:
     text = f"{machine('jax', 'torch', 'transformers')}\n\n{markdown(header, rows)}"
     print(text)
     if arguments.publish:
-        publish("decode", "python experiments/benchmarks/decode.py --publish", text)
+        publish("decode", text)
 
 
 def _row(family: Family, batch: int, arguments: Arguments) -> list[str]:

@@ -87,7 +87,7 @@ def main(arguments: Arguments) -> None:
     text = f"{machine('jax')}\n\n{markdown(header, [(*row, measured.compilations)])}"
     print(text)
     if arguments.publish:
-        publish("loop_overhead", "python experiments/benchmarks/loop_overhead.py --publish", text)
+        publish("loop_overhead", text)
 
 
 def measure(arguments: Arguments, folder: Path) -> Measured:

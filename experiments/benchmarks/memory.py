@@ -92,7 +92,7 @@ def main(arguments: Arguments) -> None:
     text = f"{machine('jax')}\n\n{shape}\n\n{markdown(('loss', 'peak temporary MiB', 'of plain'), rows)}"
     print(text)
     if arguments.publish:
-        publish("memory", "python experiments/benchmarks/memory.py --publish", text)
+        publish("memory", text)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import os
 import platform
 import re
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -54,8 +56,8 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def publish(name: str, command: str, text: str) -> None:
-    """Puts `text` and the command that made it between the markers of `name` in experiments/README.md.
+def publish(name: str, text: str) -> None:
+    """Puts `text` and the command line that made it between the markers of `name` in experiments/README.md.
 
     Raises:
       ValueError: if the README has no such markers.
@@ -64,6 +66,7 @@ def publish(name: str, command: str, text: str) -> None:
     old = README.read_text(encoding="utf-8")
     if not pattern.search(old):
         raise ValueError(f"{README} has no markers <!-- {name} --> ... <!-- /{name} -->: add them where the table goes")
+    command = shlex.join(["python", f"experiments/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     body = f"\n`{command}`\n\n{text}\n\n"
     README.write_text(pattern.sub(lambda found: found[1] + body + found[2], old), encoding="utf-8")
 

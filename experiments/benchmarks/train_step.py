@@ -115,7 +115,7 @@ def main(arguments: Arguments) -> None:
     text = f"{machine('jax', 'torch', 'transformers')}\n\n{markdown(header, rows)}"
     print(f"\n{text}")
     if arguments.publish:
-        publish("train_step", "python experiments/benchmarks/train_step.py --publish", text)
+        publish("train_step", text)
 
 
 def _peers(arguments: Arguments) -> list[str]:
