@@ -16,6 +16,6 @@ def compiled(function: Callable, precision: Precision, **options: Any) -> Callab
 def _compiler_options(precision: Precision) -> dict[str, Any] | None:
     if jax.default_backend() == "cpu" and precision.compute == "bfloat16" and jax.__version_info__ >= (0, 12):
         # bfloat16 products by oneDNN use the processor's own instructions; the default does for few operand layouts.
-        # Older versions ignore the option, or lack it.
+        # jax 0.10 compiles the same program with it as without; 0.11 was not tried.
         return {"xla_cpu_experimental_onednn_custom_call": True}
     return None
