@@ -20,7 +20,7 @@ LENGTH = 512
 def experiment() -> Experiment:
     return Experiment(
         name="stdlib_hour",
-        steps=6000,
+        steps=3600,
         tokenizer=TrainSentencePieceConfig(VOCAB_SIZE),
         data=DataConfig(
             CorpusConfig(StandardLibraryConfig(), split=HashSplit(validation=0.03, test=0.03)),
