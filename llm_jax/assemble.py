@@ -123,7 +123,8 @@ def run_training(experiment: Experiment, runs: Path, cache: Path, fresh: bool = 
       fresh: deletes an earlier run of that name first.
 
     Raises:
-      ValueError: if the directory holds a run of another experiment, or with `fresh` something that is no run.
+      ValueError: if the directory holds a run of another experiment or on other data, or with `fresh` something
+        that is no run.
       FloatingPointError: if loss or gradients stop being finite.
     """
     run = RunDirectory(runs / experiment.name)
@@ -142,6 +143,8 @@ def run_training(experiment: Experiment, runs: Path, cache: Path, fresh: bool = 
         if parts.tokenizer is not None:
             parts.tokenizer.save(run.tokenizer)
         restored = checkpoints.restore(parts.abstract_state)
+        if restored is not None:
+            _check_same_data(run, parts.dataset.manifest())
         if restored is None or restored.step < experiment.steps:
             run.write_card(**_card(parts), resumed_from=restored.step if restored else None)
             state, finished = _train(parts, run, checkpoints, restored)
@@ -150,6 +153,17 @@ def run_training(experiment: Experiment, runs: Path, cache: Path, fresh: bool = 
         if finished:
             _finish(parts, run, state)
     return run
+
+
+def _check_same_data(run: RunDirectory, manifest: dict[str, Any]) -> None:
+    """A run goes on only with the data it began with: positions in other data would mean nothing."""
+    starts = run.card().get("starts")
+    begun = starts[-1]["data"]["digest"] if starts else manifest["digest"]
+    check(
+        begun == manifest["digest"],
+        f"{run.path} was trained on data of digest {begun} and the data found have {manifest['digest']}: what the paths "
+        "name has changed since; bring it back, give the new run another --name, or pass --fresh",
+    )
 
 
 def _train(

@@ -149,6 +149,17 @@ def test_another_tokenizer_is_refused_and_the_run_keeps_its_own(file, train, run
     assert generated.code == 0, generated.err
 
 
+def test_a_run_does_not_go_on_with_data_that_changed_under_the_same_paths(file, train, run):
+    assert train("--steps", 4).code == 0
+    before = content(run)
+    text = next((file.parent / "corpus").iterdir())
+    text.write_text(text.read_text().replace("e", "i", 1))
+    outcome = train("--steps", 4)
+    assert outcome.code != 0
+    assert "what the paths name has changed since" in outcome.said
+    assert content(run) == before
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "record"])
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(again, existing, damage):
     newest, before, *_ = sorted(saved_steps(existing.checkpoints), reverse=True)
