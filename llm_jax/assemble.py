@@ -161,8 +161,8 @@ def _check_same_data(run: RunDirectory, manifest: dict[str, Any]) -> None:
     begun = starts[-1]["data"]["digest"] if starts else manifest["digest"]
     check(
         begun == manifest["digest"],
-        f"{run.path} was trained on data of digest {begun} and the data found have {manifest['digest']}: what the paths "
-        "name has changed since; bring it back, give the new run another --name, or pass --fresh",
+        f"{run.path} was trained on data of digest {begun} and the data found have {manifest['digest']}: what the "
+        "paths name has changed since; bring it back, give the new run another --name, or pass --fresh",
     )
 
 
