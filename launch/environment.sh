@@ -13,8 +13,9 @@ fi
 mkdir -p .cache/tmp
 export TMPDIR="$PWD/.cache/tmp" PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 MPLCONFIGDIR="$PWD/.cache/matplotlib"
 export JAX_COMPILATION_CACHE_DIR="$PWD/.cache/jax" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
-# XLA's CPU backend takes fresh memory for the temporaries of every step: in huge pages that costs far fewer page faults.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+# XLA's CPU backend takes fresh memory for the temporaries of every step. Kept in the process, in huge pages, it costs
+# hardly a page fault.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$(cat launch/malloc.tunables)}"
 
 # install EXTRAS: into .venv, unless what is there was installed from the same setup.py with the same extras.
 install() {
