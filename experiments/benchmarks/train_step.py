@@ -47,6 +47,8 @@ class Arguments:
     """Folder of a clone of google-deepmind/nanodo, whose step then takes part in the GPT-2 rows."""
     publish: bool = False
     """Write the table into experiments/README.md."""
+    table: str = "train_step"
+    """Name of the markers there: tables of several versions stand side by side."""
     smoke: bool = False
     """Only see that it runs: a tiny model, one round, neither torch.compile nor publishing."""
 
@@ -115,7 +117,7 @@ def main(arguments: Arguments) -> None:
     text = f"{machine('jax', 'torch', 'transformers')}\n\n{markdown(header, rows)}"
     print(f"\n{text}")
     if arguments.publish:
-        publish("train_step", text)
+        publish(arguments.table, text)
 
 
 def _peers(arguments: Arguments) -> list[str]:
