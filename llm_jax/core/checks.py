@@ -16,6 +16,11 @@ def check_positive(**values: float) -> None:
         check(value > 0, f"{name} is {value}: it must be greater than 0")
 
 
+def check_positive_if_given(**values: float | None) -> None:
+    """Every named value is None or greater than zero."""
+    check_positive(**{name: value for name, value in values.items() if value is not None})
+
+
 def check_not_negative(**values: float) -> None:
     """Every named value is zero or greater."""
     for name, value in values.items():

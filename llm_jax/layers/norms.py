@@ -37,6 +37,8 @@ class RMSNormConfig:
     """Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4."""
 
     epsilon: float = 1e-6
+    from_zero: bool = False
+    """Whether the scale is one plus the parameter, which then starts at zero (Gemma)."""
 
     def __post_init__(self):
         check_positive(epsilon=self.epsilon)
@@ -74,7 +76,10 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = _vector(self, "scale", nn.initializers.ones_init(), x.shape[-1])
+        init = nn.initializers.zeros_init() if self.config.from_zero else nn.initializers.ones_init()
+        scale_D = _vector(self, "scale", init, x.shape[-1])
+        if self.config.from_zero:
+            scale_D += 1
         return normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, centred=False)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from llm_jax.core.checks import check, check_positive
+from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.linear import Init, Normal
 from llm_jax.layers.norms import NormConfig
@@ -14,11 +14,29 @@ class HeadConfig:
     """Scores of the next token from a matrix of its own."""
 
     init: Init = Normal(0.02)
+    bias: bool = False
+    softcap: float | None = None
+    """c in c * tanh(score / c), which keeps scores between -c and c (Gemma 2); None: they stay as they are."""
+
+    def __post_init__(self):
+        check_positive_if_given(softcap=self.softcap)
+
+    def parameters(self, width: int, vocab_size: int) -> int:
+        return (width + self.bias) * vocab_size
 
 
 @dataclasses.dataclass(frozen=True)
 class TiedHead:
     """Scores of the next token from the embedding table (Press and Wolf 2017, arXiv:1608.05859)."""
+
+    softcap: float | None = None
+    """As in `HeadConfig`."""
+
+    def __post_init__(self):
+        check_positive_if_given(softcap=self.softcap)
+
+    def parameters(self, width: int, vocab_size: int) -> int:
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +49,8 @@ class TransformerConfig:
     max_length: int
     """Longest row of tokens; with learned positions the size of their table."""
     segments: tuple[Segment, ...]
-    final_norm: NormConfig
+    final_norm: NormConfig | None
+    """None where the blocks leave a normalised stream."""
     embed: EmbedConfig = EmbedConfig()
     head: HeadConfig | TiedHead = TiedHead()
     execution: Execution = Execution()

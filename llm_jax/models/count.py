@@ -8,15 +8,15 @@ import jax.numpy as jnp
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.models.block import BlockConfig
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
 
 
 def parameters(config: TransformerConfig) -> int:
     """Number of parameters."""
     embed = config.embed.parameters(config.vocab_size, config.max_length, config.width)
     blocks = sum(repeats * block.parameters(config.width) for repeats, block in _blocks(config))
-    head = 0 if isinstance(config.head, TiedHead) else config.width * config.vocab_size
-    return embed + blocks + config.final_norm.parameters(config.width) + head
+    final_norm = config.final_norm.parameters(config.width) if config.final_norm else 0
+    return embed + blocks + final_norm + config.head.parameters(config.width, config.vocab_size)
 
 
 def forward_flops(config: TransformerConfig, length: int) -> float:

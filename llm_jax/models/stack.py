@@ -12,7 +12,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 
-from llm_jax.core.checks import check, check_one_of, check_positive
+from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.block import Block, BlockConfig
@@ -56,7 +56,7 @@ class Execution:
     loop for a segment of few repeats, where it costs time on CPUs, and one repeat a turn otherwise."""
 
     def __post_init__(self):
-        check(self.unroll is None or self.unroll > 0, f"unroll is {self.unroll}: it must be greater than 0, or None")
+        check_positive_if_given(unroll=self.unroll)
         check_one_of("remat", self.remat, ("none", *_POLICIES))
 
     def turns(self, repeats: int) -> int:

@@ -33,10 +33,10 @@ class Transformer(nn.Module):
         config = self.config
         self.embed = Embed(config.embed, config.vocab_size, config.max_length, config.width, self.precision)
         self.stack = Stack(config.segments, config.width, self.precision, config.execution)
-        self.final_norm = config.final_norm.build(self.precision, None)
+        self.final_norm = config.final_norm.build(self.precision, None) if config.final_norm else lambda x_BTD: x_BTD
         if not isinstance(config.head, TiedHead):
             shape, words = (config.width, config.vocab_size), (axes.EMBED, axes.VOCAB)
-            self.head = Linear("BTD,DV->BTV", shape, words, config.head.init, self.precision)
+            self.head = Linear("BTD,DV->BTV", shape, words, config.head.init, self.precision, config.head.bias)
 
     def __call__(self, tokens_BT: jax.Array, placement: Placement | None = None, cache: Cache | None = None) -> Output:
         """Scores of the next token at every place.
@@ -79,6 +79,8 @@ class Transformer(nn.Module):
         """Float32 scores [B, T, V] of hidden states."""
         head = self.embed.attend if isinstance(self.config.head, TiedHead) else self.head
         logits_BTV = head(hidden_BTD).astype(jnp.float32)
+        if self.config.head.softcap is not None:
+            logits_BTV = self.config.head.softcap * jnp.tanh(logits_BTV / self.config.head.softcap)
         return constrain(logits_BTV, axes.BATCH, axes.LENGTH, axes.VOCAB)
 
     @property

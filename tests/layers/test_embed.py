@@ -9,6 +9,7 @@ from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.embed import Embed, EmbedConfig
 from llm_jax.layers.linear import FanIn, Normal
+from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 
 GENERATOR = np.random.default_rng(0)
@@ -29,6 +30,16 @@ def test_positions_are_added():
     np.testing.assert_allclose(layer.apply({"params": params}, TOKENS, PLACES), TABLE[TOKENS] + POSITIONS[PLACES])
 
 
+def test_vectors_are_scaled_before_positions_are_added_and_normed_after():
+    config = EmbedConfig(position=LearnedPositionsConfig(), scale=3.0, norm=LayerNormConfig())
+    scale, bias = GENERATOR.normal(size=(2, 4)).astype(np.float32)
+    params = {"table": TABLE, "positions": {"table": POSITIONS}, "norm": {"scale": scale, "bias": bias}}
+    x = 3 * TABLE[TOKENS] + POSITIONS[PLACES]
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * scale + bias
+    actual = Embed(config, 7, 5, 4, Precision()).apply({"params": params}, TOKENS, PLACES)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_attend_scores_every_token_against_the_table():
     hidden = GENERATOR.normal(size=(2, 3, 4)).astype(np.float32)
     layer = Embed(EmbedConfig(), 7, 5, 4, Precision())
@@ -36,9 +47,10 @@ def test_attend_scores_every_token_against_the_table():
     np.testing.assert_allclose(scores, hidden @ TABLE.T, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("position", [None, LearnedPositionsConfig()])
-def test_parameters_are_counted(position):
-    config = EmbedConfig(position=position)
+@pytest.mark.parametrize("norm", [None, LayerNormConfig()])
+@pytest.mark.parametrize("position", [None, LearnedPositionsConfig(), LearnedPositionsConfig(offset=2)])
+def test_parameters_are_counted(position, norm):
+    config = EmbedConfig(position=position, norm=norm)
     shapes = jax.eval_shape(Embed(config, 7, 5, 4, Precision()).init, jax.random.key(0), TOKENS, PLACES)
     assert trees.count(shapes) == config.parameters(7, 5, 4)
 

@@ -25,6 +25,7 @@ CASES = {
     "layer": (LayerNormConfig(0.1), {"scale": SCALE, "bias": BIAS}, _layer_norm(X, 0.1) * SCALE + BIAS),
     "layer without bias": (LayerNormConfig(0.1, bias=False), {"scale": SCALE}, _layer_norm(X, 0.1) * SCALE),
     "rms": (RMSNormConfig(0.1), {"scale": SCALE}, _rms_norm(X, 0.1) * SCALE),
+    "rms from zero": (RMSNormConfig(0.1, from_zero=True), {"scale": SCALE}, _rms_norm(X, 0.1) * (1 + SCALE)),
 }
 
 
@@ -42,7 +43,9 @@ def test_gradients_are_those_of_the_formula(case):
     cotangent = jnp.asarray(GENERATOR.normal(size=X.shape), jnp.float32)
     params, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, X))
     y, pull = jax.vjp(lambda params, x: config.build(Precision(), None).apply({"params": params}, x), params, x)
-    by_jax, pull_by_jax = jax.vjp(lambda p, x: formula(x, 0.1) * p["scale"] + p.get("bias", 0.0), params, x)
+    by_jax, pull_by_jax = jax.vjp(
+        lambda p, x: formula(x, 0.1) * (p["scale"] + ("zero" in case)) + p.get("bias", 0.0), params, x
+    )
     np.testing.assert_allclose(y, by_jax, rtol=1e-4, atol=1e-5)
     for actual, expected in zip(*map(jax.tree.leaves, (pull(cotangent), pull_by_jax(cotangent))), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
@@ -54,7 +57,7 @@ def test_fresh_norm_changes_nothing_but_scale(case):
     made = config.build(Precision(), None).init(jax.random.key(0), jnp.zeros((1, 8)))["params"]
     assert set(made) == set(params)
     assert {name: set(np.asarray(box.value)) for name, box in made.items()} == {
-        name: {1.0 if name == "scale" else 0.0} for name in params
+        name: {1.0 if name == "scale" and "zero" not in case else 0.0} for name in params
     }
     assert all(box.names == ("norm",) for box in made.values())
     assert config.parameters(8) == sum(box.value.size for box in made.values())

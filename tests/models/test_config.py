@@ -1,10 +1,14 @@
-"""What a model config refuses."""
+"""What a model config means, and what it refuses."""
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
 from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import HeadConfig, TiedHead
+from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 
 
@@ -32,3 +36,25 @@ def test_depth_counts_blocks():
     config = tiny.tiny_gpt2(layers=3)
     assert config.depth == 3
     assert dataclasses.replace(config, segments=config.segments * 2).depth == 6
+
+
+@pytest.mark.parametrize("head", [HeadConfig, TiedHead])
+def test_a_softcap_bounds_the_logits(head):
+    logits = {}
+    for softcap in (None, 2.0):
+        model = Transformer(dataclasses.replace(tiny.tiny_llama(), head=head(softcap=softcap)))
+        params = jax.tree.map(lambda leaf: 3 * leaf, tiny.parameters(model))
+        logits[softcap] = model.apply({"params": params}, tiny.tokens(1, 8)).logits_BTV
+    np.testing.assert_allclose(logits[2.0], 2 * np.tanh(logits[None] / 2), rtol=1e-5)
+    assert np.abs(logits[None]).max() > 4
+    with pytest.raises(ValueError, match="softcap is 0"):
+        head(softcap=0)
+
+
+def test_a_head_may_have_a_bias():
+    model = Transformer(dataclasses.replace(tiny.tiny_llama(), head=HeadConfig(bias=True)))
+    params = tiny.parameters(model)
+    biased = model.apply({"params": params}, tiny.tokens(1, 8)).logits_BTV
+    bias = params["head"].pop("bias")
+    plain = Transformer(tiny.tiny_llama()).apply({"params": params}, tiny.tokens(1, 8)).logits_BTV
+    np.testing.assert_allclose(biased, plain + bias, rtol=1e-5)

@@ -16,7 +16,7 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Execution, Segment
 from llm_jax.models.transformer import Transformer
 from llm_jax.train.state import abstract_parameters
-from tests.helpers import tiny
+from tests.helpers.published import PUBLISHED
 
 
 def _two_segments() -> TransformerConfig:
@@ -25,10 +25,8 @@ def _two_segments() -> TransformerConfig:
     return dataclasses.replace(one, segments=(Segment(blocks, 3), *other.segments))
 
 
-CONFIGS = {
-    "gpt2": tiny.tiny_gpt2(),
+CONFIGS = PUBLISHED | {
     "gpt2 without biases": gpt2(3, 2, 8, vocab_size=11, max_length=7, bias=False),
-    "llama": tiny.tiny_llama(),
     "llama, tied": llama(1, 2, 8, 12, vocab_size=13, tied=True),
     "llama, multi-query": llama(3, 4, 16, 40, kv_heads=1),
     "several blocks and segments": _two_segments(),

@@ -1,4 +1,4 @@
-"""What must hold for every decoder, tried on two families that share no part but the mixer."""
+"""What must hold for every decoder, tried on every published family."""
 
 import dataclasses
 import functools
@@ -16,6 +16,7 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
 from llm_jax.train.state import abstract_parameters
 from tests.helpers import tiny
+from tests.helpers.published import PUBLISHED
 
 T = 8
 TOKENS = tiny.tokens(2, T)
@@ -41,9 +42,9 @@ class Case:
         return output.logits_BTV, output.cache
 
 
-@pytest.fixture(scope="module", params=tiny.FAMILIES)
+@pytest.fixture(scope="module", params=PUBLISHED)
 def case(request):
-    return Case(tiny.FAMILIES[request.param]())
+    return Case(PUBLISHED[request.param])
 
 
 def _place(*lengths: int, rows: int = 2) -> Placement:
@@ -206,8 +207,9 @@ def test_parameters_are_kept_in_the_type_of_the_precision(case):
         assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {precision.param_dtype}
 
 
-def test_layers_start_different_and_with_the_scales_of_their_configs(case):
-    make = functools.partial(case.model.init, jax.random.key(0), TOKENS)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_layers_start_different_and_with_the_scales_of_their_configs(family):
+    make = functools.partial(Transformer(tiny.FAMILIES[family]()).init, jax.random.key(0), TOKENS)
     params = jax.tree.map(lambda box: box.value, jax.jit(make)()["params"], is_leaf=lambda leaf: hasattr(leaf, "value"))
     block = params["stack"]["segment_0"]["block_0"]
     for kernel, stddev in ((block["mixer"]["query"], 0.02), (block["mixer"]["out"], 0.02 / np.sqrt(2 * 2))):

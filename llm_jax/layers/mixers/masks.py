@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core.checks import check_positive_if_given
+
 
 @flax.struct.dataclass
 class Placement:
@@ -29,26 +31,38 @@ class Placement:
 class Causal:
     """A token sees itself and what stands before it in its document."""
 
+    window: int | None = None
+    """Number of tokens it sees, itself among them (Child et al. 2019, arXiv:1904.10509; Beltagy et al. 2020,
+    arXiv:2004.05150, 3.1); None: all of them."""
+
+    def __post_init__(self):
+        check_positive_if_given(window=self.window)
+
     def within(self, row: Placement, rows: slice, columns: slice) -> jax.Array:
         """Which tokens `columns` of a row its tokens `rows` see: boolean [B or 1, rows, columns].
 
         Within a row the order of tokens is the order of positions, so the causal part is a constant.
         """
-        earlier = np.arange(rows.start, rows.stop)[:, None] >= np.arange(columns.start, columns.stop)
-        return _same_document(row.segment_ids_BT, row.segment_ids_BT, rows, columns) & earlier
+        distance = np.arange(rows.start, rows.stop)[:, None] - np.arange(columns.start, columns.stop)
+        return _same_document(row.segment_ids_BT, row.segment_ids_BT, rows, columns) & self._reaches(distance)
 
     def across(self, queries: Placement, slots: Placement) -> jax.Array:
         """Which slots of a cache new tokens see, themselves among them: boolean [B, T, S]."""
-        earlier = queries.positions_BT[:, :, None] >= slots.positions_BT[:, None, :]
-        return _same_document(queries.segment_ids_BT, slots.segment_ids_BT) & earlier
+        distance = queries.positions_BT[:, :, None] - slots.positions_BT[:, None, :]
+        return _same_document(queries.segment_ids_BT, slots.segment_ids_BT) & self._reaches(distance)
 
     def columns(self, rows: slice, length: int) -> slice:
         """The columns outside which tokens `rows` of a row of `length` see nothing."""
-        return slice(0, rows.stop)
+        return slice(0 if self.window is None else max(0, rows.start - self.window + 1), rows.stop)
 
     def pairs(self, length: int) -> float:
         """Mean number of keys that a query of a row of `length` tokens sees."""
-        return (length + 1) / 2
+        window = length if self.window is None else min(self.window, length)
+        return window - window * (window - 1) / (2 * length)
+
+    def _reaches(self, distance: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+        """Whether a query sees a key of its document that stands `distance` before it."""
+        return (distance >= 0) if self.window is None else (distance >= 0) & (distance < self.window)
 
 
 @dataclasses.dataclass(frozen=True)

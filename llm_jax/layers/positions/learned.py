@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 
+from llm_jax.core.checks import check_not_negative
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Normal
 from llm_jax.sharding import axes
@@ -16,12 +17,17 @@ class LearnedPositionsConfig:
     """One trained vector per position, up to the model's `max_length`."""
 
     init: Init = Normal(0.02)
+    offset: int = 0
+    """Row of position 0; OPT and RoBERTa keep rows before it that no token of a text uses."""
+
+    def __post_init__(self):
+        check_not_negative(offset=self.offset)
 
     def build(self, length: int, width: int, precision: Precision, name: str) -> "LearnedPositions":
         return LearnedPositions(self, length, width, precision, name=name)
 
     def parameters(self, length: int, width: int) -> int:
-        return length * width
+        return (self.offset + length) * width
 
 
 class LearnedPositions(nn.Module):
@@ -38,8 +44,9 @@ class LearnedPositions(nn.Module):
         table_TD = self.param(
             "table",
             nn.with_logical_partitioning(init, (axes.POSITIONS, axes.EMBED)),
-            (self.length, self.width),
+            (self.config.offset + self.length, self.width),
             self.precision.param_dtype,
         )
         # Gathered before the look-up, as in layers/embed.py.
-        return constrain(table_TD.astype(self.precision.dtype), axes.POSITIONS, axes.WIDTH)[positions_BT]
+        table_TD = constrain(table_TD.astype(self.precision.dtype), axes.POSITIONS, axes.WIDTH)
+        return table_TD[positions_BT + self.config.offset if self.config.offset else positions_BT]

@@ -1,15 +1,15 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864, section 3.2).
 
-Legend: B batch, N heads, T length, H head size.
+Legend: B batch, N heads, T length, H head size, h pairs of features.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from llm_jax.core.checks import check_positive
+from llm_jax.core.checks import check, check_positive
+from llm_jax.layers.positions.rope_scaling import Scaling, Unscaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,15 +18,23 @@ class RoPEConfig:
 
     base: float = 10_000.0
     """Pair i turns by position * base^(-2i/H)."""
+    features: int | None = None
+    """Leading features of each head that are rotated, in the place of H; None: all."""
+    scaling: Scaling = Unscaled()
+    """How the angles are changed for rows longer than those of pretraining."""
 
     def __post_init__(self):
         check_positive(base=self.base)
+        check(
+            self.features is None or (self.features > 0 and self.features % 2 == 0),
+            f"features is {self.features}: rotary positions turn pairs, so it must be even and greater than 0",
+        )
 
     def rotate(self, x_BNTH: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Rotated x, same shape and type. Angles are float32: bfloat16 cannot tell position 256 from 257."""
-        head_dim = x_BNTH.shape[-1]
-        frequencies = self.base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+        features = x_BNTH.shape[-1] if self.features is None else self.features
+        frequencies, magnitude = self.scaling.frequencies(self.base, features, positions_BT)
         angles_B1Th = positions_BT[:, None, :, None].astype(jnp.float32) * frequencies
-        cos, sin = jnp.cos(angles_B1Th).astype(x_BNTH.dtype), jnp.sin(angles_B1Th).astype(x_BNTH.dtype)
-        left, right = jnp.split(x_BNTH, 2, axis=-1)
-        return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+        cos, sin = ((magnitude * turn(angles_B1Th)).astype(x_BNTH.dtype) for turn in (jnp.cos, jnp.sin))
+        left, right, rest = jnp.split(x_BNTH, (features // 2, features), axis=-1)
+        return jnp.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1)

@@ -1,17 +1,17 @@
-"""GPT-2 (Radford et al. 2019, 'Language Models are Unsupervised Multitask Learners', section 2.3 and table 2)."""
-
-import math
+"""GPT-2 (Radford et al. 2019, 'Language Models are Unsupervised Multitask Learners', section 2.3 and table 2) and GPT-3
+(Brown et al. 2020, arXiv:2005.14165, table 2.1)."""
 
 from llm_jax.core.checks import check_divides
+from llm_jax.layers.activations import Activation
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
-from llm_jax.layers.linear import Normal
 from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.masks import Causal
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.stack import Segment
+from llm_jax.models.families.decoder import decoder, residual_init
 
 
 def gpt2(
@@ -22,25 +22,33 @@ def gpt2(
     max_length: int = 1024,
     bias: bool = True,
     dropout: float = 0.0,
+    hidden: int | None = None,
+    activation: Activation = "gelu_tanh",
+    epsilon: float = 1e-5,
+    windows: tuple[int | None, ...] = (None,),
 ) -> TransformerConfig:
-    """A GPT-2 of any size. The weights that write to the residual stream start smaller by 1/sqrt(2 layers)."""
+    """A GPT-2 of any size. The weights that write to the residual stream start smaller by 1/sqrt(2 layers).
+
+    Args:
+      hidden: None: four times the width.
+      windows: numbers of tokens that layers see, in turn; None: all before.
+    """
     check_divides(heads, width, "heads", "width")
-    out_init = Normal(0.02 / math.sqrt(2 * layers))
-    norm = LayerNormConfig(bias=bias)
-    block = BlockConfig(
-        mixer=AttentionConfig(heads, width // heads, kv_heads=heads, bias=bias, out_init=out_init),
-        ffn=MLPConfig(4 * width, activation="gelu_tanh", bias=bias, out_init=out_init),
-        norm=norm,
-        dropout=dropout,
-    )
-    return TransformerConfig(
-        vocab_size=vocab_size,
-        width=width,
-        max_length=max_length,
-        segments=(Segment((block,), layers),),
-        final_norm=norm,
-        embed=EmbedConfig(position=LearnedPositionsConfig(), dropout=dropout),
-    )
+    norm, out_init = LayerNormConfig(epsilon, bias=bias), residual_init(layers)
+    ffn = MLPConfig(hidden or 4 * width, activation=activation, bias=bias, out_init=out_init)
+
+    def block(window: int | None) -> BlockConfig:
+        mixer = AttentionConfig(heads, width // heads, heads, Causal(window), bias=bias, out_init=out_init)
+        return BlockConfig(mixer, ffn, norm, dropout=dropout)
+
+    blocks = tuple(block(windows[layer % len(windows)]) for layer in range(layers))
+    embed = EmbedConfig(position=LearnedPositionsConfig(), dropout=dropout)
+    return decoder(blocks, width, vocab_size, max_length, norm, embed)
+
+
+def gpt3(layers: int, heads: int, width: int, window: int = 256) -> TransformerConfig:
+    """A GPT-3: dense and locally banded layers alternate. The paper does not say how wide the bands are."""
+    return gpt2(layers, heads, width, max_length=2048, windows=(None, window))
 
 
 SIZES = {
@@ -48,4 +56,12 @@ SIZES = {
     "gpt2-medium": lambda: gpt2(24, 16, 1024),
     "gpt2-large": lambda: gpt2(36, 20, 1280),
     "gpt2-xl": lambda: gpt2(48, 25, 1600),
+    "gpt3-small": lambda: gpt3(12, 12, 768),
+    "gpt3-medium": lambda: gpt3(24, 16, 1024),
+    "gpt3-large": lambda: gpt3(24, 16, 1536),
+    "gpt3-xl": lambda: gpt3(24, 16, 2048),
+    "gpt3-2.7b": lambda: gpt3(32, 32, 2560),
+    "gpt3-6.7b": lambda: gpt3(32, 32, 4096),
+    "gpt3-13b": lambda: gpt3(40, 40, 5120),
+    "gpt3-175b": lambda: gpt3(96, 96, 12288),
 }

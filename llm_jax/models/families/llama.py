@@ -1,16 +1,20 @@
-"""LLaMA 1 and 2 (Touvron et al. 2023, arXiv:2302.13971 table 2 and arXiv:2307.09288 table 1)."""
+"""LLaMA 1, 2 and 3 and Code Llama, and the decoder that they made common.
 
-import math
+Touvron et al. 2023, arXiv:2302.13971 table 2 and arXiv:2307.09288 table 1; Llama Team 2024, arXiv:2407.21783 table 3;
+Roziere et al. 2023, arXiv:2308.12950.
+"""
 
-from llm_jax.core.checks import check_divides
+from llm_jax.core.checks import check, check_divides
+from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.linear import Normal
-from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.attention import AttentionConfig, QKNormConfig
+from llm_jax.layers.mixers.masks import Causal
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
-from llm_jax.models.block import BlockConfig
+from llm_jax.layers.positions.rope_scaling import Llama3Scaling
+from llm_jax.models.block import BlockConfig, Serial
 from llm_jax.models.config import HeadConfig, TiedHead, TransformerConfig
-from llm_jax.models.stack import Segment
+from llm_jax.models.families.decoder import decoder, residual_init
 
 
 def llama(
@@ -21,33 +25,68 @@ def llama(
     kv_heads: int | None = None,
     vocab_size: int = 32000,
     max_length: int = 2048,
-    rope_base: float = 10_000.0,
+    rope: RoPEConfig = RoPEConfig(),  # noqa: B008
     epsilon: float = 1e-6,
     tied: bool = False,
+    head_dim: int | None = None,
+    bias: bool = False,
+    out_bias: bool | None = None,
+    ffn_bias: bool = False,
+    window: int | tuple[int | None, ...] | None = None,
+    qk_norm: QKNormConfig | None = None,
+    wiring: Serial = Serial(),  # noqa: B008
 ) -> TransformerConfig:
-    """A LLaMA of any size; `kv_heads` None means as many as heads."""
-    check_divides(heads, width, "heads", "width")
-    out_init = Normal(0.02 / math.sqrt(2 * layers))
-    norm = RMSNormConfig(epsilon)
-    block = BlockConfig(
-        mixer=AttentionConfig(
+    """A LLaMA of any size; `kv_heads` None means as many as heads, `head_dim` None the width over the heads.
+
+    What follows `tied` serves the families that changed it.
+
+    Args:
+      window: tokens that every layer sees, or each of the layers; None: all before.
+    """
+    if head_dim is None:
+        check_divides(heads, width, "heads", "width")
+    windows = window if isinstance(window, tuple) else (window,) * layers
+    check(len(windows) == layers, f"window has {len(windows)} entries and there are {layers} layers: give one a layer")
+    norm, out_init = RMSNormConfig(epsilon), residual_init(layers)
+
+    def block(window: int | None) -> BlockConfig:
+        mixer = AttentionConfig(
             heads,
-            width // heads,
+            head_dim or width // heads,
             kv_heads=heads if kv_heads is None else kv_heads,
-            position=RoPEConfig(rope_base),
+            mask=Causal(window),
+            position=rope,
+            qk_norm=qk_norm,
+            bias=bias,
+            out_bias=out_bias,
             out_init=out_init,
-        ),
-        ffn=GLUConfig(hidden, activation="silu", out_init=out_init),
-        norm=norm,
-    )
-    return TransformerConfig(
-        vocab_size=vocab_size,
-        width=width,
-        max_length=max_length,
-        segments=(Segment((block,), layers),),
-        final_norm=norm,
-        head=TiedHead() if tied else HeadConfig(),
-    )
+        )
+        return BlockConfig(mixer, GLUConfig(hidden, bias=ffn_bias, out_init=out_init), norm, wiring)
+
+    blocks = tuple(block(window) for window in windows)
+    head = TiedHead() if tied else HeadConfig()
+    return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(), head)
+
+
+def llama2(layers: int, heads: int, width: int, hidden: int, kv_heads: int | None = None) -> TransformerConfig:
+    """A LLaMA 2."""
+    return llama(layers, heads, width, hidden, kv_heads, max_length=4096, epsilon=1e-5)
+
+
+def code_llama(layers: int, heads: int, width: int, hidden: int, kv_heads: int | None = None) -> TransformerConfig:
+    """A Code Llama: LLaMA 2 with slower rotation, for long files (section 2.4)."""
+    shape = (layers, heads, width, hidden, kv_heads)
+    return llama(*shape, vocab_size=32016, max_length=16384, rope=RoPEConfig(1e6), epsilon=1e-5)
+
+
+def llama3(
+    layers: int, heads: int, width: int, hidden: int, long: bool = False, factor: float = 8.0, tied: bool = False
+) -> TransformerConfig:
+    """A LLaMA 3, or with `long` a 3.1 or 3.2, whose slow rotations are slowed down by `factor`."""
+    rope = RoPEConfig(5e5, scaling=Llama3Scaling(factor)) if long else RoPEConfig(5e5)
+    length = 131_072 if long else 8192
+    shape = (layers, heads, width, hidden, 8)
+    return llama(*shape, vocab_size=128_256, max_length=length, rope=rope, epsilon=1e-5, tied=tied)
 
 
 SIZES = {
@@ -55,7 +94,16 @@ SIZES = {
     "llama-13b": lambda: llama(40, 40, 5120, 13824),
     "llama-33b": lambda: llama(60, 52, 6656, 17920),
     "llama-65b": lambda: llama(80, 64, 8192, 22016),
-    "llama2-7b": lambda: llama(32, 32, 4096, 11008, max_length=4096, epsilon=1e-5),
-    "llama2-13b": lambda: llama(40, 40, 5120, 13824, max_length=4096, epsilon=1e-5),
-    "llama2-70b": lambda: llama(80, 64, 8192, 28672, kv_heads=8, max_length=4096, epsilon=1e-5),
+    "llama2-7b": lambda: llama2(32, 32, 4096, 11008),
+    "llama2-13b": lambda: llama2(40, 40, 5120, 13824),
+    "llama2-70b": lambda: llama2(80, 64, 8192, 28672, kv_heads=8),
+    "code-llama-7b": lambda: code_llama(32, 32, 4096, 11008),
+    "code-llama-13b": lambda: code_llama(40, 40, 5120, 13824),
+    "llama3-8b": lambda: llama3(32, 32, 4096, 14336),
+    "llama3-70b": lambda: llama3(80, 64, 8192, 28672),
+    "llama3.1-8b": lambda: llama3(32, 32, 4096, 14336, long=True),
+    "llama3.1-70b": lambda: llama3(80, 64, 8192, 28672, long=True),
+    "llama3.1-405b": lambda: llama3(126, 128, 16384, 53248, long=True),
+    "llama3.2-1b": lambda: llama3(16, 32, 2048, 8192, long=True, factor=32.0, tied=True),
+    "llama3.2-3b": lambda: llama3(28, 24, 3072, 8192, long=True, factor=32.0, tied=True),
 }

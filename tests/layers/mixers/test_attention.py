@@ -11,8 +11,9 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.linear import Normal
-from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.attention import AttentionConfig, QKNormConfig
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
+from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 
 B, T, D, N, H = 2, 6, 8, 4, 4
@@ -45,7 +46,15 @@ def _reference(config, params, x, positions, segments):
 
     def project(name, vector, head):
         part = params[name]
-        return vector @ part["kernel"][:, head] + (part["bias"][head] if config.bias else 0)
+        y = vector @ part["kernel"][:, head] + (part["bias"][head] if config.bias else 0)
+        if config.qk_norm is None or name == "value":
+            return y
+        scale = params[f"{name}_norm"]["scale"]
+        if config.qk_norm.over == "head":
+            return y / np.sqrt(np.mean(y**2) + 1e-6) * scale
+        heads = part["kernel"].shape[1]
+        all_heads = np.concatenate([vector @ part["kernel"][:, other] for other in range(heads)])
+        return y / np.sqrt(np.mean(all_heads**2) + 1e-6) * scale.reshape(heads, -1)[head]
 
     y = np.full(x.shape, np.nan)
     group = config.heads // config.kv_heads
@@ -53,7 +62,7 @@ def _reference(config, params, x, positions, segments):
         for t in range(x.shape[1]):
             if segments[b, t] == 0:
                 continue
-            y[b, t] = params["out"]["bias"] if config.bias else 0
+            y[b, t] = params["out"]["bias"] if config.biased_output else 0
             seen = [
                 s
                 for s in range(x.shape[1])
@@ -78,6 +87,10 @@ CASES = {
     "grouped": AttentionConfig(N, H, kv_heads=2),
     "multi-query": AttentionConfig(N, H, kv_heads=1),
     "biases": AttentionConfig(N, H, kv_heads=2, bias=True),
+    "biases but for the output": AttentionConfig(N, H, kv_heads=2, bias=True, out_bias=False),
+    "a bias for the output only": AttentionConfig(N, H, kv_heads=2, out_bias=True),
+    "normalised heads": AttentionConfig(N, H, 2, qk_norm=QKNormConfig(RMSNormConfig()), position=RoPEConfig(10.0)),
+    "normalised together": AttentionConfig(N, H, kv_heads=2, qk_norm=QKNormConfig(RMSNormConfig(), over="heads")),
     "rotary": AttentionConfig(N, H, kv_heads=2, position=RoPEConfig(100.0)),
     "bidirectional": AttentionConfig(N, H, kv_heads=2, mask=Bidirectional(), position=RoPEConfig()),
     "heads wider than the model": AttentionConfig(3, 6, kv_heads=3),

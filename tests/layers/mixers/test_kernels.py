@@ -7,6 +7,8 @@ import pytest
 
 from llm_jax.layers.mixers.kernels import BlockedKernel, PlainKernel, attend
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
+from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.positions.alibi import ALiBiConfig
 
 B, N, K, T, H = 2, 4, 2, 7, 4
 GENERATOR = np.random.default_rng(0)
@@ -50,7 +52,7 @@ def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
 
     @jax.jit
     def both(cotangent):
-        run = lambda q, k, v: kernel.attend(q, k, v, mask, place, None)  # noqa: E731
+        run = lambda q, k, v: kernel.attend(q, k, v, mask, place, None, ScoresConfig())  # noqa: E731
         return _value_and_gradients(run, cotangent), _value_and_gradients(lambda *x: _reference(*x, seen), cotangent)
 
     (y, gradients), (expected, expected_gradients) = both(cotangent)
@@ -65,7 +67,7 @@ def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
 def test_with_a_cache_the_keys_are_its_slots(kernel):
     slots = Placement(POSITIONS, SEGMENTS)
     queries = Placement(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
-    y = kernel.attend(Q[:, :, 4:6], KEYS, VALUES, Causal(), queries, slots)
+    y = kernel.attend(Q[:, :, 4:6], KEYS, VALUES, Causal(), queries, slots, ScoresConfig())
     whole = _reference(Q, KEYS, VALUES, Causal().across(slots, slots).at[0, 6].set(True))
     np.testing.assert_allclose(y, whole[:, :, 4:6], rtol=1e-4, atol=1e-5)
 
@@ -75,11 +77,78 @@ def test_blocks_skip_what_no_query_of_theirs_can_see():
 
     def flops(kernel):
         shapes = [jax.ShapeDtypeStruct((1, heads, 64, 8), jnp.float32) for heads in (2, 1, 1)]
-        attended = jax.jit(lambda q, k, v: kernel.attend(q, k, v, Causal(), place, None))
+        attended = jax.jit(lambda q, k, v: kernel.attend(q, k, v, Causal(), place, None, ScoresConfig()))
         return attended.lower(*shapes).cost_analysis()["flops"]
 
     # Eight blocks of eight: block i sees 8 (i + 1) keys, in all (64 + 8) / 2 a query.
     np.testing.assert_allclose(flops(BlockedKernel(8)) / flops(PlainKernel()), 36 / 64, rtol=0.05)
+
+
+def test_a_window_costs_its_width_and_not_the_length():
+    def flops(length):
+        shapes = [jax.ShapeDtypeStruct((1, heads, length, 8), jnp.float32) for heads in (2, 1, 1)]
+        place = Placement(jnp.arange(length)[None])
+        run = lambda q, k, v: BlockedKernel(8).attend(q, k, v, Causal(8), place, None, ScoresConfig())  # noqa: E731
+        return jax.jit(run).lower(*shapes).cost_analysis()["flops"]
+
+    # Blocks of eight see at most 15 keys, the first one 8.
+    np.testing.assert_allclose(flops(256) / flops(64), (31 * 15 + 8) / (7 * 15 + 8), rtol=0.02)
+
+
+SCORES = {
+    "scale": ScoresConfig(scale=0.1),
+    "softcap": ScoresConfig(softcap=0.7),
+    "linear bias": ScoresConfig(bias=ALiBiConfig()),
+    "all": ScoresConfig(scale=0.9, softcap=1.5, bias=ALiBiConfig(factor=0.3)),
+}
+
+
+@pytest.mark.parametrize("mask", [Causal(), Causal(3)], ids=["causal", "window"])
+@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES)
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_scores_are_scaled_capped_and_biased_and_so_are_their_gradients(kernel, scores, mask):
+    distance = np.arange(T)[:, None] - np.arange(T)
+    bias = -np.abs(distance) * 2.0 ** (-8 / N * np.arange(1, N + 1))[:, None, None] if scores.bias else 0
+    factor = scores.bias.factor if scores.bias else 1
+
+    def reference(q, k, v):
+        k, v = (jnp.repeat(x, N // K, axis=1) for x in (k, v))
+        raw = jnp.einsum("BNTH,BNSH->BNTS", q, k) * (scores.scale or H**-0.5)
+        raw = raw if scores.softcap is None else scores.softcap * jnp.tanh(raw / scores.softcap)
+        allowed = (distance >= 0) & (distance < (mask.window or T))
+        weights = jax.nn.softmax(jnp.where(allowed, raw + factor * bias, -jnp.inf), axis=-1)
+        return jnp.einsum("BNTS,BNSH->BNTH", weights, v)
+
+    place = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
+    cotangent = jnp.asarray(GENERATOR.normal(size=Q.shape), jnp.float32)
+    run = lambda q, k, v: kernel.attend(q, k, v, mask, place, None, scores)  # noqa: E731
+    actual, expected = (jax.jit(lambda c, f=f: _value_and_gradients(f, c))(cotangent) for f in (run, reference))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)
+    plain = PlainKernel().attend(Q, KEYS, VALUES, mask, place, None, ScoresConfig())
+    assert np.abs(plain - actual[0]).max() > 1e-2
+
+
+def test_a_cache_has_the_biases_of_its_positions():
+    scores = ScoresConfig(bias=ALiBiConfig())
+    slots = Placement(POSITIONS, SEGMENTS)
+    whole = PlainKernel().attend(Q, KEYS, VALUES, Causal(), slots, None, scores)
+    queries = Placement(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
+    y = PlainKernel().attend(Q[:, :, 4:6], KEYS, VALUES, Causal(), queries, slots, scores)
+    np.testing.assert_allclose(y, whole[:, :, 4:6], rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_learns():
+    bias = jnp.asarray(GENERATOR.normal(size=(1, N, T, T)), jnp.float32)
+    allowed = jnp.asarray(np.tril(np.ones((1, T, T), bool)))
+
+    def reference(bias):
+        k, v = (jnp.repeat(x, N // K, axis=1) for x in (KEYS, VALUES))
+        raw = jnp.einsum("BNTH,BNSH->BNTS", Q, k) / np.sqrt(H) + bias
+        weights = jax.nn.softmax(jnp.where(allowed[:, None], raw, -jnp.inf), axis=-1)
+        return jnp.sum(jnp.sin(jnp.einsum("BNTS,BNSH->BNTH", weights, v)))
+
+    actual = jax.grad(lambda bias: jnp.sum(jnp.sin(attend(Q, KEYS, VALUES, allowed, bias))))(bias)
+    np.testing.assert_allclose(actual, jax.grad(reference)(bias), rtol=1e-3, atol=1e-5)
 
 
 def test_query_heads_share_keys_in_consecutive_groups():

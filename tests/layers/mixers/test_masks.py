@@ -10,7 +10,8 @@ SEGMENTS = np.array([[1, 1, 2, 2, 2, 0, 0], [3, 3, 3, 3, 3, 3, 3]])
 POSITIONS = np.array([[0, 1, 0, 1, 2, 0, 0], [0, 1, 2, 3, 4, 5, 6]])
 PACKED = Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
 PLAIN = Placement(jnp.asarray(np.broadcast_to(np.arange(7), (2, 7))))
-MASKS = pytest.mark.parametrize("mask", [Causal(), Bidirectional()], ids=["causal", "bidirectional"])
+CASES = {"causal": Causal(), "window": Causal(3), "wide window": Causal(90), "bidirectional": Bidirectional()}
+MASKS = pytest.mark.parametrize("mask", CASES.values(), ids=CASES)
 WHOLE = slice(0, 7)
 
 
@@ -22,7 +23,9 @@ def _seen(mask, segments):
         for query in range(length):
             for key in range(length):
                 same = segments[row, query] == segments[row, key] != 0
-                seen[row, query, key] = same and (key <= query or isinstance(mask, Bidirectional))
+                if isinstance(mask, Causal):
+                    same = same and key <= query and (mask.window is None or query - key < mask.window)
+                seen[row, query, key] = same
     return seen
 
 

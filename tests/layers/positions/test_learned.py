@@ -16,6 +16,13 @@ def test_each_position_gets_its_row():
     np.testing.assert_array_equal(layer.apply({"params": {"table": table}}, positions), table[positions])
 
 
+def test_positions_may_begin_at_a_later_row():
+    table = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    layer = LearnedPositionsConfig(offset=2).build(6, 3, Precision(), None)
+    positions = np.array([[0, 1, 5]])
+    np.testing.assert_array_equal(layer.apply({"params": {"table": table}}, positions), table[positions + 2])
+
+
 def test_table_has_its_size_scale_axes_and_type():
     config = LearnedPositionsConfig(Normal(0.5))
     made, variables = config.build(300, 40, MIXED, None).init_with_output(

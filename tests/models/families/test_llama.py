@@ -1,31 +1,17 @@
-"""LLaMA as published."""
+"""LLaMA."""
 
 import pytest
 
 from llm_jax.models import count
 from llm_jax.models.families import llama
 
-BILLIONS = {
-    "llama-7b": 6.7,
-    "llama-13b": 13.0,
-    "llama-33b": 32.5,
-    "llama-65b": 65.2,
-    "llama2-7b": 6.74,
-    "llama2-13b": 13.02,
-    "llama2-70b": 68.98,
-}
 
-
-@pytest.mark.parametrize("name", llama.SIZES)
-def test_published_sizes(name):
-    # 7B is given as 6.7: the count is 6.738.
-    assert count.parameters(llama.SIZES[name]()) == pytest.approx(BILLIONS[name] * 1e9, rel=0.006)
-
-
-def test_only_the_largest_llama2_groups_its_keys():
-    mixers = {name: build().segments[0].blocks[0].mixer for name, build in llama.SIZES.items()}
-    assert {name for name, mixer in mixers.items() if mixer.kv_heads != mixer.heads} == {"llama2-70b"}
-    assert {mixer.head_dim for mixer in mixers.values()} == {128}
+def test_layers_may_see_windows_of_their_own():
+    config = llama.llama(4, 2, 8, 12, window=(3, None, 3, None))
+    (segment,) = config.segments
+    assert segment.repeats == 2 and [block.mixer.mask.window for block in segment.blocks] == [3, None]
+    with pytest.raises(ValueError, match="window has 1 entries and there are 4 layers"):
+        llama.llama(4, 2, 8, 12, window=(3,))
 
 
 def test_tying_saves_the_head():

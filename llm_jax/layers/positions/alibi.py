@@ -1,0 +1,49 @@
+"""Attention with linear biases (Press et al. 2022, arXiv:2108.12409, section 3).
+
+Legend: B batch, T query length, S key length, N heads.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.checks import check_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class ALiBiConfig:
+    """Every head lowers the score of a pair in proportion to its distance, each by a slope of its own.
+
+    With n heads, a power of two, head i has slope 2^(-8 i / n); other numbers of heads interleave the slopes of the
+    next two powers of two, as the authors' code does.
+    """
+
+    factor: float = 1.0
+    """All slopes are multiplied by this. Falcon divides its biased scores by sqrt(head size): 1 / sqrt(head size)."""
+
+    def __post_init__(self):
+        check_positive(factor=self.factor)
+
+    def slopes(self, heads: int) -> np.ndarray:
+        """[N] float32."""
+        below = 2 ** math.floor(math.log2(heads))
+        slopes = 2.0 ** (-8 / below * np.arange(1, below + 1))
+        between = 2.0 ** (-4 / below * np.arange(1, 2 * (heads - below), 2))
+        return self.factor * np.concatenate([slopes, between]).astype(np.float32)
+
+    def within(self, heads: int, rows: slice, columns: slice) -> jax.Array:
+        """Bias of tokens `rows` of a row against its tokens `columns`, [1, N, rows, columns] float32.
+
+        The distance of two tokens of one document is that of their places in the row. The product is left to the
+        program: as a constant of it, it would be large.
+        """
+        distance = np.abs(np.arange(rows.start, rows.stop)[:, None] - np.arange(columns.start, columns.stop))
+        return (-jnp.asarray(self.slopes(heads))[:, None, None] * jnp.asarray(distance, jnp.float32))[None]
+
+    def across(self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
+        """Bias between positions, [B, N, T, S] float32."""
+        distance_B1TS = jnp.abs(queries_BT[:, None, :, None] - keys_BS[:, None, None, :]).astype(jnp.float32)
+        return -self.slopes(heads)[:, None, None] * distance_B1TS

@@ -1,0 +1,153 @@
+"""Rotary frequencies for rows longer than those of pretraining.
+
+Legend: B batch, T length, h pairs of features.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.checks import check, check_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class Unscaled:
+    """Pair i of n features turns by base^(-2i/n) a position."""
+
+    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+        """Radians a position of each pair, [h] float32, and the factor of cosine and sine."""
+        return _plain(base, features), 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """Positions are divided by `factor` (Chen et al. 2023, arXiv:2306.15595)."""
+
+    factor: float
+
+    def __post_init__(self):
+        check_positive(factor=self.factor)
+
+    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+        """As `Unscaled.frequencies`."""
+        return _plain(base, features) / np.float32(self.factor), 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicScaling:
+    """The base grows with the longest row of the batch beyond `original_length` ("dynamic NTK"; Peng et al. 2023,
+    arXiv:2309.00071, B.2). A cached prefix keeps the angles it was written with, so cached decoding beyond that length
+    differs from the whole forward pass, in every implementation."""
+
+    factor: float
+    original_length: int
+
+    def __post_init__(self):
+        check_positive(factor=self.factor, original_length=self.original_length)
+
+    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+        """As `Unscaled.frequencies`."""
+        length = jnp.maximum(jnp.max(positions_BT) + 1, self.original_length).astype(jnp.float32)
+        growth = self.factor * length / self.original_length - (self.factor - 1)
+        exponent = np.arange(0, features, 2, dtype=np.float32) / features
+        return (base * growth ** (features / (features - 2))) ** -exponent, 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """Slow pairs are slowed down by `factor`, fast ones kept, those between blended (Llama Team 2024,
+    arXiv:2407.21783, 3.4.2, and the published code)."""
+
+    factor: float = 8.0
+    low: float = 1.0
+    """Turns within `original_length` below which a pair is slow."""
+    high: float = 4.0
+    """Turns above which a pair is fast."""
+    original_length: int = 8192
+
+    def __post_init__(self):
+        check_positive(factor=self.factor, low=self.low, original_length=self.original_length)
+        check(self.high > self.low, f"high is {self.high} and low is {self.low}: high must be greater than low")
+
+    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+        """As `Unscaled.frequencies`."""
+        plain = _plain(base, features)
+        turns = self.original_length * plain / (2 * math.pi)
+        kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return (plain * (kept + (1 - kept) / self.factor)).astype(np.float32), 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class YaRNScaling:
+    """As `Llama3Scaling`, blended over pairs instead of turns, with scores sharpened by `magnitude` squared (Peng et
+    al. 2023, arXiv:2309.00071, section 3)."""
+
+    factor: float
+    original_length: int
+    fast: float = 32.0
+    """Turns within `original_length` above which a pair is kept."""
+    slow: float = 1.0
+    """Turns below which a pair is slowed down by the whole factor."""
+    magnitude: float | None = None
+    """Factor of cosine and sine; None: 0.1 ln(factor) + 1 (section 3.4)."""
+    truncate: bool = True
+    """Whether the two limits are rounded outwards to whole pairs."""
+
+    def __post_init__(self):
+        check_positive(factor=self.factor, original_length=self.original_length, slow=self.slow)
+        check(self.fast > self.slow, f"fast is {self.fast} and slow is {self.slow}: fast must be greater than slow")
+
+    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+        """As `Unscaled.frequencies`."""
+        plain = _plain(base, features)
+        first, last = (self._pair(turns, base, features) for turns in (self.fast, self.slow))
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, features - 1)
+        slowed = np.clip((np.arange(len(plain)) - first) / max(last - first, 1e-3), 0, 1)
+        magnitude = 0.1 * math.log(self.factor) + 1 if self.magnitude is None else self.magnitude
+        return (plain * (1 - slowed + slowed / self.factor)).astype(np.float32), magnitude
+
+    def _pair(self, turns: float, base: float, features: int) -> float:
+        """The pair that makes `turns` turns within the original length, as a real number."""
+        return features * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRoPEScaling:
+    """Every pair has a divisor of its own, found by search: one set for rows up to `original_length`, another beyond
+    (Ding et al. 2024, arXiv:2402.13753). As with `DynamicScaling` a cached prefix keeps its angles."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_length: int
+    magnitude: float = 1.0
+    """Factor of cosine and sine."""
+
+    def __post_init__(self):
+        check_positive(original_length=self.original_length, magnitude=self.magnitude)
+        check(
+            len(self.short) == len(self.long),
+            f"short has {len(self.short)} divisors and long has {len(self.long)}: both need one a pair of features",
+        )
+
+    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+        """As `Unscaled.frequencies`."""
+        check(
+            len(self.short) == features // 2,
+            f"rope scaling has {len(self.short)} divisors and {features} features are rotated: it needs one a pair",
+        )
+        plain = _plain(base, features)
+        beyond = jnp.max(positions_BT) >= self.original_length
+        divisors = jnp.where(beyond, np.float32(self.long), np.float32(self.short))
+        return plain / divisors, self.magnitude
+
+
+Scaling = Unscaled | LinearScaling | DynamicScaling | Llama3Scaling | YaRNScaling | LongRoPEScaling
+
+
+def _plain(base: float, features: int) -> np.ndarray:
+    return (base ** (-np.arange(0, features, 2, dtype=np.float32) / features)).astype(np.float32)

@@ -1,0 +1,40 @@
+"""What decoder families have in common: a stack from the blocks of its layers."""
+
+import itertools
+import math
+
+from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.linear import Normal
+from llm_jax.layers.norms import NormConfig
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import HeadConfig, TiedHead, TransformerConfig
+from llm_jax.models.stack import Segment
+
+
+def decoder(
+    blocks: tuple[BlockConfig, ...],
+    width: int,
+    vocab_size: int,
+    max_length: int,
+    norm: NormConfig | None,
+    embed: EmbedConfig = EmbedConfig(),  # noqa: B008
+    head: HeadConfig | TiedHead = TiedHead(),  # noqa: B008
+) -> TransformerConfig:
+    """A decoder of these layers, `norm` at its end."""
+    return TransformerConfig(vocab_size, width, max_length, segments(blocks), norm, embed, head)
+
+
+def segments(blocks: tuple[BlockConfig, ...]) -> tuple[Segment, ...]:
+    """The layers as the shortest group that repeats, and a segment for what is left over of the last one; where none
+    repeats, runs of equal layers."""
+    period = next(n for n in range(1, len(blocks) + 1) if all(a == b for a, b in zip(blocks, blocks[n:], strict=False)))
+    if period == len(blocks):
+        return tuple(Segment((block,), len(tuple(run))) for block, run in itertools.groupby(blocks))
+    whole = len(blocks) // period
+    rest = blocks[whole * period :]
+    return (Segment(blocks[:period], whole), *((Segment(rest, 1),) if rest else ()))
+
+
+def residual_init(layers: int) -> Normal:
+    """Of the weights that write to the residual stream: smaller by 1 / sqrt(2 layers) (Radford et al. 2019, 2.3)."""
+    return Normal(0.02 / math.sqrt(2 * layers))

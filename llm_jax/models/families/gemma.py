@@ -1,0 +1,113 @@
+"""Gemma 1, 2 and 3 (Gemma Team, arXiv:2403.08295 table 1; arXiv:2408.00118 table 1; arXiv:2503.19786 table 1: text).
+
+All: scales of norms are one plus a parameter, token vectors are multiplied by the square root of the width, tied head.
+Gemma 2 caps scores and logits, norms a block's halves on both sides and alternates local and global layers; Gemma 3
+normalises queries and keys in place of the caps, with one global layer after five local ones.
+"""
+
+import math
+
+from llm_jax.layers.activations import Activation
+from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.mixers.attention import AttentionConfig, QKNormConfig
+from llm_jax.layers.mixers.masks import Causal
+from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.layers.positions.rope_scaling import LinearScaling
+from llm_jax.models.block import BlockConfig, Serial
+from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.families.decoder import decoder, residual_init
+
+LOCAL_ROPE = RoPEConfig(10_000.0)
+
+
+def gemma(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int,
+    head_dim: int = 256,
+    vocab_size: int = 256_000,
+    max_length: int = 8192,
+    windows: tuple[int | None, ...] = (None,),
+    rope: RoPEConfig = RoPEConfig(),  # noqa: B008
+    local_rope: RoPEConfig = LOCAL_ROPE,
+    scale: float | None = None,
+    softcaps: tuple[float | None, float | None] = (None, None),
+    qk_norm: bool = False,
+    sandwich: bool = False,
+    activation: Activation = "gelu_tanh",
+    epsilon: float = 1e-6,
+    bias: bool = False,
+) -> TransformerConfig:
+    """A Gemma of any kind and size.
+
+    Args:
+      windows: numbers of tokens that layers see, in turn; None: all before.
+      rope: of the layers that see all before; `local_rope` of the others.
+      scale: of the scores; None: 1 / sqrt(head_dim).
+      softcaps: of scores and of logits.
+    """
+    norm, out_init = RMSNormConfig(epsilon, from_zero=True), residual_init(layers)
+    ffn = GLUConfig(hidden, activation=activation, out_init=out_init)
+
+    def block(window: int | None) -> BlockConfig:
+        mixer = AttentionConfig(
+            heads,
+            head_dim,
+            kv_heads,
+            Causal(window),
+            position=rope if window is None else local_rope,
+            scores=ScoresConfig(head_dim**-0.5 if scale is None else scale, softcaps[0]),
+            qk_norm=QKNormConfig(norm) if qk_norm else None,
+            bias=bias,
+            out_init=out_init,
+        )
+        return BlockConfig(mixer, ffn, norm, Serial(before=True, after=sandwich))
+
+    blocks = tuple(block(windows[layer % len(windows)]) for layer in range(layers))
+    embed = EmbedConfig(scale=math.sqrt(width))
+    return decoder(blocks, width, vocab_size, max_length, norm, embed, TiedHead(softcaps[1]))
+
+
+def gemma2(
+    layers: int, heads: int, width: int, hidden: int, kv_heads: int, head_dim: int = 256, scale: float | None = None
+) -> TransformerConfig:
+    """A Gemma 2."""
+    shape = (layers, heads, width, hidden, kv_heads, head_dim)
+    return gemma(*shape, windows=(4096, None), scale=scale, softcaps=(50.0, 30.0), sandwich=True)
+
+
+def gemma3(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int,
+    head_dim: int = 256,
+    window: int = 1024,
+    factor: float = 8.0,
+    scale: float | None = None,
+) -> TransformerConfig:
+    """A Gemma 3 for text; the rotations of global layers are slowed down by `factor`, for 128k tokens."""
+    rope = RoPEConfig(1e6, scaling=LinearScaling(factor)) if factor != 1 else RoPEConfig(1e6)
+    shape = (layers, heads, width, hidden, kv_heads, head_dim)
+    windows = (window,) * 5 + (None,)
+    length = 32768 if factor == 1 else 131_072
+    return gemma(*shape, 262_144, length, windows=windows, rope=rope, scale=scale, qk_norm=True, sandwich=True)
+
+
+SIZES = {
+    "gemma-2b": lambda: gemma(18, 8, 2048, 16384, 1),
+    "gemma-7b": lambda: gemma(28, 16, 3072, 24576, 16),
+    "gemma2-2b": lambda: gemma2(26, 8, 2304, 9216, 4),
+    "gemma2-9b": lambda: gemma2(42, 16, 3584, 14336, 8),
+    "gemma2-27b": lambda: gemma2(46, 32, 4608, 36864, 16, head_dim=128, scale=144**-0.5),
+    "gemma3-1b": lambda: gemma3(26, 4, 1152, 6912, 1, window=512, factor=1.0),
+    "gemma3-4b": lambda: gemma3(34, 8, 2560, 10240, 4),
+    "gemma3-12b": lambda: gemma3(48, 16, 3840, 15360, 8),
+    "gemma3-27b": lambda: gemma3(62, 32, 5376, 21504, 16, head_dim=128, scale=168**-0.5),
+}

@@ -1,0 +1,57 @@
+"""GPT-NeoX 20B (Black et al. 2022, arXiv:2204.06745, section 2) and Pythia (Biderman et al. 2023, arXiv:2304.01373,
+table 1): attention and ffn side by side, each on a norm of its own."""
+
+from llm_jax.core.checks import check_divides
+from llm_jax.layers.activations import Activation
+from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.models.block import BlockConfig, Parallel, Serial
+from llm_jax.models.config import HeadConfig, TiedHead, TransformerConfig
+from llm_jax.models.families.decoder import decoder, residual_init
+
+
+def gpt_neox(
+    layers: int,
+    heads: int,
+    width: int,
+    vocab_size: int = 50304,
+    max_length: int = 2048,
+    rope: RoPEConfig | None = None,
+    hidden: int | None = None,
+    activation: Activation = "gelu",
+    epsilon: float = 1e-5,
+    parallel: bool = True,
+    bias: bool = True,
+    tied: bool = False,
+) -> TransformerConfig:
+    """A GPT-NeoX of any size.
+
+    Args:
+      rope: None: the leading quarter of each head is rotated.
+      hidden: None: four times the width.
+      bias: of the attention's projections; the ffn's have them always.
+    """
+    check_divides(heads, width, "heads", "width")
+    norm, out_init = LayerNormConfig(epsilon), residual_init(layers)
+    head_dim = width // heads
+    rope = RoPEConfig(features=head_dim // 4) if rope is None else rope
+    mixer = AttentionConfig(heads, head_dim, heads, position=rope, bias=bias, out_init=out_init)
+    ffn = MLPConfig(hidden or 4 * width, activation=activation, out_init=out_init)
+    blocks = (BlockConfig(mixer, ffn, norm, Parallel(shared_norm=False) if parallel else Serial()),) * layers
+    head = TiedHead() if tied else HeadConfig()
+    return decoder(blocks, width, vocab_size, max_length, norm, head=head)
+
+
+SIZES = {
+    "pythia-70m": lambda: gpt_neox(6, 8, 512),
+    "pythia-160m": lambda: gpt_neox(12, 12, 768),
+    "pythia-410m": lambda: gpt_neox(24, 16, 1024),
+    "pythia-1b": lambda: gpt_neox(16, 8, 2048),
+    "pythia-1.4b": lambda: gpt_neox(24, 16, 2048),
+    "pythia-2.8b": lambda: gpt_neox(32, 32, 2560),
+    "pythia-6.9b": lambda: gpt_neox(32, 32, 4096, vocab_size=50432),
+    "pythia-12b": lambda: gpt_neox(36, 40, 5120, vocab_size=50688),
+    "gpt-neox-20b": lambda: gpt_neox(44, 64, 6144, vocab_size=50432, activation="gelu_tanh"),
+}

@@ -1,0 +1,36 @@
+"""OLMo 2 (OLMo Team 2025, arXiv:2501.00656, table 1 and section 3.1): norms on what the halves of a block give, and on
+all queries and all keys together."""
+
+from llm_jax.layers.mixers.attention import QKNormConfig
+from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.models.block import Serial
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.llama import llama
+
+
+def olmo2(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int | None = None,
+    vocab_size: int = 100_352,
+    max_length: int = 4096,
+    rope: RoPEConfig = RoPEConfig(5e5),  # noqa: B008
+    epsilon: float = 1e-6,
+    tied: bool = False,
+    bias: bool = False,
+) -> TransformerConfig:
+    """An OLMo 2 of any size."""
+    qk_norm, wiring = QKNormConfig(RMSNormConfig(epsilon), over="heads"), Serial(before=False, after=True)
+    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied)
+    return llama(*shape, bias=bias, qk_norm=qk_norm, wiring=wiring)
+
+
+SIZES = {
+    "olmo2-1b": lambda: olmo2(16, 16, 2048, 8192),
+    "olmo2-7b": lambda: olmo2(32, 32, 4096, 11008),
+    "olmo2-13b": lambda: olmo2(40, 40, 5120, 13824),
+    "olmo2-32b": lambda: olmo2(64, 40, 5120, 27648, kv_heads=8),
+}

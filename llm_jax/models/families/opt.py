@@ -1,0 +1,46 @@
+"""OPT (Zhang et al. 2022, arXiv:2205.01068, table 1): GPT-3's shapes, all layers dense, relu."""
+
+from llm_jax.core.checks import check_divides
+from llm_jax.layers.activations import Activation
+from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.positions.learned import LearnedPositionsConfig
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder, residual_init
+
+
+def opt(
+    layers: int,
+    heads: int,
+    width: int,
+    vocab_size: int = 50272,
+    max_length: int = 2048,
+    hidden: int | None = None,
+    activation: Activation = "relu",
+    bias: bool = True,
+) -> TransformerConfig:
+    """An OPT of any size but 350M, which alone norms after adding; `hidden` None means four times the width.
+
+    Positions begin at row 2 of their table.
+    """
+    check_divides(heads, width, "heads", "width")
+    norm, out_init = LayerNormConfig(), residual_init(layers)
+    mixer = AttentionConfig(heads, width // heads, heads, bias=bias, out_init=out_init)
+    ffn = MLPConfig(hidden or 4 * width, activation=activation, bias=bias, out_init=out_init)
+    embed = EmbedConfig(position=LearnedPositionsConfig(offset=2))
+    return decoder((BlockConfig(mixer, ffn, norm),) * layers, width, vocab_size, max_length, norm, embed)
+
+
+SIZES = {
+    "opt-125m": lambda: opt(12, 12, 768),
+    "opt-1.3b": lambda: opt(24, 32, 2048),
+    "opt-2.7b": lambda: opt(32, 32, 2560),
+    "opt-6.7b": lambda: opt(32, 32, 4096),
+    "opt-13b": lambda: opt(40, 40, 5120),
+    "opt-30b": lambda: opt(48, 56, 7168),
+    "opt-66b": lambda: opt(64, 72, 9216),
+    "opt-175b": lambda: opt(96, 96, 12288),
+}

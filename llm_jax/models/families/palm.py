@@ -1,0 +1,27 @@
+"""PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 2 and table 1). Its weights were never published: only counts
+can be compared."""
+
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.linear import FanIn
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.models.block import BlockConfig, Parallel
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder
+
+
+def palm(layers: int, heads: int, width: int, vocab_size: int = 256_000, max_length: int = 2048) -> TransformerConfig:
+    """A PaLM of any size: no biases, one key/value head of size 256, ffn four times as wide, tied head."""
+    norm, init = LayerNormConfig(bias=False), FanIn()
+    mixer = AttentionConfig(heads, 256, 1, position=RoPEConfig(), init=init, out_init=init)
+    ffn = GLUConfig(4 * width, activation="silu", init=init, out_init=init)
+    blocks = (BlockConfig(mixer, ffn, norm, Parallel()),) * layers
+    return decoder(blocks, width, vocab_size, max_length, norm)
+
+
+SIZES = {
+    "palm-8b": lambda: palm(32, 16, 4096),
+    "palm-62b": lambda: palm(64, 32, 8192),
+    "palm-540b": lambda: palm(118, 48, 18432),
+}

@@ -1,0 +1,48 @@
+"""What a model costs, in words: one line a fact."""
+
+from llm_jax.core.checks import check
+from llm_jax.core.dtypes import MIXED
+from llm_jax.models import count
+from llm_jax.models.config import TransformerConfig
+
+_TRAINING_BYTES = 4 + 4 + 8
+"""Of a parameter in float32, its gradient, and AdamW's two moments."""
+
+
+def summary(config: TransformerConfig, length: int) -> dict[str, str]:
+    """{fact: value} for rows of `length` tokens; all from the config, nothing is allocated.
+
+    Raises:
+      ValueError: if the model takes no rows of that length.
+    """
+    check(
+        0 < length <= config.max_length,
+        f"length is {length} and the model's max_length is {config.max_length}: ask for 1 to that many tokens",
+    )
+    parameters = count.parameters(config)
+    mixers = [block.mixer for segment in config.segments for block in segment.blocks]
+    heads = sorted({f"{mixer.heads} of {mixer.head_dim}, {mixer.kv_heads} key/value" for mixer in mixers})
+    return {
+        "layers": f"{config.depth}",
+        "width": f"{config.width:,}",
+        "heads": "; ".join(heads),
+        "vocabulary": f"{config.vocab_size:,}",
+        "longest row": f"{config.max_length:,} tokens",
+        "parameters": f"{parameters:,} ({short(parameters)})",
+        "active parameters": f"{parameters:,} (dense: all)",
+        "forward FLOPs a token": f"{count.forward_flops(config, length):.3e} at {length:,} tokens",
+        "training FLOPs a token": f"{count.training_flops(config, length):.3e}",
+        "cache of a row": f"{count.cache_bytes(config, length, MIXED) / 2**20:,.1f} MiB at {length:,} tokens, bfloat16",
+        "memory to train": (
+            f"{parameters * _TRAINING_BYTES / 2**30:,.1f} GiB of float32 parameters, gradients and AdamW's moments, "
+            "before activations"
+        ),
+    }
+
+
+def short(number: float) -> str:
+    """124.4M, 1.5B: four significant digits at most."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.4g}{unit}"
+    return f"{number:.0f}"

@@ -1,0 +1,75 @@
+"""A tiny model of every published family, and of each of its kinds that is wired in another way."""
+
+import dataclasses
+
+from llm_jax.layers.mixers.attention import QKNormConfig
+from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
+from llm_jax.models.block import Parallel, Serial
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.bloom import bloom, mpt
+from llm_jax.models.families.falcon import falcon
+from llm_jax.models.families.gemma import gemma
+from llm_jax.models.families.gpt2 import gpt2
+from llm_jax.models.families.gpt_neox import gpt_neox
+from llm_jax.models.families.gptj import gptj
+from llm_jax.models.families.llama import llama
+from llm_jax.models.families.olmo2 import olmo2
+from llm_jax.models.families.opt import opt
+from llm_jax.models.families.palm import palm
+from llm_jax.models.families.starcoder import starcoder, starcoder2
+from llm_jax.models.stack import Execution
+from tests.helpers.tiny import MAX_LENGTH, VOCAB
+
+LIMITS = {"vocab_size": VOCAB, "max_length": MAX_LENGTH}
+OLD = (2, 4, 16)
+"""Layers, heads, width."""
+NEW = (*OLD, 24, 2)
+"""And ffn width and key/value heads."""
+
+
+def _looped(config: TransformerConfig) -> TransformerConfig:
+    """With a loop over layers, which compiles fastest."""
+    return dataclasses.replace(config, execution=Execution(unroll=1))
+
+
+def _palm() -> TransformerConfig:
+    config = palm(2, 4, 16, **LIMITS)
+    (segment,) = config.segments
+    (block,) = segment.blocks
+    narrow = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, head_dim=4))
+    return dataclasses.replace(config, segments=(dataclasses.replace(segment, blocks=(narrow,)),))
+
+
+PUBLISHED = {
+    "gpt2": gpt2(*OLD, **LIMITS),
+    "gpt3": gpt2(*OLD, **LIMITS, windows=(None, 3)),
+    "gptj": gptj(*OLD, rotated=2, **LIMITS),
+    "gpt_neox": gpt_neox(*OLD, **LIMITS, rope=RoPEConfig(features=2)),
+    "gpt_neox, serial": gpt_neox(*OLD, **LIMITS, rope=RoPEConfig(), parallel=False),
+    "opt": opt(*OLD, **LIMITS),
+    "llama": llama(*NEW, **LIMITS),
+    "llama, linear": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=LinearScaling(2.0))),
+    "llama, llama3": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=Llama3Scaling(original_length=8))),
+    "llama, yarn": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=YaRNScaling(4.0, original_length=8))),
+    "mistral": llama(*NEW, **LIMITS, window=5),
+    "qwen2": llama(*NEW, **LIMITS, bias=True, out_bias=False, tied=True),
+    "qwen3": llama(*NEW, **LIMITS, head_dim=6, qk_norm=QKNormConfig(RMSNormConfig())),
+    "phi3": llama(*NEW, **LIMITS, rope=RoPEConfig(features=2), window=5),
+    "olmo2": olmo2(*NEW, **LIMITS),
+    "gemma": gemma(*NEW, 6, **LIMITS),
+    "gemma2": gemma(*NEW, 6, **LIMITS, windows=(3, None), scale=20**-0.5, softcaps=(5.0, 3.0), sandwich=True),
+    "gemma3": gemma(3, *NEW[1:], 6, **LIMITS, windows=(3, 3, None), rope=RoPEConfig(1e6), qk_norm=True, sandwich=True),
+    "falcon, 7b": falcon(*OLD, 1, Parallel(), **LIMITS),
+    "falcon, 40b": falcon(*OLD, 2, Parallel(shared_norm=False), **LIMITS),
+    "falcon, alibi": falcon(*OLD, 4, Serial(), rope=None, bias=True, **LIMITS),
+    "bloom": bloom(*OLD, **LIMITS),
+    "mpt": mpt(2, 6, 24, **LIMITS),
+    "starcoder": starcoder(*OLD, **LIMITS),
+    "starcoder2": starcoder2(*OLD, 2, **LIMITS, window=5),
+    "palm": _palm(),
+}
+"""By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles
+of a row depend on its end, so that not even causality holds."""
+PUBLISHED = {name: _looped(config) for name, config in PUBLISHED.items()}
