@@ -11,6 +11,7 @@ setup(
     long_description=(Path(__file__).parent / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["llm_jax", "llm_jax.*"]),
+    package_data={"llm_jax.interop": ["proofs.json"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",
@@ -23,6 +24,7 @@ setup(
         "importlib_resources",  # imported by tensorflow-datasets, which does not declare it
         "array-record>=0.8",
         "safetensors>=0.5",
+        "einops>=0.8",
         "tyro>=1.0",
         "rich>=13",
         "matplotlib>=3.9",
@@ -33,7 +35,7 @@ setup(
         "hf": ["tokenizers>=0.21"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]", "tokamax"],
-        "parity": ["torch>=2.6", "transformers>=5"],
+        "parity": ["torch==2.13.0", "transformers==5.23.0"],  # what the live comparisons compare with
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "tokenizers>=0.21"],
     },
     entry_points={"console_scripts": ["llm-jax = llm_jax.cli:main"]},

@@ -4,7 +4,7 @@
 #   bash launch/test.sh [arguments of pytest, such as: -m 'not slow' tests/models]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install "[dev]"
+install "[dev,parity]"
 export JAX_PLATFORMS=cpu
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import tyro
@@ -18,6 +19,9 @@ from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import Experiment, load_experiment
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.interop import catalogue, load_hf, save_hf
+from llm_jax.models.families import SIZES
+from llm_jax.models.summary import summary
 from llm_jax.models.transformer import Transformer
 from llm_jax.tokenizers import load_tokenizer
 from llm_jax.train.state import abstract_parameters
@@ -80,6 +84,42 @@ class Report:
     """Where the comparison of several runs goes."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """Say what a published model costs: parameters, FLOPs, cache and memory, from its config alone."""
+
+    name: Arg[str]
+    """Name of a size, such as llama2-7b; `llm-jax families` lists them."""
+    length: int | None = None
+    """Tokens of a row; the model's longest if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Families:
+    """List the published families and sizes, and how they are proven against transformers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Write a checkpoint in the format of Hugging Face's transformers.
+
+    The source is a run of ours, or a folder in that format, to change its number type or family.
+    """
+
+    source: Arg[Path]
+    """Run directory, or folder with config.json and safetensors."""
+    destination: Arg[Path]
+    """Folder to write."""
+    family: str | None = None
+    """`model_type` to write; the first one that can say all of the model if not given."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights in the files."""
+    step: int | None = None
+    """Checkpoint of a run; the newest if not given."""
+    best: bool = False
+    """Take the checkpoint of lowest validation loss instead of the newest."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `llm-jax`. A ValueError is the user's to mend and is shown without a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -116,7 +156,7 @@ def _generate(arguments: list[str]) -> None:
     run = RunDirectory(options.run)
     experiment, tokenizer = run.experiment(), load_tokenizer(run.tokenizer)
     model = Transformer(experiment.model, experiment.precision)
-    params = _parameters(run, model, tokenizer.digest, options)
+    params = _parameters(run, model, tokenizer.digest, options.step, options.best)
     generator = Generator(model, options.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
     prompt = experiment.prompt(tokenizer, options.prompt)
     decoder = tokenizer.stream(prompt)
@@ -136,11 +176,47 @@ def _report(arguments: list[str]) -> None:
         print(compare(options.runs, options.output))
 
 
+def _params(arguments: list[str]) -> None:
+    options = _parse_all(Params, arguments)
+    check(
+        options.name in SIZES,
+        f"there is no size {options.name!r}{did_you_mean(options.name, SIZES)}; `llm-jax families` lists all",
+    )
+    model = SIZES[options.name]()
+    for fact, value in summary(model, model.max_length if options.length is None else options.length).items():
+        print(f"{fact:<24}{value}")
+
+
+def _families(arguments: list[str]) -> None:
+    _parse_all(Families, arguments)
+    print(catalogue())
+
+
+def _convert(arguments: list[str]) -> None:
+    options = _parse_all(Convert, arguments)
+    run = RunDirectory(options.source)
+    if run.experiment_file.exists():
+        experiment, tokenizer = run.experiment(), load_tokenizer(run.tokenizer)
+        model = Transformer(experiment.model, experiment.precision)
+        params = _parameters(run, model, tokenizer.digest, options.step, options.best)
+    else:
+        check((options.source / "config.json").exists(), f"{options.source} is neither a run nor a transformers folder")
+        check(
+            options.step is None and not options.best, "--step and --best choose a checkpoint of a run: leave them out"
+        )
+        model, params = load_hf(options.source)
+    save_hf(model, params, options.destination, options.family, options.dtype)
+    print(f"wrote {options.destination}")
+
+
 VERBS: dict[str, tuple[type, Callable[[list[str]], None]]] = {
     "train": (Train, _train),
     "show": (Show, _show),
     "generate": (Generate, _generate),
     "report": (Report, _report),
+    "families": (Families, _families),
+    "params": (Params, _params),
+    "convert": (Convert, _convert),
 }
 
 
@@ -169,11 +245,11 @@ def _parse_all(kind: type, arguments: list[str]):
     return tyro.cli(kind, args=arguments, prog=f"llm-jax {kind.__name__.lower()}")
 
 
-def _parameters(run: RunDirectory, model: Transformer, tokenizer_digest: str, options: Generate):
+def _parameters(run: RunDirectory, model: Transformer, tokenizer_digest: str, step: int | None, best: bool):
     """The weights of a run that are meant for use: its moving average if it keeps one."""
     part = "params" if run.experiment().update.ema_decay is None else "ema"
     shapes, _ = abstract_parameters(model)
-    step = restore.best_step(run.checkpoints) if options.best else options.step
+    step = restore.best_step(run.checkpoints) if best else step
     restored = restore.restore_params(run.checkpoints, shapes, tokenizer_digest, step, part)
     check(restored is not None, f"{run.path} has no checkpoint yet: train it, or wait for its first save")
     return restored.state

@@ -5,6 +5,8 @@ import pytest
 from llm_jax.cli import VERBS
 from llm_jax.core import config
 from llm_jax.experiment import load_experiment
+from llm_jax.interop.families import FAMILIES
+from llm_jax.models.families import SIZES
 from tests.helpers import tiny_run
 from tests.helpers.command_line import llm_jax, start, wait
 
@@ -85,3 +87,33 @@ def test_a_mistake_ends_the_process_with_a_message_and_no_traceback(tmp_path):
     assert outcome.code == 1
     assert outcome.err.strip().splitlines()[-1].startswith("llm-jax generate: ")
     assert "is not a run directory" in outcome.err and "Traceback" not in outcome.err
+
+
+def test_families_lists_every_size_and_proof():
+    outcome = llm_jax("families")
+    assert outcome.code == 0
+    lines = [line.split() for line in outcome.out.splitlines()]
+    assert {line[1] for line in lines if len(line) > 4} >= set(SIZES)
+    proofs = {line[0]: float(line[2]) for line in lines if len(line) > 3 and line[0] in FAMILIES and "e-" in line[2]}
+    assert set(proofs) == set(FAMILIES) and max(proofs.values()) <= 1e-4
+
+
+def test_params_says_what_a_size_costs():
+    outcome = llm_jax("params", "llama2-70b", "--length", 1024)
+    assert outcome.code == 0
+    assert "68,976,648,192 (68.98B)" in outcome.out and "64 of 128, 8 key/value" in outcome.out
+    # Two of 8 heads of 128 in bfloat16, over 80 layers.
+    assert f"{2 * 2 * 8 * 128 * 80 * 1024 / 2**20:,.1f} MiB at 1,024 tokens" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("params", "llama2-7"), "there is no size 'llama2-7'; did you mean 'llama2-7b'?"),
+        (("params", "gpt2", "--length", 0), "length is 0 and the model's max_length is 1024"),
+        (("convert", "absent", "there"), "absent is neither a run nor a transformers folder"),
+    ],
+)
+def test_what_cannot_be_said_or_converted_is_refused(words, message):
+    outcome = llm_jax(*words)
+    assert outcome.code != 0 and message in outcome.said

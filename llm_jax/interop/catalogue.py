@@ -1,0 +1,37 @@
+"""The published families: their sizes, the formats they are exchanged in, the proofs of that."""
+
+import json
+from pathlib import Path
+
+from llm_jax.interop.families import FAMILIES
+from llm_jax.models import count
+from llm_jax.models.families import MODULES
+from llm_jax.models.summary import short
+
+PROOFS = Path(__file__).with_name("proofs.json")
+"""Measured differences from transformers, written by tests/parity/regenerate.py."""
+
+
+def catalogue() -> str:
+    """Two tables: every size with the `model_type`s whose config.json can say it, and every `model_type` with the
+    largest difference of logits from transformers, of the largest logit."""
+    sizes = [("family", "size", "layers", "width", "parameters", "exchanged as")]
+    for module in MODULES:
+        for name, build in module.SIZES.items():
+            config = build()
+            kinds = [kind for kind, family in FAMILIES.items() if family.expresses(config)]
+            shape = (str(config.depth), str(config.width), short(count.parameters(config)))
+            sizes.append((module.__name__.rpartition(".")[2], name, *shape, ", ".join(kinds) or "-"))
+    proofs = json.loads(PROOFS.read_text(encoding="utf-8"))
+    kinds = [("model_type", "class", "difference", "measured with")]
+    for kind, family in FAMILIES.items():
+        found = [proof for proof in proofs["models"] if proof["model_type"] == kind]
+        worst = f"{max(proof['difference'] for proof in found):.1e}" if found else "not proven"
+        kinds.append((kind, family.architecture, worst, f"transformers {proofs['transformers']}, {proofs['date']}"))
+    return f"{_columns(sizes)}\n\n{_columns(kinds)}"
+
+
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)

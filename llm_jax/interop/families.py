@@ -1,0 +1,30 @@
+"""Every `model_type` that can be imported and exported, most general last: `save_hf` takes the first that fits."""
+
+from llm_jax.interop import (
+    hf_bloom,
+    hf_falcon,
+    hf_gemma,
+    hf_gpt2,
+    hf_gpt_neox,
+    hf_gptj,
+    hf_llama,
+    hf_opt,
+    hf_starcoder,
+)
+from llm_jax.interop.family import Family
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for module in (
+        hf_gpt2,
+        hf_gptj,
+        hf_gpt_neox,
+        hf_opt,
+        hf_llama,
+        hf_gemma,
+        hf_falcon,
+        hf_bloom,
+        hf_starcoder,
+    )
+    for family in module.FAMILIES
+}

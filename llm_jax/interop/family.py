@@ -1,0 +1,67 @@
+"""What joins a published family to ours: how its config.json reads, how it is written, where its tensors go."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from llm_jax.core.checks import check
+from llm_jax.interop.mapping import Tensor
+from llm_jax.interop.settings import Settings
+from llm_jax.layers.linear import Normal
+from llm_jax.layers.mixers.kernels import BlockedKernel
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.stack import Execution
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A `model_type` of Hugging Face's transformers."""
+
+    model_type: str
+    architecture: str
+    """Name of the class that `save_hf` writes for."""
+    read: Callable[[Settings], TransformerConfig]
+    write: Callable[[TransformerConfig], dict[str, Any]]
+    """The options that `read` reads, and none that transformers does not honour for this `model_type`. It may be asked
+    for a config that is none of the family's: it then raises ValueError or AttributeError, or writes what reads as
+    another config, and each means no."""
+    tensors: Callable[[TransformerConfig], Iterable[Tensor]]
+    prefix: str = ""
+    """Start of tensor names that checkpoints of the bare model, without its head, leave out."""
+    copies: dict[str, str] = dataclasses.field(default_factory=lambda: {"lm_head.weight": "model.embed_tokens.weight"})
+    """Tensors that a checkpoint with tied weights may hold twice: {the copy: the original}."""
+    buffers: tuple[str, ...] = ()
+    """Regular expressions of tensors that old checkpoints carry and that hold no weights."""
+
+    def expresses(self, config: TransformerConfig) -> bool:
+        """Whether a config.json of the family can say all that matters of `config`."""
+        try:
+            again = self.read(Settings(self.write(config)))
+        except (ValueError, AttributeError):
+            return False
+        return architecture(again) == architecture(config)
+
+    def check_expresses(self, config: TransformerConfig) -> None:
+        """ValueError unless `expresses`."""
+        check(
+            self.expresses(config),
+            f"a {self.model_type} config.json cannot say all of this model: leave out `family` to have one found, or "
+            "change the model",
+        )
+
+
+def architecture(config: Any) -> Any:
+    """A config without what only training or speed depends on: initialisers, dropout, execution, attention kernels."""
+    if isinstance(config, tuple):
+        return tuple(architecture(item) for item in config)
+    if not dataclasses.is_dataclass(config):
+        return config
+    left_out = {
+        "init": Normal(),
+        "out_init": Normal(),
+        "dropout": 0.0,
+        "execution": Execution(),
+        "kernel": BlockedKernel(),
+    }
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return type(config)(**{name: left_out.get(name, architecture(value)) for name, value in values.items()})

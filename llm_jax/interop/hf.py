@@ -1,0 +1,205 @@
+"""Checkpoints in the format of Hugging Face's transformers: a folder with config.json and safetensors.
+
+Legend: B batch, T length, V vocabulary.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core import trees
+from llm_jax.core.checks import check, did_you_mean
+from llm_jax.core.dtypes import Precision
+from llm_jax.core.files import write_atomically
+from llm_jax.interop.families import FAMILIES
+from llm_jax.interop.family import Family
+from llm_jax.interop.mapping import Leaf, Tensor
+from llm_jax.interop.settings import Settings
+from llm_jax.interop.weights import WeightFolder, write_folder
+from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.transformer import Transformer
+
+_CONFIG = "config.json"
+_INPUTS = {"input_ids", "attention_mask", "position_ids"}
+_DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
+
+
+def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Transformer, Any]:
+    """The model of a folder and its parameters. Read tensor by tensor: beyond the parameters memory holds one leaf.
+
+    Args:
+      dtype: of parameters and computation, "float32" or "bfloat16", whatever the files hold.
+
+    Raises:
+      ValueError: for an unknown family or option, pickled or quantized weights, a missing, surplus, misshapen or
+        unreadable tensor. Each by name.
+    """
+    folder, precision = Path(directory), Precision(params=dtype, compute=dtype)
+    options = _options(folder)
+    family = _family(options)
+    config = family.read(Settings(options))
+    model = Transformer(config, precision)
+    abstract = _abstract(model)
+    leaves = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in trees.named_leaves(abstract)}
+    tensors = list(family.tensors(config))
+    _check_whole(tensors, leaves)
+    with WeightFolder(folder) as stored:
+        names = _names(stored, family, tensors, folder)
+        for tensor in tensors:
+            parts = tensor.split(stored.read(names[tensor.name]))
+            for leaf, array in zip(tensor.leaves, parts, strict=True):
+                leaves[leaf.path][_index(leaf)] = array
+    return model, jax.tree_util.tree_map_with_path(
+        lambda path, _: jnp.asarray(leaves.pop(trees.path_name(path))), abstract
+    )
+
+
+def save_hf(
+    model: Transformer,
+    params: Any,
+    directory: str | Path,
+    family: str | None = None,
+    dtype: str = "float32",
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes what transformers' `from_pretrained` loads.
+
+    Args:
+      family: a `model_type`; None: the first one whose config.json can say all of the model.
+      dtype: of the files: "float32", "bfloat16" or "float16".
+      shard_bytes: size above which another file is begun.
+
+    Raises:
+      ValueError: if no family, or not the one asked for, can say all of the model; if the folder holds weights.
+    """
+    check(dtype in _DTYPES, f"dtype is {dtype!r}: it must be one of {', '.join(_DTYPES)}")
+    found = _expressing(model.config, family)
+    folder, kind = Path(directory), np.dtype(_DTYPES[dtype])
+    leaves = dict(trees.named_leaves(params))
+    tensors = {tensor.name: tensor for tensor in found.tensors(model.config)}
+    _check_whole(tensors.values(), leaves)
+
+    def tensor(name: str) -> np.ndarray:
+        parts = [np.asarray(leaves[leaf.path][_index(leaf)]) for leaf in tensors[name].leaves]
+        exact = tensors[name].join(parts)
+        with np.errstate(over="ignore"):
+            rounded = exact.astype(kind)
+        fits = np.isfinite(rounded).all() or not np.isfinite(exact).all()
+        check(bool(fits), f"{name} has values too large for {dtype}: write bfloat16 or float32")
+        return rounded
+
+    sizes = {name: kind.itemsize * int(np.prod(item.shape)) for name, item in tensors.items()}
+    write_folder(folder, sizes, tensor, shard_bytes)
+    facts = {"model_type": found.model_type, "architectures": [found.architecture], "torch_dtype": dtype}
+    # A class's own defaults are ids of another vocabulary, at which generation would stop.
+    facts |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    options = found.write(model.config) | facts
+    write_atomically(folder / _CONFIG, json.dumps(options, indent=2, sort_keys=True) + "\n")
+
+
+def forward(model: Transformer, params: Any, **inputs: np.ndarray) -> np.ndarray:
+    """What transformers calls `logits`, float32 [B, T, V].
+
+    Args:
+      inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding, and
+        `position_ids` [B, T].
+    """
+    unknown = set(inputs) - _INPUTS
+    check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(_INPUTS))}")
+    tokens_BT = jnp.asarray(inputs["input_ids"], jnp.int32)
+    mask_BT = jnp.asarray(inputs.get("attention_mask", np.ones(tokens_BT.shape)), jnp.int32)
+    if "position_ids" in inputs:
+        positions_BT = jnp.asarray(inputs["position_ids"], jnp.int32)
+    elif (learned := model.config.embed.position) and learned.offset:
+        # The families whose table begins later count only what is no padding.
+        positions_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)
+    else:
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    output = jax.jit(model.apply)({"params": params}, tokens_BT, Placement(positions_BT, mask_BT))
+    return np.asarray(output.logits_BTV, np.float32)
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    path = folder / _CONFIG
+    check(path.exists(), f"{folder} has no {_CONFIG}: it is not a folder that save_pretrained wrote")
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
+    check(
+        options.setdefault("quantization_config") is None,
+        f"{path} has quantization_config: quantized weights are not supported; take the unquantized checkpoint",
+    )
+    return options
+
+
+def _family(options: dict[str, Any]) -> Family:
+    kind = Settings(options).given("model_type")
+    check(
+        kind in FAMILIES,
+        f"{_CONFIG} has model_type {kind!r}: supported are {', '.join(FAMILIES)}{did_you_mean(str(kind), FAMILIES)}",
+    )
+    return FAMILIES[kind]
+
+
+def _expressing(config: TransformerConfig, name: str | None) -> Family:
+    """The family of that name, or the first one that can say all of `config`."""
+    if name is not None:
+        family = _family({"model_type": name})
+        family.check_expresses(config)
+        return family
+    found = next((family for family in FAMILIES.values() if family.expresses(config)), None)
+    check(found is not None, f"none of {', '.join(FAMILIES)} can say all of this model as it is written")
+    return found
+
+
+def _names(stored: WeightFolder, family: Family, tensors: Iterable[Tensor], folder: Path) -> dict[str, str]:
+    """Where each tensor is stored: {its name: its name in the folder}."""
+    kept = {name for name in stored.names if not any(re.search(pattern, name) for pattern in family.buffers)}
+    bare = not any(name.startswith(family.prefix) for name in kept)
+    names = {family.prefix * (bare and name not in family.copies) + name: name for name in kept}
+    wanted = {tensor.name for tensor in tensors}
+    for copy, original in family.copies.items():
+        if copy in names and copy not in wanted:
+            names.setdefault(original, names[copy])
+            same = np.array_equal(stored.read(names[original]), stored.read(names.pop(copy)))
+            check(same, f"{folder}: {copy} differs from {original}, and {_CONFIG} says that they are one tensor")
+    missing, surplus = sorted(wanted - set(names)), sorted(set(names) - wanted)
+    check(not missing, f"{folder} lacks {_listed(missing)}, which {_CONFIG} asks for")
+    check(not surplus, f"{folder} has {_listed(surplus)}, for which {_CONFIG} has no place")
+    return names
+
+
+def _check_whole(tensors: Iterable[Tensor], leaves: dict[str, Any]) -> None:
+    """ValueError unless the tensors make up every leaf, each part of it once, in its shape."""
+    made = Counter((leaf.path, leaf.layer) for tensor in tensors for leaf in tensor.leaves)
+    stacked = {path for path, layer in made if layer is not None}
+    whole = {(path, layer) for path in leaves for layer in (range(len(leaves[path])) if path in stacked else [None])}
+    wrong = sorted({path for path, _ in set(made) ^ whole} | {path for (path, _), times in made.items() if times > 1})
+    check(not wrong, f"the family's tensors do not make up each leaf once: {_listed(wrong)}")
+    for tensor in tensors:
+        for leaf in tensor.leaves:
+            shape, found = tensor.leaf_shape(leaf), np.shape(leaves[leaf.path])[leaf.layer is not None :]
+            check(shape == found, f"{tensor.name} becomes {leaf.path} of shape {shape}, and the model's has {found}")
+
+
+def _index(leaf: Leaf) -> Any:
+    return ... if leaf.layer is None else leaf.layer
+
+
+def _abstract(model: Transformer) -> Any:
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,122 @@
+"""Falcon's checkpoints, in the three layouts of queries, keys and values that its config.json tells apart.
+
+transformers rounds the slopes of linear biases, and their products with distances, to bfloat16; ours are float32. With
+numbers of heads that make the slopes powers of two, and rows of up to 256 tokens, the two are the same.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_jax.core.checks import check
+from llm_jax.interop import parts
+from llm_jax.interop.family import Family
+from llm_jax.interop.mapping import Tensor
+from llm_jax.interop.rope import read_rope, write_rope
+from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.models.block import Parallel, Serial, Wiring
+from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.families.falcon import falcon
+
+
+def _read(settings: Settings) -> TransformerConfig:
+    heads, width = settings.need("num_attention_heads"), settings.need("hidden_size")
+    grouped = settings.given("new_decoder_architecture", default=False)
+    one = settings.given("multi_query", default=True)
+    length = settings.given("max_position_embeddings", default=2048)
+    return falcon(
+        settings.need("num_hidden_layers"),
+        heads,
+        width,
+        settings.given("num_kv_heads", default=heads) if grouped else 1 if one else heads,
+        _read_wiring(settings, grouped),
+        None if settings.given("alibi", default=False) else read_rope(settings, width // heads, length),
+        settings.need("vocab_size"),
+        length,
+        settings.given("ffn_hidden_size", default=4 * width),
+        settings.given("bias", default=False),
+        settings.activation("activation"),
+        settings.given("layer_norm_epsilon", default=1e-5),
+        settings.given("tie_word_embeddings", default=True),
+    )
+
+
+def _read_wiring(settings: Settings, grouped: bool) -> Wiring:
+    if not grouped and not settings.given("parallel_attn", default=True):
+        return Serial()
+    return Parallel(shared_norm=settings.given("num_ln_in_parallel_attn", default=2 if grouped else 1) == 1)
+
+
+def _write(config: TransformerConfig) -> dict[str, Any]:
+    block = config.segments[0].blocks[0]
+    mixer = block.mixer
+    rope = write_rope(mixer.position) if mixer.position else {}
+    return rope | {
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": mixer.heads,
+        "num_kv_heads": mixer.kv_heads,
+        "hidden_size": config.width,
+        "new_decoder_architecture": _grouped(config),
+        "multi_query": mixer.kv_heads == 1,
+        "parallel_attn": isinstance(block.wiring, Parallel),
+        "num_ln_in_parallel_attn": block.wiring.norms if _grouped(config) else None,
+        "alibi": mixer.position is None,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_length,
+        "ffn_hidden_size": block.ffn.hidden,
+        "bias": mixer.bias,
+        "activation": activation_name(block.ffn.activation),
+        "layer_norm_epsilon": block.norm.epsilon,
+        "tie_word_embeddings": isinstance(config.head, TiedHead),
+    }
+
+
+def _grouped(config: TransformerConfig) -> bool:
+    """Whether only the newer layout can say it: two norms side by side, or several key/value heads that are shared."""
+    block = config.segments[0].blocks[0]
+    return block.wiring == Parallel(shared_norm=False) or 1 < block.mixer.kv_heads < block.mixer.heads
+
+
+def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
+    yield from parts.embedding(config, "transformer.word_embeddings.weight")
+    for place in parts.places(config):
+        name, mixer = f"transformer.h.{place.number}", place.block.mixer
+        yield from _norms(place, name)
+        fused = f"{name}.self_attention.query_key_value"
+        if _grouped(config):
+            shares = (mixer.heads // mixer.kv_heads, 1, 1)
+            yield from parts.fused_attention(place, fused, "(k s h) d", "d (k s) h", shares)
+        elif mixer.kv_heads == 1:
+            yield from parts.fused_attention(place, fused, "(s h) d", "d s h", (mixer.heads, 1, 1))
+        else:
+            yield from parts.fused_attention(place, fused, "(n s h) d", "d (n s) h")
+        yield from parts.attention_out(place, f"{name}.self_attention.dense")
+        yield from parts.ffn(place, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
+    yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
+    yield from parts.head(config, "lm_head")
+
+
+def _norms(place: parts.Place, name: str) -> Iterator[Tensor]:
+    match place.block.wiring:
+        case Parallel(shared_norm=True):
+            names = {"input_layernorm": "mixer_norm"}
+        case Parallel():
+            names = {"ln_attn": "mixer_norm", "ln_mlp": "ffn_norm"}
+        case wiring:
+            check(wiring == Serial(), f"wiring is {wiring}: Falcon has none but the parallel and the pre-norm one")
+            names = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
+    for theirs, ours in names.items():
+        yield from parts.layer_norm(place, f"{name}.{theirs}", ours)
+
+
+FAMILIES = (
+    Family(
+        "falcon",
+        "FalconForCausalLM",
+        _read,
+        _write,
+        _tensors,
+        prefix="transformer.",
+        copies={"lm_head.weight": "transformer.word_embeddings.weight"},
+        buffers=(r"rotary_emb\.inv_freq$",),
+    ),
+)

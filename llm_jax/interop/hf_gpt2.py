@@ -1,0 +1,69 @@
+"""GPT-2's checkpoints: weights are [input, output], queries, keys and values one matrix."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_jax.interop import parts
+from llm_jax.interop.family import Family
+from llm_jax.interop.mapping import Tensor
+from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.gpt2 import gpt2
+
+
+def _read(settings: Settings) -> TransformerConfig:
+    settings.only("scale_attn_weights", True, default=True)
+    settings.only("scale_attn_by_inverse_layer_idx", False, default=False)
+    settings.only("add_cross_attention", False, default=False)
+    settings.only("tie_word_embeddings", True, default=True)
+    return gpt2(
+        settings.need("n_layer"),
+        settings.need("n_head"),
+        settings.need("n_embd"),
+        settings.need("vocab_size"),
+        settings.given("n_positions", "n_ctx", default=1024),
+        hidden=settings.given("n_inner"),
+        activation=settings.activation("activation_function", default="gelu_new"),
+        epsilon=settings.given("layer_norm_epsilon", default=1e-5),
+    )
+
+
+def _write(config: TransformerConfig) -> dict[str, Any]:
+    block = config.segments[0].blocks[0]
+    return {
+        "n_layer": config.depth,
+        "n_head": block.mixer.heads,
+        "n_embd": config.width,
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_length,
+        "n_inner": block.ffn.hidden,
+        "activation_function": activation_name(block.ffn.activation),
+        "layer_norm_epsilon": block.norm.epsilon,
+    }
+
+
+def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
+    yield from parts.embedding(config, "transformer.wte.weight")
+    yield from parts.learned_positions(config, "transformer.wpe.weight")
+    for place in parts.places(config):
+        name = f"transformer.h.{place.number}"
+        yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
+        yield from parts.fused_attention(place, f"{name}.attn.c_attn", "d (s n h)", "d (s n) h")
+        yield from parts.attention_out(place, f"{name}.attn.c_proj", "(n h) d")
+        yield from parts.layer_norm(place, f"{name}.ln_2", "ffn_norm")
+        yield from parts.ffn(place, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj", transposed=True)
+    yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
+
+
+FAMILIES = (
+    Family(
+        "gpt2",
+        "GPT2LMHeadModel",
+        _read,
+        _write,
+        _tensors,
+        prefix="transformer.",
+        copies={"lm_head.weight": "transformer.wte.weight"},
+        buffers=(r"\.attn\.(masked_)?bias$",),
+    ),
+)

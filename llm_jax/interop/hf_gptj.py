@@ -1,0 +1,72 @@
+"""GPT-J's checkpoints: features that are rotated together are neighbours."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_jax.interop import parts
+from llm_jax.interop.family import Family
+from llm_jax.interop.mapping import Tensor
+from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.gptj import gptj
+
+
+def _read(settings: Settings) -> TransformerConfig:
+    settings.only("tie_word_embeddings", False, default=False)
+    heads, width = settings.need("n_head"), settings.need("n_embd")
+    return gptj(
+        settings.need("n_layer"),
+        heads,
+        width,
+        settings.stated("rotary_dim", default=64) or width // heads,
+        settings.need("vocab_size"),
+        settings.given("n_positions", default=2048),
+        settings.given("n_inner"),
+        settings.activation("activation_function", default="gelu_new"),
+        settings.given("layer_norm_epsilon", default=1e-5),
+    )
+
+
+def _write(config: TransformerConfig) -> dict[str, Any]:
+    block = config.segments[0].blocks[0]
+    return {
+        "n_layer": config.depth,
+        "n_head": block.mixer.heads,
+        "n_embd": config.width,
+        "rotary_dim": _rotated(block.mixer),
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_length,
+        "n_inner": block.ffn.hidden,
+        "activation_function": activation_name(block.ffn.activation),
+        "layer_norm_epsilon": block.norm.epsilon,
+        "tie_word_embeddings": False,
+    }
+
+
+def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
+    yield from parts.embedding(config, "transformer.wte.weight")
+    for place in parts.places(config):
+        name = f"transformer.h.{place.number}"
+        projections = (f"{name}.attn.{part}_proj" for part in ("q", "k", "v", "out"))
+        yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
+        yield from parts.attention(place, *projections, neighbours=_rotated(place.block.mixer))
+        yield from parts.ffn(place, {"up": f"{name}.mlp.fc_in"}, f"{name}.mlp.fc_out")
+    yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
+    yield from parts.head(config, "lm_head")
+
+
+def _rotated(mixer: Any) -> int:
+    return mixer.position.features or mixer.head_dim
+
+
+FAMILIES = (
+    Family(
+        "gptj",
+        "GPTJForCausalLM",
+        _read,
+        _write,
+        _tensors,
+        prefix="transformer.",
+        buffers=(r"\.attn\.(masked_)?bias$", r"\.attn\.embed_positions$"),
+    ),
+)

@@ -1,0 +1,76 @@
+"""OPT's checkpoints."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_jax.core.checks import check
+from llm_jax.interop import parts
+from llm_jax.interop.family import Family
+from llm_jax.interop.mapping import Tensor
+from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.opt import opt
+
+
+def _read(settings: Settings) -> TransformerConfig:
+    settings.only("do_layer_norm_before", True, default=True)
+    settings.only("_remove_final_layer_norm", False, default=False)
+    settings.only("layer_norm_elementwise_affine", True, default=True)
+    settings.only("tie_word_embeddings", True, default=True)
+    width = settings.need("hidden_size")
+    embedded = settings.given("word_embed_proj_dim", default=width)
+    check(
+        embedded == width,
+        f"config.json has word_embed_proj_dim = {embedded}: only hidden_size = {width} is supported here",
+    )
+    return opt(
+        settings.need("num_hidden_layers"),
+        settings.need("num_attention_heads"),
+        width,
+        settings.need("vocab_size"),
+        settings.given("max_position_embeddings", default=2048),
+        settings.need("ffn_dim"),
+        settings.activation("activation_function", default="relu"),
+        settings.given("enable_bias", default=True),
+    )
+
+
+def _write(config: TransformerConfig) -> dict[str, Any]:
+    block = config.segments[0].blocks[0]
+    return {
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": block.mixer.heads,
+        "hidden_size": config.width,
+        "word_embed_proj_dim": config.width,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_length,
+        "ffn_dim": block.ffn.hidden,
+        "activation_function": activation_name(block.ffn.activation),
+        "enable_bias": block.mixer.bias,
+    }
+
+
+def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
+    yield from parts.embedding(config, "model.decoder.embed_tokens.weight")
+    yield from parts.learned_positions(config, "model.decoder.embed_positions.weight")
+    for place in parts.places(config):
+        name = f"model.decoder.layers.{place.number}"
+        projections = (f"{name}.self_attn.{part}_proj" for part in ("q", "k", "v", "out"))
+        yield from parts.layer_norm(place, f"{name}.self_attn_layer_norm", "mixer_norm")
+        yield from parts.attention(place, *projections)
+        yield from parts.layer_norm(place, f"{name}.final_layer_norm", "ffn_norm")
+        yield from parts.ffn(place, {"up": f"{name}.fc1"}, f"{name}.fc2")
+    yield from parts.norm("model.decoder.final_layer_norm", config.final_norm, "final_norm", config.width)
+
+
+FAMILIES = (
+    Family(
+        "opt",
+        "OPTForCausalLM",
+        _read,
+        _write,
+        _tensors,
+        prefix="model.",
+        copies={"lm_head.weight": "model.decoder.embed_tokens.weight"},
+    ),
+)

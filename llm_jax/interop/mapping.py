@@ -1,0 +1,117 @@
+"""How the tensors of a published checkpoint and the leaves of our parameter tree become one another.
+
+A `Tensor` is data: its name there, the leaves here, the axes of both in einops' letters. Read one way it imports, read
+the other way it exports.
+
+Legend: d model width, n heads, k key/value heads, g heads per key/value head, h head size, f ffn width, v vocabulary,
+t positions, s the axis along which a fused tensor is cut.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from einops import rearrange
+
+from llm_jax.core.checks import check
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One leaf of our tree, or the place of one layer in a stacked leaf."""
+
+    path: str
+    """Such as 'stack/segment_0/block_0/mixer/query/kernel'."""
+    layout: str
+    """Its axes: 'd n h'; of a fused tensor with the axis of the cut: 'd (k s) h'."""
+    layer: int | None = None
+    """Place along the leading axis of layers; None for a leaf without one."""
+    share: int = 1
+    """Its part of the axis of the cut."""
+    neighbours: int = 0
+    """Leading features of each head that are rotated in pairs (2i, 2i + 1) there; here pairs are (i, i + n/2)."""
+
+    def permuted(self, array: np.ndarray, inverse: bool = False) -> np.ndarray:
+        """The array [...] of `layout` with the features of its heads in our order; `inverse`: in theirs."""
+        if not self.neighbours:
+            return array
+        axis = self.layout.split().index("h")
+        pairs = np.arange(self.neighbours).reshape(-1, 2).T.ravel()
+        order = np.concatenate([pairs, np.arange(self.neighbours, array.shape[axis])])
+        return np.take(array, np.argsort(order) if inverse else order, axis=axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a published checkpoint, and the leaves that are made of it."""
+
+    name: str
+    layout: str
+    """Its axes: '(n h) d', or for several leaves in one tensor '(n s h) d'."""
+    leaves: tuple[Leaf, ...]
+    sizes: dict[str, int]
+    """Of every letter but s."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return _shape(self.layout, self.sizes | {"s": sum(leaf.share for leaf in self.leaves)})
+
+    def leaf_shape(self, leaf: Leaf) -> tuple[int, ...]:
+        """Shape of a leaf, without its axis of layers."""
+        return _shape(leaf.layout, self.sizes | {"s": leaf.share})
+
+    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+        """The leaves of the tensor, in order.
+
+        Raises:
+          ValueError: if the tensor's shape is not the one that the config asks for.
+        """
+        check(
+            tensor.shape == self.shape,
+            f"tensor {self.name} has shape {list(tensor.shape)} and config.json asks for {list(self.shape)}: they do "
+            "not belong together",
+        )
+        if len(self.leaves) == 1:
+            parts = [tensor]
+        else:
+            ends = np.cumsum([leaf.share for leaf in self.leaves])[:-1]
+            cut = rearrange(tensor, f"{self.layout} -> {self._cut}", **self._sizes(self.layout))
+            parts = np.split(cut, ends)
+        return [
+            leaf.permuted(rearrange(part, f"{self._whole} -> {leaf.layout}", **self._sizes(self._whole)))
+            for leaf, part in zip(self.leaves, parts, strict=True)
+        ]
+
+    def join(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        """The tensor of its leaves."""
+        parts = [
+            rearrange(leaf.permuted(array, inverse=True), f"{leaf.layout} -> {self._whole}", **self._sizes(leaf.layout))
+            for leaf, array in zip(self.leaves, leaves, strict=True)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return rearrange(np.concatenate(parts), f"{self._cut} -> {self.layout}")
+
+    @property
+    def _cut(self) -> str:
+        """The layout with the axis of the cut in front."""
+        return " ".join(["s", *(letter for letter in _letters(self.layout) if letter != "s")])
+
+    @property
+    def _whole(self) -> str:
+        """The layout of what becomes one leaf."""
+        return self.layout if len(self.leaves) == 1 else self._cut
+
+    def _sizes(self, layout: str) -> dict[str, int]:
+        return {letter: self.sizes[letter] for letter in _letters(layout) if letter != "s"}
+
+
+def _letters(layout: str) -> list[str]:
+    return re.findall(r"[a-z]", layout)
+
+
+def _shape(layout: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(math.prod(sizes[letter] for letter in _letters(axis)) for axis in re.findall(r"\([^)]*\)|\S+", layout))

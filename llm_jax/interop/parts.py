@@ -1,0 +1,170 @@
+"""The tensors of parts that families share: what a family file says of a norm, a linear layer, a block's place.
+
+A family names its tensors with the number of the layer put in; the letters are those of mapping.py.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from llm_jax.interop.mapping import Leaf, Tensor
+from llm_jax.layers.norms import LayerNormConfig, NormConfig
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import TiedHead, TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One layer: where its parameters lie in our tree, and the sizes of its tensors."""
+
+    number: int
+    """Counted from 0 through the whole stack."""
+    path: str
+    layer: int
+    """Place along the axis of layers of its leaves."""
+    block: BlockConfig
+    sizes: dict[str, int]
+
+    def leaf(self, name: str, layout: str, share: int = 1, neighbours: int = 0) -> Leaf:
+        """A leaf of this layer, such as 'mixer/query/kernel'."""
+        return Leaf(f"{self.path}/{name}", layout, self.layer, share, neighbours)
+
+
+def places(config: TransformerConfig) -> Iterator[Place]:
+    """The layers of a stack in order."""
+    number = 0
+    for segment_number, segment in enumerate(config.segments):
+        for repeat in range(segment.repeats):
+            for block_number, block in enumerate(segment.blocks):
+                path = f"stack/segment_{segment_number}/block_{block_number}"
+                yield Place(number, path, repeat, block, _sizes(config, block))
+                number += 1
+
+
+def embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
+    """The table of token vectors."""
+    yield Tensor(name, "v d", (Leaf("embed/table", "v d"),), {"v": config.vocab_size, "d": config.width})
+
+
+def learned_positions(config: TransformerConfig, name: str) -> Iterator[Tensor]:
+    """The table of positions."""
+    sizes = {"t": config.max_length + config.embed.position.offset, "d": config.width}
+    yield Tensor(name, "t d", (Leaf("embed/positions/table", "t d"),), sizes)
+
+
+def head(config: TransformerConfig, name: str) -> Iterator[Tensor]:
+    """The matrix of the scores and its bias, where they are not the embedding's."""
+    if isinstance(config.head, TiedHead):
+        return
+    sizes = {"v": config.vocab_size, "d": config.width}
+    yield Tensor(f"{name}.weight", "v d", (Leaf("head/kernel", "d v"),), sizes)
+    if config.head.bias:
+        yield Tensor(f"{name}.bias", "v", (Leaf("head/bias", "v"),), sizes)
+
+
+def norm(name: str, config: NormConfig, path: str | Leaf, size: int) -> Iterator[Tensor]:
+    """Scale and bias of a norm over `size` features.
+
+    Args:
+      path: of the norm in our tree, or the leaf of its place in a layer.
+    """
+    at = path if isinstance(path, Leaf) else Leaf(path, "d")
+    vectors = {"weight": "scale"}
+    if isinstance(config, LayerNormConfig) and config.bias:
+        vectors["bias"] = "bias"
+    for theirs, ours in vectors.items():
+        leaf = dataclasses.replace(at, path=f"{at.path}/{ours}", layout="d")
+        yield Tensor(f"{name}.{theirs}", "d", (leaf,), {"d": size})
+
+
+def layer_norm(place: Place, name: str, ours: str) -> Iterator[Tensor]:
+    """A norm of a block."""
+    yield from norm(name, place.block.norm, place.leaf(ours, "d"), place.sizes["d"])
+
+
+def linear(place: Place, name: str, layout: str, inputs: str, leaves: tuple[Leaf, ...], bias: bool) -> Iterator[Tensor]:
+    """Kernel and bias of a linear layer, or of several fused into one.
+
+    Args:
+      layout: axes of the weight.
+      inputs: letters of the axes that the product sums over, which a bias has not.
+      leaves: of the layers, each with the axes of its kernel.
+    """
+    kernels = tuple(dataclasses.replace(leaf, path=f"{leaf.path}/kernel") for leaf in leaves)
+    yield Tensor(f"{name}.weight", layout, kernels, place.sizes)
+    if bias:
+        biases = tuple(
+            dataclasses.replace(leaf, path=f"{leaf.path}/bias", layout=_without(leaf.layout, inputs)) for leaf in leaves
+        )
+        yield Tensor(f"{name}.bias", _without(layout, inputs), biases, place.sizes)
+
+
+def attention(place: Place, query: str, key: str, value: str, out: str, neighbours: int = 0) -> Iterator[Tensor]:
+    """Four linear layers, [output, input] each."""
+    mixer = place.block.mixer
+    for name, heads, ours, turned in (
+        (query, "n", "query", True),
+        (key, "k", "key", True),
+        (value, "k", "value", False),
+    ):
+        leaf = place.leaf(f"mixer/{ours}", f"d {heads} h", neighbours=neighbours if turned else 0)
+        yield from linear(place, name, f"({heads} h) d", "d", (leaf,), mixer.bias)
+    yield from attention_out(place, out)
+
+
+def fused_attention(
+    place: Place, name: str, layout: str, leaf_layout: str, shares: tuple[int, int, int] = (1, 1, 1)
+) -> Iterator[Tensor]:
+    """Queries, keys and values in one linear layer, cut along s into `shares`."""
+    names = ("query", "key", "value")
+    leaves = tuple(place.leaf(f"mixer/{ours}", leaf_layout, share) for ours, share in zip(names, shares, strict=True))
+    yield from linear(place, name, layout, "d", leaves, place.block.mixer.bias)
+
+
+def query_key_norms(place: Place, query: str, key: str) -> Iterator[Tensor]:
+    """The norms of queries and keys."""
+    mixer = place.block.mixer
+    for name, ours, heads in ((query, "query_norm", mixer.heads), (key, "key_norm", mixer.kv_heads)):
+        size = mixer.head_dim * (1 if mixer.qk_norm.over == "head" else heads)
+        yield from norm(name, mixer.qk_norm.norm, place.leaf(f"mixer/{ours}", "d"), size)
+
+
+def attention_out(place: Place, name: str, layout: str = "d (n h)") -> Iterator[Tensor]:
+    """The output projection."""
+    leaf = place.leaf("mixer/out", "n h d")
+    yield from linear(place, name, layout, "n h", (leaf,), place.block.mixer.biased_output)
+
+
+def ffn(place: Place, into: dict[str, str], down: str, transposed: bool = False) -> Iterator[Tensor]:
+    """The linear layers of an ffn.
+
+    Args:
+      into: {our name: theirs} of those that read the stream: 'up', and 'gate' where it is gated.
+      down: name of the one that writes to it.
+      transposed: whether their weights are [input, output].
+    """
+    bias = place.block.ffn.bias
+    for ours, theirs in into.items():
+        layout = "d f" if transposed else "f d"
+        yield from linear(place, theirs, layout, "d", (place.leaf(f"ffn/{ours}", "d f"),), bias)
+    layout = "f d" if transposed else "d f"
+    yield from linear(place, down, layout, "f", (place.leaf("ffn/down", "f d"),), bias)
+
+
+def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:
+    mixer = block.mixer
+    return {
+        "d": config.width,
+        "n": mixer.heads,
+        "k": mixer.kv_heads,
+        "g": mixer.heads // mixer.kv_heads,
+        "h": mixer.head_dim,
+        "f": block.ffn.hidden,
+    }
+
+
+def _without(layout: str, letters: str) -> str:
+    """The layout without the axes of these letters."""
+    left = re.sub(f"[{letters.replace(' ', '')}]", "", layout)
+    left = re.sub(r"\(\s*\)", "", left)
+    return re.sub(r"\s+", " ", left).replace("( ", "(").replace(" )", ")").strip()

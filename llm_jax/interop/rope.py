@@ -1,0 +1,147 @@
+"""Rotary positions as published config files write them.
+
+Older files have `rope_theta`, `rope_scaling` and `partial_rotary_factor`, newer ones all of it in `rope_parameters`.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from llm_jax.core.checks import check
+from llm_jax.interop.settings import Settings
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.layers.positions.rope_scaling import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRoPEScaling,
+    Scaling,
+    Unscaled,
+    YaRNScaling,
+)
+
+
+def read_rope(settings: Settings, head_dim: int, max_length: int, base: float = 10_000.0) -> RoPEConfig:
+    """The rotary positions of a config.json whose family rotates whole heads.
+
+    Args:
+      base: where the file names none.
+
+    Raises:
+      ValueError: for a scaling that is not supported or incomplete, or a share of the head.
+    """
+    rope = read_partial_rope(settings, head_dim, max_length, base)
+    check(
+        rope.features is None,
+        f"config.json rotates {rope.features} of {head_dim} features: this family rotates all; take the option out",
+    )
+    return rope
+
+
+def read_partial_rope(
+    settings: Settings, head_dim: int, max_length: int, base: float = 10_000.0, share: float = 1.0
+) -> RoPEConfig:
+    """As `read_rope`, for a family that may rotate a share of each head.
+
+    Args:
+      share: where the file names none.
+    """
+    rope = Settings(settings.given("rope_scaling", "rope_parameters", default={}))
+    older = settings.given("partial_rotary_factor", "rotary_pct", default=share)
+    features = int(head_dim * rope.given("partial_rotary_factor", default=older))
+    return RoPEConfig(
+        base=float(rope.given("rope_theta", default=settings.given("rope_theta", "rotary_emb_base", default=base))),
+        features=None if features == head_dim else features,
+        scaling=_scaling(rope, max_length, settings.given("original_max_position_embeddings")),
+    )
+
+
+def write_rope(rope: RoPEConfig) -> dict[str, Any]:
+    """The options that `read_rope` reads back, in the older and in the newer form.
+
+    Raises:
+      ValueError: if only a part of each head is rotated.
+    """
+    check(rope.features is None, f"{rope.features} features are rotated: this family rotates all")
+    scaling = _written(rope.scaling)
+    parameters = {"rope_theta": rope.base, **(scaling or {"rope_type": "default"})}
+    return {"rope_theta": rope.base, "rope_scaling": scaling, "rope_parameters": parameters}
+
+
+def write_partial_rope(rope: RoPEConfig | None, head_dim: int) -> dict[str, Any]:
+    """The options that `read_partial_rope` reads back. ValueError for None, a model without rotary positions."""
+    check(rope is not None, "the model has no rotary positions, and this family has")
+    features = rope.features or head_dim
+    share = features / head_dim
+    if int(head_dim * share) != features:
+        share = (features + 0.5) / head_dim  # readers truncate the product
+    written = write_rope(dataclasses.replace(rope, features=None))
+    scaling = written["rope_scaling"] and written["rope_scaling"] | {"partial_rotary_factor": share}
+    parameters = written["rope_parameters"] | {"partial_rotary_factor": share}
+    return written | {"rope_scaling": scaling, "rope_parameters": parameters, "partial_rotary_factor": share}
+
+
+def longest(rope: RoPEConfig, max_length: int) -> int:
+    """Rows that a model of `max_position_embeddings` takes: dynamic scaling exists in order to go beyond it."""
+    return int(max_length * rope.scaling.factor) if isinstance(rope.scaling, DynamicScaling) else max_length
+
+
+def _scaling(rope: Settings, max_length: int, original: int | None) -> Scaling:
+    original = original or rope.given("original_max_position_embeddings", default=max_length)
+    match kind := rope.given("rope_type", "type", default="default"):
+        case "default":
+            return Unscaled()
+        case "linear":
+            return LinearScaling(rope.need("factor"))
+        case "dynamic":
+            return DynamicScaling(rope.need("factor"), max_length)
+        case "llama3":
+            limits = rope.need("low_freq_factor"), rope.need("high_freq_factor")
+            return Llama3Scaling(rope.need("factor"), *limits, original)
+        case "yarn":
+            factor = rope.given("factor", default=max_length / original)
+            limits = rope.given("beta_fast", default=32.0), rope.given("beta_slow", default=1.0)
+            magnitude = _yarn_magnitude(rope, factor)
+            return YaRNScaling(factor, original, *limits, magnitude, rope.given("truncate", default=True))
+        case "longrope" | "su":
+            factor = rope.given("factor", default=max_length / original)
+            default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+            divisors = (tuple(rope.need(name)) for name in ("short_factor", "long_factor"))
+            return LongRoPEScaling(*divisors, original, rope.given("attention_factor", default=default))
+    supported = "default, linear, dynamic, llama3, yarn, longrope"
+    raise ValueError(f"config.json has rope type {kind!r}: supported are {supported}")
+
+
+def _yarn_magnitude(rope: Settings, factor: float) -> float | None:
+    scales = rope.given("mscale"), rope.given("mscale_all_dim")
+    if rope.given("attention_factor") is not None:
+        return rope.given("attention_factor")
+    if not all(scales):
+        return None if factor > 1 else 1.0
+    own, all_features = (0.1 * scale * math.log(max(factor, 1)) + 1 for scale in scales)
+    return own / all_features
+
+
+def _written(scaling: Scaling) -> dict[str, Any] | None:
+    match scaling:
+        case Unscaled():
+            return None
+        case LinearScaling(factor):
+            return {"rope_type": "linear", "factor": factor}
+        case DynamicScaling(factor, original):
+            return {"rope_type": "dynamic", "factor": factor, "original_max_position_embeddings": original}
+        case Llama3Scaling(factor, low, high, original):
+            limits = {"low_freq_factor": low, "high_freq_factor": high}
+            return {"rope_type": "llama3", "factor": factor, **limits, "original_max_position_embeddings": original}
+        case YaRNScaling(factor, original, fast, slow, magnitude, truncate):
+            written = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+            written |= {"beta_fast": fast, "beta_slow": slow, "truncate": truncate}
+            return written if magnitude is None else written | {"attention_factor": magnitude}
+        case LongRoPEScaling(short, long, original, magnitude):
+            return {
+                "rope_type": "longrope",
+                "short_factor": list(short),
+                "long_factor": list(long),
+                "original_max_position_embeddings": original,
+                "attention_factor": magnitude,
+            }

@@ -1,0 +1,82 @@
+"""A published config.json, read option by option; one that would change the computation and is not supported is
+refused by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm_jax.core.checks import check
+from llm_jax.layers.activations import Activation
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+}
+_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu", "relu": "relu"}
+
+
+class Settings:
+    """The options of a config.json."""
+
+    def __init__(self, options: dict[str, Any]):
+        self._stated = options
+
+    def given(self, *names: str, default: Any = None) -> Any:
+        """The first of these options that is given and not null, else the default."""
+        return next((self._stated[name] for name in names if self._stated.get(name) is not None), default)
+
+    def stated(self, name: str, default: Any) -> Any:
+        """The option even if it is null, which means none of it; the default only where it is absent."""
+        return self._stated.get(name, default)
+
+    def with_option(self, name: str, value: Any) -> "Settings":
+        """The same options, but for one."""
+        return Settings(self._stated | {name: value})
+
+    def need(self, *names: str) -> Any:
+        """As `given`. ValueError where none of them is given."""
+        value = self.given(*names)
+        check(
+            value is not None, f"config.json has no {' or '.join(names)}: the file is incomplete or of another family"
+        )
+        return value
+
+    def only(self, name: str, supported: Any, default: Any) -> None:
+        """ValueError unless the option, or its default where it is absent, has the one supported value."""
+        value = self.given(name, default=default)
+        check(value == supported, f"config.json has {name} = {value!r}: only {supported!r} is supported here")
+
+    def activation(self, *names: str, default: str = "gelu") -> Activation:
+        """The nonlinearity by our name."""
+        value = self.given(*names, default=default)
+        check(
+            value in _ACTIVATIONS,
+            f"config.json has {names[0]} = {value!r}: supported are {', '.join(sorted(_ACTIVATIONS))}",
+        )
+        return _ACTIVATIONS[value]
+
+
+def activation_name(activation: Activation) -> str:
+    """The nonlinearity by its name in a config.json."""
+    return _NAMES[activation]
+
+
+def layer_windows(kinds: list[str], layers: int, window: int | None) -> tuple[int | None, ...]:
+    """Tokens that each layer sees, from its kind in `layer_types`.
+
+    Raises:
+      ValueError: for another number of kinds than layers, or a kind that is not supported.
+    """
+    check(len(kinds) == layers, f"config.json has {len(kinds)} layer_types and {layers} layers: it needs one for each")
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    check(not unknown, f"config.json has layer_types {unknown}: supported are full_attention and sliding_attention")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def layer_types(windows: Sequence[int | None]) -> list[str]:
+    """The kinds of layers that see so many tokens."""
+    return ["full_attention" if window is None else "sliding_attention" for window in windows]

@@ -1,0 +1,218 @@
+"""Every published family: its tensors make up the model, its config.json says all of it."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from llm_jax.core import trees
+from llm_jax.interop import load_hf, save_hf
+from llm_jax.interop.families import FAMILIES
+from llm_jax.interop.family import architecture
+from llm_jax.models.families import SIZES
+from llm_jax.models.families.llama import llama
+from llm_jax.models.transformer import Transformer
+from tests.helpers import tiny
+from tests.helpers.published import PUBLISHED
+
+# Dense and banded layers in turn were never published, nor were PaLM's weights.
+EXPORTED = {name: config for name, config in PUBLISHED.items() if name not in ("gpt3", "palm")}
+SMALL = PUBLISHED["llama"]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A small LLaMA in transformers' format."""
+    model = Transformer(SMALL)
+    save_hf(model, tiny.parameters(model), tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def _change(folder: Path, **options) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | options))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_there_and_back_to_the_bit(name: str, tmp_path: Path):
+    model = Transformer(EXPORTED[name])
+    params = tiny.parameters(model)
+    save_hf(model, params, tmp_path)
+    again, loaded = load_hf(tmp_path)
+    assert architecture(again.config) == architecture(model.config)
+    expected, actual = dict(trees.named_leaves(params)), dict(trees.named_leaves(loaded))
+    assert expected.keys() == actual.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(leaf, actual[path], err_msg=path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert sum(array.size for array in stored.values()) == trees.count(params)
+
+
+@pytest.mark.parametrize("name", ["gpt3", "palm"])
+def test_what_no_config_json_can_say_is_refused(name: str, tmp_path: Path):
+    model = Transformer(PUBLISHED[name])
+    with pytest.raises(ValueError, match="none of gpt2, .* can say all of this model"):
+        save_hf(model, tiny.parameters(model), tmp_path)
+    with pytest.raises(ValueError, match="a gpt2 config.json cannot say all of this model"):
+        save_hf(model, tiny.parameters(model), tmp_path, family="gpt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_family_may_be_asked_for(tmp_path: Path):
+    model = Transformer(SMALL)
+    params = tiny.parameters(model)
+    for family in ("llama", "mistral", "phi3"):
+        save_hf(model, params, tmp_path / family, family=family)
+        assert json.loads((tmp_path / family / "config.json").read_text())["model_type"] == family
+        assert architecture(load_hf(tmp_path / family)[0].config) == architecture(SMALL)
+    assert set(load_file(tmp_path / "llama" / "model.safetensors")) != set(
+        load_file(tmp_path / "phi3/model.safetensors")
+    )
+
+
+def test_shards_hold_the_same(saved: Path, tmp_path: Path):
+    model, params = load_hf(saved)
+    save_hf(model, params, tmp_path / "shards", shard_bytes=4000)
+    files = sorted(path.name for path in (tmp_path / "shards").glob("*.safetensors"))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    _, again = load_hf(tmp_path / "shards")
+    for (path, leaf), (_, other) in zip(trees.named_leaves(params), trees.named_leaves(again), strict=True):
+        np.testing.assert_array_equal(leaf, other, err_msg=path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_files(saved: Path, tmp_path: Path, dtype: str):
+    model, params = load_hf(saved)
+    save_hf(model, params, tmp_path / "half", dtype=dtype)
+    assert {str(array.dtype) for array in load_file(tmp_path / "half" / "model.safetensors").values()} == {dtype}
+    for target in ("float32", "bfloat16"):
+        half, loaded = load_hf(tmp_path / "half", dtype=target)
+        assert half.precision.param_dtype == jnp.dtype(target)
+        for (path, leaf), (_, other) in zip(trees.named_leaves(params), trees.named_leaves(loaded), strict=True):
+            assert other.dtype == jnp.dtype(target)
+            np.testing.assert_allclose(np.asarray(other, np.float32), leaf, rtol=2**-7, atol=1e-6, err_msg=path)
+
+
+def test_a_checkpoint_of_the_bare_model(saved: Path):
+    file = saved / "model.safetensors"
+    _, params = load_hf(saved)
+    tensors = {name.removeprefix("model."): array for name, array in load_file(file).items()}
+    save_file(tensors, file)
+    _, bare = load_hf(saved)
+    np.testing.assert_array_equal(bare["head"]["kernel"], params["head"]["kernel"])
+    tensors.pop("lm_head.weight")
+    save_file(tensors, file)
+    _change(saved, tie_word_embeddings=True)
+    tied, loaded = load_hf(saved)
+    np.testing.assert_array_equal(loaded["embed"]["table"], params["embed"]["table"])
+
+
+def test_a_copy_of_a_tied_weight_must_be_one(saved: Path):
+    file = saved / "model.safetensors"
+    _change(saved, tie_word_embeddings=True)
+    with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
+        load_hf(saved)
+    tensors = load_file(file)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, file)
+    load_hf(saved)
+
+
+def _without(name):
+    return lambda tensors: {key: array for key, array in tensors.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("model.norm.weight"), "lacks model.norm.weight, which config.json asks for"),
+        (lambda tensors: tensors | {"extra": np.zeros(1)}, "has extra, for which config.json has no place"),
+        (
+            lambda tensors: tensors | {"model.norm.weight": np.zeros(3, np.float32)},
+            r"model.norm.weight has shape \[3\] and config.json asks for \[16\]",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(saved: Path, change, message: str):
+    file = saved / "model.safetensors"
+    save_file(change(load_file(file)), file)
+    with pytest.raises(ValueError, match=message):
+        load_hf(saved)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_type": "lama"}, "model_type 'lama': supported are gpt2, .*; did you mean 'llama'?"),
+        ({"model_type": None}, "model_type None: supported are"),
+        ({"hidden_act": "xielu"}, "hidden_act = 'xielu': only 'silu' is supported here"),
+        ({"partial_rotary_factor": 0.5}, "rotates 2 of 4 features: this family rotates all"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "rope type 'spiral': supported are default, linear"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "has no factor: the file is incomplete"),
+        ({"vocab_size": None}, "has no vocab_size: the file is incomplete"),
+        ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
+    ],
+)
+def test_configs_that_are_not_supported_are_refused_by_name(saved: Path, options: dict, message: str):
+    _change(saved, **options)
+    with pytest.raises(ValueError, match=message):
+        load_hf(saved)
+
+
+def test_folders_that_cannot_be_read(saved: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="has no config.json"):
+        load_hf(tmp_path)
+    file = saved / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="model.safetensors cannot be read"):
+        load_hf(saved)
+    file.unlink()
+    with pytest.raises(ValueError, match="has no .safetensors file"):
+        load_hf(saved)
+    (saved / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(ValueError, match="pytorch_model.bin only: unpickling can run any code"):
+        load_hf(saved)
+    (saved / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(ValueError, match="lacks model-00001-of-00002.safetensors"):
+        load_hf(saved)
+    (saved / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_hf(saved)
+
+
+def test_weights_are_not_written_over(saved: Path):
+    model, params = load_hf(saved)
+    with pytest.raises(ValueError, match="already holds config.json, model.safetensors: choose an empty folder"):
+        save_hf(model, params, saved)
+
+
+def test_a_type_that_files_do_not_have_is_refused(saved: Path, tmp_path: Path):
+    model, params = load_hf(saved)
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        save_hf(model, params, tmp_path / "other", dtype="int8")
+    with pytest.raises(ValueError, match="params"):
+        load_hf(saved, dtype="float16")
+
+
+def test_every_family_is_exported_by_some_model():
+    found = {name: next(f.model_type for f in FAMILIES.values() if f.expresses(c)) for name, c in EXPORTED.items()}
+    assert set(found.values()) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_published_size_is_of_its_family(name: str):
+    kinds = {kind for kind, family in FAMILIES.items() if family.expresses(SIZES[name]())}
+    assert bool(kinds) != name.startswith(("gpt3", "palm"))
+
+
+def test_a_deep_model_keeps_its_layers_in_order(tmp_path: Path):
+    model = Transformer(llama(3, heads=2, width=8, hidden=8, vocab_size=11, max_length=8))
+    params = tiny.parameters(model)
+    save_hf(model, params, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    for layer in range(3):
+        ours = params["stack"]["segment_0"]["block_0"]["ffn"]["up"]["kernel"][layer]
+        np.testing.assert_array_equal(stored[f"model.layers.{layer}.mlp.up_proj.weight"], np.asarray(ours).T)

@@ -1,0 +1,68 @@
+"""Every family's logits are those of transformers' own model, in both directions."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.core import trees
+from llm_jax.interop import forward, load_hf, save_hf
+from llm_jax.interop.families import FAMILIES
+from tests.parity.inputs import MASK, TOKENS, difference, torch_logits
+from tests.parity.torch_models import CASES, Case
+
+for package in ("torch", "transformers"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: test_golden.py compares what it gave", allow_module_level=True)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_logits_and_round_trip(case: Case, tmp_path: Path):
+    import transformers
+
+    theirs = case.torch_model()
+    theirs.save_pretrained(tmp_path / "theirs")
+    expected = torch_logits(theirs, input_ids=TOKENS, attention_mask=MASK)
+    model, params = load_hf(tmp_path / "theirs")
+    assert difference(forward(model, params, input_ids=TOKENS, attention_mask=MASK), expected) <= 1e-4
+    kinds = [kind for kind, family in FAMILIES.items() if family.expresses(model.config)]
+    assert theirs.config.model_type in kinds
+    for kind in kinds:
+        save_hf(model, params, tmp_path / kind, family=kind)
+        auto = transformers.AutoModelForCausalLM
+        # Where several families can say the same model, eager attention is right in all but Falcon.
+        attention = "sdpa" if kind == "falcon" else "eager"
+        again = auto.from_pretrained(tmp_path / kind, attn_implementation=attention).eval()
+        logits = torch_logits(again, input_ids=TOKENS, attention_mask=MASK)
+        assert difference(logits, expected) <= (1e-6 if kind == theirs.config.model_type else 1e-5), kind
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama, biases", "gemma2", "bloom"])
+def test_gradients_of_a_loss(name: str, tmp_path: Path):
+    import torch
+
+    theirs = CASES[name].torch_model()
+    theirs.save_pretrained(tmp_path)
+    family = FAMILIES[theirs.config.model_type]
+    ids = np.maximum(TOKENS, 1)  # token 0 is torch's padding_idx, whose vector gets no gradient
+    tokens = torch.from_numpy(ids)
+    logits = theirs(input_ids=tokens).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+
+    model, params = load_hf(tmp_path)
+
+    def ours(params):
+        log_p_BTV = jax.nn.log_softmax(model.apply({"params": params}, ids).logits_BTV[:, :-1])
+        return -jnp.mean(jnp.take_along_axis(log_p_BTV, ids[:, 1:, None], axis=-1))
+
+    value, gradients = jax.jit(jax.value_and_grad(ours))(params)
+    np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
+    leaves, expected = dict(trees.named_leaves(gradients)), dict(theirs.named_parameters())
+    for tensor in family.tensors(model.config):
+        parts = [np.asarray(leaves[leaf.path][... if leaf.layer is None else leaf.layer]) for leaf in tensor.leaves]
+        wanted = expected[tensor.name].grad.numpy()
+        assert np.abs(tensor.join(parts) - wanted).max() <= 1e-4 * max(np.abs(wanted).max(), 1e-2), tensor.name

@@ -1,0 +1,136 @@
+"""Small random models of transformers, one or more a family: what ours must equal.
+
+Vocabularies are odd, key/value heads fewer than heads, and every vector (bias, norm) is moved away from 0 and 1, so
+that a wrong map cannot hide. torch and transformers are imported when a model is asked for.
+"""
+
+import dataclasses
+from typing import Any
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
+GQA = SHAPE | {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+OLD = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 97, "n_positions": 64}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One model: names of its classes in transformers, and options of its config."""
+
+    config: str
+    model: str
+    options: dict[str, Any]
+    attention: str = "eager"
+    """Which of transformers' implementations of attention is meant."""
+
+    def torch_model(self) -> Any:
+        """The model, in evaluation mode, float32."""
+        import torch
+        import transformers
+
+        torch.manual_seed(0)
+        config = getattr(transformers, self.config)(**self.options)
+        config._attn_implementation = self.attention
+        model = getattr(transformers, self.model)(config).eval().float()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter += 0.2 * torch.randn_like(parameter)
+                else:
+                    parameter *= 4
+        return model
+
+
+def _rope(**options: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_theta": 10_000.0, **options}}
+
+
+CASES = {
+    "gpt2": Case("GPT2Config", "GPT2LMHeadModel", OLD | NO_DROPOUT),
+    "gptj": Case("GPTJConfig", "GPTJForCausalLM", OLD | NO_DROPOUT | {"rotary_dim": 4}),
+    "gpt_neox": Case("GPTNeoXConfig", "GPTNeoXForCausalLM", SHAPE | {"intermediate_size": 48}),
+    "gpt_neox, serial": Case(
+        "GPTNeoXConfig",
+        "GPTNeoXForCausalLM",
+        SHAPE | {"intermediate_size": 48, "use_parallel_residual": False, "rotary_pct": 1.0},
+    ),
+    "opt": Case(
+        "OPTConfig",
+        "OPTForCausalLM",
+        SHAPE | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "dropout": 0.0},
+    ),
+    "llama": Case("LlamaConfig", "LlamaForCausalLM", GQA | {"tie_word_embeddings": True}),
+    "llama, biases": Case("LlamaConfig", "LlamaForCausalLM", GQA | {"attention_bias": True, "mlp_bias": True}),
+    "llama, wide heads": Case("LlamaConfig", "LlamaForCausalLM", GQA | {"head_dim": 12}),
+    "llama, linear": Case("LlamaConfig", "LlamaForCausalLM", GQA | _rope(rope_type="linear", factor=2.0)),
+    "llama, dynamic": Case(
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        GQA | {"max_position_embeddings": 16} | _rope(rope_type="dynamic", factor=2.0),
+    ),
+    "llama, llama3": Case(
+        "LlamaConfig", "LlamaForCausalLM", GQA | _rope(**LLAMA3, original_max_position_embeddings=16)
+    ),
+    "llama, yarn": Case(
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        GQA | _rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
+    ),
+    "mistral": Case("MistralConfig", "MistralForCausalLM", GQA | {"sliding_window": 5}),
+    "qwen2": Case("Qwen2Config", "Qwen2ForCausalLM", GQA),
+    "qwen2, windows": Case(
+        "Qwen2Config",
+        "Qwen2ForCausalLM",
+        GQA | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen3": Case("Qwen3Config", "Qwen3ForCausalLM", GQA | {"head_dim": 12}),
+    "phi3": Case("Phi3Config", "Phi3ForCausalLM", GQA | {"sliding_window": 7, "pad_token_id": 0}),
+    "phi3, longrope": Case(
+        "Phi3Config",
+        "Phi3ForCausalLM",
+        GQA
+        | {"pad_token_id": 0, "original_max_position_embeddings": 16}
+        | _rope(
+            rope_type="longrope",
+            short_factor=[1.0, 1.1, 1.2, 1.3],
+            long_factor=[1.5, 2.0, 3.0, 4.0],
+            original_max_position_embeddings=16,
+        ),
+    ),
+    "olmo2": Case("Olmo2Config", "Olmo2ForCausalLM", GQA),
+    "gemma": Case("GemmaConfig", "GemmaForCausalLM", GQA | {"head_dim": 12}),
+    "gemma2": Case(
+        "Gemma2Config", "Gemma2ForCausalLM", GQA | {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 5}
+    ),
+    "gemma3": Case(
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        GQA
+        | {"num_hidden_layers": 7, "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 5}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+    ),
+    "falcon, 7b": Case("FalconConfig", "FalconForCausalLM", SHAPE),
+    "falcon, 40b": Case(
+        "FalconConfig", "FalconForCausalLM", SHAPE | {"new_decoder_architecture": True, "num_kv_heads": 2}
+    ),
+    "falcon, alibi": Case(
+        "FalconConfig",
+        "FalconForCausalLM",
+        SHAPE | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
+        # transformers 5 adds the linear biases twice where its attention is eager.
+        attention="sdpa",
+    ),
+    "bloom": Case("BloomConfig", "BloomForCausalLM", {"hidden_size": 48, "n_layer": 3, "n_head": 6, "vocab_size": 97}),
+    "mpt": Case("MptConfig", "MptForCausalLM", {"d_model": 48, "n_layers": 3, "n_heads": 6, "vocab_size": 97}),
+    "gpt_bigcode": Case("GPTBigCodeConfig", "GPTBigCodeForCausalLM", OLD | NO_DROPOUT),
+    "gpt_bigcode, heads": Case("GPTBigCodeConfig", "GPTBigCodeForCausalLM", OLD | NO_DROPOUT | {"multi_query": False}),
+    "starcoder2": Case(
+        "Starcoder2Config", "Starcoder2ForCausalLM", GQA | {"sliding_window": 5, "residual_dropout": 0.0}
+    ),
+}
