@@ -40,8 +40,8 @@ def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Transformer,
       dtype: of parameters and computation, "float32" or "bfloat16", whatever the files hold.
 
     Raises:
-      ValueError: for an unknown family or option, pickled or quantized weights, a missing, surplus, misshapen or
-        unreadable tensor. Each by name.
+      ValueError: for a family or an option that is not supported, pickled or quantized weights, a missing, surplus,
+        misshapen or unreadable tensor. Each by name.
     """
     folder, precision = Path(directory), Precision(params=dtype, compute=dtype)
     options = _options(folder)
@@ -71,7 +71,7 @@ def save_hf(
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes what transformers' `from_pretrained` loads.
+    """Writes what transformers' `from_pretrained` loads. Its config.json names no special tokens: a model knows none.
 
     Args:
       family: a `model_type`; None: the first one whose config.json can say all of the model.
@@ -79,7 +79,8 @@ def save_hf(
       shard_bytes: size above which another file is begun.
 
     Raises:
-      ValueError: if no family, or not the one asked for, can say all of the model; if the folder holds weights.
+      ValueError: if no family, or not the one asked for, can say all of the model; if the folder holds weights; for a
+        value that the type cannot hold. Nothing is left behind.
     """
     check(dtype in _DTYPES, f"dtype is {dtype!r}: it must be one of {', '.join(_DTYPES)}")
     found = _expressing(model.config, family)
@@ -100,7 +101,7 @@ def save_hf(
     sizes = {name: kind.itemsize * int(np.prod(item.shape)) for name, item in tensors.items()}
     write_folder(folder, sizes, tensor, shard_bytes)
     facts = {"model_type": found.model_type, "architectures": [found.architecture], "torch_dtype": dtype}
-    # A class's own defaults are ids of another vocabulary, at which generation would stop.
+    # Left out, they would be a class's own defaults: ids of another vocabulary, at which generation would stop.
     facts |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     options = found.write(model.config) | facts
     write_atomically(folder / _CONFIG, json.dumps(options, indent=2, sort_keys=True) + "\n")

@@ -183,6 +183,24 @@ def test_folders_that_cannot_be_read(saved: Path, tmp_path: Path):
         load_hf(saved)
 
 
+def test_values_that_a_type_cannot_hold_are_refused_and_nothing_is_left(saved: Path, tmp_path: Path):
+    model, params = load_hf(saved)
+    params["final_norm"]["scale"] = params["final_norm"]["scale"] * 1e6
+    with pytest.raises(ValueError, match="model.norm.weight has values too large for float16"):
+        save_hf(model, params, tmp_path / "half", dtype="float16", shard_bytes=4000)
+    assert not list((tmp_path / "half").iterdir())
+    save_hf(model, params, tmp_path / "half", dtype="bfloat16")
+
+
+def test_tensors_of_integers_are_refused(saved: Path):
+    file = saved / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = np.ones(16, np.int8)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="model.norm.weight is of type I8: only F64, F32"):
+        load_hf(saved)
+
+
 def test_weights_are_not_written_over(saved: Path):
     model, params = load_hf(saved)
     with pytest.raises(ValueError, match="already holds config.json, model.safetensors: choose an empty folder"):
