@@ -1,4 +1,4 @@
-"""Every `model_type` that can be imported and exported, most general last: `save_hf` takes the first that fits."""
+"""Every `model_type` that can be imported and exported. `save_hf` takes the first of them that can say a model."""
 
 from llm_jax.interop import (
     hf_bloom,

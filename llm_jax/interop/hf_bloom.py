@@ -25,7 +25,7 @@ def _read_bloom(settings: Settings) -> TransformerConfig:
 
 
 def _write_bloom(config: TransformerConfig) -> dict[str, Any]:
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     return {
         "n_layer": config.depth,
         "n_head": block.mixer.heads,
@@ -73,7 +73,7 @@ def _read_mpt(settings: Settings) -> TransformerConfig:
 
 
 def _write_mpt(config: TransformerConfig) -> dict[str, Any]:
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     return {
         "n_layers": config.depth,
         "n_heads": block.mixer.heads,

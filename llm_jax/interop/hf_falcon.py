@@ -47,7 +47,7 @@ def _read_wiring(settings: Settings, grouped: bool) -> Wiring:
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     mixer = block.mixer
     rope = write_rope(mixer.position) if mixer.position else {}
     return rope | {
@@ -72,7 +72,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
 
 def _grouped(config: TransformerConfig) -> bool:
     """Whether only the newer layout can say it: two norms side by side, or several key/value heads that are shared."""
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     return block.wiring == Parallel(shared_norm=False) or 1 < block.mixer.kv_heads < block.mixer.heads
 
 

@@ -100,7 +100,7 @@ def _scale(settings: Settings) -> float:
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     """What all of them have in common, but for rotary positions."""
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     mixer = block.mixer
     return {
         "num_hidden_layers": config.depth,
@@ -120,11 +120,11 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _write_1(config: TransformerConfig) -> dict[str, Any]:
-    return _write(config) | write_rope(config.segments[0].blocks[0].mixer.position)
+    return _write(config) | write_rope(parts.first(config).mixer.position)
 
 
 def _write_2(config: TransformerConfig) -> dict[str, Any]:
-    return _write_layers(config) | write_rope(config.segments[0].blocks[0].mixer.position)
+    return _write_layers(config) | write_rope(parts.first(config).mixer.position)
 
 
 def _write_3(config: TransformerConfig) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _write_3(config: TransformerConfig) -> dict[str, Any]:
 def _write_layers(config: TransformerConfig) -> dict[str, Any]:
     """What Gemma 2 and 3 say beyond Gemma 1."""
     windows = [place.block.mixer.mask.window for place in parts.places(config)]
-    scores = config.segments[0].blocks[0].mixer.scores
+    scores = parts.first(config).mixer.scores
     check(scores.scale is not None, "scores.scale is None: Gemma's is a number")
     return _write(config) | {
         "layer_types": layer_types(windows),

@@ -33,7 +33,7 @@ def _read(settings: Settings) -> TransformerConfig:
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     rope = write_partial_rope(block.mixer.position, block.mixer.head_dim)
     return rope | {
         "num_hidden_layers": config.depth,

@@ -28,7 +28,7 @@ def _read(settings: Settings) -> TransformerConfig:
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     return {
         "n_layer": config.depth,
         "n_head": block.mixer.heads,

@@ -61,7 +61,7 @@ def _head_dim(settings: Settings) -> int:
 
 def _write(config: TransformerConfig, rope: RoPEConfig | None = None) -> dict[str, Any]:
     """What all of them have in common; `rope` None means that of the first block."""
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     mixer, rope = block.mixer, rope or block.mixer.position
     scaling = rope.scaling
     length = scaling.original_length if isinstance(scaling, DynamicScaling) else config.max_length
@@ -124,7 +124,7 @@ def _read_llama(settings: Settings) -> TransformerConfig:
 
 
 def _write_llama(config: TransformerConfig) -> dict[str, Any]:
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     return _write(config) | {"attention_bias": block.mixer.bias, "mlp_bias": block.ffn.bias}
 
 
@@ -133,7 +133,7 @@ def _read_mistral(settings: Settings) -> TransformerConfig:
 
 
 def _write_mistral(config: TransformerConfig) -> dict[str, Any]:
-    return _write(config) | {"sliding_window": config.segments[0].blocks[0].mixer.mask.window}
+    return _write(config) | {"sliding_window": parts.first(config).mixer.mask.window}
 
 
 def _windows(settings: Settings) -> tuple[int | None, ...]:
@@ -167,7 +167,7 @@ def _read_qwen3(settings: Settings) -> TransformerConfig:
 
 
 def _write_qwen(config: TransformerConfig) -> dict[str, Any]:
-    return _write(config) | _write_windows(config) | {"attention_bias": config.segments[0].blocks[0].mixer.bias}
+    return _write(config) | _write_windows(config) | {"attention_bias": parts.first(config).mixer.bias}
 
 
 def _read_phi3(settings: Settings) -> TransformerConfig:
@@ -183,7 +183,7 @@ def _read_phi3(settings: Settings) -> TransformerConfig:
 
 
 def _write_phi3(config: TransformerConfig) -> dict[str, Any]:
-    mixer = config.segments[0].blocks[0].mixer
+    mixer = parts.first(config).mixer
     rope = write_partial_rope(mixer.position, mixer.head_dim)
     whole = dataclasses.replace(mixer.position, features=None)
     scaling = whole.scaling
@@ -216,7 +216,7 @@ def _read_olmo2(settings: Settings) -> TransformerConfig:
 
 
 def _write_olmo2(config: TransformerConfig) -> dict[str, Any]:
-    return _write(config) | {"attention_bias": config.segments[0].blocks[0].mixer.bias}
+    return _write(config) | {"attention_bias": parts.first(config).mixer.bias}
 
 
 _OLMO2 = functools.partial(tensors, after=("post_attention_layernorm", "post_feedforward_layernorm"))

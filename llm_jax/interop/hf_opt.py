@@ -36,7 +36,7 @@ def _read(settings: Settings) -> TransformerConfig:
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     return {
         "num_hidden_layers": config.depth,
         "num_attention_heads": block.mixer.heads,

@@ -31,7 +31,7 @@ def _read_1(settings: Settings) -> TransformerConfig:
 
 
 def _write_1(config: TransformerConfig) -> dict[str, Any]:
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     return {
         "n_layer": config.depth,
         "n_head": block.mixer.heads,
@@ -85,7 +85,7 @@ def _read_2(settings: Settings) -> TransformerConfig:
 
 
 def _write_2(config: TransformerConfig) -> dict[str, Any]:
-    block = config.segments[0].blocks[0]
+    block = parts.first(config)
     return write_rope(block.mixer.position) | {
         "num_hidden_layers": config.depth,
         "num_attention_heads": block.mixer.heads,

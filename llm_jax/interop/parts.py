@@ -41,6 +41,11 @@ def places(config: TransformerConfig) -> Iterator[Place]:
                 number += 1
 
 
+def first(config: TransformerConfig) -> BlockConfig:
+    """The first block, for what all blocks of a family have alike."""
+    return config.segments[0].blocks[0]
+
+
 def embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The table of token vectors."""
     yield Tensor(name, "v d", (Leaf("embed/table", "v d"),), {"v": config.vocab_size, "d": config.width})

@@ -50,6 +50,7 @@ class DynamicScaling:
 
     def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
         """As `Unscaled.frequencies`."""
+        check(features > 2, f"{features} features are rotated: dynamic scaling needs at least 4")
         length = jnp.maximum(jnp.max(positions_BT) + 1, self.original_length).astype(jnp.float32)
         growth = self.factor * length / self.original_length - (self.factor - 1)
         exponent = np.arange(0, features, 2, dtype=np.float32) / features

@@ -9,8 +9,8 @@ from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.models.block import BlockConfig
-from llm_jax.models.config import HeadConfig, TiedHead, TransformerConfig
-from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder, head_config, residual_init
 
 _ALIBI = ScoresConfig(bias=ALiBiConfig())
 
@@ -29,7 +29,7 @@ def bloom(
     norm, out_init = LayerNormConfig(epsilon), residual_init(layers)
     mixer = AttentionConfig(heads, width // heads, heads, scores=_ALIBI, bias=True, out_init=out_init)
     ffn = MLPConfig(4 * width, activation="gelu_tanh", out_init=out_init)
-    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, TiedHead() if tied else HeadConfig()
+    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, head_config(tied)
     return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(norm=norm), head)
 
 
@@ -49,7 +49,7 @@ def mpt(
     scores = ScoresConfig(scale, bias=ALiBiConfig())
     mixer = AttentionConfig(heads, width // heads, heads, scores=scores, out_init=out_init)
     ffn = MLPConfig(4 * width, activation="gelu", bias=False, out_init=out_init)
-    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, TiedHead() if tied else HeadConfig()
+    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, head_config(tied)
     return decoder(blocks, width, vocab_size, max_length, norm, head=head)
 
 

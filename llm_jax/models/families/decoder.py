@@ -35,6 +35,11 @@ def segments(blocks: tuple[BlockConfig, ...]) -> tuple[Segment, ...]:
     return (Segment(blocks[:period], whole), *((Segment(rest, 1),) if rest else ()))
 
 
+def head_config(tied: bool) -> HeadConfig | TiedHead:
+    """The embedding's table, or a matrix of its own."""
+    return TiedHead() if tied else HeadConfig()
+
+
 def residual_init(layers: int) -> Normal:
     """Of the weights that write to the residual stream: smaller by 1 / sqrt(2 layers) (Radford et al. 2019, 2.3)."""
     return Normal(0.02 / math.sqrt(2 * layers))

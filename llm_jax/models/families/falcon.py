@@ -10,8 +10,8 @@ from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig, Parallel, Serial, Wiring
-from llm_jax.models.config import HeadConfig, TiedHead, TransformerConfig
-from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder, head_config, residual_init
 
 
 def falcon(
@@ -42,7 +42,7 @@ def falcon(
     mixer = AttentionConfig(heads, head_dim, kv_heads, position=rope, scores=scores, bias=bias, out_init=out_init)
     ffn = MLPConfig(hidden or 4 * width, activation=activation, bias=bias, out_init=out_init)
     blocks = (BlockConfig(mixer, ffn, norm, wiring),) * layers
-    head = TiedHead() if tied else HeadConfig()
+    head = head_config(tied)
     return decoder(blocks, width, vocab_size, max_length, norm, head=head)
 
 

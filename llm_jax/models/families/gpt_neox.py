@@ -8,8 +8,8 @@ from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig, Parallel, Serial
-from llm_jax.models.config import HeadConfig, TiedHead, TransformerConfig
-from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder, head_config, residual_init
 
 
 def gpt_neox(
@@ -40,7 +40,7 @@ def gpt_neox(
     mixer = AttentionConfig(heads, head_dim, heads, position=rope, bias=bias, out_init=out_init)
     ffn = MLPConfig(hidden or 4 * width, activation=activation, out_init=out_init)
     blocks = (BlockConfig(mixer, ffn, norm, Parallel(shared_norm=False) if parallel else Serial()),) * layers
-    head = TiedHead() if tied else HeadConfig()
+    head = head_config(tied)
     return decoder(blocks, width, vocab_size, max_length, norm, head=head)
 
 

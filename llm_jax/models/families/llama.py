@@ -13,8 +13,8 @@ from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import Llama3Scaling
 from llm_jax.models.block import BlockConfig, Serial
-from llm_jax.models.config import HeadConfig, TiedHead, TransformerConfig
-from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder, head_config, residual_init
 
 
 def llama(
@@ -64,7 +64,7 @@ def llama(
         return BlockConfig(mixer, GLUConfig(hidden, bias=ffn_bias, out_init=out_init), norm, wiring)
 
     blocks = tuple(block(window) for window in windows)
-    head = TiedHead() if tied else HeadConfig()
+    head = head_config(tied)
     return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(), head)
 
 

@@ -11,8 +11,8 @@ from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig
-from llm_jax.models.config import HeadConfig, TiedHead, TransformerConfig
-from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder, head_config, residual_init
 
 
 def starcoder(
@@ -32,7 +32,7 @@ def starcoder(
     norm, out_init = LayerNormConfig(epsilon), residual_init(layers)
     mixer = AttentionConfig(heads, width // heads, kv_heads, bias=True, out_init=out_init)
     ffn = MLPConfig(hidden or 4 * width, activation=activation, out_init=out_init)
-    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, TiedHead() if tied else HeadConfig()
+    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, head_config(tied)
     embed = EmbedConfig(position=LearnedPositionsConfig())
     return decoder(blocks, width, vocab_size, max_length, norm, embed, head)
 
@@ -59,7 +59,7 @@ def starcoder2(
         heads, width // heads, kv_heads, Causal(window), position=rope, bias=bias, out_init=out_init
     )
     ffn = MLPConfig(hidden or 4 * width, activation=activation, bias=bias, out_init=out_init)
-    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, TiedHead() if tied else HeadConfig()
+    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, head_config(tied)
     return decoder(blocks, width, vocab_size, max_length, norm, head=head)
 
 

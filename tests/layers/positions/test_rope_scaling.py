@@ -96,6 +96,11 @@ def test_bad_values_are_refused(make, message):
         make()
 
 
+def test_dynamic_scaling_needs_more_than_one_pair():
+    with pytest.raises(ValueError, match="2 features are rotated: dynamic scaling needs at least 4"):
+        DynamicScaling(2.0, 64).frequencies(BASE, 2, SHORT)
+
+
 def test_divisors_must_be_those_of_the_head():
     with pytest.raises(ValueError, match="2 divisors and 32 features"):
         _frequencies(LongRoPEScaling((1.0, 1.0), (2.0, 2.0), 64))
