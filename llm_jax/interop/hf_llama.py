@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.core.checks import check
@@ -15,13 +15,14 @@ from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import DynamicScaling, LongRoPEScaling, Unscaled
-from llm_jax.models.block import Serial
 from llm_jax.models.config import TiedHead, TransformerConfig
 from llm_jax.models.families.llama import llama
+from llm_jax.models.families.olmo2 import olmo2
 
 
 def _read(
     settings: Settings,
+    build: Callable[..., TransformerConfig] = llama,
     kv_heads: int | None = None,
     head_dim: int | None = None,
     epsilon: float = 1e-6,
@@ -31,6 +32,7 @@ def _read(
     """What all of them have in common.
 
     Args:
+      build: the family's function; what follows the width of a head is left to `of_family`.
       kv_heads, head_dim, epsilon: where the file names none; None: as many as heads, the width over the heads.
       rope: None: the whole head is rotated, as the file says.
     """
@@ -39,7 +41,7 @@ def _read(
     length = settings.need("max_position_embeddings")
     rope = read_rope(settings, head_dim, length) if rope is None else rope
     settings.only("hidden_act", "silu", default="silu")
-    return llama(
+    return build(
         settings.need("num_hidden_layers"),
         heads,
         width,
@@ -209,10 +211,7 @@ def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 
 def _read_olmo2(settings: Settings) -> TransformerConfig:
-    norm = RMSNormConfig(settings.given("rms_norm_eps", default=1e-5))
-    wiring, qk_norm = Serial(before=False, after=True), QKNormConfig(norm, over="heads")
-    bias = settings.given("attention_bias", default=False)
-    return _read(settings, epsilon=1e-5, bias=bias, qk_norm=qk_norm, wiring=wiring)
+    return _read(settings, olmo2, epsilon=1e-5, bias=settings.given("attention_bias", default=False))
 
 
 def _write_olmo2(config: TransformerConfig) -> dict[str, Any]:

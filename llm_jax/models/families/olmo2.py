@@ -20,11 +20,12 @@ def olmo2(
     rope: RoPEConfig = RoPEConfig(5e5),  # noqa: B008
     epsilon: float = 1e-6,
     tied: bool = False,
+    head_dim: int | None = None,
     bias: bool = False,
 ) -> TransformerConfig:
     """An OLMo 2 of any size."""
     qk_norm, wiring = QKNormConfig(RMSNormConfig(epsilon), over="heads"), Serial(before=False, after=True)
-    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied)
+    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
     return llama(*shape, bias=bias, qk_norm=qk_norm, wiring=wiring)
 
 
