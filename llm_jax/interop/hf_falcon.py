@@ -58,7 +58,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "new_decoder_architecture": _grouped(config),
         "multi_query": mixer.kv_heads == 1,
         "parallel_attn": isinstance(block.wiring, Parallel),
-        "num_ln_in_parallel_attn": block.wiring.norms if _grouped(config) else None,
+        "num_ln_in_parallel_attn": block.wiring.norms(2) if _grouped(config) else None,
         "alibi": mixer.position is None,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length,

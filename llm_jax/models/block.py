@@ -1,9 +1,15 @@
 """A block: token mixer and feed-forward layer on a residual stream.
 
+A mixer is a config type. It has `build(width, precision, name)`, which gives a module called with (x [B, T, D],
+context, state) that returns (y [B, T, D], state); `parameters(width)`; `matrix_flops(width)` and
+`mixing_flops(length)`, forward FLOPs per token; `allocate(batch, slots, dtype)`, an empty state; and `shape`, its heads
+or channels in words. A mixer keeps the documents of a row apart, and padding changes nothing at real tokens.
+
 Legend: B batch, T length, D model width.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +18,15 @@ import jax
 from llm_jax.core.checks import check, check_fraction
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.mlp import FFNConfig
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
+from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.norms import NormConfig
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import constrain
+
+MixerConfig = AttentionConfig
+Branch = Callable[[str, jax.Array], jax.Array]
+"""(name of the branch, what it reads) -> what it gives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +43,11 @@ class Serial:
     stream: bool = False
 
     def __post_init__(self):
-        check(self.norms > 0, "wiring has no norm: set at least one of before, after and stream")
+        check(self.norms(1) > 0, "wiring has no norm: set at least one of before, after and stream")
 
-    @property
-    def norms(self) -> int:
-        """Number of norms of a block."""
-        return 2 * (self.before + self.after + self.stream)
+    def norms(self, branches: int) -> int:
+        """Number of norms of a block of so many branches."""
+        return branches * (self.before + self.after + self.stream)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,36 +57,70 @@ class Parallel:
     shared_norm: bool = True
     """Whether mixer and ffn read the same normalised stream; GPT-NeoX has a norm for each."""
 
-    @property
-    def norms(self) -> int:
-        """Number of norms of a block."""
-        return 1 if self.shared_norm else 2
+    def norms(self, branches: int) -> int:
+        """Number of norms of a block of so many branches."""
+        return 1 if self.shared_norm else branches
 
 
-Wiring = Serial | Parallel
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """ffn(mixer(x)): no residual stream and no norms, as networks were before 2015."""
+
+    def norms(self, branches: int) -> int:
+        """Number of norms of a block of so many branches."""
+        return 0
+
+
+Wiring = Serial | Parallel | Chain
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """A token mixer and an ffn, wired to the residual stream."""
+    """Branches wired to the residual stream: a token mixer, an ffn, and between them what reads an encoder."""
 
-    mixer: AttentionConfig
-    ffn: FFNConfig
-    norm: NormConfig
+    mixer: MixerConfig
+    ffn: FFNConfig | None
+    """None: the mixer is all there is."""
+    norm: NormConfig | None
+    """None where the wiring has none."""
     wiring: Wiring = Serial()
     dropout: float = 0.0
-    """Share of features dropped, in training, from what each half adds to the stream."""
+    """Share of features dropped, in training, from what each branch adds to the stream."""
+    cross: CrossAttentionConfig | None = None
 
     def __post_init__(self):
         check_fraction(dropout=self.dropout)
+        check(
+            (self.norm is None) == (self.wiring.norms(1) == 0),
+            f"norm is {self.norm} and wiring {self.wiring}: a wiring with norms needs one, a Chain takes None",
+        )
+
+    @property
+    def branches(self) -> tuple[Any, ...]:
+        """Configs of the branches that there are, in order."""
+        return tuple(branch for branch in (self.mixer, self.cross, self.ffn) if branch is not None)
 
     def parameters(self, width: int) -> int:
-        norms = self.wiring.norms * self.norm.parameters(width)
-        return self.mixer.parameters(width) + self.ffn.parameters(width) + norms
+        norms = self.wiring.norms(len(self.branches))
+        return sum(branch.parameters(width) for branch in self.branches) + (
+            norms * self.norm.parameters(width) if norms else 0
+        )
+
+    def forward_flops(self, width: int, length: int, memory: int = 0) -> float:
+        """Forward FLOPs per token of a row of `length` tokens that reads `memory` tokens of an encoder."""
+        flops = self.mixer.matrix_flops(width) + self.mixer.mixing_flops(length)
+        if self.cross is not None:
+            flops += self.cross.matrix_flops(width, memory / length) + self.cross.mixing_flops(memory)
+        return flops + (self.ffn.matrix_flops(width) if self.ffn is not None else 0)
+
+    def allocate(self, batch: int, slots: int, memory: int, dtype: Any) -> dict[str, Any]:
+        """Empty states of the branches, for `slots` tokens of the stream and `memory` of an encoder."""
+        states = {"mixer": self.mixer.allocate(batch, slots, dtype)}
+        return states | ({"cross": self.cross.allocate(batch, memory, dtype)} if self.cross else {})
 
 
 class Block(nn.Module):
-    """x [B, T, D] -> [B, T, D]; the arguments are those of the mixer."""
+    """x [B, T, D] -> [B, T, D], with the states of its branches by name."""
 
     config: BlockConfig
     width: int
@@ -85,28 +128,48 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, queries: Placement, slots: Placement | None, slot: jax.Array | None, state: Any
-    ) -> tuple[jax.Array, Any]:
-        config = self.config
-        mixer = config.mixer.build(self.width, self.precision, "mixer")
-        ffn = config.ffn.build(self.width, self.precision, "ffn")
-        if isinstance(config.wiring, Parallel):
-            normal_BTD = self._norm("mixer_norm", x_BTD)
-            mixed_BTD, state = mixer(normal_BTD, queries, slots, state, slot)
-            read_BTD = normal_BTD if config.wiring.shared_norm else self._norm("ffn_norm", x_BTD)
-            return self._add(x_BTD, mixed_BTD + ffn(read_BTD)), state
-        before, after, stream = config.wiring.before, config.wiring.after, config.wiring.stream
-        mixed_BTD, state = mixer(self._norm("mixer_norm", x_BTD, before), queries, slots, state, slot)
-        x_BTD = self._add(x_BTD, self._norm("mixer_out_norm", mixed_BTD, after))
-        x_BTD = self._norm("mixer_stream_norm", x_BTD, stream)
-        fed_BTD = ffn(self._norm("ffn_norm", x_BTD, before))
-        x_BTD = self._add(x_BTD, self._norm("ffn_out_norm", fed_BTD, after))
-        return self._norm("ffn_stream_norm", x_BTD, stream), state
+        self, x_BTD: jax.Array, context: Context, states: dict[str, Any] | None = None
+    ) -> tuple[jax.Array, dict[str, Any] | None]:
+        wire = {Serial: self._serial, Parallel: self._parallel, Chain: self._chain}[type(self.config.wiring)]
+        after = dict(states or {})
+
+        def branch(name: str, x_BTD: jax.Array) -> jax.Array:
+            module = getattr(self.config, name).build(self.width, self.precision, name)
+            if name == "ffn":
+                return module(x_BTD)
+            y_BTD, after[name] = module(x_BTD, context, after.get(name))
+            return y_BTD
+
+        names = [name for name in ("mixer", "cross", "ffn") if getattr(self.config, name) is not None]
+        x_BTD = wire(x_BTD, names, branch)
+        return x_BTD, after if states is not None else None
+
+    def _serial(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
+        wiring = self.config.wiring
+        for name in names:
+            y_BTD = branch(name, self._norm(f"{name}_norm", x_BTD, wiring.before))
+            x_BTD = self._add(x_BTD, self._norm(f"{name}_out_norm", y_BTD, wiring.after))
+            x_BTD = self._norm(f"{name}_stream_norm", x_BTD, wiring.stream)
+        return x_BTD
+
+    def _parallel(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
+        shared, first = self.config.wiring.shared_norm, names[0]
+        normal_BTD = self._norm(f"{first}_norm", x_BTD)
+        read = {name: normal_BTD if shared or name == first else self._norm(f"{name}_norm", x_BTD) for name in names}
+        return self._add(x_BTD, sum(branch(name, read[name]) for name in names))
+
+    def _chain(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
+        for name in names:
+            x_BTD = self._dropped(branch(name, x_BTD))
+        return x_BTD
 
     def _norm(self, name: str, x_BTD: jax.Array, present: bool = True) -> jax.Array:
         return self.config.norm.build(self.precision, name)(x_BTD) if present else x_BTD
 
     def _add(self, x_BTD: jax.Array, branch_BTD: jax.Array) -> jax.Array:
         """The stream with a branch added to it."""
+        return constrain(x_BTD + self._dropped(branch_BTD), axes.BATCH, axes.LENGTH, axes.WIDTH)
+
+    def _dropped(self, branch_BTD: jax.Array) -> jax.Array:
         drop = nn.Dropout(self.config.dropout, deterministic=not self.has_rng("dropout"))
-        return constrain(x_BTD + drop(branch_BTD), axes.BATCH, axes.LENGTH, axes.WIDTH)
+        return drop(branch_BTD)

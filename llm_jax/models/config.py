@@ -5,7 +5,9 @@ import dataclasses
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.linear import Init, Normal
+from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import NormConfig
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.stack import Execution, Segment
 
 
@@ -58,8 +60,27 @@ class TransformerConfig:
     def __post_init__(self):
         check_positive(vocab_size=self.vocab_size, width=self.width, max_length=self.max_length)
         check(len(self.segments) > 0, "segments is empty: a model needs at least one segment")
+        found = {repr(bias) for bias in self._relative_biases}
+        check(
+            len(found) <= 1,
+            f"blocks have different relative biases ({'; '.join(sorted(found))}): layers of a stack share one table",
+        )
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return sum(segment.repeats * len(segment.blocks) for segment in self.segments)
+
+    @property
+    def relative_bias(self) -> tuple[RelativeBiasConfig, int] | None:
+        """Learned biases by relative place that the layers share, and their number of heads; None without such."""
+        return next(iter(self._relative_biases), None)
+
+    @property
+    def _relative_biases(self) -> list[tuple[RelativeBiasConfig, int]]:
+        mixers = [block.mixer for segment in self.segments for block in segment.blocks]
+        return [
+            (mixer.scores.bias, mixer.heads)
+            for mixer in mixers
+            if isinstance(mixer, AttentionConfig) and isinstance(mixer.scores.bias, RelativeBiasConfig)
+        ]

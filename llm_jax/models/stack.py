@@ -14,7 +14,7 @@ import jax
 
 from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.mixers.context import Context
 from llm_jax.models.block import Block, BlockConfig
 from llm_jax.sharding import axes
 
@@ -39,6 +39,8 @@ class Segment:
 
     blocks: tuple[BlockConfig, ...]
     repeats: int
+    shared: bool = False
+    """Whether all repeats have the same weights (Lan et al. 2020, arXiv:1909.11942, 3.1)."""
 
     def __post_init__(self):
         check_positive(repeats=self.repeats)
@@ -69,16 +71,21 @@ class Execution:
 def unstacked(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """The same depth with every repeat a segment of its own, so that nothing is sliced from a stack as it runs: a
     decode step then reads each weight where it lies and writes each layer's cache in place. For `unstack`ed weights."""
-    return tuple(Segment(segment.blocks, 1) for segment in segments for _ in range(segment.repeats))
+    return tuple(Segment(segment.blocks, 1, segment.shared) for segment in segments for _ in range(segment.repeats))
 
 
 def unstack(parameters: Any, segments: tuple[Segment, ...]) -> Any:
     """A stack's parameters cut into those of the stack of `unstacked(segments)`."""
-    places = [(f"segment_{index}", repeat) for index, s in enumerate(segments) for repeat in range(s.repeats)]
+    places = [(index, slice(repeat, repeat + 1)) for index, s in enumerate(segments) for repeat in range(s.repeats)]
     return {
-        f"segment_{number}": jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat : repeat + 1], parameters[name])
-        for number, (name, repeat) in enumerate(places)
+        f"segment_{number}": _repeat(parameters[f"segment_{index}"], segments[index], place)
+        for number, (index, place) in enumerate(places)
     }
+
+
+def _repeat(parameters: Any, segment: Segment, place: int | slice) -> Any:
+    """The parameters of one repeat of a segment."""
+    return parameters if segment.shared else jax.tree.map(lambda leaf: leaf[place], parameters)
 
 
 class Stack(nn.Module):
@@ -91,32 +98,25 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        queries: Placement,
-        slots: Placement | None = None,
-        slot: jax.Array | None = None,
-        states: tuple | None = None,
+        self, x_BTD: jax.Array, context: Context, states: tuple | None = None
     ) -> tuple[jax.Array, tuple | None]:
-        """Runs the blocks; `states` holds per segment and repeat the mixer states of its blocks."""
+        """Runs the blocks; `states` holds per segment and repeat the states of its blocks."""
         if states is not None:
-            return self._cached(x_BTD, queries, slots, slot, states)
+            return self._cached(x_BTD, context, states)
         for index, segment in enumerate(self.segments):
             group = self._scanned(segment)(segment.blocks, self.width, self.precision, name=f"segment_{index}")
-            x_BTD, _ = group(x_BTD, queries, slots, slot, None)
+            x_BTD, _ = group(x_BTD, context, None)
         return x_BTD, None
 
-    def _cached(
-        self, x_BTD: jax.Array, queries: Placement, slots: Placement, slot: jax.Array, states: tuple
-    ) -> tuple[jax.Array, tuple]:
+    def _cached(self, x_BTD: jax.Array, context: Context, states: tuple) -> tuple[jax.Array, tuple]:
         """One repeat after the other: a loop over layers would copy the whole cache on each turn."""
         after = []
         for index, (segment, repeats) in enumerate(zip(self.segments, states, strict=True)):
             group = Group(segment.blocks, self.width, self.precision, parent=None)
             weights, done = self.variables["params"][f"segment_{index}"], []
             for repeat, state in enumerate(repeats):
-                own = {"params": jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], weights)}
-                x_BTD, state = group.apply(own, x_BTD, queries, slots, slot, state)
+                own = {"params": _repeat(weights, segment, repeat)}
+                x_BTD, state = group.apply(own, x_BTD, context, state)
                 done.append(state)
             after.append(tuple(done))
         return x_BTD, tuple(after)
@@ -127,11 +127,13 @@ class Stack(nn.Module):
             # Inside a loop the compiler cannot merge the recomputation with the forward pass; a barrier is needless.
             policy = _POLICIES[self.execution.remat]
             group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
+        own, common = ({}, "params") if segment.shared else ({"params": 0}, False)
         return nn.scan(
             group,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            variable_axes=own,
+            variable_broadcast=common,
+            split_rngs={"params": not segment.shared, "dropout": True},
+            in_axes=(nn.broadcast, 0),
             length=segment.repeats,
             unroll=turns,
             metadata_params={nn.PARTITION_NAME: axes.LAYERS},
@@ -146,19 +148,10 @@ class Group(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        queries: Placement,
-        slots: Placement | None,
-        slot: jax.Array | None,
-        states: tuple | None,
-    ) -> tuple[jax.Array, tuple | None]:
+    def __call__(self, x_BTD: jax.Array, context: Context, states: tuple | None) -> tuple[jax.Array, tuple | None]:
         after = []
         for index, block in enumerate(self.blocks):
             state = states[index] if states else None
-            x_BTD, state = Block(block, self.width, self.precision, name=f"block_{index}")(
-                x_BTD, queries, slots, slot, state
-            )
+            x_BTD, state = Block(block, self.width, self.precision, name=f"block_{index}")(x_BTD, context, state)
             after.append(state)
         return x_BTD, tuple(after) if states else None

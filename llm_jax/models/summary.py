@@ -21,7 +21,7 @@ def summary(config: TransformerConfig, length: int) -> dict[str, str]:
     )
     parameters = count.parameters(config)
     mixers = [block.mixer for segment in config.segments for block in segment.blocks]
-    heads = sorted({f"{mixer.heads} of {mixer.head_dim}, {mixer.kv_heads} key/value" for mixer in mixers})
+    heads = sorted({mixer.shape for mixer in mixers})
     return {
         "layers": f"{config.depth}",
         "width": f"{config.width:,}",

@@ -11,7 +11,9 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.embed import Embed
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.cache import Cache, empty_slots
+from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.positions.relative_bias import RelativeBias
 from llm_jax.models.config import TiedHead, TransformerConfig
 from llm_jax.models.outputs import Output
 from llm_jax.models.stack import Stack
@@ -33,6 +35,8 @@ class Transformer(nn.Module):
         config = self.config
         self.embed = Embed(config.embed, config.vocab_size, config.max_length, config.width, self.precision)
         self.stack = Stack(config.segments, config.width, self.precision, config.execution)
+        if config.relative_bias:
+            self.relative_bias = RelativeBias(*config.relative_bias, self.precision)
         self.final_norm = config.final_norm.build(self.precision, None) if config.final_norm else lambda x_BTD: x_BTD
         if not isinstance(config.head, TiedHead):
             shape, words = (config.width, config.vocab_size), (axes.EMBED, axes.VOCAB)
@@ -65,13 +69,15 @@ class Transformer(nn.Module):
             placement = Placement(jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length)))
         x_BTD = self.embed(tokens_BT, placement.positions_BT)
         x_BTD = constrain(x_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
+        bias_RN = self.relative_bias() if self.config.relative_bias else None
         if cache is None:
-            x_BTD, _ = self.stack(x_BTD, placement)
+            x_BTD, _ = self.stack(x_BTD, Context(placement, bias_RN=bias_RN))
         else:
             if placement.segment_ids_BT is None:
                 placement = placement.replace(segment_ids_BT=jnp.ones((batch, length), jnp.int32))
             cache = cache.place(placement)
-            x_BTD, layers = self.stack(x_BTD, placement, cache.slots, cache.length, cache.layers)
+            context = Context(placement, cache.slots, cache.length, bias_RN=bias_RN)
+            x_BTD, layers = self.stack(x_BTD, context, cache.layers)
             cache = cache.replace(layers=layers, length=cache.length + length)
         return Output(hidden_BTD=self.final_norm(x_BTD), cache=cache)
 
@@ -101,7 +107,7 @@ class Transformer(nn.Module):
             )
         layers = tuple(
             tuple(
-                tuple(block.mixer.allocate(batch, slots, self.precision.dtype) for block in segment.blocks)
+                tuple(block.allocate(batch, slots, 0, self.precision.dtype) for block in segment.blocks)
                 for _ in range(segment.repeats)
             )
             for segment in self.config.segments

@@ -11,13 +11,14 @@ import pytest
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.models.block import Block, BlockConfig, Parallel, Serial
 
 D, T = 8, 5
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, T, D)), jnp.float32)
-PLACE = Placement(jnp.broadcast_to(jnp.arange(T), (2, T)))
+PLACE = Context(Placement(jnp.broadcast_to(jnp.arange(T), (2, T))))
 
 # f is the mixer, g the ffn; the others are the norms, in the order of their names.
 FORMULAS = {
@@ -51,7 +52,7 @@ def test_a_block_is_its_formula(name: str):
     wiring, names, formula = FORMULAS[name]
     config = BlockConfig(AttentionConfig(2, 4, 2), MLPConfig(16), LayerNormConfig(), wiring)
     block = Block(config, D, Precision())
-    shapes = jax.eval_shape(block.init, jax.random.key(0), X, PLACE, None, None, None)["params"]
+    shapes = jax.eval_shape(block.init, jax.random.key(0), X, PLACE)["params"]
     generator = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape), jnp.float32), nn.unbox(shapes))
     assert set(params) == {"mixer", "ffn", *names.split()}
@@ -69,7 +70,7 @@ def test_a_block_is_its_formula(name: str):
         lambda x: ffn.apply({"params": params["ffn"]}, x),
         *(part(config.norm, key) for key in names.split()),
     )
-    actual, state = block.apply({"params": params}, X, PLACE, None, None, None)
+    actual, state = block.apply({"params": params}, X, PLACE)
     assert state is None
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 

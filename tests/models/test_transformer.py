@@ -11,6 +11,7 @@ import pytest
 
 from llm_jax.core.dtypes import MIXED
 from llm_jax.layers.mixers.cache import Cache
+from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
@@ -69,7 +70,7 @@ def _influence(case: Case, place: Placement | None) -> np.ndarray:
         stand = place or Placement(jnp.arange(T)[None])
 
         def run(model: Transformer) -> jax.Array:
-            hidden_BTD, _ = model.stack(x_BTD, stand)
+            hidden_BTD, _ = model.stack(x_BTD, Context(stand))
             return model.unembed(model.final_norm(hidden_BTD))
 
         logits_BTV = case.model.apply({"params": case.params}, method=run)

@@ -15,8 +15,9 @@ from llm_jax.core.checks import check, check_divides, check_one_of, check_positi
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers.cache import KeyValues
+from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel
-from llm_jax.layers.mixers.masks import Causal, Mask, Placement
+from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Placement
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import NormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
@@ -109,6 +110,11 @@ class AttentionConfig:
         """Forward FLOPs per token of scores and weighted sum, only the pairs that the mask allows."""
         return 4 * self.heads * self.head_dim * self.mask.pairs(length)
 
+    @property
+    def shape(self) -> str:
+        """Heads in words."""
+        return f"{self.heads} of {self.head_dim}, {self.kv_heads} key/value"
+
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValues:
         """An empty state for `slots` tokens."""
         shape = (batch, self.kv_heads, slots, self.head_dim)
@@ -124,47 +130,78 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        queries: Placement,
-        slots: Placement | None = None,
-        state: KeyValues | None = None,
-        slot: jax.Array | None = None,
+        self, x_BTD: jax.Array, context: Context, state: KeyValues | None = None
     ) -> tuple[jax.Array, KeyValues | None]:
-        """Mixes tokens.
-
-        Args:
-          queries: where the T tokens of x stand.
-          slots: where the tokens in the S slots of the cache stand; None without a cache.
-          state: keys and values of earlier tokens, to which this call's are added at `slot`; None without a cache.
-        """
+        """Mixes tokens; `state` holds keys and values of earlier ones, to which this call's are added."""
         config = self.config
-        q_BNTH = self._project("query", "BTD,DNH->BNTH", config.heads, axes.HEADS)(x_BTD)
-        k_BKTH = self._project("key", "BTD,DKH->BKTH", config.kv_heads, axes.KV_HEADS)(x_BTD)
-        v_BKTH = self._project("value", "BTD,DKH->BKTH", config.kv_heads, axes.KV_HEADS)(x_BTD)
-        if config.qk_norm is not None:
-            q_BNTH = config.qk_norm.apply(q_BNTH, self.precision, "query_norm")
-            k_BKTH = config.qk_norm.apply(k_BKTH, self.precision, "key_norm")
-        if config.position is not None:
-            q_BNTH = config.position.rotate(q_BNTH, queries.positions_BT)
-            k_BKTH = config.position.rotate(k_BKTH, queries.positions_BT)
-        q_BNTH, k_BKTH, v_BKTH = (checkpoint_name(array, "qkv") for array in (q_BNTH, k_BKTH, v_BKTH))
+        q_BNTH = self.queries(x_BTD, context.queries)
+        k_BKSH, v_BKSH = self.keys_values(x_BTD, context.queries)
         if state is not None:
-            state = state.write(k_BKTH, v_BKTH, slot)
-            k_BKTH, v_BKTH = state.k_BKSH, state.v_BKSH
-        y_BNTH = config.kernel.attend(q_BNTH, k_BKTH, v_BKTH, config.mask, queries, slots, config.scores)
-        out = Linear(
-            "BNTH,NHD->BTD",
-            (config.heads, config.head_dim, self.width),
-            (axes.HEADS, axes.HEAD_DIM, axes.EMBED),
-            config.out_init,
-            self.precision,
-            config.biased_output,
-            name="out",
-        )
-        return out(y_BNTH), state
+            state = state.write(k_BKSH, v_BKSH, context.slot)
+            k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
+        place = context.queries, context.slots
+        y_BNTH = config.kernel.attend(q_BNTH, k_BKSH, v_BKSH, config.mask, *place, config.scores, context.bias_RN)
+        return self.out(y_BNTH), state
+
+    def queries(self, x_BTD: jax.Array, place: Placement) -> jax.Array:
+        """[B, N, T, H], normalised and rotated."""
+        q_BNTH = self._project("query", "BTD,DNH->BNTH", self.config.heads, axes.HEADS)(x_BTD)
+        return checkpoint_name(self._placed(q_BNTH, place, "query_norm"), "qkv")
+
+    def keys_values(self, x_BSD: jax.Array, place: Placement) -> tuple[jax.Array, jax.Array]:
+        """[B, K, S, H] each, the keys normalised and rotated."""
+        k_BKSH = self._project("key", "BTD,DKH->BKTH", self.config.kv_heads, axes.KV_HEADS)(x_BSD)
+        v_BKSH = self._project("value", "BTD,DKH->BKTH", self.config.kv_heads, axes.KV_HEADS)(x_BSD)
+        return checkpoint_name(self._placed(k_BKSH, place, "key_norm"), "qkv"), checkpoint_name(v_BKSH, "qkv")
+
+    def out(self, y_BNTH: jax.Array) -> jax.Array:
+        """What attention writes to the stream, [B, T, D]."""
+        config = self.config
+        shape, words = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        bias = config.biased_output
+        return Linear("BNTH,NHD->BTD", shape, words, config.out_init, self.precision, bias, name="out")(y_BNTH)
+
+    def _placed(self, x_BNTH: jax.Array, place: Placement, norm: str) -> jax.Array:
+        if self.config.qk_norm is not None:
+            x_BNTH = self.config.qk_norm.apply(x_BNTH, self.precision, norm)
+        if self.config.position is not None:
+            x_BNTH = self.config.position.rotate(x_BNTH, place.positions_BT)
+        return x_BNTH
 
     def _project(self, name: str, einsum: str, heads: int, heads_axis: str) -> Linear:
         shape = (self.width, heads, self.config.head_dim)
         words = (axes.EMBED, heads_axis, axes.HEAD_DIM)
         return Linear(einsum, shape, words, self.config.init, self.precision, self.config.bias, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossAttentionConfig(AttentionConfig):
+    """Attention from the tokens of the stream to those of an encoder (Vaswani et al. 2017, arXiv:1706.03762, 3.2.3)."""
+
+    mask: Mask = Bidirectional()
+
+    def build(self, width: int, precision: Precision, name: str) -> "CrossAttention":
+        return CrossAttention(self, width, precision, name=name)
+
+    def matrix_flops(self, width: int, memory: float = 1.0) -> float:
+        """Forward FLOPs per token of the projections, where there are `memory` tokens of the encoder to each."""
+        return 4 * width * (self.heads + self.kv_heads * memory) * self.head_dim
+
+
+class CrossAttention(Attention):
+    """x [B, T, D] and the memory [B, S, D] of the context -> [B, T, D]."""
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, state: KeyValues | None = None
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Reads the memory; `state` keeps its keys and values for the calls that are given it no more."""
+        config, keys_values = self.config, state
+        if context.memory_BSD is not None:
+            keys_values = KeyValues(*self.keys_values(context.memory_BSD, context.memory))
+            state = None if state is None else state.replaced(keys_values)
+        q_BNTH, place = self.queries(x_BTD, context.queries), (context.queries, context.memory)
+        y_BNTH = config.kernel.attend(
+            q_BNTH, keys_values.k_BKSH, keys_values.v_BKSH, config.mask, *place, config.scores, context.bias_RN
+        )
+        return self.out(y_BNTH), state

@@ -23,6 +23,10 @@ class KeyValues:
         put = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, slot, 0))  # noqa: E731
         return KeyValues(put(self.k_BKSH, k_BKTH), put(self.v_BKSH, v_BKTH))
 
+    def replaced(self, new: "KeyValues") -> "KeyValues":
+        """All entries anew, in the type of the old ones."""
+        return jax.tree.map(lambda old, array: array.astype(old.dtype), self, new)
+
 
 @flax.struct.dataclass
 class Cache:
@@ -32,11 +36,13 @@ class Cache:
       layers: by segment, by repeat, by block: the state of that mixer.
       slots: where the token in each slot stands; an empty slot has segment 0, which nothing sees.
       length: int32 scalar, number of slots written. All rows write the same slots: a shorter prompt leaves padding.
+      memory: where the tokens stand that cross attention reads; None where nothing does.
     """
 
     layers: tuple
     slots: Placement
     length: jax.Array
+    memory: Placement | None = None
 
     def place(self, new: Placement) -> "Cache":
         """Records where the next T tokens stand. `layers` and `length` stay as they were.

@@ -29,19 +29,21 @@ class PlainKernel:
         queries: Placement,
         slots: Placement | None,
         scores: ScoresConfig,
+        bias_RN: jax.Array | None = None,
     ) -> jax.Array:
         """Attention output [B, N, T, H].
 
         Args:
           queries: where the T tokens stand.
           slots: where the S keys stand; None: the keys are those of the same tokens.
+          bias_RN: the table of learned biases, where `scores` has such.
         """
         heads, length = q_BNTH.shape[1:3]
         if slots is not None:
-            allowed, bias = mask.across(queries, slots), scores.across(heads, queries, slots)
+            allowed, bias = mask.across(queries, slots), scores.across(heads, queries, slots, bias_RN)
         else:
             row = slice(0, length)
-            allowed, bias = mask.within(queries, row, row), scores.within(heads, row, row)
+            allowed, bias = mask.within(queries, row, row), scores.within(heads, row, row, bias_RN)
         return attend(q_BNTH, k_BKSH, v_BKSH, allowed, bias, scores.scale, scores.softcap)
 
 
@@ -67,16 +69,18 @@ class BlockedKernel:
         queries: Placement,
         slots: Placement | None,
         scores: ScoresConfig,
+        bias_RN: jax.Array | None = None,
     ) -> jax.Array:
         """As `PlainKernel.attend`."""
         if slots is not None:
-            return PlainKernel().attend(q_BNTH, k_BKSH, v_BKSH, mask, queries, slots, scores)
+            return PlainKernel().attend(q_BNTH, k_BKSH, v_BKSH, mask, queries, slots, scores, bias_RN)
         heads, length = q_BNTH.shape[1:3]
         blocks = []
         for start in range(0, length, self.block):
             rows = slice(start, min(start + self.block, length))
             columns = mask.columns(rows, length)
-            allowed, bias = mask.within(queries, rows, columns), scores.within(heads, rows, columns)
+            allowed = mask.within(queries, rows, columns)
+            bias = scores.within(heads, rows, columns, bias_RN)
             q, k, v = q_BNTH[:, :, rows], k_BKSH[:, :, columns], v_BKSH[:, :, columns]
             blocks.append(attend(q, k, v, allowed, bias, scores.scale, scores.softcap))
         return jnp.concatenate(blocks, axis=2)

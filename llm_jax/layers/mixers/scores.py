@@ -1,6 +1,6 @@
 """What becomes of q k^T before the softmax.
 
-Legend: B batch, T query length, S key length, N heads.
+Legend: B batch, T query length, S key length, N heads, R buckets of relative places.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import jax
 from llm_jax.core.checks import check_positive_if_given
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.positions.alibi import ALiBiConfig
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +21,20 @@ class ScoresConfig:
     """None: one over the square root of the head size (Vaswani et al. 2017, arXiv:1706.03762, eq. 1)."""
     softcap: float | None = None
     """c in c * tanh(score / c), which keeps scores between -c and c (Gemma Team 2024, arXiv:2408.00118, 2)."""
-    bias: ALiBiConfig | None = None
+    bias: ALiBiConfig | RelativeBiasConfig | None = None
     """What is added to the score of a pair for where its two tokens stand."""
 
     def __post_init__(self):
         check_positive_if_given(scale=self.scale, softcap=self.softcap)
 
-    def within(self, heads: int, rows: slice, columns: slice) -> jax.Array | None:
+    def within(self, heads: int, rows: slice, columns: slice, bias_RN: jax.Array | None = None) -> jax.Array | None:
         """Bias of tokens `rows` of a row against its tokens `columns`, [1, N, rows, columns]; None without one."""
-        return None if self.bias is None else self.bias.within(heads, rows, columns)
+        return None if self.bias is None else self.bias.within(heads, rows, columns, bias_RN)
 
-    def across(self, heads: int, queries: Placement, slots: Placement) -> jax.Array | None:
+    def across(
+        self, heads: int, queries: Placement, slots: Placement, bias_RN: jax.Array | None = None
+    ) -> jax.Array | None:
         """Bias of new tokens against the slots of a cache, [B, N, T, S]; None without one."""
-        return None if self.bias is None else self.bias.across(heads, queries.positions_BT, slots.positions_BT)
+        if self.bias is None:
+            return None
+        return self.bias.across(heads, queries.positions_BT, slots.positions_BT, bias_RN)

@@ -12,6 +12,7 @@ from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.linear import Normal
 from llm_jax.layers.mixers.attention import AttentionConfig, QKNormConfig
+from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
@@ -26,7 +27,10 @@ POSITIONS = np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
 
 def _weights(config):
     shapes = jax.eval_shape(
-        config.build(D, Precision(), None).init, jax.random.key(0), jnp.zeros((1, 1, D)), Placement(jnp.zeros((1, 1)))
+        config.build(D, Precision(), None).init,
+        jax.random.key(0),
+        jnp.zeros((1, 1, D)),
+        Context(Placement(jnp.zeros((1, 1)))),
     )
     return jax.tree.map(lambda leaf: GENERATOR.normal(size=leaf.shape), nn.unbox(shapes["params"]))
 
@@ -101,7 +105,7 @@ CASES = {
 def test_attention_is_the_loop_over_packed_documents(case):
     config = CASES[case]
     params = _weights(config)
-    place = Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
+    place = Context(Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
     apply = jax.jit(lambda x: config.build(D, Precision(), None).apply({"params": params}, x, place))
     y, state = apply(jnp.asarray(X, jnp.float32))
     assert state is None
@@ -117,7 +121,7 @@ def test_without_segments_a_row_is_one_document(mask):
     params = _weights(config)
     places = np.broadcast_to(np.arange(T), (B, T))
     y, _ = config.build(D, Precision(), None).apply(
-        {"params": params}, jnp.asarray(X, jnp.float32), Placement(jnp.asarray(places))
+        {"params": params}, jnp.asarray(X, jnp.float32), Context(Placement(jnp.asarray(places)))
     )
     expected = _reference(config, params, X, places, np.ones((B, T)))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
@@ -143,14 +147,14 @@ def test_state_is_as_large_as_the_kv_heads_need():
 def test_initial_scales_are_those_of_the_config():
     config = AttentionConfig(8, 16, kv_heads=8, init=Normal(0.5), out_init=Normal(0.05))
     layer = config.build(128, Precision(), None)
-    params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 128)), Placement(jnp.zeros((1, 1))))["params"]
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(Placement(jnp.zeros((1, 1)))))["params"]
     for name, part in params.items():
         np.testing.assert_allclose(np.std(part["kernel"].value), 0.05 if name == "out" else 0.5, rtol=0.03)
 
 
 def test_scores_and_softmax_are_float32_under_bfloat16():
     config = AttentionConfig(N, H, kv_heads=2)
-    layer, place = config.build(D, MIXED, None), Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
+    layer, place = config.build(D, MIXED, None), Context(Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
     variables = {"params": _weights(config)}
     program = jax.make_jaxpr(lambda x: layer.apply(variables, x, place)[0])(jnp.asarray(X, jnp.bfloat16))
     exponentials = [equation for equation in _equations(program.jaxpr) if equation.primitive.name == "exp"]

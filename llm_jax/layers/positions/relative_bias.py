@@ -1,0 +1,89 @@
+"""Learned biases of scores by relative place (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
+
+Legend: B batch, T query length, S key length, N heads, R buckets of relative places.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.checks import check, check_positive
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.linear import Init, Normal
+from llm_jax.sharding import axes
+
+
+@dataclasses.dataclass(frozen=True)
+class RelativeBiasConfig:
+    """A score is raised by a number for how far its key stands from its query, one per head and bucket of distances.
+
+    The near half of the buckets hold one distance each, the far half distances that grow by a constant factor up to
+    `max_distance`; the last one holds all beyond. One table serves all layers of a stack.
+    """
+
+    buckets: int = 32
+    max_distance: int = 128
+    bidirectional: bool = False
+    """Whether keys after the query have half of the buckets; where nothing sees them they need none."""
+    init: Init = Normal(0.02)
+
+    def __post_init__(self):
+        check_positive(buckets=self.buckets, max_distance=self.max_distance)
+        check(
+            self.buckets % (4 if self.bidirectional else 2) == 0,
+            f"bias.buckets is {self.buckets}: they are halved for near and far, and again where `bidirectional`; take "
+            "a multiple of 4",
+        )
+        check(
+            self.max_distance > self._exact,
+            f"bias.max_distance is {self.max_distance}: it must exceed the {self._exact} distances with buckets of "
+            "their own; raise it or lower bias.buckets",
+        )
+
+    def parameters(self, heads: int) -> int:
+        """Number of parameters of the table."""
+        return self.buckets * heads
+
+    def within(self, heads: int, rows: slice, columns: slice, bias_RN: jax.Array) -> jax.Array:
+        """Bias of tokens `rows` of a row against its tokens `columns`, [1, N, rows, columns] float32."""
+        distance = np.arange(columns.start, columns.stop) - np.arange(rows.start, rows.stop)[:, None]
+        return self._look_up(bias_RN, distance[None])
+
+    def across(self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array, bias_RN: jax.Array) -> jax.Array:
+        """Bias between positions, [B, N, T, S] float32."""
+        return self._look_up(bias_RN, keys_BS[:, None, :] - queries_BT[:, :, None])
+
+    def bucket(self, distance: jax.Array | np.ndarray) -> jax.Array:
+        """Bucket of a key that stands `distance` after its query; int32, elementwise."""
+        own = self.buckets // 2 if self.bidirectional else self.buckets
+        first = jnp.where(distance > 0, own, 0) if self.bidirectional else 0
+        distance = jnp.abs(distance) if self.bidirectional else jnp.maximum(-distance, 0)
+        growth = jnp.log(jnp.maximum(distance, 1) / self._exact) / math.log(self.max_distance / self._exact)
+        far = self._exact + (growth * (own - self._exact)).astype(jnp.int32)
+        return first + jnp.where(distance < self._exact, distance, jnp.minimum(far, own - 1))
+
+    @property
+    def _exact(self) -> int:
+        """Distances that have a bucket of their own."""
+        return self.buckets // (4 if self.bidirectional else 2)
+
+    def _look_up(self, bias_RN: jax.Array, distance_BTS: jax.Array | np.ndarray) -> jax.Array:
+        return bias_RN.astype(jnp.float32).T[:, self.bucket(distance_BTS)].swapaxes(0, 1)
+
+
+class RelativeBias(nn.Module):
+    """The table [R, N] that the layers of a stack share."""
+
+    config: RelativeBiasConfig
+    heads: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        init = nn.initializers.normal(self.config.init.scale(self.heads))
+        words, shape = (axes.POSITIONS, axes.HEADS), (self.config.buckets, self.heads)
+        return self.param("table", nn.with_logical_partitioning(init, words), shape, self.precision.param_dtype)
