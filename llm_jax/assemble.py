@@ -23,6 +23,7 @@ from llm_jax.evals import compression
 from llm_jax.experiment import Experiment
 from llm_jax.inference.generate import Generator
 from llm_jax.models import count
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import partition
 from llm_jax.sharding.rules import Table
@@ -30,7 +31,7 @@ from llm_jax.tokenizers import Tokenizer
 from llm_jax.train import hooks
 from llm_jax.train.compile import compiled
 from llm_jax.train.loop import Hook, train
-from llm_jax.train.state import TrainState, abstract_parameters, initial_state, state_shardings
+from llm_jax.train.state import TrainState, initial_state, state_shardings
 from llm_jax.train.step import StepReport, evaluation_step, train_step
 
 

@@ -20,11 +20,11 @@ from llm_jax.experiment import Experiment, load_experiment
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.interop import catalogue, load_hf, save_hf
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.families import SIZES
 from llm_jax.models.summary import summary
 from llm_jax.models.transformer import Transformer
 from llm_jax.tokenizers import load_tokenizer
-from llm_jax.train.state import abstract_parameters
 
 Arg = tyro.conf.Positional
 

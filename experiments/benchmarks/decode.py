@@ -20,9 +20,10 @@ from tables import alternate, machine, markdown, median, publish, threads
 
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.optim import SGDConfig
-from llm_jax.train.state import abstract_parameters, initial_state
+from llm_jax.train.state import initial_state
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,12 +21,13 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.core.metrics import Ratio
 from llm_jax.data import Batch
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
 from llm_jax.train.compile import compiled
-from llm_jax.train.state import abstract_parameters, initial_state
+from llm_jax.train.state import initial_state
 from llm_jax.train.step import StepConfig, train_step
 
 

@@ -25,12 +25,13 @@ from llm_jax.core.dtypes import MIXED
 from llm_jax.data import Batch
 from llm_jax.layers import embed, linear
 from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, PlainKernel
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.stack import Execution
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
-from llm_jax.train.state import abstract_parameters, initial_state
+from llm_jax.train.state import initial_state
 from llm_jax.train.step import StepConfig, train_step
 
 

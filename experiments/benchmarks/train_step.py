@@ -23,11 +23,12 @@ from tables import alternate, machine, markdown, median, publish, threads
 
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.data import Batch
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
 from llm_jax.train.compile import compiled
-from llm_jax.train.state import abstract_parameters, initial_state
+from llm_jax.train.state import initial_state
 from llm_jax.train.step import StepConfig, train_step
 
 NumberType = Literal["float32", "bfloat16"]

@@ -1,6 +1,7 @@
 """Every `model_type` that can be imported and exported. `save_hf` takes the first of them that can say a model."""
 
 from llm_jax.interop import (
+    hf_bert,
     hf_bloom,
     hf_falcon,
     hf_gemma,
@@ -25,6 +26,7 @@ FAMILIES: dict[str, Family] = {
         hf_falcon,
         hf_bloom,
         hf_starcoder,
+        hf_bert,
     )
     for family in module.FAMILIES
 }

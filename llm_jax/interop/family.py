@@ -30,8 +30,11 @@ class Family:
     """Start of tensor names that checkpoints of the bare model, without its head, leave out."""
     copies: dict[str, str] = dataclasses.field(default_factory=lambda: {"lm_head.weight": "model.embed_tokens.weight"})
     """Tensors that a checkpoint with tied weights may hold twice: {the copy: the original}."""
-    buffers: tuple[str, ...] = ()
-    """Regular expressions of tensors that old checkpoints carry and that hold no weights."""
+    unread: tuple[str, ...] = ()
+    """Regular expressions of tensors that a checkpoint may carry and that are left out where the model has no place for
+    them: buffers that hold no weights, and heads beside the one that is read."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """What parts of names were called in old checkpoints: (regular expression, name now)."""
 
     def expresses(self, config: TransformerConfig) -> bool:
         """Whether a config.json of the family can say all that matters of `config`."""

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,15 +24,19 @@ from llm_jax.interop.mapping import Leaf, Tensor
 from llm_jax.interop.settings import Settings
 from llm_jax.interop.weights import WeightFolder, write_folder
 from llm_jax.layers.mixers.masks import Placement
-from llm_jax.models.config import TransformerConfig
-from llm_jax.models.transformer import Transformer
+from llm_jax.layers.positions.learned import LearnedPositionsConfig
+from llm_jax.models.build import Model, abstract_parameters, build
+from llm_jax.models.config import ModelConfig, TransformerConfig
+from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.heads import ClassHead
 
 _CONFIG = "config.json"
-_INPUTS = {"input_ids", "attention_mask", "position_ids"}
+_INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
+_TARGETS = {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"}
 _DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
 
-def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Transformer, Any]:
+def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Model, Any]:
     """The model of a folder and its parameters. Read tensor by tensor: beyond the parameters memory holds one leaf.
 
     Args:
@@ -47,8 +50,8 @@ def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Transformer,
     options = _options(folder)
     family = _family(options)
     config = family.read(Settings(options))
-    model = Transformer(config, precision)
-    abstract = _abstract(model)
+    model = build(config, precision)
+    abstract, _ = abstract_parameters(model)
     leaves = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in trees.named_leaves(abstract)}
     tensors = list(family.tensors(config))
     _check_whole(tensors, leaves)
@@ -64,7 +67,7 @@ def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Transformer,
 
 
 def save_hf(
-    model: Transformer,
+    model: Model,
     params: Any,
     directory: str | Path,
     family: str | None = None,
@@ -103,30 +106,53 @@ def save_hf(
     facts = {"model_type": found.model_type, "architectures": [found.architecture], "torch_dtype": dtype}
     # Left out, they would be a class's own defaults: ids of another vocabulary, at which generation would stop.
     facts |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    options = found.write(model.config) | facts
+    options = facts | found.write(model.config)
     write_atomically(folder / _CONFIG, json.dumps(options, indent=2, sort_keys=True) + "\n")
 
 
-def forward(model: Transformer, params: Any, **inputs: np.ndarray) -> np.ndarray:
-    """What transformers calls `logits`, float32 [B, T, V].
+def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
+    """What transformers calls `logits`, float32: of the vocabulary [B, T, V], of classes [B, T, C] or [B, C], without
+    the last axis where there is one class; of spans `start_logits` and `end_logits` [B, T, 2].
 
     Args:
-      inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding, and
-        `position_ids` [B, T].
+      inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding,
+        `position_ids` and `token_type_ids` [B, T]. Of an encoder-decoder `input_ids` [B, S], `decoder_input_ids` [B, T]
+        and the `attention_mask` and `decoder_attention_mask` of each.
     """
-    unknown = set(inputs) - _INPUTS
-    check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(_INPUTS))}")
-    tokens_BT = jnp.asarray(inputs["input_ids"], jnp.int32)
-    mask_BT = jnp.asarray(inputs.get("attention_mask", np.ones(tokens_BT.shape)), jnp.int32)
-    if "position_ids" in inputs:
-        positions_BT = jnp.asarray(inputs["position_ids"], jnp.int32)
-    elif (learned := model.config.embed.position) and learned.offset:
+    pair = isinstance(model, EncoderDecoder)
+    known = _TARGETS if pair else _INPUTS
+    unknown = set(inputs) - known
+    check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
+    given = {name: jnp.asarray(array, jnp.int32) for name, array in inputs.items()}
+    if pair:
+        target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}
+        source = {name: array for name, array in given.items() if not name.startswith("decoder_")}
+        sides = ((model.config.encoder, source), (model.config.decoder, target))
+        places = (_placement(config, side) for config, side in sides)
+        arguments = (source["input_ids"], target["input_ids"], *places)
+    else:
+        arguments = (given["input_ids"], _placement(model.config, given))
+    logits = np.asarray(jax.jit(model.apply)({"params": params}, *arguments).logits_BTV, np.float32)
+    head = (model.config.decoder if pair else model.config).head
+    if not isinstance(head, ClassHead):
+        return logits
+    logits = logits[:, 0] if head.of == "row" else logits
+    return logits[..., 0] if head.classes == 1 else logits
+
+
+def _placement(config: TransformerConfig, given: dict[str, jax.Array]) -> Placement:
+    """Where tokens stand by transformers' rules."""
+    shape = given["input_ids"].shape
+    mask_BT = given["attention_mask"] if "attention_mask" in given else jnp.ones(shape, jnp.int32)
+    learned = config.embed.position
+    if "position_ids" in given:
+        positions_BT = given["position_ids"]
+    elif isinstance(learned, LearnedPositionsConfig) and learned.offset and not config.reads_memory:
         # The families whose table begins later count only what is no padding.
         positions_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)
     else:
-        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    output = jax.jit(model.apply)({"params": params}, tokens_BT, Placement(positions_BT, mask_BT))
-    return np.asarray(output.logits_BTV, np.float32)
+        positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+    return Placement(positions_BT, mask_BT, given.get("token_type_ids"))
 
 
 def _options(folder: Path) -> dict[str, Any]:
@@ -152,7 +178,7 @@ def _family(options: dict[str, Any]) -> Family:
     return FAMILIES[kind]
 
 
-def _expressing(config: TransformerConfig, name: str | None) -> Family:
+def _expressing(config: ModelConfig, name: str | None) -> Family:
     """The family of that name, or the first one that can say all of `config`."""
     if name is not None:
         family = _family({"model_type": name})
@@ -165,10 +191,14 @@ def _expressing(config: TransformerConfig, name: str | None) -> Family:
 
 def _names(stored: WeightFolder, family: Family, tensors: Iterable[Tensor], folder: Path) -> dict[str, str]:
     """Where each tensor is stored: {its name: its name in the folder}."""
-    kept = {name for name in stored.names if not any(re.search(pattern, name) for pattern in family.buffers)}
-    bare = not any(name.startswith(family.prefix) for name in kept)
-    names = {family.prefix * (bare and name not in family.copies) + name: name for name in kept}
-    wanted = {tensor.name for tensor in tensors}
+    bare = not any(name.startswith(family.prefix) for name in stored.names)
+    wanted, names = {tensor.name for tensor in tensors}, {}
+    for name in stored.names:
+        called = family.prefix * (bare and name not in family.copies) + name
+        for pattern, now in family.renamed:
+            called = re.sub(pattern, now, called)
+        if called in wanted or not any(re.search(pattern, called) for pattern in family.unread):
+            names[called] = name
     for copy, original in family.copies.items():
         if copy in names and copy not in wanted:
             names.setdefault(original, names[copy])
@@ -195,11 +225,6 @@ def _check_whole(tensors: Iterable[Tensor], leaves: dict[str, Any]) -> None:
 
 def _index(leaf: Leaf) -> Any:
     return ... if leaf.layer is None else leaf.layer
-
-
-def _abstract(model: Transformer) -> Any:
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
 
 
 def _listed(names: list[str], most: int = 8) -> str:

@@ -118,6 +118,6 @@ FAMILIES = (
         _tensors,
         prefix="transformer.",
         copies={"lm_head.weight": "transformer.word_embeddings.weight"},
-        buffers=(r"rotary_emb\.inv_freq$",),
+        unread=(r"rotary_emb\.inv_freq$",),
     ),
 )

@@ -64,6 +64,6 @@ FAMILIES = (
         _tensors,
         prefix="transformer.",
         copies={"lm_head.weight": "transformer.wte.weight"},
-        buffers=(r"\.attn\.(masked_)?bias$",),
+        unread=(r"\.attn\.(masked_)?bias$",),
     ),
 )

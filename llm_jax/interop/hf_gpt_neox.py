@@ -75,6 +75,6 @@ FAMILIES = (
         _tensors,
         prefix="gpt_neox.",
         copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
-        buffers=(r"\.attention\.(masked_)?bias$", r"rotary_emb\.inv_freq$"),
+        unread=(r"\.attention\.(masked_)?bias$", r"rotary_emb\.inv_freq$"),
     ),
 )

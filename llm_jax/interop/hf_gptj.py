@@ -67,6 +67,6 @@ FAMILIES = (
         _write,
         _tensors,
         prefix="transformer.",
-        buffers=(r"\.attn\.(masked_)?bias$", r"\.attn\.embed_positions$"),
+        unread=(r"\.attn\.(masked_)?bias$", r"\.attn\.embed_positions$"),
     ),
 )

@@ -223,7 +223,7 @@ _OLMO2 = functools.partial(tensors, after=("post_attention_layernorm", "post_fee
 
 
 def _family(kind: str, architecture: str, read: Any, write: Any, tensors: Any) -> Family:
-    return Family(kind, architecture, read, write, tensors, prefix="model.", buffers=(r"rotary_emb\.inv_freq$",))
+    return Family(kind, architecture, read, write, tensors, prefix="model.", unread=(r"rotary_emb\.inv_freq$",))
 
 
 FAMILIES = (

@@ -124,7 +124,7 @@ FAMILIES = (
         _tensors_1,
         prefix="transformer.",
         copies={"lm_head.weight": "transformer.wte.weight"},
-        buffers=(r"\.attn\.(masked_)?bias$",),
+        unread=(r"\.attn\.(masked_)?bias$",),
     ),
     Family("starcoder2", "Starcoder2ForCausalLM", _read_2, _write_2, _tensors_2, prefix="model."),
 )

@@ -21,8 +21,8 @@ class Place:
     number: int
     """Counted from 0 through the whole stack."""
     path: str
-    layer: int
-    """Place along the axis of layers of its leaves."""
+    layer: int | None
+    """Place along the axis of layers of its leaves; None where they have none, as all repeats share them."""
     block: BlockConfig
     sizes: dict[str, int]
 
@@ -32,13 +32,14 @@ class Place:
 
 
 def places(config: TransformerConfig) -> Iterator[Place]:
-    """The layers of a stack in order."""
+    """The layers of a stack in order; of those that share their weights the first."""
     number = 0
     for segment_number, segment in enumerate(config.segments):
-        for repeat in range(segment.repeats):
+        for repeat in range(1 if segment.shared else segment.repeats):
             for block_number, block in enumerate(segment.blocks):
                 path = f"stack/segment_{segment_number}/block_{block_number}"
-                yield Place(number, path, repeat, block, _sizes(config, block))
+                layer = None if segment.shared else repeat
+                yield Place(number, path, layer, block, _sizes(config, block))
                 number += 1
 
 
@@ -49,12 +50,13 @@ def first(config: TransformerConfig) -> BlockConfig:
 
 def embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The table of token vectors."""
-    yield Tensor(name, "v d", (Leaf("embed/table", "v d"),), {"v": config.vocab_size, "d": config.width})
+    sizes = {"v": config.vocab_size, "d": config.embed.table_width(config.width)}
+    yield Tensor(name, "v d", (Leaf("embed/table", "v d"),), sizes)
 
 
 def learned_positions(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The table of positions."""
-    sizes = {"t": config.max_length + config.embed.position.offset, "d": config.width}
+    sizes = {"t": config.max_length + config.embed.position.offset, "d": config.embed.sum_width(config.width)}
     yield Tensor(name, "t d", (Leaf("embed/positions/table", "t d"),), sizes)
 
 
@@ -66,6 +68,37 @@ def head(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     yield Tensor(f"{name}.weight", "v d", (Leaf("head/kernel", "d v"),), sizes)
     if config.head.bias:
         yield Tensor(f"{name}.bias", "v", (Leaf("head/bias", "v"),), sizes)
+
+
+def types(config: TransformerConfig, name: str) -> Iterator[Tensor]:
+    """The table of token types."""
+    sizes = {"r": config.embed.types, "d": config.embed.sum_width(config.width)}
+    yield Tensor(name, "r d", (Leaf("embed/types", "r d"),), sizes)
+
+
+def widening(config: TransformerConfig, name: str) -> Iterator[Tensor]:
+    """The matrix from a narrow embedding to the model's width, where there is one."""
+    if config.embed.factorized:
+        yield from dense(name, "embed/widen", config.embed.factorized.width, config.width, config.embed.factorized.bias)
+
+
+def transform(config: TransformerConfig, linear: str, layer_norm: str = "") -> Iterator[Tensor]:
+    """What a head does before its scores, where it does."""
+    if config.head is None or config.head.transform is None:
+        return
+    transform, tied = config.head.transform, isinstance(config.head, TiedHead)
+    out = config.embed.table_width(config.width) if tied else config.width
+    yield from dense(linear, "head/transform/dense", config.width, out, transform.bias)
+    if transform.norm:
+        yield from norm(layer_norm, transform.norm, "head/transform/norm", out)
+
+
+def dense(name: str, path: str, inputs: int, outputs: int, bias: bool) -> Iterator[Tensor]:
+    """A linear layer that belongs to no block, [output, input]."""
+    sizes = {"d": inputs, "e": outputs}
+    yield Tensor(f"{name}.weight", "e d", (Leaf(f"{path}/kernel", "d e"),), sizes)
+    if bias:
+        yield Tensor(f"{name}.bias", "e", (Leaf(f"{path}/bias", "e"),), sizes)
 
 
 def norm(name: str, config: NormConfig, path: str | Leaf, size: int) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.checks import check_fraction, check_one_of, check_positive, check_positive_if_given
+from llm_jax.core.checks import check, check_fraction, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, Activation
 from llm_jax.layers.linear import Init, Linear, Normal
@@ -88,11 +88,11 @@ class TiedHead:
 
 @dataclasses.dataclass(frozen=True)
 class ClassHead:
-    """Scores of classes: of every token (its tag; starts and ends of a span are two classes of tokens; replaced or not
-    is one), or of the whole row, read from its first token."""
+    """Scores of classes: of every token (its tag; one class: replaced or not), of the ends of a span (class 0: of being
+    its start, 1: its end; the tokens of a row compete), or of the whole row, read from its first token."""
 
     classes: int
-    of: Literal["token", "row"] = "token"
+    of: Literal["token", "span", "row"] = "token"
     transform: TransformConfig | None = None
     """Of rows, BERT's pooler."""
     dropout: float = 0.0
@@ -104,7 +104,8 @@ class ClassHead:
 
     def __post_init__(self):
         check_positive(classes=self.classes)
-        check_one_of("of", self.of, ("token", "row"))
+        check_one_of("of", self.of, ("token", "span", "row"))
+        check(self.of != "span" or self.classes == 2, f"classes is {self.classes}: a span has 2, its start and its end")
         check_fraction(dropout=self.dropout)
         check_positive_if_given(softcap=self.softcap)
 
@@ -141,6 +142,7 @@ class Head(nn.Module):
                 self.bias_V = self.param("bias", init, (self.vocab_size,), self.precision.param_dtype)
             return
         of_classes = isinstance(config, ClassHead)
+        self.drop = nn.Dropout(config.dropout if of_classes else 0.0)
         shape = (self.width, config.classes if of_classes else self.vocab_size)
         words = (axes.EMBED, axes.CLASSES if of_classes else axes.VOCAB)
         self.scores = Linear("BTD,DV->BTV", shape, words, config.init, self.precision, config.bias)
@@ -155,7 +157,7 @@ class Head(nn.Module):
         if config.transform is not None:
             x_BTD = self.transform(x_BTD)
         if isinstance(config, ClassHead):
-            x_BTD = nn.Dropout(config.dropout, deterministic=not self.has_rng("dropout"))(x_BTD)
+            x_BTD = self.drop(x_BTD, deterministic=not self.has_rng("dropout"))
         scores_BTV = self._tied(x_BTD, attend) if isinstance(config, TiedHead) else self.scores(x_BTD)
         scores_BTV = scores_BTV.astype(jnp.float32)
         return scores_BTV if config.softcap is None else config.softcap * jnp.tanh(scores_BTV / config.softcap)

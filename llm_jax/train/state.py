@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core import rng
-from llm_jax.models.transformer import Transformer
+from llm_jax.models.build import Model, initial_parameters
 from llm_jax.sharding import partition
 from llm_jax.sharding.rules import Table
 
@@ -32,15 +32,9 @@ class TrainState:
     ema: Any = None
 
 
-def abstract_parameters(model: Transformer) -> tuple[Any, Any]:
-    """Shapes and logical axes of the model's parameters, without making any."""
-    boxed = jax.eval_shape(lambda: _init(model, 0, boxed=True))
-    return nn.unbox(boxed), partition.logical_axes(boxed)
-
-
-def initial_state(model: Transformer, optimizer: optax.GradientTransformation, seed: int, ema: bool) -> TrainState:
+def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: int, ema: bool) -> TrainState:
     """A fresh state; jit it with the shardings of `state_shardings` so that no device holds it whole."""
-    params = _init(model, seed, boxed=False)
+    params = nn.unbox(initial_parameters(model, rng.key(seed, "parameters")))
     average = jax.tree.map(lambda p: p.astype(jnp.float32), params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
@@ -51,8 +45,3 @@ def state_shardings(state: TrainState, logical_axes: Any, mesh: Mesh, table: Tab
     opt_state = partition.like_parameters(state.opt_state, state.params, parameters, mesh)
     scalar = NamedSharding(mesh, PartitionSpec())
     return TrainState(scalar, parameters, opt_state, None if state.ema is None else parameters)
-
-
-def _init(model: Transformer, seed: int, boxed: bool) -> Any:
-    params = model.init(rng.key(seed, "parameters"), jnp.zeros((1, 1), jnp.int32))["params"]
-    return params if boxed else nn.unbox(params)

@@ -13,13 +13,14 @@ import numpy as np
 import optax
 
 from llm_jax.core import trees
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import DataParallel, FullySharded, Strategy
-from llm_jax.train.state import TrainState, abstract_parameters, initial_state, state_shardings
+from llm_jax.train.state import TrainState, initial_state, state_shardings
 from llm_jax.train.step import StepConfig, train_step
 from tests.helpers import tiny
 

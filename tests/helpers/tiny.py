@@ -9,12 +9,12 @@ import numpy as np
 
 from llm_jax.core import trees
 from llm_jax.data.batch import Batch
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Execution
 from llm_jax.models.transformer import Transformer
-from llm_jax.train.state import abstract_parameters
 
 VOCAB = 32
 MAX_LENGTH = 16

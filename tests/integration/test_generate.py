@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from llm_jax.checkpoints.restore import restore_params
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.tokenizers import load_tokenizer
-from llm_jax.train.state import abstract_parameters
 from tests.helpers.command_line import llm_jax
 
 PROMPT = "the red fox"

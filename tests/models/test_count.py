@@ -10,12 +10,12 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.models import count
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Execution, Segment
 from llm_jax.models.transformer import Transformer
-from llm_jax.train.state import abstract_parameters
 from tests.helpers.published import PUBLISHED
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from llm_jax.core import trees
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.stack import Execution, Segment
 from llm_jax.models.transformer import Transformer
-from llm_jax.train.state import abstract_parameters
 from tests.helpers import tiny
 
 TOKENS = tiny.tokens(2, 8)

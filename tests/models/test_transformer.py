@@ -13,9 +13,9 @@ from llm_jax.core.dtypes import MIXED
 from llm_jax.layers.mixers.cache import Cache
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
-from llm_jax.train.state import abstract_parameters
 from tests.helpers import tiny
 from tests.helpers.published import PUBLISHED
 

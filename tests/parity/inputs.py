@@ -11,18 +11,44 @@ TOKENS = np.random.default_rng(0).integers(0, 97, (BATCH, LENGTH))
 MASK = np.ones_like(TOKENS)
 MASK[1, LENGTH - PADDING :] = 0
 MASK[2, :PADDING] = 0
+TEXT = {"input_ids": TOKENS, "attention_mask": MASK}
+"""Rows with padding on either side, as decoders get them."""
+
+AFTER = np.ones_like(TOKENS)
+AFTER[1:, LENGTH - PADDING :] = 0
+SENTENCES = {
+    # Token 1 is padding to RoBERTa wherever it stands.
+    "input_ids": np.where(AFTER == 1, np.where(TOKENS == 1, 2, TOKENS), 1),
+    "attention_mask": AFTER,
+    "token_type_ids": (np.arange(LENGTH) >= 10).astype(int) * np.ones_like(TOKENS),
+}
+"""Rows of two sentences with padding at the end, as encoders get them: their first token stands for the row."""
+ONE_TYPE = {name: array for name, array in SENTENCES.items() if name != "token_type_ids"}
+
+PAIR = {
+    "input_ids": SENTENCES["input_ids"],
+    "attention_mask": AFTER,
+    "decoder_input_ids": np.random.default_rng(1).integers(0, 97, (BATCH, 11)),
+}
+"""Sources with padding and shorter targets."""
 
 
 def torch_logits(model: Any, **inputs: np.ndarray) -> np.ndarray:
-    """Logits of a torch model, without its cache."""
+    """Logits of a torch model, without its cache; of spans those of start and end, stacked."""
     import torch
 
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
     with torch.no_grad():
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        return model(**tensors, use_cache=False).logits.numpy()
+        output = model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], dim=-1).numpy()
+    return output.logits.numpy()
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference at real tokens, of the largest logit."""
-    real = MASK.astype(bool)
+def difference(ours: np.ndarray, theirs: np.ndarray, inputs: dict[str, np.ndarray]) -> float:
+    """Largest difference at real tokens, or of whole rows, of the largest logit."""
+    mask = np.ones(theirs.shape[:2]) if "decoder_input_ids" in inputs else inputs["attention_mask"]
+    real = mask.astype(bool) if theirs.shape[:2] == mask.shape else slice(None)
+    assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs)[real].max() / np.abs(theirs[real]).max())

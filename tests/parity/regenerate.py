@@ -1,7 +1,7 @@
 """Writes the golden fixtures of published families, and what was measured of them: python tests/parity/regenerate.py
 
 Needs torch and transformers. A fixture is a folder under tests/golden/hf: a small random model as transformers saves
-it, in bfloat16, and the logits that transformers gives for its float32 form.
+it, in bfloat16, what it is given, and the logits that transformers gives for its float32 form.
 """
 
 import datetime
@@ -14,7 +14,7 @@ import transformers
 
 from llm_jax.interop import forward, load_hf
 from llm_jax.interop.catalogue import PROOFS
-from tests.parity.inputs import GOLDEN, MASK, TOKENS, difference, torch_logits
+from tests.parity.inputs import GOLDEN, difference, torch_logits
 from tests.parity.torch_models import CASES
 
 
@@ -28,16 +28,16 @@ def main() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(parameter.bfloat16())
-        logits = torch_logits(model, input_ids=TOKENS, attention_mask=MASK)
+        logits = torch_logits(model, **case.inputs)
         model.bfloat16().save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
-        np.savez_compressed(folder / "logits.npz", logits=logits)
-        ours = forward(*load_hf(folder), input_ids=TOKENS, attention_mask=MASK)
+        np.savez_compressed(folder / "logits.npz", logits=logits, **case.inputs)
+        ours = forward(*load_hf(folder), **case.inputs)
         models.append(
             {
                 "name": name,
                 "model_type": json.loads((folder / "config.json").read_text())["model_type"],
-                "difference": float(f"{difference(ours, logits):.2e}"),
+                "difference": float(f"{difference(ours, logits, case.inputs):.2e}"),
             }
         )
         print(models[-1])

@@ -1,6 +1,7 @@
 """Every family's logits are those of transformers' own model, in both directions."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
-from tests.parity.inputs import MASK, TOKENS, difference, torch_logits
+from tests.parity.inputs import TOKENS, difference, torch_logits
 from tests.parity.torch_models import CASES, Case
 
 for package in ("torch", "transformers"):
@@ -25,19 +26,19 @@ def test_logits_and_round_trip(case: Case, tmp_path: Path):
 
     theirs = case.torch_model()
     theirs.save_pretrained(tmp_path / "theirs")
-    expected = torch_logits(theirs, input_ids=TOKENS, attention_mask=MASK)
+    expected = torch_logits(theirs, **case.inputs)
     model, params = load_hf(tmp_path / "theirs")
-    assert difference(forward(model, params, input_ids=TOKENS, attention_mask=MASK), expected) <= 1e-4
+    assert difference(forward(model, params, **case.inputs), expected, case.inputs) <= 1e-4
     kinds = [kind for kind, family in FAMILIES.items() if family.expresses(model.config)]
     assert theirs.config.model_type in kinds
     for kind in kinds:
         save_hf(model, params, tmp_path / kind, family=kind)
-        auto = transformers.AutoModelForCausalLM
+        (name,) = json.loads((tmp_path / kind / "config.json").read_text())["architectures"]
         # Where several families can say the same model, eager attention is right in all but Falcon.
         attention = "sdpa" if kind == "falcon" else "eager"
-        again = auto.from_pretrained(tmp_path / kind, attn_implementation=attention).eval()
-        logits = torch_logits(again, input_ids=TOKENS, attention_mask=MASK)
-        assert difference(logits, expected) <= (1e-6 if kind == theirs.config.model_type else 1e-5), kind
+        again = getattr(transformers, name).from_pretrained(tmp_path / kind, attn_implementation=attention).eval()
+        logits = torch_logits(again, **case.inputs)
+        assert difference(logits, expected, case.inputs) <= (1e-6 if kind == theirs.config.model_type else 1e-5), kind
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama, biases", "gemma2", "bloom"])

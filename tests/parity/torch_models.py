@@ -7,6 +7,10 @@ that a wrong map cannot hide. torch and transformers are imported when a model i
 import dataclasses
 from typing import Any
 
+import numpy as np
+
+from tests.parity.inputs import ONE_TYPE, SENTENCES, TEXT
+
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
 GQA = SHAPE | {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
 OLD = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 97, "n_positions": 64}
@@ -23,6 +27,7 @@ class Case:
     options: dict[str, Any]
     attention: str = "eager"
     """Which of transformers' implementations of attention is meant."""
+    inputs: dict[str, np.ndarray] = dataclasses.field(default_factory=lambda: TEXT)
 
     def torch_model(self) -> Any:
         """The model, in evaluation mode, float32."""
@@ -40,6 +45,43 @@ class Case:
                 else:
                     parameter *= 4
         return model
+
+
+ENCODER = SHAPE | {"intermediate_size": 48, "max_position_embeddings": 64}
+ENCODERS = {
+    "bert": ("Bert", ENCODER | {"type_vocab_size": 3}, SENTENCES),
+    "roberta": ("Roberta", ENCODER | {"max_position_embeddings": 66, "type_vocab_size": 1}, ONE_TYPE),
+    "electra": ("Electra", ENCODER | {"embedding_size": 20}, SENTENCES),
+    "albert": (
+        "Albert",
+        ENCODER | {"embedding_size": 20, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
+        SENTENCES,
+    ),
+}
+HEADS = {
+    "masked": "ForMaskedLM",
+    "row": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+}
+
+
+def _encoders() -> dict[str, Case]:
+    cases = {
+        f"{name}, {head}": Case(f"{prefix}Config", prefix + kind, options | _labels(head), inputs=inputs)
+        for name, (prefix, options, inputs) in ENCODERS.items()
+        for head, kind in HEADS.items()
+    }
+    prefix, options, inputs = ENCODERS["electra"]
+    wide = options | {"embedding_size": 32}
+    return cases | {
+        "electra, replaced": Case("ElectraConfig", "ElectraForPreTraining", options, inputs=inputs),
+        "electra, as wide": Case("ElectraConfig", "ElectraForMaskedLM", wide, inputs=inputs),
+    }
+
+
+def _labels(head: str) -> dict[str, Any]:
+    return {"num_labels": 5} if head in ("row", "token") else {}
 
 
 def _rope(**options: Any) -> dict[str, Any]:
@@ -133,4 +175,5 @@ CASES = {
     "starcoder2": Case(
         "Starcoder2Config", "Starcoder2ForCausalLM", GQA | {"sliding_window": 5, "residual_dropout": 0.0}
     ),
+    **_encoders(),
 }

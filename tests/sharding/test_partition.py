@@ -7,10 +7,10 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.rules import DataParallel, FullySharded
-from llm_jax.train.state import abstract_parameters
 from tests.helpers import tiny
 
 MESH = AbstractMesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)

@@ -8,10 +8,11 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.models import count
+from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import DataParallel
-from llm_jax.train.state import abstract_parameters, initial_state, state_shardings
+from llm_jax.train.state import initial_state, state_shardings
 from tests.helpers import tiny
 
 

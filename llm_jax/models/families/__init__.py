@@ -1,6 +1,8 @@
 """Published families: functions and named sizes, data without code."""
 
 from llm_jax.models.families import (
+    albert,
+    bert,
     bloom,
     falcon,
     gemma,
@@ -32,6 +34,8 @@ MODULES = (
     bloom,
     starcoder,
     palm,
+    bert,
+    albert,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""

@@ -1,0 +1,41 @@
+"""The model of a config, and its parameters before and when they are made."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
+from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.transformer import Memory, Transformer
+from llm_jax.sharding import partition
+
+Model = Transformer | EncoderDecoder
+
+
+def build(config: ModelConfig, precision: Precision = Precision()) -> Model:  # noqa: B008
+    """The module that computes what `config` says."""
+    return (EncoderDecoder if isinstance(config, EncoderDecoderConfig) else Transformer)(config, precision)
+
+
+def initial_parameters(model: Model, key: jax.Array) -> Any:
+    """A fresh parameter tree; its leaves are boxed with their logical axes."""
+    tokens, config = jnp.zeros((1, 1), jnp.int32), model.config
+    if isinstance(model, EncoderDecoder):
+        return model.init(key, tokens, tokens)["params"]
+    if config.vocab_size is None:
+        vectors = jnp.zeros((1, 1, config.embed.table_width(config.width)), model.precision.dtype)
+        return model.init(key, vectors, method="run")["params"]
+    memory = None
+    if config.reads_memory:
+        memory = Memory(jnp.zeros((1, 1, config.width), model.precision.dtype), Placement(jnp.zeros((1, 1), jnp.int32)))
+    return model.init(key, tokens, memory=memory)["params"]
+
+
+def abstract_parameters(model: Model) -> tuple[Any, Any]:
+    """Shapes and logical axes of the model's parameters, without making any."""
+    boxed = jax.eval_shape(lambda: initial_parameters(model, jax.random.key(0)))
+    return nn.unbox(boxed), partition.logical_axes(boxed)

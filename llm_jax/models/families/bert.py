@@ -1,0 +1,61 @@
+"""BERT (Devlin et al. 2019, arXiv:1810.04805, 3), RoBERTa (Liu et al. 2019, arXiv:1907.11692) and ELECTRA (Clark et al.
+2020, arXiv:2003.10555, 3): post-norm encoders, which differ in what they are trained on."""
+
+from llm_jax.core.checks import check_divides
+from llm_jax.layers.activations import Activation
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.encoder import block, embedding, masked_lm_head
+from llm_jax.models.heads import AnyHead, ClassHead, TransformConfig
+from llm_jax.models.stack import Segment
+
+
+def bert(
+    layers: int,
+    heads: int,
+    width: int,
+    vocab_size: int = 30522,
+    max_length: int = 512,
+    hidden: int | None = None,
+    activation: Activation = "gelu",
+    epsilon: float = 1e-12,
+    types: int = 2,
+    offset: int = 0,
+    narrow: int | None = None,
+    head: AnyHead | None = None,
+    dropout: float = 0.0,
+) -> TransformerConfig:
+    """A BERT of any size.
+
+    Args:
+      hidden: None: four times the width.
+      types: number of token types; a row of BERT's has two sentences.
+      offset: row of position 0 in their table; RoBERTa's 2.
+      narrow: width of the embedding, where a matrix widens it (ELECTRA's small one); None: the model's.
+      head: None: scores of the tokens that were masked.
+    """
+    check_divides(heads, width, "heads", "width")
+    layer = block(heads, width, hidden or 4 * width, activation, epsilon, dropout)
+    embed = embedding(types, epsilon, offset, narrow, dropout)
+    head = masked_lm_head(activation, epsilon) if head is None else head
+    return TransformerConfig(vocab_size, width, max_length, (Segment((layer,), layers),), None, embed, head)
+
+
+def roberta(layers: int, heads: int, width: int) -> TransformerConfig:
+    """A RoBERTa: byte-level tokens, one token type."""
+    return bert(layers, heads, width, 50265, epsilon=1e-5, types=1, offset=2)
+
+
+def discriminator(activation: Activation = "gelu") -> ClassHead:
+    """ELECTRA's: one score of every token, of having been replaced."""
+    return ClassHead(1, transform=TransformConfig(activation))
+
+
+SIZES = {
+    "bert-base": lambda: bert(12, 12, 768),
+    "bert-large": lambda: bert(24, 16, 1024),
+    "roberta-base": lambda: roberta(12, 12, 768),
+    "roberta-large": lambda: roberta(24, 16, 1024),
+    "electra-small": lambda: bert(12, 4, 256, narrow=128, head=discriminator()),
+    "electra-base": lambda: bert(12, 12, 768, head=discriminator()),
+    "electra-large": lambda: bert(24, 16, 1024, head=discriminator()),
+}

@@ -1,0 +1,49 @@
+"""What encoder families have in common: BERT's block, and its heads."""
+
+from llm_jax.layers.activations import Activation
+from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
+from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.masks import Bidirectional
+from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.positions.learned import LearnedPositionsConfig
+from llm_jax.models.block import BlockConfig, Serial
+from llm_jax.models.heads import ClassHead, TiedHead, TransformConfig
+
+
+def block(
+    heads: int, width: int, hidden: int, activation: Activation = "gelu", epsilon: float = 1e-12, dropout: float = 0.0
+) -> BlockConfig:
+    """Every token sees its whole document, and norms stand on the stream."""
+    mixer = AttentionConfig(heads, width // heads, heads, mask=Bidirectional(), bias=True)
+    ffn, wiring = MLPConfig(hidden, activation), Serial(before=False, stream=True)
+    return BlockConfig(mixer, ffn, LayerNormConfig(epsilon), wiring, dropout)
+
+
+def embedding(
+    types: int = 2, epsilon: float = 1e-12, offset: int = 0, narrow: int | None = None, dropout: float = 0.0
+) -> EmbedConfig:
+    """Tokens, positions and types, summed and normed.
+
+    Args:
+      offset: row of position 0 in their table.
+      narrow: width of all that, where a matrix widens it; None: the model's.
+    """
+    factorized = None if narrow is None else FactorizedConfig(narrow)
+    position, norm = LearnedPositionsConfig(offset=offset), LayerNormConfig(epsilon)
+    return EmbedConfig(position=position, types=types, norm=norm, dropout=dropout, factorized=factorized)
+
+
+def masked_lm_head(activation: Activation = "gelu", epsilon: float = 1e-12) -> TiedHead:
+    """Scores of the tokens that were masked."""
+    return TiedHead(bias=True, transform=TransformConfig(activation, LayerNormConfig(epsilon)))
+
+
+def row_head(classes: int, activation: Activation = "tanh") -> ClassHead:
+    """Scores of classes of whole rows."""
+    return ClassHead(classes, "row", TransformConfig(activation))
+
+
+def span_head() -> ClassHead:
+    """Scores of where an answer starts and ends."""
+    return ClassHead(2, "span")
