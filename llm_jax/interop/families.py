@@ -1,6 +1,7 @@
 """Every `model_type` that can be imported and exported. `save_hf` takes the first of them that can say a model."""
 
 from llm_jax.interop import (
+    hf_bart,
     hf_bert,
     hf_bloom,
     hf_falcon,
@@ -11,6 +12,7 @@ from llm_jax.interop import (
     hf_llama,
     hf_opt,
     hf_starcoder,
+    hf_t5,
 )
 from llm_jax.interop.family import Family
 
@@ -27,6 +29,8 @@ FAMILIES: dict[str, Family] = {
         hf_bloom,
         hf_starcoder,
         hf_bert,
+        hf_bart,
+        hf_t5,
     )
     for family in module.FAMILIES
 }

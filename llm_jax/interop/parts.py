@@ -5,7 +5,7 @@ A family names its tensors with the number of the layer put in; the letters are 
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from llm_jax.interop.mapping import Leaf, Tensor
 from llm_jax.layers.norms import LayerNormConfig, NormConfig
@@ -138,17 +138,32 @@ def linear(place: Place, name: str, layout: str, inputs: str, leaves: tuple[Leaf
         yield Tensor(f"{name}.bias", _without(layout, inputs), biases, place.sizes)
 
 
-def attention(place: Place, query: str, key: str, value: str, out: str, neighbours: int = 0) -> Iterator[Tensor]:
-    """Four linear layers, [output, input] each."""
-    mixer = place.block.mixer
+def under(side: str, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors of one side of an encoder-decoder: their leaves lie under its name."""
+    for tensor in tensors:
+        leaves = tuple(dataclasses.replace(leaf, path=f"{side}/{leaf.path}") for leaf in tensor.leaves)
+        yield dataclasses.replace(tensor, leaves=leaves)
+
+
+def relative_bias(config: TransformerConfig, name: str) -> Iterator[Tensor]:
+    """The table of biases by relative place that the layers share."""
+    bias, heads = config.relative_bias
+    yield Tensor(name, "r n", (Leaf("relative_bias/table", "r n"),), {"r": bias.buckets, "n": heads})
+
+
+def attention(
+    place: Place, query: str, key: str, value: str, out: str, neighbours: int = 0, branch: str = "mixer"
+) -> Iterator[Tensor]:
+    """Four linear layers, [output, input] each, of the block's mixer or of its cross attention."""
+    mixer = getattr(place.block, branch)
     for name, heads, ours, turned in (
         (query, "n", "query", True),
         (key, "k", "key", True),
         (value, "k", "value", False),
     ):
-        leaf = place.leaf(f"mixer/{ours}", f"d {heads} h", neighbours=neighbours if turned else 0)
+        leaf = place.leaf(f"{branch}/{ours}", f"d {heads} h", neighbours=neighbours if turned else 0)
         yield from linear(place, name, f"({heads} h) d", "d", (leaf,), mixer.bias)
-    yield from attention_out(place, out)
+    yield from attention_out(place, out, branch=branch)
 
 
 def fused_attention(
@@ -168,10 +183,10 @@ def query_key_norms(place: Place, query: str, key: str) -> Iterator[Tensor]:
         yield from norm(name, mixer.qk_norm.norm, place.leaf(f"mixer/{ours}", "d"), size)
 
 
-def attention_out(place: Place, name: str, layout: str = "d (n h)") -> Iterator[Tensor]:
+def attention_out(place: Place, name: str, layout: str = "d (n h)", branch: str = "mixer") -> Iterator[Tensor]:
     """The output projection."""
-    leaf = place.leaf("mixer/out", "n h d")
-    yield from linear(place, name, layout, "n h", (leaf,), place.block.mixer.biased_output)
+    leaf = place.leaf(f"{branch}/out", "n h d")
+    yield from linear(place, name, layout, "n h", (leaf,), getattr(place.block, branch).biased_output)
 
 
 def ffn(place: Place, into: dict[str, str], down: str, transposed: bool = False) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.parity.inputs import ONE_TYPE, SENTENCES, TEXT
+from tests.parity.inputs import ONE_TYPE, PAIR, SENTENCES, TEXT
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
 GQA = SHAPE | {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -28,6 +28,10 @@ class Case:
     attention: str = "eager"
     """Which of transformers' implementations of attention is meant."""
     inputs: dict[str, np.ndarray] = dataclasses.field(default_factory=lambda: TEXT)
+    untied: bool = False
+    """Whether the head is given a matrix of its own, which transformers does only when it loads one."""
+    gain: float = 4.0
+    """Factor of the random matrices: small ones would hide errors, large ones make a softmax that amplifies rounding."""
 
     def torch_model(self) -> Any:
         """The model, in evaluation mode, float32."""
@@ -38,12 +42,18 @@ class Case:
         config = getattr(transformers, self.config)(**self.options)
         config._attn_implementation = self.attention
         model = getattr(transformers, self.model)(config).eval().float()
+        if self.untied:
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
         with torch.no_grad():
+            if hasattr(model, "final_logits_bias"):
+                model.final_logits_bias += 0.2 * torch.randn_like(model.final_logits_bias)
             for parameter in model.parameters():
+                if not parameter.requires_grad:
+                    continue  # sinusoids
                 if parameter.ndim == 1:
                     parameter += 0.2 * torch.randn_like(parameter)
                 else:
-                    parameter *= 4
+                    parameter *= self.gain
         return model
 
 
@@ -77,6 +87,34 @@ def _encoders() -> dict[str, Case]:
     return cases | {
         "electra, replaced": Case("ElectraConfig", "ElectraForPreTraining", options, inputs=inputs),
         "electra, as wide": Case("ElectraConfig", "ElectraForMaskedLM", wide, inputs=inputs),
+    }
+
+
+T5 = {"d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "vocab_size": 97}
+NEAR = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16}
+BART = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+}
+MARIAN = BART | {"pad_token_id": 0, "decoder_start_token_id": 0, "scale_embedding": True, "activation_function": "relu"}
+
+
+def _pairs() -> dict[str, Case]:
+    classes = ("T5Config", "T5ForConditionalGeneration")
+    gated = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    return {
+        "t5": Case(*classes, T5 | NEAR, inputs=PAIR, gain=2),
+        "t5, 1.1": Case(*classes, gated, inputs=PAIR, untied=True, gain=2),
+        "bart": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR),
+        "marian": Case("MarianConfig", "MarianMTModel", MARIAN, inputs=PAIR),
     }
 
 
@@ -176,4 +214,5 @@ CASES = {
         "Starcoder2Config", "Starcoder2ForCausalLM", GQA | {"sliding_window": 5, "residual_dropout": 0.0}
     ),
     **_encoders(),
+    **_pairs(),
 }

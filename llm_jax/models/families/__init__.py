@@ -2,6 +2,7 @@
 
 from llm_jax.models.families import (
     albert,
+    bart,
     bert,
     bloom,
     falcon,
@@ -17,6 +18,7 @@ from llm_jax.models.families import (
     phi3,
     qwen,
     starcoder,
+    t5,
 )
 
 MODULES = (
@@ -36,6 +38,8 @@ MODULES = (
     palm,
     bert,
     albert,
+    bart,
+    t5,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""

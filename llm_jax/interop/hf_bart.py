@@ -1,0 +1,102 @@
+"""Checkpoints of BART, and of Marian, whose model is the 2017 Transformer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_jax.interop import parts
+from llm_jax.interop.family import Family
+from llm_jax.interop.mapping import Leaf, Tensor
+from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
+from llm_jax.models.families.bart import bart, original
+
+
+def _common(settings: Settings, length: int) -> dict[str, Any]:
+    """What the functions of both families take; `length` where the file says none."""
+    settings.only("tie_word_embeddings", True, default=True)
+    for option in ("attention_heads", "ffn_dim"):
+        settings.only(f"decoder_{option}", settings.need(f"encoder_{option}"), default=None)
+    for option, supported in (("normalize_before", False), ("add_final_layer_norm", False)):
+        settings.only(option, supported, default=supported)
+    return {
+        "layers": settings.need("encoder_layers"),
+        "decoder_layers": settings.need("decoder_layers"),
+        "heads": settings.need("encoder_attention_heads"),
+        "width": settings.need("d_model"),
+        "hidden": settings.need("encoder_ffn_dim"),
+        "vocab_size": settings.need("vocab_size"),
+        "max_length": settings.given("max_position_embeddings", default=length),
+        "activation": settings.activation("activation_function"),
+        "scaled": settings.given("scale_embedding", default=False),
+    }
+
+
+def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
+    decoder, block = config.decoder, parts.first(config.decoder)
+    return {
+        "encoder_layers": config.encoder.depth,
+        "decoder_layers": decoder.depth,
+        "encoder_attention_heads": block.mixer.heads,
+        "decoder_attention_heads": block.cross.heads,
+        "encoder_ffn_dim": block.ffn.hidden,
+        "decoder_ffn_dim": block.ffn.hidden,
+        "d_model": decoder.width,
+        "vocab_size": decoder.vocab_size,
+        "max_position_embeddings": decoder.max_length,
+        "activation_function": activation_name(block.ffn.activation),
+        "scale_embedding": decoder.embed.scale != 1,
+        "tie_word_embeddings": True,
+        "is_encoder_decoder": True,
+        # Ours knows no special tokens, and transformers cannot do without these.
+        "pad_token_id": 0,
+        "decoder_start_token_id": 0,
+    }
+
+
+def _read_bart(settings: Settings) -> EncoderDecoderConfig:
+    return bart(**_common(settings, 1024))
+
+
+def _read_marian(settings: Settings) -> EncoderDecoderConfig:
+    settings.only("share_encoder_decoder_embeddings", True, default=True)
+    settings.only("decoder_vocab_size", settings.need("vocab_size"), default=settings.need("vocab_size"))
+    settings.only("normalize_embedding", False, default=False)
+    return original(bias=True, **_common(settings, 1024))
+
+
+def _tensors(config: EncoderDecoderConfig) -> Iterator[Tensor]:
+    yield from parts.under("decoder", parts.embedding(config.decoder, "model.shared.weight"))
+    for side in ("encoder", "decoder"):
+        yield from parts.under(side, _side(getattr(config, side), f"model.{side}"))
+    if config.decoder.head.bias:
+        bias = Tensor("final_logits_bias", "1 v", (Leaf("head/bias", "v"),), {"v": config.decoder.vocab_size})
+        yield from parts.under("decoder", (bias,))
+
+
+def _side(config: TransformerConfig, side: str) -> Iterator[Tensor]:
+    if config.embed.norm:
+        yield from parts.learned_positions(config, f"{side}.embed_positions.weight")
+        yield from parts.norm(f"{side}.layernorm_embedding", config.embed.norm, "embed/norm", config.width)
+    for place in parts.places(config):
+        name = f"{side}.layers.{place.number}"
+        for theirs, branch in (("self_attn", "mixer"), ("encoder_attn", "cross")):
+            if getattr(place.block, branch):
+                projections = (f"{name}.{theirs}.{part}_proj" for part in ("q", "k", "v", "out"))
+                yield from parts.attention(place, *projections, branch=branch)
+                yield from parts.layer_norm(place, f"{name}.{theirs}_layer_norm", f"{branch}_stream_norm")
+        yield from parts.ffn(place, {"up": f"{name}.fc1"}, f"{name}.fc2")
+        yield from parts.layer_norm(place, f"{name}.final_layer_norm", "ffn_stream_norm")
+
+
+def _family(kind: str, architecture: str, read: Any) -> Family:
+    names = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
+    # Old files carry Marian's sinusoids.
+    unread = (r"embed_positions\.weight$", r"^model\.(en|de)coder\.version$")
+    copies = dict.fromkeys(names, "model.shared.weight")
+    return Family(kind, architecture, read, _write, _tensors, prefix="model.", copies=copies, unread=unread)
+
+
+FAMILIES = (
+    _family("bart", "BartForConditionalGeneration", _read_bart),
+    _family("marian", "MarianMTModel", _read_marian),
+)

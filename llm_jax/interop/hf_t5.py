@@ -1,0 +1,111 @@
+"""Checkpoints of T5 and T5 1.1."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_jax.core.checks import check
+from llm_jax.interop import parts
+from llm_jax.interop.family import Family
+from llm_jax.interop.mapping import Tensor
+from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
+from llm_jax.models.families.t5 import t5
+from llm_jax.models.heads import TiedHead
+
+
+def _read(settings: Settings) -> EncoderDecoderConfig:
+    gate, _, name = settings.given("feed_forward_proj", default="relu").rpartition("-")
+    check(
+        gate in ("", "gated"),
+        f"config.json has feed_forward_proj = {settings.given('feed_forward_proj')!r}: supported are an activation, or "
+        "gated- and an activation",
+    )
+    # "gated-gelu" has always meant the tanh form.
+    name = "gelu_new" if (gate, name) == ("gated", "gelu") else name
+    # Files of transformers 5 always say that weights are tied. Outputs that are not scaled tell those that are not.
+    tied = settings.given("tie_word_embeddings", default=True)
+    return t5(
+        settings.need("num_layers"),
+        settings.need("num_heads"),
+        settings.need("d_model"),
+        settings.need("d_ff"),
+        settings.need("d_kv"),
+        settings.need("vocab_size"),
+        settings.given("n_positions", default=512),
+        settings.given("num_decoder_layers"),
+        settings.with_option("name", name).activation("name"),
+        gate == "gated",
+        settings.given("scale_decoder_outputs", default=tied),
+        settings.given("relative_attention_num_buckets", default=32),
+        settings.given("relative_attention_max_distance", default=128),
+        settings.given("layer_norm_epsilon", default=1e-6),
+    )
+
+
+def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
+    decoder = config.decoder
+    block = parts.first(decoder)
+    bias = block.mixer.scores.bias
+    gated = isinstance(block.ffn, GLUConfig)
+    name = {"gelu_tanh": "gelu"}.get(block.ffn.activation) if gated else None
+    tied = isinstance(decoder.head, TiedHead)
+    return {
+        "num_layers": config.encoder.depth,
+        "num_decoder_layers": decoder.depth,
+        "num_heads": block.mixer.heads,
+        "d_model": decoder.width,
+        "d_ff": block.ffn.hidden,
+        "d_kv": block.mixer.head_dim,
+        "vocab_size": decoder.vocab_size,
+        "n_positions": decoder.max_length,
+        "feed_forward_proj": "gated-" * gated + (name or activation_name(block.ffn.activation)),
+        "tie_word_embeddings": tied,
+        "scale_decoder_outputs": tied,
+        "relative_attention_num_buckets": bias.buckets,
+        "relative_attention_max_distance": bias.max_distance,
+        "layer_norm_epsilon": block.norm.epsilon,
+        "is_encoder_decoder": True,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 0,
+    }
+
+
+def _tensors(config: EncoderDecoderConfig) -> Iterator[Tensor]:
+    yield from parts.under("decoder", parts.embedding(config.decoder, "shared.weight"))
+    for side in ("encoder", "decoder"):
+        yield from parts.under(side, _side(getattr(config, side), side))
+    yield from parts.under("decoder", parts.head(config.decoder, "lm_head"))
+
+
+def _side(config: TransformerConfig, side: str) -> Iterator[Tensor]:
+    yield from parts.relative_bias(config, f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+    for place in parts.places(config):
+        name = f"{side}.block.{place.number}.layer"
+        yield from parts.layer_norm(place, f"{name}.0.layer_norm", "mixer_norm")
+        yield from parts.attention(place, *(f"{name}.0.SelfAttention.{part}" for part in "qkvo"))
+        if place.block.cross:
+            yield from parts.layer_norm(place, f"{name}.1.layer_norm", "cross_norm")
+            yield from parts.attention(place, *(f"{name}.1.EncDecAttention.{part}" for part in "qkvo"), branch="cross")
+        last = 2 if place.block.cross else 1
+        ffn = f"{name}.{last}.DenseReluDense"
+        gated = isinstance(place.block.ffn, GLUConfig)
+        into = {"gate": f"{ffn}.wi_0", "up": f"{ffn}.wi_1"} if gated else {"up": f"{ffn}.wi"}
+        yield from parts.layer_norm(place, f"{name}.{last}.layer_norm", "ffn_norm")
+        yield from parts.ffn(place, into, f"{ffn}.wo")
+    yield from parts.norm(f"{side}.final_layer_norm", config.final_norm, "final_norm", config.width)
+
+
+FAMILIES = (
+    Family(
+        "t5",
+        "T5ForConditionalGeneration",
+        _read,
+        _write,
+        _tensors,
+        copies=dict.fromkeys(
+            ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
+        ),
+        unread=(r"EncDecAttention\.relative_attention_bias\.weight$",),
+    ),
+)

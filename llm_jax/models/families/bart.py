@@ -1,0 +1,101 @@
+"""The 2017 Transformer (Vaswani et al. 2017, arXiv:1706.03762, table 3) and BART (Lewis et al. 2020, arXiv:1910.13461,
+2): post-norm encoder and decoder over one table of tokens; sinusoids in the one, learned positions in the other."""
+
+import math
+
+from llm_jax.core.checks import check_divides
+from llm_jax.layers.activations import Activation
+from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
+from llm_jax.layers.mixers.masks import Bidirectional
+from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.positions.learned import LearnedPositionsConfig
+from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
+from llm_jax.models.block import BlockConfig, Serial
+from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
+from llm_jax.models.heads import TiedHead
+from llm_jax.models.stack import Segment
+
+_POST_NORM = Serial(before=False, stream=True)
+
+
+def original(
+    layers: int,
+    heads: int,
+    width: int,
+    vocab_size: int = 37000,
+    max_length: int = 1024,
+    hidden: int | None = None,
+    activation: Activation = "relu",
+    scaled: bool = True,
+    bias: bool = False,
+    decoder_layers: int | None = None,
+    dropout: float = 0.0,
+) -> EncoderDecoderConfig:
+    """The 2017 Transformer of any size.
+
+    Args:
+      hidden: None: four times the width.
+      scaled: whether token vectors are scaled by the root of the width.
+      bias: whether scores have a bias for each token.
+      decoder_layers: None: as many as the encoder's.
+    """
+    embed = EmbedConfig(position=SinusoidalConfig(), scale=math.sqrt(width) if scaled else 1.0, dropout=dropout)
+    depths = (layers, decoder_layers or layers)
+    return _pair(depths, heads, width, vocab_size, max_length, hidden, activation, embed, bias, dropout)
+
+
+def bart(
+    layers: int,
+    heads: int,
+    width: int,
+    vocab_size: int = 50265,
+    max_length: int = 1024,
+    hidden: int | None = None,
+    activation: Activation = "gelu",
+    scaled: bool = False,
+    decoder_layers: int | None = None,
+    dropout: float = 0.0,
+) -> EncoderDecoderConfig:
+    """A BART of any size; arguments as of `original`. Positions begin at row 2 of their table."""
+    scale, position = math.sqrt(width) if scaled else 1.0, LearnedPositionsConfig(offset=2)
+    embed = EmbedConfig(position=position, scale=scale, norm=LayerNormConfig(), dropout=dropout)
+    depths = (layers, decoder_layers or layers)
+    return _pair(depths, heads, width, vocab_size, max_length, hidden, activation, embed, True, dropout)
+
+
+def _pair(
+    layers: tuple[int, int],
+    heads: int,
+    width: int,
+    vocab_size: int,
+    max_length: int,
+    hidden: int | None,
+    activation: Activation,
+    embed: EmbedConfig,
+    bias: bool,
+    dropout: float,
+) -> EncoderDecoderConfig:
+    """Encoder and decoder, of `layers` each."""
+    check_divides(heads, width, "heads", "width")
+    shape = (heads, width // heads, heads)
+    ffn, norm = MLPConfig(hidden or 4 * width, activation), LayerNormConfig()
+    reads = BlockConfig(AttentionConfig(*shape, mask=Bidirectional(), bias=True), ffn, norm, _POST_NORM, dropout)
+    cross = CrossAttentionConfig(*shape, bias=True)
+    writes = BlockConfig(AttentionConfig(*shape, bias=True), ffn, norm, _POST_NORM, dropout, cross)
+    sides = ((None, reads, layers[0], None), (vocab_size, writes, layers[1], TiedHead(bias=bias)))
+    return EncoderDecoderConfig(
+        *(
+            TransformerConfig(tokens, width, max_length, (Segment((block,), depth),), None, embed, head)
+            for tokens, block, depth, head in sides
+        )
+    )
+
+
+SIZES = {
+    "transformer-base": lambda: original(6, 8, 512),
+    "transformer-big": lambda: original(6, 16, 1024),
+    "bart-base": lambda: bart(6, 12, 768),
+    "bart-large": lambda: bart(12, 16, 1024),
+}

@@ -1,0 +1,80 @@
+"""T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1), and T5 1.1 with a gated ffn (Shazeer 2020, arXiv:2002.05202) and a
+head of its own."""
+
+from llm_jax.layers.activations import Activation
+from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
+from llm_jax.layers.linear import FanIn, Normal
+from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
+from llm_jax.layers.mixers.masks import Bidirectional, Causal
+from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
+from llm_jax.models.heads import HeadConfig, TiedHead
+from llm_jax.models.stack import Segment
+
+
+def t5(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    head_dim: int = 64,
+    vocab_size: int = 32128,
+    max_length: int = 512,
+    decoder_layers: int | None = None,
+    activation: Activation = "relu",
+    gated: bool = False,
+    tied: bool = True,
+    buckets: int = 32,
+    max_distance: int = 128,
+    epsilon: float = 1e-6,
+    dropout: float = 0.0,
+) -> EncoderDecoderConfig:
+    """A T5 of any size: pre-norm, no biases, scores unscaled and raised by learned biases of relative places.
+
+    Args:
+      decoder_layers: None: as many as the encoder's.
+      tied: whether the scores come from the embedding table, of hidden states scaled by one over the root of the width.
+    """
+    norm = RMSNormConfig(epsilon)
+    # The scale that scores lack is in the queries' initial weights.
+    inits = {"init": FanIn(head_dim**-0.25), "out_init": FanIn()}
+    ffn = (GLUConfig if gated else MLPConfig)(hidden, activation, bias=False, init=FanIn(), out_init=FanIn())
+
+    def attention(bidirectional: bool) -> AttentionConfig:
+        scores = ScoresConfig(1.0, bias=RelativeBiasConfig(buckets, max_distance, bidirectional))
+        mask = Bidirectional() if bidirectional else Causal()
+        return AttentionConfig(heads, head_dim, heads, mask, scores=scores, **inits)
+
+    cross = CrossAttentionConfig(heads, head_dim, heads, scores=ScoresConfig(1.0), **inits)
+    reads = BlockConfig(attention(True), ffn, norm, dropout=dropout)
+    writes = BlockConfig(attention(False), ffn, norm, dropout=dropout, cross=cross)
+    embed = EmbedConfig(Normal(1.0), dropout=dropout)
+    head = TiedHead(scale=width**-0.5) if tied else HeadConfig(FanIn())
+    decoder = (Segment((writes,), decoder_layers or layers),)
+    return EncoderDecoderConfig(
+        TransformerConfig(None, width, max_length, (Segment((reads,), layers),), norm, embed, None),
+        TransformerConfig(vocab_size, width, max_length, decoder, norm, embed, head),
+    )
+
+
+def t5_1_1(layers: int, heads: int, width: int, hidden: int) -> EncoderDecoderConfig:
+    """A T5 1.1."""
+    return t5(layers, heads, width, hidden, activation="gelu_tanh", gated=True, tied=False)
+
+
+SIZES = {
+    "t5-small": lambda: t5(6, 8, 512, 2048),
+    "t5-base": lambda: t5(12, 12, 768, 3072),
+    "t5-large": lambda: t5(24, 16, 1024, 4096),
+    "t5-3b": lambda: t5(24, 32, 1024, 16384, head_dim=128),
+    "t5-11b": lambda: t5(24, 128, 1024, 65536, head_dim=128),
+    "t5-v1.1-small": lambda: t5_1_1(8, 6, 512, 1024),
+    "t5-v1.1-base": lambda: t5_1_1(12, 12, 768, 2048),
+    "t5-v1.1-large": lambda: t5_1_1(24, 16, 1024, 2816),
+    "t5-v1.1-xl": lambda: t5_1_1(24, 32, 2048, 5120),
+    "t5-v1.1-xxl": lambda: t5_1_1(24, 64, 4096, 10240),
+}
