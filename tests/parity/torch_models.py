@@ -31,7 +31,7 @@ class Case:
     untied: bool = False
     """Whether the head is given a matrix of its own, which transformers does only when it loads one."""
     gain: float = 4.0
-    """Factor of the random matrices: small ones would hide errors, large ones make a softmax that amplifies rounding."""
+    """Factor of the random matrices: small ones would hide errors, with large ones a softmax amplifies rounding."""
 
     def torch_model(self) -> Any:
         """The model, in evaluation mode, float32."""
