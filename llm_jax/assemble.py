@@ -9,6 +9,7 @@ from typing import Any
 
 import grain
 import jax
+import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from llm_jax.checkpoints.manager import Checkpoints
@@ -22,6 +23,8 @@ from llm_jax.data.pipeline import Dataset, EvaluationSet
 from llm_jax.evals import compression
 from llm_jax.experiment import Experiment
 from llm_jax.inference.generate import Generator
+from llm_jax.interop.family import architecture
+from llm_jax.interop.hf import load_hf, read_config
 from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
@@ -31,7 +34,7 @@ from llm_jax.tokenizers import Tokenizer
 from llm_jax.train import hooks
 from llm_jax.train.compile import compiled
 from llm_jax.train.loop import Hook, train
-from llm_jax.train.state import TrainState, initial_state, state_shardings
+from llm_jax.train.state import TrainState, initial_state, state_of, state_shardings
 from llm_jax.train.step import StepReport, evaluation_step, train_step
 
 
@@ -104,7 +107,7 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
         abstract_state=jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
         ),
-        initial_state=jax.jit(initial, out_shardings=shardings),
+        initial_state=_beginning(experiment, initial, optimizer, shardings),
         step=compiled(
             update,
             experiment.precision,
@@ -115,6 +118,31 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
         evaluate=jax.jit(evaluation_step(model, experiment.objective), in_shardings=(shardings.params, batch)),
         weights=hooks.weights_for_use(experiment.optimizer.evaluation_params),
     )
+
+
+def _beginning(
+    experiment: Experiment,
+    fresh: Callable[[], TrainState],
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+) -> Callable[[], TrainState]:
+    """The state before the first update: fresh, or with weights that are there already."""
+    if experiment.start is None:
+        return jax.jit(fresh, out_shardings=shardings)
+    found, wanted = (architecture(config) for config in (read_config(experiment.start), experiment.model))
+    check(
+        found == wanted,
+        f"{experiment.start} holds another model than the experiment's: "
+        f"{'; '.join(config.diff(wanted, found)[:4])}; model=read_config(folder) takes the one that is there",
+    )
+    ema = experiment.update.ema_decay is not None
+
+    def state() -> TrainState:
+        _, params = load_hf(experiment.start, experiment.precision.params)
+        begin = functools.partial(state_of, optimizer=optimizer, ema=ema)
+        return jax.jit(begin, out_shardings=shardings)(params)
+
+    return state
 
 
 def run_training(experiment: Experiment, runs: Path, cache: Path, fresh: bool = False) -> RunDirectory:

@@ -70,6 +70,9 @@ class Experiment:
     """None where the data are tokens already (synthetic sources)."""
     data: DataConfig
     model: TransformerConfig
+    start: str | None = None
+    """Folder in the format of Hugging Face's transformers, of the same model, with whose weights training begins; None:
+    fresh ones."""
     objective: CausalLMConfig = CausalLMConfig()
     optimizer: Optimizer
     update: StepConfig = StepConfig()

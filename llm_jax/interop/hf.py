@@ -36,6 +36,16 @@ _TARGETS = {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attenti
 _DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
 
+def read_config(directory: str | Path) -> ModelConfig:
+    """The model that a folder's config.json describes; its weights are not read.
+
+    Raises:
+      ValueError: for a family or an option that is not supported, by name.
+    """
+    options = _options(Path(directory))
+    return _family(options).read(Settings(options))
+
+
 def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Model, Any]:
     """The model of a folder and its parameters. Read tensor by tensor: beyond the parameters memory holds one leaf.
 

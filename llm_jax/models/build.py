@@ -38,4 +38,6 @@ def initial_parameters(model: Model, key: jax.Array) -> Any:
 def abstract_parameters(model: Model) -> tuple[Any, Any]:
     """Shapes and logical axes of the model's parameters, without making any."""
     boxed = jax.eval_shape(lambda: initial_parameters(model, jax.random.key(0)))
-    return nn.unbox(boxed), partition.logical_axes(boxed)
+    # Not `nn.unbox`: under a mesh it lays its leaves out, and these are only shapes.
+    shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    return shapes, partition.logical_axes(boxed)

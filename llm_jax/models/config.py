@@ -56,6 +56,11 @@ class TransformerConfig:
         return sum(segment.repeats * len(segment.blocks) for segment in self.segments)
 
     @property
+    def sides(self) -> tuple["TransformerConfig", ...]:
+        """The stacks that a model is made of: this one."""
+        return (self,)
+
+    @property
     def reads_memory(self) -> bool:
         """Whether blocks have cross attention."""
         return any(block.cross is not None for segment in self.segments for block in segment.blocks)
@@ -97,6 +102,26 @@ class EncoderDecoderConfig:
             self.encoder.vocab_size is not None or self.encoder.embed.factorized == self.decoder.embed.factorized,
             "encoder and decoder share a table and embed.factorized differs between them: make it the same",
         )
+
+    @property
+    def sides(self) -> tuple[TransformerConfig, ...]:
+        """The stacks that it is made of."""
+        return self.encoder, self.decoder
+
+    @property
+    def width(self) -> int:
+        """Size of both residual streams."""
+        return self.decoder.width
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the target."""
+        return self.decoder.vocab_size
+
+    @property
+    def max_length(self) -> int:
+        """Longest row that source and target may both have."""
+        return min(self.encoder.max_length, self.decoder.max_length)
 
 
 ModelConfig = TransformerConfig | EncoderDecoderConfig

@@ -13,18 +13,7 @@ from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, Transformer
 
 def parameters(config: ModelConfig) -> int:
     """Number of parameters."""
-    if isinstance(config, EncoderDecoderConfig):
-        return parameters(config.encoder) + parameters(config.decoder)
-    blocks = sum(
-        (1 if segment.shared else segment.repeats) * block.parameters(config.width)
-        for segment in config.segments
-        for block in segment.blocks
-    )
-    bias = config.relative_bias[0].parameters(config.relative_bias[1]) if config.relative_bias else 0
-    final_norm = config.final_norm.parameters(config.width) if config.final_norm else 0
-    head = config.head.parameters(*_head_sizes(config)) if config.head else 0
-    embed = config.embed.parameters(config.vocab_size, config.max_length, config.width)
-    return embed + blocks + bias + final_norm + head
+    return sum(_parameters(side) for side in config.sides)
 
 
 def forward_flops(config: ModelConfig, length: int) -> float:
@@ -51,6 +40,19 @@ def cache_bytes(config: ModelConfig, length: int, precision: Precision) -> int:
         ]
     )
     return trees.size_bytes(states)
+
+
+def _parameters(config: TransformerConfig) -> int:
+    blocks = sum(
+        (1 if segment.shared else segment.repeats) * block.parameters(config.width)
+        for segment in config.segments
+        for block in segment.blocks
+    )
+    bias = config.relative_bias[0].parameters(config.relative_bias[1]) if config.relative_bias else 0
+    final_norm = config.final_norm.parameters(config.width) if config.final_norm else 0
+    head = config.head.parameters(*_head_sizes(config)) if config.head else 0
+    embed = config.embed.parameters(config.vocab_size, config.max_length, config.width)
+    return embed + blocks + bias + final_norm + head
 
 
 def _forward_flops(config: TransformerConfig, length: int, memory: int = 0) -> float:

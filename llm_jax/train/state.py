@@ -34,7 +34,11 @@ class TrainState:
 
 def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: int, ema: bool) -> TrainState:
     """A fresh state; jit it with the shardings of `state_shardings` so that no device holds it whole."""
-    params = nn.unbox(initial_parameters(model, rng.key(seed, "parameters")))
+    return state_of(nn.unbox(initial_parameters(model, rng.key(seed, "parameters"))), optimizer, ema)
+
+
+def state_of(params: Any, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state in which training begins with these parameters."""
     average = jax.tree.map(lambda p: p.astype(jnp.float32), params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 

@@ -10,6 +10,25 @@ from llm_jax.interop import load_hf
 from tests.helpers.command_line import llm_jax
 
 
+def test_a_run_begins_with_weights_that_are_there(finished, train, run, tmp_path):
+    assert llm_jax("convert", finished.path, tmp_path / "folder").code == 0
+    rate = ("--optimizer.peak-lr", "1e-12", "--steps", "1", "--optimizer.schedule.warmup-steps", "0")
+    assert train("--start", tmp_path / "folder", *rate).code == 0
+    begun = [record for record in run.records() if record["kind"] == "eval/validation"]
+    ended = [record for record in finished.records() if record["kind"] == "eval/validation"]
+    np.testing.assert_allclose(begun[0]["loss"], ended[-1]["loss"], rtol=1e-4)
+    fresh = [record["loss"] for record in finished.records() if record["kind"] == "train"][0]
+    assert begun[0]["loss"] < fresh - 0.1
+
+
+def test_weights_of_another_model_are_refused(finished, train, run, tmp_path):
+    assert llm_jax("convert", finished.path, tmp_path / "folder").code == 0
+    outcome = train("--start", tmp_path / "folder", "--model.width", "24")
+    assert outcome.code != 0
+    assert "holds another model than the experiment's: width: 24 -> 16" in outcome.said
+    assert not run.checkpoints.exists()
+
+
 def test_a_run_is_exported_and_converted_again(finished, tmp_path):
     assert llm_jax("convert", finished.path, tmp_path / "whole").code == 0
     model, params = load_hf(tmp_path / "whole")
