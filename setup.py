@@ -33,7 +33,7 @@ setup(
     ],
     extras_require={
         "hf": ["tokenizers>=0.21"],
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", "tokamax"],
         "gpu": ["jax[cuda13]", "tokamax"],
         "parity": ["torch==2.13.0", "transformers==5.23.0"],  # what the live comparisons compare with
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "tokenizers>=0.21"],

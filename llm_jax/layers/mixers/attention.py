@@ -18,6 +18,7 @@ from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Placement
+from llm_jax.layers.mixers.pairs import Pairs
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import NormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
@@ -86,6 +87,7 @@ class AttentionConfig:
             rotated <= self.head_dim,
             f"position.features is {rotated} and head_dim is {self.head_dim}: no more can be rotated than there are",
         )
+        self.kernel.check(self.scores)
 
     def build(self, width: int, precision: Precision, name: str) -> "Attention":
         return Attention(self, width, precision, name=name)
@@ -139,8 +141,8 @@ class Attention(nn.Module):
         if state is not None:
             state = state.write(k_BKSH, v_BKSH, context.slot)
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
-        place = context.queries, context.slots
-        y_BNTH = config.kernel.attend(q_BNTH, k_BKSH, v_BKSH, config.mask, *place, config.scores, context.bias_RN)
+        pairs = Pairs(config.mask, context.queries, context.slots, config.scores, context.bias_RN)
+        y_BNTH = config.kernel.attend(q_BNTH, k_BKSH, v_BKSH, pairs)
         return self.out(y_BNTH), state
 
     def queries(self, x_BTD: jax.Array, place: Placement) -> jax.Array:
@@ -200,8 +202,7 @@ class CrossAttention(Attention):
         if context.memory_BSD is not None:
             keys_values = KeyValues(*self.keys_values(context.memory_BSD, context.memory))
             state = None if state is None else state.replaced(keys_values)
-        q_BNTH, place = self.queries(x_BTD, context.queries), (context.queries, context.memory)
-        y_BNTH = config.kernel.attend(
-            q_BNTH, keys_values.k_BKSH, keys_values.v_BKSH, config.mask, *place, config.scores, context.bias_RN
-        )
+        pairs = Pairs(config.mask, context.queries, context.memory, config.scores, context.bias_RN)
+        q_BNTH = self.queries(x_BTD, context.queries)
+        y_BNTH = config.kernel.attend(q_BNTH, keys_values.k_BKSH, keys_values.v_BKSH, pairs)
         return self.out(y_BNTH), state

@@ -29,6 +29,11 @@ class Placement:
     segment_ids_BT: jax.Array | None = None
     types_BT: jax.Array | None = None
 
+    def part(self, places: slice | jax.Array) -> "Placement":
+        """The tokens at `places` of every row: a slice, or [n] int32; a place past the last is the last."""
+        take = lambda x: x[:, places] if isinstance(places, slice) else jnp.take(x, places, axis=1, mode="clip")  # noqa: E731
+        return jax.tree.map(take, self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Causal:
@@ -41,18 +46,10 @@ class Causal:
     def __post_init__(self):
         check_positive_if_given(window=self.window)
 
-    def within(self, row: Placement, rows: slice, columns: slice) -> jax.Array:
-        """Which tokens `columns` of a row its tokens `rows` see: boolean [B or 1, rows, columns].
-
-        Within a row the order of tokens is the order of positions, so the causal part is a constant.
-        """
-        distance = np.arange(rows.start, rows.stop)[:, None] - np.arange(columns.start, columns.stop)
-        return _same_document(row.segment_ids_BT, row.segment_ids_BT, rows, columns) & self._reaches(distance)
-
-    def across(self, queries: Placement, slots: Placement) -> jax.Array:
-        """Which slots of a cache new tokens see, themselves among them: boolean [B, T, S]."""
-        distance = queries.positions_BT[:, :, None] - slots.positions_BT[:, None, :]
-        return _same_document(queries.segment_ids_BT, slots.segment_ids_BT) & self._reaches(distance)
+    def across(self, queries: Placement, keys: Placement) -> jax.Array:
+        """Which keys the queries see: boolean [B or 1, T, S]."""
+        distance = queries.positions_BT[:, :, None] - keys.positions_BT[:, None, :]
+        return _same_document(queries.segment_ids_BT, keys.segment_ids_BT) & self._reaches(distance)
 
     def columns(self, rows: slice, length: int) -> slice:
         """The columns outside which tokens `rows` of a row of `length` see nothing."""
@@ -72,13 +69,9 @@ class Causal:
 class Bidirectional:
     """A token sees all of its document."""
 
-    def within(self, row: Placement, rows: slice, columns: slice) -> jax.Array:
-        """Which tokens `columns` of a row its tokens `rows` see: boolean [B or 1, rows, columns]."""
-        return _same_document(row.segment_ids_BT, row.segment_ids_BT, rows, columns)
-
-    def across(self, queries: Placement, slots: Placement) -> jax.Array:
-        """Which slots of a cache new tokens see, themselves among them: boolean [B, T, S]."""
-        return _same_document(queries.segment_ids_BT, slots.segment_ids_BT)
+    def across(self, queries: Placement, keys: Placement) -> jax.Array:
+        """Which keys the queries see: boolean [B or 1, T or 1, S or 1]."""
+        return _same_document(queries.segment_ids_BT, keys.segment_ids_BT)
 
     def columns(self, rows: slice, length: int) -> slice:
         """The columns outside which tokens `rows` of a row of `length` see nothing."""
@@ -92,10 +85,8 @@ class Bidirectional:
 Mask = Causal | Bidirectional
 
 
-def _same_document(
-    queries_BT: jax.Array | None, keys_BS: jax.Array | None, rows: slice = slice(None), columns: slice = slice(None)
-) -> jax.Array:
+def _same_document(queries_BT: jax.Array | None, keys_BS: jax.Array | None) -> jax.Array:
     if queries_BT is None:
         return jnp.ones((1, 1, 1), bool)
-    keys_BS = keys_BS[:, None, columns]
-    return (queries_BT[:, rows, None] == keys_BS) & (keys_BS != 0)
+    keys_B1S = keys_BS[:, None, :]
+    return (queries_BT[:, :, None] == keys_B1S) & (keys_B1S != 0)

@@ -27,14 +27,10 @@ class ScoresConfig:
     def __post_init__(self):
         check_positive_if_given(scale=self.scale, softcap=self.softcap)
 
-    def within(self, heads: int, rows: slice, columns: slice, bias_RN: jax.Array | None = None) -> jax.Array | None:
-        """Bias of tokens `rows` of a row against its tokens `columns`, [1, N, rows, columns]; None without one."""
-        return None if self.bias is None else self.bias.within(heads, rows, columns, bias_RN)
-
     def across(
-        self, heads: int, queries: Placement, slots: Placement, bias_RN: jax.Array | None = None
+        self, heads: int, queries: Placement, keys: Placement, bias_RN: jax.Array | None = None
     ) -> jax.Array | None:
-        """Bias of new tokens against the slots of a cache, [B, N, T, S]; None without one."""
+        """Bias of queries against keys, float32 [B or 1, N, T, S]; None without one."""
         if self.bias is None:
             return None
-        return self.bias.across(heads, queries.positions_BT, slots.positions_BT, bias_RN)
+        return self.bias.across(heads, queries.positions_BT, keys.positions_BT, bias_RN)

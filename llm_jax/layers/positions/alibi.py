@@ -34,17 +34,12 @@ class ALiBiConfig:
         between = 2.0 ** (-4 / below * np.arange(1, 2 * (heads - below), 2))
         return self.factor * np.concatenate([slopes, between]).astype(np.float32)
 
-    def within(self, heads: int, rows: slice, columns: slice, bias_RN: None = None) -> jax.Array:
-        """Bias of tokens `rows` of a row against its tokens `columns`, [1, N, rows, columns] float32.
-
-        The distance of two tokens of one document is that of their places in the row. The product is left to the
-        program: as a constant of it, it would be large. `bias_RN` is the table of biases that are learned; these
-        have none.
-        """
-        distance = np.abs(np.arange(rows.start, rows.stop)[:, None] - np.arange(columns.start, columns.stop))
-        return (-jnp.asarray(self.slopes(heads))[:, None, None] * jnp.asarray(distance, jnp.float32))[None]
-
     def across(self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array, bias_RN: None = None) -> jax.Array:
-        """Bias between positions, [B, N, T, S] float32."""
+        """Bias between positions, [B, N, T, S] float32.
+
+        All but the positions is left to the program: as a constant of it, the product would be large. `bias_RN` is
+        the table of biases that are learned; these have none.
+        """
+        queries_BT, keys_BS = jnp.asarray(queries_BT), jnp.asarray(keys_BS)
         distance_B1TS = jnp.abs(queries_BT[:, None, :, None] - keys_BS[:, None, None, :]).astype(jnp.float32)
         return -self.slopes(heads)[:, None, None] * distance_B1TS

@@ -48,14 +48,10 @@ class RelativeBiasConfig:
         """Number of parameters of the table."""
         return self.buckets * heads
 
-    def within(self, heads: int, rows: slice, columns: slice, bias_RN: jax.Array) -> jax.Array:
-        """Bias of tokens `rows` of a row against its tokens `columns`, [1, N, rows, columns] float32."""
-        distance = np.arange(columns.start, columns.stop) - np.arange(rows.start, rows.stop)[:, None]
-        return self._look_up(bias_RN, distance[None])
-
     def across(self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array, bias_RN: jax.Array) -> jax.Array:
         """Bias between positions, [B, N, T, S] float32."""
-        return self._look_up(bias_RN, keys_BS[:, None, :] - queries_BT[:, :, None])
+        distance_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
+        return bias_RN.astype(jnp.float32).T[:, self.bucket(distance_BTS)].swapaxes(0, 1)
 
     def bucket(self, distance: jax.Array | np.ndarray) -> jax.Array:
         """Bucket of a key that stands `distance` after its query; int32, elementwise."""
@@ -70,9 +66,6 @@ class RelativeBiasConfig:
     def _exact(self) -> int:
         """Distances that have a bucket of their own."""
         return self.buckets // (4 if self.bidirectional else 2)
-
-    def _look_up(self, bias_RN: jax.Array, distance_BTS: jax.Array | np.ndarray) -> jax.Array:
-        return bias_RN.astype(jnp.float32).T[:, self.bucket(distance_BTS)].swapaxes(0, 1)
 
 
 class RelativeBias(nn.Module):

@@ -1,14 +1,24 @@
 """The attention seam: every kernel gives what softmax(q k^T) v gives, and so do its gradients."""
 
+import dataclasses
+import functools
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.mixers.kernels import BlockedKernel, PlainKernel, attend
-from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
+from llm_jax.layers.mixers import fused
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.kernels import BlockedKernel, ChunkedKernel, DotProductKernel, PlainKernel, TokamaxKernel
+from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Placement
+from llm_jax.layers.mixers.pairs import Pairs
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.models.transformer import Transformer
+from tests.helpers import tiny
 
 B, N, K, T, H = 2, 4, 2, 7, 4
 GENERATOR = np.random.default_rng(0)
@@ -36,7 +46,19 @@ KERNELS = {
     "plain": PlainKernel(),
     "blocks of 3": BlockedKernel(3),
     "one block": BlockedKernel(),
+    "chunks of 3": ChunkedKernel(3),
+    "one chunk": ChunkedKernel(),
+    "jax": DotProductKernel("xla"),
 }
+
+
+def _gives(kernel, scores):
+    """Whether a kernel takes these scores."""
+    try:
+        kernel.check(scores)
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one document", "packed"])
@@ -44,7 +66,7 @@ KERNELS = {
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
     place = Placement(POSITIONS, segments)
-    allowed = np.broadcast_to(mask.within(place, slice(0, T), slice(0, T)), (B, T, T))
+    allowed = np.broadcast_to(Pairs(mask, place, None, ScoresConfig()).allowed(), (B, T, T))
     real = REAL if segments is not None else np.ones_like(REAL)
     # A query of padding sees nothing; what it gives is counted nowhere, so nothing comes back to it either.
     seen = jnp.asarray(allowed | ~allowed.any(axis=-1, keepdims=True))
@@ -52,7 +74,7 @@ def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
 
     @jax.jit
     def both(cotangent):
-        run = lambda q, k, v: kernel.attend(q, k, v, mask, place, None, ScoresConfig())  # noqa: E731
+        run = lambda q, k, v: kernel.attend(q, k, v, Pairs(mask, place, None, ScoresConfig()))  # noqa: E731
         return _value_and_gradients(run, cotangent), _value_and_gradients(lambda *x: _reference(*x, seen), cotangent)
 
     (y, gradients), (expected, expected_gradients) = both(cotangent)
@@ -67,7 +89,7 @@ def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
 def test_with_a_cache_the_keys_are_its_slots(kernel):
     slots = Placement(POSITIONS, SEGMENTS)
     queries = Placement(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
-    y = kernel.attend(Q[:, :, 4:6], KEYS, VALUES, Causal(), queries, slots, ScoresConfig())
+    y = kernel.attend(Q[:, :, 4:6], KEYS, VALUES, Pairs(Causal(), queries, slots, ScoresConfig()))
     whole = _reference(Q, KEYS, VALUES, Causal().across(slots, slots).at[0, 6].set(True))
     np.testing.assert_allclose(y, whole[:, :, 4:6], rtol=1e-4, atol=1e-5)
 
@@ -77,7 +99,7 @@ def test_blocks_skip_what_no_query_of_theirs_can_see():
 
     def flops(kernel):
         shapes = [jax.ShapeDtypeStruct((1, heads, 64, 8), jnp.float32) for heads in (2, 1, 1)]
-        attended = jax.jit(lambda q, k, v: kernel.attend(q, k, v, Causal(), place, None, ScoresConfig()))
+        attended = jax.jit(lambda q, k, v: kernel.attend(q, k, v, Pairs(Causal(), place, None, ScoresConfig())))
         return attended.lower(*shapes).cost_analysis()["flops"]
 
     # Eight blocks of eight: block i sees 8 (i + 1) keys, in all (64 + 8) / 2 a query.
@@ -88,7 +110,8 @@ def test_a_window_costs_its_width_and_not_the_length():
     def flops(length):
         shapes = [jax.ShapeDtypeStruct((1, heads, length, 8), jnp.float32) for heads in (2, 1, 1)]
         place = Placement(jnp.arange(length)[None])
-        run = lambda q, k, v: BlockedKernel(8).attend(q, k, v, Causal(8), place, None, ScoresConfig())  # noqa: E731
+        pairs = Pairs(Causal(8), place, None, ScoresConfig())
+        run = lambda q, k, v: BlockedKernel(8).attend(q, k, v, pairs)  # noqa: E731
         return jax.jit(run).lower(*shapes).cost_analysis()["flops"]
 
     # Blocks of eight see at most 15 keys, the first one 8.
@@ -104,8 +127,15 @@ SCORES = {
 
 
 @pytest.mark.parametrize("mask", [Causal(), Causal(3)], ids=["causal", "window"])
-@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES)
-@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize(
+    ("kernel", "scores"),
+    [
+        pytest.param(kernel, scores, id=f"{name}-{title}")
+        for name, kernel in KERNELS.items()
+        for title, scores in SCORES.items()
+        if _gives(kernel, scores)
+    ],
+)
 def test_scores_are_scaled_capped_and_biased_and_so_are_their_gradients(kernel, scores, mask):
     distance = np.arange(T)[:, None] - np.arange(T)
     bias = -np.abs(distance) * 2.0 ** (-8 / N * np.arange(1, N + 1))[:, None, None] if scores.bias else 0
@@ -121,79 +151,173 @@ def test_scores_are_scaled_capped_and_biased_and_so_are_their_gradients(kernel, 
 
     place = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
     cotangent = jnp.asarray(GENERATOR.normal(size=Q.shape), jnp.float32)
-    run = lambda q, k, v: kernel.attend(q, k, v, mask, place, None, scores)  # noqa: E731
+    run = lambda q, k, v: kernel.attend(q, k, v, Pairs(mask, place, None, scores))  # noqa: E731
     actual, expected = (jax.jit(lambda c, f=f: _value_and_gradients(f, c))(cotangent) for f in (run, reference))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)
-    plain = PlainKernel().attend(Q, KEYS, VALUES, mask, place, None, ScoresConfig())
+    plain = PlainKernel().attend(Q, KEYS, VALUES, Pairs(mask, place, None, ScoresConfig()))
     assert np.abs(plain - actual[0]).max() > 1e-2
 
 
 def test_a_cache_has_the_biases_of_its_positions():
     scores = ScoresConfig(bias=ALiBiConfig())
     slots = Placement(POSITIONS, SEGMENTS)
-    whole = PlainKernel().attend(Q, KEYS, VALUES, Causal(), slots, None, scores)
+    whole = PlainKernel().attend(Q, KEYS, VALUES, Pairs(Causal(), slots, None, scores))
     queries = Placement(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
-    y = PlainKernel().attend(Q[:, :, 4:6], KEYS, VALUES, Causal(), queries, slots, scores)
+    y = PlainKernel().attend(Q[:, :, 4:6], KEYS, VALUES, Pairs(Causal(), queries, slots, scores))
     np.testing.assert_allclose(y, whole[:, :, 4:6], rtol=1e-4, atol=1e-5)
 
 
-def test_a_bias_learns():
-    bias = jnp.asarray(GENERATOR.normal(size=(1, N, T, T)), jnp.float32)
-    allowed = jnp.asarray(np.tril(np.ones((1, T, T), bool)))
-
-    def reference(bias):
-        k, v = (jnp.repeat(x, N // K, axis=1) for x in (KEYS, VALUES))
-        raw = jnp.einsum("BNTH,BNSH->BNTS", Q, k) / np.sqrt(H) + bias
-        weights = jax.nn.softmax(jnp.where(allowed[:, None], raw, -jnp.inf), axis=-1)
-        return jnp.sum(jnp.sin(jnp.einsum("BNTS,BNSH->BNTH", weights, v)))
-
-    actual = jax.grad(lambda bias: jnp.sum(jnp.sin(attend(Q, KEYS, VALUES, allowed, bias))))(bias)
-    np.testing.assert_allclose(actual, jax.grad(reference)(bias), rtol=1e-3, atol=1e-5)
-
-
-def test_query_heads_share_keys_in_consecutive_groups():
-    allowed = jnp.ones((1, 1, 1), bool)
-    grouped = attend(Q, KEYS, VALUES, allowed)
-    other = attend(Q, *(jnp.tile(x, (1, N // K, 1, 1)) for x in (KEYS, VALUES)), allowed)
-    np.testing.assert_allclose(grouped[:, :2], attend(Q[:, :2], KEYS[:, :1], VALUES[:, :1], allowed), rtol=1e-5)
-    assert not np.allclose(grouped, other, atol=1e-2)
-
-
-def test_keys_that_are_not_allowed_have_no_influence_at_all():
-    allowed = jnp.asarray([[[True, True, False, True, False, True, True]]])
-    hidden = ~allowed[0, 0][None, None, :, None]
-    y = attend(Q, KEYS, VALUES, allowed)
-    changed = attend(Q, jnp.where(hidden, 1e4, KEYS), jnp.where(hidden, -1e4, VALUES), allowed)
-    np.testing.assert_array_equal(y, changed)
+# Every kind of pairs: mask, number of key/value heads, queries, slots, scores.
+ROW = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
+PACKED = Placement(POSITIONS, SEGMENTS)
+LAST = PACKED.part(slice(4, T))
+ALIBI, LEARNED = ScoresConfig(bias=ALiBiConfig()), ScoresConfig(bias=RelativeBiasConfig(8, 6))
+BOTH_WAYS = ScoresConfig(bias=RelativeBiasConfig(8, 6, bidirectional=True))
+CASES = {
+    "causal": (Causal(), K, ROW, None, ScoresConfig()),
+    "causal of one key/value head, packed, learned bias": (Causal(), 1, PACKED, None, LEARNED),
+    "window, scale, linear bias": (Causal(3), K, ROW, None, ScoresConfig(0.7, bias=ALiBiConfig())),
+    "window, packed, cap": (Causal(4), K, PACKED, None, ScoresConfig(0.9, softcap=0.7)),
+    "bidirectional, learned bias": (Bidirectional(), N, ROW, None, BOTH_WAYS),
+    "bidirectional, packed, cap, linear bias": (Bidirectional(), K, PACKED, None, ScoresConfig(None, 0.7, ALIBI.bias)),
+    "cache, linear bias": (Causal(), K, LAST, PACKED, ALIBI),
+    "cache, window, cap and learned bias": (Causal(2), K, LAST, PACKED, ScoresConfig(None, 0.7, LEARNED.bias)),
+    "memory": (Bidirectional(), N, LAST, PACKED, ScoresConfig()),
+    "memory, learned bias": (Bidirectional(), K, LAST, PACKED, BOTH_WAYS),
+}
+OTHERS = {name: kernel for name, kernel in KERNELS.items() if name not in ("plain", "one block", "one chunk")}
+COMPARED = [
+    pytest.param(kernel, case, id=f"{name}: {title}")
+    for name, kernel in OTHERS.items()
+    for title, case in CASES.items()
+    if _gives(kernel, case[-1])
+]
 
 
-def test_a_query_that_sees_nothing_averages_and_has_finite_gradients():
-    nothing = jnp.zeros((1, 1, 1), bool)
-    y, gradients = _value_and_gradients(lambda *x: attend(*x, nothing), jnp.ones_like(Q))
-    np.testing.assert_allclose(y[0, 0], jnp.broadcast_to(VALUES[0, 0].mean(axis=0), (T, H)), rtol=1e-4, atol=1e-5)
-    assert all(np.isfinite(gradient).all() for gradient in gradients)
+def _draw(case: tuple[Mask, int, Placement, Placement | None, ScoresConfig], dtype=jnp.float32):
+    """Queries, keys, values, table and cotangent, zero at padding, for a case."""
+    _, kv_heads, queries, slots, _ = case
+    real = 1 if queries.segment_ids_BT is None else (queries.segment_ids_BT != 0)[:, None, :, None]
+    generator, length = np.random.default_rng(1), queries.positions_BT.shape[1]
+    keys = length if slots is None else slots.positions_BT.shape[1]
+    shapes = [(B, N, length, H), (B, kv_heads, keys, H), (B, kv_heads, keys, H), (8, N), (B, N, length, H)]
+    q, k, v, table, cotangent = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes)
+    return tuple(x.astype(dtype) for x in (q, k, v)), table, (cotangent * real).astype(dtype), real
 
 
-def test_large_scores_do_not_overflow():
-    y, gradients = _value_and_gradients(
-        lambda q, k, v: attend(1e4 * q, k, v, jnp.ones((1, 1, 1), bool)), jnp.ones_like(Q)
-    )
-    assert all(np.isfinite(array).all() for array in (y, *gradients))
+def _outcome(kernel, case, dtype=jnp.float32):
+    """Output at real tokens and the gradients of q, k, v and table."""
+    mask, _, queries, slots, scores = case
+    arrays, table, cotangent, real = _draw(case, dtype)
+
+    @jax.jit
+    def run(arrays, table, cotangent):
+        attend = lambda arrays, table: kernel.attend(*arrays, Pairs(mask, queries, slots, scores, table))  # noqa: E731
+        y, pull = jax.vjp(attend, arrays, table)
+        return y * real, pull(cotangent)
+
+    y, (gradients, table_gradient) = run(arrays, table, cotangent)
+    return dict(zip(("y", "q", "k", "v", "table"), (y, *gradients, table_gradient), strict=True))
 
 
-def test_bfloat16_stays_bfloat16_and_near_float32():
-    low = [x.astype(jnp.bfloat16) for x in (Q, KEYS, VALUES)]
-    allowed = jnp.ones((1, 1, 1), bool)
-    y, pull = jax.vjp(lambda *x: attend(*x, allowed), *low)
-    exact, exact_pull = jax.vjp(lambda *x: attend(*x, allowed), *(x.astype(jnp.float32) for x in low))
-    cotangent = jnp.ones_like(y)
-    pairs = zip((y, *pull(cotangent)), (exact, *exact_pull(cotangent.astype(jnp.float32))), strict=True)
-    for actual, expected in pairs:
-        assert actual.dtype == jnp.bfloat16
-        error = np.abs(np.asarray(actual, np.float32) - expected).max()
-        assert error < 0.02 * np.abs(expected).max()
+@functools.cache
+def _plain(title: str):
+    return _outcome(PlainKernel(), CASES[title])
 
 
-def test_a_block_holds_at_least_one_query():
+@pytest.mark.parametrize(("kernel", "case"), COMPARED)
+def test_all_kernels_give_what_the_plain_one_gives(kernel, case):
+    assert type(kernel) is not PlainKernel
+    expected = _plain(next(title for title in CASES if CASES[title] is case))
+    for name, actual in _outcome(kernel, case).items():
+        assert actual.dtype == jnp.float32
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        learned = isinstance(case[-1].bias, RelativeBiasConfig)
+        assert (np.abs(actual).max() > 0.1) == (name != "table" or learned), name
+
+
+def test_the_kernels_that_are_compared_are_of_all_types():
+    assert {type(case.values[0]) for case in COMPARED} == {BlockedKernel, ChunkedKernel, DotProductKernel}
+    refused = [case for case in CASES.values() if not _gives(DotProductKernel(), case[-1])]
+    assert refused and all(case[-1].softcap for case in refused)
+
+
+@pytest.mark.parametrize("title", ["causal of one key/value head, packed, learned bias", "cache, linear bias"])
+@pytest.mark.parametrize("kernel", OTHERS.values(), ids=OTHERS)
+def test_bfloat16_stays_near_float32(kernel, title):
+    assert type(kernel) is not PlainKernel
+    for name, actual in _outcome(kernel, CASES[title], jnp.bfloat16).items():
+        assert actual.dtype == (jnp.float32 if name == "table" else jnp.bfloat16)
+        error = np.abs(np.asarray(actual, np.float32) - _plain(title)[name]).max()
+        assert error <= 0.04 * np.abs(_plain(title)[name]).max(), name
+
+
+def test_a_model_may_change_its_kernel():
+    def run(kernel):
+        block = tiny.tiny_llama().segments[0].blocks[0]
+        block = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, kernel=kernel))
+        config = tiny.tiny_llama()
+        segments = (dataclasses.replace(config.segments[0], blocks=(block,)),)
+        execution = dataclasses.replace(config.execution, remat="projections")
+        model = Transformer(dataclasses.replace(config, segments=segments, execution=execution))
+        tokens, params = tiny.tokens(2, 8), tiny.parameters(model)
+        loss = lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, tokens).logits_BTV))  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    expected = run(PlainKernel())
+    for kernel in OTHERS.values():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), run(kernel), expected)
+
+
+@pytest.mark.parametrize("kernel", [BlockedKernel, ChunkedKernel])
+def test_a_block_holds_at_least_one_query(kernel):
     with pytest.raises(ValueError, match="block is 0"):
-        BlockedKernel(0)
+        kernel(0)
+
+
+@pytest.mark.parametrize("kernel", [DotProductKernel, TokamaxKernel])
+def test_an_unknown_implementation_is_refused(kernel):
+    with pytest.raises(ValueError, match="implementation is 'xlaa'.*did you mean 'xla'"):
+        kernel("xlaa")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scores", "message"),
+    [
+        (DotProductKernel(), ScoresConfig(softcap=50.0), "softcap is 50.0 and kernel DotProductKernel.*ChunkedKernel"),
+        (TokamaxKernel(), ScoresConfig(None, 50.0, ALiBiConfig()), "softcap is 50.0.*TokamaxKernel.*ChunkedKernel"),
+    ],
+)
+def test_scores_that_a_kernel_cannot_give_are_refused_by_the_config(kernel, scores, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionConfig(heads=4, head_dim=8, kv_heads=2, kernel=kernel, scores=scores)
+    AttentionConfig(heads=4, head_dim=8, kv_heads=2, kernel=ChunkedKernel(), scores=scores)
+    AttentionConfig(heads=4, head_dim=8, kv_heads=2, kernel=kernel)
+
+
+def test_cudnn_is_not_asked_for_float32():
+    pairs = Pairs(Causal(), ROW, None, ScoresConfig())
+    with pytest.raises(ValueError, match="activations are float32.*Precision.compute to bfloat16"):
+        DotProductKernel("cudnn").attend(Q, KEYS, VALUES, pairs)
+
+
+@pytest.mark.parametrize("mask", [Causal(), Causal(3), Bidirectional()], ids=["causal", "window", "bidirectional"])
+def test_functions_of_others_are_told_the_mask_by_name_where_it_is_all(mask):
+    whole = fused.arguments(N, Pairs(mask, ROW, None, ScoresConfig()))
+    assert "mask" not in whole
+    for queries, slots in ((PACKED, None), (LAST, PACKED), (ROW, ROW)):
+        given = fused.arguments(N, Pairs(mask, queries, slots, ScoresConfig()))
+        assert "mask" in given and "is_causal" not in given
+
+
+def test_without_tokamax_its_kernel_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokamax", None)  # as if it were not there
+    with pytest.raises(ValueError, match=r"tokamax cannot be imported: pip install tokamax.*llm_jax\[gpu\]"):
+        TokamaxKernel().attend(Q, KEYS, VALUES, Pairs(Causal(), ROW, None, ScoresConfig()))
+
+
+@pytest.mark.parametrize("title", [title for title, case in CASES.items() if _gives(TokamaxKernel(), case[-1])])
+def test_tokamax_gives_what_the_plain_kernel_gives(title):
+    pytest.importorskip("tokamax", reason="tokamax is not installed: TokamaxKernel is not compared")
+    for name, actual in _outcome(TokamaxKernel("xla"), CASES[title]).items():
+        np.testing.assert_allclose(actual, _plain(title)[name], rtol=1e-4, atol=1e-5, err_msg=name)

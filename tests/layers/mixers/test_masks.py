@@ -1,10 +1,13 @@
 """Which key a query may see, against two loops."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
+from llm_jax.layers.mixers.pairs import Pairs
+from llm_jax.layers.mixers.scores import ScoresConfig
 
 SEGMENTS = np.array([[1, 1, 2, 2, 2, 0, 0], [3, 3, 3, 3, 3, 3, 3]])
 POSITIONS = np.array([[0, 1, 0, 1, 2, 0, 0], [0, 1, 2, 3, 4, 5, 6]])
@@ -12,7 +15,11 @@ PACKED = Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
 PLAIN = Placement(jnp.asarray(np.broadcast_to(np.arange(7), (2, 7))))
 CASES = {"causal": Causal(), "window": Causal(3), "wide window": Causal(90), "bidirectional": Bidirectional()}
 MASKS = pytest.mark.parametrize("mask", CASES.values(), ids=CASES)
-WHOLE = slice(0, 7)
+
+
+def _within(mask, row, rows=slice(None), columns=slice(None)):
+    """Which tokens `columns` of a row its tokens `rows` see, as the kernels ask."""
+    return Pairs(mask, row, None, ScoresConfig()).allowed(rows, columns)
 
 
 def _seen(mask, segments):
@@ -31,28 +38,43 @@ def _seen(mask, segments):
 
 @MASKS
 def test_packed_rows(mask):
-    np.testing.assert_array_equal(mask.within(PACKED, WHOLE, WHOLE), _seen(mask, SEGMENTS))
+    np.testing.assert_array_equal(_within(mask, PACKED), _seen(mask, SEGMENTS))
 
 
 @MASKS
 def test_rows_of_one_document(mask):
     expected = _seen(mask, np.ones((2, 7)))
-    np.testing.assert_array_equal(np.broadcast_to(mask.within(PLAIN, WHOLE, WHOLE), expected.shape), expected)
+    np.testing.assert_array_equal(np.broadcast_to(_within(mask, PLAIN), expected.shape), expected)
 
 
 @MASKS
 @pytest.mark.parametrize("place", [PACKED, PLAIN], ids=["packed", "plain"])
 def test_a_part_of_a_row_is_that_part_of_the_whole(mask, place):
-    whole = np.broadcast_to(mask.within(place, WHOLE, WHOLE), (2, 7, 7))
+    whole = np.broadcast_to(_within(mask, place), (2, 7, 7))
     for rows, columns in ((slice(2, 5), slice(0, 5)), (slice(0, 1), slice(3, 7)), (slice(6, 7), slice(1, 2))):
-        part = mask.within(place, rows, columns)
+        part = _within(mask, place, rows, columns)
         expected = whole[:, rows, columns]
         np.testing.assert_array_equal(np.broadcast_to(part, expected.shape), expected)
 
 
 @MASKS
+@pytest.mark.parametrize("place", [PACKED, PLAIN], ids=["packed", "plain"])
+def test_the_program_may_compute_which_part(mask, place):
+    whole = np.broadcast_to(_within(mask, place), (2, 7, 7))
+    part = jax.jit(lambda start: _within(mask, place, start + jnp.arange(3), start - 1 + jnp.arange(2)))(3)
+    np.testing.assert_array_equal(np.broadcast_to(part, (2, 3, 2)), whole[:, 3:6, 2:4])
+
+
+def test_a_place_past_the_last_is_the_last():
+    part = PACKED.part(jnp.array([5, 6, 7, 90]))
+    np.testing.assert_array_equal(part.positions_BT, POSITIONS[:, [5, 6, 6, 6]])
+    np.testing.assert_array_equal(part.segment_ids_BT, SEGMENTS[:, [5, 6, 6, 6]])
+    assert PLAIN.part(slice(2, 5)).segment_ids_BT is None
+
+
+@MASKS
 def test_nothing_is_seen_outside_the_columns(mask):
-    whole = np.broadcast_to(mask.within(PLAIN, WHOLE, WHOLE), (2, 7, 7))
+    whole = np.broadcast_to(_within(mask, PLAIN), (2, 7, 7))
     for rows in (slice(0, 3), slice(2, 5), slice(6, 7)):
         columns = mask.columns(rows, 7)
         outside = np.ones(7, bool)

@@ -1,0 +1,110 @@
+"""softmax(q k^T) v with all scores at once, and the parts of it that serve a block of queries and keys as well.
+
+Legend: B batch, T query length, S key length, K key/value heads, G query heads per key/value head, N = K * G heads,
+H head size, M = G * T.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+
+def attend(
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    allowed: jax.Array,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
+    """softmax(softcap(q k^T * scale) + bias) v, [B, N, T, H]; scores and softmax in float32.
+
+    Args:
+      allowed: boolean [B or 1, T or 1, S or 1]. A query that may see nothing (padding) averages all values: finite,
+        and counted nowhere.
+      bias: float32 [B or 1, N, T, S].
+      scale: None: 1 / sqrt(H).
+      softcap: None: scores stay as they are.
+    """
+    batch, heads, length, head_dim = q_BNTH.shape
+    kv_heads, slots = k_BKSH.shape[1:3]
+    q_BKMH = fold(q_BNTH, kv_heads)
+    bias_BKMS = None if bias is None else fold(bias, kv_heads)
+    allowed_B1MS = fold_mask(allowed, heads // kv_heads, length, slots)
+    scale = head_dim**-0.5 if scale is None else scale
+    y_BKMH = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, scale, softcap)
+    return y_BKMH.reshape(batch, heads, length, v_BKSH.shape[-1])
+
+
+def fold(x_BNTH: jax.Array, kv_heads: int) -> jax.Array:
+    """The queries that share keys in one axis, [B, K, M, H]: one product serves them all. So their biases, S for H."""
+    batch, heads, length, head_dim = x_BNTH.shape
+    return x_BNTH.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+
+
+def fold_mask(allowed: jax.Array, groups: int, length: int, slots: int) -> jax.Array:
+    """[B or 1, T or 1, S or 1] -> [B or 1, 1, M, S]."""
+    allowed = jnp.broadcast_to(allowed, (allowed.shape[0], length, slots))
+    return jnp.tile(allowed, (1, groups, 1))[:, None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, scale, softcap):
+    return _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, scale, softcap)[0]
+
+
+def _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, scale, softcap):
+    """Keeps the exponentials in the compute type and divides the context by their sum: one pass over the scores less
+    than a softmax, and half its memory in bfloat16."""
+    scores, _ = products(q_BKMH, k_BKSH, scale, softcap)
+    if bias_BKMS is not None:
+        scores += bias_BKMS
+    scores = jnp.where(allowed_B1MS, scores, jnp.finfo(jnp.float32).min)
+    exp_BKMS = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    inverse_BKM1 = 1 / jnp.sum(exp_BKMS, axis=-1, keepdims=True)
+    exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
+    y_BKMH = (jnp.einsum("BKMS,BKSH->BKMH", exp_BKMS, v_BKSH) * inverse_BKM1).astype(v_BKSH.dtype)
+    # Named here and not by the caller: the backward pass needs this array, and a remat policy that keeps another
+    # would compute it again.
+    y_BKMH = checkpoint_name(y_BKMH, "context")
+    return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, inverse_BKM1, y_BKMH)
+
+
+def products(
+    q_BKMH: jax.Array, k_BKSH: jax.Array, scale: float, softcap: float | None
+) -> tuple[jax.Array, jax.Array | float]:
+    """Scores without their bias, [B, K, M, S] float32, and their derivative by q k^T."""
+    scores_BKMS = jnp.einsum("BKMH,BKSH->BKMS", q_BKMH, k_BKSH, preferred_element_type=jnp.float32) * scale
+    if softcap is None:
+        return scores_BKMS, scale
+    squashed_BKMS = jnp.tanh(scores_BKMS / softcap)
+    return softcap * squashed_BKMS, scale * (1 - jnp.square(squashed_BKMS))
+
+
+def _backward(scale, softcap, residuals, dy_BKMH):
+    q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, inverse_BKM1, y_BKMH = residuals
+    scaled = (dy_BKMH * inverse_BKM1).astype(v_BKSH.dtype)
+    dv_BKSH = jnp.einsum("BKMS,BKMH->BKSH", exp_BKMS, scaled)
+    dweights = jnp.einsum("BKMH,BKSH->BKMS", dy_BKMH, v_BKSH, preferred_element_type=jnp.float32)
+    # sum_S(weights * dweights), which the softmax needs, is dy . y (Dao et al. 2022, arXiv:2205.14135, B.2).
+    mean_BKM1 = jnp.sum(dy_BKMH.astype(jnp.float32) * y_BKMH.astype(jnp.float32), axis=-1, keepdims=True)
+    # The capped scores are computed again: keeping them would cost as much memory as the exponentials.
+    derivative = scale if softcap is None else products(q_BKMH, k_BKSH, scale, softcap)[1]
+    dlogits = (dweights - mean_BKM1) * inverse_BKM1
+    dscores = (exp_BKMS * (dlogits * derivative)).astype(q_BKMH.dtype)
+    dq_BKMH = jnp.einsum("BKMS,BKSH->BKMH", dscores, k_BKSH)
+    dk_BKSH = jnp.einsum("BKMS,BKMH->BKSH", dscores, q_BKMH)
+    return dq_BKMH, dk_BKSH, dv_BKSH, bias_gradient(bias_BKMS, exp_BKMS * dlogits), None
+
+
+def bias_gradient(bias_BKMS: jax.Array | None, dbias_BKMS: jax.Array) -> jax.Array | None:
+    """Summed over the axis along which the bias is repeated; dropped by the compiler where the bias is a constant."""
+    if bias_BKMS is None:
+        return None
+    return jnp.sum(dbias_BKMS, axis=0, keepdims=True) if bias_BKMS.shape[0] == 1 else dbias_BKMS
+
+
+_attend.defvjp(_forward, _backward)
