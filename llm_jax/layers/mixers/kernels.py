@@ -101,6 +101,7 @@ def attend(
     """softmax(softcap(q k^T * scale) + bias) v, [B, N, T, H]; scores and softmax in float32.
 
     Args:
+      v_BKSH: values, whose size of a head may be another than that of queries and keys; the output has theirs.
       allowed: boolean [B or 1, T or 1, S or 1]. A query that may see nothing (padding) averages all values: finite,
         and counted nowhere.
       bias: float32 [B or 1, N, T, S].
@@ -116,7 +117,7 @@ def attend(
     if bias is not None:
         bias = jnp.asarray(bias).reshape(-1, kv_heads, groups * length, slots)
     scale = head_dim**-0.5 if scale is None else scale
-    return _attend(q_BKMH, k_BKSH, v_BKSH, bias, allowed_B1MS, scale, softcap).reshape(q_BNTH.shape)
+    return _attend(q_BKMH, k_BKSH, v_BKSH, bias, allowed_B1MS, scale, softcap).reshape(batch, heads, length, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))

@@ -151,6 +151,17 @@ def test_a_bias_learns():
     np.testing.assert_allclose(actual, jax.grad(reference)(bias), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_values_may_have_another_size_than_keys(kernel):
+    place = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
+    allowed = np.broadcast_to(np.tril(np.ones((T, T), bool)), (B, T, T))
+    run = lambda q, k, v: kernel.attend(q, k, v[..., :3], Causal(), place, None, ScoresConfig())  # noqa: E731
+    reference = lambda q, k, v: _reference(q, k, v[..., :3], allowed)  # noqa: E731
+    cotangent = jnp.asarray(GENERATOR.normal(size=(B, N, T, 3)), jnp.float32)
+    actual, expected = (jax.jit(lambda c, f=f: _value_and_gradients(f, c))(cotangent) for f in (run, reference))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)
+
+
 def test_query_heads_share_keys_in_consecutive_groups():
     allowed = jnp.ones((1, 1, 1), bool)
     grouped = attend(Q, KEYS, VALUES, allowed)
