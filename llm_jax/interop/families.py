@@ -2,6 +2,7 @@
 
 from llm_jax.interop import (
     hf_bloom,
+    hf_deepseek,
     hf_falcon,
     hf_gemma,
     hf_gpt2,
@@ -25,6 +26,7 @@ FAMILIES: dict[str, Family] = {
         hf_falcon,
         hf_bloom,
         hf_starcoder,
+        hf_deepseek,
     )
     for family in module.FAMILIES
 }

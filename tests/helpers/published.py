@@ -9,6 +9,7 @@ from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, 
 from llm_jax.models.block import Parallel, Serial
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.bloom import bloom, mpt
+from llm_jax.models.families.deepseek import deepseek
 from llm_jax.models.families.falcon import falcon
 from llm_jax.models.families.gemma import gemma
 from llm_jax.models.families.gpt2 import gpt2
@@ -27,6 +28,8 @@ OLD = (2, 4, 16)
 """Layers, heads, width."""
 NEW = (*OLD, 24, 2)
 """And ffn width and key/value heads."""
+LATENT = (12, 8, 4, 2, 6)
+"""Ranks of queries and of keys and values, features of a head without position, with position, of a value."""
 
 
 def _looped(config: TransformerConfig) -> TransformerConfig:
@@ -69,6 +72,13 @@ PUBLISHED = {
     "starcoder": starcoder(*OLD, **LIMITS),
     "starcoder2": starcoder2(*OLD, 2, **LIMITS, window=5),
     "palm": _palm(),
+    "deepseek": deepseek(*OLD, 24, *LATENT, **LIMITS),
+    "deepseek, yarn": deepseek(
+        *(*OLD, 24, None, *LATENT[1:]),
+        **LIMITS,
+        rope=RoPEConfig(scaling=YaRNScaling(4.0, 8, magnitude=1.0)),
+        sharpening=1.0,
+    ),
 }
 """By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles
 of a row depend on its end, so that not even causality holds."""

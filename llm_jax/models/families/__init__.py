@@ -2,6 +2,7 @@
 
 from llm_jax.models.families import (
     bloom,
+    deepseek,
     falcon,
     gemma,
     gpt2,
@@ -32,6 +33,7 @@ MODULES = (
     bloom,
     starcoder,
     palm,
+    deepseek,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""

@@ -101,6 +101,7 @@ MILLIONS = {
     "palm-8b": 8630,
     "palm-62b": 62_500,
     "palm-540b": 540_350,
+    "youtu-llm-2b": 1961.56,
 }
 
 
