@@ -7,8 +7,9 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.bloom import bloom, mpt
+from llm_jax.models.heads import TiedHead
 
 
 def _read_bloom(settings: Settings) -> TransformerConfig:

@@ -10,8 +10,9 @@ from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import longest, read_rope, write_rope
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.positions.rope_scaling import DynamicScaling
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.deepseek import deepseek
+from llm_jax.models.heads import TiedHead
 
 
 def _read(settings: Settings, tied: bool = False) -> TransformerConfig:

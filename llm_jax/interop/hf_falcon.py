@@ -14,8 +14,9 @@ from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import read_rope, write_rope
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.models.block import Parallel, Serial, Wiring
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.falcon import falcon
+from llm_jax.models.heads import TiedHead
 
 
 def _read(settings: Settings) -> TransformerConfig:

@@ -9,8 +9,9 @@ from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import read_partial_rope, write_partial_rope
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.models.block import Parallel
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gpt_neox import gpt_neox
+from llm_jax.models.heads import TiedHead
 
 
 def _read(settings: Settings) -> TransformerConfig:

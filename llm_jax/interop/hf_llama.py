@@ -15,9 +15,10 @@ from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import DynamicScaling, LongRoPEScaling, Unscaled
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.olmo2 import olmo2
+from llm_jax.models.heads import TiedHead
 
 
 def _read(

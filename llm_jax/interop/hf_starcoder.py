@@ -8,8 +8,9 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import read_rope, write_rope
 from llm_jax.interop.settings import Settings, activation_name
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.starcoder import starcoder, starcoder2
+from llm_jax.models.heads import TiedHead
 
 
 def _read_1(settings: Settings) -> TransformerConfig:

@@ -11,7 +11,8 @@ from llm_jax.interop.mapping import Leaf, Tensor
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.layers.norms import LayerNormConfig, NormConfig
 from llm_jax.models.block import BlockConfig, MixerConfig
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.heads import TiedHead
 
 
 @dataclasses.dataclass(frozen=True)

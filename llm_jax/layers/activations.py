@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
 
 _GELU = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
@@ -37,6 +37,11 @@ def _silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _relu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.maximum(x, 0), (x > 0).astype(x.dtype)
+
+
+def _tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = jnp.tanh(x)
+    return y, 1 - y * y
 
 
 def _plain(pair: Callable) -> Callable[[jax.Array], jax.Array]:
@@ -66,7 +71,7 @@ def _gated(pair: Callable) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return function
 
 
-_PAIRS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "silu": _silu, "relu": _relu}
+_PAIRS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "silu": _silu, "relu": _relu, "tanh": _tanh}
 
 ACTIVATIONS = {name: _plain(pair) for name, pair in _PAIRS.items()}
 GATED = {name: _gated(pair) for name, pair in _PAIRS.items()}

@@ -1,20 +1,38 @@
 """Token embedding and its transpose.
 
-Legend: B batch, T length, D model width, V vocabulary.
+Legend: B batch, T length, D model width, E width of the table, V vocabulary.
 """
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import jax
 
-from llm_jax.core.checks import check_fraction, check_positive
+from llm_jax.core.checks import check_fraction, check_not_negative, check_one_of, check_positive
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.linear import Init, Normal, contract
+from llm_jax.layers.linear import Init, Linear, Normal, contract
+from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.norms import NormConfig
-from llm_jax.layers.positions.learned import LearnedPositionsConfig
+from llm_jax.layers.positions.learned import LearnedPositionsConfig, look_up
+from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
 from llm_jax.sharding import axes
-from llm_jax.sharding.partition import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class FactorizedConfig:
+    """The table is narrower than the model, and a matrix widens it (Lan et al. 2020, arXiv:1909.11942, 3.1)."""
+
+    width: int
+    of: Literal["tokens", "sum"] = "sum"
+    """What is widened: the token vectors alone (OPT 350M), or the finished embedding, positions and norm included
+    (ALBERT, ELECTRA)."""
+    bias: bool = True
+    init: Init = Normal(0.02)
+
+    def __post_init__(self):
+        check_positive(width=self.width)
+        check_one_of("of", self.of, ("tokens", "sum"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,60 +40,94 @@ class EmbedConfig:
     """From token ids to vectors."""
 
     init: Init = Normal(0.02)
-    position: LearnedPositionsConfig | None = None
+    position: LearnedPositionsConfig | SinusoidalConfig | None = None
     """Positions added to the embedding; None where the mixers carry them."""
+    types: int = 0
+    """Number of token types, each with a vector that is added (BERT's two sentences); 0: none."""
     scale: float = 1.0
     """Factor of the token vectors; the 2017 Transformer and Gemma take the square root of the width."""
     norm: NormConfig | None = None
     """A norm of the sum, before dropout (BERT, BLOOM)."""
     dropout: float = 0.0
     """Share of embedded features dropped in training."""
+    factorized: FactorizedConfig | None = None
+    """None: the table is as wide as the model."""
 
     def __post_init__(self):
         check_positive(scale=self.scale)
+        check_not_negative(types=self.types)
         check_fraction(dropout=self.dropout)
 
-    def parameters(self, vocab_size: int, max_length: int, width: int) -> int:
-        positions = self.position.parameters(max_length, width) if self.position else 0
-        return vocab_size * width + positions + (self.norm.parameters(width) if self.norm else 0)
+    def table_width(self, width: int) -> int:
+        """Width of the token vectors in a model of this width."""
+        return self.factorized.width if self.factorized else width
+
+    def sum_width(self, width: int) -> int:
+        """Width at which positions, types and norm act."""
+        return self.table_width(width) if self.factorized and self.factorized.of == "sum" else width
+
+    def parameters(self, vocab_size: int | None, max_length: int, width: int) -> int:
+        table, inner = self.table_width(width), self.sum_width(width)
+        total = (vocab_size or 0) * table + self.types * inner
+        total += self.position.parameters(max_length, inner) if self.position else 0
+        total += self.norm.parameters(inner) if self.norm else 0
+        return total + ((table + self.factorized.bias) * width if self.factorized else 0)
 
 
 class Embed(nn.Module):
     """Token ids [B, T] int32 -> [B, T, D] in the compute type."""
 
     config: EmbedConfig
-    vocab_size: int
+    vocab_size: int | None
+    """None: there is no table, the token vectors are given."""
     max_length: int
     width: int
     precision: Precision
 
     def setup(self):
-        init = nn.initializers.normal(self.config.init.scale(self.width))
-        self.table_VD = self.param(
-            "table",
-            nn.with_logical_partitioning(init, (axes.VOCAB, axes.EMBED)),
-            (self.vocab_size, self.width),
-            self.precision.param_dtype,
-        )
-        if self.config.position:
-            self.positions = self.config.position.build(self.max_length, self.width, self.precision, "positions")
-        if self.config.norm:
-            self.norm = self.config.norm.build(self.precision, "norm")
-        self.drop = nn.Dropout(self.config.dropout)
+        config, inner = self.config, self.config.sum_width(self.width)
+        if self.vocab_size is not None:
+            shape, words = (self.vocab_size, config.table_width(self.width)), (axes.VOCAB, axes.EMBED)
+            self.table_VE = self._table("table", shape, words)
+        if config.types:
+            self.types_RE = self._table("types", (config.types, inner), (axes.TYPES, axes.EMBED))
+        if config.position:
+            self.positions = config.position.build(self.max_length, inner, self.precision, "positions")
+        if config.norm:
+            self.norm = config.norm.build(self.precision, "norm")
+        if config.factorized:
+            shape, words = (config.factorized.width, self.width), (axes.MLP, axes.EMBED)
+            init, bias = config.factorized.init, config.factorized.bias
+            self.widen = Linear("BTE,ED->BTD", shape, words, init, self.precision, bias)
+        self.drop = nn.Dropout(config.dropout)
 
-    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        # Gathered before the look-up: left divided, the compiler would divide the activations' width instead, and
-        # replicate those of the whole batch on the way back.
-        table_VD = constrain(self.table_VD.astype(self.precision.dtype), axes.VOCAB, axes.WIDTH)
-        x_BTD = table_VD[tokens_BT]
-        if self.config.scale != 1:
-            x_BTD *= self.config.scale
-        if self.config.position:
-            x_BTD += self.positions(positions_BT)
-        if self.config.norm:
+    def __call__(self, x_BTE: jax.Array, placement: Placement) -> jax.Array:
+        """The stream's first state [B, T, D] from the `tokens`' vectors."""
+        config = self.config
+        x_BTD = x_BTE if config.scale == 1 else x_BTE * config.scale
+        if config.factorized and config.factorized.of == "tokens":
+            x_BTD = self.widen(x_BTD)
+        if config.types:
+            types_BT = placement.types_BT
+            x_BTD += self.types_RE[0].astype(x_BTD.dtype) if types_BT is None else self._types(types_BT)
+        if config.position:
+            x_BTD += self.positions(placement.positions_BT)
+        if config.norm:
             x_BTD = self.norm(x_BTD)
-        return self.drop(x_BTD, deterministic=not self.has_rng("dropout"))
+        x_BTD = self.drop(x_BTD, deterministic=not self.has_rng("dropout"))
+        return self.widen(x_BTD) if config.factorized and config.factorized.of == "sum" else x_BTD
 
-    def attend(self, x_BTD: jax.Array) -> jax.Array:
+    def tokens(self, tokens_BT: jax.Array) -> jax.Array:
+        """Vectors of the tokens, [B, T, E]."""
+        return look_up(self.table_VE, tokens_BT, axes.VOCAB, self.precision.dtype)
+
+    def attend(self, x_BTE: jax.Array) -> jax.Array:
         """Scores of all tokens against the table, [B, T, V] (Press and Wolf 2017, arXiv:1608.05859)."""
-        return contract("BTD,DV->BTV", x_BTD, self.table_VD.T.astype(self.precision.dtype))
+        return contract("BTE,EV->BTV", x_BTE, self.table_VE.T.astype(self.precision.dtype))
+
+    def _types(self, types_BT: jax.Array) -> jax.Array:
+        return look_up(self.types_RE, types_BT, axes.TYPES, self.precision.dtype)
+
+    def _table(self, name: str, shape: tuple[int, int], words: tuple[str, str]) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.config.init.scale(shape[1])), words)
+        return self.param(name, init, shape, self.precision.param_dtype)

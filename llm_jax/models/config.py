@@ -4,48 +4,19 @@ import dataclasses
 
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.layers.embed import EmbedConfig
-from llm_jax.layers.linear import Init, Normal
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import NormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, Segment
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadConfig:
-    """Scores of the next token from a matrix of its own."""
-
-    init: Init = Normal(0.02)
-    bias: bool = False
-    softcap: float | None = None
-    """c in c * tanh(score / c), which keeps scores between -c and c (Gemma 2); None: they stay as they are."""
-
-    def __post_init__(self):
-        check_positive_if_given(softcap=self.softcap)
-
-    def parameters(self, width: int, vocab_size: int) -> int:
-        return (width + self.bias) * vocab_size
-
-
-@dataclasses.dataclass(frozen=True)
-class TiedHead:
-    """Scores of the next token from the embedding table (Press and Wolf 2017, arXiv:1608.05859)."""
-
-    softcap: float | None = None
-    """As in `HeadConfig`."""
-
-    def __post_init__(self):
-        check_positive_if_given(softcap=self.softcap)
-
-    def parameters(self, width: int, vocab_size: int) -> int:
-        return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """A stack of blocks between an embedding and a head."""
 
-    vocab_size: int
+    vocab_size: int | None
+    """None: it has no table of token vectors; an encoder may take its decoder's."""
     width: int
     """Size of the residual stream."""
     max_length: int
@@ -54,11 +25,24 @@ class TransformerConfig:
     final_norm: NormConfig | None
     """None where the blocks leave a normalised stream."""
     embed: EmbedConfig = EmbedConfig()
-    head: HeadConfig | TiedHead = TiedHead()
+    head: AnyHead | None = TiedHead()
+    """None: the hidden states are the result."""
     execution: Execution = Execution()
 
     def __post_init__(self):
-        check_positive(vocab_size=self.vocab_size, width=self.width, max_length=self.max_length)
+        check_positive(width=self.width, max_length=self.max_length)
+        check_positive_if_given(vocab_size=self.vocab_size)
+        check(
+            self.vocab_size is not None or not isinstance(self.head, HeadConfig | TiedHead),
+            f"vocab_size is None and head {type(self.head).__name__} scores a vocabulary: set vocab_size, or head None",
+        )
+        check(
+            not isinstance(self.head, TiedHead)
+            or self.head.transform is not None
+            or self.embed.table_width(self.width) == self.width,
+            f"embed.factorized.width is {self.embed.table_width(self.width)} and width {self.width}: a tied head needs "
+            "a `transform` from the one to the other",
+        )
         check(len(self.segments) > 0, "segments is empty: a model needs at least one segment")
         found = {repr(bias) for bias in self._relative_biases}
         check(
@@ -70,6 +54,11 @@ class TransformerConfig:
     def depth(self) -> int:
         """Number of blocks."""
         return sum(segment.repeats * len(segment.blocks) for segment in self.segments)
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether blocks have cross attention."""
+        return any(block.cross is not None for segment in self.segments for block in segment.blocks)
 
     @property
     def relative_bias(self) -> tuple[RelativeBiasConfig, int] | None:
@@ -84,3 +73,30 @@ class TransformerConfig:
             for mixer in mixers
             if isinstance(mixer, AttentionConfig) and isinstance(mixer.scores.bias, RelativeBiasConfig)
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """Two stacks, of which the second reads what the first made of another row (Vaswani et al. 2017, 3)."""
+
+    encoder: TransformerConfig
+    """Without a head. With `vocab_size` None it takes its token vectors from the decoder's table."""
+    decoder: TransformerConfig
+
+    def __post_init__(self):
+        check(self.encoder.head is None, f"encoder.head is {self.encoder.head}: the decoder gives the scores; set None")
+        check(
+            self.decoder.reads_memory,
+            "no block of the decoder has `cross` attention: it would never read what the encoder made",
+        )
+        check(
+            self.encoder.width == self.decoder.width,
+            f"encoder.width is {self.encoder.width} and decoder.width {self.decoder.width}: they must be equal",
+        )
+        check(
+            self.encoder.vocab_size is not None or self.encoder.embed.factorized == self.decoder.embed.factorized,
+            "encoder and decoder share a table and embed.factorized differs between them: make it the same",
+        )
+
+
+ModelConfig = TransformerConfig | EncoderDecoderConfig

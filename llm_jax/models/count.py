@@ -8,12 +8,13 @@ import jax
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import Precision
-from llm_jax.models.config import TransformerConfig
+from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
 
 
-def parameters(config: TransformerConfig) -> int:
+def parameters(config: ModelConfig) -> int:
     """Number of parameters."""
-    embed = config.embed.parameters(config.vocab_size, config.max_length, config.width)
+    if isinstance(config, EncoderDecoderConfig):
+        return parameters(config.encoder) + parameters(config.decoder)
     blocks = sum(
         (1 if segment.shared else segment.repeats) * block.parameters(config.width)
         for segment in config.segments
@@ -21,30 +22,46 @@ def parameters(config: TransformerConfig) -> int:
     )
     bias = config.relative_bias[0].parameters(config.relative_bias[1]) if config.relative_bias else 0
     final_norm = config.final_norm.parameters(config.width) if config.final_norm else 0
-    return embed + blocks + bias + final_norm + config.head.parameters(config.width, config.vocab_size)
+    head = config.head.parameters(*_head_sizes(config)) if config.head else 0
+    embed = config.embed.parameters(config.vocab_size, config.max_length, config.width)
+    return embed + blocks + bias + final_norm + head
 
 
-def forward_flops(config: TransformerConfig, length: int) -> float:
-    """FLOPs per token of a forward pass over rows of `length` tokens, logits included."""
-    blocks = sum(
-        segment.repeats * block.forward_flops(config.width, length)
-        for segment in config.segments
-        for block in segment.blocks
-    )
-    return blocks + 2 * config.width * config.vocab_size
+def forward_flops(config: ModelConfig, length: int) -> float:
+    """FLOPs per token of a forward pass over rows of `length` tokens, scores included. Of an encoder-decoder: per token
+    of a target that is as long as its source, whose encoding is counted in."""
+    if isinstance(config, EncoderDecoderConfig):
+        return _forward_flops(config.encoder, length) + _forward_flops(config.decoder, length, length)
+    return _forward_flops(config, length)
 
 
-def training_flops(config: TransformerConfig, length: int) -> float:
+def training_flops(config: ModelConfig, length: int) -> float:
     """FLOPs per token of forward and backward pass; recomputation by remat is not counted."""
     return 3 * forward_flops(config, length)
 
 
-def cache_bytes(config: TransformerConfig, length: int, precision: Precision) -> int:
-    """Bytes of the states of all layers for one row of `length` tokens."""
+def cache_bytes(config: ModelConfig, length: int, precision: Precision) -> int:
+    """Bytes of the states of all layers for one row of `length` tokens, and in an encoder-decoder for a source of as
+    many."""
+    decoder = config.decoder if isinstance(config, EncoderDecoderConfig) else config
     states = jax.eval_shape(
         lambda: [
-            [block.allocate(1, length, 0, precision.dtype) for block in segment.blocks] * segment.repeats
-            for segment in config.segments
+            [block.allocate(1, length, length, precision.dtype) for block in segment.blocks] * segment.repeats
+            for segment in decoder.segments
         ]
     )
     return trees.size_bytes(states)
+
+
+def _forward_flops(config: TransformerConfig, length: int, memory: int = 0) -> float:
+    blocks = sum(
+        segment.repeats * block.forward_flops(config.width, length, memory)
+        for segment in config.segments
+        for block in segment.blocks
+    )
+    factorized = 2 * config.embed.factorized.width * config.width if config.embed.factorized else 0
+    return blocks + factorized + (config.head.matrix_flops(*_head_sizes(config)) if config.head else 0)
+
+
+def _head_sizes(config: TransformerConfig) -> tuple[int, int | None, int]:
+    return config.width, config.vocab_size, config.embed.table_width(config.width)

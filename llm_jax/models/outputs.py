@@ -12,7 +12,8 @@ class Output:
 
     Attributes:
       hidden_BTD: last hidden states after the final norm, in the compute type.
-      logits_BTV: float32 scores of the next token; None where only hidden states were asked for.
+      logits_BTV: float32 scores, as the head says: of the vocabulary [B, T, V], of classes of tokens [B, T, C] or of
+        whole rows [B, 1, C]; None without a head, or where only hidden states were asked for.
       cache: the cache with this call's tokens added; None if none was given.
     """
 

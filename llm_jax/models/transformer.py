@@ -1,28 +1,43 @@
 """The one transformer: embedding, stack, final norm, head.
 
-Legend: B batch, T length, D model width, V vocabulary.
+Legend: B batch, T length, S length of another row that is read, D model width, E width of the table, V vocabulary.
 """
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.checks import check
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.embed import Embed
-from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.cache import Cache, empty_slots
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.positions.relative_bias import RelativeBias
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.heads import ClassHead, Head, TiedHead
 from llm_jax.models.outputs import Output
 from llm_jax.models.stack import Stack
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import constrain
 
 
+@flax.struct.dataclass
+class Memory:
+    """What cross attention reads.
+
+    Attributes:
+      hidden_BSD: hidden states of an encoder.
+      placement: where its tokens stand; a token reads those of its own document, by segment id.
+    """
+
+    hidden_BSD: jax.Array
+    placement: Placement
+
+
 class Transformer(nn.Module):
-    """Tokens in, next-token scores out.
+    """Tokens in, scores out: of the next token, of the token that was masked, of classes, as the head says.
 
     Pure: `init(rng, tokens_BT)` makes the parameter tree, `apply({"params": params}, tokens_BT, ...)` uses it.
     Dropout acts where `apply` is given `rngs={"dropout": key}`.
@@ -38,64 +53,88 @@ class Transformer(nn.Module):
         if config.relative_bias:
             self.relative_bias = RelativeBias(*config.relative_bias, self.precision)
         self.final_norm = config.final_norm.build(self.precision, None) if config.final_norm else lambda x_BTD: x_BTD
-        if not isinstance(config.head, TiedHead):
-            shape, words = (config.width, config.vocab_size), (axes.EMBED, axes.VOCAB)
-            self.head = Linear("BTD,DV->BTV", shape, words, config.head.init, self.precision, config.head.bias)
+        if config.head:
+            table = config.embed.table_width(config.width)
+            self.head = Head(config.head, config.width, config.vocab_size, table, self.precision)
 
-    def __call__(self, tokens_BT: jax.Array, placement: Placement | None = None, cache: Cache | None = None) -> Output:
-        """Scores of the next token at every place.
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        placement: Placement | None = None,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
+    ) -> Output:
+        """Scores at every place.
 
         Args:
           tokens_BT: int32 token ids.
           placement: where the tokens stand; None: each row is one document, begun here or in the cache.
           cache: earlier tokens, from `allocate`; the tokens of this call continue them.
+          memory: what cross attention reads; with a cache only the first call is given it.
 
         Raises:
-          ValueError: for a row longer than the model's `max_length`.
+          ValueError: for a row longer than the model's `max_length`; for a memory missing, or given to a model that
+            has no cross attention.
         """
-        output = self.hidden(tokens_BT, placement, cache)
-        return output.replace(logits_BTV=self.unembed(output.hidden_BTD))
+        return self.scored(self.hidden(tokens_BT, placement, cache, memory))
 
-    def hidden(self, tokens_BT: jax.Array, placement: Placement | None = None, cache: Cache | None = None) -> Output:
-        """As `__call__`, without the logits: a loss over a large vocabulary takes them chunk by chunk."""
-        batch, length = tokens_BT.shape
-        if length > self.config.max_length:
-            raise ValueError(
-                f"tokens have length {length} and the model's max_length is {self.config.max_length}: "
-                "shorten the rows or raise model.max_length"
-            )
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        placement: Placement | None = None,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
+    ) -> Output:
+        """As `__call__`, without the scores: a loss over a large vocabulary takes them chunk by chunk."""
+        return self.run(self.embed.tokens(tokens_BT), placement, cache, memory)
+
+    def run(
+        self,
+        x_BTE: jax.Array,
+        placement: Placement | None = None,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
+    ) -> Output:
+        """As `hidden`, from the vectors of the tokens."""
+        batch, length = x_BTE.shape[:2]
+        self._check(length, cache, memory)
         if placement is None:
             start = 0 if cache is None else cache.length
             placement = Placement(jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length)))
-        x_BTD = self.embed(tokens_BT, placement.positions_BT)
-        x_BTD = constrain(x_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
-        bias_RN = self.relative_bias() if self.config.relative_bias else None
+        if placement.segment_ids_BT is None and (cache is not None or memory is not None):
+            placement = placement.replace(segment_ids_BT=jnp.ones((batch, length), jnp.int32))
+        context = Context(placement, bias_RN=self.relative_bias() if self.config.relative_bias else None)
+        if memory is not None:
+            context = context.replace(memory=_whole(memory.placement), memory_BSD=memory.hidden_BSD)
+        x_BTD = constrain(self.embed(x_BTE, placement), axes.BATCH, axes.LENGTH, axes.WIDTH)
         if cache is None:
-            x_BTD, _ = self.stack(x_BTD, Context(placement, bias_RN=bias_RN))
+            x_BTD, _ = self.stack(x_BTD, context)
         else:
-            if placement.segment_ids_BT is None:
-                placement = placement.replace(segment_ids_BT=jnp.ones((batch, length), jnp.int32))
             cache = cache.place(placement)
-            context = Context(placement, cache.slots, cache.length, bias_RN=bias_RN)
+            cache = cache if memory is None else cache.replace(memory=context.memory)
+            context = context.replace(slots=cache.slots, slot=cache.length, memory=cache.memory)
             x_BTD, layers = self.stack(x_BTD, context, cache.layers)
             cache = cache.replace(layers=layers, length=cache.length + length)
         return Output(hidden_BTD=self.final_norm(x_BTD), cache=cache)
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Float32 scores [B, T, V] of hidden states."""
-        head = self.embed.attend if isinstance(self.config.head, TiedHead) else self.head
-        logits_BTV = head(hidden_BTD).astype(jnp.float32)
-        if self.config.head.softcap is not None:
-            logits_BTV = self.config.head.softcap * jnp.tanh(logits_BTV / self.config.head.softcap)
-        return constrain(logits_BTV, axes.BATCH, axes.LENGTH, axes.VOCAB)
+        """Float32 scores of hidden states, as in `Output.logits_BTV`."""
+        word = axes.CLASSES if isinstance(self.config.head, ClassHead) else axes.VOCAB
+        return constrain(self.head(hidden_BTD, self.embed.attend), axes.BATCH, axes.LENGTH, word)
+
+    def scored(self, output: Output) -> Output:
+        """With the scores of its hidden states, where the model has a head."""
+        return output.replace(logits_BTV=self.unembed(output.hidden_BTD)) if self.config.head else output
 
     @property
     def unembed_parameters(self) -> tuple[str, ...]:
         """Names of the parameter sub-trees that `unembed` reads."""
-        return ("embed",) if isinstance(self.config.head, TiedHead) else ("head",)
+        head = self.config.head
+        tied = isinstance(head, TiedHead)
+        return ("embed",) * tied + ("head",) * (not tied or head.bias or head.transform is not None)
 
-    def allocate(self, batch: int, slots: int) -> Cache:
-        """An empty cache for rows of up to `slots` tokens.
+    def allocate(self, batch: int, slots: int, memory: int = 0) -> Cache:
+        """An empty cache for rows of up to `slots` tokens that read `memory` tokens of an encoder.
 
         Raises:
           ValueError: if the model has fewer positions than that.
@@ -107,9 +146,32 @@ class Transformer(nn.Module):
             )
         layers = tuple(
             tuple(
-                tuple(block.allocate(batch, slots, 0, self.precision.dtype) for block in segment.blocks)
+                tuple(block.allocate(batch, slots, memory, self.precision.dtype) for block in segment.blocks)
                 for _ in range(segment.repeats)
             )
             for segment in self.config.segments
         )
-        return Cache(layers, empty_slots(batch, slots), jnp.zeros((), jnp.int32))
+        seen = empty_slots(batch, memory) if self.config.reads_memory else None
+        return Cache(layers, empty_slots(batch, slots), jnp.zeros((), jnp.int32), seen)
+
+    def _check(self, length: int, cache: Cache | None, memory: Memory | None) -> None:
+        if length > self.config.max_length:
+            raise ValueError(
+                f"tokens have length {length} and the model's max_length is {self.config.max_length}: "
+                "shorten the rows or raise model.max_length"
+            )
+        check(
+            memory is None or self.config.reads_memory,
+            "a memory was given, and no block has `cross` attention that would read it: leave it out",
+        )
+        check(
+            memory is not None or cache is not None or not self.config.reads_memory,
+            "blocks have `cross` attention and no memory was given: it has nothing to read; pass what an encoder made",
+        )
+
+
+def _whole(placement: Placement) -> Placement:
+    """With segment ids: all one document where there are none."""
+    if placement.segment_ids_BT is not None:
+        return placement
+    return placement.replace(segment_ids_BT=jnp.ones_like(placement.positions_BT))

@@ -9,6 +9,8 @@ MLP = "mlp"
 VOCAB = "vocab"
 NORM = "norm"
 POSITIONS = "positions"
+TYPES = "types"
+CLASSES = "classes"
 LAYERS = "layers"
 
 # Activations. The model width of an activation has a word of its own: it is not divided where the weights' is.
@@ -16,4 +18,4 @@ BATCH = "batch"
 LENGTH = "length"
 WIDTH = "width"
 
-WORDS = (EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, NORM, POSITIONS, LAYERS, BATCH, LENGTH, WIDTH)
+WORDS = (EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, NORM, POSITIONS, TYPES, CLASSES, LAYERS, BATCH, LENGTH, WIDTH)

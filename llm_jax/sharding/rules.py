@@ -27,6 +27,8 @@ class DataParallel:
             axes.VOCAB: None,
             axes.NORM: None,
             axes.POSITIONS: None,
+            axes.TYPES: None,
+            axes.CLASSES: None,
             axes.LAYERS: None,
         }
 

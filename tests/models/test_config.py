@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llm_jax.models.block import BlockConfig
-from llm_jax.models.config import HeadConfig, TiedHead
+from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 

@@ -21,10 +21,13 @@ class Placement:
       positions_BT: int32, counted from the start of each document.
       segment_ids_BT: int32, the document a token belongs to; 0 is padding, which nothing sees. None: every row is
         one document without padding, and a cheaper mask serves.
+      types_BT: int32, which part of its document a token belongs to, such as the first or second of BERT's sentences.
+        None: all to part 0.
     """
 
     positions_BT: jax.Array
     segment_ids_BT: jax.Array | None = None
+    types_BT: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from llm_jax.core.checks import check_not_negative
 from llm_jax.core.dtypes import Precision
@@ -47,6 +48,13 @@ class LearnedPositions(nn.Module):
             (self.config.offset + self.length, self.width),
             self.precision.param_dtype,
         )
-        # Gathered before the look-up, as in layers/embed.py.
-        table_TD = constrain(table_TD.astype(self.precision.dtype), axes.POSITIONS, axes.WIDTH)
-        return table_TD[positions_BT + self.config.offset if self.config.offset else positions_BT]
+        return look_up(table_TD, positions_BT + self.config.offset, axes.POSITIONS, self.precision.dtype)
+
+
+def look_up(table_RD: jax.Array, rows_BT: jax.Array, word: str, dtype: jnp.dtype) -> jax.Array:
+    """Rows of a table whose first axis has the logical word `word`, [B, T, D].
+
+    The table is gathered before: left divided, the compiler would divide the activations' width instead, and replicate
+    those of the whole batch on the way back.
+    """
+    return constrain(table_RD.astype(dtype), word, axes.WIDTH)[rows_BT]

@@ -7,7 +7,8 @@ from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.linear import Normal
 from llm_jax.layers.norms import NormConfig
 from llm_jax.models.block import BlockConfig
-from llm_jax.models.config import HeadConfig, TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.stack import Segment
 
 

@@ -17,8 +17,9 @@ from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling
 from llm_jax.models.block import BlockConfig, Serial
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.heads import TiedHead
 
 LOCAL_ROPE = RoPEConfig(10_000.0)
 

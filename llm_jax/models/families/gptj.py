@@ -8,8 +8,9 @@ from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig, Parallel
-from llm_jax.models.config import HeadConfig, TransformerConfig
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.heads import HeadConfig
 
 
 def gptj(

@@ -1,0 +1,183 @@
+"""From the last hidden states to scores: of the vocabulary, or of classes.
+
+Legend: B batch, T length, D model width, E width of the embedding, V vocabulary, C classes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check_fraction, check_one_of, check_positive, check_positive_if_given
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.activations import ACTIVATIONS, Activation
+from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.norms import NormConfig
+from llm_jax.sharding import axes
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformConfig:
+    """norm(activation(dense(x))), before the scores (Devlin et al. 2019, arXiv:1810.04805, A.2: BERT's code has it)."""
+
+    activation: Activation | None = "gelu"
+    norm: NormConfig | None = None
+    bias: bool = True
+    init: Init = Normal(0.02)
+
+    def __post_init__(self):
+        if self.activation is not None:
+            check_one_of("activation", self.activation, ACTIVATIONS)
+
+    def parameters(self, width: int, out: int) -> int:
+        """Number of parameters from `width` to `out` features."""
+        return (width + self.bias) * out + (self.norm.parameters(out) if self.norm else 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """Scores of all tokens of the vocabulary from a matrix of its own."""
+
+    init: Init = Normal(0.02)
+    bias: bool = False
+    softcap: float | None = None
+    """c in c * tanh(score / c), which keeps scores between -c and c (Gemma 2); None: they stay as they are."""
+    transform: TransformConfig | None = None
+
+    def __post_init__(self):
+        check_positive_if_given(softcap=self.softcap)
+
+    def parameters(self, width: int, vocab_size: int, embed_width: int) -> int:
+        """Number of parameters that are the head's alone."""
+        transform = self.transform.parameters(width, width) if self.transform else 0
+        return transform + (width + self.bias) * vocab_size
+
+    def matrix_flops(self, width: int, vocab_size: int, embed_width: int) -> int:
+        """Forward FLOPs per token."""
+        return 2 * width * (vocab_size + (width if self.transform else 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class TiedHead:
+    """Scores of all tokens of the vocabulary from the embedding table (Press and Wolf 2017, arXiv:1608.05859)."""
+
+    softcap: float | None = None
+    """As in `HeadConfig`."""
+    bias: bool = False
+    scale: float = 1.0
+    """Factor of the hidden states; T5 takes one over the square root of the width."""
+    transform: TransformConfig | None = None
+    """Where the embedding is narrower than the model, it goes from the one to the other."""
+
+    def __post_init__(self):
+        check_positive(scale=self.scale)
+        check_positive_if_given(softcap=self.softcap)
+
+    def parameters(self, width: int, vocab_size: int, embed_width: int) -> int:
+        """Number of parameters that are the head's alone."""
+        transform = self.transform.parameters(width, embed_width) if self.transform else 0
+        return transform + self.bias * vocab_size
+
+    def matrix_flops(self, width: int, vocab_size: int, embed_width: int) -> int:
+        """Forward FLOPs per token."""
+        return 2 * embed_width * (vocab_size + (width if self.transform else 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassHead:
+    """Scores of classes: of every token (its tag; starts and ends of a span are two classes of tokens; replaced or not
+    is one), or of the whole row, read from its first token."""
+
+    classes: int
+    of: Literal["token", "row"] = "token"
+    transform: TransformConfig | None = None
+    """Of rows, BERT's pooler."""
+    dropout: float = 0.0
+    """Share of what the scores read that is dropped in training."""
+    init: Init = Normal(0.02)
+    softcap: float | None = None
+    """As in `HeadConfig`."""
+    bias: bool = True
+
+    def __post_init__(self):
+        check_positive(classes=self.classes)
+        check_one_of("of", self.of, ("token", "row"))
+        check_fraction(dropout=self.dropout)
+        check_positive_if_given(softcap=self.softcap)
+
+    def parameters(self, width: int, vocab_size: int, embed_width: int) -> int:
+        """Number of parameters that are the head's alone."""
+        transform = self.transform.parameters(width, width) if self.transform else 0
+        return transform + (width + self.bias) * self.classes
+
+    def matrix_flops(self, width: int, vocab_size: int, embed_width: int) -> int:
+        """Forward FLOPs per token; of a whole row's scores none are counted."""
+        return 0 if self.of == "row" else 2 * width * (self.classes + (width if self.transform else 0))
+
+
+AnyHead = HeadConfig | TiedHead | ClassHead
+
+
+class Head(nn.Module):
+    """x [B, T, D] -> float32 scores [B, T, V] or [B, T, C]; of whole rows [B, 1, C]."""
+
+    config: AnyHead
+    width: int
+    vocab_size: int
+    embed_width: int
+    precision: Precision
+
+    def setup(self):
+        config, tied = self.config, isinstance(self.config, TiedHead)
+        if config.transform is not None:
+            out = self.embed_width if tied else self.width
+            self.transform = Transform(config.transform, self.width, out, self.precision)
+        if tied:
+            if config.bias:
+                init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (axes.VOCAB,))
+                self.bias_V = self.param("bias", init, (self.vocab_size,), self.precision.param_dtype)
+            return
+        of_classes = isinstance(config, ClassHead)
+        shape = (self.width, config.classes if of_classes else self.vocab_size)
+        words = (axes.EMBED, axes.CLASSES if of_classes else axes.VOCAB)
+        self.scores = Linear("BTD,DV->BTV", shape, words, config.init, self.precision, config.bias)
+        # Its kernel and bias lie beside the transform, not one level further down.
+        nn.share_scope(self, self.scores)
+
+    def __call__(self, x_BTD: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """`attend`: x [B, T, E] -> its products with the embedding table [B, T, V]."""
+        config = self.config
+        if isinstance(config, ClassHead) and config.of == "row":
+            x_BTD = x_BTD[:, :1]
+        if config.transform is not None:
+            x_BTD = self.transform(x_BTD)
+        if isinstance(config, ClassHead):
+            x_BTD = nn.Dropout(config.dropout, deterministic=not self.has_rng("dropout"))(x_BTD)
+        scores_BTV = self._tied(x_BTD, attend) if isinstance(config, TiedHead) else self.scores(x_BTD)
+        scores_BTV = scores_BTV.astype(jnp.float32)
+        return scores_BTV if config.softcap is None else config.softcap * jnp.tanh(scores_BTV / config.softcap)
+
+    def _tied(self, x_BTE: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        scores_BTV = attend(x_BTE if self.config.scale == 1 else x_BTE * self.config.scale)
+        return scores_BTV + self.bias_V.astype(scores_BTV.dtype) if self.config.bias else scores_BTV
+
+
+class Transform(nn.Module):
+    """x [B, T, D] -> [B, T, E]."""
+
+    config: TransformConfig
+    width: int
+    out: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        config = self.config
+        shape, words = (self.width, self.out), (axes.EMBED, axes.MLP)
+        x_BTE = Linear("BTD,DE->BTE", shape, words, config.init, self.precision, config.bias, name="dense")(x_BTD)
+        if config.activation is not None:
+            x_BTE = ACTIVATIONS[config.activation](x_BTE)
+        return config.norm.build(self.precision, "norm")(x_BTE) if config.norm else x_BTE
