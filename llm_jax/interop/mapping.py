@@ -3,9 +3,9 @@
 A `Tensor` is data: its name there, the leaves here, the axes of both in einops' letters. Read one way it imports, read
 the other way it exports.
 
-Legend: d model width, n heads, k key/value heads, g heads per key/value head, h head size, f ffn width, v vocabulary,
-t positions, s the axis along which a fused tensor is cut; of latent attention q and r, the ranks of what queries and
-keys are made of, and w, the value size.
+Legend: d model width, e width of the table of tokens, n heads, k key/value heads, g heads per key/value head, h head
+size, f ffn width, v vocabulary, t positions, s the axis along which a fused tensor is cut; of latent attention q and r,
+the ranks of what queries and keys are made of, and w, the value size.
 """
 
 import dataclasses

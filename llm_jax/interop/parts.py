@@ -50,7 +50,8 @@ def first(config: TransformerConfig) -> BlockConfig:
 
 def embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The table of token vectors."""
-    yield Tensor(name, "v d", (Leaf("embed/table", "v d"),), {"v": config.vocab_size, "d": config.width})
+    sizes = {"v": config.vocab_size, "e": config.embed.table_width(config.width)}
+    yield Tensor(name, "v e", (Leaf("embed/table", "v e"),), sizes)
 
 
 def learned_positions(config: TransformerConfig, name: str) -> Iterator[Tensor]:

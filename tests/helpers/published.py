@@ -52,6 +52,7 @@ PUBLISHED = {
     "gpt_neox": gpt_neox(*OLD, **LIMITS, rope=RoPEConfig(features=2)),
     "gpt_neox, serial": gpt_neox(*OLD, **LIMITS, rope=RoPEConfig(), parallel=False),
     "opt": opt(*OLD, **LIMITS),
+    "opt, 350m": opt(*OLD, **LIMITS, embed_width=10, post_norm=True),
     "llama": llama(*NEW, **LIMITS),
     "llama, linear": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=LinearScaling(2.0))),
     "llama, llama3": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=Llama3Scaling(original_length=8))),

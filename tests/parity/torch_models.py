@@ -63,6 +63,13 @@ CASES = {
         "OPTForCausalLM",
         SHAPE | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "dropout": 0.0},
     ),
+    "opt, 350m": Case(
+        "OPTConfig",
+        "OPTForCausalLM",
+        SHAPE
+        | {"ffn_dim": 48, "word_embed_proj_dim": 20, "do_layer_norm_before": False}
+        | {"max_position_embeddings": 64, "dropout": 0.0},
+    ),
     "llama": Case("LlamaConfig", "LlamaForCausalLM", GQA | {"tie_word_embeddings": True}),
     "llama, biases": Case("LlamaConfig", "LlamaForCausalLM", GQA | {"attention_bias": True, "mlp_bias": True}),
     "llama, wide heads": Case("LlamaConfig", "LlamaForCausalLM", GQA | {"head_dim": 12}),
