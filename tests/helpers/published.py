@@ -4,6 +4,7 @@ import dataclasses
 
 from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
 from llm_jax.models.block import Parallel, Serial
@@ -15,6 +16,7 @@ from llm_jax.models.families.gemma import gemma
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.gpt_neox import gpt_neox
 from llm_jax.models.families.gptj import gptj
+from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.opt import opt
@@ -73,6 +75,7 @@ PUBLISHED = {
     "starcoder": starcoder(*OLD, **LIMITS),
     "starcoder2": starcoder2(*OLD, 2, **LIMITS, window=5),
     "palm": _palm(),
+    "lamda": lamda(*OLD, 6, 24, **LIMITS, bias=RelativeBiasConfig(4, 5)),
     "deepseek": deepseek(*OLD, 24, *LATENT, **LIMITS),
     "deepseek, yarn": deepseek(
         *(*OLD, 24, None, *LATENT[1:]),

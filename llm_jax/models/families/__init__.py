@@ -8,6 +8,7 @@ from llm_jax.models.families import (
     gpt2,
     gpt_neox,
     gptj,
+    lamda,
     llama,
     mistral,
     olmo2,
@@ -33,6 +34,7 @@ MODULES = (
     bloom,
     starcoder,
     palm,
+    lamda,
     deepseek,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}

@@ -102,6 +102,9 @@ MILLIONS = {
     "palm-8b": 8630,
     "palm-62b": 62_500,
     "palm-540b": 540_350,
+    "lamda-2b": 2179,  # the paper says 2B, 8B and 137B: rounded, and without the embedding (see test_lamda.py)
+    "lamda-8b": 8721,
+    "lamda-137b": 137_701,
     "youtu-llm-2b": 1961.56,
 }
 
