@@ -4,6 +4,7 @@ from llm_jax.interop import (
     hf_bart,
     hf_bert,
     hf_bloom,
+    hf_deepseek,
     hf_falcon,
     hf_gemma,
     hf_gpt2,
@@ -31,6 +32,7 @@ FAMILIES: dict[str, Family] = {
         hf_bert,
         hf_bart,
         hf_t5,
+        hf_deepseek,
     )
     for family in module.FAMILIES
 }

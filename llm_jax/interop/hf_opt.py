@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
@@ -13,25 +12,20 @@ from llm_jax.models.families.opt import opt
 
 
 def _read(settings: Settings) -> TransformerConfig:
-    settings.only("do_layer_norm_before", True, default=True)
     settings.only("_remove_final_layer_norm", False, default=False)
     settings.only("layer_norm_elementwise_affine", True, default=True)
     settings.only("tie_word_embeddings", True, default=True)
-    width = settings.need("hidden_size")
-    embedded = settings.given("word_embed_proj_dim", default=width)
-    check(
-        embedded == width,
-        f"config.json has word_embed_proj_dim = {embedded}: only hidden_size = {width} is supported here",
-    )
     return opt(
         settings.need("num_hidden_layers"),
         settings.need("num_attention_heads"),
-        width,
+        settings.need("hidden_size"),
         settings.need("vocab_size"),
         settings.given("max_position_embeddings", default=2048),
         settings.need("ffn_dim"),
         settings.activation("activation_function", default="relu"),
         settings.given("enable_bias", default=True),
+        settings.given("word_embed_proj_dim"),
+        post_norm=not settings.given("do_layer_norm_before", default=True),
     )
 
 
@@ -41,7 +35,8 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "num_hidden_layers": config.depth,
         "num_attention_heads": block.mixer.heads,
         "hidden_size": config.width,
-        "word_embed_proj_dim": config.width,
+        "word_embed_proj_dim": config.embed.table_width(config.width),
+        "do_layer_norm_before": config.final_norm is not None,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length,
         "ffn_dim": block.ffn.hidden,
@@ -52,15 +47,20 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "model.decoder.embed_tokens.weight")
+    yield from parts.widening(config, "model.decoder.project_in")
+    yield from parts.transform(config, "model.decoder.project_out")
     yield from parts.learned_positions(config, "model.decoder.embed_positions.weight")
+    before = config.final_norm is not None
+    norms = ("mixer_norm", "ffn_norm") if before else ("mixer_stream_norm", "ffn_stream_norm")
     for place in parts.places(config):
         name = f"model.decoder.layers.{place.number}"
         projections = (f"{name}.self_attn.{part}_proj" for part in ("q", "k", "v", "out"))
-        yield from parts.layer_norm(place, f"{name}.self_attn_layer_norm", "mixer_norm")
+        yield from parts.layer_norm(place, f"{name}.self_attn_layer_norm", norms[0])
         yield from parts.attention(place, *projections)
-        yield from parts.layer_norm(place, f"{name}.final_layer_norm", "ffn_norm")
+        yield from parts.layer_norm(place, f"{name}.final_layer_norm", norms[1])
         yield from parts.ffn(place, {"up": f"{name}.fc1"}, f"{name}.fc2")
-    yield from parts.norm("model.decoder.final_layer_norm", config.final_norm, "final_norm", config.width)
+    if before:
+        yield from parts.norm("model.decoder.final_layer_norm", config.final_norm, "final_norm", config.width)
 
 
 FAMILIES = (

@@ -5,7 +5,7 @@ the other way it exports.
 
 Legend: d model width, n heads, k key/value heads, g heads per key/value head, h head size, f ffn width, v vocabulary,
 t positions, r token types or relative places, e outputs of a layer outside the blocks, s the axis along which a fused
-tensor is cut.
+tensor is cut; of latent attention q and r, the ranks of what queries and keys are made of, and w, the value size.
 """
 
 import dataclasses
@@ -32,13 +32,15 @@ class Leaf:
     share: int = 1
     """Its part of the axis of the cut."""
     neighbours: int = 0
-    """Leading features of each head that are rotated in pairs (2i, 2i + 1) there; here pairs are (i, i + n/2)."""
+    """Leading features of each head that are rotated in pairs (2i, 2i + 1) there; here pairs are (i, i + n/2). They lie
+    along h, or along s where the cut goes through the features of a head."""
 
     def permuted(self, array: np.ndarray, inverse: bool = False) -> np.ndarray:
         """The array [...] of `layout` with the features of its heads in our order; `inverse`: in theirs."""
         if not self.neighbours:
             return array
-        axis = self.layout.split().index("h")
+        letters = self.layout.split()
+        axis = letters.index("h" if "h" in letters else "s")
         pairs = np.arange(self.neighbours).reshape(-1, 2).T.ravel()
         order = np.concatenate([pairs, np.arange(self.neighbours, array.shape[axis])])
         return np.take(array, np.argsort(order) if inverse else order, axis=axis)

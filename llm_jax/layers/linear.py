@@ -62,25 +62,30 @@ class Linear(nn.Module):
     precision: Precision
     bias: bool = False
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        inputs, kernel_letters, outputs = _letters(self.einsum)
+    def setup(self):
+        _, kernel_letters, outputs = _letters(self.einsum)
         contracted = sum(letter not in outputs for letter in kernel_letters)
         normal = nn.initializers.normal(self.kernel_init.scale(math.prod(self.shape[:contracted])))
-        dtype = self.precision.dtype
-        kernel = self.param(
+        self.kernel = self.param(
             "kernel", nn.with_logical_partitioning(normal, self.axes), self.shape, self.precision.param_dtype
         )
-        y = contract(self.einsum, x.astype(dtype), kernel.astype(dtype))
         if self.bias:
-            bias = self.param(
-                "bias",
-                nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[contracted:]),
-                self.shape[contracted:],
-                self.precision.param_dtype,
-            )
-            y += _align(bias.astype(dtype), kernel_letters[contracted:], outputs)
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[contracted:])
+            self.offset = self.param("bias", zeros, self.shape[contracted:], self.precision.param_dtype)
+            self.offset_letters = kernel_letters[contracted:]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = self.precision.dtype
+        y = contract(self.einsum, x.astype(dtype), self.kernel.astype(dtype))
+        if self.bias:
+            y += _align(self.offset.astype(dtype), self.offset_letters, _letters(self.einsum)[2])
         return y
+
+    def product(self, einsum: str, x: jax.Array) -> jax.Array:
+        """einsum(x, kernel) in other letters than those of the layer, and without its bias: the transposed map, or one
+        head at a time."""
+        dtype = self.precision.dtype
+        return jnp.einsum(einsum, x.astype(dtype), self.kernel.astype(dtype))
 
 
 def contract(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -4,16 +4,19 @@ import dataclasses
 
 from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
 from llm_jax.models.block import Parallel, Serial
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.bloom import bloom, mpt
+from llm_jax.models.families.deepseek import deepseek
 from llm_jax.models.families.falcon import falcon
 from llm_jax.models.families.gemma import gemma
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.gpt_neox import gpt_neox
 from llm_jax.models.families.gptj import gptj
+from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.opt import opt
@@ -27,6 +30,8 @@ OLD = (2, 4, 16)
 """Layers, heads, width."""
 NEW = (*OLD, 24, 2)
 """And ffn width and key/value heads."""
+LATENT = (12, 8, 4, 2, 6)
+"""Ranks of queries and of keys and values, features of a head without position, with position, of a value."""
 
 
 def _looped(config: TransformerConfig) -> TransformerConfig:
@@ -49,6 +54,7 @@ PUBLISHED = {
     "gpt_neox": gpt_neox(*OLD, **LIMITS, rope=RoPEConfig(features=2)),
     "gpt_neox, serial": gpt_neox(*OLD, **LIMITS, rope=RoPEConfig(), parallel=False),
     "opt": opt(*OLD, **LIMITS),
+    "opt, 350m": opt(*OLD, **LIMITS, embed_width=10, post_norm=True),
     "llama": llama(*NEW, **LIMITS),
     "llama, linear": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=LinearScaling(2.0))),
     "llama, llama3": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=Llama3Scaling(original_length=8))),
@@ -69,6 +75,14 @@ PUBLISHED = {
     "starcoder": starcoder(*OLD, **LIMITS),
     "starcoder2": starcoder2(*OLD, 2, **LIMITS, window=5),
     "palm": _palm(),
+    "lamda": lamda(*OLD, 6, 24, **LIMITS, bias=RelativeBiasConfig(4, 5)),
+    "deepseek": deepseek(*OLD, 24, *LATENT, **LIMITS),
+    "deepseek, yarn": deepseek(
+        *(*OLD, 24, None, *LATENT[1:]),
+        **LIMITS,
+        rope=RoPEConfig(scaling=YaRNScaling(4.0, 8, magnitude=1.0)),
+        sharpening=1.0,
+    ),
 }
 """By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles
 of a row depend on its end, so that not even causality holds."""

@@ -18,8 +18,9 @@ from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 from tests.helpers.published import PUBLISHED
 
-# Dense and banded layers in turn were never published, nor were PaLM's weights.
-EXPORTED = {name: config for name, config in PUBLISHED.items() if name not in ("gpt3", "palm")}
+# Dense and banded layers in turn were never published, nor were the weights of PaLM and LaMDA.
+UNPUBLISHED = ("gpt3", "palm", "lamda")
+EXPORTED = {name: config for name, config in PUBLISHED.items() if name not in UNPUBLISHED}
 SMALL = PUBLISHED["llama"]
 
 
@@ -51,7 +52,7 @@ def test_there_and_back_to_the_bit(name: str, tmp_path: Path):
     assert sum(array.size for array in stored.values()) == trees.count(params)
 
 
-@pytest.mark.parametrize("name", ["gpt3", "palm"])
+@pytest.mark.parametrize("name", UNPUBLISHED)
 def test_what_no_config_json_can_say_is_refused(name: str, tmp_path: Path):
     model = Transformer(PUBLISHED[name])
     with pytest.raises(ValueError, match="none of gpt2, .* can say all of this model"):
@@ -215,15 +216,57 @@ def test_a_type_that_files_do_not_have_is_refused(saved: Path, tmp_path: Path):
         load_hf(saved, dtype="float16")
 
 
+# Where no layer is a mixture of experts, they say what deepseek_v3 says.
+TWINS = {"deepseek_v2", "youtu"}
+
+
 def test_every_family_is_exported_by_some_model():
     found = {name: next(f.model_type for f in FAMILIES.values() if f.expresses(c)) for name, c in EXPORTED.items()}
-    assert set(found.values()) == set(FAMILIES)
+    assert set(found.values()) == set(FAMILIES) - TWINS
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", *sorted(TWINS)])
+def test_dense_layers_of_deepseek_under_each_of_their_names(family: str, tmp_path: Path):
+    model = Transformer(PUBLISHED["deepseek, yarn"])
+    params = tiny.parameters(model)
+    save_hf(model, params, tmp_path / "saved", family=family)
+    again, loaded = load_hf(tmp_path / "saved")
+    assert architecture(again.config) == architecture(model.config)
+    for (path, leaf), (_, other) in zip(trees.named_leaves(params), trees.named_leaves(loaded), strict=True):
+        np.testing.assert_array_equal(leaf, other, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("deepseek_v3", {"first_k_dense_replace": 1}, "first_k_dense_replace = 1 and 2 layers: those after it are mix"),
+        (
+            "deepseek_v2",
+            {"first_k_dense_replace": None},
+            "first_k_dense_replace = 0 and 2 layers: .* not supported yet",
+        ),
+        ("deepseek_v2", {"mlp_bias": True}, "mlp_bias = True: only False"),
+        ("youtu", {"rope_interleave": False}, "rope_interleave = False: only True"),
+        ("youtu", {"attention_bias": True}, "attention_bias = True: only False"),
+        ("youtu", {"num_key_value_heads": 2}, "num_key_value_heads = 2: only 4"),
+        ("youtu", {"rope_scaling": {"type": "linear", "factor": 2.0, "mscale_all_dim": 1.0}}, "only YaRN has a factor"),
+    ],
+)
+def test_options_of_deepseek_that_are_not_supported_are_refused_by_name(
+    family: str, options: dict, message: str, tmp_path: Path
+):
+    model = Transformer(PUBLISHED["deepseek"])
+    save_hf(model, tiny.parameters(model), tmp_path / "saved", family=family)
+    load_hf(tmp_path / "saved")
+    _change(tmp_path / "saved", **options)
+    with pytest.raises(ValueError, match=message):
+        load_hf(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_every_published_size_is_of_its_family(name: str):
     kinds = {kind for kind, family in FAMILIES.items() if family.expresses(SIZES[name]())}
-    assert bool(kinds) != name.startswith(("gpt3", "palm"))
+    assert bool(kinds) != name.startswith(UNPUBLISHED)
 
 
 def test_a_deep_model_keeps_its_layers_in_order(tmp_path: Path):

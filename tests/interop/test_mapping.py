@@ -55,6 +55,16 @@ def test_neighbours_become_halves():
     np.testing.assert_array_equal(leaf.permuted(leaf.permuted(np.arange(6)[None]), inverse=True)[0], np.arange(6))
 
 
+def test_neighbours_lie_along_a_cut_that_goes_through_heads():
+    leaves = (Leaf("plain", "d n s", share=3), Leaf("turned", "d n s", share=4, neighbours=4))
+    array = GENERATOR.normal(size=(4, 7, 6))  # [heads, features, width]
+    tensor = Tensor("q", "(n s) d", leaves, SIZES)
+    plain, turned = tensor.split(array.reshape(-1, 6))
+    np.testing.assert_array_equal(plain, array[:, :3].transpose(2, 0, 1))
+    np.testing.assert_array_equal(turned, array[:, [3, 5, 4, 6]].transpose(2, 0, 1))
+    np.testing.assert_array_equal(tensor.join([plain, turned]), array.reshape(-1, 6))
+
+
 def test_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"tensor q has shape \[6, 16\] and config.json asks for \[16, 6\]"):
         TENSORS["one"].split(np.zeros((6, 16)))

@@ -49,6 +49,14 @@ def test_contract_is_einsum_forward_and_backward(einsum):
     )
 
 
+def test_a_product_reads_the_kernel_in_other_letters_and_leaves_the_bias_out():
+    layer = Linear("BTD,DNH->BNTH", (5, 4, 6), ("embed", "heads", "head_dim"), Normal(), Precision(), bias=True)
+    kernel, x = np.random.default_rng(0).normal(size=(5, 4, 6)), np.random.default_rng(1).normal(size=(2, 4, 3, 6))
+    params = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.ones((4, 6))}
+    y = layer.apply({"params": params}, "BNTH,DNH->BNTD", jnp.asarray(x, jnp.float32), method="product")
+    np.testing.assert_allclose(y, np.einsum("BNTH,DNH->BNTD", x, kernel), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("einsum", EINSUMS)
 def test_contract_is_one_flat_product_in_both_directions(einsum):
     x, kernel = _operands(einsum)

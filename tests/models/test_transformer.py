@@ -70,7 +70,8 @@ def _influence(case: Case, place: Placement | None) -> np.ndarray:
         stand = place or Placement(jnp.arange(T)[None])
 
         def run(model: Transformer) -> jax.Array:
-            hidden_BTD, _ = model.stack(x_BTD, Context(stand))
+            bias_RN = model.relative_bias() if case.config.relative_bias else None
+            hidden_BTD, _ = model.stack(x_BTD, Context(stand, bias_RN=bias_RN))
             return model.unembed(model.final_norm(hidden_BTD))
 
         logits_BTV = case.model.apply({"params": case.params}, method=run)

@@ -13,6 +13,9 @@ from tests.parity.inputs import ONE_TYPE, PAIR, SENTENCES, TEXT
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
 GQA = SHAPE | {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+LATENT = {"q_lora_rank": 20, "kv_lora_rank": 12, "qk_nope_head_dim": 10, "qk_rope_head_dim": 6, "v_head_dim": 14}
+DENSE = SHAPE | LATENT | {"num_key_value_heads": 4, "intermediate_size": 48, "first_k_dense_replace": 3}
+DENSE |= {"max_position_embeddings": 64}
 OLD = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 97, "n_positions": 64}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -140,6 +143,13 @@ CASES = {
         "OPTForCausalLM",
         SHAPE | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "dropout": 0.0},
     ),
+    "opt, 350m": Case(
+        "OPTConfig",
+        "OPTForCausalLM",
+        SHAPE
+        | {"ffn_dim": 48, "word_embed_proj_dim": 20, "do_layer_norm_before": False}
+        | {"max_position_embeddings": 64, "dropout": 0.0},
+    ),
     "llama": Case("LlamaConfig", "LlamaForCausalLM", GQA | {"tie_word_embeddings": True}),
     "llama, biases": Case("LlamaConfig", "LlamaForCausalLM", GQA | {"attention_bias": True, "mlp_bias": True}),
     "llama, wide heads": Case("LlamaConfig", "LlamaForCausalLM", GQA | {"head_dim": 12}),
@@ -215,4 +225,20 @@ CASES = {
     ),
     **_encoders(),
     **_pairs(),
+    "deepseek_v3": Case("DeepseekV3Config", "DeepseekV3ForCausalLM", DENSE),
+    "deepseek_v3, yarn": Case(
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        DENSE
+        | {"q_lora_rank": None}
+        | _rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0),
+    ),
+    "deepseek_v3, yarn of unequal scales": Case(
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        DENSE
+        | _rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=0.7),
+    ),
+    "deepseek_v2": Case("DeepseekV2Config", "DeepseekV2ForCausalLM", DENSE | {"q_lora_rank": None}),
+    "youtu": Case("YoutuConfig", "YoutuForCausalLM", DENSE | {"rms_norm_eps": 1e-2, "initializer_range": 0.02}),
 }

@@ -5,11 +5,13 @@ from llm_jax.models.families import (
     bart,
     bert,
     bloom,
+    deepseek,
     falcon,
     gemma,
     gpt2,
     gpt_neox,
     gptj,
+    lamda,
     llama,
     mistral,
     olmo2,
@@ -40,6 +42,8 @@ MODULES = (
     albert,
     bart,
     t5,
+    lamda,
+    deepseek,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""

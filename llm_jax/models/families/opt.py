@@ -2,14 +2,15 @@
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
-from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
-from llm_jax.models.block import BlockConfig
+from llm_jax.models.block import BlockConfig, Serial
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.heads import TiedHead, TransformConfig
 
 
 def opt(
@@ -21,21 +22,31 @@ def opt(
     hidden: int | None = None,
     activation: Activation = "relu",
     bias: bool = True,
+    embed_width: int | None = None,
+    post_norm: bool = False,
 ) -> TransformerConfig:
-    """An OPT of any size but 350M, which alone norms after adding; `hidden` None means four times the width.
+    """An OPT of any size; `hidden` None means four times the width. Positions begin at row 2 of their table.
 
-    Positions begin at row 2 of their table.
+    Args:
+      embed_width: of a table of tokens narrower than the model, with matrices from it and back to it.
+      post_norm: whether the stream is normalised after each addition; only 350M is so, and has a narrower table.
     """
     check_divides(heads, width, "heads", "width")
     norm, out_init = LayerNormConfig(), residual_init(layers)
     mixer = AttentionConfig(heads, width // heads, heads, bias=bias, out_init=out_init)
     ffn = MLPConfig(hidden or 4 * width, activation=activation, bias=bias, out_init=out_init)
-    embed = EmbedConfig(position=LearnedPositionsConfig(offset=2))
-    return decoder((BlockConfig(mixer, ffn, norm),) * layers, width, vocab_size, max_length, norm, embed)
+    block = BlockConfig(mixer, ffn, norm, Serial(before=not post_norm, stream=post_norm))
+    narrow, head = None, TiedHead()
+    if embed_width not in (None, width):
+        narrow = FactorizedConfig(embed_width, of="tokens", bias=False)
+        head = TiedHead(transform=TransformConfig(activation=None, bias=False))
+    embed = EmbedConfig(position=LearnedPositionsConfig(offset=2), factorized=narrow)
+    return decoder((block,) * layers, width, vocab_size, max_length, None if post_norm else norm, embed, head)
 
 
 SIZES = {
     "opt-125m": lambda: opt(12, 12, 768),
+    "opt-350m": lambda: opt(24, 16, 1024, embed_width=512, post_norm=True),
     "opt-1.3b": lambda: opt(24, 32, 2048),
     "opt-2.7b": lambda: opt(32, 32, 2560),
     "opt-6.7b": lambda: opt(32, 32, 4096),

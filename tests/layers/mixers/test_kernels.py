@@ -321,3 +321,14 @@ def test_tokamax_gives_what_the_plain_kernel_gives(title):
     pytest.importorskip("tokamax", reason="tokamax is not installed: TokamaxKernel is not compared")
     for name, actual in _outcome(TokamaxKernel("xla"), CASES[title]).items():
         np.testing.assert_allclose(actual, _plain(title)[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kernel", [PlainKernel(), BlockedKernel(3), ChunkedKernel(3)], ids=str)
+def test_values_may_have_another_size_than_keys(kernel):
+    allowed = np.broadcast_to(np.tril(np.ones((T, T), bool)), (B, T, T))
+    pairs = Pairs(Causal(), Placement(jnp.broadcast_to(jnp.arange(T), (B, T))), None, ScoresConfig())
+    run = lambda q, k, v: kernel.attend(q, k, v[..., :3], pairs)  # noqa: E731
+    reference = lambda q, k, v: _reference(q, k, v[..., :3], allowed)  # noqa: E731
+    cotangent = jnp.asarray(GENERATOR.normal(size=(B, N, T, 3)), jnp.float32)
+    actual, expected = (jax.jit(lambda c, f=f: _value_and_gradients(f, c))(cotangent) for f in (run, reference))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)

@@ -32,6 +32,7 @@ MILLIONS = {
     "pythia-12b": 11_846.07,
     "gpt-neox-20b": 20_554.57,
     "opt-125m": 125.24,
+    "opt-350m": 331.20,
     "opt-1.3b": 1315.76,
     "opt-2.7b": 2651.60,
     "opt-6.7b": 6658.47,
@@ -101,6 +102,10 @@ MILLIONS = {
     "palm-8b": 8630,
     "palm-62b": 62_500,
     "palm-540b": 540_350,
+    "lamda-2b": 2179,  # the paper says 2B, 8B and 137B: rounded, and without the embedding (see test_lamda.py)
+    "lamda-8b": 8721,
+    "lamda-137b": 137_701,
+    "youtu-llm-2b": 1961.56,
 }
 
 

@@ -1,0 +1,154 @@
+"""Checkpoints of DeepSeek-V2 and V3 without mixtures of experts, and of Youtu-LLM, which has none."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_jax.core.checks import check
+from llm_jax.interop import parts
+from llm_jax.interop.family import Family
+from llm_jax.interop.mapping import Tensor
+from llm_jax.interop.rope import longest, read_rope, write_rope
+from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.layers.positions.rope_scaling import DynamicScaling
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.deepseek import deepseek
+from llm_jax.models.heads import TiedHead
+
+
+def _read(settings: Settings, tied: bool = False) -> TransformerConfig:
+    """A file's model; `tied` where the file does not say."""
+    heads, length = settings.need("num_attention_heads"), settings.need("max_position_embeddings")
+    settings.only("num_key_value_heads", heads, default=heads)
+    settings.only("hidden_act", "silu", default="silu")
+    settings.only("attention_bias", False, default=False)
+    settings.only("rope_interleave", True, default=True)
+    rotary_dim = settings.given("qk_rope_head_dim", default=64)
+    rope = read_rope(settings, rotary_dim, length)
+    return deepseek(
+        settings.need("num_hidden_layers"),
+        heads,
+        settings.need("hidden_size"),
+        settings.need("intermediate_size"),
+        settings.stated("q_lora_rank", default=1536),
+        settings.given("kv_lora_rank", default=512),
+        settings.given("qk_nope_head_dim", default=128),
+        rotary_dim,
+        settings.given("v_head_dim", default=128),
+        settings.need("vocab_size"),
+        longest(rope, length),
+        rope,
+        _sharpening(settings),
+        settings.given("rms_norm_eps", default=1e-6),
+        settings.given("tie_word_embeddings", default=tied),
+    )
+
+
+def _sharpening(settings: Settings) -> float:
+    scaling = Settings(settings.given("rope_scaling", "rope_parameters", default={}))
+    if scaling.given("rope_type", "type", default="default") == "default":
+        return 0.0
+    return float(scaling.given("mscale_all_dim", default=0.0))
+
+
+def _write(config: TransformerConfig) -> dict[str, Any]:
+    block = parts.first(config)
+    mixer, scaling = block.mixer, block.mixer.position.scaling
+    return _write_sharpened(write_rope(mixer.position), mixer.sharpening) | {
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": mixer.heads,
+        "num_key_value_heads": mixer.heads,
+        "q_lora_rank": mixer.query_rank,
+        "kv_lora_rank": mixer.rank,
+        "qk_nope_head_dim": mixer.head_dim,
+        "qk_rope_head_dim": mixer.rotary_dim,
+        "v_head_dim": mixer.value_dim,
+        "hidden_size": config.width,
+        "intermediate_size": block.ffn.hidden,
+        "hidden_act": activation_name(block.ffn.activation),
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": (
+            scaling.original_length if isinstance(scaling, DynamicScaling) else config.max_length
+        ),
+        "rms_norm_eps": block.norm.epsilon,
+        "tie_word_embeddings": isinstance(config.head, TiedHead),
+    }
+
+
+def _write_sharpened(rope: dict[str, Any], sharpening: float) -> dict[str, Any]:
+    """Positions as `write_rope` gives them, with the sharpening of scores."""
+    if not sharpening:
+        return rope
+    return rope | {name: rope[name] | {"mscale_all_dim": sharpening} for name in ("rope_scaling", "rope_parameters")}
+
+
+def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
+    yield from parts.embedding(config, "model.embed_tokens.weight")
+    for place in parts.places(config):
+        name = f"model.layers.{place.number}"
+        yield from parts.layer_norm(place, f"{name}.input_layernorm", "mixer_norm")
+        yield from _attention(place, f"{name}.self_attn")
+        yield from parts.layer_norm(place, f"{name}.post_attention_layernorm", "ffn_norm")
+        into = {"gate": f"{name}.mlp.gate_proj", "up": f"{name}.mlp.up_proj"}
+        yield from parts.ffn(place, into, f"{name}.mlp.down_proj")
+    yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
+    yield from parts.head(config, "lm_head")
+
+
+def _attention(place: parts.Place, name: str) -> Iterator[Tensor]:
+    """Their tensors fuse what is with and without position, and keys with values."""
+    mixer = place.block.mixer
+
+    def linear(theirs: str, layout: str, inputs: str, *leaves: tuple[str, str, int, int]) -> Iterator[Tensor]:
+        found = tuple(place.leaf(f"mixer/{ours}", axes, share, turned) for ours, axes, share, turned in leaves)
+        yield from parts.linear(place, f"{name}.{theirs}", layout, inputs, found, False)
+
+    rotary, source, query = mixer.rotary_dim, "d", "q_proj"
+    if mixer.query_rank is not None:
+        source, query = "q", "q_b_proj"
+        yield from linear("q_a_proj", "q d", "d", ("query_down", "d q", 1, 0))
+        leaf = place.leaf("mixer/query_norm", "d")
+        yield from parts.norm(f"{name}.q_a_layernorm", mixer.norm, leaf, mixer.query_rank)
+    heads = f"{source} n s"
+    fused = (("query", heads, mixer.head_dim, 0), ("query_rotary", heads, rotary, rotary))
+    yield from linear(query, f"(n s) {source}", source, *fused)
+    fused = (("latent", "d s", mixer.rank, 0), ("key_rotary", "d s", rotary, rotary))
+    yield from linear("kv_a_proj_with_mqa", "s d", "d", *fused)
+    yield from parts.norm(f"{name}.kv_a_layernorm", mixer.norm, place.leaf("mixer/latent_norm", "d"), mixer.rank)
+    fused = (("key", "r n s", mixer.head_dim, 0), ("value", "r n s", mixer.value_dim, 0))
+    yield from linear("kv_b_proj", "(n s) r", "r", *fused)
+    yield from linear("o_proj", "d (n w)", "n w", ("out", "n w d", 1, 0))
+
+
+def _read_mixed(settings: Settings, dense: int) -> TransformerConfig:
+    """A file's model where layers from `first_k_dense_replace` on, which is `dense` by default, would be mixtures."""
+    layers, dense = settings.need("num_hidden_layers"), settings.given("first_k_dense_replace", default=dense)
+    check(
+        dense >= layers,
+        f"config.json has first_k_dense_replace = {dense} and {layers} layers: those after it are mixtures of experts, "
+        "which are not supported yet",
+    )
+    return _read(settings)
+
+
+def _read_v2(settings: Settings) -> TransformerConfig:
+    settings.only("mlp_bias", False, default=False)
+    return _read_mixed(settings, dense=0)
+
+
+def _read_v3(settings: Settings) -> TransformerConfig:
+    return _read_mixed(settings, dense=3)
+
+
+def _write_dense(config: TransformerConfig) -> dict[str, Any]:
+    return _write(config) | {"first_k_dense_replace": config.depth}
+
+
+def _read_youtu(settings: Settings) -> TransformerConfig:
+    return _read(settings, tied=True)
+
+
+FAMILIES = (
+    Family("deepseek_v3", "DeepseekV3ForCausalLM", _read_v3, _write_dense, _tensors, prefix="model."),
+    Family("deepseek_v2", "DeepseekV2ForCausalLM", _read_v2, _write_dense, _tensors, prefix="model."),
+    Family("youtu", "YoutuForCausalLM", _read_youtu, _write, _tensors, prefix="model."),
+)
