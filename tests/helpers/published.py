@@ -15,9 +15,11 @@ from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.gpt_neox import gpt_neox
 from llm_jax.models.families.gptj import gptj
 from llm_jax.models.families.llama import llama
+from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.opt import opt
 from llm_jax.models.families.palm import palm
+from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.starcoder import starcoder, starcoder2
 from llm_jax.models.stack import Execution
 from tests.helpers.tiny import MAX_LENGTH, VOCAB
@@ -69,6 +71,8 @@ PUBLISHED = {
     "starcoder": starcoder(*OLD, **LIMITS),
     "starcoder2": starcoder2(*OLD, 2, **LIMITS, window=5),
     "palm": _palm(),
+    "recurrent_gemma": recurrent_gemma(4, *NEW[1:4], channels=24, window=3, taps=3, bias=True, **LIMITS),
+    "lstm": lstm(2, 16, **LIMITS),
 }
 """By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles
 of a row depend on its end, so that not even causality holds."""

@@ -8,12 +8,14 @@ from llm_jax.models.families import (
     gpt_neox,
     gptj,
     llama,
+    lstm,
     mistral,
     olmo2,
     opt,
     palm,
     phi3,
     qwen,
+    recurrent_gemma,
     starcoder,
 )
 
@@ -32,6 +34,8 @@ MODULES = (
     bloom,
     starcoder,
     palm,
+    recurrent_gemma,
+    lstm,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""
