@@ -9,6 +9,7 @@ from llm_jax.interop import (
     hf_gptj,
     hf_llama,
     hf_opt,
+    hf_recurrent_gemma,
     hf_starcoder,
 )
 from llm_jax.interop.family import Family
@@ -25,6 +26,7 @@ FAMILIES: dict[str, Family] = {
         hf_falcon,
         hf_bloom,
         hf_starcoder,
+        hf_recurrent_gemma,
     )
     for family in module.FAMILIES
 }

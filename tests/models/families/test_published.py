@@ -101,6 +101,11 @@ MILLIONS = {
     "palm-8b": 8630,
     "palm-62b": 62_500,
     "palm-540b": 540_350,
+    "recurrentgemma-2b": 2682.86,
+    "recurrentgemma-9b": 8579.98,
+    "lstm-small": 4.65,  # the paper gives none
+    "lstm-medium": 19.78,  # the paper says 20 million
+    "lstm-large": 66,
 }
 
 
