@@ -4,7 +4,7 @@ A `Tensor` is data: its name there, the leaves here, the axes of both in einops'
 the other way it exports.
 
 Legend: d model width, n heads, k key/value heads, g heads per key/value head, h head size, f ffn width, v vocabulary,
-t positions, s the axis along which a fused tensor is cut.
+t positions, s the axis along which a fused tensor is cut. A family whose mixers have other axes says what they are.
 """
 
 import dataclasses
