@@ -89,22 +89,43 @@ class Convolution(nn.Module):
         return parameter.astype(self.precision.dtype)
 
 
-@jax.checkpoint
+@jax.custom_vjp
 def convolve(x_BTC: jax.Array, kernel_WC: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:
     """The convolution of rows, of x's type, summed in float32; `segment_ids_BT` None: each row is one document.
 
     A sum of shifted rows: a handful of taps is read from memory once, where a library's grouped convolution runs
-    channel by channel. The backward pass keeps x alone, not a copy for each tap.
+    channel by channel. The backward pass is of the same form and keeps x alone, not a copy for each tap.
     """
-    taps = len(kernel_WC)
+    return _convolve(x_BTC, kernel_WC, segment_ids_BT)[0]
+
+
+def _convolve(x_BTC, kernel_WC, segment_ids_BT):
     y_BTC = jnp.zeros(x_BTC.shape, jnp.float32)
-    for back in range(taps):
-        earlier_BTC = _shifted(x_BTC, back)
-        if back and segment_ids_BT is not None:
-            same_BT = segment_ids_BT == _shifted(segment_ids_BT, back)
-            earlier_BTC = jnp.where(same_BT[:, :, None], earlier_BTC, 0)
-        y_BTC += earlier_BTC.astype(jnp.float32) * kernel_WC[taps - 1 - back].astype(jnp.float32)
-    return y_BTC.astype(x_BTC.dtype)
+    for back, tap_C in enumerate(reversed(kernel_WC)):
+        y_BTC += _within(_later(x_BTC, back), segment_ids_BT, back) * tap_C.astype(jnp.float32)
+    return y_BTC.astype(x_BTC.dtype), (x_BTC, kernel_WC, segment_ids_BT)
+
+
+def _convolve_backward(residuals, dy_BTC):
+    x_BTC, kernel_WC, segment_ids_BT = residuals
+    dx_BTC, dkernel = jnp.zeros(x_BTC.shape, jnp.float32), []
+    for back, tap_C in enumerate(reversed(kernel_WC)):
+        reached_BTC = _within(dy_BTC, segment_ids_BT, back)
+        dx_BTC += _earlier(reached_BTC, back) * tap_C.astype(jnp.float32)
+        dkernel.append(jnp.sum(reached_BTC * _later(x_BTC, back).astype(jnp.float32), axis=(0, 1)))
+    return dx_BTC.astype(x_BTC.dtype), jnp.stack(dkernel[::-1]).astype(kernel_WC.dtype), None
+
+
+convolve.defvjp(_convolve, _convolve_backward)
+
+
+def _within(x_BTC: jax.Array, segment_ids_BT: jax.Array | None, back: int) -> jax.Array:
+    """x float32, zeros where the token so far back is of another document."""
+    x_BTC = x_BTC.astype(jnp.float32)
+    if segment_ids_BT is None or back == 0:
+        return x_BTC
+    same_BT = segment_ids_BT == _later(segment_ids_BT, back)
+    return jnp.where(same_BT[:, :, None], x_BTC, 0)
 
 
 def _continued(
@@ -127,7 +148,11 @@ def _continued(
     return jnp.take_along_axis(y_BSC, place_BT[:, :, None], axis=1), state
 
 
-def _shifted(x: jax.Array, back: int) -> jax.Array:
-    """[B, T, ...] with every row `back` places later, zeros before it."""
-    wide = [(0, 0), (back, 0), *[(0, 0)] * (x.ndim - 2)]
-    return jnp.pad(x, wide)[:, : x.shape[1]]
+def _later(x: jax.Array, places: int) -> jax.Array:
+    """[B, T, ...] with every row so many places later, zeros before it."""
+    return jnp.pad(x, [(0, 0), (places, 0), *[(0, 0)] * (x.ndim - 2)])[:, : x.shape[1]]
+
+
+def _earlier(x_BTC: jax.Array, places: int) -> jax.Array:
+    """Every row so many places earlier, zeros after it."""
+    return jnp.pad(x_BTC, [(0, 0), (0, places), (0, 0)])[:, places:]
