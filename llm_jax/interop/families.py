@@ -12,6 +12,7 @@ from llm_jax.interop import (
     hf_gptj,
     hf_llama,
     hf_opt,
+    hf_recurrent_gemma,
     hf_starcoder,
     hf_t5,
 )
@@ -33,6 +34,7 @@ FAMILIES: dict[str, Family] = {
         hf_bart,
         hf_t5,
         hf_deepseek,
+        hf_recurrent_gemma,
     )
     for family in module.FAMILIES
 }

@@ -5,7 +5,7 @@ the other way it exports.
 
 Legend: d model width, n heads, k key/value heads, g heads per key/value head, h head size, f ffn width, v vocabulary,
 t positions, r token types or relative places, e outputs of a layer outside the blocks, s the axis along which a fused
-tensor is cut; of latent attention q and r, the ranks of what queries and keys are made of, and w, the value size.
+tensor is cut. A family whose mixers have other axes says what they are.
 """
 
 import dataclasses

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Iterator
 
 from llm_jax.interop.mapping import Leaf, Tensor
-from llm_jax.layers.mixers.latent import LatentAttentionConfig
+from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig, NormConfig
-from llm_jax.models.block import BlockConfig, MixerConfig
+from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.heads import TiedHead
 
@@ -207,14 +207,12 @@ def ffn(place: Place, into: dict[str, str], down: str, transposed: bool = False)
 
 
 def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:
-    return {"d": config.width, "f": block.ffn.hidden} | _mixer_sizes(block.mixer)
-
-
-def _mixer_sizes(mixer: MixerConfig) -> dict[str, int]:
-    if isinstance(mixer, LatentAttentionConfig):
-        return {"n": mixer.heads, "q": mixer.query_rank or 0, "r": mixer.rank, "w": mixer.value_dim}
-    groups = mixer.heads // mixer.kv_heads
-    return {"n": mixer.heads, "k": mixer.kv_heads, "g": groups, "h": mixer.head_dim}
+    """Of the letters that attention and an ffn have; the family of another mixer adds its own."""
+    mixer, sizes = block.mixer, {"d": config.width}
+    if isinstance(mixer, AttentionConfig):
+        groups = mixer.heads // mixer.kv_heads
+        sizes |= {"n": mixer.heads, "k": mixer.kv_heads, "g": groups, "h": mixer.head_dim}
+    return sizes | ({} if block.ffn is None else {"f": block.ffn.hidden})
 
 
 def _without(layout: str, letters: str) -> str:

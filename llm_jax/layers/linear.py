@@ -1,6 +1,7 @@
 """The one matrix layer. Every matrix of every model is made here: shape, axes, initialiser and dtype in one place.
 
-Legend: B batch, T query length, D model width, N heads, H head size, F ffn width, V vocabulary.
+Legend: B batch, T query length, D model width, N heads or blocks, H head or block size, M as H, C = N H features,
+F ffn width, V vocabulary.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive
 from llm_jax.core.dtypes import Precision
+from llm_jax.sharding import axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,42 @@ class Linear(nn.Module):
         head at a time."""
         dtype = self.precision.dtype
         return jnp.einsum(einsum, x.astype(dtype), self.kernel.astype(dtype))
+
+
+class BlockDiagonal(nn.Module):
+    """y [B, T, C] = x [B, T, C] @ kernel + bias, where the kernel is block-diagonal: each of N groups of H neighbouring
+    features is a linear map of its own.
+
+    Attributes:
+      blocks: N.
+      features: C, a multiple of N.
+      kernel_init: initialiser of the blocks, their fan-in H; the bias starts at zero.
+    """
+
+    blocks: int
+    features: int
+    kernel_init: Init
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x_BTC: jax.Array) -> jax.Array:
+        size, dtype, words = self.features // self.blocks, self.precision.dtype, (axes.HEADS, axes.HEAD_DIM)
+        normal = nn.initializers.normal(self.kernel_init.scale(size))
+        kernel_NHM = self.param(
+            "kernel",
+            nn.with_logical_partitioning(normal, (*words, axes.HEAD_DIM)),
+            (self.blocks, size, size),
+            self.precision.param_dtype,
+        )
+        bias_NM = self.param(
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros_init(), words),
+            (self.blocks, size),
+            self.precision.param_dtype,
+        )
+        x_BTNH = x_BTC.astype(dtype).reshape(*x_BTC.shape[:2], self.blocks, size)
+        y_BTNM = jnp.einsum("BTNH,NHM->BTNM", x_BTNH, kernel_NHM.astype(dtype)) + bias_NM.astype(dtype)
+        return y_BTNM.reshape(x_BTC.shape)
 
 
 def contract(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:

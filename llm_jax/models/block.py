@@ -21,11 +21,13 @@ from llm_jax.layers.ffn.mlp import FFNConfig
 from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
+from llm_jax.layers.mixers.lstm import LSTMConfig
+from llm_jax.layers.mixers.rg_lru import RGLRUConfig
 from llm_jax.layers.norms import NormConfig
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import constrain
 
-MixerConfig = AttentionConfig | LatentAttentionConfig
+MixerConfig = AttentionConfig | LatentAttentionConfig | LSTMConfig | RGLRUConfig
 Branch = Callable[[str, jax.Array], jax.Array]
 """(name of the branch, what it reads) -> what it gives."""
 

@@ -18,9 +18,11 @@ from llm_jax.models.families.gpt_neox import gpt_neox
 from llm_jax.models.families.gptj import gptj
 from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
+from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.opt import opt
 from llm_jax.models.families.palm import palm
+from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.starcoder import starcoder, starcoder2
 from llm_jax.models.stack import Execution
 from tests.helpers.tiny import MAX_LENGTH, VOCAB
@@ -83,6 +85,8 @@ PUBLISHED = {
         rope=RoPEConfig(scaling=YaRNScaling(4.0, 8, magnitude=1.0)),
         sharpening=1.0,
     ),
+    "recurrent_gemma": recurrent_gemma(4, *NEW[1:4], channels=24, window=3, taps=3, bias=True, **LIMITS),
+    "lstm": lstm(2, 16, **LIMITS),
 }
 """By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles
 of a row depend on its end, so that not even causality holds."""

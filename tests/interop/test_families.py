@@ -18,8 +18,8 @@ from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 from tests.helpers.published import PUBLISHED
 
-# Dense and banded layers in turn were never published, nor were the weights of PaLM and LaMDA.
-UNPUBLISHED = ("gpt3", "palm", "lamda")
+# Never published: dense and banded layers in turn, the weights of PaLM and LaMDA. transformers has no LSTM.
+UNPUBLISHED = ("gpt3", "palm", "lamda", "lstm")
 EXPORTED = {name: config for name, config in PUBLISHED.items() if name not in UNPUBLISHED}
 SMALL = PUBLISHED["llama"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.layers.linear import FanIn, Linear, Normal, contract
+from llm_jax.layers.linear import BlockDiagonal, FanIn, Linear, Normal, contract
 
 SIZES = dict(zip("BTDNKHFV", (2, 3, 5, 4, 2, 6, 7, 11), strict=True))
 EINSUMS = [
@@ -135,3 +135,23 @@ def test_scales_are_positive(kind, value):
     (field,) = dataclasses.fields(kind)
     with pytest.raises(ValueError, match=f"{field.name} is {value}"):
         kind(value)
+
+
+@pytest.mark.parametrize("precision", [Precision(), MIXED])
+def test_a_block_diagonal_matrix_is_that_matrix(precision):
+    layer = BlockDiagonal(3, 6, FanIn(), precision)
+    generator = np.random.default_rng(0)
+    x, kernel, bias = generator.normal(size=(2, 4, 6)), generator.normal(size=(3, 2, 2)), generator.normal(size=(3, 2))
+    matrix = np.zeros((6, 6))
+    for block in range(3):
+        matrix[2 * block : 2 * block + 2, 2 * block : 2 * block + 2] = kernel[block]
+    y = layer.apply({"params": {"kernel": kernel, "bias": bias}}, jnp.asarray(x, jnp.float32))
+    assert y.dtype == precision.dtype
+    tolerance = 1e-5 if precision.dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(np.asarray(y, np.float32), x @ matrix + bias.ravel(), rtol=tolerance, atol=tolerance)
+
+
+def test_blocks_start_at_the_scale_of_their_own_inputs():
+    boxed = BlockDiagonal(4, 400, FanIn(), Precision()).init(jax.random.key(0), jnp.zeros((1, 1, 400)))["params"]
+    np.testing.assert_allclose(boxed["kernel"].value.std(), 0.1, rtol=0.05)
+    assert boxed["kernel"].value.shape == (4, 100, 100) and (boxed["bias"].value == 0).all()

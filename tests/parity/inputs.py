@@ -8,11 +8,15 @@ import numpy as np
 GOLDEN = Path(__file__).parent.parent / "golden" / "hf"
 BATCH, LENGTH, PADDING = 3, 24, 5
 TOKENS = np.random.default_rng(0).integers(0, 97, (BATCH, LENGTH))
-MASK = np.ones_like(TOKENS)
-MASK[1, LENGTH - PADDING :] = 0
+MASK_RIGHT = np.ones_like(TOKENS)
+MASK_RIGHT[1, LENGTH - PADDING :] = 0
+MASK = MASK_RIGHT.copy()
 MASK[2, :PADDING] = 0
 TEXT = {"input_ids": TOKENS, "attention_mask": MASK}
 """Rows with padding on either side, as decoders get them."""
+TEXT_RIGHT = {"input_ids": TOKENS, "attention_mask": MASK_RIGHT}
+"""Rows with padding at the end, for models whose recurrence runs over padding in transformers: what they give after it
+depends on the tokens that it holds."""
 
 AFTER = np.ones_like(TOKENS)
 AFTER[1:, LENGTH - PADDING :] = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.parity.inputs import ONE_TYPE, PAIR, SENTENCES, TEXT
+from tests.parity.inputs import ONE_TYPE, PAIR, SENTENCES, TEXT, TEXT_RIGHT
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
 GQA = SHAPE | {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -18,6 +18,7 @@ DENSE = SHAPE | LATENT | {"num_key_value_heads": 4, "intermediate_size": 48, "fi
 DENSE |= {"max_position_embeddings": 64}
 OLD = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 97, "n_positions": 64}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+GRIFFIN = SHAPE | {"num_hidden_layers": 4, "intermediate_size": 96, "attention_window_size": 5}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -240,5 +241,19 @@ CASES = {
         | _rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=0.7),
     ),
     "deepseek_v2": Case("DeepseekV2Config", "DeepseekV2ForCausalLM", DENSE | {"q_lora_rank": None}),
+    "recurrent_gemma": Case(
+        "RecurrentGemmaConfig",
+        "RecurrentGemmaForCausalLM",
+        GRIFFIN | {"num_key_value_heads": 1},
+        inputs=TEXT_RIGHT,
+    ),
+    "recurrent_gemma, kinds": Case(
+        "RecurrentGemmaConfig",
+        "RecurrentGemmaForCausalLM",
+        GRIFFIN
+        | {"lru_width": 48, "conv1d_width": 3, "attention_bias": True, "logits_soft_cap": 5.0}
+        | {"block_types": ["attention", "recurrent"], "num_key_value_heads": 2},
+        inputs=TEXT_RIGHT,
+    ),
     "youtu": Case("YoutuConfig", "YoutuForCausalLM", DENSE | {"rms_norm_eps": 1e-2, "initializer_range": 0.02}),
 }

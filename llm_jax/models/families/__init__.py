@@ -13,12 +13,14 @@ from llm_jax.models.families import (
     gptj,
     lamda,
     llama,
+    lstm,
     mistral,
     olmo2,
     opt,
     palm,
     phi3,
     qwen,
+    recurrent_gemma,
     starcoder,
     t5,
 )
@@ -44,6 +46,8 @@ MODULES = (
     t5,
     lamda,
     deepseek,
+    recurrent_gemma,
+    lstm,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""

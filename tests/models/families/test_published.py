@@ -106,6 +106,11 @@ MILLIONS = {
     "lamda-8b": 8721,
     "lamda-137b": 137_701,
     "youtu-llm-2b": 1961.56,
+    "recurrentgemma-2b": 2682.86,
+    "recurrentgemma-9b": 8579.98,
+    "lstm-small": 4.65,  # the paper gives none
+    "lstm-medium": 19.78,  # the paper says 20 million
+    "lstm-large": 66,
 }
 
 

@@ -1,0 +1,128 @@
+"""Checkpoints of RecurrentGemma."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from llm_jax.core.checks import check
+from llm_jax.interop import parts
+from llm_jax.interop.family import Family
+from llm_jax.interop.mapping import Tensor
+from llm_jax.interop.rope import read_partial_rope, write_partial_rope
+from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.rg_lru import RGLRUConfig
+from llm_jax.layers.positions.rope_scaling import Unscaled
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.recurrent_gemma import PATTERN, recurrent_gemma
+
+_KINDS = {RGLRUConfig: "recurrent", AttentionConfig: "attention"}
+
+
+def _read(settings: Settings) -> TransformerConfig:
+    settings.only("tie_word_embeddings", True, default=True)
+    heads, width = settings.need("num_attention_heads"), settings.need("hidden_size")
+    settings.only("head_dim", width // heads, default=width // heads)
+    layers, length = settings.need("num_hidden_layers"), settings.given("max_position_embeddings", default=8192)
+    # Older files have the kinds of layers under a name of their own.
+    kinds = tuple(settings.given("block_types", "_block_types", default=PATTERN))
+    rope = read_partial_rope(settings, width // heads, length, share=0.5)
+    check(
+        isinstance(rope.scaling, Unscaled),
+        f"config.json scales rotations by {type(rope.scaling).__name__}: RecurrentGemma does not",
+    )
+    return recurrent_gemma(
+        layers,
+        heads,
+        width,
+        _half(settings.need("intermediate_size")),
+        settings.given("num_key_value_heads", default=heads),
+        settings.given("lru_width", default=width),
+        settings.need("vocab_size"),
+        length,
+        settings.given("attention_window_size", default=2048),
+        kinds,
+        settings.given("conv1d_width", default=4),
+        rope,
+        settings.given("logits_soft_cap", default=30.0),
+        settings.activation("hidden_activation", default="gelu_pytorch_tanh"),
+        settings.given("rms_norm_eps", default=1e-6),
+        settings.given("attention_bias", default=False),
+    )
+
+
+def _half(size: int) -> int:
+    """Features of the ffn: the option counts those of gate and up together."""
+    check(size % 2 == 0, f"config.json has intermediate_size = {size}: it is twice that of the ffn, so it must be even")
+    return size // 2
+
+
+def _first(config: TransformerConfig, kind: type) -> BlockConfig:
+    """The first block that mixes tokens so. ValueError where none does: then nothing says what its sizes were."""
+    found = [place.block for place in parts.places(config) if isinstance(place.block.mixer, kind)]
+    check(bool(found), f"no layer has a mixer of {kind.__name__}, and this family has")
+    return found[0]
+
+
+def _write(config: TransformerConfig) -> dict[str, Any]:
+    recurrent, block = _first(config, RGLRUConfig).mixer, _first(config, AttentionConfig)
+    mixer = block.mixer
+    check(isinstance(mixer.position.scaling, Unscaled), "rotations are scaled: RecurrentGemma's are not")
+    return write_partial_rope(mixer.position, mixer.head_dim) | {
+        "num_hidden_layers": config.depth,
+        "block_types": [_KINDS[type(place.block.mixer)] for place in parts.places(config)],
+        "num_attention_heads": mixer.heads,
+        "num_key_value_heads": mixer.kv_heads,
+        "hidden_size": config.width,
+        "intermediate_size": 2 * block.ffn.hidden,
+        "hidden_activation": activation_name(block.ffn.activation),
+        "lru_width": recurrent.channels,
+        "conv1d_width": recurrent.convolution.taps,
+        "attention_window_size": mixer.mask.window,
+        "attention_bias": mixer.bias,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": block.norm.epsilon,
+        "logits_soft_cap": config.head.softcap,
+        "tie_word_embeddings": True,
+    }
+
+
+def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
+    yield from parts.embedding(config, "model.embed_tokens.weight")
+    for place in parts.places(config):
+        name = f"model.layers.{place.number}"
+        yield from parts.layer_norm(place, f"{name}.temporal_pre_norm", "mixer_norm")
+        if isinstance(place.block.mixer, RGLRUConfig):
+            yield from _recurrent(place, f"{name}.temporal_block")
+        else:
+            yield from parts.attention(place, *(f"{name}.temporal_block.{part}_proj" for part in "qkvo"))
+        yield from parts.layer_norm(place, f"{name}.channel_pre_norm", "ffn_norm")
+        into = {part: f"{name}.mlp_block.{part}_proj" for part in ("gate", "up")}
+        yield from parts.ffn(place, into, f"{name}.mlp_block.down_proj")
+    yield from parts.norm("model.final_norm", config.final_norm, "final_norm", config.width)
+
+
+def _recurrent(place: parts.Place, name: str) -> Iterator[Tensor]:
+    """A recurrent block: r its channels, w the taps of its convolution, n the gates' blocks of i by j."""
+    mixer = place.block.mixer
+    size = mixer.channels // mixer.blocks
+    own = {"r": mixer.channels, "w": mixer.convolution.taps, "n": mixer.blocks, "i": size, "j": size}
+    place = dataclasses.replace(place, sizes=place.sizes | own)
+    for theirs, ours in (("linear_y", "gate"), ("linear_x", "input")):
+        yield from parts.linear(place, f"{name}.{theirs}", "r d", "d", (place.leaf(f"mixer/{ours}", "d r"),), True)
+    yield from parts.linear(place, f"{name}.linear_out", "d r", "r", (place.leaf("mixer/out", "r d"),), True)
+    vectors = {
+        "conv_1d.weight": ("r 1 w", "convolution/kernel", "w r"),
+        "conv_1d.bias": ("r", "convolution/bias", "r"),
+        "rg_lru.recurrent_param": ("r", "decay", "r"),
+    }
+    for theirs, ours in (("input_gate", "input_gate"), ("recurrent_gate", "decay_gate")):
+        vectors[f"rg_lru.{theirs}_weight"] = ("n i j", f"{ours}/kernel", "n i j")
+        vectors[f"rg_lru.{theirs}_bias"] = ("n j", f"{ours}/bias", "n j")
+    for theirs, (layout, ours, leaf_layout) in vectors.items():
+        yield Tensor(f"{name}.{theirs}", layout, (place.leaf(f"mixer/{ours}", leaf_layout),), place.sizes)
+
+
+FAMILIES = (Family("recurrent_gemma", "RecurrentGemmaForCausalLM", _read, _write, _tensors, prefix="model."),)

@@ -1,0 +1,38 @@
+"""Language models of long short-term memory, the baseline before attention (Zaremba et al. 2014, arXiv:1409.2329,
+section 4.1): layers one on the other without a residual stream, dropout wherever no recurrence passes."""
+
+import math
+
+from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.linear import Normal
+from llm_jax.layers.mixers.lstm import LSTMConfig
+from llm_jax.models.block import BlockConfig, Chain
+from llm_jax.models.config import HeadConfig, TransformerConfig
+from llm_jax.models.families.decoder import decoder
+
+
+def lstm(
+    layers: int,
+    width: int,
+    vocab_size: int = 10_000,
+    max_length: int = 1024,
+    dropout: float = 0.0,
+    limit: float = 0.1,
+) -> TransformerConfig:
+    """An LSTM of any size.
+
+    Args:
+      max_length: nothing in the model depends on it; the paper trains on 35 tokens at a time.
+      limit: the paper's weights start uniform between minus and plus this, ours Gaussian of the same variance.
+    """
+    init = Normal(limit / math.sqrt(3))
+    block = BlockConfig(LSTMConfig(width, init), ffn=None, norm=None, wiring=Chain(), dropout=dropout)
+    embed, head = EmbedConfig(init, dropout=dropout), HeadConfig(init, bias=True)
+    return decoder((block,) * layers, width, vocab_size, max_length, None, embed, head)
+
+
+SIZES = {
+    "lstm-small": lambda: lstm(2, 200),
+    "lstm-medium": lambda: lstm(2, 650, dropout=0.5, limit=0.05),
+    "lstm-large": lambda: lstm(2, 1500, dropout=0.65, limit=0.04),
+}

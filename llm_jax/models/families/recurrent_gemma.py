@@ -1,0 +1,96 @@
+"""RecurrentGemma (Botev et al. 2024, arXiv:2404.07839, table 1), which is Griffin (De et al. 2024, arXiv:2402.19427).
+
+Two recurrent blocks, then one of local multi-query attention, over and over; gated ffns with biases, norms and token
+vectors as in Gemma. Rows may be of any length: only the window and a state of fixed size look back.
+"""
+
+import math
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.checks import check, check_divides, check_one_of
+from llm_jax.layers.activations import Activation
+from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.linear import FanIn
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.convolution import ConvolutionConfig
+from llm_jax.layers.mixers.masks import Causal
+from llm_jax.layers.mixers.rg_lru import RGLRUConfig
+from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.families.decoder import decoder
+
+Kind = Literal["recurrent", "attention"]
+
+PATTERN: tuple[Kind, ...] = ("recurrent", "recurrent", "attention")
+
+
+def recurrent_gemma(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int = 1,
+    channels: int | None = None,
+    vocab_size: int = 256_000,
+    max_length: int = 8192,
+    window: int = 2048,
+    pattern: tuple[Kind, ...] = PATTERN,
+    taps: int = 4,
+    rope: RoPEConfig | None = None,
+    softcap: float = 30.0,
+    activation: Activation = "gelu_tanh",
+    epsilon: float = 1e-6,
+    bias: bool = False,
+) -> TransformerConfig:
+    """A RecurrentGemma of any size.
+
+    Args:
+      heads: of attention, and blocks of the recurrence's gates.
+      channels: of the recurrence; None: the width.
+      max_length: nothing in the model depends on it.
+      pattern: what mixes tokens in each layer, in turn.
+      rope: None: half of each head is rotated.
+      bias: on queries, keys and values; all other projections have theirs.
+    """
+    check_divides(heads, width, "heads", "width")
+    check(len(pattern) > 0, "pattern is empty: name what mixes tokens in at least one layer")
+    for kind in pattern:
+        check_one_of("pattern", kind, ("recurrent", "attention"))
+    head_dim, norm, out_init = width // heads, RMSNormConfig(epsilon, from_zero=True), FanIn(math.sqrt(2 / layers))
+    ffn = GLUConfig(hidden, activation, bias=True, init=FanIn(), out_init=out_init)
+    # The published code starts kernels of convolutions at a standard deviation of 0.05 for 4 taps.
+    recurrent = RGLRUConfig(
+        channels or width, heads, ConvolutionConfig(taps, init=FanIn(0.1)), activation, out_init=out_init
+    )
+    attention = AttentionConfig(
+        heads,
+        head_dim,
+        kv_heads,
+        Causal(window),
+        RoPEConfig(features=head_dim // 2) if rope is None else rope,
+        bias=bias,
+        out_bias=True,
+        init=FanIn(),
+        out_init=out_init,
+    )
+    mixers = {"recurrent": recurrent, "attention": attention}
+    blocks = tuple(BlockConfig(mixers[pattern[layer % len(pattern)]], ffn, norm) for layer in range(layers))
+    embed = EmbedConfig(FanIn(), scale=_rounded(math.sqrt(width)))
+    return decoder(blocks, width, vocab_size, max_length, norm, embed, TiedHead(softcap))
+
+
+def _rounded(number: float) -> float:
+    """The nearest bfloat16, as which the published code keeps the scale of token vectors in any precision."""
+    return float(np.asarray(number).astype(jnp.bfloat16))
+
+
+SIZES = {
+    "recurrentgemma-2b": lambda: recurrent_gemma(26, 10, 2560, 7680),
+    "recurrentgemma-9b": lambda: recurrent_gemma(38, 16, 4096, 12288),
+}

@@ -1,0 +1,56 @@
+"""What the config.json of RecurrentGemma may say."""
+
+import pytest
+
+from llm_jax.interop.families import FAMILIES
+from llm_jax.interop.family import architecture
+from llm_jax.interop.settings import Settings
+from llm_jax.models.families.recurrent_gemma import SIZES, recurrent_gemma
+
+FAMILY = FAMILIES["recurrent_gemma"]
+# As the file of the 2B model has them.
+OPTIONS = {
+    "attention_window_size": 2048,
+    "conv1d_width": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 2560,
+    "intermediate_size": 15360,
+    "logits_soft_cap": 30.0,
+    "lru_width": 2560,
+    "num_attention_heads": 10,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "vocab_size": 256000,
+}
+KINDS = ["recurrent", "recurrent", "attention"]
+
+
+@pytest.mark.parametrize("name", ["block_types", "_block_types"])
+def test_the_published_file_is_the_published_size(name: str):
+    config = FAMILY.read(Settings(OPTIONS | {name: KINDS}))
+    assert architecture(config) == architecture(SIZES["recurrentgemma-2b"]())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_dim": 128}, "head_dim = 128: only 256 is supported"),
+        ({"intermediate_size": 7}, "intermediate_size = 7: it is twice"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "scales rotations by LinearScaling"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+        ({"block_types": ["recurrent", "full"]}, "pattern is 'full'"),
+    ],
+)
+def test_what_it_cannot_mean_is_refused(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        FAMILY.read(Settings(OPTIONS | options))
+
+
+def test_a_model_of_one_kind_of_layer_is_none_that_the_file_can_say():
+    for kind in ("recurrent", "attention"):
+        assert not FAMILY.expresses(recurrent_gemma(2, 2, 8, 8, pattern=(kind,)))
+    assert FAMILY.expresses(recurrent_gemma(2, 2, 8, 8, pattern=("attention", "recurrent")))
