@@ -3,6 +3,7 @@
 import dataclasses
 
 from llm_jax.layers.mixers.attention import QKNormConfig
+from llm_jax.layers.mixers.recurrence import ChunkwiseForm
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
@@ -18,6 +19,7 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.opt import opt
 from llm_jax.models.families.palm import palm
+from llm_jax.models.families.retnet import retnet
 from llm_jax.models.families.starcoder import starcoder, starcoder2
 from llm_jax.models.stack import Execution
 from tests.helpers.tiny import MAX_LENGTH, VOCAB
@@ -69,6 +71,7 @@ PUBLISHED = {
     "starcoder": starcoder(*OLD, **LIMITS),
     "starcoder2": starcoder2(*OLD, 2, **LIMITS, window=5),
     "palm": _palm(),
+    "retnet": retnet(*OLD, **LIMITS, form=ChunkwiseForm(3)),
 }
 """By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles
 of a row depend on its end, so that not even causality holds."""

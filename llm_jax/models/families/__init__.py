@@ -14,6 +14,7 @@ from llm_jax.models.families import (
     palm,
     phi3,
     qwen,
+    retnet,
     starcoder,
 )
 
@@ -32,6 +33,7 @@ MODULES = (
     bloom,
     starcoder,
     palm,
+    retnet,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""

@@ -101,6 +101,9 @@ MILLIONS = {
     "palm-8b": 8630,
     "palm-62b": 62_500,
     "palm-540b": 540_350,
+    "retnet-1.3b": 1311,  # the paper says 1.3B and names no vocabulary; so with the others
+    "retnet-2.7b": 2645,  # the paper says 2.7B
+    "retnet-6.7b": 6648,  # the paper says 6.7B
 }
 
 
