@@ -8,6 +8,7 @@ from llm_jax.interop import (
     hf_gpt_neox,
     hf_gptj,
     hf_llama,
+    hf_mamba2,
     hf_opt,
     hf_starcoder,
 )
@@ -25,6 +26,7 @@ FAMILIES: dict[str, Family] = {
         hf_falcon,
         hf_bloom,
         hf_starcoder,
+        hf_mamba2,
     )
     for family in module.FAMILIES
 }

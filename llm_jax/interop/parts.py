@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from llm_jax.interop.mapping import Leaf, Tensor
+from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig, NormConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TiedHead, TransformerConfig
@@ -157,15 +158,12 @@ def ffn(place: Place, into: dict[str, str], down: str, transposed: bool = False)
 
 
 def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:
-    mixer = block.mixer
-    return {
-        "d": config.width,
-        "n": mixer.heads,
-        "k": mixer.kv_heads,
-        "g": mixer.heads // mixer.kv_heads,
-        "h": mixer.head_dim,
-        "f": block.ffn.hidden,
-    }
+    """Of the letters that attention and an ffn have; the family of another mixer adds its own."""
+    mixer, sizes = block.mixer, {"d": config.width}
+    if isinstance(mixer, AttentionConfig):
+        groups = mixer.heads // mixer.kv_heads
+        sizes |= {"n": mixer.heads, "k": mixer.kv_heads, "g": groups, "h": mixer.head_dim}
+    return sizes | ({} if block.ffn is None else {"f": block.ffn.hidden})
 
 
 def _without(layout: str, letters: str) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from llm_jax.layers.mixers.attention import QKNormConfig
-from llm_jax.layers.mixers.recurrence import ChunkwiseForm
+from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
@@ -16,6 +16,7 @@ from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.gpt_neox import gpt_neox
 from llm_jax.models.families.gptj import gptj
 from llm_jax.models.families.llama import llama
+from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.opt import opt
 from llm_jax.models.families.palm import palm
@@ -71,6 +72,8 @@ PUBLISHED = {
     "starcoder": starcoder(*OLD, **LIMITS),
     "starcoder2": starcoder2(*OLD, 2, **LIMITS, window=5),
     "palm": _palm(),
+    "mamba2": mamba2(2, 16, **LIMITS, head_dim=8, groups=2, state_size=6, form=ChunkwiseForm(3)),
+    "mamba2, biases": mamba2(2, 16, **LIMITS, head_dim=8, state_size=8, bias=True, step_limit=(0.1, 2.0), tied=False),
     "retnet": retnet(*OLD, **LIMITS, form=ChunkwiseForm(3)),
 }
 """By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles

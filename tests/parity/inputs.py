@@ -8,8 +8,9 @@ import numpy as np
 GOLDEN = Path(__file__).parent.parent / "golden" / "hf"
 BATCH, LENGTH, PADDING = 3, 24, 5
 TOKENS = np.random.default_rng(0).integers(0, 97, (BATCH, LENGTH))
-MASK = np.ones_like(TOKENS)
-MASK[1, LENGTH - PADDING :] = 0
+MASK_RIGHT = np.ones_like(TOKENS)
+MASK_RIGHT[1, LENGTH - PADDING :] = 0
+MASK = MASK_RIGHT.copy()
 MASK[2, :PADDING] = 0
 
 
@@ -22,7 +23,7 @@ def torch_logits(model: Any, **inputs: np.ndarray) -> np.ndarray:
         return model(**tensors, use_cache=False).logits.numpy()
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference at real tokens, of the largest logit."""
-    real = MASK.astype(bool)
+def difference(ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray) -> float:
+    """Largest difference at the tokens that the mask calls real, of the largest logit."""
+    real = mask.astype(bool)
     return float(np.abs(ours - theirs)[real].max() / np.abs(theirs[real]).max())

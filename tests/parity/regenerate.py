@@ -14,8 +14,8 @@ import transformers
 
 from llm_jax.interop import forward, load_hf
 from llm_jax.interop.catalogue import PROOFS
-from tests.parity.inputs import GOLDEN, MASK, TOKENS, difference, torch_logits
-from tests.parity.torch_models import CASES
+from tests.parity.inputs import GOLDEN, TOKENS, difference, torch_logits
+from tests.parity.torch_models import CASES, folder
 
 
 def main() -> None:
@@ -23,21 +23,21 @@ def main() -> None:
     shutil.rmtree(GOLDEN, ignore_errors=True)
     models = []
     for name, case in CASES.items():
-        folder = GOLDEN / name.replace(", ", "-").replace(" ", "_")
+        path, inputs = GOLDEN / folder(name), {"input_ids": TOKENS, "attention_mask": case.mask}
         model = case.torch_model()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(parameter.bfloat16())
-        logits = torch_logits(model, input_ids=TOKENS, attention_mask=MASK)
-        model.bfloat16().save_pretrained(folder)
-        (folder / "generation_config.json").unlink(missing_ok=True)
-        np.savez_compressed(folder / "logits.npz", logits=logits)
-        ours = forward(*load_hf(folder), input_ids=TOKENS, attention_mask=MASK)
+        logits = torch_logits(model, **inputs)
+        model.bfloat16().save_pretrained(path)
+        (path / "generation_config.json").unlink(missing_ok=True)
+        np.savez_compressed(path / "logits.npz", logits=logits)
+        ours = forward(*load_hf(path), **inputs)
         models.append(
             {
                 "name": name,
-                "model_type": json.loads((folder / "config.json").read_text())["model_type"],
-                "difference": float(f"{difference(ours, logits):.2e}"),
+                "model_type": json.loads((path / "config.json").read_text())["model_type"],
+                "difference": float(f"{difference(ours, logits, case.mask):.2e}"),
             }
         )
         print(models[-1])

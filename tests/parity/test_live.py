@@ -11,7 +11,7 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
-from tests.parity.inputs import MASK, TOKENS, difference, torch_logits
+from tests.parity.inputs import TOKENS, difference, torch_logits
 from tests.parity.torch_models import CASES, Case
 
 for package in ("torch", "transformers"):
@@ -25,9 +25,10 @@ def test_logits_and_round_trip(case: Case, tmp_path: Path):
 
     theirs = case.torch_model()
     theirs.save_pretrained(tmp_path / "theirs")
-    expected = torch_logits(theirs, input_ids=TOKENS, attention_mask=MASK)
+    inputs = {"input_ids": TOKENS, "attention_mask": case.mask}
+    expected = torch_logits(theirs, **inputs)
     model, params = load_hf(tmp_path / "theirs")
-    assert difference(forward(model, params, input_ids=TOKENS, attention_mask=MASK), expected) <= 1e-4
+    assert difference(forward(model, params, **inputs), expected, case.mask) <= 1e-4
     kinds = [kind for kind, family in FAMILIES.items() if family.expresses(model.config)]
     assert theirs.config.model_type in kinds
     for kind in kinds:
@@ -36,11 +37,11 @@ def test_logits_and_round_trip(case: Case, tmp_path: Path):
         # Where several families can say the same model, eager attention is right in all but Falcon.
         attention = "sdpa" if kind == "falcon" else "eager"
         again = auto.from_pretrained(tmp_path / kind, attn_implementation=attention).eval()
-        logits = torch_logits(again, input_ids=TOKENS, attention_mask=MASK)
-        assert difference(logits, expected) <= (1e-6 if kind == theirs.config.model_type else 1e-5), kind
+        limit = 1e-6 if kind == theirs.config.model_type else 1e-5
+        assert difference(torch_logits(again, **inputs), expected, case.mask) <= limit, kind
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama, biases", "gemma2", "bloom"])
+@pytest.mark.parametrize("name", ["gpt2", "llama, biases", "gemma2", "bloom", "mamba2"])
 def test_gradients_of_a_loss(name: str, tmp_path: Path):
     import torch
 

@@ -7,10 +7,15 @@ that a wrong map cannot hide. torch and transformers are imported when a model i
 import dataclasses
 from typing import Any
 
+import numpy as np
+
+from tests.parity.inputs import MASK, MASK_RIGHT
+
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
 GQA = SHAPE | {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
 OLD = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 97, "n_positions": 64}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+MAMBA2 = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 97, "num_heads": 8, "head_dim": 8, "chunk_size": 8}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -23,6 +28,14 @@ class Case:
     options: dict[str, Any]
     attention: str = "eager"
     """Which of transformers' implementations of attention is meant."""
+    left_padding: bool = True
+    """Whether one row of the batch is padded on the left. False where transformers' recurrence and convolution run over
+    padding: what they give after it depends on the tokens that it holds."""
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The batch's attention mask."""
+        return MASK if self.left_padding else MASK_RIGHT
 
     def torch_model(self) -> Any:
         """The model, in evaluation mode, float32."""
@@ -133,4 +146,25 @@ CASES = {
     "starcoder2": Case(
         "Starcoder2Config", "Starcoder2ForCausalLM", GQA | {"sliding_window": 5, "residual_dropout": 0.0}
     ),
+    "mamba2": Case("Mamba2Config", "Mamba2ForCausalLM", MAMBA2 | {"n_groups": 2, "state_size": 12}),
+    "mamba2, tied": Case(
+        "Mamba2Config",
+        "Mamba2ForCausalLM",
+        MAMBA2
+        | {"n_groups": 1, "state_size": 12, "conv_kernel": 3, "use_conv_bias": False}
+        | {"time_step_limit": (0.05, 1.0), "tie_word_embeddings": True},
+    ),
+    "mamba2, biases": Case(
+        "Mamba2Config",
+        "Mamba2ForCausalLM",
+        MAMBA2 | {"n_groups": 4, "state_size": 12, "use_bias": True},
+        # With biases, what padding projects to runs into the convolution of the first real tokens.
+        left_padding=False,
+    ),
 }
+"""By name."""
+
+
+def folder(name: str) -> str:
+    """Of the fixture of that name."""
+    return name.replace(", ", "-").replace(" ", "_")

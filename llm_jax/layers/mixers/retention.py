@@ -17,7 +17,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import GATED
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.recurrence import ChunkwiseForm, Form, Memory, recur
+from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form, Memory, recur
 from llm_jax.layers.norms import normalise
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.sharding import axes

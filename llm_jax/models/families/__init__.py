@@ -8,6 +8,7 @@ from llm_jax.models.families import (
     gpt_neox,
     gptj,
     llama,
+    mamba2,
     mistral,
     olmo2,
     opt,
@@ -34,6 +35,7 @@ MODULES = (
     starcoder,
     palm,
     retnet,
+    mamba2,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""

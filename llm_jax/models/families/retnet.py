@@ -3,7 +3,7 @@ can be compared."""
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.ffn.mlp import MLPConfig
-from llm_jax.layers.mixers.recurrence import ChunkwiseForm, Form
+from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form
 from llm_jax.layers.mixers.retention import Decays, RetentionConfig, SpacedDecays
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.models.block import BlockConfig

@@ -12,7 +12,7 @@ from llm_jax.core import trees
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Placement
-from llm_jax.layers.mixers.recurrence import ChunkwiseForm, ParallelForm, RecurrentForm
+from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, ParallelForm, RecurrentForm
 from llm_jax.layers.mixers.retention import PowerDecays, RetentionConfig, SpacedDecays
 from llm_jax.layers.positions.rope import RoPEConfig
 

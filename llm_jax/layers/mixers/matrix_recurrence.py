@@ -176,7 +176,7 @@ def _chunkwise(chunk, q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP):
     v_BKGCSP, log_BKGCS = split(_chunks(v_BNTP, 2, chunk)), split(_chunks(log_BNT, 2, chunk))
     # Padding counts to the document before it; 0 is the one that the state is of.
     number_BCS = _chunks(jnp.cumsum(row.starts_BT, axis=1, dtype=jnp.int32), 1, chunk, mode="edge")
-    total_BKGCS = jnp.cumsum(log_BKGCS, axis=-1)
+    total_BKGCS = _totals(log_BKGCS, number_BCS)
     y_BKGCQP = _within(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS)
     if number_BCS.shape[1] > 1 or state_BNHP is not None:
         shape = (batch, heads, q_BKTH.shape[-1], value_size)
@@ -187,12 +187,31 @@ def _chunkwise(chunk, q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP):
     return y_BKGCQP.reshape(batch, heads, -1, value_size)[:, :, :length], state_BNHP
 
 
+def _allowed(number_BCS):
+    """Which tokens of a chunk a token is a sum of: those of its document up to itself, boolean [B, C, Q, S]."""
+    places = jnp.arange(number_BCS.shape[-1])
+    return (number_BCS[..., :, None] == number_BCS[..., None, :]) & (places[:, None] >= places)
+
+
+@jax.checkpoint
+def _totals(log_BKGCS, number_BCS):
+    """Sums of the logarithms up to each token of a chunk, in its document.
+
+    A product with the mask and no cumulative sum: the difference of two of those would hold the rounding of, and send a
+    gradient to, the documents before.
+    """
+    batch = max(log_BKGCS.shape[0], number_BCS.shape[0])
+    allowed_BCQS = _allowed(number_BCS).astype(log_BKGCS.dtype)
+    allowed_BCQS = jnp.broadcast_to(allowed_BCQS, (batch, *allowed_BCQS.shape[1:]))
+    log_BKGCS = jnp.broadcast_to(log_BKGCS, (batch, *log_BKGCS.shape[1:]))
+    return jnp.einsum("BCQS,BKGCS->BKGCQ", allowed_BCQS, log_BKGCS, precision=jax.lax.Precision.HIGHEST)
+
+
 # The scores of a chunk are computed again in the backward pass: kept, they would be most of what a layer keeps.
 @jax.checkpoint
 def _within(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS):
     """What tokens read from those of their own chunk."""
-    places = jnp.arange(number_BCS.shape[-1])
-    allowed_BCQS = (number_BCS[..., :, None] == number_BCS[..., None, :]) & (places[:, None] >= places)
+    allowed_BCQS = _allowed(number_BCS)
     log_BKGCQS = jnp.where(allowed_BCQS[:, None, None], total_BKGCS[..., :, None] - total_BKGCS[..., None, :], -jnp.inf)
     scores_BKCQS = jnp.einsum("BKCQH,BKCSH->BKCQS", q_BKCQH, k_BKCSH, preferred_element_type=jnp.float32)
     weights_BKGCQS = (scores_BKCQS[:, :, None] * jnp.exp(log_BKGCQS)).astype(v_BKGCSP.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_jax.layers.mixers.masks import Placement
-from llm_jax.layers.mixers.recurrence import ChunkwiseForm, Memory, ParallelForm, RecurrentForm, recur
+from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Memory, ParallelForm, RecurrentForm, recur
 
 B, K, N, T, H, P = 3, 2, 4, 11, 3, 5
 GENERATOR = np.random.default_rng(0)
