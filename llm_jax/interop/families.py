@@ -11,6 +11,7 @@ from llm_jax.interop import (
     hf_gpt_neox,
     hf_gptj,
     hf_llama,
+    hf_mamba2,
     hf_opt,
     hf_recurrent_gemma,
     hf_starcoder,
@@ -35,6 +36,7 @@ FAMILIES: dict[str, Family] = {
         hf_t5,
         hf_deepseek,
         hf_recurrent_gemma,
+        hf_mamba2,
     )
     for family in module.FAMILIES
 }

@@ -9,6 +9,8 @@ from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
 from llm_jax.layers.linear import Normal
 from llm_jax.layers.mixers.kernels import BlockedKernel
+from llm_jax.layers.mixers.mamba2 import TimeScales
+from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.stack import Execution
 
@@ -54,7 +56,7 @@ class Family:
 
 
 def architecture(config: Any) -> Any:
-    """A config without what only training or speed depends on: initialisers, dropout, execution, attention kernels."""
+    """A config without what only training or speed depends on: initialisers, dropout, execution, kernels and forms."""
     if isinstance(config, tuple):
         return tuple(architecture(item) for item in config)
     if not dataclasses.is_dataclass(config):
@@ -65,6 +67,8 @@ def architecture(config: Any) -> Any:
         "dropout": 0.0,
         "execution": Execution(),
         "kernel": BlockedKernel(),
+        "form": ChunkwiseForm(),
+        "time_scales": TimeScales(),
     }
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return type(config)(**{name: left_out.get(name, architecture(value)) for name, value in values.items()})

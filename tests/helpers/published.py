@@ -3,6 +3,7 @@
 import dataclasses
 
 from llm_jax.layers.mixers.attention import QKNormConfig
+from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
@@ -19,10 +20,12 @@ from llm_jax.models.families.gptj import gptj
 from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
+from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.opt import opt
 from llm_jax.models.families.palm import palm
 from llm_jax.models.families.recurrent_gemma import recurrent_gemma
+from llm_jax.models.families.retnet import retnet
 from llm_jax.models.families.starcoder import starcoder, starcoder2
 from llm_jax.models.stack import Execution
 from tests.helpers.tiny import MAX_LENGTH, VOCAB
@@ -87,6 +90,9 @@ PUBLISHED = {
     ),
     "recurrent_gemma": recurrent_gemma(4, *NEW[1:4], channels=24, window=3, taps=3, bias=True, **LIMITS),
     "lstm": lstm(2, 16, **LIMITS),
+    "mamba2": mamba2(2, 16, **LIMITS, head_dim=8, groups=2, state_size=6, form=ChunkwiseForm(3)),
+    "mamba2, biases": mamba2(2, 16, **LIMITS, head_dim=8, state_size=8, bias=True, step_limit=(0.1, 2.0), tied=False),
+    "retnet": retnet(*OLD, **LIMITS, form=ChunkwiseForm(3)),
 }
 """By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles
 of a row depend on its end, so that not even causality holds."""

@@ -18,8 +18,8 @@ from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 from tests.helpers.published import PUBLISHED
 
-# Never published: dense and banded layers in turn, the weights of PaLM and LaMDA. transformers has no LSTM.
-UNPUBLISHED = ("gpt3", "palm", "lamda", "lstm")
+# Never published: dense and banded layers in turn, the weights of PaLM, LaMDA and RetNet. transformers has no LSTM.
+UNPUBLISHED = ("gpt3", "palm", "lamda", "lstm", "retnet")
 EXPORTED = {name: config for name, config in PUBLISHED.items() if name not in UNPUBLISHED}
 SMALL = PUBLISHED["llama"]
 

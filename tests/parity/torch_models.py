@@ -19,6 +19,7 @@ DENSE |= {"max_position_embeddings": 64}
 OLD = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 97, "n_positions": 64}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 GRIFFIN = SHAPE | {"num_hidden_layers": 4, "intermediate_size": 96, "attention_window_size": 5}
+MAMBA2 = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 97, "num_heads": 8, "head_dim": 8, "chunk_size": 8}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -255,5 +256,26 @@ CASES = {
         | {"block_types": ["attention", "recurrent"], "num_key_value_heads": 2},
         inputs=TEXT_RIGHT,
     ),
+    "mamba2": Case("Mamba2Config", "Mamba2ForCausalLM", MAMBA2 | {"n_groups": 2, "state_size": 12}),
+    "mamba2, tied": Case(
+        "Mamba2Config",
+        "Mamba2ForCausalLM",
+        MAMBA2
+        | {"n_groups": 1, "state_size": 12, "conv_kernel": 3, "use_conv_bias": False}
+        | {"time_step_limit": (0.05, 1.0), "tie_word_embeddings": True},
+    ),
+    "mamba2, biases": Case(
+        "Mamba2Config",
+        "Mamba2ForCausalLM",
+        MAMBA2 | {"n_groups": 4, "state_size": 12, "use_bias": True},
+        # With biases, what padding projects to runs into the convolution of the first real tokens.
+        inputs=TEXT_RIGHT,
+    ),
     "youtu": Case("YoutuConfig", "YoutuForCausalLM", DENSE | {"rms_norm_eps": 1e-2, "initializer_range": 0.02}),
 }
+"""By name."""
+
+
+def folder(name: str) -> str:
+    """Of the fixture of that name."""
+    return name.replace(", ", "-").replace(" ", "_")

@@ -14,6 +14,7 @@ from llm_jax.models.families import (
     lamda,
     llama,
     lstm,
+    mamba2,
     mistral,
     olmo2,
     opt,
@@ -21,6 +22,7 @@ from llm_jax.models.families import (
     phi3,
     qwen,
     recurrent_gemma,
+    retnet,
     starcoder,
     t5,
 )
@@ -48,6 +50,8 @@ MODULES = (
     deepseek,
     recurrent_gemma,
     lstm,
+    retnet,
+    mamba2,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""

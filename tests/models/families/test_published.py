@@ -111,6 +111,14 @@ MILLIONS = {
     "lstm-small": 4.65,  # the paper gives none
     "lstm-medium": 19.78,  # the paper says 20 million
     "lstm-large": 66,
+    "retnet-1.3b": 1311,  # the paper says 1.3B and names no vocabulary; so with the others
+    "retnet-2.7b": 2645,  # the paper says 2.7B
+    "retnet-6.7b": 6648,  # the paper says 6.7B
+    "mamba2-130m": 128.99,
+    "mamba2-370m": 368.35,
+    "mamba2-780m": 780.16,
+    "mamba2-1.3b": 1343.76,
+    "mamba2-2.7b": 2702.60,
 }
 
 

@@ -1,0 +1,60 @@
+"""Mamba-2 (Dao and Gu 2024, arXiv:2405.21060, section 9.1; sizes are those of the checkpoints)."""
+
+from llm_jax.core.checks import check_divides
+from llm_jax.layers.mixers.convolution import ConvolutionConfig
+from llm_jax.layers.mixers.mamba2 import Mamba2Config
+from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form
+from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder, head_config, residual_init
+
+
+def mamba2(
+    layers: int,
+    width: int,
+    vocab_size: int = 50288,
+    max_length: int = 2048,
+    heads: int | None = None,
+    head_dim: int = 64,
+    groups: int = 1,
+    state_size: int = 128,
+    convolution: ConvolutionConfig = ConvolutionConfig(),  # noqa: B008
+    bias: bool = False,
+    epsilon: float = 1e-5,
+    step_limit: tuple[float, float] = (0.0, float("inf")),
+    tied: bool = True,
+    form: Form = ChunkwiseForm(),  # noqa: B008
+) -> TransformerConfig:
+    """A Mamba-2 of any size: blocks of a mixer alone, no ffn and no positions.
+
+    Args:
+      max_length: longest row; those of pretraining had 2048 tokens, the model itself sets no bound.
+      heads: None: as many as make up twice the width.
+    """
+    if heads is None:
+        check_divides(head_dim, 2 * width, "head_dim", "twice the width")
+    norm = RMSNormConfig(epsilon)
+    mixer = Mamba2Config(
+        2 * width // head_dim if heads is None else heads,
+        head_dim,
+        groups,
+        state_size,
+        convolution,
+        bias,
+        epsilon,
+        step_limit,
+        out_init=residual_init(layers),
+        form=form,
+    )
+    blocks = (BlockConfig(mixer, None, norm),) * layers
+    return decoder(blocks, width, vocab_size, max_length, norm, head=head_config(tied))
+
+
+SIZES = {
+    "mamba2-130m": lambda: mamba2(24, 768),
+    "mamba2-370m": lambda: mamba2(48, 1024),
+    "mamba2-780m": lambda: mamba2(48, 1536),
+    "mamba2-1.3b": lambda: mamba2(48, 2048),
+    "mamba2-2.7b": lambda: mamba2(64, 2560),
+}

@@ -1,0 +1,41 @@
+"""RetNet (Sun et al. 2023, arXiv:2307.08621, section 3.1 and table 2). Its weights were never published: only counts
+can be compared."""
+
+from llm_jax.core.checks import check_divides
+from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form
+from llm_jax.layers.mixers.retention import Decays, RetentionConfig, SpacedDecays
+from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder, residual_init
+
+
+def retnet(
+    layers: int,
+    heads: int,
+    width: int,
+    vocab_size: int = 50257,
+    max_length: int = 2048,
+    decays: Decays = SpacedDecays(),  # noqa: B008
+    form: Form = ChunkwiseForm(512),  # noqa: B008
+) -> TransformerConfig:
+    """A RetNet of any size: values twice as wide as queries and keys, ffn twice as wide as the stream.
+
+    The paper names no vocabulary; this one is GPT-2's, and the head is tied to it.
+    """
+    check_divides(heads, width, "heads", "width")
+    norm, out_init = LayerNormConfig(), residual_init(layers)
+    size = width // heads
+    mixer = RetentionConfig(heads, size, 2 * size, decays, out_init=out_init, form=form)
+    ffn = MLPConfig(2 * width, activation="gelu", bias=False, out_init=out_init)
+    blocks = (BlockConfig(mixer, ffn, norm),) * layers
+    return decoder(blocks, width, vocab_size, max_length, norm)
+
+
+SIZES = {
+    "retnet-1.3b": lambda: retnet(24, 8, 2048),
+    "retnet-2.7b": lambda: retnet(32, 10, 2560),
+    "retnet-6.7b": lambda: retnet(32, 16, 4096),
+}
+"""Heads have queries and keys of 256 (3.1)."""
