@@ -273,9 +273,3 @@ CASES = {
     ),
     "youtu": Case("YoutuConfig", "YoutuForCausalLM", DENSE | {"rms_norm_eps": 1e-2, "initializer_range": 0.02}),
 }
-"""By name."""
-
-
-def folder(name: str) -> str:
-    """Of the fixture of that name."""
-    return name.replace(", ", "-").replace(" ", "_")

@@ -203,7 +203,7 @@ class LatentAttention(nn.Module):
         v_BNSV = self._up("value", config.rank, config.value_dim)(c_BSR)
         k_BNSP = jnp.broadcast_to(k_BSP[:, None], (*k_BNSH.shape[:3], config.rotary_dim))
         q, k = jnp.concatenate([q_BNTH, q_BNTP], axis=-1), jnp.concatenate([k_BNSH, k_BNSP], axis=-1)
-        return config.kernel.attend(q, k, v_BNSV, Pairs(config.mask, context.queries, context.slots, config.scores))
+        return self._attend(q, k, v_BNSV, context)
 
     def _absorbed(self, q_BNTH: jax.Array, q_BNTP: jax.Array, c_BSL: jax.Array, context: Context) -> jax.Array:
         """As `_expanded`, without making a key or value: q (W c) is (q W) c, so that all heads share the short vectors
@@ -211,9 +211,12 @@ class LatentAttention(nn.Module):
         config = self.config
         q_BNTR = self._up("key", config.rank, config.head_dim).product("BNTH,RNH->BNTR", q_BNTH)
         q, k = jnp.concatenate([q_BNTR, q_BNTP], axis=-1), c_BSL[:, None]
-        v = k[..., : config.rank]
-        y_BNTR = config.kernel.attend(q, k, v, Pairs(config.mask, context.queries, context.slots, config.scores))
+        y_BNTR = self._attend(q, k, k[..., : config.rank], context)
         return self._up("value", config.rank, config.value_dim).product("BNTR,RNV->BNTV", y_BNTR)
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> jax.Array:
+        config = self.config
+        return config.kernel.attend(q, k, v, Pairs(config.mask, context.queries, context.slots, config.scores))
 
     def _down(self, name: str, size: int) -> Linear:
         """From the stream to what all heads share."""
