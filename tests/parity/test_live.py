@@ -41,7 +41,9 @@ def test_logits_and_round_trip(case: Case, tmp_path: Path):
         assert difference(logits, expected, case.inputs) <= (1e-6 if kind == theirs.config.model_type else 1e-5), kind
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama, biases", "gemma2", "bloom", "recurrent_gemma", "mamba2", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama, biases", "gemma2", "bloom", "recurrent_gemma", "mamba2", "deepseek_v3"]
+)
 def test_gradients_of_a_loss(name: str, tmp_path: Path):
     import torch
 
