@@ -8,7 +8,7 @@ from llm_jax.interop.settings import Settings
 from llm_jax.models.families.recurrent_gemma import SIZES, recurrent_gemma
 
 FAMILY = FAMILIES["recurrent_gemma"]
-# As the file of the 2B model has them.
+# Of the 2B model, rotations as older files have them.
 OPTIONS = {
     "attention_window_size": 2048,
     "conv1d_width": 4,
@@ -30,7 +30,7 @@ KINDS = ["recurrent", "recurrent", "attention"]
 
 
 @pytest.mark.parametrize("name", ["block_types", "_block_types"])
-def test_the_published_file_is_the_published_size(name: str):
+def test_the_options_of_the_2b_model_are_its_size(name: str):
     config = FAMILY.read(Settings(OPTIONS | {name: KINDS}))
     assert architecture(config) == architecture(SIZES["recurrentgemma-2b"]())
 

@@ -106,9 +106,9 @@ MILLIONS = {
     "lamda-8b": 8721,
     "lamda-137b": 137_701,
     "youtu-llm-2b": 1961.56,
-    "recurrentgemma-2b": 2682.86,
-    "recurrentgemma-9b": 8579.98,
-    "lstm-small": 4.65,  # the paper gives none
+    "recurrentgemma-2b": 2682.86,  # counted here; the paper says 2 billion, without the embedding's 655 million
+    "recurrentgemma-9b": 8579.98,  # counted here; the paper says 9 billion
+    "lstm-small": 4.65,  # counted here; the paper gives none
     "lstm-medium": 19.78,  # the paper says 20 million
     "lstm-large": 66,
     "retnet-1.3b": 1311,  # the paper says 1.3B and names no vocabulary; so with the others
