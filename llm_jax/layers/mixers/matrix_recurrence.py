@@ -214,7 +214,11 @@ def _within(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS):
     allowed_BCQS = _allowed(number_BCS)
     log_BKGCQS = jnp.where(allowed_BCQS[:, None, None], total_BKGCS[..., :, None] - total_BKGCS[..., None, :], -jnp.inf)
     scores_BKCQS = jnp.einsum("BKCQH,BKCSH->BKCQS", q_BKCQH, k_BKCSH, preferred_element_type=jnp.float32)
-    weights_BKGCQS = (scores_BKCQS[:, :, None] * jnp.exp(log_BKGCQS)).astype(v_BKGCSP.dtype)
+    # By a product with ones, so that the gradient's sum over the heads of a group is a product too: as a sum over an
+    # inner axis it would take most of the backward pass on CPUs.
+    ones_G, exact = jnp.ones(log_BKGCQS.shape[2]), jax.lax.Precision.HIGHEST
+    scores_BKGCQS = jnp.einsum("BKCQS,G->BKGCQS", scores_BKCQS, ones_G, precision=exact)
+    weights_BKGCQS = (scores_BKGCQS * jnp.exp(log_BKGCQS)).astype(v_BKGCSP.dtype)
     return jnp.einsum("BKGCQS,BKGCSP->BKGCQP", weights_BKGCQS, v_BKGCSP, preferred_element_type=jnp.float32)
 
 
