@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
 PEERS = {"decode": ("torch", "transformers"), "train_step": ("torch", "transformers"), "tpu_cost": ("libtpu",)}
-ALONE = ("loop_overhead", "memory")
+ALONE = ("attention_memory", "loop_overhead", "memory")
 
 
 def smoke(name: str) -> str:
@@ -35,6 +35,15 @@ def test_memory_of_the_chunked_loss_is_below_the_plain_one():
     rows = cells(smoke("memory"))
     assert rows[0][0] == "plain" and len(rows) == 2
     assert float(rows[1][2]) < float(rows[0][2])
+
+
+def test_of_all_attention_kernels_the_chunked_one_needs_least_memory():
+    rows = [row for row in cells(smoke("attention_memory")) if row[0] == "128"]
+    memory, work = ({row[1]: float(row[column]) for row in rows} for column in (3, 5))
+    assert set(memory) == {"PlainKernel", "BlockedKernel", "ChunkedKernel", "DotProductKernel"}
+    assert min(memory, key=memory.get) == "ChunkedKernel" and memory["PlainKernel"] == 1
+    # Eight blocks of queries see (8 + 1) / 2 of eight blocks of keys; it makes the scores again for the backward pass.
+    assert 0.5 < work["ChunkedKernel"] < 1
 
 
 def test_nothing_is_compiled_in_the_loop_after_its_first_step():

@@ -65,7 +65,7 @@ class BlockedKernel(OwnKernel):
 class ChunkedKernel(OwnKernel):
     """Blocks of queries against blocks of keys in a loop: memory grows with T + S, forward and backward (Rabe and
     Staats 2021, arXiv:2112.05682). Blocks that a mask cannot reach are not visited, so causal attention costs half
-    and a window its width. For rows so long that their scores do not fit; short ones are faster without the loop."""
+    and a window its width. For rows so long that their scores do not fit."""
 
     block: int = 512
     """Queries, and keys, per block: memory grows with its square, and a window costs its width and up to two blocks."""
