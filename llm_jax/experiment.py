@@ -90,6 +90,7 @@ class Experiment:
             self.name not in ("", ".", "..") and Path(self.name).name == self.name,
             f"name is {self.name!r}: it becomes a folder, so it must be a plain name without slashes",
         )
+        self.objective.check(self.model)
         self.optimizer.learning_rate(self.steps)  # a schedule that does not fit into the run raises here
         length, limit = self.data.sequence_length, self.model.max_length
         check(

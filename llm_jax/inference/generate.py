@@ -51,6 +51,10 @@ class Generator:
         pad_id: int,
         vocab_size: int | None = None,
     ):
+        check(
+            model.config.causal,
+            "the model's tokens are told of later ones, so it cannot write a row token by token: it is no decoder",
+        )
         config = dataclasses.replace(model.config, segments=unstacked(model.config.segments), execution=Execution())
         self._model, self._sampling, self._eos_id, self._pad_id = model.clone(config=config), sampling, eos_id, pad_id
         self._vocab_size = model.config.vocab_size if vocab_size is None else vocab_size

@@ -2,8 +2,9 @@
 
 A mixer is a config type. It has `build(width, precision, name)`, which gives a module called with (x [B, T, D],
 context, state) that returns (y [B, T, D], state); `parameters(width)`; `matrix_flops(width)` and
-`mixing_flops(length)`, forward FLOPs per token; `allocate(batch, slots, dtype)`, an empty state; and `shape`, its heads
-or channels in words. A mixer keeps the documents of a row apart, and padding changes nothing at real tokens.
+`mixing_flops(length)`, forward FLOPs per token; `allocate(batch, slots, dtype)`, an empty state; `causal`, whether no
+token is told of a later one; and `shape`, its heads or channels in words. A mixer keeps the documents of a row apart,
+and padding changes nothing at real tokens.
 
 Legend: B batch, T length, D model width.
 """

@@ -61,6 +61,11 @@ class TransformerConfig:
         return (self,)
 
     @property
+    def causal(self) -> bool:
+        """Whether no token is told of a later one, so that rows can be written token by token."""
+        return all(block.mixer.causal for segment in self.segments for block in segment.blocks)
+
+    @property
     def reads_memory(self) -> bool:
         """Whether blocks have cross attention."""
         return any(block.cross is not None for segment in self.segments for block in segment.blocks)

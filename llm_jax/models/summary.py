@@ -32,7 +32,11 @@ def summary(config: ModelConfig, length: int) -> dict[str, str]:
         "active parameters": f"{parameters:,} (dense: all)",
         "forward FLOPs a token": f"{count.forward_flops(config, length):.3e} at {length:,} tokens",
         "training FLOPs a token": f"{count.training_flops(config, length):.3e}",
-        "cache of a row": f"{count.cache_bytes(config, length, MIXED) / 2**20:,.1f} MiB at {length:,} tokens, bfloat16",
+        "cache of a row": (
+            f"{count.cache_bytes(config, length, MIXED) / 2**20:,.1f} MiB at {length:,} tokens, bfloat16"
+            if config.sides[-1].causal
+            else "none: it is no decoder"
+        ),
         "memory to train": (
             f"{parameters * _TRAINING_BYTES / 2**30:,.1f} GiB of float32 parameters, gradients and AdamW's moments, "
             "before activations"

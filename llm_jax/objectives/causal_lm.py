@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax.core.checks import check_not_negative, check_positive
+from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.metrics import Ratio
 from llm_jax.data.batch import Batch
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.losses import cross_entropy
 
@@ -29,6 +31,28 @@ class CausalLMConfig:
     def __post_init__(self):
         check_not_negative(z_loss=self.z_loss)
         check_positive(chunks=self.chunks)
+
+    def check(self, model: TransformerConfig) -> None:
+        """That the objective means something for the model.
+
+        Raises:
+          ValueError: for one that is told what it shall predict, or that scores no vocabulary, or reads an encoder.
+        """
+        check(
+            model.causal,
+            "objective CausalLMConfig predicts tokens from those before them, and a mixer of the model tells tokens of "
+            "later ones: give every mixer the mask Causal(), or choose another objective",
+        )
+        check(
+            isinstance(model.head, HeadConfig | TiedHead),
+            "objective CausalLMConfig needs scores of the vocabulary and the model's head is "
+            f"{type(model.head).__name__}: set it to HeadConfig or TiedHead",
+        )
+        check(
+            not model.reads_memory,
+            "objective CausalLMConfig has no row for an encoder, and blocks of the model have `cross` attention: leave "
+            "it out",
+        )
 
     def example(self, row: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
         """What a packed row becomes before it is batched: nothing changes."""

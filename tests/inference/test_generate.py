@@ -9,6 +9,7 @@ import pytest
 from llm_jax.core.dtypes import MIXED
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.models.families.bert import bert
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 
@@ -166,3 +167,8 @@ def test_bfloat16_says_what_float32_finds_likely(llama):
 def test_bad_requests_are_refused(llama, prompts, new, message):
     with pytest.raises(ValueError, match=message):
         llama.generator.generate(llama.params, prompts, new)
+
+
+def test_an_encoder_writes_nothing():
+    with pytest.raises(ValueError, match="it is no decoder"):
+        Generator(Transformer(bert(1, 2, 8)), SamplingConfig(), None, 0)

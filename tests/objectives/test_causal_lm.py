@@ -1,5 +1,6 @@
 """Next-token prediction on packed rows."""
 
+import dataclasses
 import math
 
 import jax
@@ -11,6 +12,9 @@ from llm_jax.core.metrics import means
 from llm_jax.core.trees import named_leaves
 from llm_jax.data.batch import Batch
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.families.bert import bert
+from llm_jax.models.families.t5 import t5
+from llm_jax.models.heads import ClassHead
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from tests.helpers import tiny
@@ -121,3 +125,17 @@ def test_batches_are_pytrees_of_the_stated_types():
     assert isinstance(batch, Batch)
     assert [leaf.dtype for leaf in jax.tree.leaves(batch)] == [np.int32] * 4 + [np.float32]
     assert {leaf.shape for leaf in jax.tree.leaves(batch)} == {(3, 8)}
+
+
+OTHERS = {
+    "a mixer of the model tells tokens of later ones": bert(2, 4, 16),
+    "the model's head is ClassHead": dataclasses.replace(tiny.tiny_gpt2(), head=ClassHead(3)),
+    "blocks of the model have `cross` attention": t5(2, 4, 16, 24).decoder,
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_models_for_which_it_means_nothing_are_refused(message):
+    CausalLMConfig().check(tiny.tiny_llama())
+    with pytest.raises(ValueError, match=message):
+        CausalLMConfig().check(OTHERS[message])

@@ -113,6 +113,11 @@ class AttentionConfig:
         return 4 * self.heads * self.head_dim * self.mask.pairs(length)
 
     @property
+    def causal(self) -> bool:
+        """Whether no token is told of a later one."""
+        return isinstance(self.mask, Causal)
+
+    @property
     def shape(self) -> str:
         """Heads in words."""
         return f"{self.heads} of {self.head_dim}, {self.kv_heads} key/value"

@@ -121,6 +121,11 @@ class LatentAttentionConfig:
         return absorbed < slots * expand + length * slots * (self.head_dim + self.value_dim)
 
     @property
+    def causal(self) -> bool:
+        """Whether no token is told of a later one."""
+        return isinstance(self.mask, Causal)
+
+    @property
     def shape(self) -> str:
         """Heads in words."""
         return f"{self.heads} of {self.head_dim} + {self.rotary_dim} rotated, keys and values of {self.rank}"

@@ -67,6 +67,11 @@ class LSTMConfig:
         return 0.0
 
     @property
+    def causal(self) -> bool:
+        """No token is told of a later one."""
+        return True
+
+    @property
     def shape(self) -> str:
         """Cells in words."""
         return f"{self.hidden} memory cells"

@@ -136,6 +136,11 @@ class Mamba2Config:
         return self.form.flops(length, self.groups, self.heads, self.state_size, self.head_dim)
 
     @property
+    def causal(self) -> bool:
+        """No token is told of a later one."""
+        return True
+
+    @property
     def shape(self) -> str:
         """Heads in words."""
         return f"{self.heads} of {self.head_dim}, state of {self.state_size}"

@@ -104,6 +104,11 @@ class RetentionConfig:
         return self.form.flops(length, self.heads, self.heads, self.head_dim, self.value_dim)
 
     @property
+    def causal(self) -> bool:
+        """No token is told of a later one."""
+        return True
+
+    @property
     def shape(self) -> str:
         """Heads in words."""
         return f"{self.heads} of {self.head_dim}, values of {self.value_dim}"

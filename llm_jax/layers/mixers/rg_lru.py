@@ -84,6 +84,11 @@ class RGLRUConfig:
         return 0.0
 
     @property
+    def causal(self) -> bool:
+        """No token is told of a later one."""
+        return True
+
+    @property
     def shape(self) -> str:
         """Channels in words."""
         return f"{self.channels} recurrent channels, {self.blocks} blocks"
