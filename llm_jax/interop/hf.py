@@ -47,7 +47,7 @@ def read_config(directory: str | Path) -> ModelConfig:
 
 
 def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Model, Any]:
-    """The model of a folder and its parameters. Read tensor by tensor: beyond the parameters memory holds one leaf.
+    """The model of a folder and its parameters. Beyond the parameters memory holds one leaf and one tensor.
 
     Args:
       dtype: of parameters and computation, "float32" or "bfloat16", whatever the files hold.
@@ -62,18 +62,16 @@ def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Model, Any]:
     config = family.read(Settings(options))
     model = build(config, precision)
     abstract, _ = abstract_parameters(model)
-    leaves = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in trees.named_leaves(abstract)}
+    wanted = dict(trees.named_leaves(abstract))
     tensors = list(family.tensors(config))
-    _check_whole(tensors, leaves)
+    _check_whole(tensors, wanted)
+    leaves = {}
     with WeightFolder(folder) as stored:
         names = _names(stored, family, tensors, folder)
-        for tensor in tensors:
-            parts = tensor.split(stored.read(names[tensor.name]))
-            for leaf, array in zip(tensor.leaves, parts, strict=True):
-                leaves[leaf.path][_index(leaf)] = array
-    return model, jax.tree_util.tree_map_with_path(
-        lambda path, _: jnp.asarray(leaves.pop(trees.path_name(path))), abstract
-    )
+        # The largest first: the copies with which a leaf is made then stand beside few others.
+        for path, leaf in sorted(wanted.items(), key=lambda item: -item[1].size):
+            leaves[path] = jax.device_put(_filled(path, leaf, tensors, stored, names))
+    return model, jax.tree_util.tree_map_with_path(lambda path, _: leaves[trees.path_name(path)], abstract)
 
 
 def save_hf(
@@ -218,6 +216,28 @@ def _names(stored: WeightFolder, family: Family, tensors: Iterable[Tensor], fold
     check(not missing, f"{folder} lacks {_listed(missing)}, which {_CONFIG} asks for")
     check(not surplus, f"{folder} has {_listed(surplus)}, for which {_CONFIG} has no place")
     return names
+
+
+def _filled(
+    path: str, leaf: jax.ShapeDtypeStruct, tensors: list[Tensor], stored: WeightFolder, names: dict[str, str]
+) -> np.ndarray:
+    """The leaf at `path`, of all tensors that hold parts of it."""
+    array = _empty(leaf)
+    for tensor in tensors:
+        if any(part.path == path for part in tensor.leaves):
+            parts = tensor.split(stored.read(names[tensor.name]))
+            for part, values in zip(tensor.leaves, parts, strict=True):
+                if part.path == path:
+                    array[_index(part)] = values
+    return array
+
+
+def _empty(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Memory for a leaf, aligned as XLA wants it: on CPUs jax then takes the array as it is, without a copy."""
+    size = leaf.size * leaf.dtype.itemsize
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(leaf.dtype).reshape(leaf.shape)
 
 
 def _check_whole(tensors: Iterable[Tensor], leaves: dict[str, Any]) -> None:
