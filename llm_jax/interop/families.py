@@ -13,6 +13,7 @@ from llm_jax.interop import (
     hf_opt,
     hf_starcoder,
     hf_t5,
+    hf_xlnet,
 )
 from llm_jax.interop.family import Family
 
@@ -31,6 +32,7 @@ FAMILIES: dict[str, Family] = {
         hf_bert,
         hf_bart,
         hf_t5,
+        hf_xlnet,
     )
     for family in module.FAMILIES
 }

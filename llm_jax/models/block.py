@@ -20,11 +20,12 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.mlp import FFNConfig
 from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
 from llm_jax.layers.mixers.context import Context
+from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
 from llm_jax.layers.norms import NormConfig
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import constrain
 
-MixerConfig = AttentionConfig
+MixerConfig = AttentionConfig | RelativeAttentionConfig
 Branch = Callable[[str, jax.Array], jax.Array]
 """(name of the branch, what it reads) -> what it gives."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.parity.inputs import ONE_TYPE, PAIR, SENTENCES, TEXT
+from tests.parity.inputs import ONE_TYPE, ORDERED, PADDED_LEFT, PAIR, SENTENCES, TEXT
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
 GQA = SHAPE | {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -118,6 +118,25 @@ def _pairs() -> dict[str, Case]:
     }
 
 
+XLNET = {"d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48, "vocab_size": 97}
+
+
+def _xlnet() -> dict[str, Case]:
+    def case(kind: str, inputs: dict[str, np.ndarray] = PADDED_LEFT, **options: Any) -> Case:
+        return Case("XLNetConfig", f"XLNet{kind}", XLNET | options, inputs=inputs)
+
+    without_order = {name: array for name, array in ORDERED.items() if name != "perm_mask"}
+    return {
+        "xlnet": case("LMHeadModel"),
+        "xlnet, ordered": case("LMHeadModel", ORDERED),
+        "xlnet, targets without order": case("LMHeadModel", without_order),
+        "xlnet, clamped": case("LMHeadModel", PADDED_LEFT | {"perm_mask": ORDERED["perm_mask"]}, clamp_len=5),
+        "xlnet, row": case("ForSequenceClassification", **_labels("row")),
+        "xlnet, token": case("ForTokenClassification", **_labels("token")),
+        "xlnet, span": case("ForQuestionAnsweringSimple"),
+    }
+
+
 def _labels(head: str) -> dict[str, Any]:
     return {"num_labels": 5} if head in ("row", "token") else {}
 
@@ -215,4 +234,5 @@ CASES = {
     ),
     **_encoders(),
     **_pairs(),
+    **_xlnet(),
 }

@@ -19,6 +19,7 @@ from llm_jax.models.families import (
     qwen,
     starcoder,
     t5,
+    xlnet,
 )
 
 MODULES = (
@@ -40,6 +41,7 @@ MODULES = (
     albert,
     bart,
     t5,
+    xlnet,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""

@@ -101,6 +101,9 @@ MILLIONS = {
     "palm-8b": 8630,
     "palm-62b": 62_500,
     "palm-540b": 540_350,
+    # Its authors call them of BERT's sizes, 110 and 340: they have a fifth matrix in every attention.
+    "xlnet-base": 116.75,
+    "xlnet-large": 360.30,
 }
 
 
