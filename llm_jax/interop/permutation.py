@@ -76,7 +76,7 @@ def _check_targets(order_BT: np.ndarray, real_BT: np.ndarray, hidden_BTS: np.nda
         order = order_BT[row][real_BT[row]]
         check(
             hidden_BTS[row, token, token] or order_BT[row, token] == 0,
-            f"perm_mask lets the target {token} of row {row} see itself, though it hides it from others: make it 1 there",
+            f"perm_mask lets target {token} of row {row} see itself, though it hides it from others: make it 1 there",
         )
         check(
             bool(((order == 0) | (order < order_BT[row, token])).any()),
