@@ -39,15 +39,13 @@ def _ordered(placement: Placement, perm_mask: np.ndarray) -> Placement:
     before_BTS = ~hidden_BTS & other_BTS & ~given_BT[:, None]
     order_BT = np.where(given_BT, 0, 1 + before_BTS.sum(axis=2))
     seen_BTS = (order_BT[:, None] == 0) | (order_BT[:, None] < order_BT[:, :, None])
-    wrong = np.argwhere((seen_BTS == hidden_BTS) & other_BTS)
-    if len(wrong):
-        row, token, other = wrong[0]
-        sees = "does not see" if hidden_BTS[row, token, other] else "sees"
-        raise ValueError(
-            f"perm_mask is no order of prediction: token {token} of row {row} {sees} token {other}. A token must see "
-            "all that come before it and, but for those that every token sees, no others: what a token it sees has "
-            "seen would reach it through that one"
-        )
+    wrong = np.flatnonzero(((seen_BTS == hidden_BTS) & other_BTS).any(axis=(1, 2)))
+    check(
+        not len(wrong),
+        f"perm_mask is no order of prediction in rows {wrong.tolist()}: what a token sees must be all that come before it "
+        "in one order and, but for those that every token sees, no others, or a token would reach it through another "
+        "that has seen it",
+    )
     return placement.replace(order_BT=jnp.asarray(order_BT, jnp.int32))
 
 
