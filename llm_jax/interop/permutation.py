@@ -42,7 +42,7 @@ def _ordered(placement: Placement, perm_mask: np.ndarray) -> Placement:
     wrong = np.flatnonzero(((seen_BTS == hidden_BTS) & other_BTS).any(axis=(1, 2)))
     check(
         not len(wrong),
-        f"perm_mask is no order of prediction in rows {wrong.tolist()}: a token must see all that come before it in one "
+        f"perm_mask is no order in rows {wrong.tolist()}: a token must see all that come before it in one "
         "order and, but for those that every token sees, no others, or these would reach it through what has seen them",
     )
     return placement.replace(order_BT=jnp.asarray(order_BT, jnp.int32))

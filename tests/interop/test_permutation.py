@@ -65,7 +65,7 @@ def _changed(token, other, value):
     return mask
 
 
-MIXED_UP = r"no order of prediction in rows \[0\]"
+MIXED_UP = r"no order in rows \[0\]"
 
 
 @pytest.mark.parametrize(

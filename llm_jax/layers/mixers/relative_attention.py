@@ -109,9 +109,10 @@ class RelativeAttention(nn.Module):
     def _of_distances(self, q_BNTH: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """(q + v) W sinusoid(d) over the root of the head size, [B, N, T, S] float32.
 
-        Made once for every distance that a row of this length can have, then looked up.
+        Made once for every distance that a row of this length can have, then looked up: positions count the tokens of
+        a document, so that no two are farther apart than the row is long.
         """
-        reach = max(q_BNTH.shape[2] - 1, 1)
+        reach = q_BNTH.shape[2] - 1
         reach = reach if self.config.farthest is None else min(reach, self.config.farthest)
         sinusoid_1RD = SinusoidalConfig().build(0, self.width, self.precision, "")(jnp.arange(-reach, reach + 1)[None])
         r_NRH = self._project("distance", sinusoid_1RD)[0]
