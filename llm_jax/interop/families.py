@@ -16,6 +16,7 @@ from llm_jax.interop import (
     hf_recurrent_gemma,
     hf_starcoder,
     hf_t5,
+    hf_xlnet,
 )
 from llm_jax.interop.family import Family
 
@@ -37,6 +38,7 @@ FAMILIES: dict[str, Family] = {
         hf_deepseek,
         hf_recurrent_gemma,
         hf_mamba2,
+        hf_xlnet,
     )
     for family in module.FAMILIES
 }

@@ -21,6 +21,7 @@ from llm_jax.core.files import write_atomically
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Leaf, Tensor
+from llm_jax.interop.permutation import permuted
 from llm_jax.interop.settings import Settings
 from llm_jax.interop.weights import WeightFolder, write_folder
 from llm_jax.layers.mixers.masks import Placement
@@ -32,6 +33,7 @@ from llm_jax.models.heads import ClassHead
 
 _CONFIG = "config.json"
 _INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
+_ORDER = {"perm_mask", "target_mapping"}
 _TARGETS = {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"}
 _DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
@@ -125,23 +127,32 @@ def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
     Args:
       inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding,
         `position_ids` and `token_type_ids` [B, T]. Of an encoder-decoder `input_ids` [B, S], `decoder_input_ids` [B, T]
-        and the `attention_mask` and `decoder_attention_mask` of each.
+        and the `attention_mask` and `decoder_attention_mask` of each. Of a model with targets `perm_mask` [B, T, T] and
+        `target_mapping` [B, P, T]; with the latter the result is that of the P targets.
+
+    Raises:
+      ValueError: for an input that the model does not take; for masks that are no order of prediction.
     """
-    pair = isinstance(model, EncoderDecoder)
-    known = _TARGETS if pair else _INPUTS
+    config = model.config
+    pair, asks = isinstance(model, EncoderDecoder), isinstance(config, TransformerConfig) and config.embed.target
+    known = _TARGETS if pair else _INPUTS | (_ORDER if asks else set())
     unknown = set(inputs) - known
     check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
+    order = {name: inputs.pop(name) for name in _ORDER & set(inputs)}
     given = {name: jnp.asarray(array, jnp.int32) for name, array in inputs.items()}
     if pair:
         target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}
         source = {name: array for name, array in given.items() if not name.startswith("decoder_")}
-        sides = ((model.config.encoder, source), (model.config.decoder, target))
-        places = (_placement(config, side) for config, side in sides)
-        arguments = (source["input_ids"], target["input_ids"], *places)
+        places = (_placement(side, which) for side, which in ((config.encoder, source), (config.decoder, target)))
+        arguments, targets = (source["input_ids"], target["input_ids"], *places), 0
     else:
-        arguments = (given["input_ids"], _placement(model.config, given))
+        placement = permuted(_placement(config, given), **order)
+        targets = placement.positions_BT.shape[1] - given["input_ids"].shape[1]
+        # A token that asks has one vector whatever its id.
+        arguments = (jnp.pad(given["input_ids"], ((0, 0), (0, targets))), placement)
     logits = np.asarray(jax.jit(model.apply)({"params": params}, *arguments).logits_BTV, np.float32)
-    head = (model.config.decoder if pair else model.config).head
+    logits = logits[:, -targets:]  # all where there are none
+    head = (config.decoder if pair else config).head
     if not isinstance(head, ClassHead):
         return logits
     logits = logits[:, 0] if head.of == "row" else logits

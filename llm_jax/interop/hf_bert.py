@@ -9,7 +9,7 @@ from llm_jax.core.checks import check, did_you_mean
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Leaf, Tensor
-from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.interop.settings import Settings, activation_name, labels
 from llm_jax.layers.activations import Activation
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.albert import albert
@@ -108,12 +108,7 @@ def _write_head(config: TransformerConfig, names: _Names) -> dict[str, Any]:
         return {"architectures": [f"{names.prefix}ForMaskedLM"]}
     kind = {"row": "ForSequenceClassification", "span": "ForQuestionAnswering", "token": "ForTokenClassification"}
     name = "ForPreTraining" if head.of == "token" and head.transform else kind[head.of]
-    labels = {str(number): f"LABEL_{number}" for number in range(head.classes)}
-    return {
-        "architectures": [names.prefix + name],
-        "id2label": labels,
-        "label2id": {label: int(number) for number, label in labels.items()},
-    }
+    return {"architectures": [names.prefix + name]} | labels(head.classes)
 
 
 def _common(settings: Settings, names: _Names, activation: str) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def activation_name(activation: Activation) -> str:
     return _NAMES[activation]
 
 
+def labels(classes: int) -> dict[str, dict]:
+    """The options that say how many classes a head scores: names of classes, which a model does not know."""
+    names = {str(number): f"LABEL_{number}" for number in range(classes)}
+    return {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
+
+
 def layer_windows(kinds: list[str], layers: int, window: int | None) -> tuple[int | None, ...]:
     """Tokens that each layer sees, from its kind in `layer_types`.
 

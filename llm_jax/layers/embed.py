@@ -8,8 +8,9 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from llm_jax.core.checks import check_fraction, check_not_negative, check_one_of, check_positive
+from llm_jax.core.checks import check, check_fraction, check_not_negative, check_one_of, check_positive
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal, contract
 from llm_jax.layers.mixers.masks import Placement
@@ -52,6 +53,9 @@ class EmbedConfig:
     """Share of embedded features dropped in training."""
     factorized: FactorizedConfig | None = None
     """None: the table is as wide as the model."""
+    target: bool = False
+    """Whether there is a vector for the tokens of a row that ask what stands at their position (Yang et al. 2019,
+    arXiv:1906.08237, 2.3: the first state of the query stream)."""
 
     def __post_init__(self):
         check_positive(scale=self.scale)
@@ -68,7 +72,7 @@ class EmbedConfig:
 
     def parameters(self, vocab_size: int | None, max_length: int, width: int) -> int:
         table, inner = self.table_width(width), self.sum_width(width)
-        total = (vocab_size or 0) * table + self.types * inner
+        total = ((vocab_size or 0) + self.target) * table + self.types * inner
         total += self.position.parameters(max_length, inner) if self.position else 0
         total += self.norm.parameters(inner) if self.norm else 0
         return total + ((table + self.factorized.bias) * width if self.factorized else 0)
@@ -89,6 +93,10 @@ class Embed(nn.Module):
         if self.vocab_size is not None:
             shape, words = (self.vocab_size, config.table_width(self.width)), (axes.VOCAB, axes.EMBED)
             self.table_VE = self._table("table", shape, words)
+        if config.target:
+            size = config.table_width(self.width)
+            init = nn.with_logical_partitioning(nn.initializers.normal(config.init.scale(size)), (axes.EMBED,))
+            self.target_E = self.param("target", init, (size,), self.precision.param_dtype)
         if config.types:
             self.types_RE = self._table("types", (config.types, inner), (axes.TYPES, axes.EMBED))
         if config.position:
@@ -102,8 +110,15 @@ class Embed(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def __call__(self, x_BTE: jax.Array, placement: Placement) -> jax.Array:
-        """The stream's first state [B, T, D] from the `tokens`' vectors."""
+        """The stream's first state [B, T, D] from the `tokens`' vectors.
+
+        Raises:
+          ValueError: for tokens that ask, where the model has no vector for them.
+        """
         config = self.config
+        if placement.targets_BT is not None:
+            check(config.target, "placement has targets_BT and embed.target is False: the model has no vector for them")
+            x_BTE = jnp.where(placement.targets_BT[..., None], self.target_E.astype(x_BTE.dtype), x_BTE)
         x_BTD = x_BTE if config.scale == 1 else x_BTE * config.scale
         if config.factorized and config.factorized.of == "tokens":
             x_BTD = self.widen(x_BTD)

@@ -24,13 +24,22 @@ from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.layers.mixers.lstm import LSTMConfig
 from llm_jax.layers.mixers.mamba2 import Mamba2Config
+from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
 from llm_jax.layers.mixers.retention import RetentionConfig
 from llm_jax.layers.mixers.rg_lru import RGLRUConfig
 from llm_jax.layers.norms import NormConfig
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import constrain
 
-MixerConfig = AttentionConfig | LatentAttentionConfig | LSTMConfig | Mamba2Config | RetentionConfig | RGLRUConfig
+MixerConfig = (
+    AttentionConfig
+    | LatentAttentionConfig
+    | LSTMConfig
+    | Mamba2Config
+    | RelativeAttentionConfig
+    | RetentionConfig
+    | RGLRUConfig
+)
 Branch = Callable[[str, jax.Array], jax.Array]
 """(name of the branch, what it reads) -> what it gives."""
 

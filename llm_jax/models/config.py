@@ -5,8 +5,11 @@ import dataclasses
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.masks import Permuted
+from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
 from llm_jax.layers.norms import NormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.models.block import MixerConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, Segment
 
@@ -44,6 +47,12 @@ class TransformerConfig:
             "a `transform` from the one to the other",
         )
         check(len(self.segments) > 0, "segments is empty: a model needs at least one segment")
+        blind = all(isinstance(mixer, RelativeAttentionConfig) and mixer.mask == Permuted() for mixer in self._mixers)
+        check(
+            not self.embed.target or blind,
+            "embed.target is True and not every mixer is RelativeAttentionConfig with the mask Permuted: others would "
+            "see tokens that ask, or show them what they ask for",
+        )
         found = {repr(bias) for bias in self._relative_biases}
         check(
             len(found) <= 1,
@@ -76,11 +85,14 @@ class TransformerConfig:
         return next(iter(self._relative_biases), None)
 
     @property
+    def _mixers(self) -> list[MixerConfig]:
+        return [block.mixer for segment in self.segments for block in segment.blocks]
+
+    @property
     def _relative_biases(self) -> list[tuple[RelativeBiasConfig, int]]:
-        mixers = [block.mixer for segment in self.segments for block in segment.blocks]
         return [
             (mixer.scores.bias, mixer.heads)
-            for mixer in mixers
+            for mixer in self._mixers
             if isinstance(mixer, AttentionConfig) and isinstance(mixer.scores.bias, RelativeBiasConfig)
         ]
 

@@ -89,7 +89,7 @@ class TiedHead:
 @dataclasses.dataclass(frozen=True)
 class ClassHead:
     """Scores of classes: of every token (its tag; one class: replaced or not), of the ends of a span (class 0: of being
-    its start, 1: its end; the tokens of a row compete), or of the whole row, read from its first token."""
+    its start, 1: its end; the tokens of a row compete), or of the whole row, read from one token."""
 
     classes: int
     of: Literal["token", "span", "row"] = "token"
@@ -101,10 +101,13 @@ class ClassHead:
     softcap: float | None = None
     """As in `HeadConfig`."""
     bias: bool = True
+    row: Literal["first", "last"] = "first"
+    """The token that a whole row is read from: BERT's first, or XLNet's last, which pads on the left."""
 
     def __post_init__(self):
         check_positive(classes=self.classes)
         check_one_of("of", self.of, ("token", "span", "row"))
+        check_one_of("row", self.row, ("first", "last"))
         check(self.of != "span" or self.classes == 2, f"classes is {self.classes}: a span has 2, its start and its end")
         check_fraction(dropout=self.dropout)
         check_positive_if_given(softcap=self.softcap)
@@ -153,7 +156,7 @@ class Head(nn.Module):
         """`attend`: x [B, T, E] -> its products with the embedding table [B, T, V]."""
         config = self.config
         if isinstance(config, ClassHead) and config.of == "row":
-            x_BTD = x_BTD[:, :1]
+            x_BTD = x_BTD[:, :1] if config.row == "first" else x_BTD[:, -1:]
         if config.transform is not None:
             x_BTD = self.transform(x_BTD)
         if isinstance(config, ClassHead):

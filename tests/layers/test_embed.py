@@ -69,6 +69,19 @@ def test_types_are_added_and_all_tokens_are_of_the_first_unless_told():
     np.testing.assert_allclose(actual, TABLE[TOKENS] + types[0], rtol=1e-6)
 
 
+def test_tokens_that_ask_have_one_vector_whatever_their_id():
+    config = EmbedConfig(position=LearnedPositionsConfig(), target=True)
+    target = GENERATOR.normal(size=4).astype(np.float32)
+    params = {"table": TABLE, "positions": {"table": POSITIONS}, "target": target}
+    asks = np.array([[False, False, True], [True, False, False]])
+    place = PLACES.replace(targets_BT=asks)
+    actual = Embed(config, 7, 5, 4, Precision()).apply({"params": params}, TOKENS, place, method=embedded)
+    expected = np.where(asks[..., None], target, TABLE[TOKENS]) + POSITIONS[PLACES.positions_BT]
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="targets_BT and embed.target is False"):
+        Embed(EmbedConfig(), 7, 5, 4, Precision()).apply({"params": params}, TOKENS, place, method=embedded)
+
+
 @pytest.mark.parametrize("of", ["tokens", "sum"])
 def test_a_narrow_table_is_widened_before_or_after_positions_are_added(of):
     config = EmbedConfig(position=LearnedPositionsConfig(), factorized=FactorizedConfig(4, of, bias=False))
@@ -87,7 +100,7 @@ def test_a_narrow_table_is_widened_before_or_after_positions_are_added(of):
     "position", [None, LearnedPositionsConfig(), LearnedPositionsConfig(offset=2), SinusoidalConfig()]
 )
 def test_parameters_are_counted(position, norm, factorized):
-    config = EmbedConfig(position=position, norm=norm, factorized=factorized, types=2)
+    config = EmbedConfig(position=position, norm=norm, factorized=factorized, types=2, target=True)
     init = functools.partial(Embed(config, 7, 5, 4, Precision()).init, method=embedded)
     shapes = jax.eval_shape(init, jax.random.key(0), TOKENS, PLACES)
     assert trees.count(shapes) == config.parameters(7, 5, 4)

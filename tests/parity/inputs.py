@@ -29,6 +29,24 @@ SENTENCES = {
 """Rows of two sentences with padding at the end, as encoders get them: their first token stands for the row."""
 ONE_TYPE = {name: array for name, array in SENTENCES.items() if name != "token_type_ids"}
 
+BEFORE = AFTER[:, ::-1].copy()
+PADDED_LEFT = SENTENCES | {"input_ids": TOKENS, "attention_mask": BEFORE}
+"""Rows of two sentences with padding at the start, as XLNet gets them: their last token stands for the row."""
+
+
+def _order() -> dict[str, np.ndarray]:
+    generator, asked = np.random.default_rng(2), 6
+    targets = np.stack([generator.permutation(np.arange(PADDING, LENGTH))[:asked] for _ in range(BATCH)])
+    rank = np.zeros((BATCH, LENGTH), int)
+    np.put_along_axis(rank, targets, np.array([1, 2, 3, 4, 5, 5]), axis=1)
+    hidden = (rank[:, None, :] > 0) & (rank[:, None, :] >= rank[:, :, None])
+    return {"perm_mask": hidden.astype(np.float32), "target_mapping": np.eye(LENGTH, dtype=np.float32)[targets]}
+
+
+ORDERED = PADDED_LEFT | _order()
+"""The same with six tokens predicted in an order of their own, each from those before it and from all that is not
+predicted; the last two know nothing of each other."""
+
 PAIR = {
     "input_ids": SENTENCES["input_ids"],
     "attention_mask": AFTER,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.parity.inputs import ONE_TYPE, PAIR, SENTENCES, TEXT, TEXT_RIGHT
+from tests.parity.inputs import ONE_TYPE, ORDERED, PADDED_LEFT, PAIR, SENTENCES, TEXT, TEXT_RIGHT
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
 GQA = SHAPE | {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -120,6 +120,25 @@ def _pairs() -> dict[str, Case]:
         "t5, 1.1": Case(*classes, gated, inputs=PAIR, untied=True, gain=2),
         "bart": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR),
         "marian": Case("MarianConfig", "MarianMTModel", MARIAN, inputs=PAIR),
+    }
+
+
+XLNET = {"d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48, "vocab_size": 97}
+
+
+def _xlnet() -> dict[str, Case]:
+    def case(kind: str, inputs: dict[str, np.ndarray] = PADDED_LEFT, **options: Any) -> Case:
+        return Case("XLNetConfig", f"XLNet{kind}", XLNET | options, inputs=inputs)
+
+    without_order = {name: array for name, array in ORDERED.items() if name != "perm_mask"}
+    return {
+        "xlnet": case("LMHeadModel"),
+        "xlnet, ordered": case("LMHeadModel", ORDERED),
+        "xlnet, targets without order": case("LMHeadModel", without_order),
+        "xlnet, clamped": case("LMHeadModel", PADDED_LEFT | {"perm_mask": ORDERED["perm_mask"]}, clamp_len=5),
+        "xlnet, row": case("ForSequenceClassification", **_labels("row")),
+        "xlnet, token": case("ForTokenClassification", **_labels("token")),
+        "xlnet, span": case("ForQuestionAnsweringSimple"),
     }
 
 
@@ -272,4 +291,5 @@ CASES = {
         inputs=TEXT_RIGHT,
     ),
     "youtu": Case("YoutuConfig", "YoutuForCausalLM", DENSE | {"rms_norm_eps": 1e-2, "initializer_range": 0.02}),
+    **_xlnet(),
 }

@@ -23,11 +23,17 @@ class Placement:
         one document without padding, and a cheaper mask serves.
       types_BT: int32, which part of its document a token belongs to, such as the first or second of BERT's sentences.
         None: all to part 0.
+      order_BT: int32, rank of a token in the order in which its document is predicted. Rank 0: what is given, which all
+        tokens see. None: all is given.
+      targets_BT: bool, whether a token asks what stands at its position: its rank is that of the token it asks for, it
+        has a vector that is no token's, and nothing sees it. None: no token asks.
     """
 
     positions_BT: jax.Array
     segment_ids_BT: jax.Array | None = None
     types_BT: jax.Array | None = None
+    order_BT: jax.Array | None = None
+    targets_BT: jax.Array | None = None
 
     def part(self, places: slice | jax.Array) -> "Placement":
         """The tokens at `places` of every row: a slice, or [n] int32; a place past the last is the last."""
@@ -82,7 +88,37 @@ class Bidirectional:
         return length
 
 
-Mask = Causal | Bidirectional
+@dataclasses.dataclass(frozen=True)
+class Permuted:
+    """A token sees what comes before it in the order of prediction, whichever side of it that stands, and itself; one
+    that asks does not see the token it asks for (Yang et al. 2019, arXiv:1906.08237, 2.2 and 2.3).
+
+    Tokens of one rank, but for rank 0, do not see one another. Without an order every token sees all of its document.
+    """
+
+    def across(self, queries: Placement, keys: Placement) -> jax.Array:
+        """Which keys the queries see: boolean [B or 1, T or 1, S or 1]."""
+        seen = _same_document(queries.segment_ids_BT, keys.segment_ids_BT)
+        if keys.targets_BT is not None:
+            seen &= ~keys.targets_BT[:, None, :]
+        if keys.order_BT is None:
+            return seen
+        order_B1S = keys.order_BT[:, None, :]
+        same = queries.positions_BT[:, :, None] == keys.positions_BT[:, None, :]
+        if queries.targets_BT is not None:
+            same &= ~queries.targets_BT[:, :, None]
+        return seen & ((order_B1S == 0) | (order_B1S < queries.order_BT[:, :, None]) | same)
+
+    def columns(self, rows: slice, length: int) -> slice:
+        """The columns outside which tokens `rows` of a row of `length` see nothing."""
+        return slice(0, length)
+
+    def pairs(self, length: int) -> float:
+        """Mean number of keys that a query of a row of `length` tokens sees, without an order."""
+        return length
+
+
+Mask = Causal | Bidirectional | Permuted
 
 
 def _same_document(queries_BT: jax.Array | None, keys_BS: jax.Array | None) -> jax.Array:

@@ -67,5 +67,5 @@ class Pairs:
         if self.slots is not None:
             return self.queries, self.slots
         places_1T = np.arange(self.queries.positions_BT.shape[1], dtype=np.int32)[None]
-        row = Placement(places_1T, self.queries.segment_ids_BT)
+        row = self.queries.replace(positions_BT=places_1T)
         return row, row

@@ -25,6 +25,7 @@ from llm_jax.models.families import (
     retnet,
     starcoder,
     t5,
+    xlnet,
 )
 
 MODULES = (
@@ -52,6 +53,7 @@ MODULES = (
     lstm,
     retnet,
     mamba2,
+    xlnet,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
 """{name: function that gives the config} of all published sizes."""

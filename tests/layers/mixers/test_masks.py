@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
+from llm_jax.layers.mixers.masks import Bidirectional, Causal, Permuted, Placement
 from llm_jax.layers.mixers.pairs import Pairs
 from llm_jax.layers.mixers.scores import ScoresConfig
 
@@ -13,7 +13,13 @@ SEGMENTS = np.array([[1, 1, 2, 2, 2, 0, 0], [3, 3, 3, 3, 3, 3, 3]])
 POSITIONS = np.array([[0, 1, 0, 1, 2, 0, 0], [0, 1, 2, 3, 4, 5, 6]])
 PACKED = Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
 PLAIN = Placement(jnp.asarray(np.broadcast_to(np.arange(7), (2, 7))))
-CASES = {"causal": Causal(), "window": Causal(3), "wide window": Causal(90), "bidirectional": Bidirectional()}
+CASES = {
+    "causal": Causal(),
+    "window": Causal(3),
+    "wide window": Causal(90),
+    "bidirectional": Bidirectional(),
+    "permuted, without an order": Permuted(),
+}
 MASKS = pytest.mark.parametrize("mask", CASES.values(), ids=CASES)
 
 
@@ -104,3 +110,43 @@ def test_slots_need_not_be_in_order():
 @pytest.mark.parametrize("length", [1, 7])
 def test_pairs_are_the_mean_number_of_keys_seen(mask, length):
     assert mask.pairs(length) == _seen(mask, np.ones((1, length))).sum() / length
+
+
+# Two documents, padding, and for each document tokens that ask, of which one asks for a token that is given.
+ORDERED = Placement(
+    positions_BT=jnp.array([[0, 1, 2, 0, 1, 0, 2, 0, 0, 1]]),
+    segment_ids_BT=jnp.array([[1, 1, 1, 2, 2, 0, 1, 1, 2, 0]]),
+    order_BT=jnp.array([[2, 0, 1, 1, 1, 0, 1, 2, 1, 0]]),
+    targets_BT=jnp.array([[False] * 6 + [True] * 4]),
+)
+
+
+def _seen_in_order(place):
+    """Which key each token of the first row sees, by the words of Placement."""
+    position, document, order, asks = (
+        np.asarray(array)[0] for array in (place.positions_BT, place.segment_ids_BT, place.order_BT, place.targets_BT)
+    )
+    seen = np.zeros((len(position), len(position)), bool)
+    for query in range(len(position)):
+        for key in range(len(position)):
+            if asks[key] or document[key] != document[query] or document[key] == 0:
+                continue
+            itself = not asks[query] and position[query] == position[key]
+            seen[query, key] = itself or order[key] == 0 or order[key] < order[query]
+    return seen
+
+
+def test_what_tokens_see_in_an_order():
+    expected = _seen_in_order(ORDERED)
+    whole = slice(0, 10)
+    np.testing.assert_array_equal(Permuted().across(ORDERED, ORDERED)[0], expected)
+    np.testing.assert_array_equal(Permuted().across(ORDERED, ORDERED)[0], expected)
+    rows, columns = slice(2, 8), slice(1, 5)
+    np.testing.assert_array_equal(
+        Permuted().across(ORDERED.part(rows), ORDERED.part(columns))[0], expected[rows, columns]
+    )
+    # Spelled out: the given token is seen by its document alone, those that ask by none, and not what they ask for.
+    np.testing.assert_array_equal(np.flatnonzero(expected[:, 1]), [0, 1, 2, 6, 7])
+    assert not expected[:, 6:].any() and expected[7].tolist() == [False, True, True] + [False] * 7
+    # Of two tokens of one rank neither sees the other, and the first to be predicted has nothing to see.
+    assert expected[3].nonzero()[0] == [3] and expected[4].nonzero()[0] == [4] and not expected[8].any()

@@ -1,0 +1,125 @@
+"""Checkpoints of XLNet, with the heads of all its classes but the beam search for answers."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llm_jax.core.checks import check, did_you_mean
+from llm_jax.interop import parts
+from llm_jax.interop.family import Family
+from llm_jax.interop.mapping import Leaf, Tensor
+from llm_jax.interop.settings import Settings, activation_name, labels
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.encoder import span_head
+from llm_jax.models.families.xlnet import last_head, xlnet
+from llm_jax.models.heads import AnyHead, ClassHead, TiedHead
+
+_CLASSES = {
+    "row": "XLNetForSequenceClassification",
+    "token": "XLNetForTokenClassification",
+    "span": "XLNetForQuestionAnsweringSimple",
+}
+_TIED = "XLNetLMHeadModel"
+
+
+def _head(settings: Settings) -> AnyHead | None:
+    classes = len(settings.given("id2label", default={0: "", 1: ""}))
+
+    def row() -> AnyHead:
+        for option, supported in (("summary_type", "last"), ("summary_use_proj", True), ("summary_activation", "tanh")):
+            settings.only(option, supported, default=supported)
+        return last_head(classes)
+
+    makers: tuple[Callable[[], AnyHead | None], ...] = (row, lambda: ClassHead(classes), span_head, lambda: None)
+    heads = dict(zip((*_CLASSES.values(), _TIED), makers, strict=True))
+    (kind,) = settings.given("architectures", default=[_TIED])
+    check(
+        kind in heads,
+        f"config.json has architectures = [{kind!r}]: supported are {', '.join(heads)}{did_you_mean(kind, heads)}",
+    )
+    return heads[kind]()
+
+
+def _read(settings: Settings) -> TransformerConfig:
+    # Options of memory (mem_len, reuse_len, use_mems_eval) change nothing in a row that no other comes before.
+    settings.only("attn_type", "bi", default="bi")
+    settings.only("bi_data", False, default=False)
+    settings.only("untie_r", True, default=True)
+    settings.only("tie_word_embeddings", True, default=True)
+    farthest = settings.given("clamp_len", default=-1)
+    return xlnet(
+        settings.need("n_layer"),
+        settings.need("n_head"),
+        settings.need("d_model"),
+        settings.need("vocab_size"),
+        hidden=settings.need("d_inner"),
+        activation=settings.activation("ff_activation"),
+        epsilon=settings.given("layer_norm_eps", default=1e-12),
+        farthest=farthest if farthest > 0 else None,
+        head=_head(settings),
+    )
+
+
+def _write(config: TransformerConfig) -> dict[str, Any]:
+    block, head = parts.first(config), config.head
+    tied = isinstance(head, TiedHead)
+    return {
+        "architectures": [_TIED if tied else _CLASSES[head.of]],
+        "n_layer": config.depth,
+        "n_head": block.mixer.heads,
+        "d_model": config.width,
+        "d_inner": block.ffn.hidden,
+        "vocab_size": config.vocab_size,
+        "ff_activation": activation_name(block.ffn.activation),
+        "layer_norm_eps": block.norm.epsilon,
+        "clamp_len": block.mixer.farthest or -1,
+        "mem_len": None,
+    } | ({} if tied else labels(head.classes))
+
+
+def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
+    yield from parts.embedding(config, "transformer.word_embedding.weight")
+    yield Tensor("transformer.mask_emb", "1 1 d", (Leaf("embed/target", "d"),), {"d": config.width})
+    for place in parts.places(config):
+        name = f"transformer.layer.{place.number}"
+        yield from parts.layer_norm(place, f"{name}.rel_attn.layer_norm", "mixer_stream_norm")
+        # These are no linear layers there, and their names say no more than their letters.
+        for theirs, ours, layout in (
+            ("q", "query/kernel", "d n h"),
+            ("k", "key/kernel", "d n h"),
+            ("v", "value/kernel", "d n h"),
+            ("r", "distance/kernel", "d n h"),
+            ("o", "out/kernel", "n h d"),
+            ("r_w_bias", "by_content/bias", "n h"),
+            ("r_r_bias", "by_distance/bias", "n h"),
+            ("r_s_bias", "by_part/bias", "n h"),
+            ("seg_embed", "parts", "r n h"),
+        ):
+            stored = "d n h" if theirs == "o" else layout
+            leaf = place.leaf(f"mixer/{ours}", layout)
+            yield Tensor(f"{name}.rel_attn.{theirs}", stored, (leaf,), place.sizes | {"r": 2})
+        yield from parts.ffn(place, {"up": f"{name}.ff.layer_1"}, f"{name}.ff.layer_2")
+        yield from parts.layer_norm(place, f"{name}.ff.layer_norm", "ffn_stream_norm")
+    yield from _head_tensors(config)
+
+
+def _head_tensors(config: TransformerConfig) -> Iterator[Tensor]:
+    head = config.head
+    if isinstance(head, TiedHead):
+        yield Tensor("lm_loss.bias", "v", (Leaf("head/bias", "v"),), {"v": config.vocab_size})
+        return
+    yield from parts.transform(config, "sequence_summary.summary")
+    scores = {"token": "classifier", "span": "qa_outputs", "row": "logits_proj"}[head.of]
+    yield from parts.dense(scores, "head", config.width, head.classes, head.bias)
+
+
+FAMILIES = (
+    Family(
+        "xlnet",
+        _TIED,
+        _read,
+        _write,
+        _tensors,
+        prefix="transformer.",
+        copies={"lm_loss.weight": "transformer.word_embedding.weight"},
+    ),
+)

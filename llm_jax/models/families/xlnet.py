@@ -1,0 +1,56 @@
+"""XLNet (Yang et al. 2019, arXiv:1906.08237): a post-norm encoder trained to predict its tokens in any order.
+
+Its placement says what it does: with neither order nor targets it is an encoder like BERT; with `order_BT` its tokens
+see only what comes before them in that order; the tokens of `targets_BT`, put after the others, predict.
+"""
+
+from llm_jax.core.checks import check_divides
+from llm_jax.layers.activations import Activation
+from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
+from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.models.block import BlockConfig, Serial
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.heads import AnyHead, ClassHead, TiedHead, TransformConfig
+from llm_jax.models.stack import Segment
+
+
+def xlnet(
+    layers: int,
+    heads: int,
+    width: int,
+    vocab_size: int = 32000,
+    max_length: int = 1024,
+    hidden: int | None = None,
+    activation: Activation = "gelu",
+    epsilon: float = 1e-12,
+    farthest: int | None = None,
+    head: AnyHead | None = None,
+    dropout: float = 0.0,
+) -> TransformerConfig:
+    """An XLNet of any size. It has no memory of earlier segments (3.2 of arXiv:1901.02860).
+
+    Args:
+      max_length: tokens and targets together; it was trained on 512 tokens, but nothing in it depends on that.
+      hidden: None: four times the width.
+      farthest: distance from which on all are alike; None: each is its own.
+      head: None: scores of the vocabulary, at tokens that ask those of the token that is asked for.
+    """
+    check_divides(heads, width, "heads", "width")
+    mixer = RelativeAttentionConfig(heads, width // heads, farthest=farthest)
+    ffn, wiring = MLPConfig(hidden or 4 * width, activation), Serial(before=False, stream=True)
+    block = BlockConfig(mixer, ffn, LayerNormConfig(epsilon), wiring, dropout)
+    embed, head = EmbedConfig(dropout=dropout, target=True), TiedHead(bias=True) if head is None else head
+    return TransformerConfig(vocab_size, width, max_length, (Segment((block,), layers),), None, embed, head)
+
+
+def last_head(classes: int) -> ClassHead:
+    """Scores of classes of whole rows, read from their last token: rows are padded on the left."""
+    return ClassHead(classes, "row", TransformConfig("tanh"), row="last")
+
+
+SIZES = {
+    "xlnet-base": lambda: xlnet(12, 12, 768),
+    "xlnet-large": lambda: xlnet(24, 16, 1024),
+}
