@@ -50,8 +50,7 @@ def _sinusoid(distance):
 
 def _reference(config, params, x, place):
     """Yang et al. 2019, A.2 and 2.5, one query of one head at a time."""
-    whole = slice(0, x.shape[1])
-    allowed = np.broadcast_to(config.mask.within(place, whole, whole), (B, T, T))
+    allowed = np.broadcast_to(config.mask.across(place, place), (B, T, T))
     positions = np.asarray(place.positions_BT)
     types = np.zeros((B, T)) if place.types_BT is None else np.asarray(place.types_BT)
     y = np.zeros(x.shape)
