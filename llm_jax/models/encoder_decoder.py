@@ -67,4 +67,5 @@ class EncoderDecoder(nn.Module):
         Raises:
           ValueError: if the decoder has fewer positions than that.
         """
-        return Transformer(self.config.decoder, self.precision).allocate(batch, slots, memory)
+        # Outside of `apply` flax lets a module make another one only where it shall be none of its own.
+        return Transformer(self.config.decoder, self.precision, parent=None).allocate(batch, slots, memory)
