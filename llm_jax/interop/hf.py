@@ -111,8 +111,8 @@ def save_hf(
 
 
 def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
-    """What transformers calls `logits`, float32: of the vocabulary [B, T, V], of classes [B, T, C] or [B, C], without
-    the last axis where there is one class; of spans `start_logits` and `end_logits` [B, T, 2].
+    """What transformers calls `logits`, float32: of the vocabulary [B, T, V], of classes [B, T, C] or [B, C]; of tokens
+    that may have been replaced [B, T]; of spans `start_logits` and `end_logits` [B, T, 2].
 
     Args:
       inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding,
@@ -127,28 +127,34 @@ def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
     if pair:
         target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}
         source = {name: array for name, array in given.items() if not name.startswith("decoder_")}
-        sides = ((model.config.encoder, source), (model.config.decoder, target))
-        places = (_placement(config, side) for config, side in sides)
+        places = (_placement(side) for side in (source, target))
         arguments = (source["input_ids"], target["input_ids"], *places)
     else:
-        arguments = (given["input_ids"], _placement(model.config, given))
+        arguments = (given["input_ids"], _placement(given, _counts_tokens(model.config)))
     logits = np.asarray(jax.jit(model.apply)({"params": params}, *arguments).logits_BTV, np.float32)
     head = (model.config.decoder if pair else model.config).head
     if not isinstance(head, ClassHead):
         return logits
-    logits = logits[:, 0] if head.of == "row" else logits
-    return logits[..., 0] if head.classes == 1 else logits
+    if head.of == "row":
+        return logits[:, 0]
+    replaced = head.of == "token" and head.classes == 1 and head.transform is not None
+    return logits[..., 0] if replaced else logits
 
 
-def _placement(config: TransformerConfig, given: dict[str, jax.Array]) -> Placement:
+def _counts_tokens(config: TransformerConfig) -> bool:
+    """Whether positions count only what is no padding, as in the families whose table begins later. BART's does too,
+    and counts all."""
+    learned = config.embed.position
+    return isinstance(learned, LearnedPositionsConfig) and learned.offset > 0
+
+
+def _placement(given: dict[str, jax.Array], counts_tokens: bool = False) -> Placement:
     """Where tokens stand by transformers' rules."""
     shape = given["input_ids"].shape
     mask_BT = given["attention_mask"] if "attention_mask" in given else jnp.ones(shape, jnp.int32)
-    learned = config.embed.position
     if "position_ids" in given:
         positions_BT = given["position_ids"]
-    elif isinstance(learned, LearnedPositionsConfig) and learned.offset and not config.reads_memory:
-        # The families whose table begins later count only what is no padding.
+    elif counts_tokens:
         positions_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)
     else:
         positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
