@@ -115,30 +115,40 @@ def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
     that may have been replaced [B, T]; of spans `start_logits` and `end_logits` [B, T, 2].
 
     Args:
-      inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding,
-        `position_ids` and `token_type_ids` [B, T]. Of an encoder-decoder `input_ids` [B, S], `decoder_input_ids` [B, T]
-        and the `attention_mask` and `decoder_attention_mask` of each.
+      inputs: as of `arguments`.
     """
-    pair = isinstance(model, EncoderDecoder)
-    known = _TARGETS if pair else _INPUTS
-    unknown = set(inputs) - known
-    check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
-    given = {name: jnp.asarray(array, jnp.int32) for name, array in inputs.items()}
-    if pair:
-        target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}
-        source = {name: array for name, array in given.items() if not name.startswith("decoder_")}
-        places = (_placement(side) for side in (source, target))
-        arguments = (source["input_ids"], target["input_ids"], *places)
-    else:
-        arguments = (given["input_ids"], _placement(given, _counts_tokens(model.config)))
-    logits = np.asarray(jax.jit(model.apply)({"params": params}, *arguments).logits_BTV, np.float32)
-    head = (model.config.decoder if pair else model.config).head
+    output = jax.jit(model.apply)({"params": params}, *arguments(model, **inputs))
+    logits = np.asarray(output.logits_BTV, np.float32)
+    head = (model.config.decoder if isinstance(model, EncoderDecoder) else model.config).head
     if not isinstance(head, ClassHead):
         return logits
     if head.of == "row":
         return logits[:, 0]
     replaced = head.of == "token" and head.classes == 1 and head.transform is not None
     return logits[..., 0] if replaced else logits
+
+
+def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
+    """What the model is called with where transformers' is called with `inputs`.
+
+    Args:
+      inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding,
+        `position_ids` and `token_type_ids` [B, T]. Of an encoder-decoder `input_ids` [B, S], `decoder_input_ids` [B, T]
+        and the `attention_mask` and `decoder_attention_mask` of each.
+
+    Raises:
+      ValueError: for an input of another name.
+    """
+    pair = isinstance(model, EncoderDecoder)
+    known = _TARGETS if pair else _INPUTS
+    unknown = set(inputs) - known
+    check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
+    given = {name: jnp.asarray(array, jnp.int32) for name, array in inputs.items()}
+    if not pair:
+        return given["input_ids"], _placement(given, _counts_tokens(model.config))
+    target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}
+    source = {name: array for name, array in given.items() if not name.startswith("decoder_")}
+    return source["input_ids"], target["input_ids"], _placement(source), _placement(target)
 
 
 def _counts_tokens(config: TransformerConfig) -> bool:

@@ -191,9 +191,8 @@ def test_shared_layers_compute_and_learn_as_copies_would(shared):
 
     value, gradient = jax.jit(jax.value_and_grad(lambda params: loss(shared.model, params)))(shared.params)
     other = build(_unshared(shared.config))
-    wanted, expected = jax.jit(jax.value_and_grad(lambda params: loss(other, params)))(
-        shared.params | {"stack": copies}
-    )
+    params = shared.params | {"stack": copies}
+    wanted, expected = jax.jit(jax.value_and_grad(lambda params: loss(other, params)))(params)
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
     expected["stack"] = jax.tree.map(lambda leaf: leaf.sum(axis=0), expected["stack"])
     for (path, leaf), (_, summed) in zip(trees.named_leaves(gradient), trees.named_leaves(expected), strict=True):
