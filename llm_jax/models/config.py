@@ -51,6 +51,11 @@ class TransformerConfig:
         )
 
     @property
+    def stacks(self) -> tuple["TransformerConfig", ...]:
+        """Itself alone."""
+        return (self,)
+
+    @property
     def depth(self) -> int:
         """Number of blocks."""
         return sum(segment.repeats * len(segment.blocks) for segment in self.segments)
@@ -94,9 +99,38 @@ class EncoderDecoderConfig:
             f"encoder.width is {self.encoder.width} and decoder.width {self.decoder.width}: they must be equal",
         )
         check(
+            self.decoder.vocab_size is not None,
+            "decoder.vocab_size is None: it reads tokens, and an encoder without a table reads by its; set vocab_size",
+        )
+        check(
             self.encoder.vocab_size is not None or self.encoder.embed.factorized == self.decoder.embed.factorized,
             "encoder and decoder share a table and embed.factorized differs between them: make it the same",
         )
+
+    @property
+    def stacks(self) -> tuple[TransformerConfig, ...]:
+        """Encoder and decoder."""
+        return (self.encoder, self.decoder)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks of both."""
+        return self.encoder.depth + self.decoder.depth
+
+    @property
+    def width(self) -> int:
+        """Size of both residual streams."""
+        return self.decoder.width
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that are scored."""
+        return self.decoder.vocab_size
+
+    @property
+    def max_length(self) -> int:
+        """Longest row that may be a source as well as a target."""
+        return min(self.encoder.max_length, self.decoder.max_length)
 
 
 ModelConfig = TransformerConfig | EncoderDecoderConfig

@@ -3,14 +3,15 @@
 from llm_jax.core.checks import check
 from llm_jax.core.dtypes import MIXED
 from llm_jax.models import count
-from llm_jax.models.config import TransformerConfig
+from llm_jax.models.config import ModelConfig
 
 _TRAINING_BYTES = 4 + 4 + 8
 """Of a parameter in float32, its gradient, and AdamW's two moments."""
 
 
-def summary(config: TransformerConfig, length: int) -> dict[str, str]:
-    """{fact: value} for rows of `length` tokens; all from the config, nothing is allocated.
+def summary(config: ModelConfig, length: int) -> dict[str, str]:
+    """{fact: value} for rows of `length` tokens, as long a source with each where there is an encoder; all from the
+    config, nothing is allocated.
 
     Raises:
       ValueError: if the model takes no rows of that length.
@@ -20,10 +21,10 @@ def summary(config: TransformerConfig, length: int) -> dict[str, str]:
         f"length is {length} and the model's max_length is {config.max_length}: ask for 1 to that many tokens",
     )
     parameters = count.parameters(config)
-    mixers = [block.mixer for segment in config.segments for block in segment.blocks]
+    mixers = [block.mixer for stack in config.stacks for segment in stack.segments for block in segment.blocks]
     heads = sorted({mixer.shape for mixer in mixers})
     return {
-        "layers": f"{config.depth}",
+        "layers": " + ".join(str(stack.depth) for stack in config.stacks),
         "width": f"{config.width:,}",
         "heads": "; ".join(heads),
         "vocabulary": f"{config.vocab_size:,}",
