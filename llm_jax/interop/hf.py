@@ -58,7 +58,8 @@ def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Model, Any]:
     with WeightFolder(folder) as stored:
         names = _names(stored, family, tensors, folder)
         for tensor in tensors:
-            parts = tensor.split(stored.read(names[tensor.name]))
+            there = tensor.name in names
+            parts = tensor.split(stored.read(names[tensor.name]) if there else np.zeros(tensor.shape, np.float32))
             for leaf, array in zip(tensor.leaves, parts, strict=True):
                 leaves[leaf.path][_index(leaf)] = array
     return model, jax.tree_util.tree_map_with_path(
@@ -220,7 +221,7 @@ def _names(stored: WeightFolder, family: Family, tensors: Iterable[Tensor], fold
             names.setdefault(original, names[copy])
             same = np.array_equal(stored.read(names[original]), stored.read(names.pop(copy)))
             check(same, f"{folder}: {copy} differs from {original}, and {_CONFIG} says that they are one tensor")
-    missing, surplus = sorted(wanted - set(names)), sorted(set(names) - wanted)
+    missing, surplus = sorted(wanted - {*names, *family.absent}), sorted(set(names) - wanted)
     check(not missing, f"{folder} lacks {_listed(missing)}, which {_CONFIG} asks for")
     check(not surplus, f"{folder} has {_listed(surplus)}, for which {_CONFIG} has no place")
     return names

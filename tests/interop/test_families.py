@@ -114,6 +114,20 @@ def test_a_checkpoint_of_the_bare_model(saved: Path):
     np.testing.assert_array_equal(loaded["embed"]["table"], params["embed"]["table"])
 
 
+@pytest.mark.parametrize("name", ["bart", "marian"])
+def test_a_checkpoint_of_the_bare_pair_has_no_bias_of_scores(name: str, tmp_path: Path):
+    model = build(EVERY[name])
+    save_hf(model, tiny.parameters(model), tmp_path)
+    file = tmp_path / "model.safetensors"
+    _, params = load_hf(tmp_path)
+    tensors = {key.removeprefix("model."): array for key, array in load_file(file).items()}
+    tensors.pop("final_logits_bias")
+    save_file(tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"]}, file)
+    _, bare = load_hf(tmp_path)
+    np.testing.assert_array_equal(bare["decoder"]["embed"]["table"], params["decoder"]["embed"]["table"])
+    assert bare["decoder"]["head"]["bias"].shape == (tiny.VOCAB,) and not bare["decoder"]["head"]["bias"].any()
+
+
 def test_a_copy_of_a_tied_weight_must_be_one(saved: Path):
     file = saved / "model.safetensors"
     _change(saved, tie_word_embeddings=True)
