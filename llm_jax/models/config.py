@@ -5,6 +5,7 @@ import dataclasses
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.masks import Bidirectional
 from llm_jax.layers.norms import NormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
@@ -64,6 +65,12 @@ class TransformerConfig:
     def reads_memory(self) -> bool:
         """Whether blocks have cross attention."""
         return any(block.cross is not None for segment in self.segments for block in segment.blocks)
+
+    @property
+    def sees_later(self) -> bool:
+        """Whether tokens see later ones of their row."""
+        mixers = [block.mixer for segment in self.segments for block in segment.blocks]
+        return any(isinstance(mixer, AttentionConfig) and isinstance(mixer.mask, Bidirectional) for mixer in mixers)
 
     @property
     def relative_bias(self) -> tuple[RelativeBiasConfig, int] | None:

@@ -153,6 +153,11 @@ def test_bfloat16_is_finite_and_near_to_float32(case):
     assert 0 < error < 0.1
 
 
+def test_a_cache_is_refused(case):
+    with pytest.raises(ValueError, match="mask of a mixer is Bidirectional: its tokens see later ones"):
+        case.model.allocate(1, T)
+
+
 @pytest.fixture(scope="module")
 def shared() -> Case:
     return Case(ENCODERS["albert"])
