@@ -106,6 +106,16 @@ def test_params_says_what_a_size_costs():
     assert f"{2 * 2 * 8 * 128 * 80 * 1024 / 2**20:,.1f} MiB at 1,024 tokens" in outcome.out
 
 
+def test_params_of_an_encoder_and_of_a_pair():
+    outcome = llm_jax("params", "bert-base")
+    assert outcome.code == 0 and "109,514,298 (109.5M)" in outcome.out
+    outcome = llm_jax("params", "t5-small", "--length", 256)
+    assert outcome.code == 0
+    assert "60,506,624 (60.51M)" in outcome.out and "6 + 6" in outcome.out and "32,128" in outcome.out
+    # Keys and values of 8 heads of 64 in bfloat16, of the target and of the source, over 6 layers.
+    assert f"{2 * 2 * 2 * 8 * 64 * 6 * 256 / 2**20:,.1f} MiB at 256 tokens" in outcome.out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -35,6 +35,8 @@ class Family:
     unread: tuple[str, ...] = ()
     """Regular expressions of tensors that a checkpoint may carry and that are left out where the model has no place for
     them: buffers that hold no weights, and heads beside the one that is read."""
+    absent: tuple[str, ...] = ()
+    """Tensors that are zeros where a checkpoint lacks them."""
     renamed: tuple[tuple[str, str], ...] = ()
     """What parts of names were called in old checkpoints: (regular expression, name now)."""
 

@@ -121,53 +121,71 @@ def save_hf(
 
 
 def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
-    """What transformers calls `logits`, float32: of the vocabulary [B, T, V], of classes [B, T, C] or [B, C], without
-    the last axis where there is one class; of spans `start_logits` and `end_logits` [B, T, 2].
+    """What transformers calls `logits`, float32: of the vocabulary [B, T, V], of classes [B, T, C] or [B, C]; of tokens
+    that may have been replaced [B, T]; of spans `start_logits` and `end_logits` [B, T, 2]; of targets [B, P, V].
+
+    Args:
+      inputs: as of `arguments`.
+
+    Raises:
+      ValueError: as `arguments`.
+    """
+    output = jax.jit(model.apply)({"params": params}, *arguments(model, **inputs))
+    logits = np.asarray(output.logits_BTV, np.float32)
+    if "target_mapping" in inputs:
+        logits = logits[:, -np.shape(inputs["target_mapping"])[1] :]
+    head = model.config.sides[-1].head
+    if not isinstance(head, ClassHead):
+        return logits
+    if head.of == "row":
+        return logits[:, 0]
+    replaced = head.of == "token" and head.classes == 1 and head.transform is not None
+    return logits[..., 0] if replaced else logits
+
+
+def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
+    """What the model is called with where transformers' is called with `inputs`.
 
     Args:
       inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding,
         `position_ids` and `token_type_ids` [B, T]. Of an encoder-decoder `input_ids` [B, S], `decoder_input_ids` [B, T]
         and the `attention_mask` and `decoder_attention_mask` of each. Of a model with targets `perm_mask` [B, T, T] and
-        `target_mapping` [B, P, T]; with the latter the result is that of the P targets.
+        `target_mapping` [B, P, T].
 
     Raises:
       ValueError: for an input that the model does not take; for masks that are no order of prediction.
     """
-    config = model.config
-    pair, asks = isinstance(model, EncoderDecoder), isinstance(config, TransformerConfig) and config.embed.target
+    config, pair = model.config, isinstance(model, EncoderDecoder)
+    asks = not pair and config.embed.target
     known = _TARGETS if pair else _INPUTS | (_ORDER if asks else set())
     unknown = set(inputs) - known
     check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
-    order = {name: inputs.pop(name) for name in _ORDER & set(inputs)}
-    given = {name: jnp.asarray(array, jnp.int32) for name, array in inputs.items()}
+    order = {name: inputs[name] for name in _ORDER & set(inputs)}
+    given = {name: jnp.asarray(array, jnp.int32) for name, array in inputs.items() if name not in order}
     if pair:
         target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}
         source = {name: array for name, array in given.items() if not name.startswith("decoder_")}
-        places = (_placement(side, which) for side, which in ((config.encoder, source), (config.decoder, target)))
-        arguments, targets = (source["input_ids"], target["input_ids"], *places), 0
-    else:
-        placement = permuted(_placement(config, given), **order)
-        targets = placement.positions_BT.shape[1] - given["input_ids"].shape[1]
-        # A token that asks has one vector whatever its id.
-        arguments = (jnp.pad(given["input_ids"], ((0, 0), (0, targets))), placement)
-    logits = np.asarray(jax.jit(model.apply)({"params": params}, *arguments).logits_BTV, np.float32)
-    logits = logits[:, -targets:]  # all where there are none
-    head = (config.decoder if pair else config).head
-    if not isinstance(head, ClassHead):
-        return logits
-    logits = logits[:, 0] if head.of == "row" else logits
-    return logits[..., 0] if head.classes == 1 else logits
+        return source["input_ids"], target["input_ids"], _placement(source), _placement(target)
+    placement = permuted(_placement(given, _counts_tokens(config)), **order)
+    targets = placement.positions_BT.shape[1] - given["input_ids"].shape[1]
+    # A token that asks has one vector whatever its id.
+    return jnp.pad(given["input_ids"], ((0, 0), (0, targets))), placement
 
 
-def _placement(config: TransformerConfig, given: dict[str, jax.Array]) -> Placement:
+def _counts_tokens(config: TransformerConfig) -> bool:
+    """Whether positions count only what is no padding, as in the families whose table begins later. BART's does too,
+    and counts all."""
+    learned = config.embed.position
+    return isinstance(learned, LearnedPositionsConfig) and learned.offset > 0
+
+
+def _placement(given: dict[str, jax.Array], counts_tokens: bool = False) -> Placement:
     """Where tokens stand by transformers' rules."""
     shape = given["input_ids"].shape
     mask_BT = given["attention_mask"] if "attention_mask" in given else jnp.ones(shape, jnp.int32)
-    learned = config.embed.position
     if "position_ids" in given:
         positions_BT = given["position_ids"]
-    elif isinstance(learned, LearnedPositionsConfig) and learned.offset and not config.reads_memory:
-        # The families whose table begins later count only what is no padding.
+    elif counts_tokens:
         positions_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)
     else:
         positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
@@ -223,7 +241,7 @@ def _names(stored: WeightFolder, family: Family, tensors: Iterable[Tensor], fold
             names.setdefault(original, names[copy])
             same = np.array_equal(stored.read(names[original]), stored.read(names.pop(copy)))
             check(same, f"{folder}: {copy} differs from {original}, and {_CONFIG} says that they are one tensor")
-    missing, surplus = sorted(wanted - set(names)), sorted(set(names) - wanted)
+    missing, surplus = sorted(wanted - {*names, *family.absent}), sorted(set(names) - wanted)
     check(not missing, f"{folder} lacks {_listed(missing)}, which {_CONFIG} asks for")
     check(not surplus, f"{folder} has {_listed(surplus)}, for which {_CONFIG} has no place")
     return names
@@ -236,7 +254,8 @@ def _filled(
     array = _empty(leaf)
     for tensor in tensors:
         if any(part.path == path for part in tensor.leaves):
-            parts = tensor.split(stored.read(names[tensor.name]))
+            there = tensor.name in names
+            parts = tensor.split(stored.read(names[tensor.name]) if there else np.zeros(tensor.shape, np.float32))
             for part, values in zip(tensor.leaves, parts, strict=True):
                 if part.path == path:
                     array[_index(part)] = values

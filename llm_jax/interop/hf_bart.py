@@ -93,7 +93,9 @@ def _family(kind: str, architecture: str, read: Any) -> Family:
     # Old files carry Marian's sinusoids.
     unread = (r"embed_positions\.weight$", r"^model\.(en|de)coder\.version$")
     copies = dict.fromkeys(names, "model.shared.weight")
-    return Family(kind, architecture, read, _write, _tensors, prefix="model.", copies=copies, unread=unread)
+    # Checkpoints of the bare model have no scores, and so no bias of them.
+    optional = {"unread": unread, "absent": ("final_logits_bias",)}
+    return Family(kind, architecture, read, _write, _tensors, prefix="model.", copies=copies, **optional)
 
 
 FAMILIES = (

@@ -79,7 +79,9 @@ def _heads(
     settings: Settings, names: _Names, activation: Activation, epsilon: float
 ) -> dict[str, Callable[[], AnyHead]]:
     """{class of transformers: its head}."""
-    classes = len(settings.given("id2label", default={0: "", 1: ""}))
+    labels = settings.given("id2label")
+    # Old files may say the number alone.
+    classes = settings.given("num_labels", default=2) if labels is None else len(labels)
     heads = {
         "ForMaskedLM": lambda: masked_lm_head(names.masked_activation or activation, epsilon),
         "ForSequenceClassification": lambda: row_head(classes, names.activation),
@@ -94,7 +96,9 @@ def _heads(
 def _head(settings: Settings, names: _Names, activation: Activation, epsilon: float) -> AnyHead:
     settings.only("tie_word_embeddings", True, default=True)
     heads = _heads(settings, names, activation, epsilon)
-    (kind,) = settings.given("architectures", default=[f"{names.prefix}ForMaskedLM"])
+    kinds = settings.given("architectures", default=[f"{names.prefix}ForMaskedLM"])
+    check(len(kinds) == 1, f"config.json has architectures = {kinds}: name the one class whose head is meant")
+    (kind,) = kinds
     check(
         kind in heads,
         f"config.json has architectures = [{kind!r}]: supported are {', '.join(heads)}{did_you_mean(kind, heads)}",

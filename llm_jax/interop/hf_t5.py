@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
@@ -15,14 +14,8 @@ from llm_jax.models.heads import TiedHead
 
 
 def _read(settings: Settings) -> EncoderDecoderConfig:
-    gate, _, name = settings.given("feed_forward_proj", default="relu").rpartition("-")
-    check(
-        gate in ("", "gated"),
-        f"config.json has feed_forward_proj = {settings.given('feed_forward_proj')!r}: supported are an activation, or "
-        "gated- and an activation",
-    )
-    # "gated-gelu" has always meant the tanh form.
-    name = "gelu_new" if (gate, name) == ("gated", "gelu") else name
+    stated = settings.given("feed_forward_proj", default="relu")
+    activation = settings.activation("feed_forward_proj", default=stated, prefix="gated-")
     # Files of transformers 5 always say that weights are tied. Outputs that are not scaled tell those that are not.
     tied = settings.given("tie_word_embeddings", default=True)
     return t5(
@@ -34,8 +27,9 @@ def _read(settings: Settings) -> EncoderDecoderConfig:
         settings.need("vocab_size"),
         settings.given("n_positions", default=512),
         settings.given("num_decoder_layers"),
-        settings.with_option("name", name).activation("name"),
-        gate == "gated",
+        # "gated-gelu" has always meant the tanh form.
+        "gelu_tanh" if stated == "gated-gelu" else activation,
+        stated.startswith("gated-"),
         settings.given("scale_decoder_outputs", default=tied),
         settings.given("relative_attention_num_buckets", default=32),
         settings.given("relative_attention_max_distance", default=128),

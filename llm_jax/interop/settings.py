@@ -15,8 +15,9 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
+    "tanh": "tanh",
 }
-_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu", "relu": "relu"}
+_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu", "relu": "relu", "tanh": "tanh"}
 
 
 class Settings:
@@ -50,14 +51,15 @@ class Settings:
         value = self.given(name, default=default)
         check(value == supported, f"config.json has {name} = {value!r}: only {supported!r} is supported here")
 
-    def activation(self, *names: str, default: str = "gelu") -> Activation:
-        """The nonlinearity by our name."""
+    def activation(self, *names: str, default: str = "gelu", prefix: str = "") -> Activation:
+        """The nonlinearity by our name; `prefix` is what may stand before theirs."""
         value = self.given(*names, default=default)
+        supported = ", ".join(sorted(_ACTIVATIONS)) + (f", each with or without {prefix!r} before it" if prefix else "")
         check(
-            value in _ACTIVATIONS,
-            f"config.json has {names[0]} = {value!r}: supported are {', '.join(sorted(_ACTIVATIONS))}",
+            value.removeprefix(prefix) in _ACTIVATIONS,
+            f"config.json has {names[0]} = {value!r}: supported are {supported}",
         )
-        return _ACTIVATIONS[value]
+        return _ACTIVATIONS[value.removeprefix(prefix)]
 
 
 def activation_name(activation: Activation) -> str:

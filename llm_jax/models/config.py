@@ -116,6 +116,10 @@ class EncoderDecoderConfig:
             f"encoder.width is {self.encoder.width} and decoder.width {self.decoder.width}: they must be equal",
         )
         check(
+            self.decoder.vocab_size is not None,
+            "decoder.vocab_size is None: it reads tokens, and an encoder without a table reads by its; set vocab_size",
+        )
+        check(
             self.encoder.vocab_size is not None or self.encoder.embed.factorized == self.decoder.embed.factorized,
             "encoder and decoder share a table and embed.factorized differs between them: make it the same",
         )

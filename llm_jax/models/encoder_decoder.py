@@ -65,6 +65,7 @@ class EncoderDecoder(nn.Module):
         """An empty cache for targets of up to `slots` tokens that read sources of `memory` tokens.
 
         Raises:
-          ValueError: if the decoder has fewer positions than that.
+          ValueError: if the decoder has fewer positions than that, or its tokens see later ones.
         """
-        return Transformer(self.config.decoder, self.precision).allocate(batch, slots, memory)
+        # Outside of `apply` flax lets a module make another one only where it shall be none of its own.
+        return Transformer(self.config.decoder, self.precision, parent=None).allocate(batch, slots, memory)

@@ -10,7 +10,8 @@ _TRAINING_BYTES = 4 + 4 + 8
 
 
 def summary(config: ModelConfig, length: int) -> dict[str, str]:
-    """{fact: value} for rows of `length` tokens; all from the config, nothing is allocated.
+    """{fact: value} for rows of `length` tokens, as long a source with each where there is an encoder; all from the
+    config, nothing is allocated.
 
     Raises:
       ValueError: if the model takes no rows of that length.

@@ -137,8 +137,12 @@ class Transformer(nn.Module):
         """An empty cache for rows of up to `slots` tokens that read `memory` tokens of an encoder.
 
         Raises:
-          ValueError: if the model has fewer positions than that.
+          ValueError: if the model has fewer positions than that, or its tokens see later ones.
         """
+        check(
+            self.config.causal,
+            "a mixer's tokens see later ones, which a cache does not hold yet: give the model whole rows",
+        )
         if slots > self.config.max_length:
             raise ValueError(
                 f"a cache of {slots} tokens exceeds the model's max_length of {self.config.max_length}: "

@@ -14,7 +14,7 @@ from llm_jax.core.checks import check
 from llm_jax.sharding import axes
 
 _STACKING = (axes.LAYERS, "experts")
-_TABLES = (axes.VOCAB, axes.POSITIONS)
+_TABLES = (axes.VOCAB, axes.POSITIONS, axes.TYPES, axes.CLASSES)
 _VECTORS = ("bias", "scale")
 
 
@@ -47,7 +47,7 @@ class Layout:
 
     @property
     def is_table(self) -> bool:
-        """Whether rows are looked up by token or position, or scored against: not a map between hidden spaces."""
+        """Whether rows are looked up by token, position or type, or scored against: not a map between hidden spaces."""
         return any(word in _TABLES for word in self.words)
 
     @property

@@ -9,9 +9,13 @@ from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
 from llm_jax.models.block import Parallel, Serial
-from llm_jax.models.config import TransformerConfig
+from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
+from llm_jax.models.families.albert import albert
+from llm_jax.models.families.bart import bart, original
+from llm_jax.models.families.bert import bert, discriminator
 from llm_jax.models.families.bloom import bloom, mpt
 from llm_jax.models.families.deepseek import deepseek
+from llm_jax.models.families.encoder import row_head, span_head
 from llm_jax.models.families.falcon import falcon
 from llm_jax.models.families.gemma import gemma
 from llm_jax.models.families.gpt2 import gpt2
@@ -27,6 +31,9 @@ from llm_jax.models.families.palm import palm
 from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.retnet import retnet
 from llm_jax.models.families.starcoder import starcoder, starcoder2
+from llm_jax.models.families.t5 import t5
+from llm_jax.models.families.xlnet import xlnet
+from llm_jax.models.heads import ClassHead
 from llm_jax.models.stack import Execution
 from tests.helpers.tiny import MAX_LENGTH, VOCAB
 
@@ -39,9 +46,16 @@ LATENT = (12, 8, 4, 2, 6)
 """Ranks of queries and of keys and values, features of a head without position, with position, of a value."""
 
 
-def _looped(config: TransformerConfig) -> TransformerConfig:
+def executed(config: ModelConfig, execution: Execution) -> ModelConfig:
+    """With all its stacks run so."""
+    if isinstance(config, EncoderDecoderConfig):
+        return EncoderDecoderConfig(executed(config.encoder, execution), executed(config.decoder, execution))
+    return dataclasses.replace(config, execution=execution)
+
+
+def _looped(configs: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
     """With a loop over layers, which compiles fastest."""
-    return dataclasses.replace(config, execution=Execution(unroll=1))
+    return {name: executed(config, Execution(unroll=1)) for name, config in configs.items()}
 
 
 def _palm() -> TransformerConfig:
@@ -96,4 +110,37 @@ PUBLISHED = {
 }
 """By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles
 of a row depend on its end, so that not even causality holds."""
-PUBLISHED = {name: _looped(config) for name, config in PUBLISHED.items()}
+PUBLISHED = _looped(PUBLISHED)
+
+ENCODERS = _looped(
+    {
+        "bert": bert(*OLD, **LIMITS),
+        "bert, rows": bert(*OLD, **LIMITS, head=row_head(3)),
+        "bert, tokens": bert(*OLD, **LIMITS, types=3, head=ClassHead(5)),
+        "bert, spans": bert(*OLD, **LIMITS, head=span_head()),
+        "roberta": bert(*OLD, **LIMITS, types=1, offset=2, epsilon=1e-5),
+        "electra, generator": bert(*OLD, **LIMITS, narrow=8),
+        "electra, discriminator": bert(*OLD, **LIMITS, narrow=8, head=discriminator()),
+        "albert": albert(4, *OLD[1:], **LIMITS, narrow=8, groups=2, inner=2),
+        "albert, rows": albert(2, *OLD[1:], **LIMITS, narrow=8, head=row_head(2)),
+    }
+)
+"""Every token sees its whole document; they have no cache."""
+
+_NEAR = {"head_dim": 6, "buckets": 8, "max_distance": 12}
+PAIRS = _looped(
+    {
+        "t5": t5(*OLD, 24, **LIMITS, **_NEAR),
+        "t5, 1.1": t5(*OLD, 24, **LIMITS, **_NEAR, decoder_layers=1, activation="gelu_tanh", gated=True, tied=False),
+        "bart": bart(*OLD, **LIMITS, hidden=24),
+        "original": original(*OLD, **LIMITS),
+        "marian": original(*OLD, **LIMITS, activation="silu", scaled=False, bias=True, decoder_layers=1),
+    }
+)
+"""An encoder and a decoder that reads it."""
+
+# No config.json can say how long its rows are: it has no table of positions.
+PERMUTED = _looped({"xlnet": xlnet(*OLD, VOCAB, hidden=24)})
+"""Every token sees what comes before it in an order that the row brings."""
+
+EVERY = PUBLISHED | ENCODERS | PAIRS | PERMUTED

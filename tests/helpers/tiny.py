@@ -9,12 +9,11 @@ import numpy as np
 
 from llm_jax.core import trees
 from llm_jax.data.batch import Batch
-from llm_jax.models.build import abstract_parameters
-from llm_jax.models.config import TransformerConfig
+from llm_jax.models.build import Model, abstract_parameters
+from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Execution
-from llm_jax.models.transformer import Transformer
 
 VOCAB = 32
 MAX_LENGTH = 16
@@ -38,7 +37,7 @@ def _looped(config: TransformerConfig) -> TransformerConfig:
 FAMILIES = {"gpt2": tiny_gpt2, "llama": tiny_llama}
 
 
-def parameters(model: Transformer, seed: int = 0) -> Any:
+def parameters(model: Model, seed: int = 0) -> Any:
     """Random parameters in the model's type, large enough that biases, scales and positions change the result.
 
     A fresh model's logits are so near to zero that a test on them would see little.
@@ -56,6 +55,13 @@ def parameters(model: Transformer, seed: int = 0) -> Any:
 def tokens(batch: int, length: int, seed: int = 0) -> np.ndarray:
     """Random token ids, int32 [batch, length]."""
     return np.random.default_rng(seed).integers(0, VOCAB, (batch, length)).astype(np.int32)
+
+
+def inputs(config: ModelConfig, batch: int, length: int) -> tuple[np.ndarray, ...]:
+    """What a model is called with: random tokens, or a source of `length` and a shorter target."""
+    if isinstance(config, EncoderDecoderConfig):
+        return tokens(batch, length), tokens(batch, length - 2, seed=1)
+    return (tokens(batch, length),)
 
 
 def batch(rows: int, length: int = 8, seed: int = 0) -> Batch:

@@ -6,10 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.models.block import BlockConfig
-from llm_jax.models.heads import HeadConfig, TiedHead
+from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
+from llm_jax.layers.mixers.attention import CrossAttentionConfig
+from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.models.block import BlockConfig, Chain
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.heads import ClassHead, HeadConfig, TiedHead
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
+from tests.helpers.published import ENCODERS, PAIRS, PUBLISHED
 
 
 @pytest.mark.parametrize(
@@ -24,6 +30,89 @@ from tests.helpers import tiny
 def test_bad_values_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(tiny.tiny_llama(), **change)
+
+
+GPT2, BERT, BART, T5 = PUBLISHED["gpt2"], ENCODERS["bert"], PAIRS["bart"], PAIRS["t5"]
+
+
+def _two_biases() -> TransformerConfig:
+    (segment,) = T5.encoder.segments
+    (block,) = segment.blocks
+    other = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, scores=T5_OTHER))
+    return dataclasses.replace(T5.encoder, segments=(dataclasses.replace(segment, blocks=(block, other)),))
+
+
+T5_OTHER = ScoresConfig(bias=RelativeBiasConfig(16, 32, bidirectional=True))
+REFUSED = {
+    "a tied head without a vocabulary": (
+        lambda: dataclasses.replace(GPT2, vocab_size=None),
+        "vocab_size is None and head TiedHead scores a vocabulary: set vocab_size, or head None",
+    ),
+    "a head without a vocabulary": (
+        lambda: dataclasses.replace(GPT2, vocab_size=None, head=HeadConfig()),
+        "vocab_size is None and head HeadConfig scores a vocabulary",
+    ),
+    "a narrow table that gives the scores": (
+        lambda: dataclasses.replace(GPT2, embed=EmbedConfig(factorized=FactorizedConfig(8))),
+        "embed.factorized.width is 8 and width 16: a tied head needs a `transform`",
+    ),
+    "tables of biases that differ": (_two_biases, "blocks have different relative biases .*: layers of a stack share"),
+    "a bias of places in what reads another row": (
+        lambda: CrossAttentionConfig(2, 4, 2, scores=T5_OTHER),
+        "cross.scores.bias is a RelativeBiasConfig: its table is of distances within a row",
+    ),
+    "an encoder with scores": (
+        lambda: dataclasses.replace(BART, encoder=dataclasses.replace(BART.encoder, head=ClassHead(2))),
+        "encoder.head is ClassHead.*: the decoder gives the scores; set None",
+    ),
+    "a decoder that reads nothing": (
+        lambda: dataclasses.replace(BART, decoder=GPT2),
+        "no block of the decoder has `cross` attention: it would never read what the encoder made",
+    ),
+    "other widths": (
+        lambda: dataclasses.replace(BART, encoder=dataclasses.replace(BART.encoder, width=8)),
+        "encoder.width is 8 and decoder.width 16: they must be equal",
+    ),
+    "a decoder without a table": (
+        lambda: dataclasses.replace(BART, decoder=dataclasses.replace(BART.decoder, vocab_size=None, head=None)),
+        "decoder.vocab_size is None: it reads tokens",
+    ),
+    "a table of which only one side is narrow": (
+        lambda: dataclasses.replace(
+            BART,
+            encoder=dataclasses.replace(
+                BART.encoder, embed=dataclasses.replace(BART.encoder.embed, factorized=FactorizedConfig(8))
+            ),
+        ),
+        "encoder and decoder share a table and embed.factorized differs between them",
+    ),
+    "a norm where the wiring has none": (
+        lambda: dataclasses.replace(GPT2.segments[0].blocks[0], wiring=Chain()),
+        "a wiring with norms needs one, a Chain takes None",
+    ),
+    "no norm where the wiring has some": (
+        lambda: dataclasses.replace(GPT2.segments[0].blocks[0], norm=None),
+        "norm is None and wiring Serial.*: a wiring with norms needs one",
+    ),
+    "no width of a narrow table": (lambda: FactorizedConfig(0), "width is 0"),
+    "what is widened": (lambda: FactorizedConfig(8, "token"), "of is 'token': .* did you mean 'tokens'"),
+    "types below zero": (lambda: EmbedConfig(types=-1), "types is -1: it must be 0 or greater"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_parts_that_do_not_fit_together_are_refused(name):
+    build, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_sizes_of_a_pair_are_those_of_its_sides():
+    config = PAIRS["marian"]
+    assert (config.width, config.vocab_size, config.max_length) == (16, tiny.VOCAB, tiny.MAX_LENGTH)
+    assert config.sides == (config.encoder, config.decoder) and BERT.sides == (BERT,)
+    assert config.decoder.reads_memory and not config.encoder.reads_memory
+    assert T5.decoder.relative_bias == (RelativeBiasConfig(8, 12), 4) and BERT.relative_bias is None
 
 
 def test_dropout_is_a_fraction():

@@ -40,7 +40,10 @@ def test_vectors_are_no_matrices_however_they_are_stacked(path, words):
     assert not Layout(path, words).is_matrix
 
 
-@pytest.mark.parametrize("words", [("vocab", "embed"), ("embed", "vocab"), ("positions", "embed")])
+TABLES = [("vocab", "embed"), ("embed", "vocab"), ("positions", "embed"), ("types", "embed"), ("embed", "classes")]
+
+
+@pytest.mark.parametrize("words", TABLES)
 def test_tables_are_matrices_of_their_own_kind(words):
     layout = Layout("embed/table", words)
     assert layout.is_matrix and layout.is_table

@@ -53,6 +53,8 @@ PAIR = {
     "decoder_input_ids": np.random.default_rng(1).integers(0, 97, (BATCH, 11)),
 }
 """Sources with padding and shorter targets."""
+PAIR_AFTER_PADDING = PAIR | {"attention_mask": MASK}
+"""Sources with padding on either side."""
 
 
 def torch_logits(model: Any, **inputs: np.ndarray) -> np.ndarray:

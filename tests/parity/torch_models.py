@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from tests.parity.inputs import ONE_TYPE, ORDERED, PADDED_LEFT, PAIR, SENTENCES, TEXT, TEXT_RIGHT
+from tests.parity.inputs import (
+    ONE_TYPE,
+    ORDERED,
+    PADDED_LEFT,
+    PAIR,
+    PAIR_AFTER_PADDING,
+    SENTENCES,
+    TEXT,
+    TEXT_RIGHT,
+)
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
 GQA = SHAPE | {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -92,6 +101,9 @@ def _encoders() -> dict[str, Case]:
     return cases | {
         "electra, replaced": Case("ElectraConfig", "ElectraForPreTraining", options, inputs=inputs),
         "electra, as wide": Case("ElectraConfig", "ElectraForMaskedLM", wide, inputs=inputs),
+        "bert, a number": Case(
+            "BertConfig", "BertForSequenceClassification", ENCODERS["bert"][1] | {"num_labels": 1}, inputs=SENTENCES
+        ),
     }
 
 
@@ -119,6 +131,7 @@ def _pairs() -> dict[str, Case]:
         "t5": Case(*classes, T5 | NEAR, inputs=PAIR, gain=2),
         "t5, 1.1": Case(*classes, gated, inputs=PAIR, untied=True, gain=2),
         "bart": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR),
+        "bart, padded before": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR_AFTER_PADDING),
         "marian": Case("MarianConfig", "MarianMTModel", MARIAN, inputs=PAIR),
     }
 

@@ -21,6 +21,7 @@ from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Placement
 from llm_jax.layers.mixers.pairs import Pairs
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import NormConfig
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.sharding import axes
 
@@ -186,6 +187,14 @@ class CrossAttentionConfig(AttentionConfig):
     """Attention from the tokens of the stream to those of an encoder (Vaswani et al. 2017, arXiv:1706.03762, 3.2.3)."""
 
     mask: Mask = Bidirectional()
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            not isinstance(self.scores.bias, RelativeBiasConfig),
+            "cross.scores.bias is a RelativeBiasConfig: its table is of distances within a row, and cross attention "
+            "reads another one; set it None",
+        )
 
     def build(self, width: int, precision: Precision, name: str) -> "CrossAttention":
         return CrossAttention(self, width, precision, name=name)

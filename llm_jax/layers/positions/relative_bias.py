@@ -4,6 +4,7 @@ Legend: B batch, T query length, S key length, N heads, R buckets of relative pl
 """
 
 import dataclasses
+import itertools
 import math
 
 import flax.linen as nn
@@ -58,14 +59,28 @@ class RelativeBiasConfig:
         own = self.buckets // 2 if self.bidirectional else self.buckets
         first = jnp.where(distance > 0, own, 0) if self.bidirectional else 0
         distance = jnp.abs(distance) if self.bidirectional else jnp.maximum(-distance, 0)
-        growth = jnp.log(jnp.maximum(distance, 1) / self._exact) / math.log(self.max_distance / self._exact)
-        far = self._exact + (growth * (own - self._exact)).astype(jnp.int32)
-        return first + jnp.where(distance < self._exact, distance, jnp.minimum(far, own - 1))
+        far = self._exact + sum((distance >= start).astype(jnp.int32) for start in self._starts)
+        return first + jnp.where(distance < self._exact, distance, far)
 
     @property
     def _exact(self) -> int:
         """Distances that have a bucket of their own."""
         return self.buckets // (4 if self.bidirectional else 2)
+
+    @property
+    def _starts(self) -> list[int]:
+        """First distances of the far buckets, but for the first one: e (m / e)^(k / n) rounded up, k from 1 to n - 1.
+
+        e buckets hold one distance each, n are far, m is `max_distance`. In whole numbers: logarithms would put the
+        borders by how they are compiled, and so a row and its cache apart.
+        """
+        exact = far = self._exact
+
+        def reaches(distance: int, k: int) -> bool:
+            return distance**far >= self.max_distance**k * exact ** (far - k)
+
+        near = [math.floor(exact * (self.max_distance / exact) ** (k / far)) for k in range(1, far)]
+        return [next(n for n in itertools.count(start - 1) if reaches(n, k)) for k, start in enumerate(near, start=1)]
 
 
 class RelativeBias(nn.Module):

@@ -1,0 +1,215 @@
+"""What must hold for an encoder and a decoder that reads it, tried on every published family of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.core.dtypes import MIXED
+from llm_jax.layers.mixers.cache import Cache
+from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.build import build
+from llm_jax.models.config import EncoderDecoderConfig
+from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.transformer import Memory, Transformer
+from tests.helpers import tiny
+from tests.helpers.published import PAIRS, PUBLISHED
+
+S, T = 8, 8
+SOURCE, TARGET = tiny.tokens(2, S), tiny.tokens(2, T, seed=1)
+
+
+def _place(*lengths: int, rows: int = 2) -> Placement:
+    """Documents of these lengths one after the other and padding to the end, in all rows."""
+    segments, positions = np.zeros((2, rows, T), np.int32)
+    ends = np.cumsum(lengths)
+    for number, (start, end) in enumerate(zip(ends - lengths, ends, strict=True), start=1):
+        segments[:, start:end], positions[:, start:end] = number, np.arange(end - start)
+    return Placement(jnp.asarray(positions), jnp.asarray(segments))
+
+
+PACKED = (_place(4, 3), _place(3, 4))
+"""Two pairs in a row of sources and a row of targets, each with a token of padding."""
+WHOLE = (_place(S), _place(T))
+
+
+@dataclasses.dataclass
+class Case:
+    """A model with weights and the compiled passes that the tests share."""
+
+    config: EncoderDecoderConfig
+
+    def __post_init__(self):
+        self.model = build(self.config)
+        self.params = tiny.parameters(self.model)
+        self.forward = jax.jit(lambda *inputs: self._apply(*inputs).logits_BTV)
+        self.encode = jax.jit(lambda *inputs: self._apply(*inputs, method="encode"))
+        self.decode = jax.jit(self._decode)
+
+    def _apply(self, *inputs, **options):
+        return self.model.apply({"params": self.params}, *inputs, **options)
+
+    def _decode(self, tokens: jax.Array, memory: Memory | None, place: Placement, cache: Cache):
+        output = self._apply(tokens, memory, place, cache, method="decode")
+        return output.logits_BTV, output.cache
+
+
+# Marian is the 2017 Transformer with a bias on its scores.
+@pytest.fixture(scope="module", params=[name for name in PAIRS if name != "marian"])
+def case(request):
+    return Case(PAIRS[request.param])
+
+
+def _same(actual, expected) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def _influence(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes of d hidden[t] / d embedding[s], [T, S] for the tokens of the source and [T, T] for those of the target."""
+    width = case.config.decoder.width
+    vectors = np.random.default_rng(0).normal(size=(2, 1, S, width)).astype(np.float32)
+    source, target = (jax.tree.map(lambda array: array[:1], place) for place in PACKED)
+
+    def sums(read_BSD: jax.Array, written_BTD: jax.Array) -> jax.Array:
+        def run(model: EncoderDecoder) -> jax.Array:
+            memory = Memory(model.encoder.run(read_BSD, source).hidden_BTD, source)
+            return model.decoder.run(written_BTD, target, None, memory).hidden_BTD
+
+        return case._apply(method=run)[0] @ np.sin(np.arange(width))
+
+    gradients = jax.jit(jax.jacrev(sums, argnums=(0, 1)))(*vectors)
+    return tuple(np.abs(gradient[:, 0]).max(axis=-1) for gradient in gradients)
+
+
+def test_a_target_sees_what_stands_before_it_and_all_of_its_source_and_nothing_else(case):
+    read, written = _influence(case)
+    source, target = (place.segment_ids_BT[0] for place in PACKED)
+    real = np.asarray(target) != 0
+    sees = np.asarray(target[:, None] == source)
+    assert (read[real][sees[real]] > 1e-6).all()
+    assert (read[real][~sees[real]] == 0).all()
+    before = np.asarray(target[:, None] == target) & np.tril(np.ones((T, T), bool))
+    assert (written[real][before[real]] > 1e-6).all()
+    assert (written[real][~before[real]] == 0).all()
+
+
+def test_packed_pairs_are_as_if_alone(case):
+    packed = case.forward(SOURCE, TARGET, *PACKED)
+    _same(packed[:, :3], case.forward(SOURCE[:, :4], TARGET[:, :3]))
+    _same(packed[:, 3:7], case.forward(SOURCE[:, 4:7], TARGET[:, 3:7]))
+    # Without the source's segments all of it is one document.
+    source, target = PACKED
+    mixed = case.forward(SOURCE, TARGET, source.replace(segment_ids_BT=jnp.ones((2, S), jnp.int32)), target)
+    assert np.abs(packed - mixed)[:, :3].max() > 1e-2
+
+
+def test_padding_of_the_source_changes_nothing(case):
+    padded, place = SOURCE.copy(), _place(5)
+    padded[:, 5:] = (padded[:, 5:] + 1) % tiny.VOCAB
+    logits = case.forward(SOURCE, TARGET, place, WHOLE[1])
+    np.testing.assert_array_equal(logits, case.forward(padded, TARGET, place, WHOLE[1]))
+    _same(logits, case.forward(SOURCE[:, :5], TARGET))
+    left = jax.tree.map(lambda array: jnp.roll(array, 3, axis=1), place)
+    _same(case.forward(np.roll(SOURCE, 3, axis=1), TARGET, left, WHOLE[1]), logits)
+
+
+def test_padding_of_the_target_changes_nothing(case):
+    padded, place = TARGET.copy(), _place(5)
+    padded[:, 5:] = (padded[:, 5:] + 1) % tiny.VOCAB
+    logits = case.forward(SOURCE, TARGET, WHOLE[0], place)
+    np.testing.assert_array_equal(logits[:, :5], case.forward(SOURCE, padded, WHOLE[0], place)[:, :5])
+    _same(logits[:, :5], case.forward(SOURCE, TARGET, *WHOLE)[:, :5])
+    left = jax.tree.map(lambda array: jnp.roll(array, 3, axis=1), place)
+    _same(case.forward(SOURCE, np.roll(TARGET, 3, axis=1), WHOLE[0], left)[:, 3:], logits[:, :5])
+
+
+def test_rows_without_placements_are_documents_whole(case):
+    _same(case.forward(SOURCE, TARGET), case.forward(SOURCE, TARGET, *WHOLE))
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_a_cache_gives_what_the_whole_row_gives(case, chunk):
+    """Only the first call is given the memory."""
+    source = _place(6)
+    memory, cache, logits = case.encode(SOURCE, source), case.model.allocate(2, T + 2, S), []
+    for start in range(0, T, chunk):
+        place = Placement(jnp.broadcast_to(jnp.arange(start, start + chunk), (2, chunk)))
+        part, cache = case.decode(TARGET[:, start : start + chunk], memory, place, cache)
+        logits.append(part)
+        memory = None
+    assert cache.length == T
+    _same(np.concatenate(logits, axis=1), case.forward(SOURCE, TARGET, source, WHOLE[1]))
+
+
+def test_targets_of_different_lengths_share_a_cache(case):
+    # The source of row 0 has 6 tokens and its target begins with 4, those of row 1 have 3 and 2; then both go on.
+    lengths, sources = np.array([4, 2]), np.array([6, 3])
+    source = Placement(WHOLE[0].positions_BT, jnp.asarray(np.arange(S) < sources[:, None], jnp.int32))
+    begin = Placement(jnp.broadcast_to(jnp.arange(4), (2, 4)), jnp.asarray(np.arange(4) < lengths[:, None], jnp.int32))
+    memory, cache = case.encode(SOURCE, source), case.model.allocate(2, T, S)
+    first, cache = case.decode(TARGET[:, :4], memory, begin, cache)
+    second, _ = case.decode(TARGET[:, 4:], None, Placement(jnp.arange(4) + jnp.asarray(lengths)[:, None]), cache)
+    for row, length in enumerate(lengths):
+        target = np.concatenate([TARGET[row, :length], TARGET[row, 4:], TARGET[row, length:4]])
+        alone = case.forward(SOURCE, np.tile(target, (2, 1)), source, WHOLE[1])[row]
+        _same(first[row, :length], alone[:length])
+        _same(second[row], alone[length : length + 4])
+
+
+def test_source_and_target_matter(case):
+    logits = case.forward(SOURCE, TARGET, *WHOLE)
+    for changed in ((np.roll(SOURCE, 1, axis=1), TARGET), (SOURCE, np.roll(TARGET, 1, axis=1))):
+        assert np.abs(case.forward(*changed, *WHOLE) - logits).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["t5, 1.1", "bart"])
+def test_the_table_that_encoder_and_decoder_share_learns_from_both(name):
+    """Its gradient is that of an encoder's copy and that of the decoder's, together."""
+    case = Case(PAIRS[name])
+    assert "table" not in case.params["encoder"].get("embed", {})
+    config = case.config
+    own = build(
+        dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, vocab_size=config.decoder.vocab_size))
+    )
+    embed = case.params["encoder"].get("embed", {}) | {"table": case.params["decoder"]["embed"]["table"]}
+    apart = case.params | {"encoder": case.params["encoder"] | {"embed": embed}}
+
+    def loss(model, params):
+        return jnp.mean(jnp.sin(model.apply({"params": params}, SOURCE, TARGET).logits_BTV))
+
+    value, gradient = jax.jit(jax.value_and_grad(lambda params: loss(case.model, params)))(case.params)
+    wanted, expected = jax.jit(jax.value_and_grad(lambda params: loss(own, params)))(apart)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    one, other = (expected[side]["embed"]["table"] for side in ("encoder", "decoder"))
+    assert np.abs(one).max() > 1e-6 and np.abs(other).max() > 1e-6
+    np.testing.assert_allclose(gradient["decoder"]["embed"]["table"], one + other, rtol=1e-3, atol=1e-6)
+
+
+def test_bfloat16_is_finite_and_near_to_float32(case):
+    model = build(case.config, MIXED)
+    output = jax.jit(lambda: model.apply({"params": case.params}, SOURCE, TARGET, *WHOLE))()
+    exact = case.forward(SOURCE, TARGET, *WHOLE)
+    assert output.logits_BTV.dtype == jnp.float32 and output.hidden_BTD.dtype == jnp.bfloat16
+    assert np.isfinite(output.logits_BTV).all()
+    error = np.abs(output.logits_BTV - exact).max() / np.abs(exact).max()
+    assert 0 < error < 0.1
+
+
+def test_a_decoder_without_a_memory_and_a_memory_without_a_reader_are_refused():
+    case = Case(PAIRS["bart"])
+    with pytest.raises(ValueError, match="blocks have `cross` attention and no memory was given"):
+        case._apply(TARGET, method="decode")
+    reader, memory = PUBLISHED["gpt2"], Memory(jnp.zeros((2, S, 16)), WHOLE[0])
+    with pytest.raises(ValueError, match="a memory was given, and no block has `cross` attention"):
+        Transformer(reader).init(jax.random.key(0), TARGET, memory=memory)
+
+
+def test_rows_and_caches_longer_than_the_model_are_refused():
+    case, long = Case(PAIRS["t5"]), tiny.tokens(2, 17)
+    for rows in ((long, TARGET), (SOURCE, long)):
+        with pytest.raises(ValueError, match="length 17 and the model's max_length is 16"):
+            case._apply(*rows)
+    with pytest.raises(ValueError, match="17 tokens exceeds the model's max_length of 16"):
+        case.model.allocate(1, 17, 4)
