@@ -73,6 +73,8 @@ class AttentionConfig:
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the output projection, which writes to the residual stream."""
+    query_init: Init | None = None
+    """Initialiser of the projection of queries; None: `init`."""
     kernel: Kernel = BlockedKernel()
 
     def __post_init__(self):
@@ -172,7 +174,8 @@ class Attention(nn.Module):
     def _project(self, name: str, einsum: str, heads: int, heads_axis: str) -> Linear:
         shape = (self.width, heads, self.config.head_dim)
         words = (axes.EMBED, heads_axis, axes.HEAD_DIM)
-        return Linear(einsum, shape, words, self.config.init, self.precision, self.config.bias, name=name)
+        init = self.config.query_init if name == "query" and self.config.query_init else self.config.init
+        return Linear(einsum, shape, words, init, self.precision, self.config.bias, name=name)
 
 
 @dataclasses.dataclass(frozen=True)
