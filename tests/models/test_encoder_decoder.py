@@ -105,6 +105,15 @@ def test_packed_pairs_are_as_if_alone(case):
     assert np.abs(packed - mixed)[:, :3].max() > 1e-2
 
 
+def test_a_target_without_a_source_reads_no_other(case):
+    source, target = _place(7), PACKED[1]  # of two targets only the first one has a source
+    other = SOURCE.copy()
+    other[:, :7] = (other[:, :7] + 1) % tiny.VOCAB
+    logits, changed = (case.forward(rows, TARGET, source, target) for rows in (SOURCE, other))
+    np.testing.assert_array_equal(logits[:, 3:7], changed[:, 3:7])
+    assert np.abs(logits - changed)[:, :3].max() > 1e-2 and np.isfinite(logits).all()
+
+
 def test_padding_of_the_source_changes_nothing(case):
     padded, place = SOURCE.copy(), _place(5)
     padded[:, 5:] = (padded[:, 5:] + 1) % tiny.VOCAB

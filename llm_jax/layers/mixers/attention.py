@@ -216,4 +216,6 @@ class CrossAttention(Attention):
         y_BNTH = config.kernel.attend(
             q_BNTH, keys_values.k_BKSH, keys_values.v_BKSH, config.mask, *place, config.scores, context.bias_RN
         )
-        return self.out(y_BNTH), state
+        # A kernel averages all values for a query that sees none: here those would be of other documents.
+        reads_BT = jnp.any(config.mask.across(*place), axis=-1)
+        return self.out(jnp.where(reads_BT[:, None, :, None], y_BNTH, 0)), state
