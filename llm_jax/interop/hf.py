@@ -138,12 +138,14 @@ def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
         and the `attention_mask` and `decoder_attention_mask` of each.
 
     Raises:
-      ValueError: for an input of another name.
+      ValueError: for an input of another name, and where tokens are missing.
     """
     pair = isinstance(model, EncoderDecoder)
     known = _TARGETS if pair else _INPUTS
     unknown = set(inputs) - known
     check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
+    missing = {"input_ids", "decoder_input_ids"} & known - set(inputs)
+    check(not missing, f"forward is given no {' and no '.join(sorted(missing))}: the model reads them")
     given = {name: jnp.asarray(array, jnp.int32) for name, array in inputs.items()}
     if not pair:
         return given["input_ids"], _placement(given, _counts_tokens(model.config))
