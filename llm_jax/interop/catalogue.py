@@ -20,7 +20,7 @@ def catalogue() -> str:
         for name, build in module.SIZES.items():
             config = build()
             kinds = [kind for kind, family in FAMILIES.items() if family.expresses(config)]
-            depth = " + ".join(str(side.depth) for side in config.sides)
+            depth = "+".join(str(side.depth) for side in config.sides)
             shape = (depth, str(config.width), short(count.parameters(config)))
             sizes.append((module.__name__.rpartition(".")[2], name, *shape, ", ".join(kinds) or "-"))
     proofs = json.loads(PROOFS.read_text(encoding="utf-8"))

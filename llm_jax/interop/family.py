@@ -66,6 +66,7 @@ def architecture(config: Any) -> Any:
     left_out = {
         "init": Normal(),
         "out_init": Normal(),
+        "query_init": None,
         "dropout": 0.0,
         "execution": Execution(),
         "kernel": BlockedKernel(),

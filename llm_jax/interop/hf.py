@@ -153,13 +153,16 @@ def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
         `target_mapping` [B, P, T].
 
     Raises:
-      ValueError: for an input that the model does not take; for masks that are no order of prediction.
+      ValueError: for an input that the model does not take, and where tokens are missing; for masks that are no order
+        of prediction.
     """
     config, pair = model.config, isinstance(model, EncoderDecoder)
     asks = not pair and config.embed.target
     known = _TARGETS if pair else _INPUTS | (_ORDER if asks else set())
     unknown = set(inputs) - known
     check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
+    missing = {"input_ids", "decoder_input_ids"} & known - set(inputs)
+    check(not missing, f"forward is given no {' and no '.join(sorted(missing))}: the model reads them")
     order = {name: inputs[name] for name in _ORDER & set(inputs)}
     given = {name: jnp.asarray(array, jnp.int32) for name, array in inputs.items() if name not in order}
     if pair:

@@ -9,5 +9,5 @@ def test_sizes_are_listed_with_layers_width_and_parameters():
     assert rows.keys() == SIZES.keys()
     assert rows["gpt2"] == ["gpt2", "gpt2", "12", "768", "124.4M", "gpt2,", "gpt_bigcode"]
     assert rows["albert-xxlarge"][2:] == ["12", "4096", "206.4M", "albert"]
-    assert rows["t5-small"] == ["t5", "t5-small", "12", "512", "60.51M", "t5"]
+    assert rows["t5-small"] == ["t5", "t5-small", "6+6", "512", "60.51M", "t5"]
     assert rows["transformer-base"][5] == "-"

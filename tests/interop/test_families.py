@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llm_jax.core import trees
-from llm_jax.interop import load_hf, save_hf
+from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import architecture
 from llm_jax.models.build import build
@@ -222,6 +222,18 @@ def test_a_number_of_labels_without_their_names_is_enough(tmp_path: Path):
     save_hf(model, tiny.parameters(model), tmp_path)
     _change(tmp_path, id2label=None, num_labels=3)
     assert load_hf(tmp_path)[0].config.head.classes == 3
+
+
+def test_forward_names_inputs_that_are_missing_or_unknown():
+    tokens = {"input_ids": tiny.tokens(1, 4)}
+    with pytest.raises(ValueError, match="forward is given no decoder_input_ids: the model reads them"):
+        forward(build(EVERY["t5"]), None, **tokens)
+    with pytest.raises(ValueError, match="forward is given no input_ids"):
+        forward(build(EVERY["bert"]), None)
+    with pytest.raises(
+        ValueError, match="forward knows no input decoder_input_ids: it takes attention_mask, input_ids"
+    ):
+        forward(build(EVERY["bert"]), None, **tokens, decoder_input_ids=tiny.tokens(1, 4))
 
 
 def test_every_activation_can_be_exported(tmp_path: Path):

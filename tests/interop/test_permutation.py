@@ -23,8 +23,7 @@ def _mapping(*targets):
 
 
 def _seen(placement):
-    whole = slice(0, placement.positions_BT.shape[1])
-    return np.asarray(Permuted().within(placement, whole, whole))[0]
+    return np.asarray(Permuted().across(placement, placement))[0]
 
 
 @pytest.mark.parametrize("ranks", [RANKS, np.zeros(T, int), np.array([0, 3, 1, 5, 4, 2]), np.array([0, 1, 2, 0, 1, 2])])

@@ -1,6 +1,7 @@
 """How mixer, ffn and norms are wired to the stream, against the formula of each wiring."""
 
 import re
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -10,17 +11,20 @@ import pytest
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.mlp import MLPConfig
-from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.norms import LayerNormConfig
-from llm_jax.models.block import Block, BlockConfig, Parallel, Serial
+from llm_jax.models.block import Block, BlockConfig, Chain, Parallel, Serial, Wiring
 
 D, T = 8, 5
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, T, D)), jnp.float32)
-PLACE = Context(Placement(jnp.broadcast_to(jnp.arange(T), (2, T))))
+PLACE = Placement(jnp.broadcast_to(jnp.arange(T), (2, T)), jnp.ones((2, T), jnp.int32))
+MEMORY = jnp.asarray(np.random.default_rng(2).normal(size=(2, T + 2, D)), jnp.float32)
+READ = Placement(jnp.broadcast_to(jnp.arange(T + 2), (2, T + 2)), jnp.asarray(np.arange(T + 2) < T, jnp.int32)[None])
+CONTEXT = Context(PLACE, memory=READ, memory_BSD=MEMORY)
 
-# f is the mixer, g the ffn; the others are the norms, in the order of their names.
+# f is the mixer, h the cross attention, g the ffn; the others are the norms, in the order of their names.
 FORMULAS = {
     "pre": (Serial(), "mixer_norm ffn_norm", lambda x, f, g, a, b: (y := x + f(a(x))) + g(b(y))),
     "post": (
@@ -44,34 +48,75 @@ FORMULAS = {
         "mixer_norm ffn_norm",
         lambda x, f, g, a, b: x + f(a(x)) + g(b(x)),
     ),
+    "chain": (Chain(), "", lambda x, f, g: g(f(x))),
+}
+READING = {
+    "pre": (
+        Serial(),
+        "mixer_norm cross_norm ffn_norm",
+        lambda x, f, h, g, a, b, c: (z := (y := x + f(a(x))) + h(b(y))) + g(c(z)),
+    ),
+    "post": (
+        Serial(before=False, stream=True),
+        "mixer_stream_norm cross_stream_norm ffn_stream_norm",
+        lambda x, f, h, g, a, b, c: c((z := b((y := a(x + f(x))) + h(y))) + g(z)),
+    ),
+    "parallel": (Parallel(), "mixer_norm", lambda x, f, h, g, a: x + f(a(x)) + h(a(x)) + g(a(x))),
+    "parallel, three norms": (
+        Parallel(shared_norm=False),
+        "mixer_norm cross_norm ffn_norm",
+        lambda x, f, h, g, a, b, c: x + f(a(x)) + h(b(x)) + g(c(x)),
+    ),
+    "chain": (Chain(), "", lambda x, f, h, g: g(h(f(x)))),
 }
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_block_is_its_formula(name: str):
-    wiring, names, formula = FORMULAS[name]
-    config = BlockConfig(AttentionConfig(2, 4, 2), MLPConfig(16), LayerNormConfig(), wiring)
-    block = Block(config, D, Precision())
-    shapes = jax.eval_shape(block.init, jax.random.key(0), X, PLACE)["params"]
+    _is_formula(*FORMULAS[name], cross=None)
+
+
+@pytest.mark.parametrize("name", READING)
+def test_a_block_that_reads_an_encoder_is_its_formula(name: str):
+    _is_formula(*READING[name], cross=CrossAttentionConfig(4, 2, 2))
+
+
+def test_a_block_may_be_a_mixer_alone():
+    config = BlockConfig(AttentionConfig(2, 4, 2), None, LayerNormConfig())
+    params = _params(config)
+    mixer, norm = config.mixer.build(D, Precision(), None), config.norm.build(Precision(), None)
+    normal = norm.apply({"params": params["mixer_norm"]}, X)
+    expected = X + mixer.apply({"params": params["mixer"]}, normal, CONTEXT)[0]
+    actual, _ = Block(config, D, Precision()).apply({"params": params}, X, CONTEXT)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def _params(config: BlockConfig) -> dict:
+    shapes = jax.eval_shape(Block(config, D, Precision()).init, jax.random.key(0), X, CONTEXT)["params"]
     generator = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape), jnp.float32), nn.unbox(shapes))
-    assert set(params) == {"mixer", "ffn", *names.split()}
     assert config.parameters(D) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    return params
 
-    def part(config_of_part, key):
-        module = config_of_part.build(Precision(), None)
-        return lambda x: module.apply({"params": params[key]}, x)
 
-    mixer = config.mixer.build(D, Precision(), None)
-    ffn = config.ffn.build(D, Precision(), None)
-    expected = formula(
-        X,
-        lambda x: mixer.apply({"params": params["mixer"]}, x, PLACE)[0],
-        lambda x: ffn.apply({"params": params["ffn"]}, x),
-        *(part(config.norm, key) for key in names.split()),
-    )
-    actual, state = block.apply({"params": params}, X, PLACE)
-    assert state is None
+def _is_formula(wiring: Wiring, names: str, formula: Callable, cross: CrossAttentionConfig | None) -> None:
+    norm = LayerNormConfig() if names else None
+    config = BlockConfig(AttentionConfig(2, 4, 2), MLPConfig(16), norm, wiring, cross=cross)
+    params = _params(config)
+    branches = ["mixer", "cross", "ffn"] if cross else ["mixer", "ffn"]
+    assert set(params) == {*branches, *names.split()}
+
+    def branch(name: str) -> Callable:
+        module = getattr(config, name).build(D, Precision(), None)
+        own = {"params": params[name]}
+        return (lambda x: module.apply(own, x)) if name == "ffn" else (lambda x: module.apply(own, x, CONTEXT)[0])
+
+    def normed(name: str) -> Callable:
+        return lambda x: config.norm.build(Precision(), None).apply({"params": params[name]}, x)
+
+    expected = formula(X, *map(branch, branches), *map(normed, names.split()))
+    actual, states = Block(config, D, Precision()).apply({"params": params}, X, CONTEXT)
+    assert states is None
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 

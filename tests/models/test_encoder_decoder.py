@@ -30,8 +30,8 @@ def _place(*lengths: int, rows: int = 2) -> Placement:
     return Placement(jnp.asarray(positions), jnp.asarray(segments))
 
 
-PACKED = (_place(4, 3), _place(3, 4))
-"""Two pairs in a row of sources and a row of targets, each with a token of padding."""
+PACKED = (_place(3, 3), _place(2, 2))
+"""Two pairs in a row of sources and a row of targets, each with padding."""
 WHOLE = (_place(S), _place(T))
 
 
@@ -95,14 +95,38 @@ def test_a_target_sees_what_stands_before_it_and_all_of_its_source_and_nothing_e
     assert (written[real][~before[real]] == 0).all()
 
 
+def test_every_token_of_a_source_sees_all_of_its_document(case):
+    encoder = Transformer(case.config.encoder)
+    source = jax.tree.map(lambda array: array[:1], PACKED[0])
+    weights_D = np.sin(np.arange(case.config.width))
+
+    def sums(x_BSD: jax.Array) -> jax.Array:
+        return encoder.apply({"params": case.params["encoder"]}, x_BSD, source, method="run").hidden_BTD[0] @ weights_D
+
+    x_BSD = np.random.default_rng(0).normal(size=(1, S, case.config.width)).astype(np.float32)
+    influence = np.abs(jax.jit(jax.jacrev(sums))(x_BSD)[:, 0]).max(axis=-1)
+    segments = np.asarray(source.segment_ids_BT[0])
+    sees, real = segments[:, None] == segments, segments != 0
+    assert (influence[real][sees[real]] > 1e-6).all() and (influence[real][~sees[real]] == 0).all()
+
+
 def test_packed_pairs_are_as_if_alone(case):
     packed = case.forward(SOURCE, TARGET, *PACKED)
-    _same(packed[:, :3], case.forward(SOURCE[:, :4], TARGET[:, :3]))
-    _same(packed[:, 3:7], case.forward(SOURCE[:, 4:7], TARGET[:, 3:7]))
+    _same(packed[:, :2], case.forward(SOURCE[:, :3], TARGET[:, :2]))
+    _same(packed[:, 2:4], case.forward(SOURCE[:, 3:6], TARGET[:, 2:4]))
     # Without the source's segments all of it is one document.
     source, target = PACKED
     mixed = case.forward(SOURCE, TARGET, source.replace(segment_ids_BT=jnp.ones((2, S), jnp.int32)), target)
-    assert np.abs(packed - mixed)[:, :3].max() > 1e-2
+    assert np.abs(packed - mixed)[:, :2].max() > 1e-2
+
+
+def test_a_target_without_a_source_reads_no_other(case):
+    source, target = _place(7), PACKED[1]  # of two targets only the first one has a source
+    other = SOURCE.copy()
+    other[:, :7] = (other[:, :7] + 1) % tiny.VOCAB
+    logits, changed = (case.forward(rows, TARGET, source, target) for rows in (SOURCE, other))
+    np.testing.assert_array_equal(logits[:, 2:4], changed[:, 2:4])
+    assert np.abs(logits - changed)[:, :2].max() > 1e-2 and np.isfinite(logits).all()
 
 
 def test_padding_of_the_source_changes_nothing(case):

@@ -29,5 +29,7 @@ def test_a_loop_with_and_unrolled_layers_without_recomputation_agree(name: str):
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     for (path, actual), (_, wanted) in zip(trees.named_leaves(gradients), trees.named_leaves(expected), strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=1e-5, err_msg=path)
-        # A bias of keys moves all scores of a query alike, which the softmax does not see.
-        assert np.abs(wanted).max() > 0 or path.endswith("key/bias"), path
+        # A bias of keys moves all scores of a query alike, which the softmax does not see; none of these tokens asks or
+        # is of another part than the first.
+        silent = path.endswith(("key/bias", "by_part/bias", "parts")) or path == "embed/target"
+        assert np.abs(wanted).max() > 0 or silent, path

@@ -11,7 +11,7 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.models.build import abstract_parameters
-from llm_jax.models.stack import Execution, Segment
+from llm_jax.models.stack import Execution, Segment, unstack, unstacked
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 
@@ -147,6 +147,26 @@ def test_several_blocks_and_segments_are_their_layers_in_order():
     swapped = flat_params | {"stack": flat_params["stack"] | {"segment_0": third, "segment_2": first}}
     other = run_flat({"params": swapped}, TOKENS).logits_BTV
     assert np.abs(one - other).max() > 1e-3
+
+
+def test_shared_layers_run_the_same_whole_cut_and_with_a_cache():
+    config = tiny.tiny_llama()
+    (segment,) = config.segments
+    shared = dataclasses.replace(config, segments=(Segment(segment.blocks * 2, 3, shared=True), segment))
+    model = Transformer(shared)
+    params = tiny.parameters(model)
+    whole = jax.jit(model.apply)({"params": params}, TOKENS).logits_BTV
+    cut = Transformer(dataclasses.replace(shared, segments=unstacked(shared.segments)))
+    assert [(one.repeats, one.shared) for one in cut.config.segments] == [(1, True)] * 3 + [(1, False)] * 2
+    cut_params = params | {"stack": unstack(params["stack"], shared.segments)}
+    np.testing.assert_allclose(
+        jax.jit(cut.apply)({"params": cut_params}, TOKENS).logits_BTV, whole, rtol=1e-4, atol=1e-5
+    )
+    cache = model.allocate(2, 8)
+    for start in (0, 4):
+        output = jax.jit(model.apply)({"params": params}, TOKENS[:, start : start + 4], None, cache)
+        np.testing.assert_allclose(output.logits_BTV, whole[:, start : start + 4], rtol=1e-4, atol=1e-4)
+        cache = output.cache
 
 
 @pytest.mark.parametrize(

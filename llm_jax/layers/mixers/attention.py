@@ -74,6 +74,8 @@ class AttentionConfig:
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the output projection, which writes to the residual stream."""
+    query_init: Init | None = None
+    """Initialiser of the projection of queries; None: `init`."""
     kernel: Kernel = BlockedKernel()
 
     def __post_init__(self):
@@ -179,7 +181,8 @@ class Attention(nn.Module):
     def _project(self, name: str, einsum: str, heads: int, heads_axis: str) -> Linear:
         shape = (self.width, heads, self.config.head_dim)
         words = (axes.EMBED, heads_axis, axes.HEAD_DIM)
-        return Linear(einsum, shape, words, self.config.init, self.precision, self.config.bias, name=name)
+        init = self.config.query_init if name == "query" and self.config.query_init else self.config.init
+        return Linear(einsum, shape, words, init, self.precision, self.config.bias, name=name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,4 +222,6 @@ class CrossAttention(Attention):
         pairs = Pairs(config.mask, context.queries, context.memory, config.scores, context.bias_RN)
         q_BNTH = self.queries(x_BTD, context.queries)
         y_BNTH = config.kernel.attend(q_BNTH, keys_values.k_BKSH, keys_values.v_BKSH, pairs)
-        return self.out(y_BNTH), state
+        # A kernel may average all values for a query that sees none: here those would be of other documents.
+        reads_BT = jnp.any(pairs.allowed(), axis=-1)
+        return self.out(jnp.where(reads_BT[:, None, :, None], y_BNTH, 0)), state

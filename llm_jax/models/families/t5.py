@@ -41,7 +41,7 @@ def t5(
     """
     norm = RMSNormConfig(epsilon)
     # The scale that scores lack is in the queries' initial weights.
-    inits = {"init": FanIn(head_dim**-0.25), "out_init": FanIn()}
+    inits = {"init": FanIn(), "query_init": FanIn(head_dim**-0.5), "out_init": FanIn()}
     ffn = (GLUConfig if gated else MLPConfig)(hidden, activation, bias=False, init=FanIn(), out_init=FanIn())
 
     def attention(bidirectional: bool) -> AttentionConfig:

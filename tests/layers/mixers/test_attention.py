@@ -11,7 +11,7 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.linear import Normal
-from llm_jax.layers.mixers.attention import AttentionConfig, QKNormConfig
+from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig, QKNormConfig
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
 from llm_jax.layers.norms import RMSNormConfig
@@ -45,8 +45,13 @@ def _turn(vector, position, base):
     return out
 
 
-def _reference(config, params, x, positions, segments):
-    """Vaswani et al. 2017, eq. 1, one query of one head at a time; rows for padding are left at NaN."""
+def _reference(config, params, x, positions, segments, memory=None):
+    """Vaswani et al. 2017, eq. 1, one query of one head at a time; rows for padding are left at NaN.
+
+    Args:
+      memory: vectors, positions and segments of the keys; None: those of the queries.
+    """
+    x_S, positions_S, segments_S = (x, positions, segments) if memory is None else memory
 
     def project(name, vector, head):
         part = params[name]
@@ -69,19 +74,19 @@ def _reference(config, params, x, positions, segments):
             y[b, t] = params["out"]["bias"] if config.biased_output else 0
             seen = [
                 s
-                for s in range(x.shape[1])
-                if segments[b, s] == segments[b, t] and (s <= t or isinstance(config.mask, Bidirectional))
+                for s in range(x_S.shape[1])
+                if segments_S[b, s] == segments[b, t] and (s <= t or isinstance(config.mask, Bidirectional))
             ]
             for n in range(config.heads):
                 q = project("query", x[b, t], n)
-                ks = [project("key", x[b, s], n // group) for s in seen]
+                ks = [project("key", x_S[b, s], n // group) for s in seen]
                 if config.position:
                     q = _turn(q, positions[b, t], config.position.base)
-                    ks = [_turn(k, positions[b, s], config.position.base) for k, s in zip(ks, seen, strict=True)]
+                    ks = [_turn(k, positions_S[b, s], config.position.base) for k, s in zip(ks, seen, strict=True)]
                 scores = np.array([q @ k / np.sqrt(config.head_dim) for k in ks])
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
-                context = sum(w * project("value", x[b, s], n // group) for w, s in zip(weights, seen, strict=True))
+                context = sum(w * project("value", x_S[b, s], n // group) for w, s in zip(weights, seen, strict=True))
                 y[b, t] += context @ params["out"]["kernel"][n]
     return y
 
@@ -139,6 +144,52 @@ def test_parameters_and_flops_are_counted(case):
     assert config.mixing_flops(T) * T == 2 * 2 * config.heads * config.head_dim * pairs
 
 
+S = 5
+MEMORY = GENERATOR.normal(size=(B, S, D))
+# The second document of the first row is the longer one here; in the second row there is padding before the document.
+MEMORY_SEGMENTS = np.array([[1, 2, 2, 2, 0], [0, 0, 1, 1, 1]])
+MEMORY_POSITIONS = np.array([[0, 0, 1, 2, 0], [0, 0, 0, 1, 2]])
+CROSS = {
+    "multi-head": CrossAttentionConfig(N, H, kv_heads=N),
+    "grouped": CrossAttentionConfig(N, H, kv_heads=2, bias=True),
+    "rotary": CrossAttentionConfig(N, H, kv_heads=1, position=RoPEConfig(100.0)),
+}
+
+
+def _read(memory: bool) -> Context:
+    context = Context(
+        Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)),
+        memory=Placement(jnp.asarray(MEMORY_POSITIONS), jnp.asarray(MEMORY_SEGMENTS)),
+    )
+    return context.replace(memory_BSD=jnp.asarray(MEMORY, jnp.float32)) if memory else context
+
+
+@pytest.mark.parametrize("case", CROSS)
+def test_cross_attention_is_the_loop_over_the_documents_of_the_memory(case):
+    config = CROSS[case]
+    layer, x = config.build(D, Precision(), None), jnp.asarray(X, jnp.float32)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x, _read(True))["params"]
+    params = jax.tree.map(lambda leaf: GENERATOR.normal(size=leaf.shape), nn.unbox(shapes))
+    assert config.parameters(D) == trees.count(params)
+    state = config.allocate(B, S, jnp.float32)
+    y, state = layer.apply({"params": params}, x, _read(True), state)
+    again, same = layer.apply({"params": params}, x, _read(False), state)
+    expected = _reference(config, params, X, POSITIONS, SEGMENTS, (MEMORY, MEMORY_POSITIONS, MEMORY_SEGMENTS))
+    real = SEGMENTS != 0
+    np.testing.assert_allclose(np.asarray(y)[real], expected[real], rtol=1e-4, atol=1e-4)
+    # Later calls are not given the memory: the state holds its keys and values.
+    np.testing.assert_array_equal(y, again)
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+
+
+def test_flops_of_cross_attention_are_of_two_rows():
+    config = CROSS["grouped"]
+    kernels = {"query": D * N * H, "out": D * N * H, "key": D * 2 * H, "value": D * 2 * H}
+    wanted = 2 * (T * (kernels["query"] + kernels["out"]) + S * (kernels["key"] + kernels["value"]))
+    assert config.matrix_flops(D, S / T) * T == wanted
+    assert config.mixing_flops(S) * T == 2 * 2 * N * H * T * S
+
+
 def test_state_is_as_large_as_the_kv_heads_need():
     state = CASES["grouped"].allocate(3, 10, jnp.bfloat16)
     assert trees.size_bytes(state) == 2 * 3 * 10 * 2 * H * 2
@@ -150,6 +201,13 @@ def test_initial_scales_are_those_of_the_config():
     params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(Placement(jnp.zeros((1, 1)))))["params"]
     for name, part in params.items():
         np.testing.assert_allclose(np.std(part["kernel"].value), 0.05 if name == "out" else 0.5, rtol=0.03)
+
+
+def test_queries_may_start_at_a_scale_of_their_own():
+    layer = AttentionConfig(8, 16, kv_heads=8, init=Normal(0.5), query_init=Normal(0.1)).build(128, Precision(), None)
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(Placement(jnp.zeros((1, 1)))))["params"]
+    for name, scale in (("query", 0.1), ("key", 0.5), ("value", 0.5)):
+        np.testing.assert_allclose(np.std(params[name]["kernel"].value), scale, rtol=0.03)
 
 
 def test_scores_and_softmax_are_float32_under_bfloat16():

@@ -122,6 +122,31 @@ MILLIONS = {
     # Its authors call them of BERT's sizes, 110 and 340: they have a fifth matrix in every attention.
     "xlnet-base": 116.75,
     "xlnet-large": 360.30,
+    "bert-base": 109.51,  # with the scores of masked tokens; the paper says 110M
+    "bert-large": 335.17,  # the paper says 340M; 336.23 with the pooler and the second task's head
+    "roberta-base": 124.70,  # the paper says 125M
+    "roberta-large": 355.41,  # the paper says 355M
+    "electra-small": 13.55,  # the paper says 14M
+    "electra-base": 109.48,  # the paper says 110M
+    "electra-large": 335.14,  # the paper says 335M
+    "albert-base": 11.22,  # the paper says 12M: with pooler and second task 11.81
+    "albert-large": 16.80,  # the paper says 18M: with both 17.85
+    "albert-xlarge": 54.82,  # the paper says 60M: with both 59.02
+    "albert-xxlarge": 206.37,  # the paper says 235M; the checkpoint has 223.16 with both
+    "transformer-base": 63.08,  # the paper says 65M and about 37000 tokens, which make up 18.9M; the layers 44.1M
+    "transformer-big": 214.25,  # the paper says 213M; its 37000 tokens make up 37.9M, the layers 176.4M
+    "bart-base": 139.42,
+    "bart-large": 406.29,
+    "t5-small": 60.51,  # the paper says 60M
+    "t5-base": 222.90,  # the paper says 220M
+    "t5-large": 737.67,  # the paper says 770M
+    "t5-3b": 2851.60,  # the paper says 2.8B, and 3B in its name
+    "t5-11b": 11_307.32,  # the paper says 11B
+    "t5-v1.1-small": 76.96,
+    "t5-v1.1-base": 247.58,
+    "t5-v1.1-large": 783.15,
+    "t5-v1.1-xl": 2849.76,
+    "t5-v1.1-xxl": 11_135.33,
 }
 
 
