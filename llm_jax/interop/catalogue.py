@@ -13,23 +13,32 @@ PROOFS = Path(__file__).with_name("proofs.json")
 
 
 def catalogue() -> str:
-    """Two tables: every size with the `model_type`s whose config.json can say it, and every `model_type` with the
-    largest difference of logits from transformers, of the largest logit."""
-    sizes = [("family", "size", "layers", "width", "parameters", "exchanged as")]
+    """Two tables: every size with what proves it and the `model_type`s whose config.json can say it, and every
+    `model_type` with the largest difference of logits from transformers, of the largest logit."""
+    proofs = json.loads(PROOFS.read_text(encoding="utf-8"))
+    differences = {
+        kind: max((proof["difference"] for proof in proofs["models"] if proof["model_type"] == kind), default=None)
+        for kind in FAMILIES
+    }
+    sizes = [("family", "size", "layers", "width", "parameters", "proof", "exchanged as")]
     for module in MODULES:
         for name, build in module.SIZES.items():
             config = build()
             kinds = [kind for kind, family in FAMILIES.items() if family.expresses(config)]
             depth = "+".join(str(side.depth) for side in config.sides)
             shape = (depth, str(config.width), short(count.parameters(config)))
-            sizes.append((module.__name__.rpartition(".")[2], name, *shape, ", ".join(kinds) or "-"))
-    proofs = json.loads(PROOFS.read_text(encoding="utf-8"))
+            # Without published weights there is nothing to compare but counts and what must hold for every model.
+            proof = _proof(differences[kinds[0]]) if kinds else "properties"
+            sizes.append((module.__name__.rpartition(".")[2], name, *shape, proof, ", ".join(kinds) or "-"))
     kinds = [("model_type", "class", "difference", "measured with")]
     for kind, family in FAMILIES.items():
-        found = [proof for proof in proofs["models"] if proof["model_type"] == kind]
-        worst = f"{max(proof['difference'] for proof in found):.1e}" if found else "not proven"
-        kinds.append((kind, family.architecture, worst, f"transformers {proofs['transformers']}, {proofs['date']}"))
+        measured = f"transformers {proofs['transformers']}, {proofs['date']}"
+        kinds.append((kind, family.architecture, _proof(differences[kind]), measured))
     return f"{_columns(sizes)}\n\n{_columns(kinds)}"
+
+
+def _proof(difference: float | None) -> str:
+    return "missing" if difference is None else f"{difference:.1e}"
 
 
 def _columns(rows: list[tuple[str, ...]]) -> str:

@@ -26,8 +26,8 @@ def main() -> None:
         folder = GOLDEN / name.replace(", ", "-").replace(" ", "_")
         model = case.torch_model()
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(parameter.bfloat16())
+            for tensor in rounded(model):
+                tensor.copy_(tensor.bfloat16())
         logits = torch_logits(model, **case.inputs)
         model.bfloat16().save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
@@ -44,6 +44,12 @@ def main() -> None:
     today = str(datetime.date.today())
     record = {"date": today, "transformers": transformers.__version__, "torch": torch.__version__, "models": models}
     PROOFS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def rounded(model: torch.nn.Module) -> list[torch.Tensor]:
+    """What a fixture holds in bfloat16: trained weights, and BART's bias of scores, which is a buffer."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return trained + [buffer for name, buffer in model.named_buffers() if name == "final_logits_bias"]
 
 
 if __name__ == "__main__":
