@@ -11,13 +11,12 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope
 from llm_jax.interop.settings import Settings, activation_name, layer_types, layer_windows
-from llm_jax.layers.mixers.attention import QKNormConfig
-from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import DynamicScaling, LongRoPEScaling, Unscaled
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.olmo2 import olmo2
+from llm_jax.models.families.qwen import qwen2, qwen3
 from llm_jax.models.heads import TiedHead
 
 
@@ -160,13 +159,12 @@ def _write_windows(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _read_qwen2(settings: Settings) -> TransformerConfig:
-    return _read(settings, kv_heads=32, bias=True, out_bias=False, window=_windows(settings))
+    return _read(settings, qwen2, kv_heads=32, window=_windows(settings))
 
 
 def _read_qwen3(settings: Settings) -> TransformerConfig:
-    norm = RMSNormConfig(settings.given("rms_norm_eps", default=1e-6))
-    bias, qk_norm = settings.given("attention_bias", default=False), QKNormConfig(norm)
-    return _read(settings, kv_heads=32, head_dim=128, bias=bias, window=_windows(settings), qk_norm=qk_norm)
+    bias = settings.given("attention_bias", default=False)
+    return _read(settings, qwen3, kv_heads=32, head_dim=128, bias=bias, window=_windows(settings))
 
 
 def _write_qwen(config: TransformerConfig) -> dict[str, Any]:

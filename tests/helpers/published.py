@@ -2,9 +2,7 @@
 
 import dataclasses
 
-from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
-from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
@@ -28,6 +26,7 @@ from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.opt import opt
 from llm_jax.models.families.palm import palm
+from llm_jax.models.families.qwen import qwen2, qwen3
 from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.retnet import retnet
 from llm_jax.models.families.starcoder import starcoder, starcoder2
@@ -79,8 +78,8 @@ PUBLISHED = {
     "llama, llama3": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=Llama3Scaling(original_length=8))),
     "llama, yarn": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=YaRNScaling(4.0, original_length=8))),
     "mistral": llama(*NEW, **LIMITS, window=5),
-    "qwen2": llama(*NEW, **LIMITS, bias=True, out_bias=False, tied=True),
-    "qwen3": llama(*NEW, **LIMITS, head_dim=6, qk_norm=QKNormConfig(RMSNormConfig())),
+    "qwen2": qwen2(*NEW, **LIMITS, tied=True),
+    "qwen3": qwen3(*NEW, **LIMITS, head_dim=6),
     "phi3": llama(*NEW, **LIMITS, rope=RoPEConfig(features=2), window=5),
     "olmo2": olmo2(*NEW, **LIMITS),
     "gemma": gemma(*NEW, 6, **LIMITS),

@@ -9,28 +9,42 @@ from llm_jax.models.families.llama import llama
 
 
 def qwen2(
-    layers: int, heads: int, width: int, hidden: int, kv_heads: int, vocab_size: int = 152_064, tied: bool = False
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int,
+    vocab_size: int = 152_064,
+    max_length: int = 32768,
+    rope: RoPEConfig = RoPEConfig(1e6),  # noqa: B008
+    epsilon: float = 1e-6,
+    tied: bool = False,
+    head_dim: int | None = None,
+    window: tuple[int | None, ...] | None = None,
 ) -> TransformerConfig:
-    """A Qwen 2."""
-    shape = (layers, heads, width, hidden, kv_heads, vocab_size)
-    return llama(*shape, max_length=32768, rope=RoPEConfig(1e6), tied=tied, bias=True, out_bias=False)
+    """A Qwen 2; arguments as of `llama`."""
+    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
+    return llama(*shape, bias=True, out_bias=False, window=window)
 
 
-def qwen3(layers: int, heads: int, width: int, hidden: int, tied: bool = False) -> TransformerConfig:
-    """A Qwen 3."""
-    return llama(
-        layers,
-        heads,
-        width,
-        hidden,
-        kv_heads=8,
-        vocab_size=151_936,
-        max_length=40960,
-        rope=RoPEConfig(1e6),
-        tied=tied,
-        head_dim=128,
-        qk_norm=QKNormConfig(RMSNormConfig(1e-6)),
-    )
+def qwen3(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int = 8,
+    vocab_size: int = 151_936,
+    max_length: int = 40960,
+    rope: RoPEConfig = RoPEConfig(1e6),  # noqa: B008
+    epsilon: float = 1e-6,
+    tied: bool = False,
+    head_dim: int = 128,
+    bias: bool = False,
+    window: tuple[int | None, ...] | None = None,
+) -> TransformerConfig:
+    """A Qwen 3; arguments as of `llama`."""
+    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
+    return llama(*shape, bias=bias, window=window, qk_norm=QKNormConfig(RMSNormConfig(epsilon)))
 
 
 SIZES = {
