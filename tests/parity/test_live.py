@@ -43,7 +43,7 @@ def test_logits_and_round_trip(case: Case, tmp_path: Path):
 
 
 LEARNT = ["gpt2", "llama, biases", "gemma2", "bloom", "deepseek_v3", "recurrent_gemma", "mamba2"]
-LEARNT += ["bert, masked", "albert, masked", "t5", "bart"]
+LEARNT += ["bert, masked", "albert, masked", "t5", "bart", "xlnet, clamped"]
 
 
 @pytest.mark.parametrize("name", LEARNT)
@@ -75,7 +75,8 @@ def test_gradients_of_a_loss(name: str, tmp_path: Path):
         if tensor.name in dict(theirs.named_buffers()):
             continue  # transformers does not train BART's bias of scores
         parts = [np.asarray(leaves[leaf.path][... if leaf.layer is None else leaf.layer]) for leaf in tensor.leaves]
-        wanted = expected[tensor.name].grad.numpy()
+        found = expected[tensor.name].grad
+        wanted = np.zeros(tensor.shape) if found is None else found.numpy()  # of XLNet's targets: here are none
         assert np.abs(tensor.join(parts) - wanted).max() <= 1e-4 * max(np.abs(wanted).max(), 1e-2), tensor.name
 
 
