@@ -107,7 +107,7 @@ class BlockDiagonal(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
-        size, dtype, words = self.features // self.blocks, self.precision.dtype, (axes.HEADS, axes.HEAD_DIM)
+        size, dtype, words = self.features // self.blocks, self.precision.dtype, (axes.BLOCKS, axes.HEAD_DIM)
         normal = nn.initializers.normal(self.kernel_init.scale(size))
         kernel_NHM = self.param(
             "kernel",

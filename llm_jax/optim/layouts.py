@@ -1,7 +1,8 @@
 """How each parameter divides into matrices: what optimizers that treat matrices as matrices have to know.
 
-Blocks that repeat are kept as one array with a leading `layers` axis, experts with an `experts` axis. Such an array is
-a stack: the number of its dimensions does not tell a matrix from a vector, its logical axes do.
+Blocks that repeat are kept as one array with a leading `layers` axis, those of a block-diagonal matrix with a `blocks`
+axis, experts with an `experts` axis. Such an array is a stack: the number of its dimensions does not tell a matrix from
+a vector, its logical axes do.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from llm_jax.core import trees
 from llm_jax.core.checks import check
 from llm_jax.sharding import axes
 
-_STACKING = (axes.LAYERS, "experts")
+_STACKING = (axes.LAYERS, axes.BLOCKS, "experts")
 _TABLES = (axes.VOCAB, axes.POSITIONS, axes.TYPES, axes.CLASSES)
 _VECTORS = ("bias", "scale")
 
@@ -29,7 +30,7 @@ class Layout:
 
     @property
     def stack(self) -> tuple[int, ...]:
-        """The axes that number the items of the stack: leading `layers` and `experts`."""
+        """The axes that number the items of the stack: leading `layers`, `blocks` and `experts`."""
         depth = 0
         while depth < len(self.words) and self.words[depth] in _STACKING:
             depth += 1

@@ -4,6 +4,7 @@
 EMBED = "embed"
 HEADS = "heads"
 KV_HEADS = "kv_heads"
+BLOCKS = "blocks"
 HEAD_DIM = "head_dim"
 MLP = "mlp"
 VOCAB = "vocab"
@@ -18,4 +19,7 @@ BATCH = "batch"
 LENGTH = "length"
 WIDTH = "width"
 
-WORDS = (EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, NORM, POSITIONS, TYPES, CLASSES, LAYERS, BATCH, LENGTH, WIDTH)
+WORDS = (
+    *(EMBED, HEADS, KV_HEADS, BLOCKS, HEAD_DIM, MLP, VOCAB, NORM, POSITIONS, TYPES, CLASSES, LAYERS),
+    *(BATCH, LENGTH, WIDTH),
+)

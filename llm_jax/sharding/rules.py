@@ -22,6 +22,7 @@ class DataParallel:
             axes.EMBED: None,
             axes.HEADS: None,
             axes.KV_HEADS: None,
+            axes.BLOCKS: None,
             axes.HEAD_DIM: None,
             axes.MLP: None,
             axes.VOCAB: None,

@@ -9,6 +9,7 @@ import pytest
 
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.linear import BlockDiagonal, FanIn, Linear, Normal, contract
+from llm_jax.optim.layouts import Layout
 
 SIZES = dict(zip("BTDNKHFV", (2, 3, 5, 4, 2, 6, 7, 11), strict=True))
 EINSUMS = [
@@ -155,3 +156,10 @@ def test_blocks_start_at_the_scale_of_their_own_inputs():
     boxed = BlockDiagonal(4, 400, FanIn(), Precision()).init(jax.random.key(0), jnp.zeros((1, 1, 400)))["params"]
     np.testing.assert_allclose(boxed["kernel"].value.std(), 0.1, rtol=0.05)
     assert boxed["kernel"].value.shape == (4, 100, 100) and (boxed["bias"].value == 0).all()
+
+
+def test_each_block_is_a_matrix_of_its_own_to_an_optimizer():
+    boxed = BlockDiagonal(4, 8, FanIn(), Precision()).init(jax.random.key(0), jnp.zeros((1, 1, 8)))["params"]
+    kernel, bias = (Layout(name, boxed[name].names) for name in ("kernel", "bias"))
+    assert (kernel.stack, kernel.rows, kernel.columns) == ((0,), (1,), (2,))
+    assert kernel.is_matrix and not bias.is_matrix
