@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core import rng
+from llm_jax.core import rng, trees
 from llm_jax.core.checks import check
 from llm_jax.inference.sampling import SamplingConfig, sample
 from llm_jax.layers.mixers.cache import Cache
@@ -32,6 +32,20 @@ class _Progress:
     positions_B: jax.Array
     finished_B: jax.Array
     seen_BV: jax.Array | None
+
+
+def in_compute_type(params: Any, dtype: jnp.dtype) -> Any:
+    """Parameters with all matrices in `dtype`, so that a step reads no more memory than it computes with.
+
+    Every use of a matrix casts it so. Vectors and small tables stay as they are: norms, rates of decay and biases of
+    scores are read in float32, and rounded they would give other scores than the model's.
+    """
+
+    def cast(path: tuple, leaf: jax.Array) -> jax.Array:
+        name = trees.path_name(path)
+        return leaf.astype(dtype) if name.endswith("kernel") or name == "embed/table" else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 class Generator:
@@ -73,7 +87,7 @@ class Generator:
         check(new_tokens >= 1, f"new_tokens is {new_tokens}: ask for at least 1")
         check(all(map(len, prompts)) and len(prompts) > 0, "a prompt is empty: give it at least one token, such as bos")
         tokens_BP, segments_BP = self._pad(prompts, new_tokens)
-        params = jax.tree.map(lambda p: p.astype(self._model.precision.dtype), params)
+        params = in_compute_type(params, self._model.precision.dtype)
         params = params | {"stack": self._unstack(params["stack"])}
         cache, progress = self._prefill(params, tokens_BP, segments_BP, new_tokens, seed)
         for index in range(1, new_tokens):

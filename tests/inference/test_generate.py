@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
-from llm_jax.inference.generate import Generator
+from llm_jax.inference.generate import Generator, in_compute_type
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.models.families.bert import bert
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
+from tests.helpers.published import PUBLISHED
 
 GREEDY = SamplingConfig(temperature=0.0)
 PAD = 0
@@ -148,6 +150,18 @@ def test_bfloat16_says_what_float32_finds_likely(llama):
         for index, token in enumerate(row):
             scores = llama.scores(prompt + row[:index])
             assert scores[token] > scores.max() - 0.1 * np.ptp(scores)
+
+
+@pytest.mark.parametrize(
+    "name", ["bloom", "lamda", "llama", "lstm", "mamba2", "opt, 350m", "recurrent_gemma", "retnet"]
+)
+def test_matrices_in_the_compute_type_change_nothing(name):
+    model = Transformer(PUBLISHED[name], MIXED)
+    params = tiny.parameters(model)
+    served = in_compute_type(params, model.precision.dtype)
+    assert trees.size_bytes(served) < 0.62 * trees.size_bytes(params)
+    forward = jax.jit(lambda params: model.apply({"params": params}, tiny.tokens(2, 8)).logits_BTV)
+    np.testing.assert_array_equal(forward(params), forward(served))
 
 
 @pytest.mark.parametrize(
