@@ -14,6 +14,7 @@ from llm_jax.models.build import abstract_parameters
 from llm_jax.models.stack import Execution, Segment, unstack, unstacked
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
+from tests.helpers.published import PUBLISHED, executed
 
 TOKENS = tiny.tokens(2, 8)
 
@@ -110,6 +111,21 @@ def test_policies_differ_in_what_they_keep_and_compute_again(plain):
     # Both middle policies keep what the weights made of query, key, value and ffn; of the pair context and output
     # projection one keeps the former, the other the latter.
     assert len({one.program for one in runs.values()}) == 4
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba2", "opt", "recurrent_gemma", "retnet"])
+def test_kept_projections_spare_the_backward_pass_all_products_with_matrices_but_those_to_the_stream(name):
+    config = PUBLISHED[name]
+    params = tiny.parameters(Transformer(config))
+
+    def products(remat: str) -> int:
+        """Products with matrices, which have no batch dimensions, of forward and backward pass."""
+        model = Transformer(executed(config, Execution(remat, unroll=1)))
+        loss = lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, TOKENS).logits_BTV))  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("([], [])")
+
+    branches = sum(len(block.branches) for segment in config.segments for block in segment.blocks)
+    assert products("projections") - products("none") < branches
 
 
 def test_unrolled_with_recomputation_is_the_same_too():

@@ -164,7 +164,10 @@ class Mamba2(nn.Module):
     ) -> tuple[jax.Array, Mamba2State | None]:
         """Mixes tokens; `state` holds what is left of earlier ones, which the tokens of this call continue."""
         config, place = self.config, context.queries
-        projected = {name: self._project(name, *spec)(x_BTD) for name, spec in config.projections.items()}
+        # Named before the convolution: with these kept, the backward pass makes no product with a matrix again.
+        projected = {
+            name: checkpoint_name(self._project(name, *spec)(x_BTD), "qkv") for name, spec in config.projections.items()
+        }
         parts = [projected[name] for name in ("value", "key", "query")]
         convolution = config.convolution.build(config.channels, self.precision, "convolution")
         mixed_BTC, recent = convolution(jnp.concatenate(parts, axis=-1), place, state.recent if state else None)
@@ -190,7 +193,7 @@ class Mamba2(nn.Module):
         parts = jnp.split(mixed_BTC, (config.features, config.features + shared), axis=-1)
         sizes = (config.head_dim, config.state_size, config.state_size)
         heads = (part.reshape(batch, length, -1, size) for part, size in zip(parts, sizes, strict=True))
-        return tuple(checkpoint_name(x_BTNP.transpose(0, 2, 1, 3), "qkv") for x_BTNP in heads)
+        return tuple(x_BTNP.transpose(0, 2, 1, 3) for x_BTNP in heads)
 
     def _steps(self, step_BTN: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Steps and logarithms of decays, float32 [B, N, T]."""

@@ -5,6 +5,7 @@ Legend: B batch, T length, R channels.
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 @jax.custom_vjp
@@ -20,7 +21,9 @@ def linear_recurrence(decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax
 
 def _recurrence(decay_BTR, input_BTR, before_BR):
     first_BR = input_BTR[:, 0] + decay_BTR[:, 0] * before_BR
-    h_BTR = _scan(decay_BTR, input_BTR.at[:, 0].set(first_BR))
+    # Named here and not by the caller: the backward pass needs this array, and a remat policy that keeps another would
+    # run along the row again.
+    h_BTR = checkpoint_name(_scan(decay_BTR, input_BTR.at[:, 0].set(first_BR)), "context")
     return h_BTR, (decay_BTR, h_BTR, before_BR)
 
 

@@ -134,7 +134,7 @@ class Retention(nn.Module):
         q_BNTH = self._project("query", config.head_dim)(x_BTD)
         k_BNTH = self._project("key", config.head_dim)(x_BTD) * config.head_dim**-0.5
         v_BNTP = checkpoint_name(self._project("value", config.value_dim)(x_BTD), "qkv")
-        gate_BNTP = self._project("gate", config.value_dim)(x_BTD)
+        gate_BNTP = checkpoint_name(self._project("gate", config.value_dim)(x_BTD), "qkv")
         if config.position is not None:
             q_BNTH, k_BNTH = (config.position.rotate(x_BNTH, place.positions_BT) for x_BNTH in (q_BNTH, k_BNTH))
         q_BNTH, k_BNTH = checkpoint_name(q_BNTH, "qkv"), checkpoint_name(k_BNTH, "qkv")

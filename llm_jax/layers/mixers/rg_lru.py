@@ -117,7 +117,7 @@ class RGLRU(nn.Module):
         convolution = config.convolution.build(config.channels, self.precision, "convolution")
         x_BTR, recent = convolution(x_BTR, place, None if state is None else state.recent)
         row = documents(place, None if state is None else state.segment_ids_B)
-        h_BTR = checkpoint_name(self._recurrence(x_BTR, row, None if state is None else state.h_BR), "context")
+        h_BTR = self._recurrence(x_BTR, row, None if state is None else state.h_BR)
         y_BTD = self._out()(ACTIVATIONS[config.activation](gate_BTR) * h_BTR.astype(self.precision.dtype))
         # Padding passes h on, so what stands at the end is of the last real token.
         return y_BTD, None if state is None else RGLRUState(h_BTR[:, -1], row.last_B, recent)

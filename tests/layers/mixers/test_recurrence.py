@@ -50,6 +50,17 @@ def test_the_backward_pass_keeps_two_arrays_of_the_row():
     assert sum(leaf.size for leaf in kept) <= 2 * B * 64 * R
 
 
+def test_a_policy_that_keeps_the_context_does_not_run_along_the_row_again():
+    inputs = [jnp.asarray(array, jnp.float32) for array in _inputs(64)]
+    policy = jax.checkpoint_policies.save_only_these_names("context")
+
+    def steps(run):
+        program = jax.make_jaxpr(jax.grad(lambda *inputs: jnp.sum(jnp.sin(run(*inputs)))))(*inputs)
+        return str(program).count(" slice[")
+
+    assert 0 < steps(jax.checkpoint(linear_recurrence, policy=policy)) <= steps(linear_recurrence)
+
+
 def test_long_rows_that_hardly_decay_stay_exact():
     decay, values = np.full((1, 4096, 1), 0.9999), np.random.default_rng(0).normal(size=(1, 4096, 1))
     h = jax.jit(linear_recurrence)(
