@@ -17,6 +17,8 @@ from llm_jax.core.checks import check
 from llm_jax.inference.sampling import SamplingConfig, sample
 from llm_jax.layers.mixers.cache import Cache
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.build import Model
+from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, unstack, unstacked
 from llm_jax.models.transformer import Transformer
 
@@ -55,6 +57,9 @@ class Generator:
       eos_id: the token that ends a row; None lets every row run to its full length.
       pad_id: what a row yields after its end.
       vocab_size: number of the tokenizer's tokens, where the model has room for more; the rest are never sampled.
+
+    Raises:
+      ValueError: for a model that cannot write a row from its start alone.
     """
 
     def __init__(
@@ -65,10 +70,7 @@ class Generator:
         pad_id: int,
         vocab_size: int | None = None,
     ):
-        check(
-            model.config.causal,
-            "the model's tokens are told of later ones, so it cannot write a row token by token: it is no decoder",
-        )
+        _check_writes(model)
         config = dataclasses.replace(model.config, segments=unstacked(model.config.segments), execution=Execution())
         self._model, self._sampling, self._eos_id, self._pad_id = model.clone(config=config), sampling, eos_id, pad_id
         self._vocab_size = model.config.vocab_size if vocab_size is None else vocab_size
@@ -160,3 +162,19 @@ class Generator:
 
     def _apply(self, params, tokens_BT, placement, cache) -> Any:
         return self._model.apply({"params": params}, tokens_BT, placement, cache, method="hidden")
+
+
+def _check_writes(model: Model) -> None:
+    check(
+        isinstance(model, Transformer) and not model.config.reads_memory,
+        "the model reads what an encoder made of another row, and prompts have no such row: give a decoder alone",
+    )
+    check(
+        model.config.causal,
+        "the model's tokens are told of later ones, so it cannot write a row token by token: it is no decoder",
+    )
+    check(
+        isinstance(model.config.head, HeadConfig | TiedHead),
+        f"the model's head is {type(model.config.head).__name__}, which scores no vocabulary: give it a HeadConfig or "
+        "a TiedHead",
+    )

@@ -1,5 +1,6 @@
 """Generation with a cache says what the model says without one."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,10 +11,12 @@ from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
 from llm_jax.inference.generate import Generator, in_compute_type
 from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.models.build import build
 from llm_jax.models.families.bert import bert
+from llm_jax.models.heads import ClassHead
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
-from tests.helpers.published import PUBLISHED
+from tests.helpers.published import PAIRS, PUBLISHED
 
 GREEDY = SamplingConfig(temperature=0.0)
 PAD = 0
@@ -183,6 +186,19 @@ def test_bad_requests_are_refused(llama, prompts, new, message):
         llama.generator.generate(llama.params, prompts, new)
 
 
-def test_an_encoder_writes_nothing():
-    with pytest.raises(ValueError, match="it is no decoder"):
-        Generator(Transformer(bert(1, 2, 8)), SamplingConfig(), None, 0)
+LLAMA = PUBLISHED["llama"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (bert(1, 2, 8), "it is no decoder"),
+        (PAIRS["t5"], "reads what an encoder made of another row"),
+        (PAIRS["bart"].decoder, "reads what an encoder made of another row"),
+        (dataclasses.replace(LLAMA, head=ClassHead(3)), "head is ClassHead, which scores no vocabulary"),
+        (dataclasses.replace(LLAMA, head=None), "head is NoneType, which scores no vocabulary"),
+    ],
+)
+def test_models_that_cannot_write_a_row_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        Generator(build(config), SamplingConfig(), None, 0)
