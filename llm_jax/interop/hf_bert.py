@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.core.checks import check, did_you_mean
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Leaf, Tensor
@@ -75,35 +74,18 @@ _ALBERT = _Names(
 )
 
 
-def _heads(
-    settings: Settings, names: _Names, activation: Activation, epsilon: float
-) -> dict[str, Callable[[], AnyHead]]:
-    """{class of transformers: its head}."""
-    labels = settings.given("id2label")
-    # Old files may say the number alone.
-    classes = settings.given("num_labels", default=2) if labels is None else len(labels)
+def _head(settings: Settings, names: _Names, activation: Activation, epsilon: float) -> AnyHead:
+    settings.only("tie_word_embeddings", True, default=True)
     heads = {
         "ForMaskedLM": lambda: masked_lm_head(names.masked_activation or activation, epsilon),
-        "ForSequenceClassification": lambda: row_head(classes, names.activation),
-        "ForTokenClassification": lambda: ClassHead(classes),
+        "ForSequenceClassification": lambda: row_head(settings.classes, names.activation),
+        "ForTokenClassification": lambda: ClassHead(settings.classes),
         "ForQuestionAnswering": span_head,
     }
     # ELECTRA's second model is trained to tell replaced tokens; the others are, beside masked tokens, on pairs of rows.
     heads["ForPreTraining"] = (lambda: discriminator(activation)) if names is _ELECTRA else heads["ForMaskedLM"]
-    return {names.prefix + kind: head for kind, head in heads.items()}
-
-
-def _head(settings: Settings, names: _Names, activation: Activation, epsilon: float) -> AnyHead:
-    settings.only("tie_word_embeddings", True, default=True)
-    heads = _heads(settings, names, activation, epsilon)
-    kinds = settings.given("architectures", default=[f"{names.prefix}ForMaskedLM"])
-    check(len(kinds) == 1, f"config.json has architectures = {kinds}: name the one class whose head is meant")
-    (kind,) = kinds
-    check(
-        kind in heads,
-        f"config.json has architectures = [{kind!r}]: supported are {', '.join(heads)}{did_you_mean(kind, heads)}",
-    )
-    return heads[kind]()
+    makers = {names.prefix + kind: head for kind, head in heads.items()}
+    return settings.head(makers, default=f"{names.prefix}ForMaskedLM")
 
 
 def _write_head(config: TransformerConfig, names: _Names) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Checkpoints of XLNet, with the heads of all its classes but the beam search for answers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.core.checks import check, did_you_mean
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Leaf, Tensor
@@ -22,21 +21,14 @@ _TIED = "XLNetLMHeadModel"
 
 
 def _head(settings: Settings) -> AnyHead | None:
-    classes = len(settings.given("id2label", default={0: "", 1: ""}))
-
     def row() -> AnyHead:
         for option, supported in (("summary_type", "last"), ("summary_use_proj", True), ("summary_activation", "tanh")):
             settings.only(option, supported, default=supported)
-        return last_head(classes)
+        return last_head(settings.classes)
 
-    makers: tuple[Callable[[], AnyHead | None], ...] = (row, lambda: ClassHead(classes), span_head, lambda: None)
-    heads = dict(zip((*_CLASSES.values(), _TIED), makers, strict=True))
-    (kind,) = settings.given("architectures", default=[_TIED])
-    check(
-        kind in heads,
-        f"config.json has architectures = [{kind!r}]: supported are {', '.join(heads)}{did_you_mean(kind, heads)}",
-    )
-    return heads[kind]()
+    heads = {"row": row, "token": lambda: ClassHead(settings.classes), "span": span_head}
+    makers = {_CLASSES[of]: head for of, head in heads.items()}
+    return settings.head(makers | {_TIED: lambda: None}, default=_TIED)
 
 
 def _read(settings: Settings) -> TransformerConfig:

@@ -1,11 +1,12 @@
 """A published config.json, read option by option; one that would change the computation and is not supported is
 refused by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, did_you_mean
 from llm_jax.layers.activations import Activation
+from llm_jax.models.heads import AnyHead
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -60,6 +61,31 @@ class Settings:
             f"config.json has {names[0]} = {value!r}: supported are {supported}",
         )
         return _ACTIVATIONS[value.removeprefix(prefix)]
+
+    @property
+    def classes(self) -> int:
+        """How many classes a head scores. Old files may say the number alone."""
+        names = self.given("id2label")
+        return self.given("num_labels", default=2) if names is None else len(names)
+
+    def head(self, makers: dict[str, Callable[[], AnyHead | None]], default: str) -> AnyHead | None:
+        """The head of the class of transformers that the file names, else of the default one.
+
+        Args:
+          makers: {class: what makes its head}.
+
+        Raises:
+          ValueError: for several classes, or one that is not among these.
+        """
+        kinds = self.given("architectures", default=[default])
+        check(len(kinds) == 1, f"config.json has architectures = {kinds}: name the one class whose head is meant")
+        (kind,) = kinds
+        check(
+            kind in makers,
+            f"config.json has architectures = [{kind!r}]: supported are {', '.join(makers)}"
+            f"{did_you_mean(kind, makers)}",
+        )
+        return makers[kind]()
 
 
 def activation_name(activation: Activation) -> str:

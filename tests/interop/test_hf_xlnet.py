@@ -44,6 +44,8 @@ def test_there_and_back_to_the_bit(head, farthest, tmp_path):
         ({"bi_data": True}, "bi_data = True"),
         ({"untie_r": False}, "untie_r = False"),
         ({"architectures": ["XLNetForQuestionAnswering"]}, "supported are .* did you mean 'XLNetForQuestionAnswering"),
+        ({"architectures": ["XLNetLMHeadModel", "XLNetModel"]}, "architectures = .*: name the one class"),
+        ({"architectures": []}, r"architectures = \[\]: name the one class"),
         ({"architectures": ["XLNetForSequenceClassification"], "summary_type": "mean"}, "summary_type = 'mean'"),
     ],
 )
@@ -54,6 +56,14 @@ def test_what_is_not_supported_is_refused_by_name(options, message, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | options))
     with pytest.raises(ValueError, match=message):
         load_hf(tmp_path)
+
+
+def test_a_number_of_labels_without_their_names_is_enough(tmp_path):
+    model = Transformer(dataclasses.replace(CONFIG, head=ClassHead(5)))
+    save_hf(model, tiny.parameters(model), tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"id2label": None, "num_labels": 5}))
+    assert load_hf(tmp_path)[0].config.head.classes == 5
 
 
 def test_options_of_memory_change_nothing(tmp_path):
