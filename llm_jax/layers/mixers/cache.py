@@ -45,14 +45,18 @@ class Cache:
     memory: Placement | None = None
 
     def place(self, new: Placement) -> "Cache":
-        """Records where the next T tokens stand. `layers` and `length` stay as they were.
+        """Records where the next T tokens stand, [B or 1, T]. `layers` and `length` stay as they were.
 
         Raises:
           ValueError: if T exceeds the number of slots.
         """
-        tokens, slots = new.positions_BT.shape[1], self.slots.positions_BT.shape[1]
+        tokens, (batch, slots) = new.positions_BT.shape[1], self.slots.positions_BT.shape
         check(tokens <= slots, f"{tokens} tokens do not fit a cache of {slots} slots: allocate a larger one")
-        put = lambda old, row: jax.lax.dynamic_update_slice(old, row, (0, self.length))  # noqa: E731
+
+        def put(old_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
+            # Written as it is, a row that stands for all would be that of the first alone.
+            return jax.lax.dynamic_update_slice(old_BS, jnp.broadcast_to(new_BT, (batch, tokens)), (0, self.length))
+
         positions = put(self.slots.positions_BT, new.positions_BT)
         return self.replace(slots=Placement(positions, put(self.slots.segment_ids_BT, new.segment_ids_BT)))
 

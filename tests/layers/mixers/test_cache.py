@@ -35,3 +35,10 @@ def test_placing_tokens_records_where_they_stand():
     np.testing.assert_array_equal(placed.slots.positions_BT, [[0, 0, 8, 9, 0]])
     np.testing.assert_array_equal(placed.slots.segment_ids_BT, [[0, 0, 3, 3, 0]])
     assert placed.length == 2
+
+
+def test_places_given_once_stand_for_all_rows():
+    cache = Cache(layers=(), slots=empty_slots(2, 3), length=jnp.int32(1))
+    placed = cache.place(Placement(jnp.array([[8, 9]]), jnp.array([[3, 3], [4, 4]])))
+    np.testing.assert_array_equal(placed.slots.positions_BT, [[0, 8, 9]] * 2)
+    np.testing.assert_array_equal(placed.slots.segment_ids_BT, [[0, 3, 3], [0, 4, 4]])
