@@ -5,6 +5,7 @@ import dataclasses
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.layers.mixers.masks import Permuted
 from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
 from llm_jax.layers.norms import NormConfig
@@ -47,9 +48,9 @@ class TransformerConfig:
             "a `transform` from the one to the other",
         )
         check(len(self.segments) > 0, "segments is empty: a model needs at least one segment")
-        blind = all(isinstance(mixer, RelativeAttentionConfig) and mixer.mask == Permuted() for mixer in self._mixers)
         check(
-            not self.embed.target or blind,
+            not self.embed.target
+            or (self.permuted and all(isinstance(mixer, RelativeAttentionConfig) for mixer in self._mixers)),
             "embed.target is True and not every mixer is RelativeAttentionConfig with the mask Permuted: others would "
             "see tokens that ask, or show them what they ask for",
         )
@@ -73,6 +74,12 @@ class TransformerConfig:
     def causal(self) -> bool:
         """Whether no token is told of a later one, so that rows can be written token by token."""
         return all(block.mixer.causal for segment in self.segments for block in segment.blocks)
+
+    @property
+    def permuted(self) -> bool:
+        """Whether tokens see one another in the order that a row brings."""
+        ordered = AttentionConfig | LatentAttentionConfig | RelativeAttentionConfig
+        return all(isinstance(mixer, ordered) and mixer.mask == Permuted() for mixer in self._mixers)
 
     @property
     def reads_memory(self) -> bool:

@@ -73,8 +73,8 @@ class Transformer(nn.Module):
           memory: what cross attention reads; with a cache only the first call is given it.
 
         Raises:
-          ValueError: for a row longer than the model's `max_length`; for a memory missing, or given to a model that
-            has no cross attention.
+          ValueError: for a row longer than the model's `max_length`; for an order of prediction where mixers follow
+            none; for a memory missing, or given to a model that has no cross attention.
         """
         return self.scored(self.hidden(tokens_BT, placement, cache, memory))
 
@@ -97,7 +97,7 @@ class Transformer(nn.Module):
     ) -> Output:
         """As `hidden`, from the vectors of the tokens."""
         batch, length = x_BTE.shape[:2]
-        self._check(length, cache, memory)
+        self._check(length, placement, cache, memory)
         if placement is None:
             start = 0 if cache is None else cache.length
             placement = Placement(jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length)))
@@ -158,12 +158,17 @@ class Transformer(nn.Module):
         seen = empty_slots(batch, memory) if self.config.reads_memory else None
         return Cache(layers, empty_slots(batch, slots), jnp.zeros((), jnp.int32), seen)
 
-    def _check(self, length: int, cache: Cache | None, memory: Memory | None) -> None:
+    def _check(self, length: int, placement: Placement | None, cache: Cache | None, memory: Memory | None) -> None:
         if length > self.config.max_length:
             raise ValueError(
                 f"tokens have length {length} and the model's max_length is {self.config.max_length}: "
                 "shorten the rows or raise model.max_length"
             )
+        check(
+            placement is None or placement.order_BT is None or self.config.permuted,
+            "placement has order_BT, and not every mixer has the mask Permuted: tokens would see those that they shall "
+            "predict; leave it out",
+        )
         check(
             memory is None or self.config.reads_memory,
             "a memory was given, and no block has `cross` attention that would read it: leave it out",

@@ -17,7 +17,7 @@ from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
-from tests.helpers.published import PUBLISHED
+from tests.helpers.published import EVERY, PUBLISHED
 
 T = 8
 TOKENS = tiny.tokens(2, T)
@@ -207,6 +207,14 @@ def test_parameters_are_kept_in_the_type_of_the_precision(case):
     for precision in (MIXED, dataclasses.replace(MIXED, params="bfloat16")):
         shapes, _ = abstract_parameters(Transformer(case.config, precision))
         assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {precision.param_dtype}
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "lstm"])
+def test_an_order_of_prediction_is_refused_where_mixers_follow_none(name):
+    model = Transformer(EVERY[name])
+    place = Placement(jnp.arange(T)[None], order_BT=jnp.arange(T)[None])
+    with pytest.raises(ValueError, match="order_BT, and not every mixer has the mask Permuted"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), TOKENS, place))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
