@@ -3,7 +3,6 @@
 Legend, beside that of mapping.py: q rank of what queries are made of, r of keys and values, w size of a value.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,8 +100,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
 def _attention(place: parts.Place, name: str) -> Iterator[Tensor]:
     """Their tensors fuse what is with and without position, and keys with values."""
     mixer = place.block.mixer
-    sizes = {"n": mixer.heads, "q": mixer.query_rank or 0, "r": mixer.rank, "w": mixer.value_dim}
-    place = dataclasses.replace(place, sizes=place.sizes | sizes)
+    place = place.with_sizes(n=mixer.heads, q=mixer.query_rank or 0, r=mixer.rank, w=mixer.value_dim)
 
     def linear(theirs: str, layout: str, inputs: str, *leaves: tuple[str, str, int, int]) -> Iterator[Tensor]:
         found = tuple(place.leaf(f"mixer/{ours}", axes, share, turned) for ours, axes, share, turned in leaves)

@@ -3,7 +3,6 @@
 Letters beyond those of mapping.py: c channels of the convolution, w its taps, i features of all heads.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -88,8 +87,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "backbone.embeddings.weight")
     for place in parts.places(config):
         name, mixer = f"backbone.layers.{place.number}", place.block.mixer
-        sizes = {"n": mixer.heads, "i": mixer.features, "c": mixer.channels, "w": mixer.convolution.taps}
-        place = dataclasses.replace(place, sizes=place.sizes | sizes)
+        place = place.with_sizes(n=mixer.heads, i=mixer.features, c=mixer.channels, w=mixer.convolution.taps)
         yield from parts.layer_norm(place, f"{name}.norm", "mixer_norm")
         yield from _mixer(place, f"{name}.mixer")
     yield from parts.norm("backbone.norm_f", config.final_norm, "final_norm", config.width)

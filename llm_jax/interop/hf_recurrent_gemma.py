@@ -1,6 +1,5 @@
 """Checkpoints of RecurrentGemma."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,8 +107,7 @@ def _recurrent(place: parts.Place, name: str) -> Iterator[Tensor]:
     """A recurrent block: r its channels, w the taps of its convolution, n the gates' blocks of i by j."""
     mixer = place.block.mixer
     size = mixer.channels // mixer.blocks
-    own = {"r": mixer.channels, "w": mixer.convolution.taps, "n": mixer.blocks, "i": size, "j": size}
-    place = dataclasses.replace(place, sizes=place.sizes | own)
+    place = place.with_sizes(r=mixer.channels, w=mixer.convolution.taps, n=mixer.blocks, i=size, j=size)
     for theirs, ours in (("linear_y", "gate"), ("linear_x", "input")):
         yield from parts.linear(place, f"{name}.{theirs}", "r d", "d", (place.leaf(f"mixer/{ours}", "d r"),), True)
     yield from parts.linear(place, f"{name}.linear_out", "d r", "r", (place.leaf("mixer/out", "r d"),), True)

@@ -73,7 +73,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield Tensor("transformer.mask_emb", "1 1 d", (Leaf("embed/target", "d"),), {"d": config.width})
     for place in parts.places(config):
         name, mixer = f"transformer.layer.{place.number}", place.block.mixer
-        sizes = place.sizes | {"n": mixer.heads, "h": mixer.head_dim, "r": 2}
+        place = place.with_sizes(n=mixer.heads, h=mixer.head_dim, r=2)
         yield from parts.layer_norm(place, f"{name}.rel_attn.layer_norm", "mixer_stream_norm")
         # These are no linear layers there, and their names say no more than their letters.
         for theirs, ours, layout in (
@@ -89,7 +89,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         ):
             stored = "d n h" if theirs == "o" else layout
             leaf = place.leaf(f"mixer/{ours}", layout)
-            yield Tensor(f"{name}.rel_attn.{theirs}", stored, (leaf,), sizes)
+            yield Tensor(f"{name}.rel_attn.{theirs}", stored, (leaf,), place.sizes)
         yield from parts.ffn(place, {"up": f"{name}.ff.layer_1"}, f"{name}.ff.layer_2")
         yield from parts.layer_norm(place, f"{name}.ff.layer_norm", "ffn_stream_norm")
     yield from _head_tensors(config)

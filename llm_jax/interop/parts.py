@@ -27,6 +27,10 @@ class Place:
     block: BlockConfig
     sizes: dict[str, int]
 
+    def with_sizes(self, **sizes: int) -> "Place":
+        """The same with the sizes of letters that its mixer alone has."""
+        return dataclasses.replace(self, sizes=self.sizes | sizes)
+
     def leaf(self, name: str, layout: str, share: int = 1, neighbours: int = 0) -> Leaf:
         """A leaf of this layer, such as 'mixer/query/kernel'."""
         return Leaf(f"{self.path}/{name}", layout, self.layer, share, neighbours)
