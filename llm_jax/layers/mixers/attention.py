@@ -81,15 +81,8 @@ class AttentionConfig:
     def __post_init__(self):
         check_positive(heads=self.heads, head_dim=self.head_dim, kv_heads=self.kv_heads)
         check_divides(self.kv_heads, self.heads, "kv_heads", "heads")
-        rotated = 0 if self.position is None else self.position.features or self.head_dim
-        check(
-            rotated % 2 == 0,
-            f"head_dim is {self.head_dim}: rotary positions turn pairs, so it must be even; change it or `position`",
-        )
-        check(
-            rotated <= self.head_dim,
-            f"position.features is {rotated} and head_dim is {self.head_dim}: no more can be rotated than there are",
-        )
+        if self.position is not None:
+            self.position.check_fits(self.head_dim)
         self.kernel.check(self.scores)
 
     def build(self, width: int, precision: Precision, name: str) -> "Attention":

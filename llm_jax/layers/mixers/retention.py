@@ -81,12 +81,8 @@ class RetentionConfig:
 
     def __post_init__(self):
         check_positive(heads=self.heads, head_dim=self.head_dim, value_dim=self.value_dim, epsilon=self.epsilon)
-        rotated = 0 if self.position is None else self.position.features or self.head_dim
-        check(
-            rotated % 2 == 0 and rotated <= self.head_dim,
-            f"head_dim is {self.head_dim} and {rotated} of its features are to be rotated: rotary positions turn pairs "
-            "of those that there are; change head_dim or `position`",
-        )
+        if self.position is not None:
+            self.position.check_fits(self.head_dim)
 
     def build(self, width: int, precision: Precision, name: str) -> "Retention":
         return Retention(self, width, precision, name=name)

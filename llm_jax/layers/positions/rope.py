@@ -30,6 +30,18 @@ class RoPEConfig:
             f"features is {self.features}: rotary positions turn pairs, so it must be even and greater than 0",
         )
 
+    def check_fits(self, head_dim: int) -> None:
+        """ValueError unless heads of `head_dim` features have those that are rotated, in pairs."""
+        rotated = self.features or head_dim
+        check(
+            rotated % 2 == 0,
+            f"head_dim is {head_dim}: rotary positions turn pairs, so it must be even; change it or `position`",
+        )
+        check(
+            rotated <= head_dim,
+            f"position.features is {rotated} and head_dim is {head_dim}: no more can be rotated than there are",
+        )
+
     def rotate(self, x_BNTH: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Rotated x, same shape and type. Angles are float32: bfloat16 cannot tell position 256 from 257."""
         features = x_BNTH.shape[-1] if self.features is None else self.features

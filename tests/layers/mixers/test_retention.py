@@ -145,7 +145,7 @@ def test_parameters_and_flops_are_those_of_the_section_on_training():
     [
         ({"heads": 0}, "heads is 0"),
         ({"head_dim": 3}, "rotary positions turn pairs"),
-        ({"position": RoPEConfig(features=6)}, "6 of its features are to be rotated"),
+        ({"position": RoPEConfig(features=6)}, "features is 6 and head_dim is 4: no more can be"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
