@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.mixers.masks import Causal, Placement
+from llm_jax.layers.mixers.pairs import Pairs
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
@@ -27,9 +28,8 @@ def test_a_row_and_its_cache_have_the_same_biases(name: str):
     buckets = getattr(config.bias, "buckets", 1)
     bias_RN = jnp.asarray(np.random.default_rng(0).normal(size=(buckets, N)), jnp.float32)
     place = Placement(jnp.arange(T)[None])
-    row = slice(0, T)
-    within = jax.jit(lambda: config.within(N, row, row, bias_RN))()
-    across = jax.jit(lambda place: config.across(N, place, place, bias_RN))(place)
+    within = jax.jit(lambda place: Pairs(Causal(), place, None, config, bias_RN).bias(N))(place)
+    across = jax.jit(lambda place: Pairs(Causal(), place, place, config, bias_RN).bias(N))(place)
     # ALiBi's biases of keys that nothing sees may differ.
     seen = np.tril(np.ones((T, T), bool)) if name != "t5, encoder" else np.ones((T, T), bool)
     np.testing.assert_array_equal(np.where(seen, within, 0), np.where(seen, across, 0))
