@@ -20,6 +20,7 @@ from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Placement
 from llm_jax.layers.mixers.pairs import Pairs
 from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.mixers.softmax import zero_where_blind
 from llm_jax.layers.norms import NormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
@@ -215,6 +216,5 @@ class CrossAttention(Attention):
         pairs = Pairs(config.mask, context.queries, context.memory, config.scores, context.bias_RN)
         q_BNTH = self.queries(x_BTD, context.queries)
         y_BNTH = config.kernel.attend(q_BNTH, keys_values.k_BKSH, keys_values.v_BKSH, pairs)
-        # A kernel may average all values for a query that sees none: here those would be of other documents.
-        reads_BT = jnp.any(pairs.allowed(), axis=-1)
-        return self.out(jnp.where(reads_BT[:, None, :, None], y_BNTH, 0)), state
+        # A target whose document has no source must not read the sources of others.
+        return self.out(zero_where_blind(y_BNTH, pairs.allowed())), state

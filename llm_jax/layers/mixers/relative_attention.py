@@ -21,7 +21,7 @@ from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Causal, Mask, Permuted
-from llm_jax.layers.mixers.softmax import attend
+from llm_jax.layers.mixers.softmax import attend, zero_where_blind
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
 from llm_jax.sharding import axes
 
@@ -105,9 +105,8 @@ class RelativeAttention(nn.Module):
         allowed = config.mask.across(place, place)
         bias_BNTS = self._of_distances(q_BNTH, place.positions_BT) + self._of_parts(q_BNTH, place.types_BT)
         y_BNTH = attend(self._biased("by_content", q_BNTH), k_BNSH, v_BNSH, allowed, bias_BNTS)
-        # The first token to be predicted sees nothing where nothing is given. The average over all tokens, which
-        # `attend` then gives, would tell it what it asks for.
-        y_BNTH = jnp.where(jnp.any(allowed, axis=-1)[:, None, :, None], y_BNTH, 0)
+        # The first token to be predicted sees nothing where nothing is given.
+        y_BNTH = zero_where_blind(y_BNTH, allowed)
         shape, words = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
         return Linear("BNTH,NHD->BTD", shape, words, config.out_init, self.precision, name="out")(y_BNTH), None
 

@@ -39,6 +39,16 @@ def attend(
     return y_BKMH.reshape(batch, heads, length, v_BKSH.shape[-1])
 
 
+def zero_where_blind(y_BNTH: jax.Array, allowed: jax.Array) -> jax.Array:
+    """What attention gives, [B, N, T, H], but zeros for queries that may see nothing and are no padding: the average of
+    all values, which kernels may give, would tell them what they must not know.
+
+    Args:
+      allowed: boolean [B or 1, T or 1, S or 1].
+    """
+    return jnp.where(jnp.any(allowed, axis=-1)[:, None, :, None], y_BNTH, 0)
+
+
 def fold(x_BNTH: jax.Array, kv_heads: int) -> jax.Array:
     """The queries that share keys in one axis, [B, K, M, H]: one product serves them all. So their biases, S for H."""
     batch, heads, length, head_dim = x_BNTH.shape
