@@ -26,8 +26,10 @@ _POLICIES = {
     "projections": jax.checkpoint_policies.save_only_these_names("qkv", "context", "ffn"),
 }
 """What the backward pass keeps of a group of blocks; the rest is computed again. `none` keeps everything, `full` only
-the group's input, `dots` the results of matrix products with weights, `projections` the rotated queries, keys and
-values, the attention context and the ffn's inner products."""
+the group's input, `dots` the results of matrix products with weights, `projections` what a mixer makes of the stream
+(of attention the rotated queries, keys and values; of latent attention the short vectors), its context before the
+output projection and the ffn's inner products. Products of tokens with one another and the steps of an LSTM are made
+again."""
 
 _FEW = 8
 """Repeats up to which a segment is written out unless told otherwise."""
