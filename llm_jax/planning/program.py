@@ -65,9 +65,14 @@ class Memory:
     temporary: int
     code: int
     peak: int
-    """The most that is held at once, arguments and outputs included, code excluded."""
+    """The most in use at once by the compiler's own figure, code excluded. That for CPUs leaves out temporary ones."""
     host: int
     """Temporary bytes in the host's memory."""
+
+    @property
+    def held(self) -> int:
+        """The room that the program takes."""
+        return self.arguments + self.outputs - self.aliased + self.temporary + self.code
 
     @classmethod
     def of(cls, compiled: jax.stages.Compiled) -> Self | None:
