@@ -38,6 +38,12 @@ def test_operations_may_span_lines():
     assert root.attribute(r', custom_call_target="(\w)"') == "a"
 
 
+def test_the_root_need_not_be_the_last():
+    text = module("%x = f32[] parameter(0)\n%y = f32[] negate(%x)").replace("ROOT ", "").replace("%x = ", "ROOT %x = ")
+    assert Module.parse(text).entry.root.name == "x"
+    assert Module.parse(text.replace("ROOT ", "")).entry.root.name == "y"
+
+
 def test_shapes_written_beside_operands():
     scope = _entry("%x = f32[4]{0:T(128)} parameter(0)\n%y = f32[4] negate(f32[4]{0:T(128)} %x)")
     assert scope.operand(scope.computation.root, 0).name == "x"

@@ -43,6 +43,7 @@ def test_counters(text, rounds):
         loop(step=-1),
         loop(step=0),
         loop(change="multiply(%i, %step)"),
+        loop(change="add(%bound, %step)"),
         loop(replaced={"%zero = s32[] constant(0)": "%zero = s32[] parameter(0)"}),
         loop(replaced={"%test = pred[] compare(%i, %limit), direction=LT": "%test = pred[] custom-call(%i)"}),
     ],
@@ -69,8 +70,9 @@ def test_a_limit_carried_along_unchanged():
     assert _rounds(loop(replaced=CARRIED | copied)) == 7
 
 
-def test_a_limit_that_changes_is_not_known():
-    assert _rounds(loop(replaced=CARRIED | {"tuple(%next, %bound)": "tuple(%next, %next)"})) is None
+@pytest.mark.parametrize("changed", ["%next", "%i"])
+def test_a_limit_that_changes_is_not_known(changed):
+    assert _rounds(loop(replaced=CARRIED | {"tuple(%next, %bound)": f"tuple(%next, {changed})"})) is None
 
 
 def test_a_fused_condition_and_a_fused_counter():
