@@ -65,13 +65,14 @@ class Memory:
     temporary: int
     code: int
     peak: int
-    """The most in use at once by the compiler's own figure, code excluded. That for CPUs leaves out temporary ones."""
+    """The most in use at once, by the compiler's own figure: not one to compare between compilers. That for CPUs leaves
+    out what is temporary; for small programs on v5e it exceeds all the others together."""
     host: int
     """Temporary bytes in the host's memory."""
 
     @property
     def held(self) -> int:
-        """The room that the program takes."""
+        """The room that the program takes: what to hold against the memory of a chip."""
         return self.arguments + self.outputs - self.aliased + self.temporary + self.code
 
     @classmethod
