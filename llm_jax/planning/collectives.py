@@ -1,0 +1,103 @@
+"""What devices exchange: the collective operations of a program, and the bytes that they move.
+
+Bytes moved are those that one device sends, which are as many as it receives, by the algorithms that move least
+(Thakur, Rabenseifner and Gropp 2005, "Optimization of collective communication operations in MPICH", sections 4.1-4.5;
+Chan et al. 2007, "Collective communication: theory, practice, and experience"). With n devices, and S bytes that a
+device puts in:
+
+    all-gather           (n - 1) S          each device's share goes to all others
+    reduce-scatter       (n - 1) / n S
+    all-reduce           2 (n - 1) / n S    a reduce-scatter, then an all-gather
+    all-to-all           (n - 1) / n S      one share in n stays where it is
+    collective-permute   S
+"""
+
+import dataclasses
+import math
+import re
+
+from llm_jax.core.checks import check
+from llm_jax.planning.hlo import Array, Operation
+
+KINDS = (
+    "all-gather",
+    "reduce-scatter",
+    "all-reduce",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective operation. Bytes are of one device and one execution."""
+
+    kind: str
+    name: str
+    group: int
+    """Devices that exchange with one another."""
+    operand_bytes: int
+    """What a device puts in. Of a ragged all-to-all, whose rows are known when it runs, the most that can move."""
+    executions: int
+    """How often it runs in a step."""
+    loops: tuple[str, ...]
+    """The loops it stands in, the outermost first."""
+    asynchronous: bool
+    """Whether it is started and awaited apart, so that other work may stand between."""
+
+    @property
+    def result_bytes(self) -> int:
+        """What a device gets."""
+        if self.kind == "all-gather":
+            return self.operand_bytes * self.group
+        return self.operand_bytes // self.group if self.kind == "reduce-scatter" else self.operand_bytes
+
+    @property
+    def moved_bytes(self) -> float:
+        """What a device sends, by the formulas above."""
+        share = (self.group - 1) / self.group
+        if self.kind == "all-gather":
+            return self.operand_bytes * (self.group - 1)
+        if self.kind == "all-reduce":
+            return 2 * share * self.operand_bytes
+        return self.operand_bytes * (1 if self.kind in ("collective-permute", "collective-broadcast") else share)
+
+
+def kind_of(operation: Operation) -> str | None:
+    """The kind of collective that an operation does or starts; None for any other and for the end of one."""
+    kind = operation.opcode.removesuffix("-start")
+    return kind if kind in KINDS else None
+
+
+def operand_bytes(kind: str, operands: tuple[tuple[Array, ...], ...]) -> int:
+    """Bytes that a device puts into a collective with these operands."""
+    sizes = [sum(array.bytes for array in arrays) for arrays in operands]
+    # Data, the buffer they arrive in, and four tables of offsets and sizes.
+    return min(sizes[:2]) if kind == "ragged-all-to-all" else sum(sizes)
+
+
+def group_size(operation: Operation, devices: int) -> int:
+    """Devices in a group of a collective in a program for `devices` devices.
+
+    Raises:
+      ValueError: for groups written in a way that is not known here.
+    """
+    pairs = operation.attribute(r", source_target_pairs=\{(\{.*?\})\}")
+    if pairs is not None:
+        ends = [{source, target} for source, target in re.findall(r"(\d+),(\d+)", pairs) if source != target]
+        return len(set().union(*ends))
+    text = operation.attribute(r", replica_groups=(.*)")
+    if text is None or text.startswith("{}"):
+        return devices
+    for pattern in (r"\{\{([\d,]+)\}", r"\[\d+,(\d+)\]<="):
+        match = re.match(pattern, text)
+        if match:
+            return int(match.group(1)) if "<=" in pattern else len(match.group(1).split(","))
+    mesh = re.match(r"@?mesh\w*\[([^\]]*)\][^{]*\{([^}]*)\}", text)
+    check(mesh is not None, f"{operation.name} has replica_groups={text[:80]}: this form is not known; report it")
+    sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
+    # 'axis', or 'axis':(before)size for a part of it.
+    parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
+    return math.prod(int(part) if part else sizes[axis] for axis, part in parts)
