@@ -183,7 +183,7 @@ class Block(nn.Module):
 
     def _add(self, x_BTD: jax.Array, branch_BTD: jax.Array) -> jax.Array:
         """The stream with a branch added to it."""
-        return constrain(x_BTD + self._dropped(branch_BTD), axes.BATCH, axes.LENGTH, axes.WIDTH)
+        return constrain(x_BTD + self._dropped(branch_BTD), axes.BATCH, axes.STREAM, axes.WIDTH)
 
     def _dropped(self, branch_BTD: jax.Array) -> jax.Array:
         drop = nn.Dropout(self.config.dropout, deterministic=not self.has_rng("dropout"))

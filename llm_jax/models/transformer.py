@@ -106,7 +106,7 @@ class Transformer(nn.Module):
         context = Context(placement, bias_RN=self.relative_bias() if self.config.relative_bias else None)
         if memory is not None:
             context = context.replace(memory=_whole(memory.placement), memory_BSD=memory.hidden_BSD)
-        x_BTD = constrain(self.embed(x_BTE, placement), axes.BATCH, axes.LENGTH, axes.WIDTH)
+        x_BTD = constrain(self.embed(x_BTE, placement), axes.BATCH, axes.STREAM, axes.WIDTH)
         if cache is None:
             x_BTD, _ = self.stack(x_BTD, context)
         else:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.metrics import Ratio
+from llm_jax.sharding import axes, partition
 
 Unembed = Callable[[Any, jax.Array], jax.Array]
 """(parameters, hidden [B, C, D]) -> float32 logits [B, C, V]."""
@@ -81,7 +82,12 @@ _chunked.defvjp(_forward, _backward)
 def _chunk_loss(unembed, z_loss, parameters, hidden_BCD, targets_BC, weights_BC):
     logits_BCV = unembed(parameters, hidden_BCD)
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    target_logits_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    if partition.is_divided(axes.VOCAB):
+        # A sum, since for a look-up the scores would be brought together from all devices.
+        is_target_BCV = targets_BC[..., None] == jnp.arange(logits_BCV.shape[-1])
+        target_logits_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0), axis=-1)
+    else:
+        target_logits_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
     loss = Ratio.of(log_z_BC - target_logits_BC, weights_BC)
     # Correct where the target's score is the row's maximum: cheaper than an argmax, equal but for exact ties.
     correct = Ratio.of(target_logits_BC >= jnp.max(logits_BCV, axis=-1), weights_BC)

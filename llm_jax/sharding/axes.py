@@ -14,12 +14,14 @@ TYPES = "types"
 CLASSES = "classes"
 LAYERS = "layers"
 
-# Activations. The model width of an activation has a word of its own: it is not divided where the weights' is.
+# Activations. The model width of an activation has a word of its own: it is not divided where the weights' is. So has
+# the length of the residual stream, beside that of what is made of it.
 BATCH = "batch"
 LENGTH = "length"
 WIDTH = "width"
+STREAM = "stream"
 
 WORDS = (
     *(EMBED, HEADS, KV_HEADS, BLOCKS, HEAD_DIM, MLP, VOCAB, NORM, POSITIONS, TYPES, CLASSES, LAYERS),
-    *(BATCH, LENGTH, WIDTH),
+    *(BATCH, LENGTH, WIDTH, STREAM),
 )

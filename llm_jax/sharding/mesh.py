@@ -11,6 +11,7 @@ from llm_jax.core.checks import check
 
 DATA = "data"
 FSDP = "fsdp"
+TENSOR = "tensor"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,8 @@ class MeshConfig:
     """Replicas that see different examples and hold the same parameters."""
     fsdp: int = 1
     """Replicas that see different examples and hold a part of the parameters each."""
+    tensor: int = 1
+    """Devices that see the same examples and compute a part of every layer each."""
 
     def __post_init__(self):
         sizes = dataclasses.asdict(self)
@@ -47,7 +50,7 @@ class MeshConfig:
         if math.prod(sizes.values()) != len(devices):
             raise ValueError(
                 f"mesh {dataclasses.asdict(self)} does not fit {len(devices)} devices: the sizes must multiply to that "
-                f"number; (data, fsdp) that do: {[(n, len(devices) // n) for n in _divisors(len(devices))]}"
+                f"number; (data, fsdp) that do beside tensor = {sizes[TENSOR]}: {_pairs(len(devices), sizes[TENSOR])}"
             )
         # Auto axes: the compiler propagates shardings from the annotations. jax.make_mesh would make Explicit ones.
         return jax.make_mesh(
@@ -55,5 +58,7 @@ class MeshConfig:
         )
 
 
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+def _pairs(devices: int, tensor: int) -> list[tuple[int, int]] | str:
+    """Sizes of data and fsdp that use all devices beside an axis of size `tensor`."""
+    rest, left_over = divmod(devices, tensor)
+    return [(n, rest // n) for n in range(1, rest + 1) if rest % n == 0] if not left_over else "none"

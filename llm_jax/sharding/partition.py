@@ -91,6 +91,14 @@ def constrain(x: jax.Array, *words: str) -> jax.Array:
     return nn.with_logical_constraint(x, words)
 
 
+def is_divided(word: str) -> bool:
+    """Whether the table of `activate` divides arrays along this word; outside of it none are."""
+    table, mesh = dict(nn.get_logical_axis_rules()), jax.sharding.get_abstract_mesh()
+    names = table.get(word)
+    names = (names,) if isinstance(names, str) else names or ()
+    return math.prod(mesh.shape[axis] for axis in names) > 1
+
+
 def _check_divides(name: str, shape: tuple[int, ...], words: Axes, spec: PartitionSpec, mesh: Mesh) -> None:
     for size, word, names in zip(shape, words, spec, strict=True):
         names = (names,) if isinstance(names, str) else names or ()

@@ -19,7 +19,7 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import DataParallel, FullySharded, Strategy
+from llm_jax.sharding.rules import Both, DataParallel, FullySharded, Strategy, TensorParallel
 from llm_jax.train.state import TrainState, initial_state, state_shardings
 from llm_jax.train.step import StepConfig, train_step
 from tests.helpers import tiny
@@ -28,6 +28,9 @@ LAYOUTS = {
     "one": (MeshConfig(data=1), DataParallel(), 1),
     "data": (MeshConfig(data=8), DataParallel(), 8),
     "fsdp": (MeshConfig(data=2, fsdp=4), FullySharded(), 8),
+    "tensor": (MeshConfig(data=4, tensor=2), TensorParallel(), 8),
+    "sequence": (MeshConfig(data=4, tensor=2), TensorParallel(sequence=True), 8),
+    "fsdp and tensor": (MeshConfig(data=2, fsdp=2, tensor=2), Both(FullySharded(), TensorParallel(True)), 8),
 }
 STEPS = 2
 

@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from tests.helpers import tiny
+
 pytestmark = pytest.mark.slow
 
-LAYOUTS = ("data", "fsdp")
+LAYOUTS = ("data", "fsdp", "tensor", "sequence", "fsdp and tensor")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def run(request):
 
 
 def test_layouts_differ(run):
-    assert [run[name]["query_shards"] for name in ("one", "data", "fsdp")] == [1, 1, 4]
+    assert [run[name]["query_shards"] for name in ("one", *LAYOUTS)] == [1, 1, 4, 2, 2, 4]
     assert run["one"]["gathered"] == [] and run["fsdp"]["gathered"] != []
 
 
@@ -63,6 +65,15 @@ def test_fsdp_gathers_one_layer_at_a_time(run):
     # A gather of all layers' weights or gradients at once would need the memory that FSDP is there to save.
     assert run["fsdp"]["stacked"]
     assert not [shape for shape in run["fsdp"]["gathered"] if shape in run["fsdp"]["stacked"]]
+
+
+@pytest.mark.parametrize("layout", ["tensor", "sequence", "fsdp and tensor"])
+def test_tensor_parallel_divides_all_but_norms_and_gathers_no_scores(run, layout):
+    facts, parts = run[layout], 4 if layout == "fsdp and tensor" else 2
+    share = (facts["parameters"]["all"] - facts["norms"]) / parts + facts["norms"]
+    assert facts["parameters"]["device"] == facts["average"]["device"] == share
+    # Scores of a device's rows, [rows, length, vocabulary], are never brought together.
+    assert not [shape for shape in facts["gathered"] if tiny.VOCAB in shape and len(shape) > 2]
 
 
 def test_the_compiler_finds_a_way_between_all_layouts(run):

@@ -7,9 +7,15 @@ import pytest
 from llm_jax.core import config
 from llm_jax.sharding import axes
 from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import DataParallel, FullySharded, ShardingConfig
+from llm_jax.sharding.rules import Both, DataParallel, FullySharded, ShardingConfig, TensorParallel
 
-STRATEGIES = [DataParallel(), FullySharded()]
+STRATEGIES = [
+    DataParallel(),
+    FullySharded(),
+    TensorParallel(),
+    TensorParallel(sequence=True),
+    Both(FullySharded(), TensorParallel()),
+]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: type(s).__name__)
@@ -22,15 +28,29 @@ def test_a_table_covers_exactly_the_words(strategy):
 
 
 def test_fsdp_divides_weights_and_data_parallel_none():
-    weights = set(axes.WORDS) - {axes.BATCH, axes.LENGTH, axes.WIDTH}
+    weights = set(axes.WORDS) - {axes.BATCH, axes.LENGTH, axes.WIDTH, axes.STREAM}
     assert not any(DataParallel().table()[word] for word in weights)
     assert FullySharded().table()[axes.EMBED] == "fsdp"
     assert FullySharded().table()[axes.WIDTH] is None  # of activations, only the batch is divided
 
 
-def test_every_axis_of_the_mesh_divides_the_batch():
+def test_every_axis_of_replicas_divides_the_batch():
     for strategy in STRATEGIES:
-        assert set(strategy.table()[axes.BATCH]) == {field.name for field in dataclasses.fields(MeshConfig)}
+        assert set(strategy.table()[axes.BATCH]) == {"data", "fsdp"}
+
+
+def test_both_divide_what_either_divides():
+    both, one, other = (s.table() for s in (STRATEGIES[-1], FullySharded(), TensorParallel()))
+    assert {word for word in both if both[word]} == {word for word in both if one[word] or other[word]}
+    assert both[axes.EMBED] == "fsdp" and both[axes.HEADS] == both[axes.VOCAB] == "tensor"
+    with pytest.raises(ValueError, match="TensorParallel and TensorParallel both divide heads, kv_heads"):
+        Both(TensorParallel(), TensorParallel()).table()
+
+
+def test_a_mesh_axis_that_nothing_is_divided_over_is_refused():
+    with pytest.raises(ValueError, match="mesh.tensor is not 1 and strategy FullySharded divides nothing over it"):
+        ShardingConfig(MeshConfig(tensor=2), FullySharded())
+    ShardingConfig(MeshConfig(tensor=2), TensorParallel())
 
 
 def test_sharding_is_part_of_the_experiments_text():
