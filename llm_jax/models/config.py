@@ -73,7 +73,7 @@ class TransformerConfig:
     @property
     def causal(self) -> bool:
         """Whether no token is told of a later one, so that rows can be written token by token."""
-        return all(block.mixer.causal for segment in self.segments for block in segment.blocks)
+        return all(mixer.causal for mixer in self._mixers)
 
     @property
     def permuted(self) -> bool:

@@ -101,8 +101,8 @@ class Transformer(nn.Module):
         if placement is None:
             start = 0 if cache is None else cache.length
             placement = Placement(jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length)))
-        if placement.segment_ids_BT is None and (cache is not None or memory is not None):
-            placement = placement.replace(segment_ids_BT=jnp.ones((batch, length), jnp.int32))
+        if cache is not None or memory is not None:
+            placement = _whole(placement)
         context = Context(placement, bias_RN=self.relative_bias() if self.config.relative_bias else None)
         if memory is not None:
             context = context.replace(memory=_whole(memory.placement), memory_BSD=memory.hidden_BSD)
