@@ -10,7 +10,6 @@ from typing import Any
 import grain
 import jax
 import optax
-from jax.sharding import Mesh, PartitionSpec
 
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.restore import Restored
@@ -29,12 +28,12 @@ from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import partition
-from llm_jax.sharding.rules import Table
+from llm_jax.sharding.partition import Layout
 from llm_jax.tokenizers import Tokenizer
 from llm_jax.train import hooks
-from llm_jax.train.compile import compiled
+from llm_jax.train.compile import compiled_update
 from llm_jax.train.loop import Hook, train
-from llm_jax.train.state import TrainState, initial_state, state_of, state_shardings
+from llm_jax.train.state import TrainState, at_rest, initial_state, state_of, state_shardings
 from llm_jax.train.step import StepReport, evaluation_step, train_step
 
 
@@ -46,8 +45,7 @@ class Assembly:
     tokenizer: Tokenizer | None
     dataset: Dataset
     model: Transformer
-    mesh: Mesh
-    table: Table
+    layout: Layout
     abstract_state: TrainState
     """Shapes, types and shardings of the training state."""
     initial_state: Callable[[], TrainState]
@@ -58,20 +56,16 @@ class Assembly:
 
     def place(self, rows: dict) -> Batch:
         """A batch over all devices from this host's stacked rows."""
-        return global_batch(self.experiment.objective.batch(rows), self.mesh, self._batch_spec)
+        return global_batch(self.experiment.objective.batch(rows), self.layout.rows)
 
     def activated(self) -> contextlib.AbstractContextManager:
         """Context in which the model is traced, so that its activations are laid out over the mesh."""
-        return partition.activate(self.mesh, self.table)
+        return partition.activate(self.layout)
 
     @property
     def share(self) -> tuple[int, int]:
         """(host, hosts): which part of every batch this process reads."""
-        return host_share(self.mesh, self._batch_spec, self.experiment.data.batch_size)
-
-    @property
-    def _batch_spec(self) -> PartitionSpec:
-        return partition.batch_sharding(self.mesh, self.table).spec
+        return host_share(self.layout.rows, self.experiment.data.batch_size)
 
 
 def assemble(experiment: Experiment, cache: Path) -> Assembly:
@@ -81,7 +75,7 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
       ValueError: for data that cannot be read, a vocabulary larger than the model's, or a mesh that does not fit.
     """
     tokenizer = _tokenizer(experiment, cache)
-    mesh, table = experiment.sharding.mesh.build(), experiment.sharding.strategy.table()
+    layout = Layout.of(experiment.sharding)
     dataset = experiment.data.build(tokenizer, cache, experiment.seed, experiment.objective.example)
     check(
         dataset.vocab_size <= experiment.model.vocab_size,
@@ -94,30 +88,39 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
     ema = experiment.update.ema_decay is not None
     initial = functools.partial(initial_state, model, optimizer, experiment.seed, ema)
     abstract = jax.eval_shape(initial)
-    shardings = state_shardings(abstract, logical_axes, mesh, table)
-    batch = partition.batch_sharding(mesh, table)
-    update = train_step(model, experiment.objective, optimizer, experiment.update, experiment.seed)
+    shardings = state_shardings(abstract, logical_axes, layout)
+    gradients = layout.gradients(shapes, logical_axes)
+    resting = at_rest(shardings, layout)
+    update = functools.partial(train_step, model, experiment.objective, optimizer, experiment.update, experiment.seed)
     return Assembly(
         experiment=experiment,
         tokenizer=tokenizer,
         dataset=dataset,
         model=model,
-        mesh=mesh,
-        table=table,
+        layout=layout,
         abstract_state=jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, resting
         ),
-        initial_state=_beginning(experiment, initial, optimizer, shardings),
-        step=compiled(
-            update,
-            experiment.precision,
-            in_shardings=(shardings, batch),
-            out_shardings=(shardings, None),
-            donate_argnums=0,
+        initial_state=_beginning(experiment, initial, optimizer, resting),
+        step=compiled_update(update, layout, shardings, gradients, experiment.precision),
+        evaluate=jax.jit(
+            evaluation_step(model, experiment.objective),
+            in_shardings=(shardings.params, layout.rows),
+            out_shardings=layout.whole,
         ),
-        evaluate=jax.jit(evaluation_step(model, experiment.objective), in_shardings=(shardings.params, batch)),
-        weights=hooks.weights_for_use(experiment.optimizer.evaluation_params),
+        weights=_weights(experiment, shardings),
     )
+
+
+def _weights(experiment: Experiment, shardings: TrainState) -> Callable[[TrainState], Any]:
+    use = hooks.weights_for_use(experiment.optimizer.evaluation_params)
+
+    @jax.jit
+    def found(state: TrainState) -> Any:
+        return use(state.replace(opt_state=jax.device_put(state.opt_state, shardings.opt_state)))
+
+    # Not by out_shardings: parameters that are used as they are would be copied.
+    return lambda state: jax.device_put(found(state), shardings.params)
 
 
 def _beginning(
@@ -328,7 +331,7 @@ def _card(parts: Assembly) -> dict[str, Any]:
         "experiment_digest": config.digest(experiment),
         "seed": experiment.seed,
         "data": parts.dataset.manifest(),
-        "mesh": dict(parts.mesh.shape),
+        "mesh": dict(parts.layout.mesh.shape),
         "peak_flops": chip.peak_flops if chip else None,
         "peak_flops_source": chip.source if chip else None,
         "model": {

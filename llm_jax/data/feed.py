@@ -4,24 +4,23 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.core.checks import check
 
 Tree = TypeVar("Tree")
 
 
-def global_batch(rows: Tree, mesh: Mesh, spec: PartitionSpec) -> Tree:
-    """Arrays [B, ...] laid out by `spec`, from each process's own numpy rows [B / hosts, ...].
+def global_batch(rows: Tree, sharding: NamedSharding) -> Tree:
+    """Arrays [B, ...] laid out by `sharding`, from each process's own numpy rows [B / hosts, ...].
 
     Each process holds the rows that `host_share` names and `Dataset.train_iterator` reads. One process holds them all.
     """
-    sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), rows)
 
 
-def host_share(mesh: Mesh, spec: PartitionSpec, batch_size: int) -> tuple[int, int]:
-    """(host, hosts) with which this process must read its rows of a batch laid out by `spec`.
+def host_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
+    """(host, hosts) with which this process must read its rows of a batch laid out by `sharding`.
 
     On a data-parallel mesh that is the process index and count; where model axes span processes, several of them read
     the same rows.
@@ -29,7 +28,7 @@ def host_share(mesh: Mesh, spec: PartitionSpec, batch_size: int) -> tuple[int, i
     Raises:
       ValueError: if this process's devices do not hold one consecutive, equal share of the rows.
     """
-    rows_only = NamedSharding(mesh, PartitionSpec(*spec[:1]))
+    rows_only = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
     held = rows_only.addressable_devices_indices_map((batch_size,)).values()
     stretches = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
     start, stop = stretches[0][0], stretches[-1][1]

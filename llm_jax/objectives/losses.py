@@ -82,7 +82,7 @@ _chunked.defvjp(_forward, _backward)
 def _chunk_loss(unembed, z_loss, parameters, hidden_BCD, targets_BC, weights_BC):
     logits_BCV = unembed(parameters, hidden_BCD)
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    if partition.is_divided(axes.VOCAB):
+    if partition.parts(axes.VOCAB) > 1:
         # A sum, since for a look-up the scores would be brought together from all devices.
         is_target_BCV = targets_BC[..., None] == jnp.arange(logits_BCV.shape[-1])
         target_logits_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0), axis=-1)
@@ -100,15 +100,18 @@ def _chunk_loss(unembed, z_loss, parameters, hidden_BCD, targets_BC, weights_BC)
 
 
 def _split(arrays: Any, chunks: int) -> Any:
-    """[B, T, ...] -> [chunks, B, T / chunks, ...]."""
+    """[B, T, ...] -> [chunks, B, T / chunks, ...]. A chunk has places of every device's stretch of the row."""
 
     def cut(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+        stretches = partition.parts(axes.LENGTH)
+        cut = jnp.moveaxis(x.reshape(x.shape[0], stretches, chunks, -1, *x.shape[2:]), 2, 0)
+        return cut.reshape(*cut.shape[:2], -1, *x.shape[2:])
 
     return jax.tree.map(cut, arrays)
 
 
 def _join(x: jax.Array) -> jax.Array:
-    """[chunks, B, T / chunks, D] -> [B, T, D]."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    """[chunks, B, T / chunks, D] -> [B, T, D], the inverse of `_split`."""
+    chunks, batch, _, width = x.shape
+    x = jnp.moveaxis(x.reshape(chunks, batch, partition.parts(axes.LENGTH), -1, width), 0, 2)
+    return x.reshape(batch, -1, width)

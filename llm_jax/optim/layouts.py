@@ -14,7 +14,7 @@ from llm_jax.core import trees
 from llm_jax.core.checks import check
 from llm_jax.sharding import axes
 
-_STACKING = (axes.LAYERS, axes.BLOCKS, "experts")
+_STACKING = (axes.LAYERS, axes.BLOCKS, axes.EXPERTS)
 _TABLES = (axes.VOCAB, axes.POSITIONS, axes.TYPES, axes.CLASSES)
 _VECTORS = ("bias", "scale")
 

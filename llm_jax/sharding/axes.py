@@ -5,6 +5,7 @@ EMBED = "embed"
 HEADS = "heads"
 KV_HEADS = "kv_heads"
 BLOCKS = "blocks"
+EXPERTS = "experts"
 HEAD_DIM = "head_dim"
 MLP = "mlp"
 VOCAB = "vocab"
@@ -22,6 +23,6 @@ WIDTH = "width"
 STREAM = "stream"
 
 WORDS = (
-    *(EMBED, HEADS, KV_HEADS, BLOCKS, HEAD_DIM, MLP, VOCAB, NORM, POSITIONS, TYPES, CLASSES, LAYERS),
+    *(EMBED, HEADS, KV_HEADS, BLOCKS, EXPERTS, HEAD_DIM, MLP, VOCAB, NORM, POSITIONS, TYPES, CLASSES, LAYERS),
     *(BATCH, LENGTH, WIDTH, STREAM),
 )

@@ -2,63 +2,121 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, check_positive
 
 DATA = "data"
 FSDP = "fsdp"
+STAGE = "stage"
+EXPERT = "expert"
+CONTEXT = "context"
 TENSOR = "tensor"
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Sizes of the mesh axes. One of them may be -1: it takes the devices that the others leave."""
+class Axes:
+    """A size for each mesh axis, the axes that move most bytes per step last: they get the nearest devices."""
 
-    data: int = -1
+    data: int = 1
     """Replicas that see different examples and hold the same parameters."""
     fsdp: int = 1
     """Replicas that see different examples and hold a part of the parameters each."""
+    stage: int = 1
+    """Devices that hold a part of the depth each and pass examples on."""
+    expert: int = 1
+    """Replicas that see different examples and hold some of the experts each."""
+    context: int = 1
+    """Devices that see different stretches of the same examples."""
     tensor: int = 1
     """Devices that see the same examples and compute a part of every layer each."""
 
     def __post_init__(self):
-        sizes = dataclasses.asdict(self)
-        for name, size in sizes.items():
+        check_positive(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Axes):
+    """Sizes of the mesh axes. One of them may be -1: it takes the devices that the others leave."""
+
+    data: int = -1
+    """Replicas that see different examples and hold the same parameters."""
+    across: Axes = Axes()
+    """The part of each size that lies across slices of TPUs, or hosts of GPUs, with their slower network between: with
+    `fsdp` 16 and `across.fsdp` 2 there are 8 to a slice. All 1: one slice, or a network that is equally fast."""
+
+    def __post_init__(self):
+        for name, size in self.sizes.items():
             check(size >= 1 or size == -1, f"mesh.{name} is {size}: it must be 1 or greater, or -1 for 'the rest'")
-        free = [name for name, size in sizes.items() if size == -1]
+            part = getattr(self.across, name)
+            check(
+                size == -1 or size % part == 0,
+                f"mesh.{name} is {size} and mesh.across.{name} {part}: the part across slices must divide the axis",
+            )
+        free = [name for name, size in self.sizes.items() if size == -1]
         check(
             len(free) <= 1,
             f"mesh axes {free} are all -1: only one can take the remaining devices; give the others a size",
         )
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of each axis by name, in the order of the mesh."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Axes)}
+
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """The mesh over `devices` (default: all).
+        """The mesh over `devices` (default: all), neighbours in an axis being near in the network.
 
         Raises:
-          ValueError: if the sizes do not multiply to the number of devices.
+          ValueError: if the sizes do not multiply to the number of devices, or `across` to that of the slices.
         """
         devices = jax.devices() if devices is None else devices
-        sizes = dataclasses.asdict(self)
+        sizes = self._filled(len(devices))
+        # Auto axes: the compiler propagates shardings from the annotations. jax.make_mesh would make Explicit ones.
+        return Mesh(self._arranged(devices, sizes), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+    def _filled(self, devices: int) -> dict[str, int]:
+        sizes = self.sizes
         fixed = math.prod(size for size in sizes.values() if size != -1)
         free = next((name for name, size in sizes.items() if size == -1), None)
-        if free is not None and len(devices) % fixed == 0:
-            sizes[free] = len(devices) // fixed
-        if math.prod(sizes.values()) != len(devices):
+        if free is not None and devices % fixed == 0:
+            sizes[free] = devices // fixed
+        if math.prod(sizes.values()) != devices:
+            others = {name: size for name, size in sizes.items() if name not in (DATA, FSDP) and size > 1}
             raise ValueError(
-                f"mesh {dataclasses.asdict(self)} does not fit {len(devices)} devices: the sizes must multiply to that "
-                f"number; (data, fsdp) that do beside tensor = {sizes[TENSOR]}: {_pairs(len(devices), sizes[TENSOR])}"
+                f"mesh {self.sizes} does not fit {devices} devices: the sizes must multiply to that number; (data, "
+                f"fsdp) that do beside {others or 'axes of size 1'}: {_pairs(devices, math.prod(others.values()))}"
             )
-        # Auto axes: the compiler propagates shardings from the annotations. jax.make_mesh would make Explicit ones.
-        return jax.make_mesh(
-            tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices
+        return sizes
+
+    def _arranged(self, devices: Sequence[jax.Device], sizes: dict[str, int]) -> np.ndarray:
+        """The devices as an array with an axis for each name."""
+        across = dataclasses.astuple(self.across)
+        if math.prod(across) == 1:
+            return mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        by_slice = len({getattr(device, "slice_index", 0) for device in devices}) > 1
+        groups = {device.slice_index if by_slice else device.process_index for device in devices}
+        check(
+            math.prod(across) == len(groups),
+            f"mesh.across is {self.across} and the devices lie in {len(groups)} {'slices' if by_slice else 'hosts'}: "
+            "its sizes must multiply to that number",
+        )
+        within = tuple(size // part for size, part in zip(sizes.values(), across, strict=True))
+        return mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, process_is_granule=not by_slice, allow_split_physical_axes=True
         )
 
 
-def _pairs(devices: int, tensor: int) -> list[tuple[int, int]] | str:
-    """Sizes of data and fsdp that use all devices beside an axis of size `tensor`."""
-    rest, left_over = divmod(devices, tensor)
-    return [(n, rest // n) for n in range(1, rest + 1) if rest % n == 0] if not left_over else "none"
+def _pairs(devices: int, others: int) -> list[tuple[int, int]] | str:
+    """Sizes of data and fsdp that use all devices beside other axes of that many."""
+    rest, left_over = divmod(devices, others)
+    return list(_divisions(rest)) if not left_over else "none"
+
+
+def _divisions(number: int) -> Iterator[tuple[int, int]]:
+    return ((n, number // n) for n in range(1, number + 1) if number % n == 0)

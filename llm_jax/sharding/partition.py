@@ -1,9 +1,12 @@
 """From logical words to shardings: parameters, everything shaped like them, batches, activations."""
 
 import contextlib
+import contextvars
+import dataclasses
+import functools
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -11,9 +14,94 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core import trees
 from llm_jax.sharding import axes
-from llm_jax.sharding.rules import Table
+from llm_jax.sharding.rules import ShardingConfig, Strategy, Table, mesh_axes
 
 Axes = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where everything lies: the tables of a strategy over a mesh."""
+
+    mesh: Mesh
+    strategy: Strategy
+    offload: bool = False
+    """Whether the optimizer's state lies in the host's memory between updates."""
+
+    @classmethod
+    def of(cls, config: ShardingConfig, devices: Sequence[jax.Device] | None = None) -> Self:
+        """The layout over `devices`, all if None.
+
+        Raises:
+          ValueError: if the mesh does not fit them.
+        """
+        return cls(config.mesh.build(devices), config.strategy, config.offload)
+
+    @functools.cached_property
+    def table(self) -> Table:
+        """Of parameters and activations while the model computes."""
+        return self.strategy.table()
+
+    def sharding(self, *words: str) -> NamedSharding:
+        """Of an activation whose leading axes have these words; axes past them are not divided."""
+        return NamedSharding(self.mesh, PartitionSpec(*(self.table[word] for word in words)))
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Of arrays whose first axis is the batch."""
+        return self.sharding(axes.BATCH)
+
+    @property
+    def whole(self) -> NamedSharding:
+        """Of what every device holds."""
+        return self.sharding()
+
+    def parts(self, word: str) -> int:
+        """Number of parts into which activations are divided along `word`."""
+        return math.prod(self.mesh.shape[axis] for axis in mesh_axes(self.table, word))
+
+    def parameters(self, shapes: Any, logical_axes: Any) -> Any:
+        """Shardings of parameters; see `shardings`."""
+        return shardings(shapes, logical_axes, self.mesh, self.table)
+
+    def gradients(self, shapes: Any, logical_axes: Any) -> Any:
+        """Shardings of gradients, by shapes and words of their parameters."""
+        return shardings(shapes, logical_axes, self.mesh, self.strategy.gradients())
+
+    def optimizer(self, shapes: Any, logical_axes: Any) -> Any:
+        """Shardings of what the optimizer keeps for parameters, by their shapes and words."""
+        return shardings(shapes, logical_axes, self.mesh, self.strategy.optimizer())
+
+
+_active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+
+
+@contextlib.contextmanager
+def activate(layout: Layout) -> Iterator[None]:
+    """While tracing inside, layers lay their activations out by `layout`."""
+    token = _active.set(layout)
+    try:
+        with jax.set_mesh(layout.mesh):
+            yield
+    finally:
+        _active.reset(token)
+
+
+def active() -> Layout | None:
+    """The layout of `activate`; None outside of it."""
+    return _active.get()
+
+
+def constrain(x: jax.Array, *words: str) -> jax.Array:
+    """Lays an activation out by its logical words; does nothing outside `activate`."""
+    layout = active()
+    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.sharding(*words))
+
+
+def parts(word: str) -> int:
+    """Number of parts into which the layout of `activate` divides activations along `word`; outside of it 1."""
+    layout = active()
+    return 1 if layout is None else layout.parts(word)
 
 
 def logical_axes(boxed: Any) -> Any:
@@ -72,31 +160,6 @@ def like_parameters(tree: Any, parameters: Any, parameter_shardings: Any, mesh: 
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, tree)
-
-
-def batch_sharding(mesh: Mesh, table: Table) -> NamedSharding:
-    """Sharding of arrays whose first axis is the batch."""
-    return NamedSharding(mesh, PartitionSpec(table[axes.BATCH]))
-
-
-@contextlib.contextmanager
-def activate(mesh: Mesh, table: Table) -> Iterator[None]:
-    """While tracing inside, layers' activation constraints refer to this mesh and table."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(table.items())):
-        yield
-
-
-def constrain(x: jax.Array, *words: str) -> jax.Array:
-    """Lays an activation out by its logical words; does nothing outside `activate`."""
-    return nn.with_logical_constraint(x, words)
-
-
-def is_divided(word: str) -> bool:
-    """Whether the table of `activate` divides arrays along this word; outside of it none are."""
-    table, mesh = dict(nn.get_logical_axis_rules()), jax.sharding.get_abstract_mesh()
-    names = table.get(word)
-    names = (names,) if isinstance(names, str) else names or ()
-    return math.prod(mesh.shape[axis] for axis in names) > 1
 
 
 def _check_divides(name: str, shape: tuple[int, ...], words: Axes, spec: PartitionSpec, mesh: Mesh) -> None:

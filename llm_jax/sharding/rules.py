@@ -1,52 +1,73 @@
-"""Strategies: one visible table each, from the logical words of axes.py to mesh axes."""
+"""Strategies: visible tables from the logical words of axes.py to mesh axes.
+
+A strategy is a config type. It has `table()`, where parameters and activations lie while the model computes;
+`gradients()`, where gradients are summed; and `optimizer()`, where the optimizer's state and moving averages lie, and
+updates are made.
+"""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Literal
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, check_one_of
 from llm_jax.sharding import axes
-from llm_jax.sharding.mesh import DATA, FSDP, TENSOR, MeshConfig
+from llm_jax.sharding.mesh import DATA, EXPERT, FSDP, TENSOR, Axes, MeshConfig
 
 Table = dict[str, str | tuple[str, ...] | None]
 
-_BATCH = (DATA, FSDP)
+_BATCH = (DATA, FSDP, EXPERT)
+_ORDER = [field.name for field in dataclasses.fields(Axes)]
+
+
+class _OneTable:
+    """A strategy under which all copies of the parameters lie as the parameters do."""
+
+    def gradients(self) -> Table:
+        return self.table()
+
+    def optimizer(self) -> Table:
+        return self.table()
 
 
 @dataclasses.dataclass(frozen=True)
-class DataParallel:
+class DataParallel(_OneTable):
     """Every device holds all parameters and sees its own examples."""
 
+    mapped: bool = False
+    """Whether by `jax.pmap`: every device then runs the program of one device, and sums gradients with the others.
+    Dropout differs from device to device, and so from what a program over all devices draws."""
+
     def table(self) -> Table:
-        return {
-            axes.BATCH: _BATCH,
-            axes.LENGTH: None,
-            axes.WIDTH: None,
-            axes.STREAM: None,
-            axes.EMBED: None,
-            axes.HEADS: None,
-            axes.KV_HEADS: None,
-            axes.BLOCKS: None,
-            axes.HEAD_DIM: None,
-            axes.MLP: None,
-            axes.VOCAB: None,
-            axes.NORM: None,
-            axes.POSITIONS: None,
-            axes.TYPES: None,
-            axes.CLASSES: None,
-            axes.LAYERS: None,
-        }
+        return dict.fromkeys(axes.WORDS) | {axes.BATCH: _BATCH}
 
 
 @dataclasses.dataclass(frozen=True)
 class FullySharded:
-    """FSDP, or ZeRO stage 3 (Rajbhandari et al. 2020, arXiv:1910.02054): parameters and optimizer state are divided
-    along the model width and gathered layer by layer. Norm scales, a few kilobytes, stay whole."""
+    """FSDP, or ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): what replicas would hold twice is divided along the
+    model width. Norm scales, a few kilobytes, stay whole."""
+
+    stage: Literal[1, 2, 3] = 3
+    """1: the optimizer's state and moving averages are divided. 2: so are gradients. 3: so are parameters, which are
+    gathered layer by layer."""
+
+    def __post_init__(self):
+        check_one_of("stage", self.stage, (1, 2, 3))
 
     def table(self) -> Table:
-        return DataParallel().table() | {axes.EMBED: FSDP}
+        return self._divided(self.stage >= 3)
+
+    def gradients(self) -> Table:
+        return self._divided(self.stage >= 2)
+
+    def optimizer(self) -> Table:
+        return self._divided(True)
+
+    def _divided(self, divided: bool) -> Table:
+        return DataParallel().table() | {axes.EMBED: FSDP if divided else None}
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorParallel:
+class TensorParallel(_OneTable):
     """Every layer is cut: attention by heads, feed-forward layers by their inner features, embedding and scores by
     tokens (Shoeybi et al. 2019, arXiv:1909.08053, section 3)."""
 
@@ -60,28 +81,63 @@ class TensorParallel:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpertParallel(_OneTable):
+    """Every device holds some of the experts, which tokens are sent to (Lepikhin et al. 2020, arXiv:2006.16668, 3.3);
+    all else is data parallel."""
+
+    def table(self) -> Table:
+        return DataParallel().table() | {axes.EXPERTS: EXPERT}
+
+
+@dataclasses.dataclass(frozen=True)
 class Both:
     """Two strategies at once, each over mesh axes of its own, such as FullySharded and TensorParallel."""
 
     one: "Strategy"
     other: "Strategy"
 
-    def table(self) -> Table:
-        """
-        Raises:
-          ValueError: if both divide the same word.
-        """
-        one, other, plain = self.one.table(), self.other.table(), DataParallel().table()
-        twice = [word for word in plain if plain[word] not in (one[word], other[word])]
+    def __post_init__(self):
+        kinds = [type(part).__name__ for part in parts(self)]
+        twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         check(
-            not twice,
-            f"{type(self.one).__name__} and {type(self.other).__name__} both divide {', '.join(twice)}: combine "
-            "strategies that divide different things",
+            DataParallel(mapped=True) not in (self.one, self.other),
+            "strategy has DataParallel(mapped=True) and another: jax.pmap divides the batch and nothing else; set "
+            "mapped to False",
         )
-        return {word: one[word] if one[word] != plain[word] else other[word] for word in plain}
+        check(not twice, f"strategy has {', '.join(twice)} twice: combine strategies of different kinds")
+
+    def table(self) -> Table:
+        return _merged(self.one.table(), self.other.table())
+
+    def gradients(self) -> Table:
+        return _merged(self.one.gradients(), self.other.gradients())
+
+    def optimizer(self) -> Table:
+        return _merged(self.one.optimizer(), self.other.optimizer())
 
 
-Strategy = DataParallel | FullySharded | TensorParallel | Both
+Strategy = DataParallel | FullySharded | TensorParallel | ExpertParallel | Both
+
+
+def parts(strategy: Strategy) -> Iterator[Strategy]:
+    """The strategies that a product is made of."""
+    if isinstance(strategy, Both):
+        yield from parts(strategy.one)
+        yield from parts(strategy.other)
+    else:
+        yield strategy
+
+
+def mesh_axes(table: Table, word: str) -> tuple[str, ...]:
+    """Mesh axes over which arrays are divided along `word`."""
+    names = table[word]
+    return (names,) if isinstance(names, str) else names or ()
+
+
+def _merged(one: Table, other: Table) -> Table:
+    """Every word divided over the axes of both tables, in the order of the mesh."""
+    used = {word: {*mesh_axes(one, word), *mesh_axes(other, word)} for word in one}
+    return {word: tuple(axis for axis in _ORDER if axis in names) or None for word, names in used.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +146,14 @@ class ShardingConfig:
 
     mesh: MeshConfig = MeshConfig()
     strategy: Strategy = DataParallel()
+    offload: bool = False
+    """Whether the optimizer's state lies in the host's memory between updates (Rajbhandari et al. 2021,
+    arXiv:2104.07857, 5.2): memory of the devices for time to move it."""
 
     def __post_init__(self):
-        named = [(value,) if isinstance(value, str) else value or () for value in self.strategy.table().values()]
-        used = {axis for names in named for axis in names}
-        idle = [axis for axis, size in dataclasses.asdict(self.mesh).items() if size != 1 and axis not in used]
+        tables = (self.strategy.table(), self.strategy.optimizer())
+        used = {axis for table in tables for word in table for axis in mesh_axes(table, word)}
+        idle = [axis for axis, size in self.mesh.sizes.items() if size != 1 and axis not in used]
         kind = type(self.strategy).__name__
         check(
             not idle,

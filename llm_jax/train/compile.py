@@ -6,11 +6,53 @@ from typing import Any
 import jax
 
 from llm_jax.core.dtypes import Precision
+from llm_jax.data.batch import Batch
+from llm_jax.sharding.mesh import DATA
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import DataParallel
+from llm_jax.train.state import TrainState, at_rest
+from llm_jax.train.step import Places, StepReport
+
+Update = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
+
+
+def compiled_update(
+    make: Callable[[Places | None, str | None], Update],
+    layout: Layout,
+    shardings: TrainState,
+    gradients: Any,
+    precision: Precision,
+) -> Update:
+    """The update over all devices of `layout`; the state is donated.
+
+    Args:
+      make: gives the pure update, as `train_step` does with its last two arguments.
+      shardings: where the state lies while it is updated.
+      gradients: where gradients lie.
+    """
+    if layout.strategy == DataParallel(mapped=True):
+        return _mapped(make(None, DATA), layout)
+    resting = at_rest(shardings, layout)
+    return compiled(
+        make(Places(gradients, shardings.opt_state), None),
+        precision,
+        in_shardings=(resting, layout.rows),
+        out_shardings=(resting, layout.whole),
+        donate_argnums=0,
+    )
 
 
 def compiled(function: Callable, precision: Precision, **options: Any) -> Callable:
     """`jax.jit(function, **options)` with the compiler options that serve the default platform and `precision` best."""
     return jax.jit(function, compiler_options=_compiler_options(precision), **options)
+
+
+def _mapped(update: Update, layout: Layout) -> Update:
+    """By `jax.pmap`, to be called as the others: the state is one, not one for each device."""
+    devices = list(layout.mesh.devices.flat)
+    program = jax.pmap(update, DATA, in_axes=(None, 0), out_axes=(None, None), devices=devices, donate_argnums=0)
+    by_device = jax.jit(lambda batch: jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch))
+    return lambda state, batch: program(state, by_device(batch))
 
 
 def _compiler_options(precision: Precision) -> dict[str, Any] | None:

@@ -7,12 +7,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core import rng
 from llm_jax.models.build import Model, initial_parameters
 from llm_jax.sharding import partition
-from llm_jax.sharding.rules import Table
+from llm_jax.sharding.partition import Layout
+
+_HOST = "pinned_host"
+"""JAX's name of the host's memory from which devices can read."""
 
 
 @flax.struct.dataclass
@@ -43,9 +45,20 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, ema: bool) ->
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
-def state_shardings(state: TrainState, logical_axes: Any, mesh: Mesh, table: Table) -> TrainState:
-    """Shardings of an abstract state: the optimizer's and the average's copies lie where their parameters do."""
-    parameters = partition.shardings(state.params, logical_axes, mesh, table)
-    opt_state = partition.like_parameters(state.opt_state, state.params, parameters, mesh)
-    scalar = NamedSharding(mesh, PartitionSpec())
-    return TrainState(scalar, parameters, opt_state, None if state.ema is None else parameters)
+def state_shardings(state: TrainState, logical_axes: Any, layout: Layout) -> TrainState:
+    """Shardings of an abstract state while it is updated. The optimizer's copies of the parameters and their average
+    lie by the strategy's table for them."""
+    copies = layout.optimizer(state.params, logical_axes)
+    return TrainState(
+        step=layout.whole,
+        params=layout.parameters(state.params, logical_axes),
+        opt_state=partition.like_parameters(state.opt_state, state.params, copies, layout.mesh),
+        ema=None if state.ema is None else copies,
+    )
+
+
+def at_rest(shardings: TrainState, layout: Layout) -> TrainState:
+    """Where a state laid out by `shardings` lies between two updates."""
+    if not layout.offload:
+        return shardings
+    return shardings.replace(opt_state=jax.tree.map(lambda s: s.with_memory_kind(_HOST), shardings.opt_state))

@@ -5,7 +5,7 @@ Legend: B batch, T length.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -38,6 +38,13 @@ class StepReport:
     finite: jax.Array
 
 
+class Places(NamedTuple):
+    """Trees of shardings."""
+
+    gradients: Any
+    opt_state: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
     """How an update is made from a batch."""
@@ -59,34 +66,29 @@ def train_step(
     optimizer: optax.GradientTransformation,
     config: StepConfig,
     seed: int,
+    places: Places | None = None,
+    axis: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
-    """The pure update function (state, batch) -> (state, report), to be jitted with the state donated.
+    """The pure update function (state, batch) -> (state, report), to be compiled with the state donated.
+
+    Args:
+      places: where gradients and the optimizer's state lie while they are used; None: wherever they are.
+      axis: name of the axis of `jax.pmap` over which the batch is divided; None: the function sees all of it.
 
     An update that is not finite leaves the state as it was, so that what is saved afterwards is sound.
     """
 
-    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
-        loss = lambda params: objective.loss(model, params, batch, key)  # noqa: E731
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        return gradient, metrics
-
-    def accumulated(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
-        if config.accumulate == 1:
-            return gradients(params, batch, key)
-
-        def one(carry: Any, item: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            gradient, metrics = gradients(params, *item)
-            total = jax.tree.map(lambda sum, part: sum + part.astype(jnp.float32), carry[0], gradient)
-            return (total, add(carry[1], metrics)), None
-
-        parts = jax.tree.map(lambda x: _interleave(x, config.accumulate), batch)
-        keys = jax.random.split(key, config.accumulate)
-        shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts), keys[0])
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
-        return jax.lax.scan(one, zeros, (parts, keys))[0]
+    gradients = _summed_gradients(model, objective, config.accumulate, places)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
-        gradient, metrics = accumulated(state.params, batch, rng.key(seed, "dropout", state.step))
+        key = rng.key(seed, "dropout", state.step)
+        if places is not None:
+            state = state.replace(opt_state=jax.device_put(state.opt_state, places.opt_state))
+        if axis is None:
+            gradient, metrics = gradients(state.params, batch, key)
+        else:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+            gradient, metrics = jax.lax.psum(gradients(state.params, batch, key), axis)
         # The loss is a sum; its mean over all counted tokens is what one large batch would have.
         counted = jnp.maximum(metrics["loss"].count, 1)
         gradient = jax.tree.map(lambda g, p: (g / counted).astype(p.dtype), gradient, state.params)
@@ -108,6 +110,34 @@ def train_step(
 def evaluation_step(model: Transformer, objective: CausalLMConfig) -> Callable[[Any, Batch], Metrics]:
     """The pure function (params, batch) -> metrics."""
     return lambda params, batch: objective.loss(model, params, batch)[1]
+
+
+def _summed_gradients(
+    model: Transformer, objective: CausalLMConfig, microbatches: int, places: Places | None
+) -> Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]]:
+    """(params, batch, key) -> gradients and metrics, sums over all tokens of the batch."""
+
+    def laid(found: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+        return found if places is None else (jax.lax.with_sharding_constraint(found[0], places.gradients), found[1])
+
+    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
+        loss = lambda params: objective.loss(model, params, batch, key)  # noqa: E731
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return gradient, metrics
+
+    def accumulated(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
+        def one(carry: Any, item: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            gradient, metrics = gradients(params, *item)
+            total = jax.tree.map(lambda sum, part: sum + part.astype(jnp.float32), carry[0], gradient)
+            return laid((total, add(carry[1], metrics))), None
+
+        parts = jax.tree.map(lambda x: _interleave(x, microbatches), batch)
+        keys = jax.random.split(key, microbatches)
+        shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts), keys[0])
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+        return jax.lax.scan(one, laid(zeros), (parts, keys))[0]
+
+    return accumulated if microbatches > 1 else lambda *arguments: laid(gradients(*arguments))
 
 
 def _interleave(x: jax.Array, parts: int) -> jax.Array:

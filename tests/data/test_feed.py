@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys
 import jax, numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 process, port = int(sys.argv[1]), sys.argv[2]
 jax.distributed.initialize(f"localhost:{port}", 2, process)
 from llm_jax.data.feed import global_batch, host_share
@@ -29,10 +29,10 @@ layouts = {"data": devices.reshape(4, 1), "model": devices.reshape(2, 2), "acros
 facts = {}
 for name, layout in layouts.items():
     mesh, spec = Mesh(layout, ("data", "model")), PartitionSpec("data")
-    host, hosts = host_share(mesh, spec, 8)
+    host, hosts = host_share(NamedSharding(mesh, spec), 8)
     share = 8 // hosts
     local = np.arange(8 * 3, dtype=np.int32).reshape(8, 3)[host * share : (host + 1) * share]
-    array = global_batch({"tokens": local}, mesh, spec)["tokens"]
+    array = global_batch({"tokens": local}, NamedSharding(mesh, spec))["tokens"]
     shards = [[shard.index[0].indices(8)[0], shard.data.tolist()] for shard in array.addressable_shards]
     facts[name] = {"host": host, "hosts": hosts, "shape": array.shape, "shards": shards}
 print(json.dumps(facts))
@@ -41,12 +41,12 @@ print(json.dumps(facts))
 
 def test_one_process_gets_its_own_rows_back():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    spec = PartitionSpec("data")
-    assert host_share(mesh, spec, 6) == (0, 1)
+    rows_over_devices = NamedSharding(mesh, PartitionSpec("data"))
+    assert host_share(rows_over_devices, 6) == (0, 1)
     rows = {name: np.arange(6 * 5, dtype=np.int32).reshape(6, 5) for name in ("tokens", "segment_ids", "positions")}
     batch = Batch.from_rows(rows)
-    fed = global_batch(batch, mesh, spec)
-    assert isinstance(fed.tokens_BT, jax.Array) and fed.tokens_BT.sharding == NamedSharding(mesh, spec)
+    fed = global_batch(batch, rows_over_devices)
+    assert isinstance(fed.tokens_BT, jax.Array) and fed.tokens_BT.sharding == rows_over_devices
     jax.tree.map(np.testing.assert_array_equal, fed, batch)
 
 

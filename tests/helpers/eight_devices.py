@@ -19,18 +19,19 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import Both, DataParallel, FullySharded, Strategy, TensorParallel
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import Both, DataParallel, FullySharded, ShardingConfig, TensorParallel
 from llm_jax.train.state import TrainState, initial_state, state_shardings
 from llm_jax.train.step import StepConfig, train_step
 from tests.helpers import tiny
 
 LAYOUTS = {
-    "one": (MeshConfig(data=1), DataParallel(), 1),
-    "data": (MeshConfig(data=8), DataParallel(), 8),
-    "fsdp": (MeshConfig(data=2, fsdp=4), FullySharded(), 8),
-    "tensor": (MeshConfig(data=4, tensor=2), TensorParallel(), 8),
-    "sequence": (MeshConfig(data=4, tensor=2), TensorParallel(sequence=True), 8),
-    "fsdp and tensor": (MeshConfig(data=2, fsdp=2, tensor=2), Both(FullySharded(), TensorParallel(True)), 8),
+    "one": ShardingConfig(MeshConfig(data=1), DataParallel()),
+    "data": ShardingConfig(MeshConfig(data=8), DataParallel()),
+    "fsdp": ShardingConfig(MeshConfig(data=2, fsdp=4), FullySharded()),
+    "tensor": ShardingConfig(MeshConfig(data=4, tensor=2), TensorParallel()),
+    "sequence": ShardingConfig(MeshConfig(data=4, tensor=2), TensorParallel(sequence=True)),
+    "fsdp and tensor": ShardingConfig(MeshConfig(data=2, fsdp=2, tensor=2), Both(FullySharded(), TensorParallel(True))),
 }
 STEPS = 2
 
@@ -38,32 +39,32 @@ STEPS = 2
 class Program:
     """The update of a tiny model in one layout."""
 
-    def __init__(self, config: TransformerConfig, mesh_config: MeshConfig, strategy: Strategy, devices: int):
-        self.mesh, self.table = mesh_config.build(jax.devices()[:devices]), strategy.table()
+    def __init__(self, config: TransformerConfig, sharding: ShardingConfig):
+        devices = 1 if sharding.mesh.data == 1 and sharding.mesh.fsdp == 1 else 8
+        self.layout = Layout.of(sharding, jax.devices()[:devices])
         model, optimizer = Transformer(config), optax.adamw(1e-2)
         self.make = functools.partial(initial_state, model, optimizer, 0, True)
         self.abstract = jax.eval_shape(self.make)
-        self.layout = state_shardings(self.abstract, abstract_parameters(model)[1], self.mesh, self.table)
-        self.rows = partition.batch_sharding(self.mesh, self.table)
+        self.places = state_shardings(self.abstract, abstract_parameters(model)[1], self.layout)
         self._step = train_step(model, CausalLMConfig(chunks=2), optimizer, StepConfig(ema_decay=0.5), seed=0)
 
     def compile(self) -> jax.stages.Compiled:
         """The update; the state is donated."""
         step = jax.jit(
             self._step,
-            in_shardings=(self.layout, self.rows),
-            out_shardings=(self.layout, None),
+            in_shardings=(self.places, self.layout.rows),
+            out_shardings=(self.places, None),
             donate_argnums=0,
         )
-        with partition.activate(self.mesh, self.table):
+        with partition.activate(self.layout):
             return step.lower(self.abstract, tiny.batch(8)).compile()
 
 
 def train(program: Program) -> tuple[TrainState, dict[str, Any]]:
     """The state after STEPS updates, and facts about how it lay."""
     compiled = program.compile()
-    state = jax.jit(program.make, out_shardings=program.layout)()
-    batch = jax.device_put(tiny.batch(8), program.rows)
+    state = jax.jit(program.make, out_shardings=program.places)()
+    batch = jax.device_put(tiny.batch(8), program.layout.rows)
     facts = {
         "initial": [float(abs(np.asarray(leaf)).sum()) for leaf in jax.tree.leaves(state.params)],
         "gathered": _gathered(compiled.as_text()),
@@ -110,14 +111,14 @@ def main() -> None:
     """Prints {layout: facts}; differences are against the layout of one device."""
     results, reference = {}, None
     for name, layout in LAYOUTS.items():
-        state, facts = train(Program(tiny.tiny_llama(), *layout))
+        state, facts = train(Program(tiny.tiny_llama(), layout))
         reference = reference or state
         # Adam's first moment is a sum of gradients: it shows their size, which the updates hide.
         for part in ("params", "opt_state", "ema"):
             facts[f"{part}_difference"] = _difference(getattr(state, part), getattr(reference, part))
         results[name] = facts
     # Learned positions and a tied head are laid out in their own way; what the compiler says of them goes to stderr.
-    Program(tiny.tiny_gpt2(), *LAYOUTS["fsdp"]).compile()
+    Program(tiny.tiny_gpt2(), LAYOUTS["fsdp"]).compile()
     print(json.dumps(results))
 
 

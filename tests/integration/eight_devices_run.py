@@ -39,7 +39,7 @@ def facts(folder: Path, sharding: ShardingConfig, name: str) -> dict[str, Any]:
         if shard.device == first
     )
     losses = [record["loss"] for record in run.records()]
-    return {"losses": losses, "held": held, "bytes": size_bytes(state), "devices": parts.mesh.size}
+    return {"losses": losses, "held": held, "bytes": size_bytes(state), "devices": parts.layout.mesh.size}
 
 
 def resumed_elsewhere(folder: Path) -> dict[str, Any]:

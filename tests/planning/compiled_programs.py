@@ -33,15 +33,16 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import DataParallel, FullySharded, Strategy
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import DataParallel, FullySharded, ShardingConfig
 from llm_jax.train.state import initial_state, state_shardings
 from llm_jax.train.step import StepConfig, train_step
 
 DEVICES = 8
 FLOAT32 = Precision()
-DATA = (MeshConfig(data=DEVICES), DataParallel())
-SHARDED = (MeshConfig(data=1, fsdp=DEVICES), FullySharded())
-BOTH = (MeshConfig(data=2, fsdp=4), FullySharded())
+DATA = ShardingConfig(MeshConfig(data=DEVICES), DataParallel())
+SHARDED = ShardingConfig(MeshConfig(data=1, fsdp=DEVICES), FullySharded())
+BOTH = ShardingConfig(MeshConfig(data=2, fsdp=4), FullySharded())
 OFFLOADED = ("all_gather", "2d_all_gather", "3d_all_gather", "reduce_scatter", "nd_reduce_scatter", "all_reduce")
 # A torus must be said to be one; without it the TPU compiler gathers by all-reduce.
 TORUS = {
@@ -54,7 +55,7 @@ TORUS = {
 
 def step(
     config: TransformerConfig,
-    layout: tuple[MeshConfig, Strategy],
+    sharding: ShardingConfig,
     devices: list[jax.Device],
     length: int,
     precision: Precision = FLOAT32,
@@ -62,19 +63,19 @@ def step(
 ) -> jax.stages.Compiled:
     """The update of a model with a loop over its layers, two rows to a device."""
     config = dataclasses.replace(config, execution=Execution(unroll=1))
-    mesh, table = layout[0].build(devices), layout[1].table()
+    layout = Layout.of(sharding, devices)
     model, optimizer = Transformer(config, precision), optax.adamw(1e-2)
     state = jax.eval_shape(functools.partial(initial_state, model, optimizer, 0, False))
-    places = state_shardings(state, abstract_parameters(model)[1], mesh, table)
+    places = state_shardings(state, abstract_parameters(model)[1], layout)
     integers = jax.ShapeDtypeStruct((2 * DEVICES, length), jnp.int32)
     batch = Batch(integers, integers, integers, integers, jax.ShapeDtypeStruct(integers.shape, jnp.float32))
     update = jax.jit(
         train_step(model, CausalLMConfig(), optimizer, StepConfig(), 0),
-        in_shardings=(places, partition.batch_sharding(mesh, table)),
+        in_shardings=(places, layout.rows),
         out_shardings=(places, None),
         donate_argnums=0,
     )
-    with partition.activate(mesh, table):
+    with partition.activate(layout):
         return update.lower(state, batch).compile(compiler_options=dict(options) or None)
 
 

@@ -10,10 +10,11 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import axes, partition
-from llm_jax.sharding.rules import DataParallel, FullySharded
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import DataParallel, FullySharded, ShardingConfig
 from tests.helpers import tiny
 
-MESH = AbstractMesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+MESH = AbstractMesh((2, 4, 1), ("data", "fsdp", "expert"), axis_types=(AxisType.Auto,) * 3)
 TABLE = FullySharded().table()
 
 
@@ -97,7 +98,7 @@ def test_what_has_a_parameters_path_but_not_its_shape_is_replicated():
 
 
 def test_rows_of_a_batch_go_to_different_devices():
-    sharding = partition.batch_sharding(MESH, TABLE)
+    sharding = Layout(MESH, FullySharded()).rows
     assert sharding.shard_shape((16, 5)) == (2, 5)
 
 
@@ -109,9 +110,9 @@ def test_constraints_do_nothing_outside_a_mesh():
 
 
 def test_constraints_follow_the_table_inside_a_mesh():
-    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
-    with partition.activate(mesh, TABLE):
+    layout = Layout.of(ShardingConfig(strategy=FullySharded()), jax.devices()[:1])
+    with partition.activate(layout):
         jaxpr = jax.make_jaxpr(lambda x: partition.constrain(x, axes.BATCH, axes.LENGTH, axes.WIDTH))(
             jnp.ones((2, 3, 4))
         )
-    assert "sharding_constraint" in str(jaxpr) and "('data', 'fsdp')" in str(jaxpr)
+    assert "sharding_constraint" in str(jaxpr) and "('data', 'fsdp', 'expert')" in str(jaxpr)

@@ -6,12 +6,14 @@ import pytest
 
 from llm_jax.core import config
 from llm_jax.sharding import axes
-from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import Both, DataParallel, FullySharded, ShardingConfig, TensorParallel
+from llm_jax.sharding.mesh import Axes, MeshConfig
+from llm_jax.sharding.rules import Both, DataParallel, ExpertParallel, FullySharded, ShardingConfig, TensorParallel
 
 STRATEGIES = [
     DataParallel(),
+    ExpertParallel(),
     FullySharded(),
+    FullySharded(stage=1),
     TensorParallel(),
     TensorParallel(sequence=True),
     Both(FullySharded(), TensorParallel()),
@@ -22,7 +24,7 @@ STRATEGIES = [
 def test_a_table_covers_exactly_the_words(strategy):
     table = strategy.table()
     assert set(table) == set(axes.WORDS)
-    known = {field.name for field in dataclasses.fields(MeshConfig)}
+    known = {field.name for field in dataclasses.fields(Axes)}
     for value in table.values():
         assert value is None or {value} <= known or set(value) <= known
 
@@ -36,15 +38,30 @@ def test_fsdp_divides_weights_and_data_parallel_none():
 
 def test_every_axis_of_replicas_divides_the_batch():
     for strategy in STRATEGIES:
-        assert set(strategy.table()[axes.BATCH]) == {"data", "fsdp"}
+        assert set(strategy.table()[axes.BATCH]) == {"data", "fsdp", "expert"}
 
 
 def test_both_divide_what_either_divides():
     both, one, other = (s.table() for s in (STRATEGIES[-1], FullySharded(), TensorParallel()))
     assert {word for word in both if both[word]} == {word for word in both if one[word] or other[word]}
-    assert both[axes.EMBED] == "fsdp" and both[axes.HEADS] == both[axes.VOCAB] == "tensor"
-    with pytest.raises(ValueError, match="TensorParallel and TensorParallel both divide heads, kv_heads"):
-        Both(TensorParallel(), TensorParallel()).table()
+    assert both[axes.EMBED] == ("fsdp",) and both[axes.HEADS] == both[axes.VOCAB] == ("tensor",)
+
+
+def test_a_product_is_of_different_kinds():
+    with pytest.raises(ValueError, match="strategy has TensorParallel twice: combine strategies of different kinds"):
+        Both(Both(TensorParallel(), FullySharded()), TensorParallel(sequence=True))
+    with pytest.raises(ValueError, match=r"jax.pmap divides the batch and nothing else; set mapped to False"):
+        Both(FullySharded(), DataParallel(mapped=True))
+
+
+@pytest.mark.parametrize(("stage", "divided"), [(1, (0, 0, 1)), (2, (0, 1, 1)), (3, (1, 1, 1))])
+def test_the_stages_of_zero_divide_more_and_more(stage, divided):
+    strategy = FullySharded(stage=stage)
+    tables = (strategy.table(), strategy.gradients(), strategy.optimizer())
+    assert tuple(table[axes.EMBED] == "fsdp" for table in tables) == divided
+    with_heads = Both(TensorParallel(), strategy)
+    for table, other in zip(tables, (with_heads.table(), with_heads.gradients(), with_heads.optimizer()), strict=True):
+        assert bool(other[axes.EMBED]) == bool(table[axes.EMBED]) and other[axes.HEADS] == ("tensor",)
 
 
 def test_a_mesh_axis_that_nothing_is_divided_over_is_refused():

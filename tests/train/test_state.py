@@ -10,8 +10,8 @@ from llm_jax.core import trees
 from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
-from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import DataParallel
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import ShardingConfig
 from llm_jax.train.state import initial_state, state_shardings
 from tests.helpers import tiny
 
@@ -55,8 +55,8 @@ def test_abstract_parameters_match_the_real_ones_and_their_axes(make):
 
 
 def test_the_layout_covers_the_whole_state(make):
-    mesh = MeshConfig().build(jax.devices()[:1])
+    layout = Layout.of(ShardingConfig(), jax.devices()[:1])
     abstract = jax.eval_shape(make, 0)
     _, axes = abstract_parameters(Transformer(tiny.tiny_llama()))
-    layout = state_shardings(abstract, axes, mesh, DataParallel().table())
-    assert jax.tree.structure(layout) == jax.tree.structure(abstract)
+    places = state_shardings(abstract, axes, layout)
+    assert jax.tree.structure(places) == jax.tree.structure(abstract)
