@@ -9,7 +9,6 @@ from typing import Any
 
 import grain
 import jax
-import optax
 
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.restore import Restored
@@ -25,16 +24,13 @@ from llm_jax.inference.generate import Generator
 from llm_jax.interop.family import architecture
 from llm_jax.interop.hf import load_hf, read_config
 from llm_jax.models import count
-from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
-from llm_jax.sharding import partition
 from llm_jax.sharding.partition import Layout
 from llm_jax.tokenizers import Tokenizer
 from llm_jax.train import hooks
-from llm_jax.train.compile import compiled_update
 from llm_jax.train.loop import Hook, train
-from llm_jax.train.state import TrainState, at_rest, initial_state, state_of, state_shardings
-from llm_jax.train.step import StepReport, evaluation_step, train_step
+from llm_jax.train.programs import Programs, programs
+from llm_jax.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,23 +40,18 @@ class Assembly:
     experiment: Experiment
     tokenizer: Tokenizer | None
     dataset: Dataset
-    model: Transformer
-    layout: Layout
-    abstract_state: TrainState
-    """Shapes, types and shardings of the training state."""
+    programs: Programs
     initial_state: Callable[[], TrainState]
-    step: Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
-    evaluate: Callable[[Any, Batch], Any]
-    weights: Callable[[TrainState], Any]
-    """The weights that evaluation, samples and generation use."""
+    """The state before the first update."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where everything lies."""
+        return self.programs.layout
 
     def place(self, rows: dict) -> Batch:
         """A batch over all devices from this host's stacked rows."""
         return global_batch(self.experiment.objective.batch(rows), self.layout.rows)
-
-    def activated(self) -> contextlib.AbstractContextManager:
-        """Context in which the model is traced, so that its activations are laid out over the mesh."""
-        return partition.activate(self.layout)
 
     @property
     def share(self) -> tuple[int, int]:
@@ -82,70 +73,29 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
         f"the data have {dataset.vocab_size} different tokens and model.vocab_size is {experiment.model.vocab_size}: "
         "the model must have at least as many",
     )
-    model = Transformer(experiment.model, experiment.precision)
-    shapes, logical_axes = abstract_parameters(model)
-    optimizer = experiment.optimizer.build(experiment.steps, shapes, logical_axes)
-    ema = experiment.update.ema_decay is not None
-    initial = functools.partial(initial_state, model, optimizer, experiment.seed, ema)
-    abstract = jax.eval_shape(initial)
-    shardings = state_shardings(abstract, logical_axes, layout)
-    gradients = layout.gradients(shapes, logical_axes)
-    resting = at_rest(shardings, layout)
-    update = functools.partial(train_step, model, experiment.objective, optimizer, experiment.update, experiment.seed)
-    return Assembly(
-        experiment=experiment,
-        tokenizer=tokenizer,
-        dataset=dataset,
-        model=model,
-        layout=layout,
-        abstract_state=jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, resting
-        ),
-        initial_state=_beginning(experiment, initial, optimizer, resting),
-        step=compiled_update(update, layout, shardings, gradients, experiment.precision),
-        evaluate=jax.jit(
-            evaluation_step(model, experiment.objective),
-            in_shardings=(shardings.params, layout.rows),
-            out_shardings=layout.whole,
-        ),
-        weights=_weights(experiment, shardings),
+    made = programs(
+        Transformer(experiment.model, experiment.precision),
+        experiment.objective,
+        experiment.optimizer,
+        experiment.update,
+        layout,
+        experiment.steps,
+        experiment.seed,
     )
+    return Assembly(experiment, tokenizer, dataset, made, _beginning(experiment, made))
 
 
-def _weights(experiment: Experiment, shardings: TrainState) -> Callable[[TrainState], Any]:
-    use = hooks.weights_for_use(experiment.optimizer.evaluation_params)
-
-    @jax.jit
-    def found(state: TrainState) -> Any:
-        return use(state.replace(opt_state=jax.device_put(state.opt_state, shardings.opt_state)))
-
-    # Not by out_shardings: parameters that are used as they are would be copied.
-    return lambda state: jax.device_put(found(state), shardings.params)
-
-
-def _beginning(
-    experiment: Experiment,
-    fresh: Callable[[], TrainState],
-    optimizer: optax.GradientTransformation,
-    shardings: TrainState,
-) -> Callable[[], TrainState]:
+def _beginning(experiment: Experiment, made: Programs) -> Callable[[], TrainState]:
     """The state before the first update: fresh, or with weights that are there already."""
     if experiment.start is None:
-        return jax.jit(fresh, out_shardings=shardings)
+        return made.fresh
     found, wanted = (architecture(config) for config in (read_config(experiment.start), experiment.model))
     check(
         found == wanted,
         f"{experiment.start} holds another model than the experiment's: "
         f"{'; '.join(config.diff(wanted, found)[:4])}; model=read_config(folder) takes the one that is there",
     )
-    ema = experiment.update.ema_decay is not None
-
-    def state() -> TrainState:
-        _, params = load_hf(experiment.start, experiment.precision.params)
-        begin = functools.partial(state_of, optimizer=optimizer, ema=ema)
-        return jax.jit(begin, out_shardings=shardings)(params)
-
-    return state
+    return lambda: made.begin(load_hf(experiment.start, experiment.precision.params)[1])
 
 
 def run_training(experiment: Experiment, runs: Path, cache: Path, fresh: bool = False) -> RunDirectory:
@@ -169,12 +119,12 @@ def run_training(experiment: Experiment, runs: Path, cache: Path, fresh: bool = 
         run.open(experiment)
     digest = parts.tokenizer.digest if parts.tokenizer else "none"
     with (
-        parts.activated(),
+        parts.programs.activated(),
         Checkpoints(run.checkpoints, experiment.checkpoint, digest, config.to_text(experiment)) as checkpoints,
     ):
         if parts.tokenizer is not None:
             parts.tokenizer.save(run.tokenizer)
-        restored = checkpoints.restore(parts.abstract_state)
+        restored = checkpoints.restore(parts.programs.abstract_state)
         if restored is not None:
             _check_same_data(run, parts.dataset.manifest())
         if restored is None or restored.step < experiment.steps:
@@ -220,7 +170,7 @@ def _train(
             display.print(f"resuming {run.path} after step {first}")
         attached = _hooks(parts, run, checkpoints, iterator, recorder, display, signals, seconds, first)
         batches = map(parts.place, iterator)
-        state = train(state, parts.step, batches, attached, first, experiment.steps)
+        state = train(state, parts.programs.step, batches, attached, first, experiment.steps)
         if signals.received:
             display.print(f"stopped by {signals.received.name} and saved; the same command resumes")
     return state, not signals.received
@@ -244,8 +194,8 @@ def _hooks(
         hooks.Evaluate(
             found.name,
             functools.partial(_placed, parts, found),
-            parts.evaluate,
-            parts.weights,
+            parts.programs.evaluate,
+            parts.programs.weights,
             found.text_bytes,
             experiment.evaluation.every,
             experiment.steps,
@@ -263,7 +213,9 @@ def _hooks(
     samples = []
     if experiment.samples.prompts:
         samples = [
-            hooks.Sample(_sampler(parts), parts.weights, experiment.samples.every, experiment.steps, run.samples)
+            hooks.Sample(
+                _sampler(parts), parts.programs.weights, experiment.samples.every, experiment.steps, run.samples
+            )
         ]
     # Evaluation comes before saving, so that a checkpoint knows its loss; stopping comes last, when all has been done.
     saving = hooks.Save(save, checkpoints.wait, experiment.checkpoint.every, first)
@@ -276,7 +228,9 @@ def _finish(parts: Assembly, run: RunDirectory, state: TrainState) -> None:
     done = {record["kind"] for record in run.records()}
     for found in parts.dataset.evaluation("test", *parts.share) if evaluation.test else ():
         if f"eval/{found.name}" not in done:
-            values = hooks.evaluate(parts.evaluate, parts.weights(state), _placed(parts, found), found.text_bytes)
+            values = hooks.evaluate(
+                parts.programs.evaluate, parts.programs.weights(state), _placed(parts, found), found.text_bytes
+            )
             hooks.record(run, f"eval/{found.name}", parts.experiment.steps, **values)
     if evaluation.compressors and not any(kind.startswith("baseline/") for kind in done):
         texts = [[doc.text.encode() for doc in parts.experiment.data.text(part)] for part in ("train", "test")]
@@ -304,7 +258,9 @@ def _sampler(parts: Assembly) -> Callable[[Any], str]:
     """A function from weights to a page of samples."""
     samples, tokenizer = parts.experiment.samples, parts.tokenizer
     check(tokenizer is not None, "samples.prompts are text, and the experiment has no tokenizer: leave them out")
-    generator = Generator(parts.model, samples.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
+    generator = Generator(
+        parts.programs.model, samples.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size
+    )
     prompts = [parts.experiment.prompt(tokenizer, prompt) for prompt in samples.prompts]
 
     def sample(params: Any) -> str:
@@ -335,7 +291,7 @@ def _card(parts: Assembly) -> dict[str, Any]:
         "peak_flops": chip.peak_flops if chip else None,
         "peak_flops_source": chip.source if chip else None,
         "model": {
-            "parameters": trees.count(parts.abstract_state.params),
+            "parameters": trees.count(parts.programs.abstract_state.params),
             "training_flops_per_token": count.training_flops(experiment.model, experiment.data.sequence_length),
         },
     }

@@ -26,13 +26,13 @@ def parts(lab):
 
 def test_the_abstract_state_is_that_of_the_state(parts):
     state = parts.initial_state()
-    assert jax.tree.structure(state) == jax.tree.structure(parts.abstract_state)
-    for leaf, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(parts.abstract_state), strict=True):
+    assert jax.tree.structure(state) == jax.tree.structure(parts.programs.abstract_state)
+    for leaf, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(parts.programs.abstract_state), strict=True):
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (abstract.shape, abstract.dtype, abstract.sharding)
 
 
 def test_the_model_has_as_many_parameters_as_its_config_says(parts):
-    leaves = jax.tree.leaves(parts.abstract_state.params)
+    leaves = jax.tree.leaves(parts.programs.abstract_state.params)
     assert sum(leaf.size for leaf in leaves) == count.parameters(parts.experiment.model)
 
 
@@ -49,7 +49,7 @@ def test_the_average_is_what_is_evaluated_where_one_is_kept(lab, parts):
     state = parts.initial_state()
     moved = state.replace(params=jax.tree.map(lambda x: x + 1, state.params))
     plain = assemble(tiny_run.experiment(lab, update=StepConfig()), lab / "cache")
-    for weights, expected in ((parts.weights, state.params), (plain.weights, moved.params)):
+    for weights, expected in ((parts.programs.weights, state.params), (plain.programs.weights, moved.params)):
         average = moved.ema if expected is state.params else None
         for a, b in zip(jax.tree.leaves(weights(moved.replace(ema=average))), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(a, b)

@@ -29,7 +29,7 @@ LEVELS = (
     ("inference",),
     ("evals", "posttrain"),
     ("planning", "launchers"),
-    ("analysis",),
+    ("analysis", "parity"),
     ("experiment",),
     ("assemble",),
     ("__init__",),

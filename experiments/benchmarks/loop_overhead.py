@@ -101,18 +101,18 @@ def measure(arguments: Arguments, folder: Path) -> Measured:
         lambda event, *_, **__: compilations.append(event) if event == COMPILATION else None
     )
     loop_seconds, bare_seconds, compiled_at_first = [], [], 0
-    with parts.activated(), _attached(parts, run) as attached:
+    with parts.programs.activated(), _attached(parts, run) as attached:
         batches = map(parts.place, parts.dataset.train_iterator(0, *parts.share))
         batch = next(batches)
         state, step = parts.initial_state(), 0
         for number in range(arguments.rounds + 1):
             start = time.perf_counter()
-            state = train(state, parts.step, batches, attached, step, step + arguments.block)
+            state = train(state, parts.programs.step, batches, attached, step, step + arguments.block)
             jax.block_until_ready(state)
             between = time.perf_counter()
             waited = None
             for _ in range(arguments.block):
-                state, report = parts.step(state, batch)
+                state, report = parts.programs.step(state, batch)
                 jax.block_until_ready(waited)
                 waited = report
             jax.block_until_ready((state, report))

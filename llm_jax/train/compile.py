@@ -1,7 +1,8 @@
 """How the programs of training are compiled."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, Self
 
 import jax
 
@@ -13,11 +14,20 @@ from llm_jax.sharding.rules import DataParallel
 from llm_jax.train.state import TrainState, at_rest
 from llm_jax.train.step import Places, StepReport
 
-Update = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
+Pure = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
+
+
+class Update(Protocol):
+    """A compiled update, or one that compiles when it is called."""
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]: ...
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """The program for states and batches of these shapes."""
 
 
 def compiled_update(
-    make: Callable[[Places | None, str | None], Update],
+    make: Callable[[Places | None, str | None], Pure],
     layout: Layout,
     shardings: TrainState,
     gradients: Any,
@@ -31,7 +41,7 @@ def compiled_update(
       gradients: where gradients lie.
     """
     if layout.strategy == DataParallel(mapped=True):
-        return _mapped(make(None, DATA), layout)
+        return Mapped.of(make(None, DATA), layout)
     resting = at_rest(shardings, layout)
     return compiled(
         make(Places(gradients, shardings.opt_state), None),
@@ -47,12 +57,29 @@ def compiled(function: Callable, precision: Precision, **options: Any) -> Callab
     return jax.jit(function, compiler_options=_compiler_options(precision), **options)
 
 
-def _mapped(update: Update, layout: Layout) -> Update:
-    """By `jax.pmap`, to be called as the others: the state is one, not one for each device."""
-    devices = list(layout.mesh.devices.flat)
-    program = jax.pmap(update, DATA, in_axes=(None, 0), out_axes=(None, None), devices=devices, donate_argnums=0)
-    by_device = jax.jit(lambda batch: jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch))
-    return lambda state, batch: program(state, by_device(batch))
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """An update by `jax.pmap`, called as any other: the state is one, not one for each device."""
+
+    program: Any
+    devices: int
+
+    @classmethod
+    def of(cls, update: Pure, layout: Layout) -> Self:
+        """Over all devices of `layout`."""
+        devices = list(layout.mesh.devices.flat)
+        options = {"axis_name": DATA, "in_axes": (None, 0), "out_axes": (None, None), "donate_argnums": 0}
+        return cls(jax.pmap(update, devices=devices, **options), len(devices))
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        return self.program(state, self._by_device(batch))
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """The program for states and batches of these shapes."""
+        return self.program.lower(state, jax.eval_shape(self._by_device, batch))
+
+    def _by_device(self, batch: Batch) -> Batch:
+        return jax.tree.map(lambda x: x.reshape(self.devices, -1, *x.shape[1:]), batch)
 
 
 def _compiler_options(precision: Precision) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ def measure() -> list[dict[str, float]]:
         state, rows = parts.initial_state(), parts.dataset.train_iterator()
         found = []
         for _ in range(UPDATES):
-            state, report = parts.step(state, parts.place(next(rows)))
+            state, report = parts.programs.step(state, parts.place(next(rows)))
             squares = [float(norm) ** 2 for norm in jax.tree.leaves(report.gradient_norms)]
             found.append({"loss": means(report.metrics)["loss"], "gradient_norm": sum(squares) ** 0.5})
         rows.close()

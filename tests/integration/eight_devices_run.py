@@ -30,7 +30,7 @@ def facts(folder: Path, sharding: ShardingConfig, name: str) -> dict[str, Any]:
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=16))
     run = run_training(experiment, folder / "runs", folder / "cache")
     parts = assemble(experiment, folder / "cache")
-    state = restore_state(run.checkpoints.absolute(), parts.abstract_state, parts.tokenizer.digest).state
+    state = restore_state(run.checkpoints.absolute(), parts.programs.abstract_state, parts.tokenizer.digest).state
     first = jax.devices()[0]
     held = sum(
         shard.data.nbytes
@@ -49,11 +49,11 @@ def resumed_elsewhere(folder: Path) -> dict[str, Any]:
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=16))
     parts = assemble(experiment, folder / "cache")
     run = folder / "runs" / "fsdp" / "checkpoints"
-    with parts.activated():
-        restored = restore_state(run.absolute(), parts.abstract_state, parts.tokenizer.digest, 5)
+    with parts.programs.activated():
+        restored = restore_state(run.absolute(), parts.programs.abstract_state, parts.tokenizer.digest, 5)
         rows = parts.dataset.train_iterator()
         rows.set_state(restored.data)
-        _, report = parts.step(restored.state, parts.place(next(rows)))
+        _, report = parts.programs.step(restored.state, parts.place(next(rows)))
     return {"loss": float(report.metrics["loss"].mean), "step": restored.step}
 
 

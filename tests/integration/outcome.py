@@ -18,7 +18,7 @@ def final(run: RunDirectory, parts: Assembly, step: int | None = None) -> Restor
     """The checkpoint of `step`, or the last one of a run that is complete."""
     step = parts.experiment.steps if step is None else step
     digest = parts.tokenizer.digest if parts.tokenizer else "none"
-    return restore_state(run.checkpoints.absolute(), parts.abstract_state, digest, step)
+    return restore_state(run.checkpoints.absolute(), parts.programs.abstract_state, digest, step)
 
 
 def records(run: RunDirectory) -> list[dict[str, Any]]:

@@ -46,9 +46,10 @@ def train(monkeypatch, parts, cache):
             if moment is not None and not timers:
                 timers.append(threading.Timer(moment, os.kill, (os.getpid(), signal.SIGTERM)))
                 timers[0].start()
-            return parts.step(state, batch)
+            return parts.programs.step(state, batch)
 
-        monkeypatch.setattr(composition, "assemble", lambda *_: dataclasses.replace(parts, step=step))
+        programs = dataclasses.replace(parts.programs, step=step)
+        monkeypatch.setattr(composition, "assemble", lambda *_: dataclasses.replace(parts, programs=programs))
         run = run_training(parts.experiment, runs, cache)
         for timer in timers:
             timer.join()

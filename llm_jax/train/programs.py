@@ -1,0 +1,102 @@
+"""The programs that train a model in a layout, put together."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from llm_jax.data.batch import Batch
+from llm_jax.models.build import Model, abstract_parameters
+from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.optim import Optimizer
+from llm_jax.sharding import partition
+from llm_jax.sharding.partition import Layout
+from llm_jax.train.compile import Update, compiled_update
+from llm_jax.train.hooks import weights_for_use
+from llm_jax.train.state import TrainState, at_rest, initial_state, state_of, state_shardings
+from llm_jax.train.step import Metrics, StepConfig, evaluation_step, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What training calls. Nothing is computed or allocated on a device until then."""
+
+    model: Model
+    transformation: optax.GradientTransformation
+    layout: Layout
+    abstract_state: TrainState
+    """Shapes, types and shardings of the training state between two updates."""
+    fresh: Callable[[], TrainState]
+    """The state before the first update."""
+    begin: Callable[[Any], TrainState]
+    """The state before the first update with these parameters."""
+    step: Update
+    """The update; the state is donated."""
+    evaluate: Callable[[Any, Batch], Metrics]
+    weights: Callable[[TrainState], Any]
+    """The weights that evaluation, samples and generation use."""
+
+    def activated(self) -> contextlib.AbstractContextManager:
+        """Context in which all of them are called, so that activations are laid out over the mesh."""
+        return partition.activate(self.layout)
+
+    def compile_step(self, batch: Batch) -> jax.stages.Compiled:
+        """The update for batches of these shapes, to be read or called; nothing is run."""
+        with self.activated():
+            return self.step.lower(self.abstract_state, batch).compile()
+
+
+def programs(
+    model: Model,
+    objective: CausalLMConfig,
+    optimizer: Optimizer,
+    config: StepConfig,
+    layout: Layout,
+    steps: int,
+    seed: int,
+) -> Programs:
+    """The programs of a run of `steps` updates.
+
+    Raises:
+      ValueError: where the model does not divide over the layout.
+    """
+    shapes, logical_axes = abstract_parameters(model)
+    transformation = optimizer.build(steps, shapes, logical_axes)
+    ema = config.ema_decay is not None
+    fresh = functools.partial(initial_state, model, transformation, seed, ema)
+    abstract = jax.eval_shape(fresh)
+    shardings = state_shardings(abstract, logical_axes, layout)
+    resting = at_rest(shardings, layout)
+    update = functools.partial(train_step, model, objective, transformation, config, seed)
+    return Programs(
+        model=model,
+        transformation=transformation,
+        layout=layout,
+        abstract_state=jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, resting
+        ),
+        fresh=jax.jit(fresh, out_shardings=resting),
+        begin=jax.jit(functools.partial(state_of, optimizer=transformation, ema=ema), out_shardings=resting),
+        step=compiled_update(update, layout, shardings, layout.gradients(shapes, logical_axes), model.precision),
+        evaluate=jax.jit(
+            evaluation_step(model, objective),
+            in_shardings=(shardings.params, layout.rows),
+            out_shardings=layout.whole,
+        ),
+        weights=_weights(optimizer, shardings),
+    )
+
+
+def _weights(optimizer: Optimizer, shardings: TrainState) -> Callable[[TrainState], Any]:
+    use = weights_for_use(optimizer.evaluation_params)
+
+    @jax.jit
+    def found(state: TrainState) -> Any:
+        return use(state.replace(opt_state=jax.device_put(state.opt_state, shardings.opt_state)))
+
+    # Not by out_shardings: parameters that are used as they are would be copied.
+    return lambda state: jax.device_put(found(state), shardings.params)
