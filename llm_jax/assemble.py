@@ -73,7 +73,13 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
         f"the data have {dataset.vocab_size} different tokens and model.vocab_size is {experiment.model.vocab_size}: "
         "the model must have at least as many",
     )
-    made = programs(
+    made = experiment_programs(experiment, layout)
+    return Assembly(experiment, tokenizer, dataset, made, _beginning(experiment, made))
+
+
+def experiment_programs(experiment: Experiment, layout: Layout) -> Programs:
+    """The programs of `experiment` in a layout, which may be of devices that there are not."""
+    return programs(
         Transformer(experiment.model, experiment.precision),
         experiment.objective,
         experiment.optimizer,
@@ -82,7 +88,6 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
         experiment.steps,
         experiment.seed,
     )
-    return Assembly(experiment, tokenizer, dataset, made, _beginning(experiment, made))
 
 
 def _beginning(experiment: Experiment, made: Programs) -> Callable[[], TrainState]:

@@ -1,6 +1,7 @@
 """The command line: `llm-jax <verb> ...`. Each verb is one small function over the library."""
 
 import dataclasses
+import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -9,12 +10,14 @@ from typing import Literal
 
 import jax
 import tyro
+from rich.console import Console
 
 from llm_jax.analysis.report import compare, write_report
-from llm_jax.assemble import run_training
+from llm_jax.assemble import experiment_programs, run_training
 from llm_jax.checkpoints import restore
 from llm_jax.core import config
 from llm_jax.core.checks import check, did_you_mean
+from llm_jax.core.files import write_atomically
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import Experiment, load_experiment
 from llm_jax.inference.generate import Generator
@@ -24,6 +27,12 @@ from llm_jax.models.build import abstract_parameters
 from llm_jax.models.families import SIZES
 from llm_jax.models.summary import summary
 from llm_jax.models.transformer import Transformer
+from llm_jax.parity import table as parity
+from llm_jax.parity.cell import WAYS
+from llm_jax.parity.models import MODELS
+from llm_jax.parity.strategies import DEVICES, STRATEGIES
+from llm_jax.planning import shardings
+from llm_jax.sharding.partition import Layout
 from llm_jax.tokenizers import load_tokenizer
 
 Arg = tyro.conf.Positional
@@ -92,6 +101,33 @@ class Params:
     """Name of a size, such as llama2-7b; `llm-jax families` lists them."""
     length: int | None = None
     """Tokens of a row; the model's longest if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shardings:
+    """Say where each parameter of an experiment lies and what a device holds, before anything is allocated.
+
+    Fields of the experiment are overridden by name, as for `train`.
+    """
+
+    file: Arg[Path]
+    """Python file that defines experiment() -> Experiment."""
+    devices: int | None = None
+    """Devices to lay it over; as many as this machine has if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """Train small models by every strategy on eight simulated devices, and compare with one device."""
+
+    models: tuple[str, ...] = tuple(MODELS)
+    """Models to train."""
+    strategies: tuple[str, ...] = tuple(STRATEGIES)
+    """Strategies to train them by."""
+    ways: tuple[str, ...] = ("loop",)
+    """How they are run: loop over layers, unrolled, remat, accumulated; `all` for each."""
+    output: Path | None = None
+    """JSON file of all that was measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +223,32 @@ def _params(arguments: list[str]) -> None:
         print(f"{fact:<24}{value}")
 
 
+def _shardings(arguments: list[str]) -> None:
+    options, overrides = _parse(Shardings, arguments)
+    experiment = load_experiment(options.file, overrides)
+    devices = jax.device_count() if options.devices is None else options.devices
+    _console().print(shardings.table(experiment_programs(experiment, Layout.abstract(experiment.sharding, devices))))
+
+
+def _parity(arguments: list[str]) -> None:
+    options = _parse_all(Parity, arguments)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    with Console(stderr=True).status("parity") as status:
+        ways = tuple(WAYS) if options.ways == ("all",) else options.ways
+        cells = list(parity.matrix(options.models, options.strategies, ways, status.update))
+    if options.output is not None:
+        write_atomically(options.output, json.dumps([dataclasses.asdict(found) for found in cells], indent=1))
+    _console().print(parity.table(cells))
+    wrong = [found for found in cells if not parity.is_right(found)]
+    check(not wrong, f"{len(wrong)} of {len(cells)} cells differ from one device, or are not what they say")
+
+
+def _console() -> Console:
+    """For tables: as wide as they need where no terminal limits it."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
 def _families(arguments: list[str]) -> None:
     _parse_all(Families, arguments)
     print(catalogue())
@@ -216,6 +278,8 @@ VERBS: dict[str, tuple[type, Callable[[list[str]], None]]] = {
     "report": (Report, _report),
     "families": (Families, _families),
     "params": (Params, _params),
+    "shardings": (Shardings, _shardings),
+    "parity": (Parity, _parity),
     "convert": (Convert, _convert),
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from llm_jax.core.checks import check, check_positive
 
@@ -79,6 +79,15 @@ class MeshConfig(Axes):
         sizes = self._filled(len(devices))
         # Auto axes: the compiler propagates shardings from the annotations. jax.make_mesh would make Explicit ones.
         return Mesh(self._arranged(devices, sizes), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+    def abstract(self, devices: int) -> AbstractMesh:
+        """The mesh over so many devices that need not exist.
+
+        Raises:
+          ValueError: if the sizes do not multiply to that number.
+        """
+        sizes = self._filled(devices)
+        return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
     def _filled(self, devices: int) -> dict[str, int]:
         sizes = self.sizes

@@ -10,11 +10,11 @@ from typing import Any, Self
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core import trees
 from llm_jax.sharding import axes
-from llm_jax.sharding.rules import ShardingConfig, Strategy, Table, mesh_axes
+from llm_jax.sharding.rules import DataParallel, ShardingConfig, Strategy, Table, mesh_axes
 
 Axes = tuple[str, ...]
 
@@ -23,7 +23,7 @@ Axes = tuple[str, ...]
 class Layout:
     """Where everything lies: the tables of a strategy over a mesh."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     strategy: Strategy
     offload: bool = False
     """Whether the optimizer's state lies in the host's memory between updates."""
@@ -36,6 +36,20 @@ class Layout:
           ValueError: if the mesh does not fit them.
         """
         return cls(config.mesh.build(devices), config.strategy, config.offload)
+
+    @classmethod
+    def abstract(cls, config: ShardingConfig, devices: int) -> Self:
+        """The layout over so many devices that need not exist: shapes and sizes, nothing to compute on.
+
+        Raises:
+          ValueError: if the mesh does not fit them.
+        """
+        return cls(config.mesh.abstract(devices), config.strategy, config.offload)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether programs are made by jax.pmap."""
+        return self.strategy == DataParallel(mapped=True)
 
     @functools.cached_property
     def table(self) -> Table:
@@ -78,7 +92,11 @@ _active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout"
 
 @contextlib.contextmanager
 def activate(layout: Layout) -> Iterator[None]:
-    """While tracing inside, layers lay their activations out by `layout`."""
+    """While tracing inside, layers lay their activations out by `layout`. A program of jax.pmap is that of one device:
+    it lays out nothing."""
+    if layout.mapped:
+        yield
+        return
     token = _active.set(layout)
     try:
         with jax.set_mesh(layout.mesh):

@@ -10,7 +10,6 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.data.batch import Batch
 from llm_jax.sharding.mesh import DATA
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import DataParallel
 from llm_jax.train.state import TrainState, at_rest
 from llm_jax.train.step import Places, StepReport
 
@@ -40,7 +39,7 @@ def compiled_update(
       shardings: where the state lies while it is updated.
       gradients: where gradients lie.
     """
-    if layout.strategy == DataParallel(mapped=True):
+    if layout.mapped:
         return Mapped.of(make(None, DATA), layout)
     resting = at_rest(shardings, layout)
     return compiled(

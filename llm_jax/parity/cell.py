@@ -1,0 +1,185 @@
+"""One cell of the parity matrix: a model trained in a layout, against the same on one device."""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.core import trees
+from llm_jax.models.build import build
+from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
+from llm_jax.models.stack import Execution
+from llm_jax.optim import AdamWConfig, Constant
+from llm_jax.parity import models
+from llm_jax.parity.models import VOCAB
+from llm_jax.parity.strategies import DEVICES, Strategy
+from llm_jax.planning.program import Program, read
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import ShardingConfig
+from llm_jax.train.compile import Mapped
+from llm_jax.train.programs import Programs, programs
+from llm_jax.train.step import StepConfig
+
+STEPS = 10
+# The first moment after one update is a tenth of the gradient. Weights whose gradient is next to nothing must not be
+# moved by its rounding.
+OPTIMIZER = AdamWConfig(peak_lr=1e-3, schedule=Constant(), epsilon=1e-4, clip_norm=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a model is run: none of it changes what is computed."""
+
+    execution: Execution = Execution(unroll=1)
+    accumulate: int = 1
+
+
+WAYS: dict[str, Way] = {
+    "loop": Way(),
+    "unrolled": Way(Execution(unroll=64)),
+    "remat": Way(Execution(unroll=1, remat="full")),
+    "accumulated": Way(accumulate=4),
+    "unrolled, remat, accumulated": Way(Execution(unroll=64, remat="projections"), 4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What training a model left behind."""
+
+    losses: tuple[float, ...]
+    gradients: dict[str, np.ndarray]
+    """Of the first update, by the parameters' names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What was found for a model, a strategy and a way to run it; differences are relative."""
+
+    model: str
+    strategy: str
+    way: str
+    first_loss: float
+    """Difference of the loss of the first update."""
+    gradient: float
+    """Largest difference of a leaf of its gradient, of the leaf's largest number."""
+    last_loss: float
+    """Difference of the loss of the last update."""
+    learned: float
+    """By how much the loss fell on one device."""
+    parameters: float
+    """Bytes of parameters on a device, of all."""
+    optimizer: float
+    """Bytes of the optimizer's state on a device, of all."""
+    collectives: dict[str, float]
+    """Bytes that a device sends in a step, by kind."""
+    faults: tuple[str, ...]
+    """What the compiled program does that the strategy must not, or does not that it must."""
+
+
+def cell(model: str, name: str, strategy: Strategy, way: str) -> Cell:
+    """Trains a model of MODELS by a strategy, and compares."""
+    made, program = _compiled(model, strategy.sharding, way, DEVICES)
+    outcome, shares = _trained(made, program)
+    expected = alone(model)
+    facts = read(program)
+    collectives = {kind: facts.moved_bytes(kind) for kind in sorted({one.kind for one in facts.collectives})}
+    return Cell(
+        model=model,
+        strategy=name,
+        way=way,
+        first_loss=_relative(outcome.losses[0], expected.losses[0]),
+        gradient=max(_difference(outcome.gradients[path], expected.gradients[path]) for path in expected.gradients),
+        last_loss=_relative(outcome.losses[-1], expected.losses[-1]),
+        learned=expected.losses[0] - expected.losses[-1],
+        parameters=shares[0],
+        optimizer=shares[1],
+        collectives=collectives,
+        faults=tuple(_faults(strategy, facts, shares) + _gathered_scores(program)),
+    )
+
+
+@functools.cache
+def alone(model: str) -> Outcome:
+    """A model trained on one device, in the plainest way."""
+    return _trained(*_compiled(model, ShardingConfig(), "loop", 1))[0]
+
+
+def _compiled(model: str, sharding: ShardingConfig, way: str, devices: int) -> tuple[Programs, jax.stages.Compiled]:
+    module = build(_run_by(models.MODELS[model](), WAYS[way].execution))
+    layout = Layout.of(sharding, jax.devices()[:devices])
+    update = StepConfig(accumulate=WAYS[way].accumulate)
+    made = programs(module, models.objective(module), OPTIMIZER, update, layout, STEPS, seed=0)
+    return made, made.compile_step(jax.device_put(models.batch(0), layout.rows))
+
+
+def _run_by(config: ModelConfig, execution: Execution) -> ModelConfig:
+    if isinstance(config, EncoderDecoderConfig):
+        sides = (dataclasses.replace(side, execution=execution) for side in config.sides)
+        return EncoderDecoderConfig(*sides)
+    return dataclasses.replace(config, execution=execution)
+
+
+def _trained(made: Programs, program: jax.stages.Compiled) -> tuple[Outcome, tuple[float, float]]:
+    """What training leaves, and the shares of parameters and optimizer state on a device."""
+    losses, gradients = [], {}
+    # A program of pmap takes batches in another shape, which its caller knows.
+    update = made.step if isinstance(made.step, Mapped) else program
+    with made.activated():
+        state = made.fresh()
+        for step in range(STEPS):
+            batch = jax.device_put(models.batch(step), made.layout.rows)
+            state, report = update(state, batch)
+            losses.append(float(report.metrics["loss"].mean))
+            if step == 0:
+                first = jax.device_get(_moments(state.opt_state))
+                gradients = {path: leaf / (1 - OPTIMIZER.b1) for path, leaf in trees.named_leaves(first)}
+    return Outcome(tuple(losses), gradients), (_share(state.params), _share(state.opt_state))
+
+
+def _moments(opt_state: Any) -> Any:
+    """Adam's first moments, wherever the optimizer keeps them."""
+    found = [part.mu for part in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")]
+    (moments,) = found
+    return moments
+
+
+def _share(tree: Any) -> float:
+    """Bytes that the first device holds of a tree, of all."""
+    leaves = jax.tree.leaves(tree)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    return held / trees.size_bytes(tree)
+
+
+def _faults(strategy: Strategy, facts: Program, shares: tuple[float, float]) -> list[str]:
+    kinds = {one.kind for one in facts.collectives}
+    found = [f"no {kind}" for kind in strategy.present if kind not in kinds]
+    found += [f"{kind} of {facts.moved_bytes(kind):.0f} bytes" for kind in strategy.absent if kind in kinds]
+    wanted = (strategy.parameters, strategy.optimizer)
+    for what, parts, share in zip(("parameters", "optimizer state"), wanted, shares, strict=True):
+        if not 1 / parts <= share <= 1 / parts + _SMALL:
+            found.append(f"{share:.3f} of the {what} on a device, not 1/{parts}")
+    return found
+
+
+_SMALL = 0.04
+"""Share of the parameters that are norms, counters and the like."""
+
+
+def _gathered_scores(program: jax.stages.Compiled) -> list[str]:
+    """Gathers of scores [rows, places, vocabulary]; the matrices that make them have two axes."""
+    shapes = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather(?:-start)?\(", program.as_text())
+    return [
+        f"scores [{shape}] are gathered" for shape in shapes if shape.count(",") > 1 and shape.endswith(f",{VOCAB}")
+    ]
+
+
+def _relative(found: float, expected: float) -> float:
+    return abs(found - expected) / abs(expected)
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())

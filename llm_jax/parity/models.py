@@ -1,0 +1,68 @@
+"""Small models of the three kinds, with data and objective: what every strategy must train alike.
+
+Legend: B batch, T length.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.core.metrics import Ratio
+from llm_jax.data.batch import Batch
+from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.build import Model
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.families.llama import llama
+from llm_jax.models.families.recurrent_gemma import recurrent_gemma
+from llm_jax.models.families.t5 import t5
+from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.objectives.losses import cross_entropy
+
+VOCAB = 96
+LENGTH = 32
+ROWS = 16
+
+MODELS: dict[str, Callable[[], ModelConfig]] = {
+    "decoder": lambda: llama(8, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH),
+    "encoder-decoder": lambda: t5(8, 8, 32, 64, head_dim=4, vocab_size=VOCAB, max_length=LENGTH, gated=True),
+    "hybrid": lambda: recurrent_gemma(
+        16, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH, window=6, pattern=("recurrent", "attention")
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuationConfig(CausalLMConfig):
+    """Next-token prediction by a decoder that reads the same row through an encoder: a loss to compare, no task."""
+
+    def loss(
+        self, model: EncoderDecoder, params: Any, batch: Batch, key: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, Ratio]]:
+        """As that of the base class."""
+        rngs = None if key is None else {"dropout": key}
+        place = Placement(batch.positions_BT, batch.segment_ids_BT)
+        output = model.apply({"params": params}, batch.tokens_BT, batch.tokens_BT, place, place, rngs=rngs)
+        scores = lambda _, logits_BTV: logits_BTV  # noqa: E731
+        return cross_entropy(scores, (), output.logits_BTV, batch.targets_BT, batch.loss_weights_BT)
+
+
+def objective(model: Model) -> CausalLMConfig:
+    """The objective by which a model of MODELS is trained."""
+    return ContinuationConfig() if isinstance(model, EncoderDecoder) else CausalLMConfig(chunks=2)
+
+
+def batch(step: int) -> Batch:
+    """Rows of two packed documents and, in most, padding at the end. They follow a rule that can be learned."""
+    generator = np.random.default_rng(step)
+    segments, positions = np.zeros((2, ROWS, LENGTH + 1), np.int32)
+    for row in range(ROWS):
+        cut, end = 5 + row % 7, LENGTH + 1 - row % 4
+        segments[row, :cut], segments[row, cut:end] = 1, 2
+        positions[row, :cut], positions[row, cut:end] = np.arange(cut), np.arange(end - cut)
+    first, stride = generator.integers(0, VOCAB, (ROWS, 1)), generator.integers(1, 4, (ROWS, 1))
+    tokens = ((first + stride * np.arange(LENGTH + 1)) % VOCAB).astype(np.int32)
+    return Batch.from_rows({"tokens": tokens, "segment_ids": segments, "positions": positions})

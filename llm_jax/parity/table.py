@@ -1,0 +1,66 @@
+"""The parity matrix: its cells measured, and shown."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from rich.table import Table
+
+from llm_jax.core.checks import check
+from llm_jax.parity.cell import STEPS, WAYS, Cell, cell
+from llm_jax.parity.models import MODELS
+from llm_jax.parity.strategies import STRATEGIES
+
+LOSS, GRADIENT = 1e-5, 1e-4
+"""Largest relative differences that float32 sums in another order may make."""
+
+
+def matrix(
+    chosen: Iterable[str] = MODELS,
+    strategies: Iterable[str] = STRATEGIES,
+    ways: Iterable[str] = ("loop",),
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[Cell]:
+    """The cells of some models, strategies and ways to run them, as they are measured.
+
+    Raises:
+      ValueError: for a name that there is not.
+    """
+    for names, known in ((chosen, MODELS), (strategies, STRATEGIES), (ways, WAYS)):
+        unknown = [name for name in names if name not in known]
+        check(not unknown, f"there is no {', '.join(unknown)}: choose among {', '.join(known)}")
+    for model in chosen:
+        for name in strategies:
+            for way in ways:
+                progress(f"{model}, {name}, {way}")
+                yield cell(model, name, STRATEGIES[name], way)
+
+
+def is_right(found: Cell) -> bool:
+    """Whether the model learned, as on one device, and the program does what its strategy says."""
+    alike = max(found.first_loss, found.last_loss) <= LOSS and found.gradient <= GRADIENT
+    return alike and found.learned > 0.1 and not found.faults
+
+
+def table(cells: Iterable[Cell]) -> Table:
+    """A row for each strategy and way, a column for each model."""
+    cells = list(cells)
+    chosen = list(dict.fromkeys(found.model for found in cells))
+    shown = Table(
+        title="Relative differences from one device: first loss, gradient, "
+        f"loss of update {STEPS}; in brackets the parts of parameters and optimizer state on a device"
+    )
+    for heading in ("strategy", "run", *chosen, "sends, KiB a step"):
+        shown.add_column(heading)
+    for strategy, way in dict.fromkeys((found.strategy, found.way) for found in cells):
+        row = {found.model: found for found in cells if (found.strategy, found.way) == (strategy, way)}
+        first = next(iter(row.values()))
+        sends = ", ".join(f"{kind} {moved / 2**10:.0f}" for kind, moved in first.collectives.items())
+        shown.add_row(strategy, way, *(_text(row[model]) if model in row else "" for model in chosen), sends)
+    return shown
+
+
+def _text(found: Cell) -> str:
+    figures = " ".join(f"{value:.0e}" for value in (found.first_loss, found.gradient, found.last_loss))
+    text = f"{figures} ({found.parameters:.2f}, {found.optimizer:.2f})"
+    if is_right(found):
+        return text
+    return f"[red]{text} {'; '.join(found.faults) or 'not alike'}[/red]"

@@ -1,0 +1,130 @@
+"""What lies where: every parameter's place on the devices, and the bytes that one of them holds."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+from rich.table import Table
+
+from llm_jax.core import trees
+from llm_jax.models.build import abstract_parameters
+from llm_jax.train.programs import Programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One parameter. Bytes on a device are those of the one that holds most."""
+
+    name: str
+    shape: tuple[int, ...]
+    words: tuple[str, ...]
+    """The logical word of each axis."""
+    spec: PartitionSpec
+    """The mesh axes over which each is divided while the model computes."""
+    bytes: int
+    device_bytes: int
+    optimizer_bytes: int
+    """On a device, what the optimizer and the moving average keep for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """Bytes on a device."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    """The optimizer's state."""
+    average: int
+    """The moving average of the parameters."""
+
+
+def places(made: Programs) -> list[Place]:
+    """Every parameter of a run."""
+    state, (_, words) = made.abstract_state, abstract_parameters(made.model)
+    kept = [*_with_paths(state.opt_state), *_with_paths(state.ema)]
+    return [
+        Place(
+            name=trees.path_name(path),
+            shape=leaf.shape,
+            words=axes,
+            spec=leaf.sharding.spec,
+            bytes=_bytes(leaf.shape, leaf),
+            device_bytes=_on_device(leaf),
+            optimizer_bytes=sum(_on_device(other) for place, other in kept if place[-len(path) :] == path),
+        )
+        for (path, leaf), axes in zip(
+            _with_paths(state.params), jax.tree.leaves(words, is_leaf=lambda x: isinstance(x, tuple)), strict=True
+        )
+    ]
+
+
+def totals(made: Programs) -> Totals:
+    """The sums over all parameters, and what else the state holds."""
+    state = made.abstract_state
+    shapes, words = abstract_parameters(made.model)
+    gradients = made.layout.gradients(shapes, words)
+    return Totals(
+        parameters=_sum(state.params),
+        gradients=sum(
+            _bytes(sharding.shard_shape(leaf.shape), leaf)
+            for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(gradients), strict=True)
+        ),
+        optimizer=_sum(state.opt_state),
+        average=_sum(state.ema),
+    )
+
+
+def _with_paths(tree: Any) -> list[tuple[tuple, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _sum(tree: Any) -> int:
+    return sum(map(_on_device, jax.tree.leaves(tree)))
+
+
+def _on_device(leaf: jax.ShapeDtypeStruct) -> int:
+    return _bytes(leaf.sharding.shard_shape(leaf.shape), leaf)
+
+
+def _bytes(shape: tuple[int, ...], leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+def table(made: Programs) -> Table:
+    """All of it, for people."""
+    sums, found = totals(made), places(made)
+    mesh = ", ".join(f"{axis} {size}" for axis, size in made.layout.mesh.shape.items() if size > 1) or "one device"
+    shown = Table(title=f"{type(made.layout.strategy).__name__} over {mesh}; bytes on the device that holds most")
+    for heading in ("parameter", "shape", "divided over"):
+        shown.add_column(heading, no_wrap=True)
+    for heading in ("bytes", "on a device", "optimizer on a device"):
+        shown.add_column(heading, justify="right")
+    for place in found:
+        sizes = (place.bytes, place.device_bytes, place.optimizer_bytes)
+        shown.add_row(place.name, " x ".join(map(str, place.shape)), _divided(place), *map(_readable, sizes))
+    shown.add_section()
+    whole = sum(place.bytes for place in found)
+    shown.add_row("all", "", "", _readable(whole), _readable(sums.parameters), _readable(sums.optimizer + sums.average))
+    shown.add_row("gradients, while they are there", "", "", "", _readable(sums.gradients), "")
+    return shown
+
+
+def _divided(place: Place) -> str:
+    parts = [
+        f"{word}: {' x '.join((axes,) if isinstance(axes, str) else axes)}"
+        for word, axes in zip(place.words, place.spec, strict=True)
+        if axes
+    ]
+    return ", ".join(parts) or "nothing"
+
+
+def _readable(size: float) -> str:
+    """Bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:,.2f} GiB"

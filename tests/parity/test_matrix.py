@@ -1,0 +1,42 @@
+"""Every strategy trains every kind of model as one device does, and its program shows that it is what it says."""
+
+import json
+
+import pytest
+
+from llm_jax.parity.cell import WAYS, Cell
+from llm_jax.parity.models import MODELS
+from llm_jax.parity.strategies import STRATEGIES
+from llm_jax.parity.table import is_right
+from tests.helpers import command_line
+
+pytestmark = pytest.mark.slow
+
+FEW = ("pmap", "ZeRO-2", "FSDP x tensor, sequence")
+"""Strategies under which all ways to run a model are tried; `llm-jax parity --ways all` tries all under all."""
+
+
+def _measured(folder, *arguments: object) -> list[Cell]:
+    # Half the time goes into compiling for speed, which is of no use here.
+    environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    output = folder / "cells.json"
+    process = command_line.start("parity", *arguments, "--output", output, environment=environment)
+    outcome = command_line.wait(process, seconds=900)
+    assert output.exists(), outcome.said
+    cells = [Cell(**found) for found in json.loads(output.read_text())]
+    assert (outcome.code == 0) == all(map(is_right, cells)), outcome.said
+    return cells
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_strategy_trains_as_one_device_does(tmp_path, model):
+    cells = _measured(tmp_path, "--models", model)
+    assert [found.strategy for found in cells] == list(STRATEGIES)
+    assert [found for found in cells if not is_right(found)] == []
+
+
+def test_how_the_model_is_run_changes_nothing(tmp_path):
+    ways = [way for way in WAYS if way != "loop"]
+    cells = _measured(tmp_path, "--models", "decoder", "--strategies", *FEW, "--ways", *ways)
+    assert [(found.strategy, found.way) for found in cells] == [(name, way) for name in FEW for way in ways]
+    assert [found for found in cells if not is_right(found)] == []

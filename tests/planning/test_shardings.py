@@ -1,0 +1,76 @@
+"""Where parameters lie and what a device holds, for devices that there are not."""
+
+import pytest
+from jax.sharding import PartitionSpec
+
+from llm_jax.core import trees
+from llm_jax.models.transformer import Transformer
+from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.optim import AdamWConfig
+from llm_jax.planning import shardings
+from llm_jax.sharding.mesh import MeshConfig
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import Both, DataParallel, FullySharded, ShardingConfig, TensorParallel
+from llm_jax.train.programs import programs
+from llm_jax.train.step import StepConfig
+from tests.helpers import command_line, tiny
+
+COUNTERS = 8
+"""Bytes of the counts of updates that Adam and the schedule keep on every device."""
+
+
+def _made(strategy, ema=None, **mesh):
+    layout = Layout.abstract(ShardingConfig(MeshConfig(**{"data": 1} | mesh), strategy), 8)
+    model = Transformer(tiny.tiny_llama())
+    return programs(model, CausalLMConfig(), AdamWConfig(peak_lr=1e-3), StepConfig(ema_decay=ema), layout, 10, 0)
+
+
+def _norms(made) -> int:
+    return sum(place.bytes for place in shardings.places(made) if place.name.endswith("scale"))
+
+
+def test_data_parallel_holds_all_of_everything():
+    made = _made(DataParallel(), ema=0.9, data=8)
+    whole = trees.size_bytes(made.abstract_state.params)
+    sums = shardings.totals(made)
+    assert (sums.parameters, sums.gradients, sums.average) == (whole, whole, whole)
+    assert sums.optimizer == 2 * whole + COUNTERS
+    for place in shardings.places(made):
+        assert place.bytes == place.device_bytes and place.optimizer_bytes == 3 * place.bytes
+
+
+@pytest.mark.parametrize(("stage", "divided"), [(1, (0, 0, 1)), (2, (0, 1, 1)), (3, (1, 1, 1))])
+def test_the_stages_of_zero_divide_optimizer_state_then_gradients_then_parameters(stage, divided):
+    made = _made(FullySharded(stage=stage), fsdp=8)
+    whole, norms = trees.size_bytes(made.abstract_state.params), _norms(made)
+    share = norms + (whole - norms) // 8
+    sums = shardings.totals(made)
+    expected = [share if part else whole for part in divided]
+    assert [sums.parameters, sums.gradients, (sums.optimizer - COUNTERS) // 2] == expected
+
+
+def test_a_product_divides_by_both():
+    made = _made(Both(FullySharded(), TensorParallel()), fsdp=4, tensor=2)
+    (query,) = [place for place in shardings.places(made) if place.name.endswith("query/kernel")]
+    assert query.words == ("layers", "embed", "heads", "head_dim")
+    assert query.spec == PartitionSpec(None, ("fsdp",), ("tensor",), None)
+    assert query.device_bytes * 8 == query.bytes and query.optimizer_bytes == 2 * query.device_bytes
+
+
+def test_the_command_shows_a_layout_over_devices_that_there_are_not():
+    outcome = command_line.llm_jax("shardings", "experiments/quickstart.py", "--devices", 16)
+    assert outcome.code == 0 and "DataParallel over data 16" in outcome.said
+    assert "stack/segment_0/block_0/mixer/query/kernel" in outcome.said
+
+
+def test_the_command_says_what_does_not_divide(tmp_path):
+    file = tmp_path / "uneven.py"
+    file.write_text(
+        "import dataclasses\nfrom experiments import quickstart\nfrom llm_jax.sharding.mesh import MeshConfig\n"
+        "from llm_jax.sharding.rules import FullySharded, ShardingConfig\n\n\ndef experiment():\n"
+        "    sharding = ShardingConfig(MeshConfig(data=1, fsdp=3), FullySharded())\n"
+        "    return dataclasses.replace(quickstart.experiment(), sharding=sharding)\n"
+    )
+    outcome = command_line.llm_jax("shardings", file, "--devices", 3)
+    assert outcome.code == 1
+    assert "axis 'embed' has size 128, which does not divide over mesh axes ('fsdp',) of 3 devices" in outcome.said
