@@ -1,0 +1,201 @@
+"""What every strategy costs a device: FLOPs, memory and bytes sent in a step, from the compiler, beside the textbook.
+
+Command: JAX_PLATFORMS=cpu python experiments/benchmarks/strategies.py [--sizes 125M] [--platform v5e:2x4] [--publish]
+Needs:   pip install libtpu, to compile for TPUs
+
+Eight devices, one row each, float32, no recomputation, layers in a loop. Nothing is allocated: the train step is
+compiled from shapes. The textbook, with n devices along an axis, P bytes of parameters and A of the stream on a device:
+
+    a reduction of gradients      (n-1)/n P as reduce-scatter, 2 (n-1)/n P as all-reduce (Thakur et al. 2005)
+    ZeRO-1 and ZeRO-2             a reduction, and the new parameters gathered: (n-1)/n P (arXiv:1910.02054, 7.1)
+    ZeRO-3 (FSDP)                 a reduction, and parameters gathered forward and backward: 2 (n-1)/n P (7.2)
+    tensor                        four all-reduces of A a layer (arXiv:1909.08053, 3), one each for table and head
+    tensor, sequence              the same bytes as gathers and reduce-scatters (arXiv:2205.05198, 4.2.2)
+
+A compiler that has no reduce-scatter (XLA's for CPUs) makes an all-reduce instead, and the textbook column then says
+what that costs.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import tyro
+from jax.experimental import topologies
+from tables import machine, markdown, publish
+
+from llm_jax.core import trees
+from llm_jax.data import Batch
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.gpt2 import gpt2
+from llm_jax.models.families.llama import llama
+from llm_jax.models.stack import Execution
+from llm_jax.models.transformer import Transformer
+from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.optim import AdamWConfig
+from llm_jax.parity.strategies import STRATEGIES
+from llm_jax.planning.program import Program, read
+from llm_jax.sharding import axes
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import FullySharded, ShardingConfig, TensorParallel, parts
+from llm_jax.train.programs import Programs, programs
+from llm_jax.train.step import StepConfig
+
+DEVICES = 8
+PICTURE = Path(__file__).parent / "strategies.png"
+
+SIZES = {
+    "tiny": lambda: llama(4, 8, 256, 512, vocab_size=1024),
+    "125M": lambda: gpt2(12, 16, 768, vocab_size=50304, max_length=2048),
+    "1.3B": lambda: llama(24, 16, 2048, 5504, max_length=2048),
+    "7B": lambda: llama(32, 32, 4096, 11008, max_length=2048),
+}
+"""GPT-3's 125M and 1.3B are of these widths and depths (arXiv:2005.14165, table 2.1)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to compile."""
+
+    sizes: tuple[str, ...] = ("125M", "1.3B", "7B")
+    """Models."""
+    strategies: tuple[str, ...] = tuple(name for name in STRATEGIES if name != "pmap")
+    """Names of llm_jax/parity/strategies.py."""
+    length: int = 2048
+    """Tokens of a row."""
+    platform: str = "cpu"
+    """cpu, or a TPU topology of eight chips by libtpu's name."""
+    publish: bool = False
+    """Write the table into experiments/README.md, and the picture beside this file."""
+    smoke: bool = False
+    """Only see that it runs: a tiny model, no publishing."""
+
+
+SMOKE = {"sizes": ("tiny",), "length": 64, "publish": False}
+
+
+def textbook(made: Programs, config: TransformerConfig, length: int, scatters: bool) -> float:
+    """Bytes that a device sends in a step.
+
+    Args:
+      scatters: whether the compiler has reduce-scatters; else gradients and sequences are all-reduced.
+    """
+    layout = made.layout
+    sizes = dict(layout.mesh.shape)
+    tensor, replicas = sizes["tensor"], layout.parts(axes.BATCH)
+    share = lambda devices: (devices - 1) / devices  # noqa: E731
+    found = {type(part): part for part in parts(layout.strategy)}
+    held = trees.size_bytes(made.abstract_state.params) / tensor
+    stage, fsdp = (found[FullySharded].stage, sizes["fsdp"]) if FullySharded in found else (0, 1)
+    # Gradients: scattered over the devices that share a state, then all-reduced over copies of that share.
+    if scatters and stage >= 2:
+        moved = share(fsdp) * held + 2 * share(replicas // fsdp) * held / fsdp
+    else:
+        moved = 2 * share(replicas) * held
+    moved += {0: 0, 1: 1, 2: 1, 3: 2}[stage] * share(fsdp) * held
+    if TensorParallel in found:
+        stream = DEVICES // replicas * length * config.width * 4
+        reductions = 4 * config.depth + 2
+        # A gather and a scatter move what one all-reduce does; without scatters a gather and an all-reduce move more.
+        times = 3 if found[TensorParallel].sequence and not scatters else 2
+        moved += reductions * times * share(tensor) * stream
+    return moved
+
+
+def compile_step(config: TransformerConfig, sharding: ShardingConfig, arguments: Arguments) -> tuple[Programs, Program]:
+    """The update of a model over eight devices, from shapes alone."""
+    model = Transformer(dataclasses.replace(config, execution=Execution(unroll=1)))
+    layout = Layout.of(sharding, _devices(arguments.platform))
+    optimizer = AdamWConfig(peak_lr=1e-4)
+    made = programs(model, CausalLMConfig(), optimizer, StepConfig(), layout, steps=1000, seed=0)
+    shape = (DEVICES, arguments.length)
+    integers, floats = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32)
+    return made, read(made.compile_step(Batch(integers, integers, integers, integers, floats)))
+
+
+def _devices(platform: str) -> list[jax.Device]:
+    if platform == "cpu":
+        return jax.devices()[:DEVICES]
+    chip = {"v5e": "default", "v6e": "default"}.get(platform.split(":")[0], "megacore")
+    options = {"chip_config_name": chip, "num_slices": 1, "wrap": (False, False, False)}
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=platform, **options).devices)
+
+
+def row(size: str, name: str, arguments: Arguments) -> dict[str, object]:
+    """The figures of one size and strategy."""
+    config = SIZES[size]()
+    made, program = compile_step(config, STRATEGIES[name].sharding, arguments)
+    expected = textbook(made, config, arguments.length, scatters=arguments.platform != "cpu")
+    kinds = sorted({one.kind for one in program.collectives})
+    return {
+        "size": size,
+        "strategy": name,
+        "flops": program.flops,
+        "held": program.memory.held,
+        "sent": program.moved_bytes(),
+        "textbook": expected,
+        "kinds": {kind: program.moved_bytes(kind) for kind in kinds},
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """For the README."""
+    header = ("size", "strategy", "TFLOPs", "held GiB", "sent GiB", "textbook GiB", "sent / textbook", "by kind, GiB")
+    lines = [
+        (
+            found["size"],
+            found["strategy"],
+            f"{found['flops'] / 1e12:.3g}",
+            f"{found['held'] / 2**30:.2f}",
+            f"{found['sent'] / 2**30:.3f}",
+            f"{found['textbook'] / 2**30:.3f}",
+            f"{found['sent'] / found['textbook']:.2f}",
+            ", ".join(f"{kind} {moved / 2**30:.3f}" for kind, moved in found["kinds"].items()),
+        )
+        for found in rows
+    ]
+    return markdown(header, lines)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Memory against bytes sent, a panel for each size, a point for each strategy."""
+    sizes = list(dict.fromkeys(found["size"] for found in rows))
+    figure, panels = plt.subplots(1, len(sizes), figsize=(5.2 * len(sizes), 4.4), squeeze=False, layout="constrained")
+    names = list(dict.fromkeys(found["strategy"] for found in rows))
+    colours = plt.get_cmap("tab20")
+    for panel, size in zip(panels[0], sizes, strict=True):
+        for found in (found for found in rows if found["size"] == size):
+            index = names.index(found["strategy"])
+            style = {"color": colours(index % 20), "marker": "osD^v"[index % 5], "s": 50, "label": found["strategy"]}
+            panel.scatter(found["sent"] / 2**30, found["held"] / 2**30, **style)
+        panel.set(title=size, xlabel="sent by a device in a step, GiB", ylabel="held by a device, GiB")
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: Arguments) -> None:
+    """Prints the table, and with --publish writes it and the picture."""
+    if arguments.smoke:
+        arguments = dataclasses.replace(arguments, **SMOKE)
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    rows = []
+    for size in arguments.sizes:
+        for name in arguments.strategies:
+            rows.append(row(size, name, arguments))
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    about = f"{machine('jax')}; {arguments.platform} compiler; rows of {arguments.length:,} tokens, one to a device"
+    print(text := f"{about}\n\n{table(rows)}")
+    if arguments.publish:
+        plot(rows, PICTURE)
+        picture = f"![memory against bytes](benchmarks/{PICTURE.name})"
+        publish(f"strategies_{arguments.platform.split(':')[0]}", f"{text}\n\n{picture}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))
