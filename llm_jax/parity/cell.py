@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from llm_jax.sharding.partition import Layout
 from llm_jax.sharding.rules import ShardingConfig
 from llm_jax.train.compile import Mapped
 from llm_jax.train.programs import Programs, programs
+from llm_jax.train.state import TrainState
 from llm_jax.train.step import StepConfig
 
 STEPS = 10
@@ -83,7 +84,7 @@ class Cell:
 def cell(model: str, name: str, strategy: Strategy, way: str) -> Cell:
     """Trains a model of MODELS by a strategy, and compares."""
     made, program = _compiled(model, strategy.sharding, way, DEVICES)
-    outcome, shares = _trained(made, program)
+    outcome, held = _trained(made, program)
     expected = alone(model)
     facts = read(program)
     collectives = {kind: facts.moved_bytes(kind) for kind in sorted({one.kind for one in facts.collectives})}
@@ -95,10 +96,10 @@ def cell(model: str, name: str, strategy: Strategy, way: str) -> Cell:
         gradient=max(_difference(outcome.gradients[path], expected.gradients[path]) for path in expected.gradients),
         last_loss=_relative(outcome.losses[-1], expected.losses[-1]),
         learned=expected.losses[0] - expected.losses[-1],
-        parameters=shares[0],
-        optimizer=shares[1],
+        parameters=held.parameters,
+        optimizer=held.optimizer,
         collectives=collectives,
-        faults=tuple(_faults(strategy, facts, shares) + _gathered_scores(program)),
+        faults=tuple(_faults(strategy, facts, held) + _gathered_scores(program)),
     )
 
 
@@ -123,8 +124,25 @@ def _run_by(config: ModelConfig, execution: Execution) -> ModelConfig:
     return dataclasses.replace(config, execution=execution)
 
 
-def _trained(made: Programs, program: jax.stages.Compiled) -> tuple[Outcome, tuple[float, float]]:
-    """What training leaves, and the shares of parameters and optimizer state on a device."""
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """What the first device holds after training."""
+
+    parameters: float
+    """Share of the parameters' bytes."""
+    optimizer: float
+    """Share of the optimizer's state."""
+    memories: frozenset[str]
+    """Kinds of memory in which that state lies."""
+
+    @classmethod
+    def of(cls, state: TrainState) -> Self:
+        memories = frozenset(leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state))
+        return cls(_share(state.params), _share(state.opt_state), memories)
+
+
+def _trained(made: Programs, program: jax.stages.Compiled) -> tuple[Outcome, _Held]:
+    """What training leaves behind, and where."""
     losses, gradients = [], {}
     # A program of pmap takes batches in another shape, which its caller knows.
     update = made.step if isinstance(made.step, Mapped) else program
@@ -137,7 +155,7 @@ def _trained(made: Programs, program: jax.stages.Compiled) -> tuple[Outcome, tup
             if step == 0:
                 first = jax.device_get(_moments(state.opt_state))
                 gradients = {path: leaf / (1 - OPTIMIZER.b1) for path, leaf in trees.named_leaves(first)}
-    return Outcome(tuple(losses), gradients), (_share(state.params), _share(state.opt_state))
+    return Outcome(tuple(losses), gradients), _Held.of(state)
 
 
 def _moments(opt_state: Any) -> Any:
@@ -154,12 +172,16 @@ def _share(tree: Any) -> float:
     return held / trees.size_bytes(tree)
 
 
-def _faults(strategy: Strategy, facts: Program, shares: tuple[float, float]) -> list[str]:
+def _faults(strategy: Strategy, facts: Program, held: _Held) -> list[str]:
     kinds = {one.kind for one in facts.collectives}
     found = [f"no {kind}" for kind in strategy.present if kind not in kinds]
     found += [f"{kind} of {facts.moved_bytes(kind):.0f} bytes" for kind in strategy.absent if kind in kinds]
-    wanted = (strategy.parameters, strategy.optimizer)
-    for what, parts, share in zip(("parameters", "optimizer state"), wanted, shares, strict=True):
+    if (held.memories == {"pinned_host"}) != strategy.sharding.offload:
+        found.append(f"the optimizer state lies in {', '.join(sorted(held.memories))}")
+    for what, parts, share in (
+        ("parameters", strategy.parameters, held.parameters),
+        ("optimizer state", strategy.optimizer, held.optimizer),
+    ):
         if not 1 / parts <= share <= 1 / parts + _SMALL:
             found.append(f"{share:.3f} of the {what} on a device, not 1/{parts}")
     return found
