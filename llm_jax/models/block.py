@@ -150,6 +150,8 @@ class Block(nn.Module):
 
         def branch(name: str, x_BTD: jax.Array) -> jax.Array:
             module = getattr(self.config, name).build(self.width, self.precision, name)
+            # Brought together here, once, and not for each of the products that read it.
+            x_BTD = constrain(x_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
             if name == "ffn":
                 return module(x_BTD)
             y_BTD, after[name] = module(x_BTD, context, after.get(name))
