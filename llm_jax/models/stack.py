@@ -16,7 +16,7 @@ from llm_jax.core.checks import check, check_one_of, check_positive, check_posit
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.mixers.context import Context
 from llm_jax.models.block import Block, BlockConfig
-from llm_jax.sharding import axes
+from llm_jax.sharding import axes, pipeline
 
 Remat = Literal["none", "full", "dots", "projections"]
 
@@ -105,10 +105,34 @@ class Stack(nn.Module):
         """Runs the blocks; `states` holds per segment and repeat the states of its blocks."""
         if states is not None:
             return self._cached(x_BTD, context, states)
-        for index, segment in enumerate(self.segments):
-            group = self._scanned(segment)(segment.blocks, self.width, self.precision, name=f"segment_{index}")
-            x_BTD, _ = group(x_BTD, context, None)
+        for index, (segment, cut) in enumerate(zip(self.segments, self._cut(), strict=True)):
+            name = f"segment_{index}"
+            if cut:
+                x_BTD = self._pipelined(segment, self.variables["params"][name], x_BTD, context)
+            else:
+                group = self._scanned(segment)(segment.blocks, self.width, self.precision, name=name)
+                x_BTD, _ = group(x_BTD, context, None)
         return x_BTD, None
+
+    def _cut(self) -> list[bool]:
+        """For each segment whether it is run as a pipeline."""
+        schedule = pipeline.schedule()
+        if schedule is None or self.is_initializing():
+            return [False] * len(self.segments)
+        schedule.check([segment.repeats for segment in self.segments if not segment.shared])
+        return [not segment.shared and schedule.cuts(segment.repeats) for segment in self.segments]
+
+    def _pipelined(self, segment: Segment, weights: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """A stage is a shorter segment. Dropout differs by layer and row, and from what the segment draws whole."""
+
+        def stage(weights: Any, bias_RN: Any, key: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
+            part = dataclasses.replace(segment, repeats=len(jax.tree.leaves(weights)[0]))
+            layers = self._scanned(part)(part.blocks, self.width, self.precision, parent=None)
+            rngs = None if key is None else {"dropout": key}
+            return layers.apply({"params": weights}, x_BTD, context.replace(bias_RN=bias_RN), None, rngs=rngs)[0]
+
+        key = self.make_rng("dropout") if self.has_rng("dropout") else None
+        return pipeline.run(stage, weights, context.bias_RN, key, x_BTD, context.replace(bias_RN=None))
 
     def _cached(self, x_BTD: jax.Array, context: Context, states: tuple) -> tuple[jax.Array, tuple]:
         """One repeat after the other: a loop over layers would copy the whole cache on each turn."""
