@@ -60,19 +60,21 @@ def run(stage: Stage, weights: Any, common: Any, key: jax.Array | None, x: jax.A
     plan.check_rows(len(x), replicas * others)
     waiting = jax.tree.map(lambda leaf: _cut(leaf, plan, replicas, layout), (x, rows))
     weights = jax.tree.map(lambda leaf: _copied(_dealt(leaf, plan, layout), replicas, layout), weights)
-    common = jax.tree.map(lambda leaf: _copied(jnp.stack([leaf] * plan.stages), replicas, layout), common)
+    common = jax.tree.map(
+        lambda leaf: _copied(jnp.broadcast_to(leaf, (plan.stages, *leaf.shape)), replicas, layout), common
+    )
     work = _mapped(stage, plan)
 
     def step(carry: tuple[Any, Any], time: jax.Array) -> tuple[tuple[Any, Any], None]:
         (x_SPBX, rows), waiting = carry
         keys = None if key is None else jax.random.split(jax.random.fold_in(key, time), (plan.stages, replicas))
         x_SPBX = work(jnp.arange(plan.stages), time, weights, common, keys, x_SPBX, rows)
-        held = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), (x_SPBX, rows))
+        held = jax.tree.map(_passed_on, (x_SPBX, rows))
         return _entered(held, waiting, time + 1, plan), None
 
-    first = jax.tree.map(lambda leaf: jnp.roll(leaf[0], 1, axis=0), waiting)
+    first = jax.tree.map(lambda leaf: _passed_on(leaf[0]), waiting)
     waiting = jax.tree.map(lambda leaf, rolled: leaf.at[0].set(rolled), waiting, first)
-    (_, ((x_QSPBX, _))), _ = jax.lax.scan(step, (first, waiting), jnp.arange(plan.steps))
+    (_, (x_QSPBX, _)), _ = jax.lax.scan(step, (first, waiting), jnp.arange(plan.steps))
     # What a group leaves takes the place of the next one, the last group's that of the first.
     return _joined(jnp.roll(x_QSPBX, -1, axis=0))
 
@@ -97,13 +99,28 @@ def _entered(held: Any, waiting: Any, time: jax.Array, plan: Schedule) -> tuple[
 
     def exchange(held: Any, waiting: Any) -> tuple[Any, Any]:
         group = time // lap % plan.groups
-        ring = jax.tree.map(lambda leaf: jnp.roll(leaf[group], 1, axis=0), waiting)
+        ring = jax.tree.map(lambda leaf: _passed_on(leaf[group]), waiting)
         ring, held = (jax.tree.map(_first, *pair) for pair in ((held, ring), (ring, held)))
         return held, jax.tree.map(lambda leaf, new: leaf.at[group].set(new), waiting, ring)
 
     if plan.rounds == 1:
         return exchange(held, waiting)
     return jax.lax.cond(time % lap < plan.stages, exchange, lambda *both: both, held, waiting)
+
+
+@jax.custom_vjp
+def _passed_on(x_SX: jax.Array) -> jax.Array:
+    """To the next stage; from the last to the first."""
+    return jnp.roll(x_SX, 1, axis=0)
+
+
+def _passed_back(_: None, gradient_SX: jax.Array) -> tuple[jax.Array]:
+    # Of integers there is none. The derivative of a rotation would be found as two exchanges instead of one.
+    none = gradient_SX.dtype == jax.dtypes.float0
+    return (gradient_SX if none else jnp.roll(gradient_SX, -1, axis=0),)
+
+
+_passed_on.defvjp(lambda x_SX: (_passed_on(x_SX), None), _passed_back)
 
 
 def _first(one_SX: jax.Array, other_SX: jax.Array) -> jax.Array:

@@ -196,4 +196,9 @@ class ShardingConfig:
             f"mesh.{', mesh.'.join(idle)} is not 1 and strategy {kind} divides nothing over it: all devices along it "
             "would do the same; set it to 1, or take a strategy that uses it (TensorParallel, Both)",
         )
-        schedule(self.strategy, self.mesh.stage)
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The pipeline; None without one, and where the number of stages is left to the number of devices."""
+        return schedule(self.strategy, self.mesh.stage)
