@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.sharding import axes, partition
@@ -59,7 +60,7 @@ def run(stage: Stage, weights: Any, common: Any, key: jax.Array | None, x: jax.A
     others = layout.parts(axes.BATCH) // (replicas * plan.stages)
     plan.check_rows(len(x), replicas * others)
     waiting = jax.tree.map(lambda leaf: _cut(leaf, plan, replicas, layout), (x, rows))
-    weights = jax.tree.map(lambda leaf: _copied(_dealt(leaf, plan, layout), replicas, layout), weights)
+    weights = jax.tree.map(lambda leaf: _copied(_dealt(leaf, plan), replicas, layout), weights)
     common = jax.tree.map(
         lambda leaf: _copied(jnp.broadcast_to(leaf, (plan.stages, *leaf.shape)), replicas, layout), common
     )
@@ -108,19 +109,20 @@ def _entered(held: Any, waiting: Any, time: jax.Array, plan: Schedule) -> tuple[
     return jax.lax.cond(time % lap < plan.stages, exchange, lambda *both: both, held, waiting)
 
 
-@jax.custom_vjp
 def _passed_on(x_SX: jax.Array) -> jax.Array:
-    """To the next stage; from the last to the first."""
-    return jnp.roll(x_SX, 1, axis=0)
+    """To the next stage; from the last to the first.
+
+    By hand: of a rotation of the array the compiler makes this exchange only where nothing obscures it.
+    """
+    stages = len(x_SX)
+    ring = [(stage, (stage + 1) % stages) for stage in range(stages)]
+    return _by_stage(lambda x_1X: jax.lax.ppermute(x_1X, STAGE, ring), x_SX)
 
 
-def _passed_back(_: None, gradient_SX: jax.Array) -> tuple[jax.Array]:
-    # Of integers there is none. The derivative of a rotation would be found as two exchanges instead of one.
-    none = gradient_SX.dtype == jax.dtypes.float0
-    return (gradient_SX if none else jnp.roll(gradient_SX, -1, axis=0),)
-
-
-_passed_on.defvjp(lambda x_SX: (_passed_on(x_SX), None), _passed_back)
+def _by_stage(function: Callable[[jax.Array], jax.Array], x_SX: jax.Array) -> jax.Array:
+    """`function` of each stage's part, which may exchange with the others."""
+    mesh, divided = partition.active().mesh, PartitionSpec(STAGE)
+    return jax.shard_map(function, mesh=mesh, in_specs=divided, out_specs=divided, axis_names={STAGE})(x_SX)
 
 
 def _first(one_SX: jax.Array, other_SX: jax.Array) -> jax.Array:
@@ -142,10 +144,28 @@ def _joined(x_QSPBX: jax.Array) -> jax.Array:
     return x_PSBQX.reshape(-1, *x_QSPBX.shape[4:])
 
 
-def _dealt(leaf: jax.Array, plan: Schedule, layout: Layout) -> jax.Array:
-    """[layers, X] -> [S, V, L, X]: in each round every stage runs the layers after those of the stage before it."""
-    leaf_VSLX = leaf.reshape(plan.rounds, plan.stages, -1, *leaf.shape[1:])
-    return _laid(jnp.swapaxes(leaf_VSLX, 0, 1), layout, STAGE)
+def _dealt(leaf: jax.Array, plan: Schedule) -> jax.Array:
+    """[layers, X] -> [S, V, L, X]: in each round every stage runs the layers after those of the stage before it.
+
+    They lie the other way, the layers of one stage together, so that most are sent to another: by hand, since the
+    compiler sends them several times.
+    """
+    leaf_SVLX = leaf.reshape(plan.stages, plan.rounds, -1, *leaf.shape[1:])
+    if plan.rounds == 1:
+        return leaf_SVLX
+
+    def exchanged(held_1VLX: jax.Array) -> jax.Array:
+        stage, dealt_1VLX = jax.lax.axis_index(STAGE), jnp.zeros_like(held_1VLX)
+        for runs in plan.exchanges():
+            sent, turns = np.zeros((2, plan.stages), np.int32)
+            for run in runs:
+                sent[run.source], turns[run.target] = run.place, run.turn
+            pairs = [(run.source, run.target) for run in runs]
+            passed_1LX = jax.lax.ppermute(held_1VLX[:, jnp.asarray(sent)[stage]], STAGE, pairs)
+            dealt_1VLX = dealt_1VLX.at[:, jnp.asarray(turns)[stage]].set(passed_1LX)
+        return dealt_1VLX
+
+    return _by_stage(exchanged, leaf_SVLX)
 
 
 def _copied(leaf_SX: jax.Array, replicas: int, layout: Layout) -> jax.Array:

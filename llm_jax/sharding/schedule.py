@@ -1,9 +1,24 @@
 """When the stages of a pipeline work on what: the figures of a schedule."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from llm_jax.core.checks import check, check_positive
+
+
+class Run(NamedTuple):
+    """Layers that follow one another and are run in one step: where they lie, and where they are needed."""
+
+    source: int
+    """The stage that they lie at, with the runs before and after them."""
+    place: int
+    """Which of its runs they are."""
+    target: int
+    """The stage that runs them."""
+    turn: int
+    """The round in which it does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +53,18 @@ class Schedule:
         2019, arXiv:1811.06965, 2.3; with rounds Narayanan et al. 2021, arXiv:2104.04473, 2.2)."""
         return (self.stages - 1) / self.steps
 
+    def exchanges(self) -> Iterator[list[Run]]:
+        """All runs of layers, sorted so that in each exchange every stage sends one and receives one."""
+        # Stages `apart` from one another would send their runs of one place to the same stage.
+        apart = self.stages // math.gcd(self.stages, self.rounds)
+        for number in range(self.rounds):
+            places = [(number + stage // apart) % self.rounds for stage in range(self.stages)]
+            numbers = [stage * self.rounds + place for stage, place in enumerate(places)]
+            yield [
+                Run(stage, place, run % self.stages, run // self.stages)
+                for stage, (place, run) in enumerate(zip(places, numbers, strict=True))
+            ]
+
     def cuts(self, repeats: int) -> bool:
         """Whether a segment of so many repeats is cut into stages. One of fewer repeats than stages is not: all devices
         hold it and compute it for rows of their own, as they do embedding and head.
@@ -61,8 +88,8 @@ class Schedule:
         """
         check(
             any([self.cuts(number) for number in repeats]),
-            f"mesh.stage is {self.stages} and the segments of the stack have repeats {tuple(repeats)}, those with shared "
-            "weights left out: at least one must have as many as there are stages, or nothing is cut; "
+            f"mesh.stage is {self.stages} and the segments of the stack have repeats {tuple(repeats)}, those with "
+            "shared weights left out: at least one must have as many as there are stages, or nothing is cut; "
             f"{self._remedy(max(repeats, default=1))}",
         )
 
@@ -72,11 +99,12 @@ class Schedule:
         Raises:
           ValueError: if they cannot.
         """
+        step = self.microbatches * parts
         check(
-            rows % (self.microbatches * parts) == 0,
-            f"a batch has {rows} rows, divided over {parts} groups of stages by the other axes of the mesh, and strategy "
-            f"PipelineParallel has microbatches {self.microbatches}: each group cuts its rows into that many equal "
-            f"microbatches; give the batch a multiple of {self.microbatches * parts} rows, or change microbatches",
+            rows % step == 0,
+            f"a batch has {rows} rows, divided over {parts} replicas of the stages, and strategy PipelineParallel has "
+            f"microbatches {self.microbatches}: a replica cuts its rows into that many equal microbatches; make "
+            f"what is run at once, data.batch_size / update.accumulate, a multiple of {step}, or change microbatches",
         )
 
     def _remedy(self, repeats: int) -> str:
