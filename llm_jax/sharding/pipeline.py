@@ -4,10 +4,11 @@ The form is that of Xu et al. 2021 (arXiv:2105.04663, 3.3): what all stages work
 stages, divided over the devices; one step is the same function mapped along this axis, and passing rows on is a
 rotation of it, which becomes an exchange between neighbours. The backward pass is the derivative of that loop.
 
-Microbatches wait at all stages alike, and travel to the first one, as what is finished travels back, on a second ring:
-no device ever holds the rows of another. A group of as many microbatches as stages makes all its rounds before the
-next one enters (Narayanan et al. 2021, arXiv:2104.04473, 2.2), so that what leaves the last stage between two rounds
-is what the first stage needs next. In the bubble stages work on rows that wait, and what they make is overwritten.
+Microbatches wait divided over the stages, and travel to the first one, as what is finished travels back, on a second
+ring: rows are never gathered. A group of as many microbatches as stages makes all its rounds before the next one enters
+(Narayanan et al. 2021, arXiv:2104.04473, 2.2), so that what leaves the last stage between two rounds is what the first
+stage needs next. In the bubble stages work on rows that wait, so that all numbers stay finite, and what they make is
+overwritten.
 
 Weights are copied to the replicas before the loop, rather than in it, so that gradients are summed over replicas
 after it: once, where the compiler would do it for each microbatch.

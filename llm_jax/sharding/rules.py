@@ -196,7 +196,7 @@ class ShardingConfig:
             f"mesh.{', mesh.'.join(idle)} is not 1 and strategy {kind} divides nothing over it: all devices along it "
             "would do the same; set it to 1, or take a strategy that uses it (TensorParallel, Both)",
         )
-        _ = self.schedule
+        schedule(self.strategy, self.mesh.stage)  # which may raise
 
     @property
     def schedule(self) -> Schedule | None:
