@@ -117,6 +117,7 @@ class Stack(nn.Module):
         """Runs the blocks; `states` holds per segment and repeat the states of its blocks."""
         if states is not None:
             return self._cached(x_BTD, context, states)
+        # Parameters are made for segments whole.
         schedule = None if self.is_initializing() else pipeline.schedule()
         cut = in_stages(self.segments, schedule) if schedule else [False] * len(self.segments)
         for index, segment in enumerate(self.segments):

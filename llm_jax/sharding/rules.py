@@ -94,10 +94,13 @@ class ExpertParallel(_OneTable):
 class PipelineParallel(_OneTable):
     """Every device holds a part of the depth, a stage, and passes rows on to the next (pipeline.py).
 
+    All steps forward come before those backward, so that activations of the whole batch are kept, as without stages,
+    or made again as Execution says. Dropout draws otherwise than without stages.
+
     What lies outside of the stages, such as embedding and head, is data parallel: all stages hold it, and compute it
-    for rows of their own. So is a segment of fewer repeats than stages, or with shared weights. With FullySharded the
-    weights of a stage are gathered, and their gradients summed, once a pass and not once a microbatch, so that a
-    device holds those of its stage whole while it computes, as in stage 2; between updates all stays divided.
+    for rows of their own; FullySharded divides it. So is a segment of fewer repeats than stages, or with shared
+    weights. With FullySharded the weights of a stage are gathered, and their gradients summed, once a pass and not once
+    a microbatch, so that a device holds those of its stage whole while it computes; between updates all stays divided.
     """
 
     microbatches: int

@@ -103,4 +103,6 @@ def test_a_pipeline_needs_microbatches_in_groups_of_the_stages():
 def test_sharding_is_part_of_the_experiments_text():
     default, other = ShardingConfig(), ShardingConfig(MeshConfig(data=2, fsdp=-1), FullySharded())
     assert config.parse(config.to_text(other)) == other
+    stages = ShardingConfig(MeshConfig(stage=2), Both(FullySharded(), PipelineParallel(4, rounds=2)))
+    assert config.parse(config.to_text(stages)) == stages
     assert config.diff(default, other)
