@@ -287,12 +287,13 @@ def _throughput(parts: Assembly) -> hooks.Throughput:
 def _card(parts: Assembly) -> dict[str, Any]:
     """What a reader needs in order to judge the figures of this run."""
     experiment = parts.experiment
-    chip = chips.chip(jax.devices()[0].device_kind)
+    chip, plan = chips.chip(jax.devices()[0].device_kind), parts.layout.schedule
     return machine_card() | {
         "experiment_digest": config.digest(experiment),
         "seed": experiment.seed,
         "data": parts.dataset.manifest(),
         "mesh": dict(parts.layout.mesh.shape),
+        "pipeline": dataclasses.asdict(plan) | {"bubble": plan.bubble} if plan else None,
         "peak_flops": chip.peak_flops if chip else None,
         "peak_flops_source": chip.source if chip else None,
         "model": {

@@ -15,6 +15,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.data.pipeline import DataConfig
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.stack import in_stages
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import Optimizer
 from llm_jax.sharding.rules import ShardingConfig
@@ -104,6 +105,10 @@ class Experiment:
             f"data.batch_size is {batch} and update.accumulate is {parts}: the batch is cut into that many equal "
             "microbatches; change one of them",
         )
+        if (plan := self.sharding.schedule) is not None:
+            for side in self.model.sides:
+                in_stages(side.segments, plan)
+            plan.check_rows(batch // parts, 1)
         check(
             length % self.objective.chunks == 0,
             f"objective.chunks is {self.objective.chunks} and data.sequence_length is {length}: rows are cut into "

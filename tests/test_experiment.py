@@ -5,6 +5,8 @@ import pytest
 from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig, load_experiment
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
+from llm_jax.sharding.mesh import MeshConfig
+from llm_jax.sharding.rules import PipelineParallel, ShardingConfig
 from llm_jax.tokenizers import ByteTokenizerConfig
 from llm_jax.train.step import StepConfig
 from tests.helpers import tiny_run
@@ -80,6 +82,21 @@ def test_parts_that_do_not_fit_together_are_refused(experiment, change, message)
     with pytest.raises(ValueError) as error:
         dataclasses.replace(experiment, **change)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("stages", "strategy", "message"),
+    [
+        (4, PipelineParallel(4), "mesh.stage is 4 and the segments of the stack have repeats (2,)"),
+        (2, PipelineParallel(2, rounds=2), "stages * rounds = 4 equal parts"),
+        (2, PipelineParallel(4), "a batch has 2 rows"),
+    ],
+)
+def test_what_no_pipeline_can_cut_is_refused(experiment, stages, strategy, message):
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(experiment, sharding=ShardingConfig(MeshConfig(stage=stages), strategy))
+    assert message in str(error.value)
+    dataclasses.replace(experiment, sharding=ShardingConfig(MeshConfig(stage=2), PipelineParallel(2)))
 
 
 def test_rows_longer_than_the_models_positions_are_refused(experiment):

@@ -16,7 +16,8 @@ from llm_jax.core.checks import check, check_one_of, check_positive, check_posit
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.mixers.context import Context
 from llm_jax.models.block import Block, BlockConfig
-from llm_jax.sharding import axes
+from llm_jax.sharding import axes, pipeline
+from llm_jax.sharding.schedule import Schedule
 
 Remat = Literal["none", "full", "dots", "projections"]
 
@@ -70,6 +71,17 @@ class Execution:
         return min(self.unroll, repeats)
 
 
+def in_stages(segments: tuple[Segment, ...], schedule: Schedule) -> list[bool]:
+    """For each segment of a stack whether it is cut into the stages of a pipeline. One with shared weights is not:
+    there is nothing in it that stages could divide.
+
+    Raises:
+      ValueError: if a segment cannot be cut, or all are too short.
+    """
+    schedule.check([segment.repeats for segment in segments if not segment.shared])
+    return [not segment.shared and schedule.cuts(segment.repeats) for segment in segments]
+
+
 def unstacked(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """The same depth with every repeat a segment of its own, so that nothing is sliced from a stack as it runs: a
     decode step then reads each weight where it lies and writes each layer's cache in place. For `unstack`ed weights."""
@@ -105,10 +117,29 @@ class Stack(nn.Module):
         """Runs the blocks; `states` holds per segment and repeat the states of its blocks."""
         if states is not None:
             return self._cached(x_BTD, context, states)
+        # Parameters are made for segments whole.
+        schedule = None if self.is_initializing() else pipeline.schedule()
+        cut = in_stages(self.segments, schedule) if schedule else [False] * len(self.segments)
         for index, segment in enumerate(self.segments):
-            group = self._scanned(segment)(segment.blocks, self.width, self.precision, name=f"segment_{index}")
-            x_BTD, _ = group(x_BTD, context, None)
+            name = f"segment_{index}"
+            if cut[index]:
+                x_BTD = self._pipelined(segment, self.variables["params"][name], x_BTD, context)
+            else:
+                group = self._scanned(segment)(segment.blocks, self.width, self.precision, name=name)
+                x_BTD, _ = group(x_BTD, context, None)
         return x_BTD, None
+
+    def _pipelined(self, segment: Segment, weights: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """A stage is a shorter segment. Dropout differs by layer and row, and from what the segment draws whole."""
+
+        def stage(weights: Any, bias_RN: Any, key: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
+            part = dataclasses.replace(segment, repeats=len(jax.tree.leaves(weights)[0]))
+            layers = self._scanned(part)(part.blocks, self.width, self.precision, parent=None)
+            rngs = None if key is None else {"dropout": key}
+            return layers.apply({"params": weights}, x_BTD, context.replace(bias_RN=bias_RN), None, rngs=rngs)[0]
+
+        key = self.make_rng("dropout") if self.has_rng("dropout") else None
+        return pipeline.run(stage, weights, context.bias_RN, key, x_BTD, context.replace(bias_RN=None))
 
     def _cached(self, x_BTD: jax.Array, context: Context, states: tuple) -> tuple[jax.Array, tuple]:
         """One repeat after the other: a loop over layers would copy the whole cache on each turn."""

@@ -13,8 +13,10 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core import trees
-from llm_jax.sharding import axes
+from llm_jax.sharding import axes, rules
+from llm_jax.sharding.mesh import STAGE
 from llm_jax.sharding.rules import DataParallel, ShardingConfig, Strategy, Table, mesh_axes
+from llm_jax.sharding.schedule import Schedule
 
 Axes = tuple[str, ...]
 
@@ -27,6 +29,8 @@ class Layout:
     strategy: Strategy
     offload: bool = False
     """Whether the optimizer's state lies in the host's memory between updates."""
+    within: tuple[str, ...] = ()
+    """Mesh axes of which what is computed has one part, so that it divides nothing over them."""
 
     @classmethod
     def of(cls, config: ShardingConfig, devices: Sequence[jax.Device] | None = None) -> Self:
@@ -54,7 +58,13 @@ class Layout:
     @functools.cached_property
     def table(self) -> Table:
         """Of parameters and activations while the model computes."""
-        return self.strategy.table()
+        table = self.strategy.table()
+        return {word: tuple(a for a in mesh_axes(table, word) if a not in self.within) or None for word in table}
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The pipeline through its stages; None without one."""
+        return rules.schedule(self.strategy, self.mesh.shape[STAGE])
 
     def sharding(self, *words: str) -> NamedSharding:
         """Of an activation whose leading axes have these words; axes past them are not divided."""
@@ -105,6 +115,16 @@ def activate(layout: Layout) -> Iterator[None]:
         _active.reset(token)
 
 
+@contextlib.contextmanager
+def within(*mesh_axes: str) -> Iterator[None]:
+    """While tracing inside, what is laid out is what one part of these mesh axes computes."""
+    token = _active.set(dataclasses.replace(active(), within=mesh_axes))
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
 def active() -> Layout | None:
     """The layout of `activate`; None outside of it."""
     return _active.get()
@@ -142,14 +162,19 @@ def logical_axes(boxed: Any) -> Any:
 
 
 def shardings(shapes: Any, axes_tree: Any, mesh: Mesh, table: Table) -> Any:
-    """NamedShardings for a tree of shapes whose logical axes are `axes_tree`.
+    """NamedShardings for a tree of shapes whose logical axes are `axes_tree`. Fewer layers than parts stay whole.
 
     Raises:
       ValueError: where a dimension does not divide over its mesh axes.
     """
 
+    def over(size: int, word: str) -> str | tuple[str, ...] | None:
+        # The layers of a short segment are not cut into stages (schedule.py).
+        whole = word == axes.LAYERS and size < math.prod(mesh.shape[axis] for axis in mesh_axes(table, word))
+        return None if whole else table[word]
+
     def place(path: tuple, shape: Any, words: Axes) -> NamedSharding:
-        spec = PartitionSpec(*(table[word] for word in words))
+        spec = PartitionSpec(*(over(size, word) for size, word in zip(shape.shape, words, strict=True)))
         _check_divides(trees.path_name(path), shape.shape, words, spec, mesh)
         return NamedSharding(mesh, spec)
 

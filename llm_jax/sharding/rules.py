@@ -9,9 +9,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-from llm_jax.core.checks import check, check_one_of
+from llm_jax.core.checks import check, check_one_of, check_positive
 from llm_jax.sharding import axes
-from llm_jax.sharding.mesh import DATA, EXPERT, FSDP, TENSOR, Axes, MeshConfig
+from llm_jax.sharding.mesh import DATA, EXPERT, FSDP, STAGE, TENSOR, Axes, MeshConfig
+from llm_jax.sharding.schedule import Schedule
 
 Table = dict[str, str | tuple[str, ...] | None]
 
@@ -90,6 +91,34 @@ class ExpertParallel(_OneTable):
 
 
 @dataclasses.dataclass(frozen=True)
+class PipelineParallel(_OneTable):
+    """Every device holds a part of the depth, a stage, and passes rows on to the next (pipeline.py).
+
+    All steps forward come before those backward, so that activations of the whole batch are kept, as without stages,
+    or made again as Execution says. Dropout draws otherwise than without stages.
+
+    What lies outside of the stages, such as embedding and head, is data parallel: all stages hold it, and compute it
+    for rows of their own; FullySharded divides it. So is a segment of fewer repeats than stages, or with shared
+    weights. With FullySharded the weights of a stage are gathered, and their gradients summed, once a pass and not once
+    a microbatch, so that a device holds those of its stage whole while it computes; between updates all stays divided.
+    """
+
+    microbatches: int
+    """Pieces of a batch that are under way at once: a multiple of the stages. More of them make a smaller bubble."""
+    rounds: int = 1
+    """How often a row passes through all stages. 1: each holds layers that follow one another (Huang et al. 2019,
+    arXiv:1811.06965). More: each holds so many shorter runs of layers, and the bubble is the smaller (Narayanan et al.
+    2021, arXiv:2104.04473, 2.2); rows are passed on so many times as often, and weights, which lie in the order of the
+    layers so that checkpoints do not depend on it, are exchanged between stages once a pass, gradients likewise."""
+
+    def __post_init__(self):
+        check_positive(microbatches=self.microbatches, rounds=self.rounds)
+
+    def table(self) -> Table:
+        return DataParallel().table() | {axes.BATCH: (DATA, FSDP, STAGE, EXPERT), axes.LAYERS: STAGE}
+
+
+@dataclasses.dataclass(frozen=True)
 class Both:
     """Two strategies at once, each over mesh axes of its own, such as FullySharded and TensorParallel."""
 
@@ -116,7 +145,7 @@ class Both:
         return _merged(self.one.optimizer(), self.other.optimizer())
 
 
-Strategy = DataParallel | FullySharded | TensorParallel | ExpertParallel | Both
+Strategy = DataParallel | FullySharded | TensorParallel | ExpertParallel | PipelineParallel | Both
 
 
 def parts(strategy: Strategy) -> Iterator[Strategy]:
@@ -126,6 +155,16 @@ def parts(strategy: Strategy) -> Iterator[Strategy]:
         yield from parts(strategy.other)
     else:
         yield strategy
+
+
+def schedule(strategy: Strategy, stages: int) -> Schedule | None:
+    """The pipeline of a strategy over so many stages; None without one.
+
+    Raises:
+      ValueError: for microbatches that the stages do not divide.
+    """
+    found = [part for part in parts(strategy) if isinstance(part, PipelineParallel)]
+    return Schedule(stages, found[0].microbatches, found[0].rounds) if found and stages > 1 else None
 
 
 def mesh_axes(table: Table, word: str) -> tuple[str, ...]:
@@ -160,3 +199,9 @@ class ShardingConfig:
             f"mesh.{', mesh.'.join(idle)} is not 1 and strategy {kind} divides nothing over it: all devices along it "
             "would do the same; set it to 1, or take a strategy that uses it (TensorParallel, Both)",
         )
+        schedule(self.strategy, self.mesh.stage)  # which may raise
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The pipeline; None without one, and where the number of stages is left to the number of devices."""
+        return schedule(self.strategy, self.mesh.stage)

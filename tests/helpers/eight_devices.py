@@ -20,7 +20,7 @@ from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import Both, DataParallel, FullySharded, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import Both, DataParallel, FullySharded, PipelineParallel, ShardingConfig, TensorParallel
 from llm_jax.train.state import TrainState, initial_state, state_shardings
 from llm_jax.train.step import StepConfig, train_step
 from tests.helpers import tiny
@@ -32,6 +32,7 @@ LAYOUTS = {
     "tensor": ShardingConfig(MeshConfig(data=4, tensor=2), TensorParallel()),
     "sequence": ShardingConfig(MeshConfig(data=4, tensor=2), TensorParallel(sequence=True)),
     "fsdp and tensor": ShardingConfig(MeshConfig(data=2, fsdp=2, tensor=2), Both(FullySharded(), TensorParallel(True))),
+    "pipeline": ShardingConfig(MeshConfig(data=2, fsdp=2, stage=2), Both(FullySharded(), PipelineParallel(2))),
 }
 STEPS = 2
 

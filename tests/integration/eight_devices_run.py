@@ -15,12 +15,13 @@ from llm_jax.assemble import assemble, run_training
 from llm_jax.checkpoints.restore import restore_state
 from llm_jax.core.trees import size_bytes
 from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import DataParallel, FullySharded, ShardingConfig
+from llm_jax.sharding.rules import DataParallel, FullySharded, PipelineParallel, ShardingConfig
 from tests.helpers import tiny_run
 
 LAYOUTS = {
     "data": ShardingConfig(MeshConfig(data=8), DataParallel()),
     "fsdp": ShardingConfig(MeshConfig(data=2, fsdp=4), FullySharded()),
+    "pipeline": ShardingConfig(MeshConfig(data=4, stage=2), PipelineParallel(2)),
 }
 
 
@@ -39,7 +40,13 @@ def facts(folder: Path, sharding: ShardingConfig, name: str) -> dict[str, Any]:
         if shard.device == first
     )
     losses = [record["loss"] for record in run.records()]
-    return {"losses": losses, "held": held, "bytes": size_bytes(state), "devices": parts.layout.mesh.size}
+    return {
+        "losses": losses,
+        "held": held,
+        "bytes": size_bytes(state),
+        "devices": parts.layout.mesh.size,
+        "pipeline": run.card()["starts"][0]["pipeline"],
+    }
 
 
 def resumed_elsewhere(folder: Path) -> dict[str, Any]:

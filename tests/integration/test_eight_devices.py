@@ -42,6 +42,15 @@ def test_fsdp_divides_the_state_and_data_parallelism_does_not(runs):
     assert runs["fsdp"]["held"] < 0.4 * runs["fsdp"]["bytes"]
 
 
+def test_a_pipeline_learns_and_its_card_has_the_bubble(runs, one_device):
+    facts = runs["pipeline"]
+    assert facts["pipeline"] == {"stages": 2, "microbatches": 2, "rounds": 1, "bubble": pytest.approx(1 / 3)}
+    assert runs["data"]["pipeline"] is None
+    # Dropout draws otherwise than without stages, so that the losses are not the same.
+    assert facts["losses"] == pytest.approx(one_device, rel=0.05) and facts["losses"][-1] < facts["losses"][0] - 0.1
+    assert facts["held"] < 0.95 * facts["bytes"]  # all but embedding and head is halved
+
+
 def test_a_checkpoint_goes_on_under_another_layout(runs):
     assert runs["resumed"]["step"] == 5
     assert runs["resumed"]["loss"] == pytest.approx(runs["fsdp"]["losses"][-2], rel=1e-5)

@@ -12,8 +12,9 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.models.build import abstract_parameters
-from llm_jax.models.stack import Execution, Segment, unstack, unstacked
+from llm_jax.models.stack import Execution, Segment, in_stages, unstack, unstacked
 from llm_jax.models.transformer import Transformer
+from llm_jax.sharding.schedule import Schedule
 from tests.helpers import tiny
 from tests.helpers.published import PUBLISHED, executed
 
@@ -198,6 +199,15 @@ def test_shared_layers_run_the_same_whole_cut_and_with_a_cache():
         output = jax.jit(model.apply)({"params": params}, TOKENS[:, start : start + 4], None, cache)
         np.testing.assert_allclose(output.logits_BTV, whole[:, start : start + 4], rtol=1e-4, atol=1e-4)
         cache = output.cache
+
+
+def test_long_segments_with_weights_of_their_own_are_cut_into_stages():
+    blocks = tiny.tiny_gpt2().segments[0].blocks
+    shared = Segment(blocks, 4, shared=True)
+    segments = (shared, Segment(blocks, 4), Segment(blocks, 1))
+    assert in_stages(segments, Schedule(2, 2, 2)) == [False, True, False]
+    with pytest.raises(ValueError, match="nothing is cut"):
+        in_stages((shared,), Schedule(2, 2, 1))
 
 
 @pytest.mark.parametrize(

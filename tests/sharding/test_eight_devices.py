@@ -12,7 +12,7 @@ from tests.helpers import tiny
 
 pytestmark = pytest.mark.slow
 
-LAYOUTS = ("data", "fsdp", "tensor", "sequence", "fsdp and tensor")
+LAYOUTS = ("data", "fsdp", "tensor", "sequence", "fsdp and tensor", "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def run(request):
 
 
 def test_layouts_differ(run):
-    assert [run[name]["query_shards"] for name in ("one", *LAYOUTS)] == [1, 1, 4, 2, 2, 4]
+    assert [run[name]["query_shards"] for name in ("one", *LAYOUTS)] == [1, 1, 4, 2, 2, 4, 4]
     assert run["one"]["gathered"] == [] and run["fsdp"]["gathered"] != []
 
 

@@ -10,8 +10,9 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import axes, partition
+from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import DataParallel, FullySharded, ShardingConfig
+from llm_jax.sharding.rules import Both, DataParallel, FullySharded, PipelineParallel, ShardingConfig
 from tests.helpers import tiny
 
 MESH = AbstractMesh((2, 4, 1), ("data", "fsdp", "expert"), axis_types=(AxisType.Auto,) * 3)
@@ -61,6 +62,25 @@ def test_a_dimension_that_does_not_divide_is_an_error_with_path_shape_axis_and_r
     partition.shardings(
         {"a": {"kernel": _shape(6, 5)}}, {"a": {"kernel": ("embed", "mlp")}}, MESH, DataParallel().table()
     )
+
+
+def test_fewer_layers_than_stages_stay_whole():
+    mesh = AbstractMesh((4,), ("stage",), axis_types=(AxisType.Auto,))
+    shapes, words = {"long": _shape(8, 6), "short": _shape(3, 6)}, dict.fromkeys(("long", "short"), ("layers", "mlp"))
+    table = dict.fromkeys(axes.WORDS) | {axes.LAYERS: "stage"}
+    placed = partition.shardings(shapes, words, mesh, table)
+    assert placed["long"].shard_shape((8, 6)) == (2, 6) and placed["short"].is_fully_replicated
+    with pytest.raises(ValueError, match="'layers' has size 6, which does not divide"):
+        partition.shardings({"a": _shape(6, 6)}, {"a": ("layers", "mlp")}, mesh, table)
+
+
+def test_within_a_part_of_an_axis_nothing_is_divided_over_it():
+    layout = Layout(MeshConfig().build(jax.devices()[:1]), Both(FullySharded(), PipelineParallel(4)))
+    with partition.activate(layout):
+        with partition.within("stage", "fsdp"):
+            table = partition.active().table
+            assert table[axes.BATCH] == ("data", "expert") and table[axes.EMBED] is table[axes.LAYERS] is None
+        assert partition.active() is layout
 
 
 @pytest.mark.parametrize("build", tiny.FAMILIES.values(), ids=tiny.FAMILIES)

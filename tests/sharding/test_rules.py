@@ -7,11 +7,21 @@ import pytest
 from llm_jax.core import config
 from llm_jax.sharding import axes
 from llm_jax.sharding.mesh import Axes, MeshConfig
-from llm_jax.sharding.rules import Both, DataParallel, ExpertParallel, FullySharded, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import (
+    Both,
+    DataParallel,
+    ExpertParallel,
+    FullySharded,
+    PipelineParallel,
+    ShardingConfig,
+    TensorParallel,
+)
+from llm_jax.sharding.schedule import Schedule
 
 STRATEGIES = [
     DataParallel(),
     ExpertParallel(),
+    PipelineParallel(4),
     FullySharded(),
     FullySharded(stage=1),
     TensorParallel(),
@@ -38,7 +48,8 @@ def test_fsdp_divides_weights_and_data_parallel_none():
 
 def test_every_axis_of_replicas_divides_the_batch():
     for strategy in STRATEGIES:
-        assert set(strategy.table()[axes.BATCH]) == {"data", "fsdp", "expert"}
+        stages = {"stage"} if isinstance(strategy, PipelineParallel) else set()
+        assert set(strategy.table()[axes.BATCH]) == {"data", "fsdp", "expert"} | stages
 
 
 def test_both_divide_what_either_divides():
@@ -70,7 +81,28 @@ def test_a_mesh_axis_that_nothing_is_divided_over_is_refused():
     ShardingConfig(MeshConfig(tensor=2), TensorParallel())
 
 
+def test_stages_divide_the_layers_and_what_lies_outside_of_them_by_rows():
+    both = Both(FullySharded(), PipelineParallel(4)).table()
+    assert both[axes.LAYERS] == ("stage",) and both[axes.EMBED] == ("fsdp",)
+    assert both[axes.BATCH] == PipelineParallel(4).table()[axes.BATCH] == ("data", "fsdp", "stage", "expert")
+
+
+def test_a_pipeline_needs_microbatches_in_groups_of_the_stages():
+    strategy = Both(FullySharded(), PipelineParallel(6, rounds=2))
+    with pytest.raises(ValueError, match="microbatches 6 and mesh.stage is 4.*multiple of 4"):
+        ShardingConfig(MeshConfig(stage=4), strategy)
+    assert ShardingConfig(MeshConfig(stage=3), strategy).schedule == Schedule(3, 6, 2)
+    # Without stages it is data parallel; how many the rest of the devices are is not known here.
+    for mesh in (MeshConfig(), MeshConfig(data=1, stage=-1)):
+        assert ShardingConfig(mesh, strategy).schedule is None
+    for bad in ({"microbatches": 0}, {"microbatches": 4, "rounds": 0}):
+        with pytest.raises(ValueError, match="is 0"):
+            PipelineParallel(**bad)
+
+
 def test_sharding_is_part_of_the_experiments_text():
     default, other = ShardingConfig(), ShardingConfig(MeshConfig(data=2, fsdp=-1), FullySharded())
     assert config.parse(config.to_text(other)) == other
+    stages = ShardingConfig(MeshConfig(stage=2), Both(FullySharded(), PipelineParallel(4, rounds=2)))
+    assert config.parse(config.to_text(stages)) == stages
     assert config.diff(default, other)
