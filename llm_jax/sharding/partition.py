@@ -117,10 +117,15 @@ def parts(word: str) -> int:
     return 1 if layout is None else layout.parts(word)
 
 
+def divides(shape: tuple[int, ...], words: Axes) -> bool:
+    """Whether all parts of an activation are of one size."""
+    return all(size % parts(word) == 0 for size, word in zip(shape, words, strict=False))
+
+
 def line(word: str) -> Line:
-    """The devices over which the layout of `activate` divides activations along `word`."""
+    """The devices over which the layout of `activate` divides activations along `word`; outside of it one by itself."""
     layout = active()
-    return Line(mesh_axes(layout.table, word), layout.parts(word))
+    return Line((), 1) if layout is None else Line(mesh_axes(layout.table, word), layout.parts(word))
 
 
 def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:

@@ -7,7 +7,17 @@ import pytest
 from llm_jax.core import config
 from llm_jax.sharding import axes
 from llm_jax.sharding.mesh import Axes, MeshConfig
-from llm_jax.sharding.rules import Both, DataParallel, ExpertParallel, FullySharded, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import (
+    AllToAll,
+    Both,
+    ContextParallel,
+    DataParallel,
+    ExpertParallel,
+    FullySharded,
+    Ring,
+    ShardingConfig,
+    TensorParallel,
+)
 
 STRATEGIES = [
     DataParallel(),
@@ -16,6 +26,8 @@ STRATEGIES = [
     FullySharded(stage=1),
     TensorParallel(),
     TensorParallel(sequence=True),
+    ContextParallel(AllToAll()),
+    Both(TensorParallel(sequence=True), ContextParallel()),
     Both(FullySharded(), TensorParallel()),
 ]
 
@@ -47,6 +59,17 @@ def test_both_divide_what_either_divides():
     assert both[axes.EMBED] == ("fsdp",) and both[axes.HEADS] == both[axes.VOCAB] == ("tensor",)
 
 
+def test_rows_lie_over_the_devices_of_both_context_and_tensor_in_the_order_of_the_mesh():
+    table = Both(TensorParallel(sequence=True), ContextParallel()).table()
+    assert table[axes.STREAM] == ("context", "tensor") and table[axes.LENGTH] == ("context",)
+    assert Both(ContextParallel(), TensorParallel()).table()[axes.STREAM] == ("context",)
+
+
+def test_a_block_of_a_ring_holds_at_least_one_token():
+    with pytest.raises(ValueError, match="block is 0"):
+        Ring(block=0)
+
+
 def test_a_product_is_of_different_kinds():
     with pytest.raises(ValueError, match="strategy has TensorParallel twice: combine strategies of different kinds"):
         Both(Both(TensorParallel(), FullySharded()), TensorParallel(sequence=True))
@@ -71,6 +94,8 @@ def test_a_mesh_axis_that_nothing_is_divided_over_is_refused():
 
 
 def test_sharding_is_part_of_the_experiments_text():
-    default, other = ShardingConfig(), ShardingConfig(MeshConfig(data=2, fsdp=-1), FullySharded())
-    assert config.parse(config.to_text(other)) == other
-    assert config.diff(default, other)
+    product = Both(FullySharded(), ContextParallel(Ring(balanced=False)))
+    mesh = MeshConfig(data=2, fsdp=-1)
+    for other in (ShardingConfig(mesh, FullySharded()), ShardingConfig(mesh, product)):
+        assert config.parse(config.to_text(other)) == other
+        assert config.diff(ShardingConfig(), other)
