@@ -117,7 +117,7 @@ def _normalise_backward(epsilon, centred, residuals, dy):
     dx = dnormal - normal * jnp.mean(dnormal * normal, axis=-1, keepdims=True)
     if centred:
         dx -= jnp.mean(dnormal, axis=-1, keepdims=True)
-    return (dx * inverse).astype(x.dtype), jnp.sum((dy * normal).reshape(-1, x.shape[-1]), axis=0)
+    return (dx * inverse).astype(x.dtype), jnp.sum(dy * normal, axis=tuple(range(x.ndim - 1)))
 
 
 normalise.defvjp(_normalise, _normalise_backward)

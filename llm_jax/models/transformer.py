@@ -19,7 +19,7 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.models.heads import ClassHead, Head, TiedHead
 from llm_jax.models.outputs import Output
 from llm_jax.models.stack import Stack
-from llm_jax.sharding import axes
+from llm_jax.sharding import axes, partition
 from llm_jax.sharding.partition import constrain
 
 
@@ -73,7 +73,8 @@ class Transformer(nn.Module):
           memory: what cross attention reads; with a cache only the first call is given it.
 
         Raises:
-          ValueError: for a row longer than the model's `max_length`; for an order of prediction where mixers follow
+          ValueError: for a row longer than the model's `max_length`, or whose length does not divide over the devices
+            that it is divided over; for an order of prediction where mixers follow
             none; for a memory missing, or given to a model that has no cross attention.
         """
         return self.scored(self.hidden(tokens_BT, placement, cache, memory))
@@ -164,6 +165,13 @@ class Transformer(nn.Module):
                 f"tokens have length {length} and the model's max_length is {self.config.max_length}: "
                 "shorten the rows or raise model.max_length"
             )
+        parts = partition.parts(axes.LENGTH)
+        check(
+            # One token is what parameters are made with.
+            cache is not None or length == 1 or length % parts == 0,
+            f"tokens have length {length} and rows are divided over {parts} devices: make it a multiple of {parts}, or "
+            "mesh.context smaller",
+        )
         check(
             placement is None or placement.order_BT is None or self.config.permuted,
             "placement has order_BT, and not every mixer has the mask Permuted: tokens would see those that they shall "

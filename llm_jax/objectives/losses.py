@@ -33,11 +33,14 @@ def cross_entropy(
     are those of the plain form. z_loss is that of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
 
     Raises:
-      ValueError: if `chunks` does not divide T.
+      ValueError: if `chunks` does not divide T, or the stretch of each row that a device holds.
     """
-    length = targets_BT.shape[1]
-    if length % chunks:
-        raise ValueError(f"the loss is cut into {chunks} chunks and rows have {length} tokens: chunks must divide it")
+    length, stretches = targets_BT.shape[1], partition.parts(axes.LENGTH)
+    if length % (chunks * stretches):
+        stretch = f", divided over {stretches} devices" if stretches > 1 else ""
+        raise ValueError(
+            f"the loss is cut into {chunks} chunks and rows have {length} tokens{stretch}: chunks must divide it"
+        )
     return _chunked(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weights_BT)
 
 

@@ -5,7 +5,7 @@ import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import flax.linen as nn
@@ -13,9 +13,19 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core import trees
+from llm_jax.core.checks import check
 from llm_jax.sharding import axes, rules
+from llm_jax.sharding.line import Line
 from llm_jax.sharding.mesh import STAGE
-from llm_jax.sharding.rules import DataParallel, ShardingConfig, Strategy, Table, mesh_axes
+from llm_jax.sharding.rules import (
+    ContextParallel,
+    DataParallel,
+    Exchange,
+    ShardingConfig,
+    Strategy,
+    Table,
+    mesh_axes,
+)
 from llm_jax.sharding.schedule import Schedule
 
 Axes = tuple[str, ...]
@@ -68,7 +78,11 @@ class Layout:
 
     def sharding(self, *words: str) -> NamedSharding:
         """Of an activation whose leading axes have these words; axes past them are not divided."""
-        return NamedSharding(self.mesh, PartitionSpec(*(self.table[word] for word in words)))
+        return NamedSharding(self.mesh, self.spec(words))
+
+    def spec(self, words: Axes) -> PartitionSpec:
+        """Mesh axes of an activation whose leading axes have these words."""
+        return PartitionSpec(*(self.table[word] for word in words))
 
     @property
     def rows(self) -> NamedSharding:
@@ -83,6 +97,13 @@ class Layout:
     def parts(self, word: str) -> int:
         """Number of parts into which activations are divided along `word`."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes(self.table, word))
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """How attention sees the stretches of a row that lie elsewhere; None where rows are not divided."""
+        if self.parts(axes.LENGTH) == 1:
+            return None
+        return next(part.exchange for part in rules.parts(self.strategy) if isinstance(part, ContextParallel))
 
     def parameters(self, shapes: Any, logical_axes: Any) -> Any:
         """Shardings of parameters; see `shardings`."""
@@ -140,6 +161,56 @@ def parts(word: str) -> int:
     """Number of parts into which the layout of `activate` divides activations along `word`; outside of it 1."""
     layout = active()
     return 1 if layout is None else layout.parts(word)
+
+
+def divides(shape: tuple[int, ...], words: Axes) -> bool:
+    """Whether all parts of an activation are of one size."""
+    return all(size % parts(word) == 0 for size, word in zip(shape, words, strict=False))
+
+
+def line(word: str) -> Line:
+    """The devices over which the layout of `activate` divides activations along `word`; outside of it one by itself."""
+    layout = active()
+    return Line((), 1) if layout is None else Line(mesh_axes(layout.table, word), layout.parts(word))
+
+
+def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:
+    """`function`, to be run by every device on its own part of the arrays; a `Line` lets it speak to others.
+
+    While it is traced no layout is active: what it sees is not divided.
+
+    Args:
+      inputs: for every argument a tree like it of tuples of words, as those of `constrain`.
+      outputs: a tree of such tuples like what `function` gives.
+
+    Raises:
+      ValueError: when called with arrays that do not divide.
+    """
+    layout = active()
+    is_words = lambda leaf: isinstance(leaf, tuple) and all(isinstance(word, str) for word in leaf)  # noqa: E731
+    specs = [jax.tree.map(layout.spec, tree, is_leaf=is_words) for tree in (inputs, outputs)]
+
+    def alone(*arguments):
+        token = _active.set(None)
+        try:
+            return function(*arguments)
+        finally:
+            _active.reset(token)
+
+    def checked(*arguments):
+        flat, structure = jax.tree.flatten(inputs, is_leaf=is_words)
+        for x, words in zip(structure.flatten_up_to(arguments), flat, strict=True):
+            for size, word in zip(x.shape, words, strict=False):
+                check(
+                    size % layout.parts(word) == 0,
+                    f"an activation of shape {x.shape} has {size} along {word!r}, which does not divide over "
+                    f"{layout.parts(word)} devices: change the size to a multiple of {layout.parts(word)}, or the mesh",
+                )
+        # Outputs are equal on all devices that share them by what `function` does, which JAX need not prove.
+        found = jax.shard_map(alone, mesh=layout.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)
+        return found(*arguments)
+
+    return checked
 
 
 def logical_axes(boxed: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from llm_jax.core.checks import check, check_one_of, check_positive
 from llm_jax.sharding import axes
-from llm_jax.sharding.mesh import DATA, EXPERT, FSDP, STAGE, TENSOR, Axes, MeshConfig
+from llm_jax.sharding.mesh import CONTEXT, DATA, EXPERT, FSDP, STAGE, TENSOR, Axes, MeshConfig
 from llm_jax.sharding.schedule import Schedule
 
 Table = dict[str, str | tuple[str, ...] | None]
@@ -119,6 +119,42 @@ class PipelineParallel(_OneTable):
 
 
 @dataclasses.dataclass(frozen=True)
+class Ring:
+    """Keys and values go from device to device, and the queries of every device meet them as they pass (Liu et al.
+    2023, arXiv:2310.01889). It takes the place of the model's kernel."""
+
+    balanced: bool = True
+    """Whether devices may trade stretches before and after, where the mask would leave some of them idle: each then has
+    one from the front of the row and one from its end, which together see as much as those of any other."""
+    block: int = 512
+    """Queries, and keys, of which a device makes the scores at once: memory grows with its square."""
+
+    def __post_init__(self):
+        check_positive(block=self.block)
+
+
+@dataclasses.dataclass(frozen=True)
+class AllToAll:
+    """Every device gets whole rows of some of the heads, and the model's own kernel runs on them (Jacobs et al. 2023,
+    arXiv:2309.14509, 3.1). The heads of one device must divide among those that share a row."""
+
+
+Exchange = Ring | AllToAll
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextParallel(_OneTable):
+    """Every device sees a stretch of each row; where tokens see others, the stretches are exchanged."""
+
+    exchange: Exchange = Ring()
+    """How attention sees the other stretches. Which is cheaper depends on heads, length and network; results are the
+    same."""
+
+    def table(self) -> Table:
+        return DataParallel().table() | {axes.LENGTH: CONTEXT, axes.STREAM: CONTEXT}
+
+
+@dataclasses.dataclass(frozen=True)
 class Both:
     """Two strategies at once, each over mesh axes of its own, such as FullySharded and TensorParallel."""
 
@@ -145,7 +181,7 @@ class Both:
         return _merged(self.one.optimizer(), self.other.optimizer())
 
 
-Strategy = DataParallel | FullySharded | TensorParallel | ExpertParallel | PipelineParallel | Both
+Strategy = DataParallel | FullySharded | TensorParallel | ExpertParallel | PipelineParallel | ContextParallel | Both
 
 
 def parts(strategy: Strategy) -> Iterator[Strategy]:

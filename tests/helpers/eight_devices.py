@@ -20,7 +20,17 @@ from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import Both, DataParallel, FullySharded, PipelineParallel, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import (
+    AllToAll,
+    Both,
+    ContextParallel,
+    DataParallel,
+    FullySharded,
+    PipelineParallel,
+    Ring,
+    ShardingConfig,
+    TensorParallel,
+)
 from llm_jax.train.state import TrainState, initial_state, state_shardings
 from llm_jax.train.step import StepConfig, train_step
 from tests.helpers import tiny
@@ -33,6 +43,15 @@ LAYOUTS = {
     "sequence": ShardingConfig(MeshConfig(data=4, tensor=2), TensorParallel(sequence=True)),
     "fsdp and tensor": ShardingConfig(MeshConfig(data=2, fsdp=2, tensor=2), Both(FullySharded(), TensorParallel(True))),
     "pipeline": ShardingConfig(MeshConfig(data=2, fsdp=2, stage=2), Both(FullySharded(), PipelineParallel(2))),
+    "ring": ShardingConfig(MeshConfig(data=2, context=4), ContextParallel(Ring())),
+    "all to all": ShardingConfig(MeshConfig(data=2, context=4), ContextParallel(AllToAll())),
+    "fsdp and ring": ShardingConfig(
+        MeshConfig(data=2, fsdp=2, context=2), Both(FullySharded(), ContextParallel(Ring()))
+    ),
+    "fsdp, ring and tensor": ShardingConfig(
+        MeshConfig(data=1, fsdp=2, context=2, tensor=2),
+        Both(FullySharded(), Both(ContextParallel(Ring()), TensorParallel(True))),
+    ),
 }
 STEPS = 2
 

@@ -1,36 +1,24 @@
 """Eight devices do what one does, each holding its share. The program itself is tests/helpers/eight_devices.py."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from tests.helpers import tiny
+from tests.helpers import devices, tiny
 
 pytestmark = pytest.mark.slow
 
-LAYOUTS = ("data", "fsdp", "tensor", "sequence", "fsdp and tensor", "pipeline")
+DIVIDED_ROWS = ("ring", "all to all", "fsdp and ring", "fsdp, ring and tensor")
+LAYOUTS = ("data", "fsdp", "tensor", "sequence", "fsdp and tensor", "pipeline", *DIVIDED_ROWS)
 
 
 @pytest.fixture(scope="module")
-def run(request):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # halves the time to compile
-        "PYTHONPATH": str(request.config.rootpath),
-    }
-    command = [sys.executable, "-m", "tests.helpers.eight_devices"]
-    result = subprocess.run(command, cwd=request.config.rootpath, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1]) | {"stderr": result.stderr}
+def run():
+    result = devices.run("eight_devices")
+    return devices.printed(result) | {"stderr": result.stderr}
 
 
 def test_layouts_differ(run):
-    assert [run[name]["query_shards"] for name in ("one", *LAYOUTS)] == [1, 1, 4, 2, 2, 4, 4]
+    assert [run[name]["query_shards"] for name in ("one", *LAYOUTS)] == [1, 1, 4, 2, 2, 4, 4, 1, 1, 2, 4]
     assert run["one"]["gathered"] == [] and run["fsdp"]["gathered"] != []
 
 
@@ -74,6 +62,13 @@ def test_tensor_parallel_divides_all_but_norms_and_gathers_no_scores(run, layout
     assert facts["parameters"]["device"] == facts["average"]["device"] == share
     # Scores of a device's rows, [rows, length, vocabulary], are never brought together.
     assert not [shape for shape in facts["gathered"] if tiny.VOCAB in shape and len(shape) > 2]
+
+
+@pytest.mark.parametrize("layout", DIVIDED_ROWS)
+def test_divided_rows_and_their_scores_are_not_brought_together(run, layout):
+    gathered = run[layout]["gathered"]
+    assert not [shape for shape in gathered if tiny.VOCAB in shape and len(shape) > 2]
+    assert (gathered == []) == (layout in ("ring", "all to all")), "without FSDP there is nothing to gather"
 
 
 def test_the_compiler_finds_a_way_between_all_layouts(run):

@@ -8,11 +8,14 @@ from llm_jax.core import config
 from llm_jax.sharding import axes
 from llm_jax.sharding.mesh import Axes, MeshConfig
 from llm_jax.sharding.rules import (
+    AllToAll,
     Both,
+    ContextParallel,
     DataParallel,
     ExpertParallel,
     FullySharded,
     PipelineParallel,
+    Ring,
     ShardingConfig,
     TensorParallel,
 )
@@ -26,6 +29,8 @@ STRATEGIES = [
     FullySharded(stage=1),
     TensorParallel(),
     TensorParallel(sequence=True),
+    ContextParallel(AllToAll()),
+    Both(TensorParallel(sequence=True), ContextParallel()),
     Both(FullySharded(), TensorParallel()),
 ]
 
@@ -56,6 +61,17 @@ def test_both_divide_what_either_divides():
     both, one, other = (s.table() for s in (STRATEGIES[-1], FullySharded(), TensorParallel()))
     assert {word for word in both if both[word]} == {word for word in both if one[word] or other[word]}
     assert both[axes.EMBED] == ("fsdp",) and both[axes.HEADS] == both[axes.VOCAB] == ("tensor",)
+
+
+def test_rows_lie_over_the_devices_of_both_context_and_tensor_in_the_order_of_the_mesh():
+    table = Both(TensorParallel(sequence=True), ContextParallel()).table()
+    assert table[axes.STREAM] == ("context", "tensor") and table[axes.LENGTH] == ("context",)
+    assert Both(ContextParallel(), TensorParallel()).table()[axes.STREAM] == ("context",)
+
+
+def test_a_block_of_a_ring_holds_at_least_one_token():
+    with pytest.raises(ValueError, match="block is 0"):
+        Ring(block=0)
 
 
 def test_a_product_is_of_different_kinds():
@@ -101,8 +117,10 @@ def test_a_pipeline_needs_microbatches_in_groups_of_the_stages():
 
 
 def test_sharding_is_part_of_the_experiments_text():
-    default, other = ShardingConfig(), ShardingConfig(MeshConfig(data=2, fsdp=-1), FullySharded())
-    assert config.parse(config.to_text(other)) == other
-    stages = ShardingConfig(MeshConfig(stage=2), Both(FullySharded(), PipelineParallel(4, rounds=2)))
-    assert config.parse(config.to_text(stages)) == stages
-    assert config.diff(default, other)
+    product = Both(FullySharded(), ContextParallel(Ring(balanced=False)))
+    stages = Both(FullySharded(), PipelineParallel(4, rounds=2))
+    mesh = MeshConfig(data=2, fsdp=-1)
+    for strategy in (FullySharded(), product, stages):
+        other = ShardingConfig(mesh, strategy)
+        assert config.parse(config.to_text(other)) == other
+        assert config.diff(ShardingConfig(), other)

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check, check_divides, check_one_of, check_positive
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel
@@ -144,7 +145,7 @@ class Attention(nn.Module):
             state = state.write(k_BKSH, v_BKSH, context.slot)
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
         pairs = Pairs(config.mask, context.queries, context.slots, config.scores, context.bias_RN)
-        y_BNTH = config.kernel.attend(q_BNTH, k_BKSH, v_BKSH, pairs)
+        y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         return self.out(y_BNTH), state
 
     def queries(self, x_BTD: jax.Array, place: Placement) -> jax.Array:
@@ -215,6 +216,7 @@ class CrossAttention(Attention):
             state = None if state is None else state.replaced(keys_values)
         pairs = Pairs(config.mask, context.queries, context.memory, config.scores, context.bias_RN)
         q_BNTH = self.queries(x_BTD, context.queries)
-        y_BNTH = config.kernel.attend(q_BNTH, keys_values.k_BKSH, keys_values.v_BKSH, pairs)
+        k_BKSH, v_BKSH = keys_values.k_BKSH, keys_values.v_BKSH
+        y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         # A target whose document has no source must not read the sources of others.
         return self.out(zero_where_blind(y_BNTH, pairs.allowed())), state

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check, check_not_negative, check_positive, check_positive_if_given
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, OwnKernel
 from llm_jax.layers.mixers.masks import Causal, Mask, Placement
@@ -221,7 +222,8 @@ class LatentAttention(nn.Module):
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> jax.Array:
         config = self.config
-        return config.kernel.attend(q, k, v, Pairs(config.mask, context.queries, context.slots, config.scores))
+        pairs = Pairs(config.mask, context.queries, context.slots, config.scores)
+        return exchange.attend(config.kernel, q, k, v, pairs, cached=context.slots is not None)
 
     def _down(self, name: str, size: int) -> Linear:
         """From the stream to what all heads share."""

@@ -23,6 +23,8 @@ class Pairs:
       queries: where the T tokens stand.
       slots: where the S keys stand; None: the keys are those of the same tokens.
       bias_RN: the table of learned biases, where `scores` has such.
+      heads: number of heads where the arrays hold but some of them, and the table only those; None: they hold all.
+      first_head: int32 scalar, the first of those that they hold.
     """
 
     mask: Mask = flax.struct.field(pytree_node=False)
@@ -30,6 +32,8 @@ class Pairs:
     slots: Placement | None
     scores: ScoresConfig = flax.struct.field(pytree_node=False)
     bias_RN: jax.Array | None = None
+    heads: int | None = flax.struct.field(pytree_node=False, default=None)
+    first_head: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -55,7 +59,10 @@ class Pairs:
     def bias(self, heads: int, rows: Places = WHOLE, columns: Places = WHOLE) -> jax.Array | None:
         """What is added to their scores: float32 [B or 1, N, rows, columns]; None for nothing."""
         queries, keys = self._numbered
-        return self.scores.across(heads, queries.part(rows), keys.part(columns), self.bias_RN)
+        bias = self.scores.across(self.heads or heads, queries.part(rows), keys.part(columns), self.bias_RN)
+        if bias is None or bias.shape[1] == heads:
+            return bias
+        return jax.lax.dynamic_slice_in_dim(bias, self.first_head, heads, axis=1)
 
     @property
     def _numbered(self) -> tuple[Placement, Placement]:

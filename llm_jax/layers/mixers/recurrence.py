@@ -3,14 +3,42 @@
 Legend: B batch, T length, R channels.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from llm_jax.sharding import axes, partition
+from llm_jax.sharding.line import Line
 
-@jax.custom_vjp
+
 def linear_recurrence(decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax.Array) -> jax.Array:
     """h [B, T, R] of a row that begins at h = `before_BR`; all float32.
+
+    Where rows are divided every device gets whole rows of some of the channels, which do not know each other; where
+    that does not divide it is left to the compiler.
+    """
+    rows, start = (axes.BATCH, axes.LENGTH, axes.MLP), (axes.BATCH, axes.MLP)
+    length = partition.line(axes.LENGTH)
+    channels = length.size * partition.parts(axes.MLP)
+    if length.size == 1 or decay_BTR.shape[2] % channels or not partition.divides(decay_BTR.shape, rows):
+        return _along(decay_BTR, input_BTR, before_BR)
+    run = partition.mapped(functools.partial(_whole_rows, length), (rows, rows, start), rows)
+    return run(decay_BTR, input_BTR, before_BR)
+
+
+def _whole_rows(length: Line, decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax.Array) -> jax.Array:
+    """What one device does."""
+    decay_BTR, input_BTR = (length.swapped(x, cut=2, joined=1) for x in (decay_BTR, input_BTR))
+    count = decay_BTR.shape[2]
+    before_BR = jax.lax.dynamic_slice_in_dim(before_BR, length.place * count, count, axis=1)
+    return length.swapped(_along(decay_BTR, input_BTR, before_BR), cut=1, joined=2)
+
+
+@jax.custom_vjp
+def _along(decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax.Array) -> jax.Array:
+    """`linear_recurrence` of rows that are not divided.
 
     Taken as a scan of pairs, which is associative: log T steps over the whole row instead of T (Blelloch 1990). The
     backward pass is the same recurrence from the other end and keeps decay and h alone, where autodiff would keep the
@@ -43,4 +71,4 @@ def _recurrence_backward(residuals, dh_BTR):
     return dinput_BTR * earlier_BTR, dinput_BTR, dinput_BTR[:, 0] * decay_BTR[:, 0]
 
 
-linear_recurrence.defvjp(_recurrence, _recurrence_backward)
+_along.defvjp(_recurrence, _recurrence_backward)

@@ -1,0 +1,45 @@
+"""Devices that each hold a part of the same arrays, and what they send to one another."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """`size` devices in the order of the parts that they hold, seen from one of them: to be asked inside of a function
+    that is `partition.mapped`."""
+
+    axes: tuple[str, ...]
+    """Mesh axes along which they lie; none for a device by itself."""
+    size: int
+
+    @property
+    def place(self) -> jax.Array:
+        """Which of them this is: int32 from 0 to `size` - 1."""
+        return jax.lax.axis_index(self.axes) if self.axes else jnp.int32(0)
+
+    def sent(self, tree: Tree, to: Sequence[int]) -> Tree:
+        """What arrives here where each device i sends its arrays to device `to[i]`, no two to the same."""
+        if list(to) == list(range(self.size)):
+            return tree
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axes, list(enumerate(to))), tree)
+
+    def passed(self, tree: Tree, by: int = 1) -> Tree:
+        """The arrays of the device `by` places before this one; the first stands behind the last."""
+        return self.sent(tree, [(i + by) % self.size for i in range(self.size)])
+
+    def summed(self, tree: Tree) -> Tree:
+        """Sums over all devices."""
+        return jax.lax.psum(tree, self.axes) if self.axes else tree
+
+    def swapped(self, x: jax.Array, cut: int, joined: int) -> jax.Array:
+        """Part i of the axis `cut` goes to device i, and those that arrive here are joined along the axis `joined`."""
+        if self.size == 1:
+            return x
+        return jax.lax.all_to_all(x, self.axes, split_axis=cut, concat_axis=joined, tiled=True)

@@ -1,0 +1,29 @@
+"""Programs that need eight devices, run apart: this process has one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
+    """A module of tests/helpers, run on eight fake devices."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # halves the time to compile
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", f"tests.helpers.{module}", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+def printed(result: subprocess.CompletedProcess) -> Any:
+    """What it printed last, read as JSON."""
+    return json.loads(result.stdout.splitlines()[-1])
