@@ -84,7 +84,7 @@ class Cell:
 def cell(model: str, name: str, strategy: Strategy, way: str) -> Cell:
     """Trains a model of MODELS by a strategy, and compares."""
     made, program = _compiled(model, strategy.sharding, way, DEVICES)
-    outcome, held = _trained(made, program)
+    outcome, held = _trained(made, program, strategy.within)
     expected = alone(model)
     facts = read(program)
     collectives = {kind: facts.moved_bytes(kind) for kind in sorted({one.kind for one in facts.collectives})}
@@ -131,17 +131,17 @@ class _Held:
     parameters: float
     """Share of the parameters' bytes."""
     optimizer: float
-    """Share of the optimizer's state."""
+    """Share of the optimizer's state, without its counters."""
     memories: frozenset[str]
     """Kinds of memory in which that state lies."""
 
     @classmethod
-    def of(cls, state: TrainState) -> Self:
+    def of(cls, state: TrainState, within: str) -> Self:
         memories = frozenset(leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state))
-        return cls(_share(state.params), _share(state.opt_state), memories)
+        return cls(_share(state.params, within), _share(_moments(state.opt_state), within), memories)
 
 
-def _trained(made: Programs, program: jax.stages.Compiled) -> tuple[Outcome, _Held]:
+def _trained(made: Programs, program: jax.stages.Compiled, within: str = "") -> tuple[Outcome, _Held]:
     """What training leaves behind, and where."""
     losses, gradients = [], {}
     # A program of pmap takes batches in another shape, which its caller knows.
@@ -155,7 +155,7 @@ def _trained(made: Programs, program: jax.stages.Compiled) -> tuple[Outcome, _He
             if step == 0:
                 first = jax.device_get(_moments(state.opt_state))
                 gradients = {path: leaf / (1 - OPTIMIZER.b1) for path, leaf in trees.named_leaves(first)}
-    return Outcome(tuple(losses), gradients), _Held.of(state)
+    return Outcome(tuple(losses), gradients), _Held.of(state, within)
 
 
 def _moments(opt_state: Any) -> Any:
@@ -165,11 +165,11 @@ def _moments(opt_state: Any) -> Any:
     return moments
 
 
-def _share(tree: Any) -> float:
-    """Bytes that the first device holds of a tree, of all."""
-    leaves = jax.tree.leaves(tree)
+def _share(tree: Any, within: str) -> float:
+    """Bytes that the first device holds of the leaves with `within` in their names, of all of theirs."""
+    leaves = [leaf for name, leaf in trees.named_leaves(tree) if within in name]
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
-    return held / trees.size_bytes(tree)
+    return held / trees.size_bytes(leaves)
 
 
 def _faults(strategy: Strategy, facts: Program, held: _Held) -> list[str]:

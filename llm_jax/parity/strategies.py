@@ -4,10 +4,14 @@ import dataclasses
 
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import (
+    AllToAll,
     Both,
+    ContextParallel,
     DataParallel,
     ExpertParallel,
     FullySharded,
+    PipelineParallel,
+    Ring,
     ShardingConfig,
     TensorParallel,
 )
@@ -31,13 +35,16 @@ class Strategy:
     """Kinds of collectives, all of which there must be."""
     absent: tuple[str, ...] = ()
     """Kinds of collectives of which there must be none."""
+    within: str = ""
+    """Part of the path of the parameters that this is said of."""
 
 
-def _strategy(strategy, parameters, optimizer, present, absent=(), offload=False, **mesh) -> Strategy:
+def _strategy(strategy, parameters, optimizer, present, absent=(), within="", offload=False, **mesh) -> Strategy:
     sharding = ShardingConfig(MeshConfig(**{"data": 1} | mesh), strategy, offload)
-    return Strategy(sharding, parameters, optimizer, present, absent)
+    return Strategy(sharding, parameters, optimizer, present, absent, within)
 
 
+_STACK = "stack"
 _NO_EXCHANGE = (GATHER, EXCHANGE, PASS)
 
 STRATEGIES: dict[str, Strategy] = {
@@ -51,11 +58,41 @@ STRATEGIES: dict[str, Strategy] = {
     "tensor": _strategy(TensorParallel(), 4, 4, (REDUCE,), data=2, tensor=4),
     "tensor, sequence": _strategy(TensorParallel(sequence=True), 4, 4, (GATHER,), data=2, tensor=4),
     "expert axis": _strategy(ExpertParallel(), 1, 1, (REDUCE,), _NO_EXCHANGE, expert=8),
+    "ring": _strategy(ContextParallel(Ring()), 1, 1, (REDUCE, PASS), (EXCHANGE,), data=2, context=4),
+    "all-to-all": _strategy(ContextParallel(AllToAll()), 1, 1, (REDUCE, EXCHANGE), (), data=2, context=4),
+    "pipeline": _strategy(PipelineParallel(4), 4, 4, (REDUCE, PASS), within=_STACK, data=2, stage=4),
+    "pipeline, two rounds": _strategy(PipelineParallel(4, 2), 4, 4, (REDUCE, PASS), within=_STACK, data=2, stage=4),
     "FSDP x tensor": _strategy(Both(FullySharded(), TensorParallel()), 8, 8, (REDUCE, GATHER), fsdp=2, tensor=4),
     "FSDP x tensor, sequence": _strategy(
         Both(FullySharded(), TensorParallel(sequence=True)), 4, 4, (REDUCE, GATHER), data=2, fsdp=2, tensor=2
     ),
     "ZeRO-1 x tensor": _strategy(
         Both(FullySharded(stage=1), TensorParallel()), 2, 8, (REDUCE, GATHER), fsdp=4, tensor=2
+    ),
+    "FSDP x ring": _strategy(
+        Both(FullySharded(), ContextParallel(Ring())), 2, 2, (REDUCE, GATHER, PASS), fsdp=2, context=4
+    ),
+    "FSDP x tensor x ring": _strategy(
+        Both(FullySharded(), Both(TensorParallel(), ContextParallel(Ring()))),
+        *(4, 4, (REDUCE, GATHER, PASS)),
+        **{"fsdp": 2, "context": 2, "tensor": 2},
+    ),
+    "FSDP x tensor, sequence x all-to-all": _strategy(
+        Both(FullySharded(), Both(TensorParallel(sequence=True), ContextParallel(AllToAll()))),
+        *(4, 4, (REDUCE, GATHER, EXCHANGE)),
+        **{"fsdp": 2, "context": 2, "tensor": 2},
+    ),
+    "FSDP x pipeline": _strategy(
+        Both(FullySharded(), PipelineParallel(4)), 8, 8, (REDUCE, GATHER, PASS), within=_STACK, fsdp=2, stage=4
+    ),
+    "ZeRO-1 x tensor x pipeline": _strategy(
+        Both(FullySharded(stage=1), Both(TensorParallel(), PipelineParallel(2))),
+        *(4, 8, (REDUCE, PASS)),
+        **{"within": _STACK, "fsdp": 2, "stage": 2, "tensor": 2},
+    ),
+    "pipeline x ring": _strategy(
+        Both(PipelineParallel(2), ContextParallel(Ring())),
+        *(2, 2, (REDUCE, PASS)),
+        **{"within": _STACK, "data": 2, "stage": 2, "context": 2},
     ),
 }
