@@ -119,6 +119,15 @@ class RunDirectory:
             latest[record["kind"], record["step"]] = record
         yield from sorted(latest.values(), key=lambda record: record["step"])
 
+    def write_tokenizer(self, tokenizer: Any) -> None:
+        """Keeps a `tokenizers.Tokenizer` with the run."""
+        tokenizer.save(self.tokenizer)
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Keeps what the model wrote after update `step`."""
+        self.samples.mkdir(exist_ok=True)
+        write_atomically(self.samples / f"step_{step:08d}.md", text)
+
     @property
     def _card_file(self) -> Path:
         return self.path / "card.json"
@@ -134,6 +143,26 @@ class RunDirectory:
                 f"{self.path} already holds a run of another experiment; what changed:\n  {listed}\n"
                 "Give the new run another --name, or pass --fresh to delete the old one."
             )
+
+
+class FollowedRun(RunDirectory):
+    """A run as the hosts beside the first have it: they read it, save their part of its checkpoints, and write nothing
+    else."""
+
+    def open(self, experiment: Any) -> None:
+        """The first host opens it."""
+
+    def delete(self) -> None:
+        """The first host deletes it."""
+
+    def write_card(self, **facts: Any) -> None:
+        """The first host writes it."""
+
+    def write_tokenizer(self, tokenizer: Any) -> None:
+        """The first host writes it."""
+
+    def write_sample(self, step: int, text: str) -> None:
+        """The first host writes it."""
 
 
 def machine_card() -> dict[str, Any]:

@@ -134,7 +134,8 @@ def test_saving_comes_every_few_steps_and_at_any_end_but_never_twice():
 
 
 def test_samples_are_files_named_by_step(tmp_path):
-    sample = hooks.Sample(lambda weights: f"é {weights}", lambda state: state * 2, 5, 7, tmp_path / "samples")
+    run = RunDirectory(tmp_path)
+    sample = hooks.Sample(lambda weights: f"é {weights}", lambda state: state * 2, 5, 7, run.write_sample)
     assert [step for step in range(1, 8) if sample.due(step)] == [5, 7]
     sample.on_step(5, 1)
     sample.on_step(7, 3)
