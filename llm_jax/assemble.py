@@ -168,7 +168,8 @@ def run_training(
     hosts.agree("experiment", config.flatten(experiment))
     run = (RunDirectory if hosts.leads else FollowedRun)(runs / experiment.name)
     if not fresh:
-        run.open(experiment)
+        # How arrays are laid over devices decides no result, so a run goes on under another layout.
+        run.open(experiment, free="sharding")
     with hosts.leader_first("tokenizer and data"):
         parts = assemble(experiment, cache)
     if fresh:

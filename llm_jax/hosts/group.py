@@ -1,7 +1,9 @@
 """The hosts of a job as training uses them, and how a process joins."""
 
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 import sys
 import time
@@ -119,10 +121,12 @@ def joined(config: HostsConfig) -> Iterator[Hosts]:
     if place is None:
         yield Alone()
         return
-    line = Line(place, config, socket.gethostname())
+    # SLURM's name of the node, which is what its other commands take.
+    name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    line = Line(place, config, name)
     line.open()
     try:
-        group = Group(line, line.gather("names", socket.gethostname()))
+        group = Group(line, line.gather("names", name))
         group.agree("code", facts.code())
         _start_jax(line, config)
         kinds = {"devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"}
@@ -143,6 +147,7 @@ def _start_jax(line: Line, config: HostsConfig) -> None:
     # Signals and lost hosts are the line's: jax's service would take SIGTERM for itself, and its heartbeats end a
     # process without a word about which host is missing. They stay, slower, should the line fail.
     jax.config.update("jax_enable_preemption_service", False)
+    _delay_abort()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         f"{host}:{port}",
@@ -158,6 +163,15 @@ def _start_jax(line: Line, config: HostsConfig) -> None:
         f"this process is host {place.index} of {place.count} and jax takes it for {jax.process_index()} of "
         f"{jax.process_count()}: the platform has its own order; give --hosts.index in that",
     )
+
+
+def _delay_abort() -> None:
+    """Lets the line say which host is lost. Without host 0, which runs jax's service, jax aborts every other process
+    within a millisecond. Now the thread that does so first sleeps for as many seconds as SIGABRT's number; the line's
+    thread ends the process before."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
 def _free_port() -> int:

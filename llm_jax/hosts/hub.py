@@ -19,6 +19,8 @@ from typing import Any
 LIMIT = 2**26
 """Longest message, in bytes."""
 
+ENDED = "its process has ended"
+
 LEAVE = "leave"
 """Name of the last exchange of a job: whose connection closes after it has done its work."""
 
@@ -64,6 +66,13 @@ class Hub:
         asyncio.get_running_loop().call_later(self._arrival, self._miss)
         self._beating = asyncio.create_task(self._beat())
 
+    def close(self) -> None:
+        """Ends all connections."""
+        self._beating.cancel()
+        self._server.close()
+        for writer in self._writers.values():
+            writer.close()
+
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One host, from its hello to its end."""
         index = None
@@ -73,11 +82,11 @@ class Hub:
                 return
             while (message := await read(reader, self._silence)) is not None:
                 self._handle(index, message)
-            problem = "its process has ended"
+            problem = ENDED
         except TimeoutError:
             problem = f"nothing was heard of it for {self._silence:g} seconds"
         except (OSError, ValueError) as error:
-            problem = str(error)
+            problem = ENDED if isinstance(error, ConnectionError) else str(error)
         finally:
             if index is None:  # a host twice, or someone who is none
                 writer.close()

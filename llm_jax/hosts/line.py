@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from llm_jax.hosts.hub import LEAVE, LIMIT, Hub, read, write
+from llm_jax.hosts.hub import ENDED, LEAVE, LIMIT, Hub, read, write
 from llm_jax.hosts.place import HostsConfig, Place
 
 _RETRY_SECONDS = 0.1
@@ -35,6 +35,7 @@ class Line:
         self.hears: dict[str, Callable[[int, Any], None]] = {}
         self._waiting: dict[str, concurrent.futures.Future] = {}
         self._left = False
+        self._hub: Hub | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hosts", daemon=True)
         self._thread.start()
@@ -73,7 +74,7 @@ class Line:
 
     def close(self) -> None:
         """Ends the connection, after `leave`."""
-        asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -81,12 +82,12 @@ class Line:
     def _post(self, message: dict[str, Any]) -> None:
         self._loop.call_soon_threadsafe(lambda: write(self._writer, message))
 
-    async def _cancel(self) -> None:
+    async def _close(self) -> None:
+        self._beating.cancel()
         self._writer.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._hub is not None:
+            self._hub.close()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
 
     async def _open(self) -> None:
         place, config = self.place, self._config
@@ -101,7 +102,7 @@ class Line:
                 ) from error
         reader, self._writer = await self._connect()
         write(self._writer, {"hello": place.index, "count": place.count, "name": self._name})
-        self._tasks = [asyncio.create_task(self._listen(reader)), asyncio.create_task(self._beat())]
+        self._listening, self._beating = asyncio.create_task(self._listen(reader)), asyncio.create_task(self._beat())
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         place, give_up = self.place, time.monotonic() + self._config.arrival_seconds
@@ -119,14 +120,14 @@ class Line:
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        problem = "its process has ended"
+        problem = ENDED
         try:
             while (message := await read(reader, self._config.silence_seconds)) is not None:
                 self._handle(message)
         except TimeoutError:
             problem = f"nothing was heard of it for {self._config.silence_seconds:g} seconds"
         except OSError as error:
-            problem = error.strerror or str(error)
+            problem = ENDED if isinstance(error, ConnectionError) else str(error)
         if not self._left:
             self._end(f"host 0 ({self.place.host}) is lost: {problem}")
 
