@@ -65,6 +65,7 @@ class Line:
 
     def fail(self, message: str) -> None:
         """Ends the other hosts, which name this one and print `message`."""
+        self._left = True
         self._post({"fail": message})
         time.sleep(0.2)  # what is sent leaves the process before it ends
 
@@ -137,7 +138,7 @@ class Line:
             self._waiting.pop(message["gathered"]).set_result(message["values"])
         elif "told" in message:
             self.hears[message["told"]](message["from"], message["value"])
-        elif "end" in message:
+        elif "end" in message and not self._left:
             self._left = True
             self._end(message["end"])
 

@@ -91,6 +91,11 @@ def constrain(x: jax.Array, *words: str) -> jax.Array:
     return nn.with_logical_constraint(x, words)
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """Lays an array out undivided on every device; does nothing outside `activate`."""
+    return nn.with_logical_constraint(x, (None,) * x.ndim)
+
+
 def is_divided(word: str) -> bool:
     """Whether the table of `activate` divides arrays along this word; outside of it none are."""
     table, mesh = dict(nn.get_logical_axis_rules()), jax.sharding.get_abstract_mesh()

@@ -19,7 +19,7 @@ from tests.integration.outcome import starts
 
 pytestmark = pytest.mark.slow
 
-STEPS, BATCH = 60, 8
+STEPS, BATCH = 30, 8
 FILE = f"""
 import dataclasses
 import os
@@ -40,7 +40,7 @@ def experiment():
         Path(__file__).parent,
         steps={STEPS},
         checkpoint=CheckpointConfig(every=5),
-        evaluation=EvaluationConfig(every=20, max_bytes=300, test=True),
+        evaluation=EvaluationConfig(every=10, max_bytes=300, test=True),
         samples=SampleConfig(prompts=("the ", "a fox"), every={STEPS}, new_tokens=4),
         sharding=LAYOUTS[os.environ.get("LAYOUT", "data")],
     )
@@ -157,8 +157,10 @@ def test_the_samples_are_those_of_one_process(story, alone):
 
 def test_a_straggler_is_measured_and_named(story):
     found = [record for record in story["run"].records() if record["kind"] == "hosts"]
-    slowed = [record for record in found if 2 < record["step"] < 6]
-    assert slowed and {record["slowest"] for record in slowed} == {3}
+    assert found[-1]["step"] == STEPS
+    # Four hosts made step 2 and 3 in the first start; where a hook is due, no batch is fetched between two records.
+    slowed = [record for record in found if record["step"] in (2, 3)]
+    assert len(slowed) == 2 and {record["slowest"] for record in slowed} == {3}
     for record in slowed:
         assert record["data_seconds_max"] > 0.05 > record["data_seconds_median"] >= record["data_seconds_min"] >= 0
         assert record["seconds_max"] >= record["seconds_median"] >= record["seconds_min"] > 0
