@@ -23,7 +23,7 @@ DOCUMENTS = [
     *sorted((ROOT / "experiments").rglob("*.md")),
     *sorted((ROOT / "experiments").rglob("*.py")),
 ]
-SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / "launch").glob("*.sbatch")])
 
 _PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]+\b|\.\.\.")
 _COMMENT = re.compile(r"\s+#.*|\s{2,}\(.*|\s+\[.*|\)$")

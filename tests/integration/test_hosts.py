@@ -171,15 +171,14 @@ def test_a_straggler_is_measured_and_named(story):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--optimizer.peak-lr", 0.5), "do not agree on the experiment; compared with host 0: host 2 ("),
-        (("--data.source.source.paths", "absent"), "do not agree on the experiment"),
-        (("--optimizer.peek-lr", 1), "host 2 ("),
+        (("--optimizer.peak-lr", 0.5), "do not agree on the experiment; compared with host 0: host 1 ("),
+        (("--optimizer.peek-lr", 1), "host 1 ("),
     ],
 )
 def test_a_host_with_another_experiment_or_none_ends_all_with_the_reason(tmp_path, words, message):
     file = tiny_run.write_experiment(tmp_path / "lab")
     folders = ("--runs-dir", tmp_path / "runs", "--cache-dir", tmp_path / "cache")
-    outcomes = wait_hosts(start_hosts(3, 1, file, *folders, last=words), 100)
+    outcomes = wait_hosts(start_hosts(2, 1, file, *folders, last=words), 100)
     assert all(outcome.code not in (0, None) for outcome in outcomes)
-    assert all(message in outcome.said for outcome in outcomes[:2]), outcomes
+    assert message in outcomes[0].said, outcomes
     assert not (tmp_path / "runs").exists()
