@@ -1,5 +1,6 @@
 """From this host's rows to arrays that span all devices of the mesh."""
 
+import math
 from typing import TypeVar
 
 import jax
@@ -27,8 +28,17 @@ def host_share(mesh: Mesh, spec: PartitionSpec, batch_size: int) -> tuple[int, i
     the same rows.
 
     Raises:
-      ValueError: if this process's devices do not hold one consecutive, equal share of the rows.
+      ValueError: if the rows do not divide over the devices, or this process's devices do not hold one consecutive,
+        equal share of them.
     """
+    names = (spec[0],) if isinstance(spec[0], str) else spec[0] or ()
+    parts = math.prod(mesh.shape[name] for name in names)
+    check(
+        batch_size % parts == 0,
+        f"data.batch_size is {batch_size} and the mesh divides the rows of a batch over {parts} devices "
+        f"({', '.join(f'{name} {mesh.shape[name]}' for name in names)}): set batch_size to a multiple of {parts}, or "
+        "give those axes fewer devices",
+    )
     rows_only = NamedSharding(mesh, PartitionSpec(*spec[:1]))
     held = rows_only.addressable_devices_indices_map((batch_size,)).values()
     stretches = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
