@@ -23,7 +23,7 @@ from llm_jax.data.feed import global_batch, host_share
 from llm_jax.data.pipeline import Dataset, EvaluationSet
 from llm_jax.evals import compression
 from llm_jax.experiment import Experiment
-from llm_jax.hosts import Alone, Hosts
+from llm_jax.hosts import Hosts
 from llm_jax.inference.generate import Generator
 from llm_jax.interop.family import architecture
 from llm_jax.interop.hf import load_hf, read_config
@@ -164,7 +164,7 @@ def run_training(
         that is no run; if the hosts do not agree on experiment, data or run directory.
       FloatingPointError: if loss or gradients stop being finite.
     """
-    hosts = Alone() if hosts is None else hosts
+    hosts = Hosts() if hosts is None else hosts
     hosts.agree("experiment", config.flatten(experiment))
     run = (RunDirectory if hosts.leads else FollowedRun)(runs / experiment.name)
     if not fresh:
@@ -201,8 +201,8 @@ def _check_hosts(hosts: Hosts, parts: Assembly, run: RunDirectory) -> None:
     """All hosts train on the same data and see what the first has written."""
     hosts.gather("run directory opened")
     hosts.agree("data", {"digest": parts.dataset.manifest()["digest"]})
-    seen = config.to_text(run.experiment()) if run.experiment_file.exists() else "not there"
-    seen = {str(run.experiment_file): seen, "checkpoints": str(saved_steps(run.checkpoints))}
+    experiment = config.digest(run.experiment()) if run.experiment_file.exists() else "absent"
+    seen = {run.experiment_file.name: experiment, "checkpoints": str(saved_steps(run.checkpoints))}
     hosts.agree("run directory, which --runs-dir must put on a file system that they share", seen)
 
 
@@ -301,7 +301,7 @@ def _hooks(
 def _finish(parts: Assembly, run: RunDirectory, state: TrainState, hosts: Hosts) -> None:
     """Scores the test part and its baselines, once."""
     evaluation = parts.experiment.evaluation
-    done = set(hosts.gather("records", [record["kind"] for record in run.records()])[0])
+    done = set(hosts.gather("records", sorted({record["kind"] for record in run.records()}))[0])
     with contextlib.closing(_recorder(run, hosts)) as recorder:
         for found in parts.dataset.evaluation("test", *parts.share) if evaluation.test else ():
             if f"eval/{found.name}" not in done:

@@ -5,12 +5,12 @@
     line.py    every host's connection to it: heartbeats, exchanges, the end of all if one is lost
     stop.py    all hosts stop after the same step
     facts.py   what must be the same everywhere: experiment, code, versions
-    group.py   the hosts as training uses them; Alone is the group of one process
+    group.py   the hosts as training uses them: Hosts, a single process, and Group, several
 
 "Host" means one process of the job here; host 0 leads: it alone writes records, card, samples and report.
 """
 
-from llm_jax.hosts.group import Alone, Group, Hosts, joined
+from llm_jax.hosts.group import Group, Hosts, joined
 from llm_jax.hosts.place import HostsConfig
 
-__all__ = ["Alone", "Group", "Hosts", "HostsConfig", "joined"]
+__all__ = ["Group", "Hosts", "HostsConfig", "joined"]

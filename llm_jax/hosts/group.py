@@ -23,8 +23,8 @@ _ECHO_SECONDS = 2.0
 _PACE = "pace"
 
 
-class Alone:
-    """The group of a single process: everything is agreed at once."""
+class Hosts:
+    """The hosts of a job. This is a single process, with which everything is agreed at once; `Group` is several."""
 
     leads = True
     """Whether this host writes what only one may write."""
@@ -65,7 +65,7 @@ class Alone:
         """At the leader, `hear(host, value)` is called in another thread with what `report_pace` sends."""
 
 
-class Group(Alone):
+class Group(Hosts):
     """Several processes, connected by a line."""
 
     def __init__(self, line: Line, names: list[str]):
@@ -105,9 +105,6 @@ class Group(Alone):
         self._line.hears[_PACE] = hear
 
 
-Hosts = Alone | Group
-
-
 @contextlib.contextmanager
 def joined(config: HostsConfig) -> Iterator[Hosts]:
     """Joins the other processes, before the first use of a device; leaves with them. Does nothing for a single process.
@@ -119,7 +116,7 @@ def joined(config: HostsConfig) -> Iterator[Hosts]:
     """
     place = find(config)
     if place is None:
-        yield Alone()
+        yield Hosts()
         return
     # SLURM's name of the node, which is what its other commands take.
     name = os.environ.get("SLURMD_NODENAME", socket.gethostname())

@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
-from llm_jax.hosts import Alone, Hosts
+from llm_jax.hosts import Hosts
 from llm_jax.train.loop import Hook, Stop
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import Metrics
@@ -243,7 +243,7 @@ class StopOnSignal(Hook):
     save. A second SIGINT interrupts at once. Use as a context: the former handlers come back on leaving."""
 
     def __init__(self, hosts: Hosts | None = None):
-        self._hosts = Alone() if hosts is None else hosts
+        self._hosts = Hosts() if hosts is None else hosts
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> "StopOnSignal":

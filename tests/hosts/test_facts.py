@@ -4,7 +4,7 @@ import pytest
 
 import llm_jax
 from llm_jax.hosts import facts
-from llm_jax.hosts.group import Alone, Group
+from llm_jax.hosts.group import Group, Hosts
 from tests.hosts.lines import everywhere, lines
 
 
@@ -64,7 +64,7 @@ def test_the_leader_goes_first():
 
 
 def test_one_process_agrees_with_itself_and_leads():
-    alone = Alone()
+    alone = Hosts()
     alone.agree("anything", {"a": "b"})
     assert alone.leads and alone.count == len(alone.names) == 1 and alone.gather("x", 3) == [3]
     assert not alone.must_stop(1)

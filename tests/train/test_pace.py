@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from llm_jax.hosts import Alone, Group
+from llm_jax.hosts import Group, Hosts
 from llm_jax.train.pace import Pace
 from tests.hosts.lines import everywhere, lines
 
@@ -57,10 +57,10 @@ def test_hosts_that_keep_pace_are_not_named():
 
 
 def test_one_process_writes_nothing():
-    told = run(Alone(), 0.0, 6, 3)
+    told = run(Hosts(), 0.0, 6, 3)
     assert told.records == told.said == []
 
 
 def test_the_batches_come_through_and_end():
-    pace = Pace(Alone(), None, None, 1)
+    pace = Pace(Hosts(), None, None, 1)
     assert list(pace.timed(iter([1, 2, 3]))) == [1, 2, 3]
