@@ -116,7 +116,7 @@ def _open_mpi() -> dict:
         "devices": _one_of(int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]), local),
     }
     # Version 5 no longer says where mpirun runs.
-    if OmpiCluster.is_env_present():
+    if "OMPI_MCA_orte_hnp_uri" in os.environ:
         facts["address"] = OmpiCluster.get_coordinator_address(None, os.environ.get("JAX_COORDINATOR_PORT"))
     return facts
 

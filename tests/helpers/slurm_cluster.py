@@ -49,8 +49,9 @@ def why_not() -> str | None:
         return "a SLURM of one's own needs root"
     absent = [program for program in PROGRAMS if shutil.which(program, path=_path()) is None]
     if absent and os.environ.get(INSTALL) == "1":
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]
-        result = subprocess.run(command, capture_output=True, text=True, env=os.environ | _QUIET)
+        install = f"apt-get update -qq && apt-get install -y -qq --no-install-recommends {' '.join(PACKAGES)}"
+        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        result = subprocess.run(["sh", "-c", install], capture_output=True, text=True, env=quiet)
         if result.returncode != 0:
             return f"apt-get could not install {', '.join(PACKAGES)}: {result.stderr.strip()[-300:]}"
         absent = [program for program in PROGRAMS if shutil.which(program, path=_path()) is None]
@@ -92,9 +93,6 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             process.kill()
-
-
-_QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
 
 
 def _path() -> str:
