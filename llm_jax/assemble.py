@@ -9,17 +9,19 @@ from typing import Any
 
 import grain
 import jax
+import rich.console
 
 from llm_jax.checkpoints.manager import Checkpoints
-from llm_jax.checkpoints.restore import Restored
+from llm_jax.checkpoints.restore import Restored, saved_steps
 from llm_jax.core import chips, config, trees
 from llm_jax.core.checks import check
-from llm_jax.core.run_directory import RunDirectory, machine_card
+from llm_jax.core.run_directory import FollowedRun, RunDirectory, machine_card
 from llm_jax.data.batch import Batch
 from llm_jax.data.feed import global_batch, host_share
 from llm_jax.data.pipeline import Dataset, EvaluationSet
 from llm_jax.evals import compression
 from llm_jax.experiment import Experiment
+from llm_jax.hosts import Hosts
 from llm_jax.inference.generate import Generator
 from llm_jax.interop.family import architecture
 from llm_jax.interop.hf import load_hf, read_config
@@ -29,6 +31,7 @@ from llm_jax.sharding.partition import Layout
 from llm_jax.tokenizers import Tokenizer
 from llm_jax.train import hooks
 from llm_jax.train.loop import Hook, train
+from llm_jax.train.pace import Pace
 from llm_jax.train.programs import Programs, programs
 from llm_jax.train.state import TrainState
 
@@ -103,43 +106,62 @@ def _beginning(experiment: Experiment, made: Programs) -> Callable[[], TrainStat
     return lambda: made.begin(load_hf(experiment.start, experiment.precision.params)[1])
 
 
-def run_training(experiment: Experiment, runs: Path, cache: Path, fresh: bool = False) -> RunDirectory:
+def run_training(
+    experiment: Experiment, runs: Path, cache: Path, fresh: bool = False, hosts: Hosts | None = None
+) -> RunDirectory:
     """Trains `experiment` in `runs`/<name>, resuming where an earlier call stopped.
 
     Args:
+      runs: where there are several hosts, a folder that all of them share.
+      cache: shared, or each host's own. The first host fills it before the others look.
       fresh: deletes an earlier run of that name first.
+      hosts: what `hosts.joined` gives, where several processes train together.
 
     Raises:
       ValueError: if the directory holds a run of another experiment or on other data, or with `fresh` something
-        that is no run.
+        that is no run; if the hosts do not agree on experiment, data or run directory.
       FloatingPointError: if loss or gradients stop being finite.
     """
-    run = RunDirectory(runs / experiment.name)
+    hosts = Hosts() if hosts is None else hosts
+    hosts.agree("experiment", config.flatten(experiment))
+    run = (RunDirectory if hosts.leads else FollowedRun)(runs / experiment.name)
     if not fresh:
-        run.open(experiment)
-    parts = assemble(experiment, cache)
+        # How arrays are laid over devices decides no result, so a run goes on under another layout.
+        run.open(experiment, free="sharding")
+    with hosts.leader_first("tokenizer and data"):
+        parts = assemble(experiment, cache)
     if fresh:
         # Only now is it known that the new run can start.
         run.delete()
         run.open(experiment)
+    _check_hosts(hosts, parts, run)
     digest = parts.tokenizer.digest if parts.tokenizer else "none"
     with (
         parts.programs.activated(),
         Checkpoints(run.checkpoints, experiment.checkpoint, digest, config.to_text(experiment)) as checkpoints,
     ):
         if parts.tokenizer is not None:
-            parts.tokenizer.save(run.tokenizer)
+            run.write_tokenizer(parts.tokenizer)
         restored = checkpoints.restore(parts.programs.abstract_state)
         if restored is not None:
             _check_same_data(run, parts.dataset.manifest())
         if restored is None or restored.step < experiment.steps:
             run.write_card(**_card(parts), resumed_from=restored.step if restored else None)
-            state, finished = _train(parts, run, checkpoints, restored)
+            state, finished = _train(parts, run, checkpoints, restored, hosts)
         else:
             state, finished = restored.state, True
         if finished:
-            _finish(parts, run, state)
+            _finish(parts, run, state, hosts)
     return run
+
+
+def _check_hosts(hosts: Hosts, parts: Assembly, run: RunDirectory) -> None:
+    """All hosts train on the same data and see what the first has written."""
+    hosts.gather("run directory opened")
+    hosts.agree("data", {"digest": parts.dataset.manifest()["digest"]})
+    experiment = config.digest(run.experiment()) if run.experiment_file.exists() else "absent"
+    seen = {run.experiment_file.name: experiment, "checkpoints": str(saved_steps(run.checkpoints))}
+    hosts.agree("run directory, which --runs-dir must put on a file system that they share", seen)
 
 
 def _check_same_data(run: RunDirectory, manifest: dict[str, Any]) -> None:
@@ -154,7 +176,7 @@ def _check_same_data(run: RunDirectory, manifest: dict[str, Any]) -> None:
 
 
 def _train(
-    parts: Assembly, run: RunDirectory, checkpoints: Checkpoints, restored: Restored | None
+    parts: Assembly, run: RunDirectory, checkpoints: Checkpoints, restored: Restored | None, hosts: Hosts
 ) -> tuple[TrainState, bool]:
     experiment = parts.experiment
     iterator = parts.dataset.train_iterator(0, *parts.share)
@@ -165,20 +187,29 @@ def _train(
         state, first, seconds = restored.state, restored.step, restored.loop["seconds"]
         iterator.set_state(restored.data)
     with (
-        contextlib.closing(hooks.Recorder(run)) as recorder,
-        hooks.Display(first, experiment.steps, experiment.log_every) as display,
-        hooks.StopOnSignal() as signals,
+        contextlib.closing(_recorder(run, hosts)) as recorder,
+        hooks.Display(first, experiment.steps, experiment.log_every, _console(hosts)) as display,
+        hooks.StopOnSignal(hosts) as signals,
     ):
         for step, reason in restored.skipped if restored else ():
             display.print(f"checkpoint {step} is damaged ({reason}); resuming from {first}")
         if restored:
             display.print(f"resuming {run.path} after step {first}")
         attached = _hooks(parts, run, checkpoints, iterator, recorder, display, signals, seconds, first)
-        batches = map(parts.place, iterator)
-        state = train(state, parts.programs.step, batches, attached, first, experiment.steps)
-        if signals.received:
-            display.print(f"stopped by {signals.received.name} and saved; the same command resumes")
-    return state, not signals.received
+        pace = Pace(hosts, recorder.write, display.print, experiment.log_every)
+        batches = pace.timed(map(parts.place, iterator))
+        state = train(state, parts.programs.step, batches, [pace, *attached], first, experiment.steps)
+        if stopped := signals.reason():
+            display.print(f"stopped by {stopped} and saved; the same command resumes")
+    return state, not stopped
+
+
+def _recorder(run: RunDirectory, hosts: Hosts) -> hooks.Recorder:
+    return hooks.Recorder(run) if hosts.leads else hooks.Silent()
+
+
+def _console(hosts: Hosts) -> rich.console.Console:
+    return rich.console.Console(stderr=True, quiet=not hosts.leads)
 
 
 def _hooks(
@@ -219,7 +250,7 @@ def _hooks(
     if experiment.samples.prompts:
         samples = [
             hooks.Sample(
-                _sampler(parts), parts.programs.weights, experiment.samples.every, experiment.steps, run.samples
+                _sampler(parts), parts.programs.weights, experiment.samples.every, experiment.steps, run.write_sample
             )
         ]
     # Evaluation comes before saving, so that a checkpoint knows its loss; stopping comes last, when all has been done.
@@ -227,20 +258,21 @@ def _hooks(
     return [log, *evaluations, *samples, saving, signals]
 
 
-def _finish(parts: Assembly, run: RunDirectory, state: TrainState) -> None:
+def _finish(parts: Assembly, run: RunDirectory, state: TrainState, hosts: Hosts) -> None:
     """Scores the test part and its baselines, once."""
     evaluation = parts.experiment.evaluation
-    done = {record["kind"] for record in run.records()}
-    for found in parts.dataset.evaluation("test", *parts.share) if evaluation.test else ():
-        if f"eval/{found.name}" not in done:
-            values = hooks.evaluate(
-                parts.programs.evaluate, parts.programs.weights(state), _placed(parts, found), found.text_bytes
-            )
-            hooks.record(run, f"eval/{found.name}", parts.experiment.steps, **values)
-    if evaluation.compressors and not any(kind.startswith("baseline/") for kind in done):
-        texts = [[doc.text.encode() for doc in parts.experiment.data.text(part)] for part in ("train", "test")]
-        for name, bits in compression.baselines(*texts).items():
-            hooks.record(run, f"baseline/{name}", 0, bits_per_byte=bits)
+    done = set(hosts.gather("records", sorted({record["kind"] for record in run.records()}))[0])
+    with contextlib.closing(_recorder(run, hosts)) as recorder:
+        for found in parts.dataset.evaluation("test", *parts.share) if evaluation.test else ():
+            if f"eval/{found.name}" not in done:
+                values = hooks.evaluate(
+                    parts.programs.evaluate, parts.programs.weights(state), _placed(parts, found), found.text_bytes
+                )
+                recorder.write(f"eval/{found.name}", parts.experiment.steps, **values)
+        if hosts.leads and evaluation.compressors and not any(kind.startswith("baseline/") for kind in done):
+            texts = [[doc.text.encode() for doc in parts.experiment.data.text(part)] for part in ("train", "test")]
+            for name, bits in compression.baselines(*texts).items():
+                recorder.write(f"baseline/{name}", 0, bits_per_byte=bits)
 
 
 def _tokenizer(experiment: Experiment, cache: Path) -> Tokenizer | None:

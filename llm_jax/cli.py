@@ -20,6 +20,7 @@ from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.files import write_atomically
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import Experiment, load_experiment
+from llm_jax.hosts import HostsConfig, joined
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.interop import catalogue, load_hf, save_hf
@@ -54,6 +55,8 @@ class Train:
     """Folder of trained tokenizers, tokenised data and compiled programs."""
     fresh: bool = False
     """Delete an earlier run of that name and begin anew."""
+    hosts: HostsConfig = HostsConfig()
+    """Needed only where several processes train together and no scheduler says so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _train(arguments: list[str]) -> None:
     options, overrides = _parse(Train, arguments)
-    experiment = load_experiment(options.file, overrides)
-    _keep_compiled_programs(options.cache_dir)
-    run = run_training(experiment, options.runs_dir, options.cache_dir, options.fresh)
-    if _is_finished(run, experiment.steps):
+    with joined(options.hosts) as hosts:
+        experiment = load_experiment(options.file, overrides)
+        _keep_compiled_programs(options.cache_dir)
+        run = run_training(experiment, options.runs_dir, options.cache_dir, options.fresh, hosts)
+    if hosts.leads and _is_finished(run, experiment.steps):
         _say_where(run)
 
 

@@ -4,12 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.assemble import assemble
+from llm_jax.assemble import _check_hosts, assemble
+from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import ModularAdditionConfig
+from llm_jax.hosts import Group
 from llm_jax.models import count
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.train.step import StepConfig
 from tests.helpers import tiny_run
+from tests.hosts.lines import everywhere, lines
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +86,32 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(lab):
     sharding = dataclasses.replace(experiment.sharding, mesh=mesh)
     with pytest.raises(ValueError, match="does not fit"):
         assemble(dataclasses.replace(experiment, sharding=sharding), lab / "cache")
+
+
+def _complaints(parts, runs) -> list[str]:
+    """What two hosts say of their parts and run directories; empty texts if they agree."""
+
+    def check(case) -> str:
+        group, own_parts, run = case
+        try:
+            _check_hosts(group, own_parts, run)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    with lines(2) as (opened, _):
+        groups = [Group(line, ["a", "b"]) for line in opened]
+        return everywhere(list(zip(groups, parts, runs, strict=True)), check)
+
+
+def test_hosts_must_see_one_run_directory_and_the_same_data(lab, parts, tmp_path):
+    shared, own = RunDirectory(tmp_path / "shared"), RunDirectory(tmp_path / "own")
+    shared.open(parts.experiment)
+    assert _complaints([parts, parts], [shared, shared]) == ["", ""]
+    said = _complaints([parts, parts], [shared, own])
+    assert said[0] == said[1] and "--runs-dir must put on a file system that they share" in said[0]
+    assert "host 1 (b): experiment.txt is absent, not " in said[0]
+    tiny_run.write_corpus(tmp_path / "other", documents=30)
+    other = assemble(tiny_run.experiment(tmp_path / "other"), tmp_path / "cache")
+    said = _complaints([parts, other], [shared, shared])
+    assert said[0] == said[1] and "do not agree on the data" in said[0] and "host 1 (b): digest is" in said[0]

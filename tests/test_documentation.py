@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+import yaml
 
 from llm_jax.cli import VERBS
 from llm_jax.experiment import load_experiment
@@ -23,7 +24,7 @@ DOCUMENTS = [
     *sorted((ROOT / "experiments").rglob("*.md")),
     *sorted((ROOT / "experiments").rglob("*.py")),
 ]
-SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / "launch").glob("*.sbatch")])
 
 _PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]+\b|\.\.\.")
 _COMMENT = re.compile(r"\s+#.*|\s{2,}\(.*|\s+\[.*|\)$")
@@ -125,6 +126,15 @@ def test_a_command_that_would_not_start_is_seen(command):
 )
 def test_commands_are_found_in_prose(text, found):
     assert set(commands(text)) == found
+
+
+def test_the_command_of_the_pods_parses():
+    job = yaml.safe_load((ROOT / "launch" / "gke.yaml").read_text(encoding="utf-8"))["spec"]["replicatedJobs"][0]
+    pods = job["template"]["spec"]
+    (container,) = pods["template"]["spec"]["containers"]
+    words = [word.replace("$(JOB_COMPLETION_INDEX)", "3") for word in container["command"] + container["args"]]
+    check_command(shlex.join(words))
+    assert f"--hosts.count={pods['completions']}" in words and pods["parallelism"] == pods["completions"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

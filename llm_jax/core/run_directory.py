@@ -57,10 +57,13 @@ class RunDirectory:
     def report(self) -> Path:
         return self.path / "report.md"
 
-    def open(self, experiment: Any) -> None:
+    def open(self, experiment: Any, free: str | None = None) -> None:
         """Makes the directory for `experiment`, or accepts it if it already holds the same experiment.
 
         An experiment that has left neither metrics nor checkpoints, since it could not start, gives way to another.
+
+        Args:
+          free: field in which the experiments may differ; the file then says what `experiment` has there.
 
         Raises:
           ValueError: if the directory holds another experiment, or cannot be written.
@@ -68,9 +71,8 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._has_begun():
-                self._check_same(experiment)
-            else:
-                write_atomically(self.experiment_file, config.to_text(experiment))
+                self._check_same(experiment, free)
+            write_atomically(self.experiment_file, config.to_text(experiment))
         except OSError as error:
             raise ValueError(
                 f"run directory {self.path} cannot be written ({error.strerror or error}): "
@@ -119,6 +121,15 @@ class RunDirectory:
             latest[record["kind"], record["step"]] = record
         yield from sorted(latest.values(), key=lambda record: record["step"])
 
+    def write_tokenizer(self, tokenizer: Any) -> None:
+        """Keeps a `tokenizers.Tokenizer` with the run."""
+        tokenizer.save(self.tokenizer)
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Keeps what the model wrote after update `step`."""
+        self.samples.mkdir(exist_ok=True)
+        write_atomically(self.samples / f"step_{step:08d}.md", text)
+
     @property
     def _card_file(self) -> Path:
         return self.path / "card.json"
@@ -127,13 +138,34 @@ class RunDirectory:
         saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
         return self.experiment_file.exists() and (saved or self.metrics_file.exists())
 
-    def _check_same(self, experiment: Any) -> None:
-        if changes := config.diff(self.experiment(), experiment):
+    def _check_same(self, experiment: Any, free: str | None) -> None:
+        changes = config.diff(self.experiment(), experiment)
+        if changes := [line for line in changes if free is None or line.partition(":")[0].split(".")[0] != free]:
             listed = "\n  ".join(changes)
             raise ValueError(
                 f"{self.path} already holds a run of another experiment; what changed:\n  {listed}\n"
                 "Give the new run another --name, or pass --fresh to delete the old one."
             )
+
+
+class FollowedRun(RunDirectory):
+    """A run as the hosts beside the first have it: they read it, save their part of its checkpoints, and write nothing
+    else."""
+
+    def open(self, experiment: Any, free: str | None = None) -> None:
+        """The first host opens it."""
+
+    def delete(self) -> None:
+        """The first host deletes it."""
+
+    def write_card(self, **facts: Any) -> None:
+        """The first host writes it."""
+
+    def write_tokenizer(self, tokenizer: Any) -> None:
+        """The first host writes it."""
+
+    def write_sample(self, step: int, text: str) -> None:
+        """The first host writes it."""
 
 
 def machine_card() -> dict[str, Any]:

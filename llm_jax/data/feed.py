@@ -1,5 +1,6 @@
 """From this host's rows to arrays that span all devices of the mesh."""
 
+import math
 from typing import TypeVar
 
 import jax
@@ -26,9 +27,19 @@ def host_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
     the same rows.
 
     Raises:
-      ValueError: if this process's devices do not hold one consecutive, equal share of the rows.
+      ValueError: if the rows do not divide over the devices, or this process's devices do not hold one consecutive,
+        equal share of them.
     """
-    rows_only = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+    (names, *_), mesh = (*sharding.spec, None), sharding.mesh
+    names = (names,) if isinstance(names, str) else names or ()
+    parts = math.prod(mesh.shape[name] for name in names)
+    check(
+        batch_size % parts == 0,
+        f"data.batch_size is {batch_size} and the mesh divides the rows of a batch over {parts} devices "
+        f"({', '.join(f'{name} {mesh.shape[name]}' for name in names)}): set batch_size to a multiple of {parts}, or "
+        "give those axes fewer devices",
+    )
+    rows_only = NamedSharding(mesh, PartitionSpec(*sharding.spec[:1]))
     held = rows_only.addressable_devices_indices_map((batch_size,)).values()
     stretches = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
     start, stop = stretches[0][0], stretches[-1][1]

@@ -21,6 +21,7 @@ from llm_jax.models.build import Model
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, unstack, unstacked
 from llm_jax.models.transformer import Transformer
+from llm_jax.sharding import partition
 
 _BUCKET = 64
 """Prompts are padded to a multiple of this, so that prompts of similar length share a compiled prefill."""
@@ -158,7 +159,8 @@ class Generator:
             finished_B |= tokens_B == self._eos_id
         if seen_BV is not None:
             seen_BV = seen_BV.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
-        return _Progress(tokens_B, positions_B, finished_B, seen_BV)
+        # Every process reads these, hence holds them whole.
+        return _Progress(partition.constrain(tokens_B), positions_B, partition.constrain(finished_B), seen_BV)
 
     def _apply(self, params, tokens_BT, placement, cache) -> Any:
         return self._model.apply({"params": params}, tokens_BT, placement, cache, method="hidden")

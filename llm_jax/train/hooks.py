@@ -1,6 +1,5 @@
 """What happens around the updates: progress, records, evaluation, saving, samples, stopping on signals."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -15,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from llm_jax.core.files import write_atomically
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
+from llm_jax.hosts import Hosts
 from llm_jax.train.loop import Hook, Stop
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import Metrics
@@ -43,10 +42,17 @@ class Recorder:
         self._board.close()
 
 
-def record(run: RunDirectory, kind: str, step: int, **values: Any) -> None:
-    """Adds one record to a run that is not being trained."""
-    with contextlib.closing(Recorder(run)) as recorder:
-        recorder.write(kind, step, **values)
+class Silent(Recorder):
+    """The recorder of the hosts beside the first, which leave no record."""
+
+    def __init__(self):
+        """Opens nothing."""
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """The first host writes it."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,26 +219,31 @@ class Save(Hook):
 
 
 class Sample(Hook):
-    """Writes what the model says to samples/ every `every` steps and after step `last`."""
+    """Gives what the model says to `write(step, text)` every `every` steps and after step `last`."""
 
     def __init__(
-        self, sample: Callable[[Any], str], weights: Callable[[TrainState], Any], every: int, last: int, folder: Path
+        self,
+        sample: Callable[[Any], str],
+        weights: Callable[[TrainState], Any],
+        every: int,
+        last: int,
+        write: Callable[[int, str], None],
     ):
-        self._sample, self._weights, self._every, self._last, self._folder = sample, weights, every, last, folder
-        self._folder.mkdir(exist_ok=True)
+        self._sample, self._weights, self._every, self._last, self._write = sample, weights, every, last, write
 
     def due(self, step: int) -> bool:
         return step % self._every == 0 or step == self._last
 
     def on_step(self, step: int, state: TrainState) -> None:
-        write_atomically(self._folder / f"step_{step:08d}.md", self._sample(self._weights(state)))
+        self._write(step, self._sample(self._weights(state)))
 
 
 class StopOnSignal(Hook):
-    """SIGTERM or SIGINT ends training after the update under way; the closing hooks then save. A second SIGINT
-    interrupts at once. Use as a context: the former handlers come back on leaving."""
+    """SIGTERM or SIGINT on any host ends training after the update under way, the same on all; the closing hooks then
+    save. A second SIGINT interrupts at once. Use as a context: the former handlers come back on leaving."""
 
-    def __init__(self):
+    def __init__(self, hosts: Hosts | None = None):
+        self._hosts = Hosts() if hosts is None else hosts
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> "StopOnSignal":
@@ -247,12 +258,21 @@ class StopOnSignal(Hook):
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        self._hosts.ask_to_stop()
 
     def due(self, step: int) -> bool:
-        return self.received is not None
+        return self._hosts.must_stop(step)
 
     def on_step(self, step: int, state: TrainState) -> None:
         raise Stop
+
+    def reason(self) -> str | None:
+        """Which signal a host received, and which host; None if none did. To be asked on all hosts after training."""
+        received = self._hosts.gather("signals received", self.received and self.received.name)
+        told = [(name, index) for index, name in enumerate(received) if name]
+        if not told:
+            return None
+        return told[0][0] + (f" on host {told[0][1]} ({self._hosts.names[told[0][1]]})" if len(received) > 1 else "")
 
 
 def weights_for_use(evaluation_params: Callable[[Any, Any], Any]) -> Callable[[TrainState], Any]:

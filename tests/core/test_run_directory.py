@@ -7,7 +7,7 @@ import os
 import pytest
 
 from llm_jax.core import config, run_directory
-from llm_jax.core.run_directory import RunDirectory
+from llm_jax.core.run_directory import FollowedRun, RunDirectory
 from llm_jax.models.families.llama import llama
 
 EXPERIMENT = llama(2, 4, 16, 24)
@@ -37,6 +37,32 @@ def test_another_experiment_is_refused_with_the_difference_and_the_way_out(tmp_p
     assert "width" not in str(caught.value)
     assert run.experiment() == EXPERIMENT
     assert run.metrics_file.read_text() == "kept"
+
+
+def test_a_free_field_may_change_and_no_other(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.open(EXPERIMENT)
+    run.metrics_file.write_text("kept")
+    other = dataclasses.replace(EXPERIMENT, vocab_size=7)
+    run.open(other, free="vocab_size")
+    assert run.experiment() == other and run.metrics_file.read_text() == "kept"
+    with pytest.raises(ValueError, match="max_length") as caught:
+        run.open(dataclasses.replace(EXPERIMENT, max_length=9), free="vocab_size")
+    assert "vocab_size" not in str(caught.value) and run.experiment() == other
+
+
+def test_a_followed_run_is_read_and_never_written(tmp_path):
+    run, followed = RunDirectory(tmp_path / "run"), FollowedRun(tmp_path / "run")
+    followed.open(EXPERIMENT)
+    followed.write_sample(1, "a")
+    followed.write_tokenizer(None)
+    followed.write_card(a=1)
+    assert not run.path.exists()
+    run.open(EXPERIMENT)
+    followed.delete()
+    assert followed.experiment() == EXPERIMENT and [path.name for path in run.path.iterdir()] == ["experiment.txt"]
+    writing = [name for name in vars(RunDirectory) if name.startswith("write_") or name in ("open", "delete")]
+    assert set(writing) <= vars(FollowedRun).keys()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

@@ -50,6 +50,12 @@ def test_one_process_gets_its_own_rows_back():
     jax.tree.map(np.testing.assert_array_equal, fed, batch)
 
 
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_the_axes():
+    mesh = jax.sharding.AbstractMesh((2, 3), ("data", "fsdp"))
+    with pytest.raises(ValueError, match=r"over 6 devices \(data 2, fsdp 3\): set batch_size to a multiple of 6"):
+        host_share(mesh, PartitionSpec(("data", "fsdp")), 8)
+
+
 @pytest.mark.slow
 def test_two_processes_make_one_batch_of_the_rows_that_each_was_told_to_read():
     everything = np.arange(8 * 3).reshape(8, 3)

@@ -13,9 +13,11 @@ from rich.console import Console
 
 from llm_jax.core.metrics import Ratio
 from llm_jax.core.run_directory import RunDirectory
+from llm_jax.hosts import Group
 from llm_jax.train import hooks
 from llm_jax.train.loop import Stop
 from llm_jax.train.state import TrainState
+from tests.hosts.lines import everywhere, lines
 
 
 @pytest.fixture
@@ -134,7 +136,8 @@ def test_saving_comes_every_few_steps_and_at_any_end_but_never_twice():
 
 
 def test_samples_are_files_named_by_step(tmp_path):
-    sample = hooks.Sample(lambda weights: f"é {weights}", lambda state: state * 2, 5, 7, tmp_path / "samples")
+    run = RunDirectory(tmp_path)
+    sample = hooks.Sample(lambda weights: f"é {weights}", lambda state: state * 2, 5, 7, run.write_sample)
     assert [step for step in range(1, 8) if sample.due(step)] == [5, 7]
     sample.on_step(5, 1)
     sample.on_step(7, 3)
@@ -156,6 +159,19 @@ def test_a_signal_stops_after_the_update_under_way(number):
                 os.kill(os.getpid(), number)
                 time.sleep(5)
     assert signal.getsignal(number) is before
+
+
+def test_the_reason_of_a_stop_names_the_host_where_there_are_several():
+    with lines(2) as (opened, _):
+        groups = [Group(line, ["a", "b"]) for line in opened]
+        stops = [hooks.StopOnSignal(group) for group in groups]
+        assert everywhere(stops, lambda stop: stop.reason()) == [None, None]
+        stops[1]._receive(signal.SIGTERM, None)
+        assert everywhere(stops, lambda stop: stop.reason()) == ["SIGTERM on host 1 (b)"] * 2
+        assert everywhere(stops, lambda stop: [stop.due(step) for step in range(1, 3000)][-1]) == [True, True]
+    alone = hooks.StopOnSignal()
+    alone._receive(signal.SIGINT, None)
+    assert alone.reason() == "SIGINT"
 
 
 def test_the_average_is_used_where_there_is_one_else_what_the_optimizer_says():

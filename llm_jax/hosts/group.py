@@ -1,0 +1,194 @@
+"""The hosts of a job as training uses them, and how a process joins."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from llm_jax.core.checks import check
+from llm_jax.hosts import facts
+from llm_jax.hosts.line import Line
+from llm_jax.hosts.place import HostsConfig, find
+from llm_jax.hosts.stop import AgreedStop
+
+_ECHO_SECONDS = 2.0
+_PACE = "pace"
+
+
+class Hosts:
+    """The hosts of a job. This is a single process, with which everything is agreed at once; `Group` is several."""
+
+    leads = True
+    """Whether this host writes what only one may write."""
+    count = 1
+    names = ("this host",)
+    """Names of the machines, by host."""
+
+    def __init__(self):
+        self._stop = False
+
+    def gather(self, name: str, value: Any = None) -> list[Any]:
+        """The values that all hosts give under this name, by host. Waits for all of them."""
+        return [value]
+
+    def agree(self, what: str, found: Mapping[str, str]) -> None:
+        """
+        Raises:
+          ValueError: on all hosts, if `found` is not the same on all; it says which host differs in what.
+        """
+
+    @contextlib.contextmanager
+    def leader_first(self, what: str) -> Iterator[None]:
+        """The block is run by the leader, and when it is through by all others."""
+        yield
+
+    def ask_to_stop(self) -> None:
+        """Makes `must_stop` true on all hosts, after the same step."""
+        self._stop = True
+
+    def must_stop(self, step: int) -> bool:
+        """Whether to stop after `step`; to be asked after every step. Costs no communication."""
+        return self._stop
+
+    def report_pace(self, value: Any) -> None:
+        """Sends this host's figures to the leader, without waiting."""
+
+    def on_pace(self, hear: Callable[[int, Any], None]) -> None:
+        """At the leader, `hear(host, value)` is called in another thread with what `report_pace` sends."""
+
+
+class Group(Hosts):
+    """Several processes, connected by a line."""
+
+    def __init__(self, line: Line, names: list[str]):
+        self._line, self.names = line, tuple(names)
+        self.count, self.leads = line.place.count, line.place.index == 0
+        self._agreed_stop = AgreedStop(line)
+        line.hears[_PACE] = lambda host, value: None
+
+    def gather(self, name: str, value: Any = None) -> list[Any]:
+        return self._line.gather(name, value)
+
+    def agree(self, what: str, found: Mapping[str, str]) -> None:
+        # The facts themselves travel only where there is something to tell.
+        if len(set(self.gather(f"digest of {what}", facts.digest(found)))) > 1:
+            everyone = self.gather(what, dict(found))
+            differing = facts.differences(list(self.names), everyone)
+            raise ValueError(f"the hosts do not agree on the {what}; compared with host 0:\n{differing}")
+
+    @contextlib.contextmanager
+    def leader_first(self, what: str) -> Iterator[None]:
+        if not self.leads:
+            self.gather(what)
+        yield
+        if self.leads:
+            self.gather(what)
+
+    def ask_to_stop(self) -> None:
+        self._agreed_stop.ask()
+
+    def must_stop(self, step: int) -> bool:
+        return self._agreed_stop.reached(step)
+
+    def report_pace(self, value: Any) -> None:
+        self._line.tell(_PACE, value, to=0)
+
+    def on_pace(self, hear: Callable[[int, Any], None]) -> None:
+        self._line.hears[_PACE] = hear
+
+
+@contextlib.contextmanager
+def joined(config: HostsConfig) -> Iterator[Hosts]:
+    """Joins the other processes, before the first use of a device; leaves with them. Does nothing for a single process.
+
+    An error inside ends this process, and tells the others, which end as well: none is left waiting for another.
+
+    Raises:
+      ValueError: if the place of this process is not known, or host 0 cannot be reached.
+    """
+    place = find(config)
+    if place is None:
+        yield Hosts()
+        return
+    # SLURM's name of the node, which is what its other commands take.
+    name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    line = Line(place, config, name)
+    line.open()
+    try:
+        group = Group(line, line.gather("names", name))
+        group.agree("code", facts.code())
+        _start_jax(line, config)
+        kinds = {"devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"}
+        group.agree("devices of a host", kinds)
+        yield group
+        line.leave()
+    except BaseException as error:
+        _end_with(error, line)
+    jax.distributed.shutdown()
+    line.close()
+
+
+def _start_jax(line: Line, config: HostsConfig) -> None:
+    """Connects jax's own processes, at a port that host 0 finds free."""
+    place = line.place
+    port = line.gather("port", _free_port() if place.index == 0 else None)[0]
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    # Signals and lost hosts are the line's: jax's service would take SIGTERM for itself, and its heartbeats end a
+    # process without a word about which host is missing. They stay, slower, should the line fail.
+    jax.config.update("jax_enable_preemption_service", False)
+    _delay_abort()
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        f"{host}:{port}",
+        place.count,
+        place.index,
+        place.devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(config.arrival_seconds) + 1,
+        heartbeat_timeout_seconds=int(3 * config.silence_seconds) + 1,
+    )
+    check(
+        jax.process_count() == place.count and jax.process_index() == place.index,
+        f"this process is host {place.index} of {place.count} and jax takes it for {jax.process_index()} of "
+        f"{jax.process_count()}: the platform has its own order; give --hosts.index in that",
+    )
+
+
+def _delay_abort() -> None:
+    """Lets the line say which host is lost. Without host 0, which runs jax's service, jax aborts every other process
+    within a millisecond. Now the thread that does so first sleeps for as many seconds as SIGABRT's number; the line's
+    thread ends the process before."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _end_with(error: BaseException, line: Line) -> None:
+    """Ends this process because of `error`; the interpreter's own end would wait for hosts that wait for this one."""
+    if isinstance(error, SystemExit) and error.code in (None, 0):  # help was asked for
+        sys.stdout.flush()
+        os._exit(0)
+    # A collective that fails is the echo of a host that is gone: the line presently says which, and ends the process.
+    time.sleep(_ECHO_SECONDS)
+    told = isinstance(error, ValueError | OSError | FloatingPointError)  # a message to the user, as in cli.main
+    if not told and not isinstance(error, SystemExit | KeyboardInterrupt):
+        traceback.print_exception(error)
+    text = str(error) if told else repr(error)
+    sys.stdout.flush()
+    print(f"llm-jax: {text}", file=sys.stderr, flush=True)
+    line.fail(text)
+    os._exit(1)

@@ -1,0 +1,148 @@
+"""A host's connection to the hub: exchanges with the other hosts, heartbeats, its own end with theirs."""
+
+import asyncio
+import concurrent.futures
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from llm_jax.hosts.hub import ENDED, LEAVE, LIMIT, Hub, read, write
+from llm_jax.hosts.place import HostsConfig, Place
+
+_RETRY_SECONDS = 0.1
+
+
+def end_process(message: str) -> None:
+    """Prints `message` and ends this process at once: it may be inside a collective that nothing else ends."""
+    sys.stdout.flush()
+    print(f"llm-jax: {message}. All hosts stop; the same command resumes", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+class Line:
+    """The connection. A thread of its own reads and writes; `hears` maps a kind of telling to what it calls there.
+
+    Args:
+      name: of this machine, for messages.
+      end: called in that thread when the job is over because of another host.
+    """
+
+    def __init__(self, place: Place, config: HostsConfig, name: str, end: Callable[[str], None] = end_process):
+        self.place, self._config, self._name, self._end = place, config, name, end
+        self.hears: dict[str, Callable[[int, Any], None]] = {}
+        self._waiting: dict[str, concurrent.futures.Future] = {}
+        self._left = False
+        self._hub: Hub | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="hosts", daemon=True)
+        self._thread.start()
+
+    def open(self) -> None:
+        """Connects, at host 0 after starting the hub.
+
+        Raises:
+          ValueError: if the port is taken, or host 0 is not reached in the time to arrive.
+        """
+        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+
+    def start_gather(self, name: str, value: Any) -> concurrent.futures.Future:
+        """Sends `value`, anything that JSON holds; the future gives the list of all hosts' values, in their order."""
+        future = self._waiting[name] = concurrent.futures.Future()
+        self._post({"gather": name, "value": value})
+        return future
+
+    def gather(self, name: str, value: Any = None) -> list[Any]:
+        """The values of all hosts under this name. Waits for all of them."""
+        return self.start_gather(name, value).result()
+
+    def tell(self, kind: str, value: Any, to: int | None = None) -> None:
+        """Calls hears[kind](index of this host, value) at all hosts, or at one. Does not wait; safe in a signal
+        handler."""
+        self._post({"tell": kind, "value": value} | ({} if to is None else {"to": to}))
+
+    def fail(self, message: str) -> None:
+        """Ends the other hosts, which name this one and print `message`."""
+        self._left = True
+        self._post({"fail": message})
+        time.sleep(0.2)  # what is sent leaves the process before it ends
+
+    def leave(self) -> None:
+        """Waits until all hosts leave; from then on none is missed. The hub goes last."""
+        self.gather(LEAVE)
+
+    def close(self) -> None:
+        """Ends the connection, after `leave`."""
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _post(self, message: dict[str, Any]) -> None:
+        self._loop.call_soon_threadsafe(lambda: write(self._writer, message))
+
+    async def _close(self) -> None:
+        self._beating.cancel()
+        self._writer.close()
+        if self._hub is not None:
+            self._hub.close()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+
+    async def _open(self) -> None:
+        place, config = self.place, self._config
+        if place.index == 0:
+            self._hub = Hub(place.count, config.arrival_seconds, config.silence_seconds)
+            try:
+                await self._hub.serve(place.port)
+            except OSError as error:
+                raise ValueError(
+                    f"host 0 ({self._name}) cannot wait for the others at port {place.port} ({error.strerror or error})"
+                    ": another job may use it; give --hosts.address (or JAX_COORDINATOR_PORT) another port"
+                ) from error
+        reader, self._writer = await self._connect()
+        write(self._writer, {"hello": place.index, "count": place.count, "name": self._name})
+        self._listening, self._beating = asyncio.create_task(self._listen(reader)), asyncio.create_task(self._beat())
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        place, give_up = self.place, time.monotonic() + self._config.arrival_seconds
+        host = "localhost" if place.index == 0 else place.host
+        while True:
+            try:
+                return await asyncio.open_connection(host, place.port, limit=LIMIT)
+            except OSError as error:
+                if time.monotonic() > give_up:
+                    raise ValueError(
+                        f"host {place.index} ({self._name}) did not reach host 0 at {place.address} within "
+                        f"{self._config.arrival_seconds:g} seconds ({error.strerror or error}): look at the output of "
+                        "host 0, and whether the address is that of its machine"
+                    ) from error
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        problem = ENDED
+        try:
+            while (message := await read(reader, self._config.silence_seconds)) is not None:
+                self._handle(message)
+        except TimeoutError:
+            problem = f"nothing was heard of it for {self._config.silence_seconds:g} seconds"
+        except OSError as error:
+            problem = ENDED if isinstance(error, ConnectionError) else str(error)
+        if not self._left:
+            self._end(f"host 0 ({self.place.host}) is lost: {problem}")
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        if "gathered" in message:
+            self._left |= message["gathered"] == LEAVE
+            self._waiting.pop(message["gathered"]).set_result(message["values"])
+        elif "told" in message:
+            self.hears[message["told"]](message["from"], message["value"])
+        elif "end" in message and not self._left:
+            self._left = True
+            self._end(message["end"])
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.silence_seconds / 6)
+            write(self._writer, {})

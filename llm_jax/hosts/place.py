@@ -1,0 +1,147 @@
+"""Where this process stands among those that train together: told by options, or by what started it."""
+
+import dataclasses
+import os
+
+from jax._src.clusters import GceTpuCluster, GkeTpuCluster, OmpiCluster, SlurmCluster
+
+from llm_jax.core.checks import check, check_positive, check_positive_if_given
+
+
+@dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    """The processes that train together. SLURM, Open MPI and TPU pods tell by themselves; elsewhere address, count and
+    index say it, and one process alone needs none of it."""
+
+    address: str | None = None
+    """HOST:PORT where host 0 waits for the others; any free port of its machine."""
+    count: int | None = None
+    """Number of processes."""
+    index: int | None = None
+    """This process, 0 to count - 1."""
+    devices: tuple[int, ...] | None = None
+    """Indices of the GPUs of this machine that the process uses; None: all, or one each where a scheduler starts
+    several processes on a machine."""
+    arrival_seconds: float = 300.0
+    """How long to wait for hosts that have not arrived."""
+    silence_seconds: float = 60.0
+    """A host that has sent no heartbeat for so long counts as lost. One whose process ends is missed at once."""
+
+    def __post_init__(self):
+        check_positive(arrival_seconds=self.arrival_seconds, silence_seconds=self.silence_seconds)
+        check_positive_if_given(count=self.count)
+        check(
+            self.index is None or self.index >= 0 and (self.count is None or self.index < self.count),
+            f"hosts.index is {self.index} and hosts.count is {self.count}: it must be one of 0 to count - 1",
+        )
+        port = "" if self.address is None else self.address.rpartition(":")[2]
+        check(
+            self.address is None or (":" in self.address and port.isdecimal() and 0 < int(port) < 2**16),
+            f"hosts.address is {self.address!r}: it must be HOST:PORT of the machine of host 0, such as node01:8476",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """This process among `count`."""
+
+    address: str
+    """HOST:PORT where host 0 waits."""
+    count: int
+    index: int
+    devices: tuple[int, ...] | None = None
+    """GPUs of this machine that are this process's; None: all."""
+
+    @property
+    def host(self) -> str:
+        """The machine of host 0."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+
+def find(config: HostsConfig) -> Place | None:
+    """The place that `config` gives, what it leaves open being taken from the scheduler; None for a single process.
+
+    Raises:
+      ValueError: where there are several processes and one of address, count and index is not known.
+    """
+    if config.count == 1:
+        return None
+    given = {name: value for name, value in dataclasses.asdict(config).items() if name in _FACTS and value is not None}
+    told = {} if {"address", "count", "index"} <= given.keys() else _told_by_scheduler()
+    facts = told | given
+    if not given.keys() & {"address", "count", "index"} and facts.get("count", 1) == 1:
+        return None
+    missing = [name for name in ("address", "count", "index") if name not in facts]
+    check(
+        not missing,
+        f"several processes are to train together ({facts}) and nothing says the {' and '.join(missing)}: give "
+        f"{', '.join(f'--hosts.{name}' for name in missing)}",
+    )
+    return Place(**facts)
+
+
+_FACTS = ("address", "count", "index", "devices")
+
+
+def _told_by_scheduler() -> dict:
+    """What of _FACTS the environment tells; empty where no scheduler has started this process."""
+    return next((facts for told in (_slurm, _open_mpi, _other_mpi, _tpu_pod) if (facts := told())), {})
+
+
+def _slurm() -> dict:
+    # The step's own number of tasks: SLURM_NTASKS is the job's, also in the one shell that salloc gives.
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if "SLURM_PROCID" not in os.environ or tasks == 1:
+        return {}
+    on_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")[0].split("(")[0]
+    return {
+        "address": SlurmCluster.get_coordinator_address(None, os.environ.get("JAX_COORDINATOR_PORT")),
+        "count": tasks,
+        "index": int(os.environ["SLURM_PROCID"]),
+        "devices": _one_of(int(os.environ["SLURM_LOCALID"]), int(on_node)),
+    }
+
+
+def _open_mpi() -> dict:
+    if "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        return {}
+    count, local = int(os.environ["OMPI_COMM_WORLD_SIZE"]), int(os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"])
+    facts = {
+        "count": count,
+        "index": int(os.environ["OMPI_COMM_WORLD_RANK"]),
+        "devices": _one_of(int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]), local),
+    }
+    # Version 5 no longer says where mpirun runs.
+    if "OMPI_MCA_orte_hnp_uri" in os.environ:
+        facts["address"] = OmpiCluster.get_coordinator_address(None, os.environ.get("JAX_COORDINATOR_PORT"))
+    return facts
+
+
+def _other_mpi() -> dict:
+    if "PMI_SIZE" not in os.environ or "PMI_RANK" not in os.environ:
+        return {}
+    return {"count": int(os.environ["PMI_SIZE"]), "index": int(os.environ["PMI_RANK"])}
+
+
+def _tpu_pod() -> dict:
+    if "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu"):
+        return {}
+    pod = next((cluster for cluster in (GkeTpuCluster, GceTpuCluster) if cluster.is_env_present()), None)
+    if pod is None or pod.get_process_count() == 1:
+        return {}
+    return {
+        "address": pod.get_coordinator_address(300, os.environ.get("JAX_COORDINATOR_PORT")),
+        "count": pod.get_process_count(),
+        "index": pod.get_process_id(),
+    }
+
+
+def _one_of(local: int, on_node: int) -> tuple[int, ...] | None:
+    """The GPU of the process `local` of `on_node` on its machine, unless the scheduler shows it its own only."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    bound = visible is not None and len(visible.split(",")) < on_node
+    return None if on_node == 1 or bound else (local,)

@@ -1,0 +1,114 @@
+"""What a process learns from what started it."""
+
+import os
+
+import pytest
+
+from llm_jax.hosts.place import HostsConfig, Place, find
+
+SLURM = {
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NODELIST": "node[07-09]",
+    "SLURM_NTASKS": "3",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+URI = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables, in a process that no scheduler has started."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "PMI_", "TPU_", "JAX_COORDINATOR", "CUDA_VISIBLE")):
+            monkeypatch.delenv(name)
+    return lambda *facts: [monkeypatch.setenv(*pair) for found in facts for pair in found.items()]
+
+
+def test_a_laptop_is_a_single_process(environment):
+    assert find(HostsConfig()) is None
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        {name: SLURM[name] for name in ("SLURM_JOB_ID", "SLURM_NTASKS")},  # salloc
+        {name: value for name, value in SLURM.items() if "_STEP_" not in name} | {"SLURM_PROCID": "0"},  # sbatch
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},  # the interactive step of salloc: tasks of the job
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"},  # srun --pty
+        OPEN_MPI | URI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+    ],
+)
+def test_one_process_inside_an_allocation_is_single(environment, shell):
+    environment(shell)
+    assert find(HostsConfig()) is None
+
+
+def test_slurm_tells_everything(environment):
+    environment(SLURM)
+    assert find(HostsConfig()) == Place("node07:61441", 3, 2)
+
+
+@pytest.mark.parametrize(("visible", "devices"), [(None, (3,)), ("0,1,2,3,4,5,6,7", (3,)), ("3", None)])
+def test_tasks_of_one_node_take_a_gpu_each_unless_slurm_has_bound_them(environment, visible, devices):
+    environment(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "3"})
+    environment({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    assert find(HostsConfig()).devices == devices
+
+
+def test_open_mpi_tells_everything(environment):
+    environment(OPEN_MPI | URI)
+    place = find(HostsConfig())
+    assert (place.host, place.count, place.index, place.devices) == ("10.96.0.1", 4, 3, (1,))
+
+
+def test_an_mpi_that_does_not_say_the_address_is_refused_with_the_option(environment):
+    environment(OPEN_MPI)
+    with pytest.raises(ValueError, match="nothing says the address: give --hosts.address"):
+        find(HostsConfig())
+    place = find(HostsConfig(address="node01:8476"))
+    assert place == Place("node01:8476", 4, 3, (1,))
+
+
+def test_mpich_and_intel_mpi_tell_count_and_index(environment):
+    environment({"PMI_SIZE": "2", "PMI_RANK": "1"})
+    assert find(HostsConfig(address="a:1")) == Place("a:1", 2, 1)
+
+
+def test_options_say_it_all_and_win(environment):
+    environment(SLURM)
+    config = HostsConfig(address="[::1]:80", count=2, index=1, devices=(4, 5))
+    place = find(config)
+    assert (place.host, place.port, place.count, place.index, place.devices) == ("::1", 80, 2, 1, (4, 5))
+    assert find(HostsConfig(count=1)) is None
+
+
+@pytest.mark.parametrize("given", [{"count": 2}, {"address": "a:1"}, {"index": 0}, {"count": 2, "index": 1}])
+def test_half_a_place_is_refused(environment, given):
+    environment()
+    with pytest.raises(ValueError, match="give --hosts"):
+        find(HostsConfig(**given))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"address": "node01"}, "must be HOST:PORT"),
+        ({"address": "node01:http"}, "must be HOST:PORT"),
+        ({"count": 0}, "count is 0"),
+        ({"count": 2, "index": 2}, "must be one of 0 to count - 1"),
+        ({"silence_seconds": 0}, "silence_seconds is 0"),
+    ],
+)
+def test_what_is_no_place_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        HostsConfig(**given)
