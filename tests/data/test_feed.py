@@ -53,7 +53,7 @@ def test_one_process_gets_its_own_rows_back():
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused_with_the_axes():
     mesh = jax.sharding.AbstractMesh((2, 3), ("data", "fsdp"))
     with pytest.raises(ValueError, match=r"over 6 devices \(data 2, fsdp 3\): set batch_size to a multiple of 6"):
-        host_share(mesh, PartitionSpec(("data", "fsdp")), 8)
+        host_share(NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), 8)
 
 
 @pytest.mark.slow
