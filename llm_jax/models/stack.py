@@ -125,21 +125,25 @@ class Stack(nn.Module):
             if cut[index]:
                 x_BTD = self._pipelined(segment, self.variables["params"][name], x_BTD, context)
             else:
-                group = self._scanned(segment)(segment.blocks, self.width, self.precision, name=name)
+                group = self._scanned(segment, self.execution.remat)(
+                    segment.blocks, self.width, self.precision, name=name
+                )
                 x_BTD, _ = group(x_BTD, context, None)
         return x_BTD, None
 
     def _pipelined(self, segment: Segment, weights: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
-        """A stage is a shorter segment. Dropout differs by layer and row, and from what the segment draws whole."""
+        """A stage is a shorter segment, and what is computed again is a step of it. Dropout differs by layer and row,
+        and from what the segment draws whole."""
 
         def stage(weights: Any, bias_RN: Any, key: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
             part = dataclasses.replace(segment, repeats=len(jax.tree.leaves(weights)[0]))
-            layers = self._scanned(part)(part.blocks, self.width, self.precision, parent=None)
+            layers = self._scanned(part, "none")(part.blocks, self.width, self.precision, parent=None)
             rngs = None if key is None else {"dropout": key}
             return layers.apply({"params": weights}, x_BTD, context.replace(bias_RN=bias_RN), None, rngs=rngs)[0]
 
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
-        return pipeline.run(stage, weights, context.bias_RN, key, x_BTD, context.replace(bias_RN=None))
+        keep = None if self.execution.remat == "none" else _POLICIES[self.execution.remat]
+        return pipeline.run(stage, weights, context.bias_RN, key, x_BTD, context.replace(bias_RN=None), keep)
 
     def _cached(self, x_BTD: jax.Array, context: Context, states: tuple) -> tuple[jax.Array, tuple]:
         """One repeat after the other: a loop over layers would copy the whole cache on each turn."""
@@ -154,11 +158,11 @@ class Stack(nn.Module):
             after.append(tuple(done))
         return x_BTD, tuple(after)
 
-    def _scanned(self, segment: Segment) -> Any:
+    def _scanned(self, segment: Segment, remat: Remat) -> Any:
         group, turns = Group, self.execution.turns(segment.repeats)
-        if self.execution.remat != "none":
+        if remat != "none":
             # Inside a loop the compiler cannot merge the recomputation with the forward pass; a barrier is needless.
-            policy = _POLICIES[self.execution.remat]
+            policy = _POLICIES[remat]
             group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
         own, common = ({}, "params") if segment.shared else ({"params": 0}, False)
         return nn.scan(

@@ -17,6 +17,7 @@ Legend: Q groups of microbatches, S stages, P replicas of the pipeline, B rows o
 V rounds, L layers that a stage runs in a round, X any axes.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,13 @@ from llm_jax.sharding.schedule import Schedule
 
 _REPLICAS = (DATA, FSDP)
 
+_MOVES = frozenset(
+    ("broadcast_in_dim", "convert_element_type", "copy", "dynamic_slice", "gather", "reshape", "squeeze", "transpose")
+)
+
+Policy = Callable[..., Any]
+"""One of `jax.checkpoint_policies`."""
+
 Stage = Callable[[Any, Any, Any, jax.Array, Any], jax.Array]
 """(weights of its layers [L, X], what all layers read, key, x [B, X], what belongs to the rows [B, X]) -> x [B, X]."""
 
@@ -42,7 +50,9 @@ def schedule() -> Schedule | None:
     return layout.schedule if layout is not None else None
 
 
-def run(stage: Stage, weights: Any, common: Any, key: jax.Array | None, x: jax.Array, rows: Any) -> jax.Array:
+def run(
+    stage: Stage, weights: Any, common: Any, key: jax.Array | None, x: jax.Array, rows: Any, keep: Policy | None
+) -> jax.Array:
     """x [rows, X] through all layers by the schedule of the active layout.
 
     Args:
@@ -51,6 +61,7 @@ def run(stage: Stage, weights: Any, common: Any, key: jax.Array | None, x: jax.A
       common: tree of arrays that every stage reads.
       key: of random numbers; every stage gets another one at every step, in every replica. None: none are drawn.
       rows: tree of [rows, X] that goes with x from stage to stage.
+      keep: what the backward pass keeps of a step of a stage, beside what it began with; None: all that it computes.
 
     Raises:
       ValueError: for a number of rows that cannot be cut into microbatches.
@@ -65,7 +76,7 @@ def run(stage: Stage, weights: Any, common: Any, key: jax.Array | None, x: jax.A
     common = jax.tree.map(
         lambda leaf: _copied(jnp.broadcast_to(leaf, (plan.stages, *leaf.shape)), replicas, layout), common
     )
-    work = _mapped(stage, plan)
+    work = _mapped(stage, plan, _computed if keep is None else _of_one(keep))
 
     def step(carry: tuple[Any, Any], time: jax.Array) -> tuple[tuple[Any, Any], None]:
         (x_SPBX, rows), waiting = carry
@@ -81,9 +92,11 @@ def run(stage: Stage, weights: Any, common: Any, key: jax.Array | None, x: jax.A
     return _joined(jnp.roll(x_QSPBX, -1, axis=0))
 
 
-def _mapped(stage: Stage, plan: Schedule) -> Callable:
+def _mapped(stage: Stage, plan: Schedule, keep: Policy) -> Callable:
     """`stage` for all stages and replicas at a time; their number and the time come first."""
 
+    # Else the weights of each step would be kept, cut and cast as it uses them.
+    @functools.partial(jax.checkpoint, policy=keep, prevent_cse=False)
     def one(number: jax.Array, time: jax.Array, weights: Any, common: Any, key: Any, x_BX: jax.Array, rows: Any) -> Any:
         turn = (time - number) // plan.stages % plan.rounds
         own = jax.tree.map(lambda leaf_VLX: jax.lax.dynamic_index_in_dim(leaf_VLX, turn, keepdims=False), weights)
@@ -92,6 +105,23 @@ def _mapped(stage: Stage, plan: Schedule) -> Callable:
 
     replicas = jax.vmap(one, (None, None, 0, 0, 0, 0, 0), spmd_axis_name=_REPLICAS)
     return jax.vmap(replicas, (0, None, 0, 0, 0, 0, 0), spmd_axis_name=STAGE)
+
+
+def _computed(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Policy: all but what is only cut, cast or laid out otherwise."""
+    return primitive.name not in _MOVES
+
+
+def _of_one(policy: Policy) -> Policy:
+    """A policy for one stage in one replica, asked about all of them, whose products have two more batch axes."""
+
+    def asked(primitive: Any, *shapes: Any, **settings: Any) -> Any:
+        if primitive.name == "dot_general":
+            contracted, (left, right) = settings["dimension_numbers"]
+            settings = settings | {"dimension_numbers": (contracted, (left[2:], right[2:]))}
+        return policy(primitive, *shapes, **settings)
+
+    return asked
 
 
 def _entered(held: Any, waiting: Any, time: jax.Array, plan: Schedule) -> tuple[Any, Any]:

@@ -195,6 +195,31 @@ def dropped() -> dict[str, Any]:
     }
 
 
+def kept() -> dict[str, list[int]]:
+    """What the backward pass keeps by policy: bytes, and number of matrices that are kept for every step."""
+    layout = Layout.of(ShardingConfig(MeshConfig(data=4, stage=2), PipelineParallel(4, rounds=2)), jax.devices())
+    found = {}
+    for remat in ("none", "dots", "projections", "full"):
+        model = build(_executed(MODELS["llama"], Execution(remat, unroll=1)))
+        shapes, _ = abstract_parameters(model)
+        scores = functools.partial(_scores, model)
+        with partition.activate(layout):
+            saved = jax.eval_shape(functools.partial(_pullback, scores), shapes)
+        leaves = [leaf for leaf in jax.tree.leaves(saved) if leaf.shape[:1] == (layout.schedule.steps,)]
+        matrices = [leaf for leaf in leaves if leaf.shape[-2:] in ((16, 24), (24, 16))]
+        found[remat] = [trees.size_bytes(saved), len(matrices)]
+    return found
+
+
+def _scores(model: Any, params: Any) -> jax.Array:
+    return model.apply({"params": params}, tiny.tokens(ROWS, LENGTH)).logits_BTV
+
+
+def _pullback(function: Any, params: Any) -> Any:
+    """The function from cotangents to those of `params`, which holds what it keeps."""
+    return jax.vjp(function, params)[1]
+
+
 def refused() -> str:
     """What is said of rows that cannot be cut."""
     layout = Layout.of(ShardingConfig(MeshConfig(data=4, stage=2), PipelineParallel(4)), jax.devices())
@@ -213,7 +238,13 @@ def main() -> None:
     runs = {name: training.run() for name, training in references.items()}
     found = {name: facts(name, runs[PIPELINES[name][0]]) for name in PIPELINES}
     pipeline = ShardingConfig(MeshConfig(data=4, stage=2), PipelineParallel(4))
-    found |= {"written": written(pipeline), "wanted": written(ALONE), "dropped": dropped(), "refused": refused()}
+    found |= {
+        "written": written(pipeline),
+        "wanted": written(ALONE),
+        "dropped": dropped(),
+        "refused": refused(),
+        "kept": kept(),
+    }
     print(json.dumps(found | {"flops": read(references["llama"].compiled).flops}))
 
 

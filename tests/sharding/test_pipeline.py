@@ -97,6 +97,12 @@ def test_dropout_differs_by_layer_row_and_seed(run):
     assert np.abs(correlation).max() < 0.5
 
 
+def test_the_backward_pass_keeps_what_the_policy_says_and_no_weights_of_single_steps(run):
+    bytes_of = {remat: facts[0] for remat, facts in run["kept"].items()}
+    assert bytes_of["none"] > bytes_of["dots"] > bytes_of["projections"] > bytes_of["full"]
+    assert not any(matrices for _, matrices in run["kept"].values())
+
+
 def test_rows_that_cannot_be_cut_are_refused(run):
     assert "a batch has 8 rows, divided over 4 replicas of the stages" in run["refused"]
 
