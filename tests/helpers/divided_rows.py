@@ -64,8 +64,8 @@ CASES: dict[str, tuple[Mask, int, Placement, Placement | None, ScoresConfig]] = 
     "causal, packed, learned bias": (Causal(), K, PACKED, None, ScoresConfig(bias=LEARNED)),
     "window, linear bias, scale": (Causal(5), N, ROW, None, ScoresConfig(0.7, bias=ALIBI)),
     "wide window, packed, cap": (Causal(20), K, PACKED, None, ScoresConfig(0.9, softcap=0.7)),
-    "bidirectional, packed, cap, linear bias": (Bidirectional(), K, PACKED, None, ScoresConfig(None, 0.7, ALIBI)),
     "permuted": (Permuted(), N, PACKED, None, ScoresConfig()),
+    "bidirectional, packed, cap, linear bias": (Bidirectional(), K, PACKED, None, ScoresConfig(None, 0.7, ALIBI)),
     "memory, learned bias": (Bidirectional(), K, PACKED, MEMORY, ScoresConfig(bias=BOTH_WAYS)),
 }
 
@@ -182,6 +182,12 @@ def message(function: Any) -> str:
     return "none"
 
 
+def doubled(x: jax.Array) -> jax.Array:
+    """Twice as much, by every device of the mesh `2` for its own rows."""
+    with partition.activate(layout("2", AllToAll())):
+        return partition.mapped(lambda x: 2 * x, (("batch",),), ("batch",))(x)
+
+
 def rings() -> dict[str, Any]:
     """What rings visit, send, keep and refuse."""
     balanced, plain = Ring(block=2), Ring(balanced=False, block=2)
@@ -200,6 +206,8 @@ def rings() -> dict[str, Any]:
             "stretches": message(lambda: compiled(layout("8", balanced), 36)),
             "trade": message(lambda: compiled(layout("8", balanced), 40)),
             "unbalanced": message(lambda: compiled(layout("8", plain), 40)),
+            "rows": message(lambda: doubled(jnp.ones(3))),
+            "no rows": message(lambda: doubled(jnp.ones(4))),
             "heads": message(lambda: compiled(layout("8", AllToAll()), T, heads=4)),
         },
     }

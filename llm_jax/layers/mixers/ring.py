@@ -177,9 +177,10 @@ class _Own:
 
     def queries(self, x_BNTH: jax.Array, kv_heads: int) -> jax.Array:
         """Its blocks of queries, or of what is made of them, [L, B, K, M, H]."""
-        rows, parts = self.plan.rows, self._stretches(x_BNTH)
-        found = [fold(rows.part(rows.filled(part), one), kv_heads) for part in parts for one in range(rows.count)]
-        return jnp.stack(found)
+        rows, (batch, heads, _, features) = self.plan.rows, x_BNTH.shape
+        filled = jnp.stack([rows.filled(part) for part in self._stretches(x_BNTH)], axis=2)
+        blocks_BNLCH = filled.reshape(batch, heads, -1, rows.size, features)
+        return jax.vmap(lambda x_BNCH: fold(x_BNCH, kv_heads), in_axes=2)(blocks_BNLCH)
 
     def joined(self, x_LBKMH: jax.Array, heads: int) -> jax.Array:
         """The inverse of `queries`, [B, N, T, H]."""
