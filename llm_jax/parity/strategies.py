@@ -58,7 +58,7 @@ STRATEGIES: dict[str, Strategy] = {
     "tensor": _strategy(TensorParallel(), 4, 4, (REDUCE,), data=2, tensor=4),
     "tensor, sequence": _strategy(TensorParallel(sequence=True), 4, 4, (GATHER,), data=2, tensor=4),
     "expert axis": _strategy(ExpertParallel(), 1, 1, (REDUCE,), _NO_EXCHANGE, expert=8),
-    "ring": _strategy(ContextParallel(Ring()), 1, 1, (REDUCE, PASS), (EXCHANGE,), data=2, context=4),
+    "ring": _strategy(ContextParallel(Ring()), 1, 1, (REDUCE, PASS), data=2, context=4),
     "all-to-all": _strategy(ContextParallel(AllToAll()), 1, 1, (REDUCE, EXCHANGE), (), data=2, context=4),
     "pipeline": _strategy(PipelineParallel(4), 4, 4, (REDUCE, PASS), within=_STACK, data=2, stage=4),
     "pipeline, two rounds": _strategy(PipelineParallel(4, 2), 4, 4, (REDUCE, PASS), within=_STACK, data=2, stage=4),

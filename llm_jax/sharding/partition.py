@@ -128,10 +128,17 @@ def activate(layout: Layout) -> Iterator[None]:
     if layout.mapped:
         yield
         return
+    with using(layout), jax.set_mesh(layout.mesh):
+        yield
+
+
+@contextlib.contextmanager
+def using(layout: Layout | None) -> Iterator[None]:
+    """While tracing inside, `layout` is the active one: for what JAX traces later than where it was called, as it does
+    the passes of a `jax.custom_vjp`."""
     token = _active.set(layout)
     try:
-        with jax.set_mesh(layout.mesh):
-            yield
+        yield
     finally:
         _active.reset(token)
 
@@ -139,11 +146,8 @@ def activate(layout: Layout) -> Iterator[None]:
 @contextlib.contextmanager
 def within(*mesh_axes: str) -> Iterator[None]:
     """While tracing inside, what is laid out is what one part of these mesh axes computes."""
-    token = _active.set(dataclasses.replace(active(), within=mesh_axes))
-    try:
+    with using(dataclasses.replace(active(), within=mesh_axes)):
         yield
-    finally:
-        _active.reset(token)
 
 
 def active() -> Layout | None:
@@ -191,11 +195,8 @@ def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:
     specs = [jax.tree.map(layout.spec, tree, is_leaf=is_words) for tree in (inputs, outputs)]
 
     def alone(*arguments):
-        token = _active.set(None)
-        try:
+        with using(None):
             return function(*arguments)
-        finally:
-            _active.reset(token)
 
     def checked(*arguments):
         flat, structure = jax.tree.flatten(inputs, is_leaf=is_words)

@@ -150,10 +150,10 @@ def _passed_on(x_SX: jax.Array) -> jax.Array:
     return _by_stage(lambda x_1X: jax.lax.ppermute(x_1X, STAGE, ring), x_SX)
 
 
-def _by_stage(function: Callable[[jax.Array], jax.Array], x_SX: jax.Array) -> jax.Array:
-    """`function` of each stage's part, which may exchange with the others."""
+def _by_stage(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """`function` of each stage's part of [S, X] arrays, which may exchange with the others."""
     mesh, divided = partition.active().mesh, PartitionSpec(STAGE)
-    return jax.shard_map(function, mesh=mesh, in_specs=divided, out_specs=divided, axis_names={STAGE})(x_SX)
+    return jax.shard_map(function, mesh=mesh, in_specs=divided, out_specs=divided, axis_names={STAGE})(*arrays)
 
 
 def _first(one_SX: jax.Array, other_SX: jax.Array) -> jax.Array:
@@ -185,8 +185,8 @@ def _dealt(leaf: jax.Array, plan: Schedule) -> jax.Array:
     if plan.rounds == 1:
         return leaf_SVLX
 
-    def exchanged(held_1VLX: jax.Array) -> jax.Array:
-        stage, dealt_1VLX = jax.lax.axis_index(STAGE), jnp.zeros_like(held_1VLX)
+    def exchanged(held_1VLX: jax.Array, stage_1: jax.Array) -> jax.Array:
+        stage, dealt_1VLX = stage_1[0], jnp.zeros_like(held_1VLX)
         for runs in plan.exchanges():
             sent, turns = np.zeros((2, plan.stages), np.int32)
             for run in runs:
@@ -196,7 +196,8 @@ def _dealt(leaf: jax.Array, plan: Schedule) -> jax.Array:
             dealt_1VLX = dealt_1VLX.at[:, jnp.asarray(turns)[stage]].set(passed_1LX)
         return dealt_1VLX
 
-    return _by_stage(exchanged, leaf_SVLX)
+    # Not jax.lax.axis_index, which compilers refuse where other mesh axes are theirs to divide.
+    return _by_stage(exchanged, leaf_SVLX, jnp.arange(plan.stages))
 
 
 def _copied(leaf_SX: jax.Array, replicas: int, layout: Layout) -> jax.Array:

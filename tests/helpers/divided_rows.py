@@ -165,7 +165,8 @@ def visits(exchange: Ring, mask: Mask = CAUSAL) -> list[int]:
     blocks.tile = counted
     try:
         with partition.activate(layout("8", exchange)):
-            run = jax.jit(lambda *arrays: ring.attend(exchange, *arrays, Pairs(mask, ROW, None, ScoresConfig())))
+            whole = Pairs(mask, ROW, None, ScoresConfig())
+            run = jax.jit(lambda *arrays: ring.attend(partition.active(), *arrays, whole))
             jax.block_until_ready(run(*arrays))
             jax.effects_barrier()
     finally:

@@ -34,7 +34,7 @@ def attend(
     if exchange is None or cached or pairs.shape[0] == 1:
         return kernel.attend(q_BNTH, k_BKSH, v_BKSH, pairs)
     if isinstance(exchange, Ring):
-        return ring.attend(exchange, q_BNTH, k_BKSH, v_BKSH, pairs)
+        return ring.attend(layout, q_BNTH, k_BKSH, v_BKSH, pairs)
     return _all_to_all(kernel, q_BNTH, k_BKSH, v_BKSH, pairs)
 
 

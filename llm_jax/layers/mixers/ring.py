@@ -29,6 +29,7 @@ from llm_jax.layers.mixers.pairs import Pairs
 from llm_jax.layers.mixers.softmax import fold
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
+from llm_jax.sharding.partition import Layout
 from llm_jax.sharding.rules import Ring
 
 _QUERIES = (axes.BATCH, axes.HEADS, axes.LENGTH)
@@ -38,33 +39,36 @@ _TABLE = (axes.POSITIONS, axes.HEADS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(ring: Ring, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
-    """Attention output [B, N, T, H] under a layout that divides rows. A query that sees nothing gives 0.
+def attend(layout: Layout, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+    """Attention output [B, N, T, H] in a layout that exchanges stretches by a ring. A query that sees nothing gives 0.
 
     Raises:
       ValueError: for a length that does not divide as the ring needs it.
     """
-    return _forward(ring, q_BNTH, k_BKSH, v_BKSH, pairs)[0]
+    return _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs)[0]
 
 
-def _forward(ring, q_BNTH, k_BKSH, v_BKSH, pairs):
-    here = functools.partial(_forward_here, _plan(ring, pairs), partition.line(axes.LENGTH), partition.line(axes.HEADS))
+def _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs):
     inputs = (_QUERIES, _KEYS, _KEYS, words(pairs, len(q_BNTH)))
-    y_BNTH, log_sum_LBKM1 = partition.mapped(here, inputs, (_QUERIES, _SUMS))(q_BNTH, k_BKSH, v_BKSH, pairs)
+    with partition.using(layout):
+        lines = [partition.line(word) for word in (axes.LENGTH, axes.HEADS)]
+        here = functools.partial(_forward_here, _plan(layout.exchange, pairs), *lines)
+        y_BNTH, log_sum_LBKM1 = partition.mapped(here, inputs, (_QUERIES, _SUMS))(q_BNTH, k_BKSH, v_BKSH, pairs)
     # As in chunked.py: a remat policy that keeps the context spares the round.
     y_BNTH = checkpoint_name(y_BNTH, "context")
     return y_BNTH, (q_BNTH, k_BKSH, v_BKSH, pairs, y_BNTH, checkpoint_name(log_sum_LBKM1, "context"))
 
 
-def _backward(ring, residuals, dy_BNTH):
+def _backward(layout, residuals, dy_BNTH):
     q_BNTH, k_BKSH, v_BKSH, pairs, y_BNTH, log_sum_LBKM1 = residuals
-    lines = [partition.line(word) for word in (axes.LENGTH, axes.HEADS, axes.BATCH)]
-    here = functools.partial(_backward_here, _plan(ring, pairs), *lines)
     inputs = (*3 * (_QUERIES,), _SUMS, _KEYS, _KEYS, words(pairs, len(q_BNTH)))
     table = None if pairs.bias_RN is None else _TABLE
-    run = partition.mapped(here, inputs, (_QUERIES, _KEYS, _KEYS, table))
     mean_BNT1 = blocks.mean_under(dy_BNTH, y_BNTH)
-    *gradients, dtable = run(q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs)
+    with partition.using(layout):
+        lines = [partition.line(word) for word in (axes.LENGTH, axes.HEADS, axes.BATCH)]
+        here = functools.partial(_backward_here, _plan(layout.exchange, pairs), *lines)
+        run = partition.mapped(here, inputs, (_QUERIES, _KEYS, _KEYS, table))
+        *gradients, dtable = run(q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs)
     return *gradients, pairs.replace(queries=None, slots=None, bias_RN=dtable)
 
 
