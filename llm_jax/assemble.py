@@ -111,6 +111,7 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
         step=compiled(
             update,
             experiment.precision,
+            mesh.devices.flat[0],
             in_shardings=(shardings, batch),
             out_shardings=(shardings, None),
             donate_argnums=0,
