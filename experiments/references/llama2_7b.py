@@ -1,8 +1,8 @@
 """LLaMA 2 7B as its paper states it, laid out for TPU pods.
 
-Paper:    Touvron et al. 2023, arXiv:2307.09288, table 1 and section 2.2: 2 trillion tokens in batches of 4 million, rows
-          of 4,096; AdamW with b1 0.9, b2 0.95, epsilon 1e-5, decay 0.1, gradients clipped to norm 1; 2,000 updates of
-          warm-up to 3e-4, then a cosine to a tenth of it. The tokenizer is the paper's SentencePiece model.
+Paper:    Touvron et al. 2023, arXiv:2307.09288, table 1 and section 2.2: 2 trillion tokens in batches of 4 million,
+          rows of 4,096; AdamW with b1 0.9, b2 0.95, epsilon 1e-5, decay 0.1, gradients clipped to norm 1; 2,000 updates
+          of warm-up to 3e-4, then a cosine to a tenth of it. The tokenizer is the paper's SentencePiece model.
 Claim:    none. It states the published model and recipe; the mixture of texts is not public, and no run was made here.
 Command:  llm-jax train experiments/references/llama2_7b.py --data.source.source.paths PATH --tokenizer.model PATH
 Hardware: a TPU v5p-128 (64 chips), by its compiler 46 GiB a chip: experiments/benchmarks/tpu_aot.py. Larger slices take

@@ -18,13 +18,15 @@ class Chip:
 
 
 _GIB = 2**30
-_SPARSE_CORES = tuple(
-    (f"xla_tpu_enable_sparse_core_collective_offload_{kind}", "true")
-    for kind in ("all_gather", "2d_all_gather", "3d_all_gather", "reduce_scatter", "nd_reduce_scatter", "all_reduce")
+_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
+_SPARSE_CORES = (
+    *((f"{_OFFLOAD}{kind}", "true") for kind in ("all_gather", "2d_all_gather", "3d_all_gather")),
+    *((f"{_OFFLOAD}{kind}", "true") for kind in ("reduce_scatter", "nd_reduce_scatter", "all_reduce")),
+    ("xla_tpu_sparse_core_all_reduce_offload_min_size_in_bytes", "0"),
 )
 """Collectives are handed to the SparseCores, so that they run beside the matrix products; without these options libtpu
 0.0.52 makes all gathers of weights and reductions of gradients synchronous. 2d and 3d are over so many axes of the
-torus."""
+torus; without the last, reductions of the scales of norms would still be waited for."""
 _CHIPS = {
     "TPU v4": Chip("TPU v4", 275e12, 32 * _GIB, "cloud.google.com/tpu/docs/v4"),
     "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * _GIB, "cloud.google.com/tpu/docs/v5e"),

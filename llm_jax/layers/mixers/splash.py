@@ -42,9 +42,7 @@ def attend(block: int, q_BNTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, 
     return run(q_BNTH * scale, k_BKTH, v_BKTH, pairs.queries.segment_ids_BT)
 
 
-def _kernel(
-    block: int, mask: Mask, heads: int, length: int, softcap: float | None
-) -> splash.SplashAttentionKernel:
+def _kernel(block: int, mask: Mask, heads: int, length: int, softcap: float | None) -> splash.SplashAttentionKernel:
     """The kernel; what its backward pass needs goes by the name `context` to remat policies."""
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     return splash.make_splash_mha(

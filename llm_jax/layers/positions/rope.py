@@ -4,6 +4,7 @@ Legend: B batch, N heads, T length, H head size, h pairs of features.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -54,16 +55,19 @@ class RoPEConfig:
 
 @jax.custom_vjp
 def _turn(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> jax.Array:
-    """x with its pairs turned; the gradient is turned back."""
+    """x with its pairs turned."""
     return jax.lax.platform_dependent(x_BNTH, cos_B1Th, sin_B1Th, tpu=_by_permutation, default=_by_halves)
 
 
-def _backward(turn: tuple[jax.Array, jax.Array], dy_BNTH: jax.Array) -> tuple[jax.Array, None, None]:
-    cos, sin = turn
-    return _turn(dy_BNTH, cos, -sin), None, None
+def _turn_back(turn: tuple[jax.Array, jax.Array], dy_BNTH: jax.Array) -> tuple[jax.Array, None, None]:
+    def of(formulation: Callable) -> Callable:
+        return lambda dy, cos, sin: jax.vjp(lambda x: formulation(x, cos, sin), dy)[1](dy)[0]
+
+    dx_BNTH = jax.lax.platform_dependent(dy_BNTH, *turn, tpu=of(_by_permutation), default=of(_by_halves))
+    return dx_BNTH, None, None
 
 
-_turn.defvjp(lambda x, cos, sin: (_turn(x, cos, sin), (cos, sin)), _backward)
+_turn.defvjp(lambda x, cos, sin: (_turn(x, cos, sin), (cos, sin)), _turn_back)
 
 
 def _by_halves(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> jax.Array:
