@@ -30,7 +30,7 @@ torus; without the last, reductions of the scales of norms would still be waited
 
 
 def _vector_memory(kib: int) -> tuple[tuple[str, str], ...]:
-    """So much vector memory for one operation: with libtpu's default the tiles of matrix products are so small that many
+    """So much vector memory for one operation: libtpu's default keeps the tiles of matrix products so small that many
     run, by the compiler's own estimate, at half of the peak."""
     return (("xla_tpu_scoped_vmem_limit_kib", str(kib)),)
 
