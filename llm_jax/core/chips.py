@@ -1,4 +1,6 @@
-"""Published peaks of accelerator chips: the denominator of MFU. An unknown chip has none, and no MFU is printed."""
+"""What is known of accelerator chips: published peaks, the denominator of MFU, and how programs for them are compiled.
+
+An unknown chip has no peak, and no MFU is printed."""
 
 import dataclasses
 
@@ -11,15 +13,37 @@ class Chip:
     peak_flops: float
     memory_bytes: int
     source: str
+    compiler_options: tuple[tuple[str, str], ...] = ()
+    """Of XLA, for every program of training."""
 
 
 _GIB = 2**30
+_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
+_SPARSE_CORES = (
+    *((f"{_OFFLOAD}{kind}", "true") for kind in ("all_gather", "2d_all_gather", "3d_all_gather")),
+    *((f"{_OFFLOAD}{kind}", "true") for kind in ("reduce_scatter", "nd_reduce_scatter", "all_reduce")),
+    ("xla_tpu_sparse_core_all_reduce_offload_min_size_in_bytes", "0"),
+)
+"""Collectives are handed to the SparseCores, so that they run beside the matrix products; without these options libtpu
+0.0.52 makes all gathers of weights and reductions of gradients synchronous. 2d and 3d are over so many axes of the
+torus; without the last, reductions of the scales of norms would still be waited for."""
+
+
+def _vector_memory(kib: int) -> tuple[tuple[str, str], ...]:
+    """So much vector memory for one operation: libtpu's default keeps the tiles of matrix products so small that many
+    run, by the compiler's own estimate, at half of the peak."""
+    return (("xla_tpu_scoped_vmem_limit_kib", str(kib)),)
+
+
+_V5P = _SPARSE_CORES + _vector_memory(48 * 1024)
+_V6E = _SPARSE_CORES + _vector_memory(96 * 1024)
+
 _CHIPS = {
     "TPU v4": Chip("TPU v4", 275e12, 32 * _GIB, "cloud.google.com/tpu/docs/v4"),
     "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * _GIB, "cloud.google.com/tpu/docs/v5e"),
-    "TPU v5": Chip("TPU v5p", 459e12, 95 * _GIB, "cloud.google.com/tpu/docs/v5p"),
-    "TPU v5p": Chip("TPU v5p", 459e12, 95 * _GIB, "cloud.google.com/tpu/docs/v5p"),
-    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * _GIB, "cloud.google.com/tpu/docs/v6e"),
+    "TPU v5": Chip("TPU v5p", 459e12, 95 * _GIB, "cloud.google.com/tpu/docs/v5p", _V5P),
+    "TPU v5p": Chip("TPU v5p", 459e12, 95 * _GIB, "cloud.google.com/tpu/docs/v5p", _V5P),
+    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * _GIB, "cloud.google.com/tpu/docs/v6e", _V6E),
     "NVIDIA A100-SXM4-40GB": Chip("A100 40GB", 312e12, 40 * _GIB, "NVIDIA A100 data sheet"),
     "NVIDIA A100-SXM4-80GB": Chip("A100 80GB", 312e12, 80 * _GIB, "NVIDIA A100 data sheet"),
     "NVIDIA H100 80GB HBM3": Chip("H100 SXM", 989.4e12, 80 * _GIB, "NVIDIA H100 data sheet, dense"),

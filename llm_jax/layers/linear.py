@@ -5,11 +5,15 @@ F ffn width, V vocabulary.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check_positive
 from llm_jax.core.dtypes import Precision
@@ -78,7 +82,7 @@ class Linear(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.precision.dtype
-        y = contract(self.einsum, x.astype(dtype), self.kernel.astype(dtype))
+        y = checkpoint_name(contract(self.einsum, x.astype(dtype), self.kernel.astype(dtype)), "product")
         if self.bias:
             y += _align(self.offset.astype(dtype), self.offset_letters, _letters(self.einsum)[2])
         return y
@@ -126,15 +130,36 @@ class BlockDiagonal(nn.Module):
         return y_BTNM.reshape(x_BTC.shape)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def contract(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """einsum(x, kernel) as one product of two matrices.
+    """einsum(x, kernel).
 
-    Written so because the gradient of a kernel from 'BTD,DF->BTF' contracts two axes at once, which CPU matrix
-    libraries do at a third of the speed of the flat product. Where rows lie on several devices their stretches cannot
-    be flattened without being brought together, and it is one after all.
+    Compiled for TPUs it and its gradients are einsums, whose operands and results the compiler lays out as others want
+    them. Elsewhere they are products of two matrices, because the gradient of a kernel from 'BTD,DF->BTF' contracts two
+    axes at once, which CPU matrix libraries do at a third of the speed of the flat product; but where rows lie on
+    several devices their stretches cannot be flattened without being brought together, and they are einsums after all.
     """
-    if partition.parts(axes.LENGTH) > 1:
-        return jnp.einsum(einsum, x, kernel)
+    return _by_platform(lambda product: functools.partial(product, einsum), x, kernel)
+
+
+def _contract_backward(einsum, operands, dy):
+    def gradients(product):
+        return lambda x, kernel, dy: jax.vjp(functools.partial(product, einsum), x, kernel)[1](dy)
+
+    return _by_platform(gradients, *operands, dy)
+
+
+contract.defvjp(lambda einsum, x, kernel: (contract(einsum, x, kernel), (x, kernel)), _contract_backward)
+
+
+def _by_platform(of: Callable[[Callable], Callable], *operands: jax.Array) -> Any:
+    """What the function `of` a product gives of the operands."""
+    elsewhere = jnp.einsum if partition.parts(axes.LENGTH) > 1 else _flat
+    return jax.lax.platform_dependent(*operands, tpu=of(jnp.einsum), default=of(elsewhere))
+
+
+def _flat(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """einsum(x, kernel) as one product of two matrices."""
     inputs, kernel_letters, outputs = _letters(einsum)
     contracted = [letter for letter in kernel_letters if letter not in outputs]
     batch = [letter for letter in inputs if letter not in contracted]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.fence import fence_gradients
 from llm_jax.sharding import axes
 
 
@@ -65,7 +66,7 @@ class LayerNorm(nn.Module):
         y = normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, centred=True)
         if self.config.bias:
             y += _vector(self, "bias", nn.initializers.zeros_init(), x.shape[-1]).astype(y.dtype)
-        return y
+        return fence_gradients(y)
 
 
 class RMSNorm(nn.Module):
@@ -80,7 +81,8 @@ class RMSNorm(nn.Module):
         scale_D = _vector(self, "scale", init, x.shape[-1])
         if self.config.from_zero:
             scale_D += 1
-        return normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, centred=False)
+        y = normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, centred=False)
+        return fence_gradients(y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,16 +1,18 @@
 """What a model is. Sizes of published ones are in families/."""
 
 import dataclasses
+from typing import Self
 
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.kernels import Kernel
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.layers.mixers.masks import Permuted
 from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
 from llm_jax.layers.norms import NormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
-from llm_jax.models.block import MixerConfig
+from llm_jax.models.block import BlockConfig, MixerConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, Segment
 
@@ -59,6 +61,15 @@ class TransformerConfig:
             len(found) <= 1,
             f"blocks have different relative biases ({'; '.join(sorted(found))}): layers of a stack share one table",
         )
+
+    def with_kernel(self, kernel: Kernel) -> Self:
+        """The same model with another attention kernel in all of its blocks."""
+
+        def replaced(block: BlockConfig) -> BlockConfig:
+            return dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, kernel=kernel))
+
+        segments = (dataclasses.replace(one, blocks=tuple(map(replaced, one.blocks))) for one in self.segments)
+        return dataclasses.replace(self, segments=tuple(segments))
 
     @property
     def depth(self) -> int:

@@ -23,7 +23,7 @@ Remat = Literal["none", "full", "dots", "projections"]
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("product"),
     "projections": jax.checkpoint_policies.save_only_these_names("qkv", "context", "ffn"),
 }
 """What the backward pass keeps of a group of blocks; the rest is computed again. `none` keeps everything, `full` only

@@ -15,6 +15,8 @@ from typing import Self
 from llm_jax.core.checks import check
 
 _HEAD = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{\s*$")
+_END = re.compile(r"\}(?!\})")
+"""Of a computation. Descriptions of kernels are lines of their own within an operation, and end in more braces."""
 _OPERATION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
 _NAME = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
@@ -196,7 +198,7 @@ def _blocks(text: str) -> Iterator[tuple[str, bool, list[str]]]:
         head = _HEAD.match(line)
         if head:
             name, is_entry, lines = head.group(2), bool(head.group(1)), []
-        elif name is not None and line.startswith("}"):
+        elif name is not None and _END.match(line):
             yield name, is_entry, lines
             name = None
         elif name is not None and _OPERATION.match(line):

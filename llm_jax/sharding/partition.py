@@ -61,6 +61,11 @@ class Layout:
         return cls(config.mesh.abstract(devices), config.strategy, config.offload)
 
     @property
+    def device(self) -> jax.Device | None:
+        """One of its devices, to tell what programs are compiled for; None if there are none."""
+        return None if isinstance(self.mesh, AbstractMesh) else self.mesh.devices.flat[0]
+
+    @property
     def mapped(self) -> bool:
         """Whether programs are made by jax.pmap."""
         return self.strategy == DataParallel(mapped=True)
@@ -181,7 +186,7 @@ def line(word: str) -> Line:
 def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:
     """`function`, to be run by every device on its own part of the arrays; a `Line` lets it speak to others.
 
-    While it is traced no layout is active: what it sees is not divided.
+    While it is traced no layout is active: what it sees is not divided. Outside of `activate` it is `function` itself.
 
     Args:
       inputs: for every argument a tree like it of tuples of words, as those of `constrain`.
@@ -191,6 +196,8 @@ def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:
       ValueError: when called with arrays that do not divide.
     """
     layout = active()
+    if layout is None:
+        return function
     is_words = lambda leaf: isinstance(leaf, tuple) and all(isinstance(word, str) for word in leaf)  # noqa: E731
     specs = [jax.tree.map(layout.spec, tree, is_leaf=is_words) for tree in (inputs, outputs)]
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol, Self
 
 import jax
 
+from llm_jax.core import chips
 from llm_jax.core.dtypes import Precision
 from llm_jax.data.batch import Batch
 from llm_jax.sharding.mesh import DATA
@@ -45,15 +46,21 @@ def compiled_update(
     return compiled(
         make(Places(gradients, shardings.opt_state), None),
         precision,
+        layout.device,
         in_shardings=(resting, layout.rows),
         out_shardings=(resting, layout.whole),
         donate_argnums=0,
     )
 
 
-def compiled(function: Callable, precision: Precision, **options: Any) -> Callable:
-    """`jax.jit(function, **options)` with the compiler options that serve the default platform and `precision` best."""
-    return jax.jit(function, compiler_options=_compiler_options(precision), **options)
+def compiled(function: Callable, precision: Precision, device: jax.Device | None = None, **options: Any) -> Callable:
+    """`jax.jit(function, **options)` with the compiler options that serve `device` and `precision` best.
+
+    Args:
+      device: one of those that the program is for, which need not be there; None: the first of this machine.
+    """
+    device = jax.devices()[0] if device is None else device
+    return jax.jit(function, compiler_options=compiler_options(device, precision) or None, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +88,11 @@ class Mapped:
         return jax.tree.map(lambda x: x.reshape(self.devices, -1, *x.shape[1:]), batch)
 
 
-def _compiler_options(precision: Precision) -> dict[str, Any] | None:
-    if jax.default_backend() == "cpu" and precision.compute == "bfloat16" and jax.__version_info__ >= (0, 12):
+def compiler_options(device: jax.Device, precision: Precision) -> dict[str, Any]:
+    """Options of XLA by name."""
+    if device.platform == "cpu" and precision.compute == "bfloat16" and jax.__version_info__ >= (0, 12):
         # bfloat16 products by oneDNN use the processor's own instructions; the default does for few operand layouts.
         # jax 0.10 compiles the same program with it as without; 0.11 was not tried.
         return {"xla_cpu_experimental_onednn_custom_call": True}
-    return None
+    chip = chips.chip(device.device_kind)
+    return dict(chip.compiler_options) if chip else {}

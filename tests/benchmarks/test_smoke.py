@@ -11,7 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 BENCHMARKS = ROOT / "experiments" / "benchmarks"
-PEERS = {"decode": ("torch", "transformers"), "train_step": ("torch", "transformers"), "tpu_cost": ("libtpu",)}
+PEERS = {
+    "decode": ("torch", "transformers"),
+    "train_step": ("torch", "transformers"),
+    "tpu_aot": ("libtpu",),
+    "tpu_cost": ("libtpu",),
+}
 ALONE = ("attention_memory", "loop_overhead", "memory")
 
 

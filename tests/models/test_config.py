@@ -8,10 +8,12 @@ import pytest
 
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.mixers.attention import CrossAttentionConfig
+from llm_jax.layers.mixers.kernels import BlockedKernel, ChunkedKernel
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.block import BlockConfig, Chain
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.heads import ClassHead, HeadConfig, TiedHead
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
@@ -147,3 +149,11 @@ def test_a_head_may_have_a_bias():
     bias = params["head"].pop("bias")
     plain = Transformer(tiny.tiny_llama()).apply({"params": params}, tiny.tokens(1, 8)).logits_BTV
     np.testing.assert_allclose(biased, plain + bias, rtol=1e-5)
+
+
+def test_with_kernel_changes_every_block_and_nothing_else():
+    config = gpt2(4, 2, 16, windows=(None, 4))
+    other = config.with_kernel(ChunkedKernel(64))
+    kernels = [block.mixer.kernel for segment in other.segments for block in segment.blocks]
+    assert kernels == [ChunkedKernel(64)] * 2
+    assert other != config and other.with_kernel(BlockedKernel()) == config

@@ -16,6 +16,7 @@ from llm_jax.models.stack import Execution, Segment, in_stages, unstack, unstack
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding.schedule import Schedule
 from tests.helpers import tiny
+from tests.helpers.platforms import formulated_for
 from tests.helpers.published import PUBLISHED, executed
 
 TOKENS = tiny.tokens(2, 8)
@@ -35,7 +36,8 @@ class Run:
 
     @functools.cached_property
     def traced(self) -> Any:
-        return jax.jit(jax.value_and_grad(self.loss)).trace(self.params)
+        with formulated_for("cpu"):
+            return jax.jit(jax.value_and_grad(self.loss)).trace(self.params)
 
     @functools.cached_property
     def result(self) -> Any:
@@ -136,7 +138,8 @@ def test_kept_projections_spare_the_backward_pass_all_products_with_matrices_but
         """Products with matrices, which have no batch dimensions, of forward and backward pass."""
         model = Transformer(executed(config, Execution(remat, unroll=1)))
         loss = lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, TOKENS).logits_BTV))  # noqa: E731
-        program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+        with formulated_for("cpu"):
+            program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
         found = (equation.params["dimension_numbers"] for equation in _equations(program, "dot_general"))
         return sum(batch == ((), ()) for _, batch in found)
 

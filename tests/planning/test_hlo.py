@@ -38,6 +38,15 @@ def test_operations_may_span_lines():
     assert root.attribute(r', custom_call_target="(\w)"') == "a"
 
 
+def test_lines_of_a_kernels_description_do_not_end_its_computation():
+    text = module("%x = f32[4]{0} parameter(0)\n%k = f32[4]{0} custom-call(%x)\n%y = f32[4]{0} negate(%k)")
+    described = text.replace(
+        "custom-call(%x)", 'custom-call(%x), custom_call_target="a", frontend={kernel={\n"size": 1\n}}, after={}'
+    )
+    parsed = Module.parse(described).entry
+    assert parsed.root.name == "y" and parsed.operations["k"].operands == ("x",)
+
+
 def test_the_root_need_not_be_the_last():
     text = module("%x = f32[] parameter(0)\n%y = f32[] negate(%x)").replace("ROOT ", "").replace("%x = ", "ROOT %x = ")
     assert Module.parse(text).entry.root.name == "x"

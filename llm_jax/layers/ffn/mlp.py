@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check_one_of, check_positive
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED, Activation
+from llm_jax.layers.fence import fence, fence_gradients
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.sharding import axes
 
@@ -78,8 +79,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up_BTF = checkpoint_name(_into(self, "up")(x_BTD), "ffn")
-        return _out(self)(ACTIVATIONS[self.config.activation](up_BTF))
+        up_BTF = fence_gradients(checkpoint_name(_into(self, "up")(x_BTD), "ffn"))
+        return _out(self)(fence(ACTIVATIONS[self.config.activation](up_BTF)))
 
 
 class GLU(nn.Module):
@@ -93,7 +94,8 @@ class GLU(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         gate_BTF = checkpoint_name(_into(self, "gate")(x_BTD), "ffn")
         up_BTF = checkpoint_name(_into(self, "up")(x_BTD), "ffn")
-        return _out(self)(GATED[self.config.activation](gate_BTF, up_BTF))
+        gate_BTF, up_BTF = fence_gradients((gate_BTF, up_BTF))
+        return _out(self)(fence(GATED[self.config.activation](gate_BTF, up_BTF)))
 
 
 def _check(config: FFNConfig) -> None:

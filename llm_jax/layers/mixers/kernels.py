@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_one_of, check_positive
-from llm_jax.layers.mixers import chunked, fused
+from llm_jax.layers.mixers import chunked, fused, splash
 from llm_jax.layers.mixers.pairs import WHOLE, Pairs
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.mixers.softmax import attend
@@ -157,7 +157,47 @@ class TokamaxKernel:
         return fused.attend(function, q_BNTH, k_BKSH, v_BKSH, pairs)
 
 
-Kernel = BlockedKernel | ChunkedKernel | DotProductKernel | PlainKernel | TokamaxKernel
+@dataclasses.dataclass(frozen=True)
+class SplashKernel:
+    """jax's splash attention, a Pallas kernel for TPUs: linear memory, forward and backward, for packed rows too, and
+    blocks that a mask cannot reach are not visited (jax.experimental.pallas.ops.tpu.splash_attention).
+
+    With a cache, or for rows that are no multiple of 128 tokens, it is the blocked kernel. It runs on TPUs only.
+    """
+
+    block: int = 512
+    """Queries, and keys, per block."""
+
+    def __post_init__(self):
+        check(
+            self.block > 0 and self.block % splash.LANES == 0,
+            f"block is {self.block}: splash attention takes whole multiples of {splash.LANES}",
+        )
+
+    def check(self, scores: ScoresConfig) -> None:
+        """It adds nothing to scores.
+
+        Raises:
+          ValueError: if there is a bias.
+        """
+        check(
+            scores.bias is None,
+            f"scores.bias is {scores.bias} and kernel SplashKernel, which adds none: set kernel to ChunkedKernel or "
+            "BlockedKernel",
+        )
+
+    def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+        """[B, N, T, H].
+
+        Raises:
+          ValueError: for the mask Permuted.
+        """
+        if pairs.slots is not None or q_BNTH.shape[2] % splash.LANES:
+            return BlockedKernel().attend(q_BNTH, k_BKSH, v_BKSH, pairs)
+        return splash.attend(self.block, q_BNTH, k_BKSH, v_BKSH, pairs)
+
+
+Kernel = BlockedKernel | ChunkedKernel | DotProductKernel | PlainKernel | SplashKernel | TokamaxKernel
 
 
 def _attend_part(

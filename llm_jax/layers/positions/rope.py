@@ -4,9 +4,11 @@ Legend: B batch, N heads, T length, H head size, h pairs of features.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.layers.positions.rope_scaling import Scaling, Unscaled
@@ -48,5 +50,42 @@ class RoPEConfig:
         frequencies, magnitude = self.scaling.frequencies(self.base, features, positions_BT)
         angles_B1Th = positions_BT[:, None, :, None].astype(jnp.float32) * frequencies
         cos, sin = ((magnitude * turn(angles_B1Th)).astype(x_BNTH.dtype) for turn in (jnp.cos, jnp.sin))
-        left, right, rest = jnp.split(x_BNTH, (features // 2, features), axis=-1)
-        return jnp.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1)
+        return _turn(x_BNTH, cos, sin)
+
+
+@jax.custom_vjp
+def _turn(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> jax.Array:
+    """x with its pairs turned."""
+    return jax.lax.platform_dependent(x_BNTH, cos_B1Th, sin_B1Th, tpu=_by_permutation, default=_by_halves)
+
+
+def _turn_back(turn: tuple[jax.Array, jax.Array], dy_BNTH: jax.Array) -> tuple[jax.Array, None, None]:
+    def of(formulation: Callable) -> Callable:
+        return lambda dy, cos, sin: jax.vjp(lambda x: formulation(x, cos, sin), dy)[1](dy)[0]
+
+    dx_BNTH = jax.lax.platform_dependent(dy_BNTH, *turn, tpu=of(_by_permutation), default=of(_by_halves))
+    return dx_BNTH, None, None
+
+
+_turn.defvjp(lambda x, cos, sin: (_turn(x, cos, sin), (cos, sin)), _turn_back)
+
+
+def _by_halves(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> jax.Array:
+    half = cos_B1Th.shape[-1]
+    left, right, rest = jnp.split(x_BNTH, (half, 2 * half), axis=-1)
+    turned = [left * cos_B1Th - right * sin_B1Th, right * cos_B1Th + left * sin_B1Th]
+    return jnp.concatenate([*turned, rest], axis=-1)
+
+
+def _by_permutation(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> jax.Array:
+    """The same in whole heads: the halves change places in a product with a permutation. TPUs compute on 128 features
+    at once, and halves of heads leave half of that idle."""
+    half, head_dim = cos_B1Th.shape[-1], x_BNTH.shape[-1]
+    places = np.arange(head_dim)
+    places = np.where(places < 2 * half, (places + half) % (2 * half), places)
+    swap_HH = jnp.asarray(np.eye(head_dim)[places], x_BNTH.dtype)
+    swapped = jnp.matmul(x_BNTH, swap_HH, precision=jax.lax.Precision.HIGHEST)
+    rest = ((0, 0),) * 3 + ((0, head_dim - 2 * half),)
+    cos = jnp.pad(jnp.concatenate([cos_B1Th, cos_B1Th], axis=-1), rest, constant_values=1)
+    sin = jnp.pad(jnp.concatenate([-sin_B1Th, sin_B1Th], axis=-1), rest)
+    return x_BNTH * cos + swapped * sin

@@ -1,10 +1,12 @@
 """Rotary positions: scores know distances only, and the rotation is that of the paper."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llm_jax.layers.positions.rope import RoPEConfig
+from tests.helpers.platforms import formulated_for
 
 GENERATOR = np.random.default_rng(0)
 
@@ -17,13 +19,33 @@ def _complex_reference(x, positions, base):
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("base", [10_000.0, 500.0])
 @pytest.mark.parametrize("head_dim", [2, 8])
-def test_rotation_is_that_of_complex_numbers(base, head_dim):
-    x = GENERATOR.normal(size=(2, 3, 5, head_dim))
+def test_rotation_is_that_of_complex_numbers_and_its_gradient_turns_back(base, head_dim, platform):
+    x, weights = GENERATOR.normal(size=(2, 2, 3, 5, head_dim))
     positions = GENERATOR.integers(0, 200, (2, 5))
-    y = RoPEConfig(base).rotate(jnp.asarray(x, jnp.float32), jnp.asarray(positions))
+    with formulated_for(platform):
+        y, pull = jax.vjp(lambda x: RoPEConfig(base).rotate(x, jnp.asarray(positions)), jnp.asarray(x, jnp.float32))
+        (gradient,) = pull(jnp.asarray(weights, jnp.float32))
     np.testing.assert_allclose(y, _complex_reference(x, positions, base), atol=1e-4)
+    np.testing.assert_allclose(gradient, _complex_reference(weights, -positions, base), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("features", [None, 4])
+def test_both_formulations_give_the_same_for_some_of_the_features_too(features, dtype):
+    x, weights = (jnp.asarray(part, dtype) for part in GENERATOR.normal(size=(2, 2, 3, 5, 8)))
+    positions = jnp.asarray(GENERATOR.integers(0, 200, (2, 5)))
+
+    def both(platform):
+        with formulated_for(platform):
+            y, pull = jax.vjp(lambda x: RoPEConfig(features=features).rotate(x, positions), x)
+            return np.asarray([y, *pull(weights)], np.float32)
+
+    np.testing.assert_allclose(both("tpu"), both("cpu"), rtol=1e-6, atol=1e-6 if dtype == "float32" else 0.02)
+    if features is not None:
+        np.testing.assert_array_equal(both("tpu")[0, ..., features:], np.asarray(x, np.float32)[..., features:])
 
 
 def test_scores_depend_on_distance_only_and_do_depend_on_it():

@@ -1,0 +1,29 @@
+"""Fences change no number, and stand in programs for TPUs only."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.layers.fence import fence, fence_gradients
+
+
+@pytest.mark.parametrize(("line", "forward"), [(fence, 1), (fence_gradients, 0)])
+def test_a_fence_stands_in_programs_for_tpus_alone(line, forward):
+    traced = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(line(x * 2))))).trace(jnp.ones(3))
+    barriers = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier")
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert barriers == {"cpu": 0, "cuda": 0, "tpu": 1 + forward}
+
+
+@pytest.mark.parametrize("line", [fence, fence_gradients])
+def test_a_fence_changes_no_number(line):
+    x, y = jnp.arange(3.0), jnp.ones(2)
+    together = lambda x, y: jnp.sum(line((x, y))[0] ** 3) + jnp.sum(line(y) * 5)  # noqa: E731
+    gradients = jax.jit(jax.grad(together, (0, 1)))(x, y)
+    np.testing.assert_array_equal(gradients[0], 3 * np.arange(3.0) ** 2)
+    np.testing.assert_array_equal(gradients[1], [5, 5])
+    for one, other in zip(line((x, y)), (x, y), strict=True):
+        np.testing.assert_array_equal(one, other)
