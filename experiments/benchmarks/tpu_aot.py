@@ -93,10 +93,13 @@ class Row:
     """Per chip."""
     remat: Remat | None = None
     """None: as the reference has it."""
+    tiny: bool = False
+    """Whether the model is a tiny one in the reference's place."""
 
 
 ROWS = {
-    "smoke": Row("llama2_7b", "v5p-8", 1),
+    "tiny": Row("llama2_7b", "v5p-8", 1, tiny=True),
+    "tiny-full": Row("llama2_7b", "v5p-8", 1, "full", tiny=True),
     "7b": Row("llama2_7b", "v5p-128", 4),
     "7b-full": Row("llama2_7b", "v5p-128", 4, "full"),
     "7b-v6e": Row("llama2_7b", "v6e-256", 4, "full"),
@@ -121,14 +124,14 @@ class Arguments:
     """Only see that it runs: a tiny model on four chips, no publishing."""
 
 
-SMOKE = {"rows": ("smoke",), "publish": False}
+SMOKE = {"rows": ("tiny", "tiny-full"), "publish": False}
 
 
 def experiment_of(row: Row, chips: int, overrides: tuple[str, ...] = ()) -> Experiment:
     """The reference with one microbatch of the row's size."""
     experiment = load_experiment(REFERENCES / f"{row.reference}.py", overrides)
     model = experiment.model
-    if row == ROWS["smoke"]:
+    if row.tiny:
         model = llama(1, 1, 256, 512, head_dim=128, vocab_size=512, max_length=4096).with_kernel(SplashKernel())
     if row.remat is not None:
         model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, remat=row.remat))
