@@ -11,6 +11,11 @@ compiled from shapes. The textbook, with n devices along an axis, P bytes of par
     ZeRO-3 (FSDP)                 a reduction, and parameters gathered forward and backward: 2 (n-1)/n P (7.2)
     tensor                        four all-reduces of A a layer (arXiv:1909.08053, 3), one each for table and head
     tensor, sequence              the same bytes as gathers and reduce-scatters (arXiv:2205.05198, 4.2.2)
+    ring                          keys and values n-1 times, in the backward pass again and their gradients with them
+                                  (arXiv:2310.01889, 3); a balanced ring also trades stretches, which is not in it
+    all-to-all                    (n-1)/n of queries, keys, values and contexts, forward and backward (arXiv:2309.14509)
+    pipeline                      A of the whole batch once through all stages a round, and back; ours brings rows that
+                                  wait to the first stage by a second ring, and those of the bubble pass as well
 
 A compiler that has no reduce-scatter (XLA's for CPUs) makes an all-reduce instead, and the textbook column then says
 what that costs.
@@ -38,21 +43,34 @@ from llm_jax.optim import AdamWConfig
 from llm_jax.parity.strategies import STRATEGIES
 from llm_jax.planning.program import Program, read
 from llm_jax.sharding import axes
+from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import FullySharded, ShardingConfig, TensorParallel, parts
+from llm_jax.sharding.rules import (
+    ContextParallel,
+    FullySharded,
+    PipelineParallel,
+    Ring,
+    ShardingConfig,
+    TensorParallel,
+    parts,
+)
 from llm_jax.train.programs import Programs, programs
 from llm_jax.train.step import StepConfig
 
 DEVICES = 8
-PICTURE = Path(__file__).parent / "strategies.png"
 
 SIZES = {
-    "tiny": lambda: llama(4, 8, 256, 512, vocab_size=1024),
+    "tiny": lambda: llama(8, 8, 256, 512, vocab_size=1024),
     "125M": lambda: gpt2(12, 16, 768, vocab_size=50304, max_length=2048),
     "1.3B": lambda: llama(24, 16, 2048, 5504, max_length=2048),
     "7B": lambda: llama(32, 32, 4096, 11008, max_length=2048),
 }
 """GPT-3's 125M and 1.3B are of these widths and depths (arXiv:2005.14165, table 2.1)."""
+
+LAYOUTS = {name: strategy.sharding for name, strategy in STRATEGIES.items() if name not in ("pmap", "expert axis")} | {
+    "ring, not balanced": ShardingConfig(MeshConfig(data=2, context=4), ContextParallel(Ring(balanced=False)))
+}
+"""Those of llm_jax/parity, and one more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +79,16 @@ class Arguments:
 
     sizes: tuple[str, ...] = ("125M", "1.3B", "7B")
     """Models."""
-    strategies: tuple[str, ...] = tuple(name for name in STRATEGIES if name != "pmap")
-    """Names of llm_jax/parity/strategies.py."""
+    strategies: tuple[str, ...] = tuple(LAYOUTS)
+    """How they lie on the devices."""
     length: int = 2048
     """Tokens of a row."""
     platform: str = "cpu"
     """cpu, or a TPU topology of eight chips by libtpu's name."""
+    table: str = "strategies"
+    """Name of its markers in experiments/README.md, and of the picture beside this file."""
     publish: bool = False
-    """Write the table into experiments/README.md, and the picture beside this file."""
+    """Write the table there, and the picture."""
     smoke: bool = False
     """Only see that it runs: a tiny model, no publishing."""
 
@@ -83,25 +103,52 @@ def textbook(made: Programs, config: TransformerConfig, length: int, scatters: b
       scatters: whether the compiler has reduce-scatters; else gradients and sequences are all-reduced.
     """
     layout = made.layout
-    sizes = dict(layout.mesh.shape)
-    tensor, replicas = sizes["tensor"], layout.parts(axes.BATCH)
-    share = lambda devices: (devices - 1) / devices  # noqa: E731
     found = {type(part): part for part in parts(layout.strategy)}
-    held = trees.size_bytes(made.abstract_state.params) / tensor
-    stage, fsdp = (found[FullySharded].stage, sizes["fsdp"]) if FullySharded in found else (0, 1)
-    # Gradients: scattered over the devices that share a state, then all-reduced over copies of that share.
-    if scatters and stage >= 2:
-        moved = share(fsdp) * held + 2 * share(replicas // fsdp) * held / fsdp
-    else:
-        moved = 2 * share(replicas) * held
-    moved += {0: 0, 1: 1, 2: 1, 3: 2}[stage] * share(fsdp) * held
+    params = made.abstract_state.params
+    stack, stages = trees.size_bytes(params["stack"]), layout.parts(axes.LAYERS)
+    rest = trees.size_bytes(params) - stack
+    replicas = layout.parts(axes.BATCH) * layout.parts(axes.LENGTH)
+    # Of its layers a stage has as many copies as there are pipelines, of embedding and head as there are devices.
+    held = [(stack / stages, replicas // stages), (rest, replicas)]
+    moved = sum(_weights(layout, found, size / layout.parts(axes.HEADS), copies, scatters) for size, copies in held)
+    rows = DEVICES // layout.parts(axes.BATCH)
+    stream = rows * length // layout.parts(axes.LENGTH) * config.width * 4
     if TensorParallel in found:
-        stream = DEVICES // replicas * length * config.width * 4
         reductions = 4 * config.depth + 2
         # A gather and a scatter move what one all-reduce does; without scatters a gather and an all-reduce move more.
         times = 3 if found[TensorParallel].sequence and not scatters else 2
-        moved += reductions * times * share(tensor) * stream
+        moved += reductions * times * _share(layout.parts(axes.HEADS)) * stream
+    if ContextParallel in found:
+        moved += config.depth * _attention(layout, found[ContextParallel], config, rows * length)
+    if stages > 1:
+        # A batch passes on as a whole, once for each round, and its gradients back.
+        moved += 2 * stages * found[PipelineParallel].rounds * stream
     return moved
+
+
+def _share(devices: int) -> float:
+    return (devices - 1) / devices
+
+
+def _weights(layout: Layout, found: dict, held: float, replicas: int, scatters: bool) -> float:
+    """For weights of so many bytes, of which there are so many replicas."""
+    stage = found[FullySharded].stage if FullySharded in found else 0
+    fsdp = layout.mesh.shape["fsdp"] if stage else 1
+    gathers = {0: 0, 1: 1, 2: 1, 3: 2}[stage] * _share(fsdp) * held
+    if scatters and stage >= 2:
+        # Scattered over the devices that share a state, then all-reduced over copies of that share.
+        return gathers + _share(fsdp) * held + 2 * _share(replicas // fsdp) * held / fsdp
+    return gathers + 2 * _share(replicas) * held
+
+
+def _attention(layout: Layout, strategy: ContextParallel, config: TransformerConfig, tokens: int) -> float:
+    """Forward and backward, for one layer of so many tokens on the devices that share them."""
+    (mixer,) = {block.mixer for segment in config.segments for block in segment.blocks}
+    devices, heads = layout.parts(axes.LENGTH), layout.parts(axes.HEADS)
+    bytes_of = lambda count: tokens / devices * count / heads * mixer.head_dim * 4  # noqa: E731
+    if isinstance(strategy.exchange, Ring):
+        return 3 * (devices - 1) * bytes_of(2 * mixer.kv_heads)
+    return 2 * _share(devices) * bytes_of(2 * mixer.heads + 2 * mixer.kv_heads)
 
 
 def compile_step(config: TransformerConfig, sharding: ShardingConfig, arguments: Arguments) -> tuple[Programs, Program]:
@@ -126,7 +173,7 @@ def _devices(platform: str) -> list[jax.Device]:
 def row(size: str, name: str, arguments: Arguments) -> dict[str, object]:
     """The figures of one size and strategy."""
     config = SIZES[size]()
-    made, program = compile_step(config, STRATEGIES[name].sharding, arguments)
+    made, program = compile_step(config, LAYOUTS[name], arguments)
     expected = textbook(made, config, arguments.length, scatters=arguments.platform != "cpu")
     kinds = sorted({one.kind for one in program.collectives})
     return {
@@ -192,9 +239,9 @@ def main(arguments: Arguments) -> None:
     about = f"{machine('jax')}; {arguments.platform} compiler; rows of {arguments.length:,} tokens, one to a device"
     print(text := f"{about}\n\n{table(rows)}")
     if arguments.publish:
-        plot(rows, PICTURE)
-        picture = f"![memory against bytes](benchmarks/{PICTURE.name})"
-        publish(f"strategies_{arguments.platform.split(':')[0]}", f"{text}\n\n{picture}")
+        picture = Path(__file__).parent / f"{arguments.table}.png"
+        plot(rows, picture)
+        publish(arguments.table, f"{text}\n\n![memory against bytes sent](benchmarks/{picture.name})")
 
 
 if __name__ == "__main__":

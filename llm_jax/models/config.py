@@ -50,6 +50,11 @@ class TransformerConfig:
             "a `transform` from the one to the other",
         )
         check(len(self.segments) > 0, "segments is empty: a model needs at least one segment")
+        remat = self.execution.remat
+        check(
+            isinstance(remat, str) or len(remat) == len(self.segments),
+            f"execution.remat is {remat} and there are {len(self.segments)} segments: name one policy, or one for each",
+        )
         check(
             not self.embed.target
             or (self.permuted and all(isinstance(mixer, RelativeAttentionConfig) for mixer in self._mixers)),

@@ -54,15 +54,20 @@ class Segment:
 class Execution:
     """How a stack is run. It changes speed and memory, never results or parameters."""
 
-    remat: Remat = "none"
-    """What is computed again in the backward pass."""
+    remat: Remat | tuple[Remat, ...] = "none"
+    """What is computed again in the backward pass: in all segments, or in each of them."""
     unroll: int | None = None
     """Repeats written out per turn of the loop over layers; a number at or above the depth leaves no loop. None: no
     loop for a segment of few repeats, where it costs time on CPUs, and one repeat a turn otherwise."""
 
     def __post_init__(self):
         check_positive_if_given(unroll=self.unroll)
-        check_one_of("remat", self.remat, ("none", *_POLICIES))
+        for remat in (self.remat,) if isinstance(self.remat, str) else self.remat:
+            check_one_of("remat", remat, ("none", *_POLICIES))
+
+    def remat_of(self, segment: int) -> Remat:
+        """What is computed again in one of the segments."""
+        return self.remat if isinstance(self.remat, str) else self.remat[segment]
 
     def turns(self, repeats: int) -> int:
         """Repeats written out per turn of the loop over a segment."""
@@ -121,17 +126,15 @@ class Stack(nn.Module):
         schedule = None if self.is_initializing() else pipeline.schedule()
         cut = in_stages(self.segments, schedule) if schedule else [False] * len(self.segments)
         for index, segment in enumerate(self.segments):
-            name = f"segment_{index}"
+            name, remat = f"segment_{index}", self.execution.remat_of(index)
             if cut[index]:
-                x_BTD = self._pipelined(segment, self.variables["params"][name], x_BTD, context)
+                x_BTD = self._pipelined(segment, remat, self.variables["params"][name], x_BTD, context)
             else:
-                group = self._scanned(segment, self.execution.remat)(
-                    segment.blocks, self.width, self.precision, name=name
-                )
+                group = self._scanned(segment, remat)(segment.blocks, self.width, self.precision, name=name)
                 x_BTD, _ = group(x_BTD, context, None)
         return x_BTD, None
 
-    def _pipelined(self, segment: Segment, weights: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def _pipelined(self, segment: Segment, remat: Remat, weights: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
         """A stage is a shorter segment, and what is computed again is a step of it. Dropout differs by layer and row,
         and from what the segment draws whole."""
 
@@ -142,7 +145,7 @@ class Stack(nn.Module):
             return layers.apply({"params": weights}, x_BTD, context.replace(bias_RN=bias_RN), None, rngs=rngs)[0]
 
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
-        keep = None if self.execution.remat == "none" else _POLICIES[self.execution.remat]
+        keep = None if remat == "none" else _POLICIES[remat]
         return pipeline.run(stage, weights, context.bias_RN, key, x_BTD, context.replace(bias_RN=None), keep)
 
     def _cached(self, x_BTD: jax.Array, context: Context, states: tuple) -> tuple[jax.Array, tuple]:
