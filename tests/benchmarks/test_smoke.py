@@ -17,12 +17,12 @@ PEERS = {
     "tpu_aot": ("libtpu",),
     "tpu_cost": ("libtpu",),
 }
-ALONE = ("attention_memory", "loop_overhead", "memory")
+ALONE = ("attention_memory", "loop_overhead", "memory", "sharding_overhead", "strategies")
 
 
-def smoke(name: str) -> str:
+def smoke(name: str, *arguments: str) -> str:
     """What the benchmark prints."""
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--smoke"]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--smoke", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
     environment["TPU_SKIP_MDS_QUERY"] = "1"
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -55,6 +55,32 @@ def test_nothing_is_compiled_in_the_loop_after_its_first_step():
     (row,) = cells(smoke("loop_overhead"))
     assert row[-1] == "0"
     assert float(row[-2]) > 0
+
+
+def _sent(*arguments: str) -> dict[str, float]:
+    """Bytes that a device sends by each strategy, over the textbook's."""
+    return {row[1]: float(row[6]) for row in cells(smoke("strategies", *arguments)) if row[0] == "tiny"}
+
+
+def test_strategies_send_the_bytes_of_the_textbook():
+    names = ("data parallel", "ZeRO-1", "ZeRO-2", "ZeRO-3 (FSDP)", "FSDP, replicas of it")
+    sent = _sent("--length", "64", "--strategies", *names)
+    assert set(sent) == set(names) and all(0.9 < ratio < 1.1 for ratio in sent.values()), sent
+
+
+@pytest.mark.slow
+def test_compiled_for_tpus_products_cut_by_heads_and_features_send_the_bytes_of_the_textbook():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: nothing compiles for TPUs")
+    # Gradients are scattered there, and the parts that XLA's CPU compiler sums one by one are summed first.
+    names = ("ZeRO-2", "tensor", "tensor, sequence")
+    sent = _sent("--platform", "v5e:2x4", "--length", "1024", "--strategies", *names)
+    assert set(sent) == set(names) and all(0.9 < ratio < 1.1 for ratio in sent.values()), sent
+
+
+def test_a_mesh_of_one_device_runs_all_programs():
+    rows = cells(smoke("sharding_overhead"))
+    assert rows[0][1] == "plain" and len(rows) == 5 and all(float(row[-1]) > 0 for row in rows)
 
 
 @pytest.mark.parametrize("name", PEERS)

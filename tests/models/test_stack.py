@@ -117,6 +117,20 @@ def test_policies_differ_in_what_they_keep_and_compute_again(plain):
     assert len({one.program for one in runs.values()}) == 4
 
 
+def test_segments_may_keep_different_things():
+    config = dataclasses.replace(tiny.tiny_llama(), segments=2 * tiny.tiny_llama().segments)
+
+    def kept(remat: Any) -> int:
+        model = Transformer(dataclasses.replace(config, execution=Execution(remat, unroll=1)))
+        loss = lambda params: jnp.sum(model.apply({"params": params}, TOKENS).logits_BTV)  # noqa: E731
+        return trees.size_bytes(jax.eval_shape(lambda params: jax.vjp(loss, params)[1], abstract_parameters(model)[0]))
+
+    none, first, both = kept("none"), kept(("full", "none")), kept("full")
+    assert none > first > both and none - first == first - both
+    with pytest.raises(ValueError, match="execution.remat is .* there are 2 segments: name one policy"):
+        kept(("full", "none", "none"))
+
+
 def _equations(program: Any, primitive: str) -> Iterator[Any]:
     """Those of one primitive, in the programs within it too."""
     for equation in program.eqns:
