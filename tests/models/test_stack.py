@@ -126,7 +126,7 @@ def test_segments_may_keep_different_things():
         return trees.size_bytes(jax.eval_shape(lambda params: jax.vjp(loss, params)[1], abstract_parameters(model)[0]))
 
     none, first, both = kept("none"), kept(("full", "none")), kept("full")
-    assert none > first > both and none - first == first - both
+    assert none > first > both and none - first == pytest.approx(first - both, rel=0.05)
     with pytest.raises(ValueError, match="execution.remat is .* there are 2 segments: name one policy"):
         kept(("full", "none", "none"))
 
