@@ -11,7 +11,7 @@ compiled from shapes. The textbook, with n devices along an axis, P bytes of par
     ZeRO-3 (FSDP)                 a reduction, and parameters gathered forward and backward: 2 (n-1)/n P (7.2)
     tensor                        four all-reduces of A a layer (arXiv:1909.08053, 3), one each for table and head
     tensor, sequence              the same bytes as gathers and reduce-scatters (arXiv:2205.05198, 4.2.2)
-    ring                          keys and values n-1 times, in the backward pass again and their gradients with them
+    ring                          keys and values n-1 times, in the backward pass again, and their gradients all round
                                   (arXiv:2310.01889, 3); a balanced ring also trades stretches, which is not in it
     all-to-all                    (n-1)/n of queries, keys, values and contexts, forward and backward (arXiv:2309.14509)
     pipeline                      A of the whole batch once through all stages a round, and back; ours brings rows that
@@ -34,7 +34,6 @@ from tables import machine, markdown, publish
 from llm_jax.core import trees
 from llm_jax.data import Batch
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Execution
 from llm_jax.models.transformer import Transformer
@@ -61,16 +60,18 @@ DEVICES = 8
 
 SIZES = {
     "tiny": lambda: llama(8, 8, 256, 512, vocab_size=1024),
-    "125M": lambda: gpt2(12, 16, 768, vocab_size=50304, max_length=2048),
+    "125M": lambda: llama(12, 12, 768, 2048, max_length=2048),
     "1.3B": lambda: llama(24, 16, 2048, 5504, max_length=2048),
     "7B": lambda: llama(32, 32, 4096, 11008, max_length=2048),
 }
-"""GPT-3's 125M and 1.3B are of these widths and depths (arXiv:2005.14165, table 2.1)."""
+"""The first three are LLaMAs of GPT-3's widths and depths (arXiv:2005.14165, table 2.1) and of LLaMA's own."""
 
 LAYOUTS = {name: strategy.sharding for name, strategy in STRATEGIES.items() if name not in ("pmap", "expert axis")} | {
-    "ring, not balanced": ShardingConfig(MeshConfig(data=2, context=4), ContextParallel(Ring(balanced=False)))
+    "ring, not balanced": ShardingConfig(MeshConfig(data=2, context=4), ContextParallel(Ring(balanced=False))),
+    # A depth of 12 has no eight parts.
+    "pipeline, two rounds": ShardingConfig(MeshConfig(data=4, stage=2), PipelineParallel(2, rounds=2)),
 }
-"""Those of llm_jax/parity, and one more."""
+"""Those of llm_jax/parity, and others in place of some."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _attention(layout: Layout, strategy: ContextParallel, config: TransformerCon
     devices, heads = layout.parts(axes.LENGTH), layout.parts(axes.HEADS)
     bytes_of = lambda count: tokens / devices * count / heads * mixer.head_dim * 4  # noqa: E731
     if isinstance(strategy.exchange, Ring):
-        return 3 * (devices - 1) * bytes_of(2 * mixer.kv_heads)
+        return (3 * devices - 2) * bytes_of(2 * mixer.kv_heads)
     return 2 * _share(devices) * bytes_of(2 * mixer.heads + 2 * mixer.kv_heads)
 
 

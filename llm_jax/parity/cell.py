@@ -84,7 +84,7 @@ class Cell:
 def cell(model: str, name: str, strategy: Strategy, way: str) -> Cell:
     """Trains a model of MODELS by a strategy, and compares."""
     made, program = _compiled(model, strategy.sharding, way, DEVICES)
-    outcome, held = _trained(made, program, strategy.within)
+    outcome, held = _trained(made, program, _start(model), strategy.within)
     expected = alone(model)
     facts = read(program)
     collectives = {kind: facts.moved_bytes(kind) for kind in sorted({one.kind for one in facts.collectives})}
@@ -106,15 +106,26 @@ def cell(model: str, name: str, strategy: Strategy, way: str) -> Cell:
 @functools.cache
 def alone(model: str) -> Outcome:
     """A model trained on one device, in the plainest way."""
-    return _trained(*_compiled(model, ShardingConfig(), "loop", 1))[0]
+    return _trained(*_compiled(model, ShardingConfig(), "loop", 1), _start(model))[0]
+
+
+@functools.cache
+def _start(model: str) -> TrainState:
+    """The state before the first update, on the host. To make it in each layout would take a third of the time; that
+    it would be the same is tests/sharding/test_eight_devices.py's."""
+    return jax.device_get(_programs(model, ShardingConfig(), "loop", 1).fresh())
 
 
 def _compiled(model: str, sharding: ShardingConfig, way: str, devices: int) -> tuple[Programs, jax.stages.Compiled]:
+    made = _programs(model, sharding, way, devices)
+    return made, made.compile_step(jax.device_put(models.batch(0), made.layout.rows))
+
+
+def _programs(model: str, sharding: ShardingConfig, way: str, devices: int) -> Programs:
     module = build(_run_by(models.MODELS[model](), WAYS[way].execution))
     layout = Layout.of(sharding, jax.devices()[:devices])
     update = StepConfig(accumulate=WAYS[way].accumulate)
-    made = programs(module, models.objective(module), OPTIMIZER, update, layout, STEPS, seed=0)
-    return made, made.compile_step(jax.device_put(models.batch(0), layout.rows))
+    return programs(module, models.objective(module), OPTIMIZER, update, layout, STEPS, seed=0)
 
 
 def _run_by(config: ModelConfig, execution: Execution) -> ModelConfig:
@@ -141,13 +152,15 @@ class _Held:
         return cls(_share(state.params, within), _share(_moments(state.opt_state), within), memories)
 
 
-def _trained(made: Programs, program: jax.stages.Compiled, within: str = "") -> tuple[Outcome, _Held]:
-    """What training leaves behind, and where."""
+def _trained(
+    made: Programs, program: jax.stages.Compiled, start: TrainState, within: str = ""
+) -> tuple[Outcome, _Held]:
+    """What training from `start` leaves behind, and where."""
     losses, gradients = [], {}
     # A program of pmap takes batches in another shape, which its caller knows.
     update = made.step if isinstance(made.step, Mapped) else program
     with made.activated():
-        state = made.fresh()
+        state = jax.tree.map(_laid, start, made.abstract_state)
         for step in range(STEPS):
             batch = jax.device_put(models.batch(step), made.layout.rows)
             state, report = update(state, batch)
@@ -156,6 +169,11 @@ def _trained(made: Programs, program: jax.stages.Compiled, within: str = "") -> 
                 first = jax.device_get(_moments(state.opt_state))
                 gradients = {path: leaf / (1 - OPTIMIZER.b1) for path, leaf in trees.named_leaves(first)}
     return Outcome(tuple(losses), gradients), _Held.of(state, within)
+
+
+def _laid(leaf: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    # Copies: the update takes its arrays' memory, and an array may share that of the host's.
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda part: np.array(leaf[part]))
 
 
 def _moments(opt_state: Any) -> Any:
