@@ -27,6 +27,7 @@ from llm_jax.interop.family import architecture
 from llm_jax.interop.hf import load_hf, read_config
 from llm_jax.models import count
 from llm_jax.models.transformer import Transformer
+from llm_jax.sharding import axes
 from llm_jax.sharding.partition import Layout
 from llm_jax.tokenizers import Tokenizer
 from llm_jax.train import hooks
@@ -70,6 +71,7 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
     """
     tokenizer = _tokenizer(experiment, cache)
     layout = Layout.of(experiment.sharding)
+    _check_rows(experiment, layout)
     dataset = experiment.data.build(tokenizer, cache, experiment.seed, experiment.objective.example)
     check(
         dataset.vocab_size <= experiment.model.vocab_size,
@@ -78,6 +80,17 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
     )
     made = experiment_programs(experiment, layout)
     return Assembly(experiment, tokenizer, dataset, made, _beginning(experiment, made))
+
+
+def _check_rows(experiment: Experiment, layout: Layout) -> None:
+    rows, parts = experiment.data.batch_size, layout.parts(axes.BATCH)
+    at_once = rows // experiment.update.accumulate
+    check(
+        at_once % parts == 0,
+        f"data.batch_size is {rows} and update.accumulate {experiment.update.accumulate}: {at_once} rows at a time are "
+        f"divided over {parts} devices by the strategy's mesh axes of the batch; make them a multiple of {parts}, or "
+        "give those axes fewer devices",
+    )
 
 
 def experiment_programs(experiment: Experiment, layout: Layout) -> Programs:
@@ -126,7 +139,8 @@ def run_training(
     hosts.agree("experiment", config.flatten(experiment))
     run = (RunDirectory if hosts.leads else FollowedRun)(runs / experiment.name)
     if not fresh:
-        # How arrays are laid over devices decides no result, so a run goes on under another layout.
+        # How arrays are laid over devices decides no result but for rounding, and what dropout draws under jax.pmap and
+        # in stages: a run goes on under another layout.
         run.open(experiment, free="sharding")
     with hosts.leader_first("tokenizer and data"):
         parts = assemble(experiment, cache)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.trees import named_leaves
+from llm_jax.sharding.partition import HOST
 
 
 def digests(tree: Any) -> dict[str, int]:
@@ -28,6 +29,9 @@ def _plain(name: str, leaf: jax.Array) -> jax.Array:
             f"state leaf {name} is a random key: keys are not stored; fold them from (seed, step, name) with "
             "core.rng.key instead of keeping them in the state"
         )
+    if isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST:
+        # Nothing is computed in the host's memory.
+        leaf = jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
     return leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
 
 

@@ -93,7 +93,9 @@ def cell(model: str, name: str, strategy: Strategy, way: str) -> Cell:
         strategy=name,
         way=way,
         first_loss=_relative(outcome.losses[0], expected.losses[0]),
-        gradient=max(_difference(outcome.gradients[path], expected.gradients[path]) for path in expected.gradients),
+        gradient=float(
+            np.max([_difference(outcome.gradients[path], expected.gradients[path]) for path in expected.gradients])
+        ),
         last_loss=_relative(outcome.losses[-1], expected.losses[-1]),
         learned=expected.losses[0] - expected.losses[-1],
         parameters=held.parameters,

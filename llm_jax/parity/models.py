@@ -24,7 +24,7 @@ from llm_jax.objectives.losses import cross_entropy
 
 VOCAB = 96
 LENGTH = 32
-ROWS = 16
+ROWS = 32
 
 MODELS: dict[str, Callable[[], ModelConfig]] = {
     "decoder": lambda: llama(8, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH),

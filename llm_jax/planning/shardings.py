@@ -10,6 +10,7 @@ from rich.table import Table
 
 from llm_jax.core import trees
 from llm_jax.models.build import abstract_parameters
+from llm_jax.sharding.partition import HOST
 from llm_jax.train.programs import Programs
 
 
@@ -31,10 +32,11 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """Bytes on a device."""
+    """Bytes in the memory of a device; what lies in the host's is not counted."""
 
     parameters: int
     gradients: int
+    """As the parameters' type; sums over microbatches are float32."""
     optimizer: int
     """The optimizer's state."""
     average: int
@@ -86,6 +88,8 @@ def _sum(tree: Any) -> int:
 
 
 def _on_device(leaf: jax.ShapeDtypeStruct) -> int:
+    if leaf.sharding.memory_kind == HOST:
+        return 0
     return _bytes(leaf.sharding.shard_shape(leaf.shape), leaf)
 
 

@@ -53,11 +53,7 @@ class MeshConfig(Axes):
     def __post_init__(self):
         for name, size in self.sizes.items():
             check(size >= 1 or size == -1, f"mesh.{name} is {size}: it must be 1 or greater, or -1 for 'the rest'")
-            part = getattr(self.across, name)
-            check(
-                size == -1 or size % part == 0,
-                f"mesh.{name} is {size} and mesh.across.{name} {part}: the part across slices must divide the axis",
-            )
+        self._check_across({name: size for name, size in self.sizes.items() if size != -1})
         free = [name for name, size in self.sizes.items() if size == -1]
         check(
             len(free) <= 1,
@@ -101,7 +97,16 @@ class MeshConfig(Axes):
                 f"mesh {self.sizes} does not fit {devices} devices: the sizes must multiply to that number; (data, "
                 f"fsdp) that do beside {others or 'axes of size 1'}: {_pairs(devices, math.prod(others.values()))}"
             )
+        self._check_across(sizes)
         return sizes
+
+    def _check_across(self, sizes: dict[str, int]) -> None:
+        for name, size in sizes.items():
+            part = getattr(self.across, name)
+            check(
+                size % part == 0,
+                f"mesh.{name} is {size} and mesh.across.{name} {part}: the part across slices must divide the axis",
+            )
 
     def _arranged(self, devices: Sequence[jax.Device], sizes: dict[str, int]) -> np.ndarray:
         """The devices as an array with an axis for each name."""

@@ -29,6 +29,8 @@ from llm_jax.sharding.rules import (
 from llm_jax.sharding.schedule import Schedule
 
 Axes = tuple[str, ...]
+HOST = "pinned_host"
+"""JAX's name of the host's memory from which devices can read."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,7 +76,7 @@ def run(
     common = jax.tree.map(
         lambda leaf: _copied(jnp.broadcast_to(leaf, (plan.stages, *leaf.shape)), replicas, layout), common
     )
-    work = _mapped(stage, plan, _computed if keep is None else _of_one(keep))
+    work = _mapped(stage, plan, keep or _computed)
 
     def step(carry: tuple[Any, Any], time: jax.Array) -> tuple[tuple[Any, Any], None]:
         (x_SPBX, rows), waiting = carry
@@ -110,18 +110,6 @@ def _mapped(stage: Stage, plan: Schedule, keep: Policy) -> Callable:
 def _computed(primitive: Any, *_: Any, **__: Any) -> bool:
     """Policy: all but what is only cut, cast or laid out otherwise."""
     return primitive.name not in _MOVES
-
-
-def _of_one(policy: Policy) -> Policy:
-    """A policy for one stage in one replica, asked about all of them, whose products have two more batch axes."""
-
-    def asked(primitive: Any, *shapes: Any, **settings: Any) -> Any:
-        if primitive.name == "dot_general":
-            contracted, (left, right) = settings["dimension_numbers"]
-            settings = settings | {"dimension_numbers": (contracted, (left[2:], right[2:]))}
-        return policy(primitive, *shapes, **settings)
-
-    return asked
 
 
 def _entered(held: Any, waiting: Any, time: jax.Array, plan: Schedule) -> tuple[Any, Any]:

@@ -235,6 +235,11 @@ class ShardingConfig:
             f"mesh.{', mesh.'.join(idle)} is not 1 and strategy {kind} divides nothing over it: all devices along it "
             "would do the same; set it to 1, or take a strategy that uses it (TensorParallel, Both)",
         )
+        check(
+            not (self.offload and self.strategy == DataParallel(mapped=True)),
+            "sharding.offload is True and strategy DataParallel(mapped=True): jax.pmap computes where the state lies; "
+            "set one of them to False",
+        )
         schedule(self.strategy, self.mesh.stage)  # which may raise
 
     @property

@@ -108,5 +108,6 @@ class Schedule:
         )
 
     def _remedy(self, repeats: int) -> str:
-        fits = [(s, v) for s in range(1, repeats + 1) for v in range(1, repeats + 1) if repeats % (s * v) == 0]
-        return f"(stage, rounds) that divide {repeats}: {fits[:12]}"
+        fits = [(s, v) for s in range(2, repeats + 1) for v in range(1, repeats + 1) if repeats % (s * v) == 0]
+        near = sorted(fits, key=lambda fit: (abs(fit[0] - self.stages), fit))
+        return f"(stage, rounds) that divide {repeats}, the nearest first: {near[:12]}"

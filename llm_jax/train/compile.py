@@ -1,12 +1,14 @@
 """How the programs of training are compiled."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import jax
 
 from llm_jax.core import chips
+from llm_jax.core.checks import check
 from llm_jax.core.dtypes import Precision
 from llm_jax.data.batch import Batch
 from llm_jax.sharding.mesh import DATA
@@ -41,7 +43,7 @@ def compiled_update(
       gradients: where gradients lie.
     """
     if layout.mapped:
-        return Mapped.of(make(None, DATA), layout)
+        return Mapped(make(None, DATA), layout)
     resting = at_rest(shardings, layout)
     return compiled(
         make(Places(gradients, shardings.opt_state), None),
@@ -67,15 +69,22 @@ def compiled(function: Callable, precision: Precision, device: jax.Device | None
 class Mapped:
     """An update by `jax.pmap`, called as any other: the state is one, not one for each device."""
 
-    program: Any
-    devices: int
+    update: Pure
+    layout: Layout
 
-    @classmethod
-    def of(cls, update: Pure, layout: Layout) -> Self:
-        """Over all devices of `layout`."""
-        devices = list(layout.mesh.devices.flat)
+    @functools.cached_property
+    def program(self) -> Any:
+        """
+        Raises:
+          ValueError: in a job of several processes, each of which would get a state of its own.
+        """
+        check(
+            jax.process_count() == 1,
+            f"strategy is DataParallel(mapped=True) and there are {jax.process_count()} processes: by jax.pmap the "
+            "state would be each process's own, which no checkpoint holds; set mapped to False",
+        )
         options = {"axis_name": DATA, "in_axes": (None, 0), "out_axes": (None, None), "donate_argnums": 0}
-        return cls(jax.pmap(update, devices=devices, **options), len(devices))
+        return jax.pmap(self.update, devices=list(self.layout.mesh.devices.flat), **options)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         return self.program(state, self._by_device(batch))
@@ -85,7 +94,7 @@ class Mapped:
         return self.program.lower(state, jax.eval_shape(self._by_device, batch))
 
     def _by_device(self, batch: Batch) -> Batch:
-        return jax.tree.map(lambda x: x.reshape(self.devices, -1, *x.shape[1:]), batch)
+        return jax.tree.map(lambda x: x.reshape(self.layout.mesh.size, -1, *x.shape[1:]), batch)
 
 
 def compiler_options(device: jax.Device, precision: Precision) -> dict[str, Any]:

@@ -13,9 +13,6 @@ from llm_jax.models.build import Model, initial_parameters
 from llm_jax.sharding import partition
 from llm_jax.sharding.partition import Layout
 
-_HOST = "pinned_host"
-"""JAX's name of the host's memory from which devices can read."""
-
 
 @flax.struct.dataclass
 class TrainState:
@@ -61,4 +58,4 @@ def at_rest(shardings: TrainState, layout: Layout) -> TrainState:
     """Where a state laid out by `shardings` lies between two updates."""
     if not layout.offload:
         return shardings
-    return shardings.replace(opt_state=jax.tree.map(lambda s: s.with_memory_kind(_HOST), shardings.opt_state))
+    return shardings.replace(opt_state=jax.tree.map(lambda s: s.with_memory_kind(partition.HOST), shardings.opt_state))

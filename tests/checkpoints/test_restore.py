@@ -245,3 +245,13 @@ def test_a_state_comes_back_under_another_sharding(tmp_path):
     command = [sys.executable, "-c", SHARDED, str(tmp_path)]
     result = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert result.stdout == "equal\n", result.stderr
+
+
+def test_a_state_in_the_hosts_memory_is_saved_and_comes_back_there(tmp_path):
+    state = train_state(1)
+    there = jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("pinned_host")), state.opt_state)
+    with checkpoints(tmp_path) as opened:
+        opened.save(1, state.replace(opt_state=there), {}, {})
+        restored = opened.restore(abstract(state.replace(opt_state=there))).state
+    assert_identical(restored, state)
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(restored.opt_state)} == {"pinned_host"}

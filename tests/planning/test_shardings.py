@@ -74,3 +74,14 @@ def test_the_command_says_what_does_not_divide(tmp_path):
     outcome = command_line.llm_jax("shardings", file, "--devices", 3)
     assert outcome.code == 1
     assert "axis 'embed' has size 128, which does not divide over mesh axes ('fsdp',) of 3 devices" in outcome.said
+
+
+def test_what_lies_in_the_hosts_memory_is_not_the_devices():
+    layout = Layout.abstract(ShardingConfig(MeshConfig(data=1, fsdp=8), FullySharded(), offload=True), 8)
+    model = Transformer(tiny.tiny_llama())
+    made = programs(model, CausalLMConfig(), AdamWConfig(peak_lr=1e-3), StepConfig(), layout, 10, 0)
+    assert shardings.totals(made).optimizer == 0 < shardings.totals(made).parameters
+
+
+def test_a_layout_by_pmap_needs_no_devices_either():
+    assert shardings.totals(_made(DataParallel(mapped=True), data=8)) == shardings.totals(_made(DataParallel(), data=8))

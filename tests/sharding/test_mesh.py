@@ -82,3 +82,8 @@ def test_slices_of_tpus_are_told_from_their_hosts():
 def test_the_part_across_slices_divides_its_axis():
     with pytest.raises(ValueError, match=r"mesh.fsdp is 6 and mesh.across.fsdp 4: the part across slices must divide"):
         MeshConfig(fsdp=6, across=Axes(fsdp=4))
+
+
+def test_the_part_across_slices_divides_the_axis_that_takes_the_rest():
+    with pytest.raises(ValueError, match=r"mesh.data is 1 and mesh.across.data 2: the part across slices must divide"):
+        MeshConfig(fsdp=8, across=Axes(data=2)).abstract(8)

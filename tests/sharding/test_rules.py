@@ -124,3 +124,8 @@ def test_sharding_is_part_of_the_experiments_text():
         other = ShardingConfig(mesh, strategy)
         assert config.parse(config.to_text(other)) == other
         assert config.diff(ShardingConfig(), other)
+
+
+def test_pmap_does_not_compute_in_the_hosts_memory():
+    with pytest.raises(ValueError, match="sharding.offload is True and strategy DataParallel.mapped=True.: jax.pmap"):
+        ShardingConfig(strategy=DataParallel(mapped=True), offload=True)

@@ -44,7 +44,7 @@ def test_segments_are_cut_where_stages_and_rounds_divide_them_and_short_ones_are
     for repeats in (4, 12, 9):
         with pytest.raises(ValueError, match=f"{repeats} repeats, mesh.stage is 4 .* rounds 2: .* 8 equal parts"):
             plan.cuts(repeats)
-    with pytest.raises(ValueError, match=r"\(stage, rounds\) that divide 6: .*\(2, 3\)"):
+    with pytest.raises(ValueError, match=r"\(stage, rounds\) that divide 6, the nearest first: .*\(2, 3\)"):
         plan.cuts(6)
 
 
@@ -61,3 +61,8 @@ def test_rows_and_microbatches_that_do_not_divide_are_refused():
         Schedule(2, 4, 1).check_rows(8, 4)
     with pytest.raises(ValueError, match="microbatches 6 and mesh.stage is 4: .* multiple of 4"):
         Schedule(4, 6, 1)
+
+
+def test_the_remedy_names_what_fits_the_stages_that_there_are():
+    with pytest.raises(ValueError, match=r"the nearest first: \[\(8, 1\), \(8, 2\), \(8, 4\)"):
+        Schedule(8, 8, 8).cuts(32)
