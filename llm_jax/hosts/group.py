@@ -184,23 +184,27 @@ def _free_port() -> int:
 def _end_with(error: BaseException, line: Line) -> None:
     """Ends this process because of `error`; the interpreter's own end would wait for hosts that wait for this one."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the end is under way; asked for again, it would not reach the others
+        signal.signal(number, signal.SIG_IGN)  # a second one would end this process before the others are told
     if not isinstance(error, KeyboardInterrupt | SystemExit | Disagreement):
         # A collective that fails is the echo of a host that is gone: the line presently says which, and ends the
         # process.
         time.sleep(_ECHO_SECONDS)
-    told = isinstance(error, ValueError | OSError | FloatingPointError)  # a message to the user, as in cli.main
-    if not told and not isinstance(error, SystemExit | KeyboardInterrupt):
-        traceback.print_exception(error)
-    text, code = (str(error) if told else repr(error)), 1
-    if isinstance(error, KeyboardInterrupt):
-        text, code = "it was interrupted", 128 + signal.SIGINT
-    elif isinstance(error, SystemExit) and isinstance(error.code, str):
-        text = error.code
-    elif isinstance(error, SystemExit):
-        code = error.code or 0
-        text = f"its options or its experiment ended it with code {code}; its own output says why"
+    text, code = _last_words(error)
     sys.stdout.flush()
     print(f"llm-jax: {text}", file=sys.stderr, flush=True)
     line.fail(text)
     os._exit(code)
+
+
+def _last_words(error: BaseException) -> tuple[str, int]:
+    """What all hosts are to read, and the exit code; a traceback is for this one alone."""
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted", 128 + signal.SIGINT
+    if isinstance(error, SystemExit):
+        code = error.code or 0
+        why = f"its options or its experiment ended it with code {code}; its own output says why"
+        return (why, code) if isinstance(code, int) else (str(code), 1)
+    if isinstance(error, ValueError | OSError | FloatingPointError):  # a message to the user, as in cli.main
+        return str(error), 1
+    traceback.print_exception(error)
+    return repr(error), 1
