@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,15 @@ def run_training(
 
     Raises:
       ValueError: if the directory holds a run of another experiment or on other data, or with `fresh` something
-        that is no run; if the hosts do not agree on experiment, data or run directory.
+        that is no run; if the hosts do not agree on experiment, data or run directory, or are not jax's processes.
       FloatingPointError: if loss or gradients stop being finite.
     """
     hosts = Hosts() if hosts is None else hosts
+    check(
+        hosts.count == jax.process_count(),
+        f"jax runs on {jax.process_count()} processes and `hosts` has {hosts.count}: in place of "
+        "jax.distributed.initialize use `with llm_jax.hosts.joined(HostsConfig(...)) as hosts`, and give that here",
+    )
     hosts.agree("experiment", config.flatten(experiment))
     run = (RunDirectory if hosts.leads else FollowedRun)(runs / experiment.name)
     if not fresh:
@@ -171,10 +177,14 @@ def run_training(
 
 def _check_hosts(hosts: Hosts, parts: Assembly, run: RunDirectory) -> None:
     """All hosts train on the same data and see what the first has written."""
+    if hosts.count == 1:
+        return
     hosts.gather("run directory opened")
     hosts.agree("data", {"digest": parts.dataset.manifest()["digest"]})
-    experiment = config.digest(run.experiment()) if run.experiment_file.exists() else "absent"
-    seen = {run.experiment_file.name: experiment, "checkpoints": str(saved_steps(run.checkpoints))}
+    # Its bytes: a config of the user's own is not to be parsed back.
+    file = run.experiment_file
+    experiment = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.exists() else "absent"
+    seen = {file.name: experiment, "checkpoints": str(saved_steps(run.checkpoints))}
     hosts.agree("run directory, which --runs-dir must put on a file system that they share", seen)
 
 

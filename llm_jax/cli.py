@@ -178,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _train(arguments: list[str]) -> None:
     options, overrides = _parse(Train, arguments)
+    if {"-h", "--help"} & set(overrides):
+        load_experiment(options.file, overrides)  # prints the help and ends, while no host counts on this one
     with joined(options.hosts) as hosts:
         experiment = load_experiment(options.file, overrides)
         _keep_compiled_programs(options.cache_dir)

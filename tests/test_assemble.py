@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.assemble import _check_hosts, assemble
+from llm_jax.assemble import _check_hosts, assemble, run_training
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import ModularAdditionConfig
 from llm_jax.hosts import Group
@@ -88,6 +88,13 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(lab):
         assemble(dataclasses.replace(experiment, sharding=sharding), lab / "cache")
 
 
+def test_processes_that_jax_joined_and_hosts_did_not_are_refused(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="jax runs on 2 processes and `hosts` has 1: in place of"):
+        run_training(tiny_run.experiment(lab), tmp_path, lab / "cache")
+    assert list(tmp_path.iterdir()) == []
+
+
 def _complaints(parts, runs) -> list[str]:
     """What two hosts say of their parts and run directories; empty texts if they agree."""
 
@@ -111,6 +118,8 @@ def test_hosts_must_see_one_run_directory_and_the_same_data(lab, parts, tmp_path
     said = _complaints([parts, parts], [shared, own])
     assert said[0] == said[1] and "--runs-dir must put on a file system that they share" in said[0]
     assert "host 1 (b): experiment.txt is absent, not " in said[0]
+    shared.experiment_file.write_text("a config that only the user's own code knows")
+    assert _complaints([parts, parts], [shared, shared]) == ["", ""]
     tiny_run.write_corpus(tmp_path / "other", documents=30)
     other = assemble(tiny_run.experiment(tmp_path / "other"), tmp_path / "cache")
     said = _complaints([parts, other], [shared, shared])

@@ -45,6 +45,12 @@ def test_the_fields_of_an_experiment_explain_themselves(file, verb):
     assert "--optimizer.peak-lr" in outcome.said and "Highest learning rate" in outcome.said
 
 
+def test_help_joins_nobody(file):
+    alone = ("--hosts.address", "localhost:9", "--hosts.count", 2, "--hosts.index", 1, "--hosts.arrival-seconds", 1)
+    outcome = llm_jax("train", file, *alone, "--help")
+    assert outcome.code == 0 and "--optimizer.peak-lr" in outcome.said
+
+
 def test_show_prints_the_resolved_experiment(file):
     outcome = llm_jax("show", file, "--steps", 99)
     assert outcome.code == 0

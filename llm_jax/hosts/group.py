@@ -23,6 +23,10 @@ _ECHO_SECONDS = 2.0
 _PACE = "pace"
 
 
+class Disagreement(ValueError):
+    """The hosts are not the same; raised on all of them."""
+
+
 class Hosts:
     """The hosts of a job. This is a single process, with which everything is agreed at once; `Group` is several."""
 
@@ -42,7 +46,7 @@ class Hosts:
     def agree(self, what: str, found: Mapping[str, str]) -> None:
         """
         Raises:
-          ValueError: on all hosts, if `found` is not the same on all; it says which host differs in what.
+          Disagreement: on all hosts, if `found` is not the same on all; it says which host differs in what.
         """
 
     @contextlib.contextmanager
@@ -82,7 +86,7 @@ class Group(Hosts):
         if len(set(self.gather(f"digest of {what}", facts.digest(found)))) > 1:
             everyone = self.gather(what, dict(found))
             differing = facts.differences(list(self.names), everyone)
-            raise ValueError(f"the hosts do not agree on the {what}; compared with host 0:\n{differing}")
+            raise Disagreement(f"the hosts do not agree on the {what}; compared with host 0:\n{differing}")
 
     @contextlib.contextmanager
     def leader_first(self, what: str) -> Iterator[None]:
@@ -179,16 +183,28 @@ def _free_port() -> int:
 
 def _end_with(error: BaseException, line: Line) -> None:
     """Ends this process because of `error`; the interpreter's own end would wait for hosts that wait for this one."""
-    if isinstance(error, SystemExit) and error.code in (None, 0):  # help was asked for
-        sys.stdout.flush()
-        os._exit(0)
-    # A collective that fails is the echo of a host that is gone: the line presently says which, and ends the process.
-    time.sleep(_ECHO_SECONDS)
-    told = isinstance(error, ValueError | OSError | FloatingPointError)  # a message to the user, as in cli.main
-    if not told and not isinstance(error, SystemExit | KeyboardInterrupt):
-        traceback.print_exception(error)
-    text = str(error) if told else repr(error)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second one would end this process before the others are told
+    if not isinstance(error, KeyboardInterrupt | SystemExit | Disagreement):
+        # A collective that fails is the echo of a host that is gone: the line presently says which, and ends the
+        # process.
+        time.sleep(_ECHO_SECONDS)
+    text, code = _last_words(error)
     sys.stdout.flush()
     print(f"llm-jax: {text}", file=sys.stderr, flush=True)
     line.fail(text)
-    os._exit(1)
+    os._exit(code)
+
+
+def _last_words(error: BaseException) -> tuple[str, int]:
+    """What all hosts are to read, and the exit code; a traceback is for this one alone."""
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted", 128 + signal.SIGINT
+    if isinstance(error, SystemExit):
+        code = error.code or 0
+        why = f"its options or its experiment ended it with code {code}; its own output says why"
+        return (why, code) if isinstance(code, int) else (str(code), 1)
+    if isinstance(error, ValueError | OSError | FloatingPointError):  # a message to the user, as in cli.main
+        return str(error), 1
+    traceback.print_exception(error)
+    return repr(error), 1

@@ -53,6 +53,7 @@ class Hub:
         self._count, self._arrival, self._silence = count, arrival_seconds, silence_seconds
         self._names: dict[int, str] = {}
         self._writers: dict[int, asyncio.StreamWriter] = {}
+        self._accepted: set[asyncio.StreamWriter] = set()
         self._exchanges: dict[str, dict[int, Any]] = {}
         self._over = False
 
@@ -67,15 +68,16 @@ class Hub:
         self._beating = asyncio.create_task(self._beat())
 
     def close(self) -> None:
-        """Ends all connections."""
+        """Ends all connections, also of those who never said who they are."""
         self._beating.cancel()
         self._server.close()
-        for writer in self._writers.values():
+        for writer in self._accepted:
             writer.close()
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One host, from its hello to its end."""
         index = None
+        self._accepted.add(writer)
         try:
             index = self._greet(await read(reader, self._silence), writer)
             if index is None:
@@ -85,10 +87,13 @@ class Hub:
             problem = ENDED
         except TimeoutError:
             problem = f"nothing was heard of it for {self._silence:g} seconds"
-        except (OSError, ValueError) as error:
+        except OSError as error:
             problem = ENDED if isinstance(error, ConnectionError) else str(error)
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"what it sends is no message ({error!r})"
         finally:
             if index is None:  # a host twice, or someone who is none
+                self._accepted.discard(writer)
                 writer.close()
         if index is not None:
             self._end(f"{self._name(index)} is lost: {problem}", [other for other in self._writers if other != index])

@@ -129,6 +129,8 @@ class Line:
             problem = f"nothing was heard of it for {self._config.silence_seconds:g} seconds"
         except OSError as error:
             problem = ENDED if isinstance(error, ConnectionError) else str(error)
+        except Exception as error:  # whatever it is, training does not go on unheard behind its heartbeats
+            problem = f"what it sends is nothing of llm-jax's host 0 ({error!r}); look what else uses its port"
         if not self._left:
             self._end(f"host 0 ({self.place.host}) is lost: {problem}")
 

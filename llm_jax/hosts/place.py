@@ -66,10 +66,19 @@ def find(config: HostsConfig) -> Place | None:
     """The place that `config` gives, what it leaves open being taken from the scheduler; None for a single process.
 
     Raises:
-      ValueError: where there are several processes and one of address, count and index is not known.
+      ValueError: where there are several processes and one of address, count and index is not known, or a single one
+        is to use some devices only.
     """
-    if config.count == 1:
-        return None
+    place = None if config.count == 1 else _among_several(config)
+    check(
+        place is not None or config.devices is None,
+        f"hosts.devices is {config.devices} and this is a single process, which uses all devices that it sees: leave "
+        "it out, and choose with CUDA_VISIBLE_DEVICES",
+    )
+    return place
+
+
+def _among_several(config: HostsConfig) -> Place | None:
     given = {name: value for name, value in dataclasses.asdict(config).items() if name in _FACTS and value is not None}
     told = {} if {"address", "count", "index"} <= given.keys() else _told_by_scheduler()
     facts = told | given
@@ -130,6 +139,19 @@ def _other_mpi() -> dict:
 def _tpu_pod() -> dict:
     if "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu"):
         return {}
+    try:
+        return _told_by_pod()
+    except OSError as error:  # of `requests`: there is no metadata server
+        workers = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES", ""))
+        check(
+            workers != "" and "," not in workers,
+            f"the workers of this TPU are {workers or 'not known'} and its metadata server does not answer ({error}): "
+            "give --hosts.count 1 for a single process, else --hosts.address, --hosts.count and --hosts.index",
+        )
+        return {}
+
+
+def _told_by_pod() -> dict:
     pod = next((cluster for cluster in (GkeTpuCluster, GceTpuCluster) if cluster.is_env_present()), None)
     if pod is None or pod.get_process_count() == 1:
         return {}
@@ -143,5 +165,7 @@ def _tpu_pod() -> dict:
 def _one_of(local: int, on_node: int) -> tuple[int, ...] | None:
     """The GPU of the process `local` of `on_node` on its machine, unless the scheduler shows it its own only."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    bound = visible is not None and len(visible.split(",")) < on_node
+    fewer = visible is not None and len(visible.split(",")) < on_node
+    # SLURM_STEP_GPUS would not tell: it is there for every step with GPUs, bound to tasks or not.
+    bound = fewer or not os.environ.keys().isdisjoint({"SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND"})
     return None if on_node == 1 or bound else (local,)

@@ -57,7 +57,8 @@ class Pace(Hook):
         self._reports.setdefault(step, {})[host] = (seconds, data)
 
     def _write_complete(self) -> None:
-        for step in [step for step, found in self._reports.items() if len(found) == self._hosts.count]:
+        # A copy, since the line's thread adds to it.
+        for step in [step for step, found in list(self._reports.items()) if len(found) == self._hosts.count]:
             found = self._reports.pop(step)
             by_host = [found[host] for host in range(self._hosts.count)]
             steps, data = (sorted(column) for column in zip(*by_host, strict=True))

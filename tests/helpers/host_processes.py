@@ -20,7 +20,7 @@ def start_hosts(
 
     Args:
       last: words for the last host only.
-      slow: host whose batches take 50 ms longer than they need.
+      slow: host whose batches take half a second longer than they need.
       facts: folder where every process leaves the indices of the training rows it made.
     """
     port = free_port()

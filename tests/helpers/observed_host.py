@@ -21,7 +21,7 @@ def main(folder: str, index: int, slow: int, words: list[str]) -> None:
         return prepare(self, row)
 
     def delayed(*arguments: Any) -> Any:
-        time.sleep(0.05)
+        time.sleep(0.5)
         return place(*arguments)
 
     pipeline._Prepared.__getitem__ = noted

@@ -35,6 +35,8 @@ def lines(count: int, absent: tuple[int, ...] = (), **seconds: float) -> Iterato
     opened = [Line(place, config, f"node{place.index}", ends.of(place.index)) for place in places]
     try:
         everywhere(opened, lambda line: line.open())
+        if not absent:  # as `joined` does: a telling reaches those who have been heard of
+            everywhere(opened, lambda line: line.gather("open"))
         yield opened, ends
     finally:
         for line in opened:

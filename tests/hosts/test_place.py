@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from llm_jax.hosts import place
 from llm_jax.hosts.place import HostsConfig, Place, find
 
 SLURM = {
@@ -65,18 +66,50 @@ def test_tasks_of_one_node_take_a_gpu_each_unless_slurm_has_bound_them(environme
     assert find(HostsConfig()).devices == devices
 
 
+@pytest.mark.parametrize(
+    ("bound", "devices"), [({"SLURM_GPUS_PER_TASK": "4"}, None), ({"SLURM_GPU_BIND": "per_task:4"}, None), ({}, (1,))]
+)
+def test_several_gpus_that_slurm_has_bound_to_a_task_are_all_its_own(environment, bound, devices):
+    environment(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"})
+    environment({"CUDA_VISIBLE_DEVICES": "4,5,6,7", "SLURM_STEP_GPUS": "0,1,2,3,4,5,6,7"}, bound)
+    assert find(HostsConfig()).devices == devices
+
+
+@pytest.mark.parametrize("count", [None, 1])
+def test_a_single_process_does_not_choose_its_devices_here(environment, count):
+    environment()
+    with pytest.raises(ValueError, match="choose with CUDA_VISIBLE_DEVICES"):
+        find(HostsConfig(count=count, devices=(0,)))
+
+
+@pytest.mark.parametrize(("workers", "alone"), [({"TPU_WORKER_HOSTNAMES": "localhost"}, True), ({}, False)])
+def test_a_tpu_without_metadata_server_is_single_or_asks_for_the_options(environment, monkeypatch, workers, alone):
+    def absent(*_: object) -> None:
+        raise ConnectionError("no route")
+
+    for cluster in (place.GkeTpuCluster, place.GceTpuCluster):
+        monkeypatch.setattr(cluster, "is_env_present", absent)
+    environment({"JAX_PLATFORMS": "tpu"}, workers)
+    if alone:
+        assert find(HostsConfig()) is None
+    else:
+        with pytest.raises(ValueError, match="not known and its metadata server does not answer.*--hosts.count 1"):
+            find(HostsConfig())
+        assert find(HostsConfig(count=1)) is None
+
+
 def test_open_mpi_tells_everything(environment):
     environment(OPEN_MPI | URI)
-    place = find(HostsConfig())
-    assert (place.host, place.count, place.index, place.devices) == ("10.96.0.1", 4, 3, (1,))
+    found = find(HostsConfig())
+    assert (found.host, found.count, found.index, found.devices) == ("10.96.0.1", 4, 3, (1,))
 
 
 def test_an_mpi_that_does_not_say_the_address_is_refused_with_the_option(environment):
     environment(OPEN_MPI)
     with pytest.raises(ValueError, match="nothing says the address: give --hosts.address"):
         find(HostsConfig())
-    place = find(HostsConfig(address="node01:8476"))
-    assert place == Place("node01:8476", 4, 3, (1,))
+    found = find(HostsConfig(address="node01:8476"))
+    assert found == Place("node01:8476", 4, 3, (1,))
 
 
 def test_mpich_and_intel_mpi_tell_count_and_index(environment):
@@ -87,8 +120,8 @@ def test_mpich_and_intel_mpi_tell_count_and_index(environment):
 def test_options_say_it_all_and_win(environment):
     environment(SLURM)
     config = HostsConfig(address="[::1]:80", count=2, index=1, devices=(4, 5))
-    place = find(config)
-    assert (place.host, place.port, place.count, place.index, place.devices) == ("::1", 80, 2, 1, (4, 5))
+    found = find(config)
+    assert (found.host, found.port, found.count, found.index, found.devices) == ("::1", 80, 2, 1, (4, 5))
     assert find(HostsConfig(count=1)) is None
 
 

@@ -50,8 +50,12 @@ def experiment():
 
 def _act_when(processes: list[subprocess.Popen], ready: Callable[[], bool], act: Callable[[], None]) -> float:
     """Calls `act` once `ready`, if the processes live; the time of it."""
+    give_up = time.monotonic() + 200
     while not ready():
-        assert all(process.poll() is None for process in processes), wait_hosts(processes)
+        late = time.monotonic() > give_up
+        for process in processes if late else ():
+            process.kill()
+        assert not late and all(process.poll() is None for process in processes), wait_hosts(processes)
         time.sleep(0.01)
     act()
     return time.monotonic()
@@ -162,7 +166,8 @@ def test_a_straggler_is_measured_and_named(story):
     slowed = [record for record in found if record["step"] in (2, 3)]
     assert len(slowed) == 2 and {record["slowest"] for record in slowed} == {3}
     for record in slowed:
-        assert record["data_seconds_max"] > 0.05 > record["data_seconds_median"] >= record["data_seconds_min"] >= 0
+        assert record["data_seconds_max"] - record["data_seconds_median"] > 0.25
+        assert record["data_seconds_max"] >= 0.5 and record["data_seconds_median"] >= record["data_seconds_min"] >= 0
         assert record["seconds_max"] >= record["seconds_median"] >= record["seconds_min"] > 0
     assert "all hosts wait for host 3 (" in story["killed"][0].said
     assert "all hosts wait" not in story["killed"][1].said
@@ -172,7 +177,7 @@ def test_a_straggler_is_measured_and_named(story):
     ("words", "message"),
     [
         (("--optimizer.peak-lr", 0.5), "do not agree on the experiment; compared with host 0: host 1 ("),
-        (("--optimizer.peek-lr", 1), "host 1 ("),
+        (("--optimizer.peek-lr", 1), "stopped: its options or its experiment ended it with code 2; its own output"),
     ],
 )
 def test_a_host_with_another_experiment_or_none_ends_all_with_the_reason(tmp_path, words, message):
