@@ -216,7 +216,7 @@ def plot(rows: list[dict], path: Path) -> None:
     for panel, size in zip(panels[0], sizes, strict=True):
         for found in (found for found in rows if found["size"] == size):
             index = names.index(found["strategy"])
-            style = {"color": colours(index % 20), "marker": "osD^v"[index % 5], "s": 50, "label": found["strategy"]}
+            style = {"color": colours(index % 20), "marker": "osD^vPX"[index % 7], "s": 50, "label": found["strategy"]}
             panel.scatter(found["sent"] / 2**30, found["held"] / 2**30, **style)
         panel.set(title=size, xlabel="sent by a device in a step, GiB", ylabel="held by a device, GiB")
         panel.set_ylim(bottom=0)
