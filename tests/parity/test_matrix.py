@@ -18,7 +18,7 @@ SOME = (
 )
 """Strategies, each by means of its own, that models with cross attention or recurrences are trained by here. The whole
 matrix takes half an hour on two cores: `llm-jax parity` makes it."""
-FEW = ("pmap", "ZeRO-2", "FSDP x tensor, sequence")
+FEW = ("pmap", "FSDP x tensor, sequence")
 """Strategies under which all ways to run a model are tried; `llm-jax parity --ways all` tries all under all."""
 
 
