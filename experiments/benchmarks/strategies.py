@@ -91,7 +91,7 @@ class Arguments:
     publish: bool = False
     """Write the table there, and the picture."""
     smoke: bool = False
-    """Only see that it runs: a tiny model, no publishing; for programs that depend on it, give a short length."""
+    """Only see that it runs: a tiny model, no publishing."""
 
 
 SMOKE = {"sizes": ("tiny",), "publish": False}

@@ -17,7 +17,7 @@ from llm_jax.parity import models
 from llm_jax.parity.models import VOCAB
 from llm_jax.parity.strategies import DEVICES, Strategy
 from llm_jax.planning.program import Program, read
-from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.partition import HOST, Layout
 from llm_jax.sharding.rules import ShardingConfig
 from llm_jax.train.compile import Mapped
 from llm_jax.train.programs import Programs, programs
@@ -196,7 +196,7 @@ def _faults(strategy: Strategy, facts: Program, held: _Held) -> list[str]:
     kinds = {one.kind for one in facts.collectives}
     found = [f"no {kind}" for kind in strategy.present if kind not in kinds]
     found += [f"{kind} of {facts.moved_bytes(kind):.0f} bytes" for kind in strategy.absent if kind in kinds]
-    if (held.memories == {"pinned_host"}) != strategy.sharding.offload:
+    if (held.memories == {HOST}) != strategy.sharding.offload:
         found.append(f"the optimizer state lies in {', '.join(sorted(held.memories))}")
     for what, parts, share in (
         ("parameters", strategy.parameters, held.parameters),

@@ -18,7 +18,7 @@ from llm_jax.sharding.rules import (
 
 DEVICES = 8
 
-GATHER, SCATTER, REDUCE = "all-gather", "reduce-scatter", "all-reduce"
+GATHER, REDUCE = "all-gather", "all-reduce"
 EXCHANGE, PASS = "all-to-all", "collective-permute"
 
 

@@ -3,21 +3,18 @@
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.helpers.eight_devices
 """
 
-import functools
 import json
 import re
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from llm_jax.core import trees
-from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
-from llm_jax.sharding import partition
+from llm_jax.optim import AdamWConfig
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
 from llm_jax.sharding.rules import (
@@ -31,8 +28,9 @@ from llm_jax.sharding.rules import (
     ShardingConfig,
     TensorParallel,
 )
-from llm_jax.train.state import TrainState, initial_state, state_shardings
-from llm_jax.train.step import StepConfig, train_step
+from llm_jax.train.programs import Programs, programs
+from llm_jax.train.state import TrainState
+from llm_jax.train.step import StepConfig
 from tests.helpers import tiny
 
 LAYOUTS = {
@@ -56,35 +54,17 @@ LAYOUTS = {
 STEPS = 2
 
 
-class Program:
-    """The update of a tiny model in one layout."""
-
-    def __init__(self, config: TransformerConfig, sharding: ShardingConfig):
-        devices = 1 if sharding.mesh.data == 1 and sharding.mesh.fsdp == 1 else 8
-        self.layout = Layout.of(sharding, jax.devices()[:devices])
-        model, optimizer = Transformer(config), optax.adamw(1e-2)
-        self.make = functools.partial(initial_state, model, optimizer, 0, True)
-        self.abstract = jax.eval_shape(self.make)
-        self.places = state_shardings(self.abstract, abstract_parameters(model)[1], self.layout)
-        self._step = train_step(model, CausalLMConfig(chunks=2), optimizer, StepConfig(ema_decay=0.5), seed=0)
-
-    def compile(self) -> jax.stages.Compiled:
-        """The update; the state is donated."""
-        step = jax.jit(
-            self._step,
-            in_shardings=(self.places, self.layout.rows),
-            out_shardings=(self.places, None),
-            donate_argnums=0,
-        )
-        with partition.activate(self.layout):
-            return step.lower(self.abstract, tiny.batch(8)).compile()
+def made(config: TransformerConfig, sharding: ShardingConfig) -> Programs:
+    """What training calls for a tiny model in one layout."""
+    layout = Layout.of(sharding, jax.devices()[: 1 if sharding == LAYOUTS["one"] else 8])
+    optimizer, update = AdamWConfig(peak_lr=1e-2, clip_norm=None), StepConfig(ema_decay=0.5)
+    return programs(Transformer(config), CausalLMConfig(chunks=2), optimizer, update, layout, STEPS, seed=0)
 
 
-def train(program: Program) -> tuple[TrainState, dict[str, Any]]:
+def train(found: Programs) -> tuple[TrainState, dict[str, Any]]:
     """The state after STEPS updates, and facts about how it lay."""
-    compiled = program.compile()
-    state = jax.jit(program.make, out_shardings=program.places)()
-    batch = jax.device_put(tiny.batch(8), program.layout.rows)
+    batch = jax.device_put(tiny.batch(8), found.layout.rows)
+    compiled, state = found.compile_step(batch), found.fresh()
     facts = {
         "initial": [float(abs(np.asarray(leaf)).sum()) for leaf in jax.tree.leaves(state.params)],
         "gathered": _gathered(compiled.as_text()),
@@ -131,14 +111,14 @@ def main() -> None:
     """Prints {layout: facts}; differences are against the layout of one device."""
     results, reference = {}, None
     for name, layout in LAYOUTS.items():
-        state, facts = train(Program(tiny.tiny_llama(), layout))
+        state, facts = train(made(tiny.tiny_llama(), layout))
         reference = reference or state
         # Adam's first moment is a sum of gradients: it shows their size, which the updates hide.
         for part in ("params", "opt_state", "ema"):
             facts[f"{part}_difference"] = _difference(getattr(state, part), getattr(reference, part))
         results[name] = facts
     # Learned positions and a tied head are laid out in their own way; what the compiler says of them goes to stderr.
-    Program(tiny.tiny_gpt2(), LAYOUTS["fsdp"]).compile()
+    made(tiny.tiny_gpt2(), LAYOUTS["fsdp"]).compile_step(tiny.batch(8))
     print(json.dumps(results))
 
 

@@ -16,17 +16,15 @@ SOME = (
     *("pmap", "ZeRO-1", "ZeRO-3 (FSDP)", "tensor, sequence", "all-to-all"),
     *("pipeline, two rounds", "FSDP x tensor x ring"),
 )
-"""Strategies, each by means of its own, that models with cross attention or recurrences are trained by here. The whole
-matrix takes half an hour on two cores: `llm-jax parity` makes it."""
+"""Strategies, each by means of its own, that models with cross attention or recurrences are trained by here, to save
+time. `llm-jax parity` makes the whole matrix."""
 FEW = ("pmap", "FSDP x tensor, sequence")
 """Strategies under which all ways to run a model are tried; `llm-jax parity --ways all` tries all under all."""
 
 
 def _measured(folder, *arguments: object) -> list[Cell]:
-    # Half the time goes into compiling for speed, which is of no use here.
-    environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     output = folder / "cells.json"
-    process = command_line.start("parity", *arguments, "--output", output, environment=environment)
+    process = command_line.start("parity", *arguments, "--output", output)
     outcome = command_line.wait(process, seconds=900)
     assert output.exists(), outcome.said
     cells = [Cell(**found) for found in json.loads(output.read_text())]

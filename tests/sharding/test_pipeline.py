@@ -1,14 +1,9 @@
 """A pipeline does what one device does, each stage holding its layers. The program is tests/helpers/pipelines.py."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from tests.helpers import tiny
+from tests.helpers import devices, tiny
 from tests.helpers.pipelines import LENGTH, PIPELINES, ROWS
 
 pytestmark = pytest.mark.slow
@@ -17,17 +12,9 @@ WIDTH, NUMBER = 16, 4  # of the models; bytes of a float32
 
 
 @pytest.fixture(scope="module")
-def run(request):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # halves the time to compile
-        "PYTHONPATH": str(request.config.rootpath),
-    }
-    command = [sys.executable, "-m", "tests.helpers.pipelines"]
-    result = subprocess.run(command, cwd=request.config.rootpath, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1]) | {"stderr": result.stderr}
+def run():
+    result = devices.run("pipelines")
+    return devices.printed(result) | {"stderr": result.stderr}
 
 
 @pytest.mark.parametrize("name", PIPELINES)
