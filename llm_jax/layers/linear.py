@@ -1,7 +1,7 @@
 """The one matrix layer. Every matrix of every model is made here: shape, axes, initialiser and dtype in one place.
 
 Legend: B batch, T query length, D model width, N heads or blocks, H head or block size, M as H, C = N H features,
-F ffn width, V vocabulary.
+F ffn width, V vocabulary, E experts.
 """
 
 import dataclasses
@@ -128,6 +128,33 @@ class BlockDiagonal(nn.Module):
         x_BTNH = x_BTC.astype(dtype).reshape(*x_BTC.shape[:2], self.blocks, size)
         y_BTNM = jnp.einsum("BTNH,NHM->BTNM", x_BTNH, kernel_NHM.astype(dtype)) + bias_NM.astype(dtype)
         return y_BTNM.reshape(x_BTC.shape)
+
+
+class StackedLinear(nn.Module):
+    """() -> kernel [E, D, F] and bias [E, F], or None, of E linear maps in the compute type: what is multiplied with
+    which is their caller's.
+
+    Attributes:
+      axes: logical word of each kernel axis.
+      kernel_init: initialiser of every map's kernel, its fan-in D; the biases start at zero.
+    """
+
+    shape: tuple[int, int, int]
+    axes: tuple[str, str, str]
+    kernel_init: Init
+    precision: Precision
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        (count, inputs, outputs), (number, _, feature) = self.shape, self.axes
+        normal = nn.with_logical_partitioning(nn.initializers.normal(self.kernel_init.scale(inputs)), self.axes)
+        kernel_EDF = self.param("kernel", normal, self.shape, self.precision.param_dtype).astype(self.precision.dtype)
+        if not self.bias:
+            return kernel_EDF, None
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (number, feature))
+        bias_EF = self.param("bias", zeros, (count, outputs), self.precision.param_dtype)
+        return kernel_EDF, bias_EF.astype(self.precision.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

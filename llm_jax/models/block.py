@@ -6,6 +6,10 @@ context, state) that returns (y [B, T, D], state); `parameters(width)`; `matrix_
 token is told of a later one; and `shape`, its heads or channels in words. A mixer keeps the documents of a row apart,
 and padding changes nothing at real tokens.
 
+An ffn is one too. Its module is called with (x [B, T, D], context) and returns (y [B, T, D], report), where a report is
+what a layer of experts tells (layers/ffn/routing.py), and None of others. It has `parameters(width)`,
+`active_parameters(width)`, those that compute a token, and `matrix_flops(width)`.
+
 Legend: B batch, T length, D model width.
 """
 
@@ -18,7 +22,9 @@ import jax
 
 from llm_jax.core.checks import check, check_fraction
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.mlp import FFNConfig
+from llm_jax.layers.ffn.mlp import DenseConfig
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routing import Report
 from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
@@ -40,6 +46,7 @@ MixerConfig = (
     | RetentionConfig
     | RGLRUConfig
 )
+FFNConfig = DenseConfig | MoEConfig
 Branch = Callable[[str, jax.Array], jax.Array]
 """(name of the branch, what it reads) -> what it gives."""
 
@@ -121,6 +128,11 @@ class BlockConfig:
             norms * self.norm.parameters(width) if norms else 0
         )
 
+    def active_parameters(self, width: int) -> float:
+        """Those that compute a token, in the mean."""
+        idle = 0 if self.ffn is None else self.ffn.parameters(width) - self.ffn.active_parameters(width)
+        return self.parameters(width) - idle
+
     def forward_flops(self, width: int, length: int, memory: int = 0) -> float:
         """Forward FLOPs per token of a row of `length` tokens that reads `memory` tokens of an encoder."""
         flops = self.mixer.matrix_flops(width) + self.mixer.mixing_flops(length)
@@ -135,7 +147,7 @@ class BlockConfig:
 
 
 class Block(nn.Module):
-    """x [B, T, D] -> [B, T, D], with the states of its branches by name."""
+    """x [B, T, D] -> [B, T, D], with the states of its branches by name and the report of its ffn."""
 
     config: BlockConfig
     width: int
@@ -144,22 +156,24 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, context: Context, states: dict[str, Any] | None = None
-    ) -> tuple[jax.Array, dict[str, Any] | None]:
+    ) -> tuple[jax.Array, dict[str, Any] | None, Report | None]:
         wire = {Serial: self._serial, Parallel: self._parallel, Chain: self._chain}[type(self.config.wiring)]
-        after = dict(states or {})
+        after, reports = dict(states or {}), []
 
         def branch(name: str, x_BTD: jax.Array) -> jax.Array:
             module = getattr(self.config, name).build(self.width, self.precision, name)
             # Brought together here, once, and not for each of the products that read it.
             x_BTD = constrain(x_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
             if name == "ffn":
-                return module(x_BTD)
-            y_BTD, after[name] = module(x_BTD, context, after.get(name))
+                y_BTD, report = module(x_BTD, context)
+                reports.append(report)
+            else:
+                y_BTD, after[name] = module(x_BTD, context, after.get(name))
             return y_BTD
 
         names = [name for name in ("mixer", "cross", "ffn") if getattr(self.config, name) is not None]
         x_BTD = wire(x_BTD, names, branch)
-        return x_BTD, after if states is not None else None
+        return x_BTD, after if states is not None else None, next(iter(reports), None)
 
     def _serial(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
         wiring = self.config.wiring

@@ -89,7 +89,7 @@ class TransformerConfig:
     @property
     def causal(self) -> bool:
         """Whether no token is told of a later one, so that rows can be written token by token."""
-        return all(mixer.causal for mixer in self._mixers)
+        return all(block.mixer.causal and (block.ffn is None or block.ffn.causal) for block in self._blocks)
 
     @property
     def permuted(self) -> bool:
@@ -100,7 +100,7 @@ class TransformerConfig:
     @property
     def reads_memory(self) -> bool:
         """Whether blocks have cross attention."""
-        return any(block.cross is not None for segment in self.segments for block in segment.blocks)
+        return any(block.cross is not None for block in self._blocks)
 
     @property
     def relative_bias(self) -> tuple[RelativeBiasConfig, int] | None:
@@ -109,7 +109,11 @@ class TransformerConfig:
 
     @property
     def _mixers(self) -> list[MixerConfig]:
-        return [block.mixer for segment in self.segments for block in segment.blocks]
+        return [block.mixer for block in self._blocks]
+
+    @property
+    def _blocks(self) -> list[BlockConfig]:
+        return [block for segment in self.segments for block in segment.blocks]
 
     @property
     def _relative_biases(self) -> list[tuple[RelativeBiasConfig, int]]:

@@ -9,11 +9,21 @@ import jax
 from llm_jax.core import trees
 from llm_jax.core.dtypes import Precision
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
+from llm_jax.models.stack import Segment
 
 
 def parameters(config: ModelConfig) -> int:
     """Number of parameters."""
     return sum(_parameters(side) for side in config.sides)
+
+
+def active_parameters(config: ModelConfig) -> float:
+    """Number of parameters that compute a token, in the mean: all but those of the experts that it does not visit."""
+    width, idle = config.sides[0].width, 0.0
+    for segment in (segment for side in config.sides for segment in side.segments):
+        unvisited = sum(block.parameters(width) - block.active_parameters(width) for block in segment.blocks)
+        idle += _copies(segment) * unvisited
+    return parameters(config) - idle
 
 
 def forward_flops(config: ModelConfig, length: int) -> float:
@@ -44,15 +54,18 @@ def cache_bytes(config: ModelConfig, length: int, precision: Precision) -> int:
 
 def _parameters(config: TransformerConfig) -> int:
     blocks = sum(
-        (1 if segment.shared else segment.repeats) * block.parameters(config.width)
-        for segment in config.segments
-        for block in segment.blocks
+        _copies(segment) * block.parameters(config.width) for segment in config.segments for block in segment.blocks
     )
     bias = config.relative_bias[0].parameters(config.relative_bias[1]) if config.relative_bias else 0
     final_norm = config.final_norm.parameters(config.width) if config.final_norm else 0
     head = config.head.parameters(*_head_sizes(config)) if config.head else 0
     embed = config.embed.parameters(config.vocab_size, config.max_length, config.width)
     return embed + blocks + bias + final_norm + head
+
+
+def _copies(segment: Segment) -> int:
+    """How many weights of its own a block of the segment has."""
+    return 1 if segment.shared else segment.repeats
 
 
 def _forward_flops(config: TransformerConfig, length: int, memory: int = 0) -> float:

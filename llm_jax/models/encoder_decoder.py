@@ -12,6 +12,7 @@ from llm_jax.layers.mixers.cache import Cache
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.outputs import Output
+from llm_jax.models.stack import Reports
 from llm_jax.models.transformer import Memory, Transformer
 
 
@@ -49,7 +50,8 @@ class EncoderDecoder(nn.Module):
         if source is None:
             source = Placement(jnp.broadcast_to(jnp.arange(source_BS.shape[1], dtype=jnp.int32), source_BS.shape))
         table = self.decoder if self.config.encoder.vocab_size is None else self.encoder
-        return Memory(self.encoder.run(table.embed.tokens(source_BS), source).hidden_BTD, source)
+        output = self.encoder.run(table.embed.tokens(source_BS), source, tokens_BT=source_BS)
+        return Memory(output.hidden_BTD, source, _under("encoder", output.reports))
 
     def decode(
         self,
@@ -59,7 +61,9 @@ class EncoderDecoder(nn.Module):
         cache: Cache | None = None,
     ) -> Output:
         """Scores of the target's next tokens; with a cache from `allocate` only the first call needs the memory."""
-        return self.decoder(target_BT, target, cache, memory)
+        output = self.decoder(target_BT, target, cache, memory)
+        read = {} if memory is None else memory.reports
+        return output.replace(reports=read | _under("decoder", output.reports))
 
     def allocate(self, batch: int, slots: int, memory: int) -> Cache:
         """An empty cache for targets of up to `slots` tokens that read sources of `memory` tokens.
@@ -69,3 +73,7 @@ class EncoderDecoder(nn.Module):
         """
         # Outside of `apply` flax lets a module make another one only where it shall be none of its own.
         return Transformer(self.config.decoder, self.precision, parent=None).allocate(batch, slots, memory)
+
+
+def _under(name: str, reports: Reports) -> Reports:
+    return {f"{name}/{path}": report for path, report in reports.items()}

@@ -14,6 +14,7 @@ import jax
 
 from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.ffn.routing import Report
 from llm_jax.layers.mixers.context import Context
 from llm_jax.models.block import Block, BlockConfig
 from llm_jax.sharding import axes, pipeline
@@ -31,6 +32,9 @@ the group's input, `dots` the results of matrix products with weights, `projecti
 (of attention the rotated queries, keys and values; of latent attention the short vectors), its context before the
 output projection and the ffn's inner products. Products of tokens with one another and the steps of an LSTM are made
 again."""
+
+Reports = dict[str, Report]
+"""By the path of a block in the stack's parameters, such as 'segment_0/block_1'; a leading axis for its layers."""
 
 _FEW = 8
 """Repeats up to which a segment is written out unless told otherwise."""
@@ -118,21 +122,23 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, context: Context, states: tuple | None = None
-    ) -> tuple[jax.Array, tuple | None]:
+    ) -> tuple[jax.Array, tuple | None, Reports]:
         """Runs the blocks; `states` holds per segment and repeat the states of its blocks."""
         if states is not None:
-            return self._cached(x_BTD, context, states)
+            return *self._cached(x_BTD, context, states), {}
         # Parameters are made for segments whole.
         schedule = None if self.is_initializing() else pipeline.schedule()
         cut = in_stages(self.segments, schedule) if schedule else [False] * len(self.segments)
+        reports: Reports = {}
         for index, segment in enumerate(self.segments):
             name, remat = f"segment_{index}", self.execution.remat_of(index)
             if cut[index]:
                 x_BTD = self._pipelined(segment, remat, self.variables["params"][name], x_BTD, context)
             else:
                 group = self._scanned(segment, remat)(segment.blocks, self.width, self.precision, name=name)
-                x_BTD, _ = group(x_BTD, context, None)
-        return x_BTD, None
+                x_BTD, (_, told) = group(x_BTD, context, None)
+                reports |= {f"{name}/{block}": report for block, report in told.items()}
+        return x_BTD, None, reports
 
     def _pipelined(self, segment: Segment, remat: Remat, weights: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
         """A stage is a shorter segment, and what is computed again is a step of it. Dropout differs by layer and row,
@@ -156,7 +162,7 @@ class Stack(nn.Module):
             weights, done = self.variables["params"][f"segment_{index}"], []
             for repeat, state in enumerate(repeats):
                 own = {"params": _repeat(weights, segment, repeat)}
-                x_BTD, state = group.apply(own, x_BTD, context, state)
+                x_BTD, (state, _) = group.apply(own, x_BTD, context, state)
                 done.append(state)
             after.append(tuple(done))
         return x_BTD, tuple(after)
@@ -188,10 +194,13 @@ class Group(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context, states: tuple | None) -> tuple[jax.Array, tuple | None]:
-        after = []
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, states: tuple | None
+    ) -> tuple[jax.Array, tuple[tuple | None, Reports]]:
+        after, reports = [], {}
         for index, block in enumerate(self.blocks):
-            state = states[index] if states else None
-            x_BTD, state = Block(block, self.width, self.precision, name=f"block_{index}")(x_BTD, context, state)
+            state, name = states[index] if states else None, f"block_{index}"
+            x_BTD, state, report = Block(block, self.width, self.precision, name=name)(x_BTD, context, state)
             after.append(state)
-        return x_BTD, tuple(after) if states else None
+            reports |= {} if report is None else {name: report}
+        return x_BTD, (tuple(after) if states else None, reports)

@@ -18,7 +18,7 @@ from llm_jax.layers.positions.relative_bias import RelativeBias
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.heads import ClassHead, Head, TiedHead
 from llm_jax.models.outputs import Output
-from llm_jax.models.stack import Stack
+from llm_jax.models.stack import Reports, Stack
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.partition import constrain
 
@@ -30,10 +30,12 @@ class Memory:
     Attributes:
       hidden_BSD: hidden states of an encoder.
       placement: where its tokens stand; a token reads those of its own document, by segment id.
+      reports: what layers of experts told while they were made; see `Output`.
     """
 
     hidden_BSD: jax.Array
     placement: Placement
+    reports: Reports = flax.struct.field(default_factory=dict)
 
 
 class Transformer(nn.Module):
@@ -87,7 +89,7 @@ class Transformer(nn.Module):
         memory: Memory | None = None,
     ) -> Output:
         """As `__call__`, without the scores: a loss over a large vocabulary takes them chunk by chunk."""
-        return self.run(self.embed.tokens(tokens_BT), placement, cache, memory)
+        return self.run(self.embed.tokens(tokens_BT), placement, cache, memory, tokens_BT)
 
     def run(
         self,
@@ -95,8 +97,9 @@ class Transformer(nn.Module):
         placement: Placement | None = None,
         cache: Cache | None = None,
         memory: Memory | None = None,
+        tokens_BT: jax.Array | None = None,
     ) -> Output:
-        """As `hidden`, from the vectors of the tokens."""
+        """As `hidden`, from the vectors of the tokens, and their ids if they have such."""
         batch, length = x_BTE.shape[:2]
         self._check(length, placement, cache, memory)
         if placement is None:
@@ -104,19 +107,21 @@ class Transformer(nn.Module):
             placement = Placement(jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length)))
         if cache is not None or memory is not None:
             placement = _whole(placement)
-        context = Context(placement, bias_RN=self.relative_bias() if self.config.relative_bias else None)
+        bias_RN = self.relative_bias() if self.config.relative_bias else None
+        context = Context(placement, tokens_BT=tokens_BT, bias_RN=bias_RN)
         if memory is not None:
             context = context.replace(memory=_whole(memory.placement), memory_BSD=memory.hidden_BSD)
         x_BTD = constrain(self.embed(x_BTE, placement), axes.BATCH, axes.STREAM, axes.WIDTH)
         if cache is None:
-            x_BTD, _ = self.stack(x_BTD, context)
+            x_BTD, _, reports = self.stack(x_BTD, context)
         else:
             cache = cache.place(placement)
             cache = cache if memory is None else cache.replace(memory=context.memory)
             context = context.replace(slots=cache.slots, slot=cache.length, memory=cache.memory)
-            x_BTD, layers = self.stack(x_BTD, context, cache.layers)
+            x_BTD, layers, reports = self.stack(x_BTD, context, cache.layers)
             cache = cache.replace(layers=layers, length=cache.length + length)
-        return Output(hidden_BTD=self.final_norm(x_BTD), cache=cache)
+        reports = {f"stack/{path}": report for path, report in reports.items()}
+        return Output(hidden_BTD=self.final_norm(x_BTD), cache=cache, reports=reports)
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """Float32 scores of hidden states, as in `Output.logits_BTV`."""

@@ -16,7 +16,7 @@ from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.transformer import Transformer
-from llm_jax.objectives.losses import cross_entropy
+from llm_jax.objectives.losses import balance, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,8 @@ class CausalLMConfig:
         def unembed(head: Any, hidden_BCD: jax.Array) -> jax.Array:
             return model.apply({"params": head}, hidden_BCD, method="unembed")
 
-        return cross_entropy(
+        total, metrics = cross_entropy(
             unembed, head, output.hidden_BTD, batch.targets_BT, batch.loss_weights_BT, self.chunks, self.z_loss
         )
+        added, told = balance(output.reports, batch.loss_weights_BT)
+        return total + added, metrics | told

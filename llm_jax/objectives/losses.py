@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.metrics import Ratio
+from llm_jax.layers.ffn.routing import Report
 from llm_jax.sharding import axes, partition
 
 Unembed = Callable[[Any, jax.Array], jax.Array]
@@ -118,3 +119,13 @@ def _join(x: jax.Array) -> jax.Array:
     chunks, batch, _, width = x.shape
     x = jnp.moveaxis(x.reshape(chunks, batch, partition.parts(axes.LENGTH), -1, width), 0, 2)
     return x.reshape(batch, -1, width)
+
+
+def balance(reports: dict[str, Report], weights_BT: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
+    """Balance losses of all layers of experts, each row's as often as it has targets, to be added to a sum over
+    targets; and their metrics. Sums of rows: it does not matter how a batch is cut."""
+    if not reports:
+        return jnp.zeros(()), {}
+    count_B = jnp.sum(weights_BT, axis=1, dtype=jnp.float32)
+    loss = Ratio.of(sum(jnp.sum(report.loss_B, axis=0) for report in reports.values()), count_B)
+    return loss.total, {"balance_loss": loss}

@@ -20,7 +20,7 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.t5 import t5
 from llm_jax.objectives.causal_lm import CausalLMConfig
-from llm_jax.objectives.losses import cross_entropy
+from llm_jax.objectives.losses import balance, cross_entropy
 
 VOCAB = 96
 LENGTH = 32
@@ -47,7 +47,9 @@ class ContinuationConfig(CausalLMConfig):
         place = Placement(batch.positions_BT, batch.segment_ids_BT)
         output = model.apply({"params": params}, batch.tokens_BT, batch.tokens_BT, place, place, rngs=rngs)
         scores = lambda _, logits_BTV: logits_BTV  # noqa: E731
-        return cross_entropy(scores, (), output.logits_BTV, batch.targets_BT, batch.loss_weights_BT)
+        total, metrics = cross_entropy(scores, (), output.logits_BTV, batch.targets_BT, batch.loss_weights_BT)
+        added, told = balance(output.reports, batch.loss_weights_BT)
+        return total + added, metrics | told
 
 
 def objective(model: Model) -> CausalLMConfig:

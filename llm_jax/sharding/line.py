@@ -38,6 +38,10 @@ class Line:
         """Sums over all devices."""
         return jax.lax.psum(tree, self.axes) if self.axes else tree
 
+    def gathered(self, x: jax.Array, axis: int) -> jax.Array:
+        """The parts of all devices one after the other along `axis`."""
+        return jax.lax.all_gather(x, self.axes, axis=axis, tiled=True) if self.axes else x
+
     def swapped(self, x: jax.Array, cut: int, joined: int) -> jax.Array:
         """Part i of the axis `cut` goes to device i, and those that arrive here are joined along the axis `joined`."""
         if self.size == 1:

@@ -71,7 +71,7 @@ def _influence(case: Case, place: Placement | None) -> np.ndarray:
 
         def run(model: Transformer) -> jax.Array:
             bias_RN = model.relative_bias() if case.config.relative_bias else None
-            hidden_BTD, _ = model.stack(x_BTD, Context(stand, bias_RN=bias_RN))
+            hidden_BTD, *_ = model.stack(x_BTD, Context(stand, bias_RN=bias_RN))
             return model.unembed(model.final_norm(hidden_BTD))
 
         logits_BTV = case.model.apply({"params": case.params}, method=run)

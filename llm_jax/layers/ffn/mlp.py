@@ -14,6 +14,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED, Activation
 from llm_jax.layers.fence import fence, fence_gradients
 from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes
 
 
@@ -28,6 +29,8 @@ class MLPConfig:
     out_init: Init = Normal(0.02)
     """Initialiser of the down projection, which writes to the residual stream."""
 
+    causal = True
+
     def __post_init__(self):
         _check(self)
 
@@ -36,6 +39,10 @@ class MLPConfig:
 
     def parameters(self, width: int) -> int:
         return 2 * width * self.hidden + self.bias * (width + self.hidden)
+
+    def active_parameters(self, width: int) -> int:
+        """Those that compute a token: all."""
+        return self.parameters(width)
 
     def matrix_flops(self, width: int) -> int:
         """Forward FLOPs per token."""
@@ -53,6 +60,8 @@ class GLUConfig:
     out_init: Init = Normal(0.02)
     """Initialiser of the down projection, which writes to the residual stream."""
 
+    causal = True
+
     def __post_init__(self):
         _check(self)
 
@@ -62,12 +71,17 @@ class GLUConfig:
     def parameters(self, width: int) -> int:
         return 3 * width * self.hidden + self.bias * (width + 2 * self.hidden)
 
+    def active_parameters(self, width: int) -> int:
+        """Those that compute a token: all."""
+        return self.parameters(width)
+
     def matrix_flops(self, width: int) -> int:
         """Forward FLOPs per token."""
         return 6 * width * self.hidden
 
 
-FFNConfig = MLPConfig | GLUConfig
+DenseConfig = MLPConfig | GLUConfig
+"""A feed-forward layer that computes all tokens alike."""
 
 
 class MLP(nn.Module):
@@ -78,9 +92,9 @@ class MLP(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, None]:
         up_BTF = fence_gradients(checkpoint_name(_into(self, "up")(x_BTD), "ffn"))
-        return _out(self)(fence(ACTIVATIONS[self.config.activation](up_BTF)))
+        return _out(self)(fence(ACTIVATIONS[self.config.activation](up_BTF))), None
 
 
 class GLU(nn.Module):
@@ -91,14 +105,14 @@ class GLU(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, None]:
         gate_BTF = checkpoint_name(_into(self, "gate")(x_BTD), "ffn")
         up_BTF = checkpoint_name(_into(self, "up")(x_BTD), "ffn")
         gate_BTF, up_BTF = fence_gradients((gate_BTF, up_BTF))
-        return _out(self)(fence(GATED[self.config.activation](gate_BTF, up_BTF)))
+        return _out(self)(fence(GATED[self.config.activation](gate_BTF, up_BTF))), None
 
 
-def _check(config: FFNConfig) -> None:
+def _check(config: DenseConfig) -> None:
     check_positive(hidden=config.hidden)
     check_one_of("activation", config.activation, ACTIVATIONS)
 

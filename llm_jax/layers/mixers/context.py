@@ -19,6 +19,7 @@ class Context:
       slot: int32 scalar, the first slot that this call writes; None without a cache.
       memory: where the S tokens stand that cross attention reads; None where nothing does.
       memory_BSD: what an encoder made of them; None where the cache already holds their keys and values.
+      tokens_BT: int32 ids of the T tokens; None where only their vectors are known.
       bias_RN: learned biases of scores by relative place, which all layers share; None without such biases.
     """
 
@@ -27,4 +28,5 @@ class Context:
     slot: jax.Array | None = None
     memory: Placement | None = None
     memory_BSD: jax.Array | None = None
+    tokens_BT: jax.Array | None = None
     bias_RN: jax.Array | None = None

@@ -35,6 +35,12 @@ class Placement:
     order_BT: jax.Array | None = None
     targets_BT: jax.Array | None = None
 
+    @property
+    def real_BT(self) -> jax.Array:
+        """bool, whether a token is no padding."""
+        ids_BT = self.segment_ids_BT
+        return jnp.ones(self.positions_BT.shape, bool) if ids_BT is None else ids_BT != 0
+
     def part(self, places: slice | jax.Array) -> "Placement":
         """The tokens at `places` of every row: a slice, or [n] int32; a place past the last is the last."""
         take = lambda x: x[:, places] if isinstance(places, slice) else jnp.take(x, places, axis=1, mode="clip")  # noqa: E731

@@ -1,0 +1,35 @@
+"""Every expert computes every token: what all other ways must equal, at E / K times their cost.
+
+Legend: B batch, T length, D model width, E experts, K choices of a token, R tokens of all rows.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.layers.ffn.experts import Local
+from llm_jax.layers.ffn.routing import Choice, Picks, load
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """All experts for all tokens; those not chosen count for nothing. For small models and tests."""
+
+    def run(
+        self, experts: Local, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """See dispatch.__init__."""
+        weights_BTE = _weights(routes, experts.count, real_BT)
+        rows_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        y_ERD = experts.batched(jnp.broadcast_to(rows_RD, (experts.count, *rows_RD.shape)))
+        y_BTD = jnp.einsum("ERD,RE->RD", y_ERD, weights_BTE.reshape(-1, experts.count).astype(y_ERD.dtype))
+        return y_BTD.reshape(x_BTD.shape), jnp.sum(load(routes, experts.count, real_BT), axis=-1)
+
+
+def _weights(routes: Choice | Picks, experts: int, real_BT: jax.Array) -> jax.Array:
+    """Weight of each expert for each token [B, T, E], 0 where it is not chosen."""
+    if isinstance(routes, Picks):
+        raise NotImplementedError
+    chosen_BTKE = jax.nn.one_hot(routes.experts_BTK, experts)
+    return jnp.einsum("BTKE,BTK->BTE", chosen_BTKE, routes.weights_BTK * real_BT[..., None])

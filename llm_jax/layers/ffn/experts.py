@@ -1,0 +1,117 @@
+"""The experts: as many feed-forward layers of one shape, their parameters stacked.
+
+Legend: E experts, D model width, F ffn width, R rows that each expert is given, P rows of all experts one after the
+other.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.activations import ACTIVATIONS, GATED
+from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig
+from llm_jax.layers.linear import StackedLinear
+from llm_jax.sharding import axes
+from llm_jax.sharding.line import Line
+
+Weights = dict[str, tuple[jax.Array, jax.Array | None]]
+"""Kernel [E, D, F] and bias [E, F] of each of an expert's matrices, by name."""
+
+_INTO, _OUT = (axes.EXPERTS, axes.EMBED, axes.MLP), (axes.EXPERTS, axes.MLP, axes.EMBED)
+
+
+def names(config: DenseConfig) -> tuple[str, ...]:
+    """The matrices of an expert, that which writes its result last."""
+    return ("gate", "up", "down") if isinstance(config, GLUConfig) else ("up", "down")
+
+
+def words(config: DenseConfig) -> dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]]:
+    """Of each axis of the weights."""
+    laid = {name: _OUT if name == "down" else _INTO for name in names(config)}
+    return {name: (kernel, (kernel[0], kernel[2]) if config.bias else None) for name, kernel in laid.items()}
+
+
+class Experts(nn.Module):
+    """() -> Weights of `count` experts in the compute type."""
+
+    config: DenseConfig
+    count: int
+    width: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(self) -> Weights:
+        config, found = self.config, {}
+        for name in names(config):
+            shape = (config.hidden, self.width) if name == "down" else (self.width, config.hidden)
+            init = config.out_init if name == "down" else config.init
+            laid = _OUT if name == "down" else _INTO
+            layer = StackedLinear((self.count, *shape), laid, init, self.precision, config.bias, name=name)
+            found[name] = layer()
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """What one device computes of the experts.
+
+    Its weights are those of its share of the experts, and of their inner features where a strategy divides them; the
+    width is whole.
+    """
+
+    config: DenseConfig
+    weights: Weights
+    count: int
+    """Experts of all devices."""
+    others: Line
+    """The devices among which the experts are divided."""
+    inner: Line
+    """The devices among which their inner features are divided."""
+
+    @classmethod
+    def of(cls, config: DenseConfig, count: int, weights: Weights, others: Line, width: Line, inner: Line) -> Self:
+        """With weights whose model width is divided over the devices of `width` until now."""
+
+        def whole(name: str, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+            if name != "down":
+                return width.gathered(kernel, 1), bias
+            return width.gathered(kernel, 2), None if bias is None else width.gathered(bias, 1)
+
+        return cls(config, {name: whole(name, *pair) for name, pair in weights.items()}, count, others, inner)
+
+    def batched(self, rows_ERD: jax.Array) -> jax.Array:
+        """Results for as many rows of each of all experts, [E, R, D]."""
+        # Each device sends every other the rows of the experts that this one holds.
+        rows_ERD = self.others.swapped(rows_ERD, cut=0, joined=1)
+        product = lambda x_ERD, kernel_EDF: jnp.einsum("ERD,EDF->ERF", x_ERD, kernel_EDF)  # noqa: E731
+        y_ERD = self._computed(rows_ERD, product, lambda bias_EF: bias_EF[:, None])
+        return self.others.swapped(y_ERD, cut=1, joined=0)
+
+    def _computed(
+        self,
+        rows: jax.Array,
+        product: Callable[[jax.Array, jax.Array], jax.Array],
+        of_rows: Callable[[jax.Array], jax.Array],
+    ) -> jax.Array:
+        """Results for rows, where `product` multiplies each by its expert's kernel, and `of_rows` gives each its
+        expert's bias."""
+
+        def biased(y: jax.Array, bias_EF: jax.Array | None) -> jax.Array:
+            return y if bias_EF is None else y + of_rows(bias_EF)
+
+        def into(name: str) -> jax.Array:
+            kernel_EDF, bias_EF = self.weights[name]
+            return biased(checkpoint_name(product(rows, kernel_EDF), "ffn"), bias_EF)
+
+        if isinstance(self.config, GLUConfig):
+            hidden = GATED[self.config.activation](into("gate"), into("up"))
+        else:
+            hidden = ACTIVATIONS[self.config.activation](into("up"))
+        kernel_EFD, bias_ED = self.weights["down"]
+        return biased(self.inner.summed(product(hidden, kernel_EFD)), bias_ED)

@@ -1,0 +1,106 @@
+"""Mixture of experts: a router sends every token to a few of many feed-forward layers.
+
+Legend: B batch, T length, D model width, E experts.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+
+from llm_jax.core.checks import check_positive
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.ffn.balance import Balance, report
+from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
+from llm_jax.layers.ffn.mlp import DenseConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.ffn.routing import Choice, Picks, Report
+from llm_jax.layers.mixers.context import Context
+from llm_jax.sharding import axes, partition
+from llm_jax.sharding.line import Line
+
+RouterConfig = SoftmaxConfig
+DispatchConfig = Dense
+
+_TOKENS = (axes.BATCH, axes.LENGTH)
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """sum over the experts that a router chose of weight * expert(x) (Shazeer et al. 2017, arXiv:1701.06538, eq. 1)."""
+
+    count: int
+    """Experts that a router chooses from."""
+    expert: DenseConfig
+    """Each of them."""
+    router: RouterConfig
+    dispatch: DispatchConfig = Dense()
+    """How tokens come to their experts: results are the same where none is dropped."""
+    balance: tuple[Balance, ...] = ()
+    shared: DenseConfig | None = None
+    """An expert for all tokens besides (Dai et al. 2024, arXiv:2401.06066, 3.2); several are one as wide as all."""
+
+    def __post_init__(self):
+        check_positive(count=self.count)
+        self.router.check(self.count)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token is told of a later one."""
+        return self.router.causal
+
+    def build(self, width: int, precision: Precision, name: str) -> "MoE":
+        return MoE(self, width, precision, name=name)
+
+    def parameters(self, width: int) -> int:
+        shared = self.shared.parameters(width) if self.shared else 0
+        return self.router.parameters(width, self.count) + self.count * self.expert.parameters(width) + shared
+
+    def active_parameters(self, width: int) -> float:
+        """Those that compute a token, in the mean."""
+        idle = self.count - self.router.choices(self.count)
+        return self.parameters(width) - idle * self.expert.parameters(width)
+
+    def matrix_flops(self, width: int) -> float:
+        """Forward FLOPs per token."""
+        shared = self.shared.matrix_flops(width) if self.shared else 0
+        chosen = self.router.choices(self.count) * self.expert.matrix_flops(width)
+        return self.router.matrix_flops(width, self.count) + chosen + shared
+
+
+class MoE(nn.Module):
+    """x [B, T, D] -> [B, T, D], and the report of the layer."""
+
+    config: MoEConfig
+    width: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Report]:
+        config, real_BT = self.config, context.queries.real_BT
+        routed = config.router.build(self.width, config.count, self.precision, "router")(x_BTD, context)
+        weights = Experts(config.expert, config.count, self.width, self.precision, name="experts")()
+        y_BTD, served_BT = self._dispatched(weights, x_BTD, routed.routes, real_BT)
+        if config.shared is not None:
+            y_BTD += config.shared.build(self.width, self.precision, "shared")(x_BTD, context)[0]
+        return y_BTD, report(config.balance, routed, config.count, served_BT, real_BT)
+
+    def _dispatched(
+        self, weights: Weights, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Every device serves its own tokens, and speaks to those that hold other experts."""
+        # Parameters are made, and text is written, with rows that need not divide.
+        layout = partition.active() if partition.divides(x_BTD.shape, _TOKENS) else None
+        config, dtype = self.config, self.precision.dtype
+
+        def serve(lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array):
+            local = Local.of(config.expert, config.count, weights, *lines)
+            return config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
+
+        with partition.using(layout):
+            lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
+            inputs = (words(config.expert), _TOKENS, jax.tree.map(lambda _: _TOKENS, routes), _TOKENS)
+            run = partition.mapped(functools.partial(serve, lines), inputs, (_TOKENS, _TOKENS))
+            return run(weights, x_BTD, routes, real_BT)
