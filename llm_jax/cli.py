@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ import jax
 import tyro
 from rich.console import Console
 
+from llm_jax.analysis import ablation
+from llm_jax.analysis.documents import publish, with_pictures
 from llm_jax.analysis.report import compare, write_report
 from llm_jax.assemble import experiment_programs, run_training
 from llm_jax.checkpoints import restore
@@ -19,7 +22,7 @@ from llm_jax.core import config
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.files import write_atomically
 from llm_jax.core.run_directory import RunDirectory
-from llm_jax.experiment import Experiment, load_experiment
+from llm_jax.experiment import Experiment, load_ablation, load_experiment
 from llm_jax.hosts import HostsConfig, joined
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
@@ -35,6 +38,7 @@ from llm_jax.parity.strategies import DEVICES, STRATEGIES
 from llm_jax.planning import shardings
 from llm_jax.sharding.partition import Layout
 from llm_jax.tokenizers import load_tokenizer
+from llm_jax.variants import run_variants
 
 Arg = tyro.conf.Positional
 
@@ -94,6 +98,28 @@ class Report:
     """Run directories."""
     output: Path = Path("runs/comparison.md")
     """Where the comparison of several runs goes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablate:
+    """Train the variants that a file defines, each with several seeds, and say which differ by more than by chance.
+
+    Fields of all variants are overridden by name, as for `train`. What is trained already is not trained again.
+    """
+
+    file: Arg[Path]
+    """Python file that defines variants() -> dict[str, Experiment], the first of which is the baseline."""
+    seeds: int = 3
+    """Runs of each variant: seeds 0, 1, 2 and so on."""
+    only: tuple[str, ...] = ()
+    """Names of the variants to train; all if none is given."""
+    runs_dir: Path = Path("runs")
+    """Where the runs and the report go, into a folder of the file's name."""
+    cache_dir: Path = Path(".cache")
+    """As for `train`."""
+    publish: Path | None = None
+    """Markdown file in which the result is put too, between <!-- NAME --> and <!-- /NAME -->, NAME the file's, and
+    beside which its pictures are copied."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +244,22 @@ def _report(arguments: list[str]) -> None:
         print(compare(options.runs, options.output))
 
 
+def _ablate(arguments: list[str]) -> None:
+    options, overrides = _parse(Ablate, arguments)
+    found = load_ablation(options.file, overrides)
+    unknown = [name for name in options.only if name not in found.variants]
+    check(not unknown, f"--only names {unknown}, and the variants are {list(found.variants)}: take some of those")
+    chosen = {name: one for name, one in found.variants.items() if name in options.only or not options.only}
+    _keep_compiled_programs(options.cache_dir)
+    folder = options.runs_dir / options.file.stem
+    results = run_variants(chosen, options.seeds, folder, options.cache_dir)
+    print(text := ablation.write(results, folder, found.report))
+    if options.publish is not None:
+        command = shlex.join(["llm-jax", "ablate", *arguments])
+        text = with_pictures(text, folder, options.file, options.publish)
+        publish(options.publish, options.file.stem, f"`{command}`\n\n{text}")
+
+
 def _params(arguments: list[str]) -> None:
     options = _parse_all(Params, arguments)
     check(
@@ -283,6 +325,7 @@ VERBS: dict[str, tuple[type, Callable[[list[str]], None]]] = {
     "generate": (Generate, _generate),
     "report": (Report, _report),
     "families": (Families, _families),
+    "ablate": (Ablate, _ablate),
     "params": (Params, _params),
     "shardings": (Shardings, _shardings),
     "parity": (Parity, _parity),

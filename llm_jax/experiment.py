@@ -4,8 +4,9 @@ import dataclasses
 import difflib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import tyro
 
@@ -130,7 +131,43 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
       ValueError: if the file is missing or defines no experiment.
       SystemExit: for an override that does not fit; the message names it and what was probably meant.
     """
-    path = Path(path)
+    module = _module(Path(path))
+    check(hasattr(module, "experiment"), f"{path} defines no function experiment() that returns an Experiment")
+    return _overridden(module.experiment(), path, overrides, module.__doc__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """What a file with variants of an experiment defines."""
+
+    variants: dict[str, Experiment]
+    """By name; the first is what the others are compared with."""
+    report: Callable[..., str] | None
+    """(results, folder) -> Markdown, as `llm_jax.analysis.ablation.write` takes it; None: its own."""
+
+
+def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> Ablation:
+    """The variants that the Python file at `path` defines by its function `variants()`, fields of all of them
+    overridden, and its function `report`, if it has one.
+
+    Raises:
+      ValueError: if the file is missing or defines no variants, or one has a name that cannot be a folder's.
+      SystemExit: as `load_experiment`.
+    """
+    module = _module(Path(path))
+    check(
+        hasattr(module, "variants"),
+        f"{path} defines no function variants() that returns a dict from names to Experiments",
+    )
+    found = module.variants()
+    check(len(found) > 0, f"variants() of {path} returned none: it must return at least one Experiment")
+    named = {name: dataclasses.replace(one, name=name) for name, one in found.items()}
+    variants = {name: _overridden(one, path, overrides, module.__doc__) for name, one in named.items()}
+    return Ablation(variants, module.report if hasattr(module, "report") else None)
+
+
+def _module(path: Path) -> ModuleType:
+    """The Python file at `path`, run."""
     if not path.is_file():
         near = difflib.get_close_matches(str(path), map(str, path.parent.glob("*.py")), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -139,14 +176,17 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    check(hasattr(module, "experiment"), f"{path} defines no function experiment() that returns an Experiment")
-    default = module.experiment()
-    check(isinstance(default, Experiment), f"experiment() of {path} returned a {type(default).__name__}, no Experiment")
+    return module
+
+
+def _overridden(default: Experiment, path: str | Path, overrides: Sequence[str], text: str | None) -> Experiment:
+    kind = type(default).__name__
+    check(isinstance(default, Experiment), f"{path} returned a {kind}, no Experiment: give experiments of llm_jax")
     return tyro.cli(
         Experiment,
         default=default,
         args=list(overrides),
         prog=f"llm-jax train {path}",
-        description=module.__doc__,
+        description=text,
         config=(tyro.conf.AvoidSubcommands,),
     )

@@ -13,7 +13,7 @@ import tyro
 import yaml
 
 from llm_jax.cli import VERBS
-from llm_jax.experiment import load_experiment
+from llm_jax.experiment import load_ablation, load_experiment
 
 ROOT = Path(__file__).parent.parent
 BEGINNINGS = ("llm-jax ", "bash launch/", "python experiments/", "python tests/")
@@ -76,7 +76,9 @@ def check_verb(verb: str, words: list[str]) -> None:
         return
     kind = VERBS[verb][0]
     options, overrides = tyro.cli(kind, args=words, return_unknown_args=True)
-    if hasattr(options, "file"):
+    if verb == "ablate":
+        load_ablation(ROOT / options.file, overrides)
+    elif hasattr(options, "file"):
         load_experiment(ROOT / options.file, overrides)
     elif overrides:
         raise ValueError(f"{verb} has no options {overrides}")

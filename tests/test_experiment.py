@@ -45,7 +45,7 @@ def test_overrides_reach_every_depth_and_touch_nothing_else(tmp_path):
 def test_a_file_without_an_experiment_is_refused(tmp_path, text, message):
     file = tmp_path / "file.py"
     file.write_text(text)
-    with pytest.raises(ValueError, match="experiment") as error:
+    with pytest.raises(ValueError, match="(?i)experiment") as error:
         load_experiment(file)
     assert message in str(error.value)
 

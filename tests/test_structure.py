@@ -33,6 +33,7 @@ LEVELS = (
     ("analysis", "parity"),
     ("experiment",),
     ("assemble",),
+    ("variants",),
     ("__init__",),
     ("cli",),
     ("__main__",),

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import shlex
 import statistics
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+
+from llm_jax.analysis import documents
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -62,13 +63,8 @@ def publish(name: str, text: str) -> None:
     Raises:
       ValueError: if the README has no such markers.
     """
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    old = README.read_text(encoding="utf-8")
-    if not pattern.search(old):
-        raise ValueError(f"{README} has no markers <!-- {name} --> ... <!-- /{name} -->: add them where the table goes")
     command = shlex.join(["python", f"experiments/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    body = f"\n`{command}`\n\n{text}\n\n"
-    README.write_text(pattern.sub(lambda found: found[1] + body + found[2], old), encoding="utf-8")
+    documents.publish(README, name, f"`{command}`\n\n{text}")
 
 
 def _processor() -> str:

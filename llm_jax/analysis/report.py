@@ -117,7 +117,7 @@ def _compression(run: Run) -> list[str]:
     plots.save(plots.bits_per_byte_figure(run), run.path / "plots" / "bits_per_byte.png")
     return [
         "## Held-out bits per byte",
-        _table(("", "bits per byte", "loss (nats per token)", "step"), rows),
+        markdown_table(("", "bits per byte", "loss (nats per token)", "step"), rows),
         "![bits per byte](plots/bits_per_byte.png)",
     ]
 
@@ -153,7 +153,7 @@ def _facts(run: Run) -> str:
     peak, source = facts.pop("peak_flops", None), facts.pop("peak_flops_source", None)
     rows = [("starts", f"{len(run.card['starts'])}"), *_flat("", facts)]
     rows.append(("peak FLOP/s", "unknown chip: no MFU" if peak is None else f"{peak:.4g} per device ({source})"))
-    return _table(("fact", "value"), rows)
+    return markdown_table(("fact", "value"), rows)
 
 
 def _flat(prefix: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -186,10 +186,10 @@ def _comparison(runs: Sequence[Run]) -> list[str]:
         for name, run, values in zip(names, runs, metrics, strict=True)
     ]
     note = "Losses are in nats per token" + (f"; held out is the set `{held_out}`." if held_out else ".")
-    parts = [_table(("run", *columns, *recorded), rows), note]
+    parts = [markdown_table(("run", *columns, *recorded), rows), note]
     if changed != columns:
         rows = [(path, *(setting(run, path) for run in runs)) for path in changed]
-        parts += ["## Differences between the experiments", _table(("field", *names), rows)]
+        parts += ["## Differences between the experiments", markdown_table(("field", *names), rows)]
     return parts
 
 
@@ -207,7 +207,7 @@ def _seeds(runs: Sequence[Run]) -> list[str]:
             rows.append((_listed([names[index] for index in group]), f"{len(group)}", *spreads))
     if not rows:
         return []
-    return ["## Mean ± standard deviation over seeds", _table(("runs", "n", *_SPREAD), rows)]
+    return ["## Mean ± standard deviation over seeds", markdown_table(("runs", "n", *_SPREAD), rows)]
 
 
 def _metrics(run: Run, held_out: str | None) -> dict[str, float | None]:
@@ -247,7 +247,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [run.name if count[run.name] == 1 else str(run.path) for run in runs]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; cells hold any text."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 

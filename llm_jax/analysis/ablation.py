@@ -1,0 +1,109 @@
+"""Variants of an experiment side by side, each trained with several seeds: what differs, and by more than by chance?"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llm_jax.analysis import plots
+from llm_jax.analysis.report import markdown_table
+from llm_jax.analysis.runs import Run, held_out_set, last, median
+from llm_jax.core.files import write_atomically
+
+Results = dict[str, list[Run]]
+"""Runs of every variant, one a seed; the first variant is what the others are compared with."""
+
+Measure = Callable[[Run], float | None]
+"""A number that a run left behind; None if it did not."""
+
+
+def table(results: Results, measures: dict[str, tuple[Measure, str]] | None = None) -> str:
+    """Mean and standard deviation over seeds of each variant, and how far its held-out loss lies from the first one's.
+
+    The difference is that of the means, and its error sqrt(s1^2 / n1 + s2^2 / n2) (Welch 1947).
+
+    Args:
+      measures: further columns, as (measure, format of its numbers).
+    """
+    columns = {"held-out loss": (held_out_loss, ".4f"), "tokens/s": (tokens_per_second, ",.0f")} | (measures or {})
+    baseline, *_ = results.values()
+    first = values(baseline, held_out_loss)
+    rows = []
+    for name, runs in results.items():
+        found = [spread(values(runs, measure), form) for measure, form in columns.values()]
+        losses = values(runs, held_out_loss)
+        away = "-" if runs is baseline else f"{np.mean(losses) - np.mean(first):+.4f} ± {_error(losses, first):.4f}"
+        rows.append((name, f"{len(runs)}", found[0], away, *found[1:]))
+    title, *others = columns
+    return markdown_table(("variant", "seeds", title, "to the first", *others), rows)
+
+
+def write(results: Results, folder: Path, report: Callable[[Results, Path], str] | None) -> str:
+    """Writes report.md into `folder` and returns its text: that of `report`, which may write pictures beside it, else
+    the table of all variants and the curves of their losses."""
+    if report is None:
+        plots.save(plots.loss_figure([runs[0] for runs in results.values()]), folder / "loss.png")
+        text = f"{table(results)}\n\n![loss of the first seed of each variant](loss.png)"
+    else:
+        text = report(results, folder)
+    write_atomically(folder / "report.md", f"# {folder.name}\n\n{text}\n")
+    return text
+
+
+def held_out_loss(run: Run) -> float | None:
+    """Last loss on the held-out set, in nats per token."""
+    name = held_out_set([run])
+    return last(run.evals[name], "loss") if name else None
+
+
+def tokens_per_second(run: Run) -> float | None:
+    """Median speed of training."""
+    return median(run.train, "tokens_per_second")
+
+
+def trained_tail(column: str) -> Measure:
+    """Mean of the last tenth of a column of the training records."""
+
+    def measure(run: Run) -> float | None:
+        found = run.train.get(column, np.empty(0))
+        return float(np.mean(found[-max(1, len(found) // 10) :])) if len(found) else None
+
+    return measure
+
+
+def steps_to(loss: float) -> Measure:
+    """Updates until the held-out loss, drawn as a line between evaluations, first falls to `loss`; None: never."""
+
+    def measure(run: Run) -> float | None:
+        name = held_out_set([run])
+        if name is None:
+            return None
+        steps, losses = run.evals[name]["step"], run.evals[name]["loss"]
+        (below,) = np.nonzero(losses <= loss)
+        if not len(below):
+            return None
+        index = below[0]
+        if index == 0:
+            return float(steps[0])
+        share = (losses[index - 1] - loss) / (losses[index - 1] - losses[index])
+        return float(steps[index - 1] + share * (steps[index] - steps[index - 1]))
+
+    return measure
+
+
+def values(runs: Sequence[Run], measure: Measure) -> list[float]:
+    """What the runs left behind, those that did."""
+    return [value for value in map(measure, runs) if value is not None]
+
+
+def spread(found: Sequence[float], form: str) -> str:
+    """'mean ± standard deviation', the unbiased estimate; the number alone if there is but one."""
+    if not found:
+        return "-"
+    mean = format(float(np.mean(found)), form)
+    return f"{mean} ± {float(np.std(found, ddof=1)):{form}}" if len(found) > 1 else mean
+
+
+def _error(one: Sequence[float], other: Sequence[float]) -> float:
+    variances = [np.var(found, ddof=1) / len(found) if len(found) > 1 else np.nan for found in (one, other)]
+    return float(np.sqrt(np.sum(variances)))

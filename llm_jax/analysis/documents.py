@@ -1,0 +1,38 @@
+"""Text that commands write into documents, so that figures stand where they are read and were not copied by hand."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from llm_jax.core.checks import check
+from llm_jax.core.files import write_atomically
+
+_PICTURE = re.compile(r"(!\[[^\]]*\]\()([^)/:]+)(\))")
+
+
+def publish(document: Path, name: str, text: str) -> None:
+    """Puts `text` between the markers <!-- name --> and <!-- /name --> of a Markdown document.
+
+    Raises:
+      ValueError: if the document has no such markers.
+    """
+    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
+    old = document.read_text(encoding="utf-8")
+    check(
+        pattern.search(old) is not None,
+        f"{document} has no markers <!-- {name} --> ... <!-- /{name} -->: add them where the text goes",
+    )
+    write_atomically(document, pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", old))
+
+
+def with_pictures(text: str, folder: Path, beside: Path, document: Path) -> str:
+    """`text`, whose pictures lie in `folder`, for `document`: they are copied beside the file `beside`, under its name
+    and their own."""
+
+    def copied(found: re.Match) -> str:
+        picture = beside.with_name(f"{beside.stem}_{found[2]}")
+        shutil.copyfile(folder / found[2], picture)
+        return found[1] + Path(os.path.relpath(picture, document.parent)).as_posix() + found[3]
+
+    return _PICTURE.sub(copied, text)

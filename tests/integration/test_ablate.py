@@ -1,0 +1,61 @@
+"""An ablation is one command: it trains, says what differs by how much, and does not train twice."""
+
+import pytest
+
+from llm_jax.core.run_directory import RunDirectory
+from tests.helpers import tiny_run
+from tests.helpers.command_line import llm_jax
+
+FILE = '''"""Tiny variants, for tests."""
+
+import dataclasses
+from pathlib import Path
+
+from tests.helpers import tiny_run
+
+
+def variants():
+    base = tiny_run.experiment(Path(__file__).parent)
+    fast = dataclasses.replace(base.optimizer, peak_lr=3e-2)
+    return {"base": base, "fast": dataclasses.replace(base, optimizer=fast)}
+'''
+
+
+@pytest.fixture
+def ablate(tmp_path, cache):
+    tiny_run.write_corpus(tmp_path / "lab")
+    file = tmp_path / "lab" / "rates.py"
+    file.write_text(FILE)
+    (tmp_path / "README.md").write_text("<!-- rates -->\n<!-- /rates -->\n")
+    options = ("--runs-dir", tmp_path / "runs", "--cache-dir", cache)
+    return lambda *words: llm_jax("ablate", file, *options, *words)
+
+
+def test_variants_are_trained_compared_and_published(ablate, tmp_path):
+    outcome = ablate("--seeds", 2, "--publish", tmp_path / "README.md", "--steps", 6)
+    assert outcome.code == 0, outcome.err
+    names = {"base-0", "base-1", "fast-0", "fast-1"}
+    found = {path.parent.name: RunDirectory(path.parent) for path in (tmp_path / "runs").rglob("experiment.txt")}
+    assert set(found) == names
+    experiments = {name: run.experiment() for name, run in found.items()}
+    assert all(one.steps == 6 and one.name == name for name, one in experiments.items())
+    assert [experiments[name].seed for name in sorted(names)] == [0, 1, 0, 1]
+    assert [experiments[name].optimizer.peak_lr for name in sorted(names)] == [1e-2, 1e-2, 3e-2, 3e-2]
+    assert outcome.out.count("| 2 |") == 2 and "fast" in outcome.out and "±" in outcome.out
+    published = (tmp_path / "README.md").read_text()
+    assert "llm-jax ablate" in published and "(lab/rates_loss.png)" in published
+    assert (tmp_path / "lab" / "rates_loss.png").stat().st_size > 1000
+    before = {name: run.metrics_file.read_bytes() for name, run in found.items()}
+    again = ablate("--seeds", 2, "--steps", 6)
+    assert again.code == 0 and again.out == outcome.out
+    assert before == {name: run.metrics_file.read_bytes() for name, run in found.items()}, "nothing was trained again"
+
+
+def test_what_cannot_be_compared_is_refused(ablate, tmp_path):
+    outcome = ablate("--only", "slow")
+    assert outcome.code != 0 and "--only names ['slow'], and the variants are ['base', 'fast']" in outcome.said
+    outcome = ablate("--seeds", 0)
+    assert outcome.code != 0 and "seeds is 0: it must be greater than 0" in outcome.said
+    (tmp_path / "none.py").write_text("x = 1")
+    outcome = llm_jax("ablate", tmp_path / "none.py")
+    assert outcome.code != 0 and "defines no function variants()" in outcome.said
