@@ -153,9 +153,11 @@ class Block(nn.Module):
             # Brought together here, once, and not for each of the products that read it.
             x_BTD = constrain(x_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
             if name == "ffn":
-                return module(x_BTD)
-            y_BTD, after[name] = module(x_BTD, context, after.get(name))
-            return y_BTD
+                y_BTD = module(x_BTD)
+            else:
+                y_BTD, after[name] = module(x_BTD, context, after.get(name))
+            # So are its gradients, which otherwise would have a say in how what is inside of the branch is divided.
+            return constrain(y_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
 
         names = [name for name in ("mixer", "cross", "ffn") if getattr(self.config, name) is not None]
         x_BTD = wire(x_BTD, names, branch)
