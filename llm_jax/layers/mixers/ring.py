@@ -297,13 +297,16 @@ def _backward_here(
         (gradients, dtable), dq_LBKMH = meet(hop, stretches, dq_LBKMH, dtable)
         return (coming, jax.tree.map(jnp.add, arrived, gradients), dq_LBKMH, dtable), None
 
-    # The gradients of a stretch follow it one hop behind, so that they too are under way while others are made.
-    start = jax.tree.map(blocks.zeros, (stretches, asked.q_BKMH, pairs.bias_RN))
+    # Its own stretch comes first. The gradients of a stretch follow it one hop behind, so that they too are under way
+    # while others are made.
     last = plan.visits(pairs).shape[1] - 1
-    (stretches, gradients, *carry), _ = jax.lax.scan(pass_on, (stretches, *start), jnp.arange(last))
-    arrived = line.passed(gradients)
-    (gradients, dtable), dq_LBKMH = meet(last, stretches, *carry)
-    gradients = line.passed(jax.tree.map(jnp.add, arrived, gradients), by=-last)
+    (gradients, dtable), dq_LBKMH = meet(0, stretches, *jax.tree.map(blocks.zeros, (asked.q_BKMH, pairs.bias_RN)))
+    if last:
+        carry = (line.passed(stretches), gradients, dq_LBKMH, dtable)
+        (stretches, gradients, *carry), _ = jax.lax.scan(pass_on, carry, jnp.arange(1, last))
+        arrived = line.passed(gradients)
+        (gradients, dtable), dq_LBKMH = meet(last, stretches, *carry)
+        gradients = line.passed(jax.tree.map(jnp.add, arrived, gradients), by=-last)
     dk_BKSH, dv_BKSH = (own.emptied(parts).astype(k_BKSH.dtype) for parts in zip(*gradients, strict=True))
     dq_BNTH = own.joined(dq_LBKMH.astype(q_BNTH.dtype), q_BNTH.shape[1])
     total = jax.tree.map(lambda sum_RN, table_RN: sum_RN.astype(table_RN.dtype), dtable, pairs.bias_RN)
