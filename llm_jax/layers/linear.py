@@ -171,8 +171,8 @@ def _divided(parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array
     batch."""
     inputs, kernel_letters, outputs = _letters(einsum)
     sizes = dict(zip(inputs, x.shape, strict=True)) | dict(zip(kernel_letters, kernel.shape, strict=True))
-    if any(sizes[letter] % parts[letter] for letter in parts):
-        # Single tokens, which are not divided.
+    if any(sizes.get(letter, 1) % count for letter, count in parts.items()):
+        # Of single tokens rows are not divided.
         return jnp.einsum(einsum, x, kernel)
     copies = jnp.broadcast_to(kernel, (math.prod(parts.values()), *kernel.shape))
     copies = copies.reshape(*parts.values(), *kernel.shape)
