@@ -17,6 +17,7 @@ compiled from shapes. The textbook, with n devices along an axis, P bytes of par
     pipeline                      A of the whole batch once through all stages a round, and back; ours brings rows that
                                   wait to the first stage by a second ring, and those of the bubble pass as well
 
+Of a table of embeddings, where its gradient is divided, ours exchanges the rows that were read, which are fewer bytes.
 A compiler that has no reduce-scatter (XLA's for CPUs) makes an all-reduce instead, and the textbook column then says
 what that costs.
 """

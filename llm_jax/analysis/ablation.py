@@ -42,8 +42,8 @@ def write(results: Results, folder: Path, report: Callable[[Results, Path], str]
     """Writes report.md into `folder` and returns its text: that of `report`, which may write pictures beside it, else
     the table of all variants and the curves of their losses."""
     if report is None:
-        plots.save(plots.loss_figure([runs[0] for runs in results.values()]), folder / "loss.png")
-        text = f"{table(results)}\n\n![loss of the first seed of each variant](loss.png)"
+        plots.save(plots.variants_figure(results), folder / "loss.png")
+        text = f"{table(results)}\n\n![held-out loss of each variant](loss.png)"
     else:
         text = report(results, folder)
     write_atomically(folder / "report.md", f"# {folder.name}\n\n{text}\n")

@@ -46,6 +46,23 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
+def variants_figure(results: dict[str, Sequence[Run]], title: str = "held-out loss") -> Figure:
+    """Held-out loss of variants against steps: mean over the runs of each, and a band of one standard deviation."""
+    figure, axes = _figure(title, "loss (nats per token)", height=4.4)
+    for index, (label, runs) in enumerate(results.items()):
+        if (name := held_out_set(runs)) is None:
+            continue
+        steps, losses = runs[0].evals[name]["step"], np.array([run.evals[name]["loss"] for run in runs])
+        (colour, dashes), mean = _style(index), losses.mean(axis=0)
+        axes.plot(steps, mean, dashes, color=colour, linewidth=1.8, label=label)
+        if len(runs) > 1:
+            deviation = losses.std(axis=0, ddof=1)
+            axes.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
+    _finish(axes, "step")
+    _scale_loss(axes)
+    return figure
+
+
 def throughput_figure(runs: Sequence[Run]) -> Figure:
     """Tokens per second against steps, from zero up; dashed: the median of each run."""
     figure, axes = _figure("throughput", "tokens per second")

@@ -157,7 +157,6 @@ class StackedLinear(nn.Module):
         return kernel_EDF, bias_EF.astype(self.precision.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def contract(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """einsum(x, kernel).
 
@@ -166,23 +165,52 @@ def contract(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     axes at once, which CPU matrix libraries do at a third of the speed of the flat product; but where rows lie on
     several devices their stretches cannot be flattened without being brought together, and they are einsums after all.
     """
-    return _by_platform(lambda product: functools.partial(product, einsum), x, kernel)
+    return _contract(einsum, (partition.parts(axes.BATCH), partition.parts(axes.LENGTH)), x, kernel)
 
 
-def _contract_backward(einsum, operands, dy):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _contract(einsum: str, parts: tuple[int, int], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`parts`: into which devices divide the batch, and its rows."""
+    return _by_platform(lambda product: functools.partial(product, einsum), parts, x, kernel)
+
+
+def _contract_backward(einsum, parts, operands, dy):
     def gradients(product):
         return lambda x, kernel, dy: jax.vjp(functools.partial(product, einsum), x, kernel)[1](dy)
 
-    return _by_platform(gradients, *operands, dy)
+    return _by_platform(gradients, parts, *operands, dy)
 
 
-contract.defvjp(lambda einsum, x, kernel: (contract(einsum, x, kernel), (x, kernel)), _contract_backward)
+_contract.defvjp(
+    lambda einsum, parts, x, kernel: (_contract(einsum, parts, x, kernel), (x, kernel)), _contract_backward
+)
 
 
-def _by_platform(of: Callable[[Callable], Callable], *operands: jax.Array) -> Any:
+def _by_platform(of: Callable[[Callable], Callable], parts: tuple[int, int], *operands: jax.Array) -> Any:
     """What the function `of` a product gives of the operands."""
-    elsewhere = jnp.einsum if partition.parts(axes.LENGTH) > 1 else _flat
+    elsewhere = functools.partial(_divided, dict(zip("BT", parts, strict=True))) if parts[1] > 1 else _flat
     return jax.lax.platform_dependent(*operands, tpu=of(jnp.einsum), default=of(elsewhere))
+
+
+def _divided(parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """einsum(x, kernel) with a copy of the kernel for each part of the tokens, whose gradients are summed over all
+    devices at once. Those of one kernel the compiler for CPUs sums over the devices of a row, then over those of the
+    batch."""
+    inputs, kernel_letters, outputs = _letters(einsum)
+    sizes = dict(zip(inputs, x.shape, strict=True)) | dict(zip(kernel_letters, kernel.shape, strict=True))
+    if any(sizes.get(letter, 1) % count for letter, count in parts.items()):
+        # Of single tokens rows are not divided.
+        return jnp.einsum(einsum, x, kernel)
+    copies = jnp.broadcast_to(kernel, (math.prod(parts.values()), *kernel.shape))
+    copies = copies.reshape(*parts.values(), *kernel.shape)
+    cut = [
+        size
+        for letter in inputs
+        for size in ((parts[letter], sizes[letter] // parts[letter]) if letter in parts else (sizes[letter],))
+    ]
+    inner = "->".join(letters.replace("B", "bB").replace("T", "tT") for letters in (inputs, outputs))
+    y = jnp.einsum(inner.replace("->", f",bt{kernel_letters}->"), x.reshape(cut), copies)
+    return y.reshape([sizes[letter] for letter in outputs])
 
 
 def _flat(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:

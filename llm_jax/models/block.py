@@ -169,7 +169,8 @@ class Block(nn.Module):
                 reports.append(report)
             else:
                 y_BTD, after[name] = module(x_BTD, context, after.get(name))
-            return y_BTD
+            # So are its gradients, which otherwise would have a say in how what is inside of the branch is divided.
+            return constrain(y_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
 
         names = [name for name in ("mixer", "cross", "ffn") if getattr(self.config, name) is not None]
         x_BTD = wire(x_BTD, names, branch)

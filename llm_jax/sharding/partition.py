@@ -91,6 +91,14 @@ class Layout:
         """Mesh axes of an activation whose leading axes have these words."""
         return PartitionSpec(*(self.table[word] for word in words))
 
+    def gradient_sharding(self, *words: str) -> NamedSharding:
+        """Of what gradients are made of; see `constrain_gradient`."""
+        table, spec = self.strategy.gradients(), []
+        for index, word in enumerate(words):
+            later = {axis for other in words[index + 1 :] for axis in mesh_axes(table, other)} | {*self.within}
+            spec.append(tuple(axis for axis in mesh_axes(table, word) if axis not in later) or None)
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
+
     @property
     def rows(self) -> NamedSharding:
         """Of arrays whose first axis is the batch."""
@@ -166,6 +174,13 @@ def constrain(x: jax.Array, *words: str) -> jax.Array:
     """Lays an activation out by its logical words; does nothing outside `activate`."""
     layout = active()
     return x if layout is None else jax.lax.with_sharding_constraint(x, layout.sharding(*words))
+
+
+def constrain_gradient(x: jax.Array, *words: str) -> jax.Array:
+    """As `constrain`, for what gradients of parameters are made of: it is divided as they are where they are summed. Of
+    two words that are divided over the same devices the last one is."""
+    layout = active()
+    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.gradient_sharding(*words))
 
 
 def parts(word: str) -> int:

@@ -198,6 +198,7 @@ def rings() -> dict[str, Any]:
             "all": collectives(compiled(layout("8", plain), T, Bidirectional())),
             "window": collectives(compiled(layout("8", plain), T, Causal(3))),
             "context kept": collectives(compiled(layout("8", plain), T, Bidirectional(), ("context",))),
+            "balanced": collectives(compiled(layout("8", balanced), T)),
             "nothing kept": collectives(compiled(layout("8", plain), T, Bidirectional(), ("other",))),
             "all to all": collectives(compiled(layout("2 and tensor 2", AllToAll()), T)),
             "all to all, copies": collectives(compiled(layout("4", AllToAll()), T)),

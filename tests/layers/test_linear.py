@@ -10,6 +10,10 @@ import pytest
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.linear import BlockDiagonal, FanIn, Linear, Normal, contract
 from llm_jax.optim.layouts import Layout
+from llm_jax.sharding import partition
+from llm_jax.sharding.mesh import MeshConfig
+from llm_jax.sharding.partition import Layout as Sharded
+from llm_jax.sharding.rules import ContextParallel, ShardingConfig
 from tests.helpers.platforms import formulated_for
 
 SIZES = dict(zip("BTDNKHFV", (2, 3, 5, 4, 2, 6, 7, 11), strict=True))
@@ -35,6 +39,13 @@ def _operands(einsum):
 @pytest.mark.parametrize("einsum", EINSUMS)
 def test_contract_is_einsum_forward_and_backward(einsum, platform):
     with formulated_for(platform):
+        _check_contract(einsum)
+
+
+@pytest.mark.parametrize("einsum", EINSUMS)
+def test_contract_is_einsum_where_devices_divide_rows(einsum):
+    layout = Sharded.abstract(ShardingConfig(MeshConfig(data=2, context=3), ContextParallel()), 6)
+    with formulated_for("cpu"), partition.using(layout):
         _check_contract(einsum)
 
 

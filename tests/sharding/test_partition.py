@@ -136,3 +136,11 @@ def test_constraints_follow_the_table_inside_a_mesh():
             jnp.ones((2, 3, 4))
         )
     assert "sharding_constraint" in str(jaxpr) and "('data', 'fsdp', 'expert')" in str(jaxpr)
+
+
+@pytest.mark.parametrize(
+    ("stage", "batch", "width"), [(1, ("data", "fsdp", "expert"), None), (2, ("data", "expert"), "fsdp")]
+)
+def test_what_gradients_are_made_of_is_divided_as_they_are(stage, batch, width):
+    sharding = Layout(MESH, FullySharded(stage)).gradient_sharding(axes.BATCH, axes.LENGTH, axes.EMBED)
+    assert sharding.is_equivalent_to(NamedSharding(MESH, PartitionSpec(batch, None, width)), 3)

@@ -53,10 +53,12 @@ def _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs):
     with partition.using(layout):
         lines = [partition.line(word) for word in (axes.LENGTH, axes.HEADS)]
         here = functools.partial(_forward_here, _plan(layout.exchange, pairs), *lines)
-        y_BNTH, log_sum_LBKM1 = partition.mapped(here, inputs, (_QUERIES, _SUMS))(q_BNTH, k_BKSH, v_BKSH, pairs)
+        run = partition.mapped(here, inputs, (_QUERIES, _SUMS, _QUERIES, _KEYS, _KEYS))
+        y_BNTH, log_sum_LBKM1, *traded = run(q_BNTH, k_BKSH, v_BKSH, pairs)
     # As in chunked.py: a remat policy that keeps the context spares the round.
     y_BNTH = checkpoint_name(y_BNTH, "context")
-    return y_BNTH, (q_BNTH, k_BKSH, v_BKSH, pairs, y_BNTH, checkpoint_name(log_sum_LBKM1, "context"))
+    # Queries, keys and values are kept as they were traded, and so are not traded again.
+    return y_BNTH, (*traded, pairs, y_BNTH, checkpoint_name(log_sum_LBKM1, "context"))
 
 
 def _backward(layout, residuals, dy_BNTH):
@@ -180,39 +182,43 @@ class _Own:
         return [Keys(*x, n * self.plan.columns.length) for n, x in zip(held, stretches, strict=True)]
 
     def queries(self, x_BNTH: jax.Array, kv_heads: int) -> jax.Array:
-        """Its blocks of queries, or of what is made of them, [L, B, K, M, H]."""
+        """Its blocks of queries, or of what is made of them, [L, B, K, M, H], of what was `traded`."""
         rows, (batch, heads, _, features) = self.plan.rows, x_BNTH.shape
         filled = jnp.stack([rows.filled(part) for part in self._stretches(x_BNTH)], axis=2)
         blocks_BNLCH = filled.reshape(batch, heads, -1, rows.size, features)
         return jax.vmap(lambda x_BNCH: fold(x_BNCH, kv_heads), in_axes=2)(blocks_BNLCH)
 
     def joined(self, x_LBKMH: jax.Array, heads: int) -> jax.Array:
-        """The inverse of `queries`, [B, N, T, H]."""
+        """The inverse of `queries` and `traded`, [B, N, T, H]."""
         rows, (count, batch, *_, features) = self.plan.rows, x_LBKMH.shape
         blocks_LBNCH = x_LBKMH.reshape(count, batch, heads, rows.size, features)
         parts = jnp.split(blocks_LBNCH, len(self.plan.held(0)))
         return self._row([blocks.joined(part)[:, :, : rows.length] for part in parts])
 
     def filled(self, *arrays: jax.Array) -> tuple[tuple[jax.Array, ...], ...]:
-        """Its stretches of keys and values."""
+        """Its stretches of keys and values that were `traded`."""
         parts = [map(self.plan.columns.filled, self._stretches(x)) for x in arrays]
         return tuple(zip(*parts, strict=True))
 
     def emptied(self, parts: tuple[jax.Array, ...]) -> jax.Array:
-        """The inverse of `filled` for one of its arrays."""
+        """The inverse of `filled` and `traded` for one of its arrays."""
         return self._row([part[:, :, : self.plan.columns.length] for part in parts])
 
-    def _stretches(self, x_BNTH: jax.Array) -> list[jax.Array]:
-        """Those that the device holds while it computes, of what it holds otherwise."""
+    def traded(self, x_BNTH: jax.Array) -> jax.Array:
+        """The stretches that the device holds while it computes, one behind the other, for those that it holds
+        otherwise."""
         if not self.plan.traded:
-            return [x_BNTH]
+            return x_BNTH
         # Of two neighbours one has an even number. No two devices hold even ones that belong to the same device, so
         # that all even stretches, and all odd ones, find their places in one exchange.
         even, odd = (self.line.sent(x, self._owners[i::2]) for i, x in enumerate(jnp.split(x_BNTH, 2, axis=2)))
-        return self._by_parity(even, odd)
+        return jnp.concatenate(self._by_parity(even, odd), axis=2)
+
+    def _stretches(self, x_BNTH: jax.Array) -> list[jax.Array]:
+        return jnp.split(x_BNTH, len(self.plan.held(0)), axis=2)
 
     def _row(self, parts: list[jax.Array]) -> jax.Array:
-        """The inverse of `_stretches`."""
+        """The inverse of `traded`, of stretches."""
         if not self.plan.traded:
             return parts[0]
         even_odd = self._by_parity(*parts)
@@ -239,8 +245,9 @@ def of_heads(pairs: Pairs, lines: tuple[Line, ...], heads: int) -> Pairs:
 
 
 def _forward_here(plan: _Plan, line: Line, heads: Line, q_BNTH, k_BKSH, v_BKSH, pairs: Pairs):
-    """What one device does for the output and the logarithm of the sums."""
+    """What one device does for the output and the logarithm of the sums; and what the backward pass is given."""
     pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.reach(pairs))
+    traded = q_BNTH, k_BKSH, v_BKSH = tuple(map(own.traded, (q_BNTH, k_BKSH, v_BKSH)))
     q_LBKMH = own.queries(q_BNTH, k_BKSH.shape[1])
     met = jax.vmap(lambda q_BKMH: blocks.nothing(q_BKMH, v_BKSH.shape[-1]))(q_LBKMH)
 
@@ -262,14 +269,15 @@ def _forward_here(plan: _Plan, line: Line, heads: Line, q_BNTH, k_BKSH, v_BKSH, 
     carry, last = (own.filled(k_BKSH, v_BKSH), met), plan.visits(pairs).shape[1] - 1
     (stretches, met), _ = jax.lax.scan(pass_on, carry, jnp.arange(last))
     y_LBKMH, log_sum_LBKM1 = blocks.attended(meet(last, stretches, met), v_BKSH.dtype)
-    return own.joined(y_LBKMH, q_BNTH.shape[1]), log_sum_LBKM1
+    return own.joined(y_LBKMH, q_BNTH.shape[1]), log_sum_LBKM1, *traded
 
 
 def _backward_here(
     plan: _Plan, line: Line, heads: Line, rows: Line, q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs
 ):
-    """What one device does for the gradients of queries, keys, values and table."""
+    """What one device does for the gradients of queries, keys, values and table, of traded queries, keys and values."""
     pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.reach(pairs))
+    dy_BNTH, mean_BNT1 = own.traded(dy_BNTH), own.traded(mean_BNT1)
     asked = Asked(*(own.queries(x, k_BKSH.shape[1]) for x in (q_BNTH, dy_BNTH, mean_BNT1)), log_sum_LBKM1)
     stretches = own.filled(k_BKSH, v_BKSH)
 
@@ -297,13 +305,16 @@ def _backward_here(
         (gradients, dtable), dq_LBKMH = meet(hop, stretches, dq_LBKMH, dtable)
         return (coming, jax.tree.map(jnp.add, arrived, gradients), dq_LBKMH, dtable), None
 
-    # The gradients of a stretch follow it one hop behind, so that they too are under way while others are made.
-    start = jax.tree.map(blocks.zeros, (stretches, asked.q_BKMH, pairs.bias_RN))
+    # Its own stretch comes first. The gradients of a stretch follow it one hop behind, so that they too are under way
+    # while others are made.
     last = plan.visits(pairs).shape[1] - 1
-    (stretches, gradients, *carry), _ = jax.lax.scan(pass_on, (stretches, *start), jnp.arange(last))
-    arrived = line.passed(gradients)
-    (gradients, dtable), dq_LBKMH = meet(last, stretches, *carry)
-    gradients = line.passed(jax.tree.map(jnp.add, arrived, gradients), by=-last)
+    (gradients, dtable), dq_LBKMH = meet(0, stretches, *jax.tree.map(blocks.zeros, (asked.q_BKMH, pairs.bias_RN)))
+    if last:
+        carry = (line.passed(stretches), gradients, dq_LBKMH, dtable)
+        (stretches, gradients, *carry), _ = jax.lax.scan(pass_on, carry, jnp.arange(1, last))
+        arrived = line.passed(gradients)
+        (gradients, dtable), dq_LBKMH = meet(last, stretches, *carry)
+        gradients = line.passed(jax.tree.map(jnp.add, arrived, gradients), by=-last)
     dk_BKSH, dv_BKSH = (own.emptied(parts).astype(k_BKSH.dtype) for parts in zip(*gradients, strict=True))
     dq_BNTH = own.joined(dq_LBKMH.astype(q_BNTH.dtype), q_BNTH.shape[1])
     total = jax.tree.map(lambda sum_RN, table_RN: sum_RN.astype(table_RN.dtype), dtable, pairs.bias_RN)

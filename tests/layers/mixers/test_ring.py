@@ -28,10 +28,17 @@ def test_a_window_meets_only_what_it_reaches(facts):
 def test_a_ring_gathers_nothing_and_a_window_stops_it_early(facts):
     found = facts["collectives"]
     # Keys and values are passed on seven times, forward and backward; gradients also home.
-    assert found["all"] == {"collective-permute": 2 * (7 + 7 + 9)}
-    # A window that reaches one stretch back: keys and values once forward; gradients of both behind them, once at first
-    # of nothing, and home.
-    assert found["window"] == {"collective-permute": 7}
+    assert found["all"] == {"collective-permute": 2 * (7 + 7 + 8)}
+    # A window that reaches one stretch back: keys and values once, which serves both passes; their gradients behind
+    # them, and home.
+    assert found["window"] == {"collective-permute": 2 * (1 + 1 + 1)}
+
+
+def test_a_balanced_ring_trades_everything_once(facts):
+    found = facts["collectives"]
+    # Two stretches of each. Traded are queries, keys, values and output; the output's gradient and its product with the
+    # output; the gradients of queries, keys and values.
+    assert found["balanced"] == {"collective-permute": 2 * (2 * (7 + 7 + 8) + 4 + 2 + 3)}
 
 
 def test_a_policy_that_keeps_the_context_spares_a_round(facts):
