@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 
+from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.models.build import Model, abstract_parameters
 from llm_jax.objectives.causal_lm import CausalLMConfig
