@@ -13,8 +13,13 @@ from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.balance import Balance, check_balance, report
 from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.dispatch.slots import Slots
 from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
 from llm_jax.layers.ffn.mlp import DenseConfig
+from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
+from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
+from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
+from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.ffn.routing import Routes
 from llm_jax.layers.ffn.tally import Report
@@ -22,8 +27,10 @@ from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
 
-RouterConfig = SoftmaxConfig | SigmoidConfig
-DispatchConfig = Dense
+RouterConfig = (
+    SoftmaxConfig | SigmoidConfig | ExpertChoiceConfig | HashConfig | RandomConfig | SinkhornConfig | SoftConfig
+)
+DispatchConfig = Dense | Slots
 
 _TOKENS = (axes.BATCH, axes.LENGTH)
 
