@@ -21,7 +21,7 @@ from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.layers.ffn.routing import Routes
+from llm_jax.layers.ffn.routing import Routes, load
 from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
@@ -96,7 +96,8 @@ class MoE(nn.Module):
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Report]:
         config, real_BT = self.config, context.queries.real_BT
         routed = config.router.build(self.width, config.count, self.precision, "router")(x_BTD, context)
-        self.sow("choices", "routes", routed.routes)
+        # Made only where somebody asks for the collection "choices".
+        self.sow("choices", "visits_BTE", load(routed.routes, config.count, real_BT.astype("float32")))
         weights = Experts(config.expert, config.count, self.width, self.precision, name="experts")()
         y_BTD, served_BT = self._dispatched(weights, x_BTD, routed.routes, real_BT)
         if config.shared is not None:
