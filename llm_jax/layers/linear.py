@@ -59,6 +59,7 @@ class Linear(nn.Module):
       axes: logical word of each kernel axis.
       kernel_init: initialiser of the kernel; the bias starts at zero.
       bias: whether there is one; its shape is that of the kernel's output letters.
+      exact: whether float32 products are computed as such on accelerators too, which else round their operands.
     """
 
     einsum: str
@@ -67,6 +68,7 @@ class Linear(nn.Module):
     kernel_init: Init
     precision: Precision
     bias: bool = False
+    exact: bool = False
 
     def setup(self):
         _, kernel_letters, outputs = _letters(self.einsum)
@@ -82,7 +84,8 @@ class Linear(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.precision.dtype
-        y = checkpoint_name(contract(self.einsum, x.astype(dtype), self.kernel.astype(dtype)), "product")
+        y = contract(self.einsum, x.astype(dtype), self.kernel.astype(dtype), "highest" if self.exact else None)
+        y = checkpoint_name(y, "product")
         if self.bias:
             y += _align(self.offset.astype(dtype), self.offset_letters, _letters(self.einsum)[2])
         return y
@@ -157,33 +160,38 @@ class StackedLinear(nn.Module):
         return kernel_EDF, bias_EF.astype(self.precision.dtype)
 
 
-def contract(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """einsum(x, kernel).
+def contract(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None = None) -> jax.Array:
+    """einsum(x, kernel), to the precision of `jax.default_matmul_precision` unless one is given.
 
     Compiled for TPUs it and its gradients are einsums, whose operands and results the compiler lays out as others want
     them. Elsewhere they are products of two matrices, because the gradient of a kernel from 'BTD,DF->BTF' contracts two
     axes at once, which CPU matrix libraries do at a third of the speed of the flat product; but where rows lie on
     several devices their stretches cannot be flattened without being brought together, and they are einsums after all.
     """
-    return _contract(einsum, (partition.parts(axes.BATCH), partition.parts(axes.LENGTH)), x, kernel)
+    return _contract(einsum, (partition.parts(axes.BATCH), partition.parts(axes.LENGTH)), precision, x, kernel)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _contract(einsum: str, parts: tuple[int, int], x: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _contract(
+    einsum: str, parts: tuple[int, int], precision: str | None, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
     """`parts`: into which devices divide the batch, and its rows."""
-    return _by_platform(lambda product: functools.partial(product, einsum), parts, x, kernel)
+    return _by_platform(lambda product: functools.partial(product, einsum, precision=precision), parts, x, kernel)
 
 
-def _contract_backward(einsum, parts, operands, dy):
+def _contract_forward(einsum, parts, precision, x, kernel):
+    return _contract(einsum, parts, precision, x, kernel), (x, kernel)
+
+
+def _contract_backward(einsum, parts, precision, operands, dy):
     def gradients(product):
-        return lambda x, kernel, dy: jax.vjp(functools.partial(product, einsum), x, kernel)[1](dy)
+        of = functools.partial(product, einsum, precision=precision)
+        return lambda x, kernel, dy: jax.vjp(of, x, kernel)[1](dy)
 
     return _by_platform(gradients, parts, *operands, dy)
 
 
-_contract.defvjp(
-    lambda einsum, parts, x, kernel: (_contract(einsum, parts, x, kernel), (x, kernel)), _contract_backward
-)
+_contract.defvjp(_contract_forward, _contract_backward)
 
 
 def _by_platform(of: Callable[[Callable], Callable], parts: tuple[int, int], *operands: jax.Array) -> Any:
@@ -192,7 +200,9 @@ def _by_platform(of: Callable[[Callable], Callable], parts: tuple[int, int], *op
     return jax.lax.platform_dependent(*operands, tpu=of(jnp.einsum), default=of(elsewhere))
 
 
-def _divided(parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _divided(
+    parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None
+) -> jax.Array:
     """einsum(x, kernel) with a copy of the kernel for each part of the tokens, whose gradients are summed over all
     devices at once. Those of one kernel the compiler for CPUs sums over the devices of a row, then over those of the
     batch."""
@@ -200,7 +210,7 @@ def _divided(parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array
     sizes = dict(zip(inputs, x.shape, strict=True)) | dict(zip(kernel_letters, kernel.shape, strict=True))
     if any(sizes.get(letter, 1) % count for letter, count in parts.items()):
         # Of single tokens rows are not divided.
-        return jnp.einsum(einsum, x, kernel)
+        return jnp.einsum(einsum, x, kernel, precision=precision)
     copies = jnp.broadcast_to(kernel, (math.prod(parts.values()), *kernel.shape))
     copies = copies.reshape(*parts.values(), *kernel.shape)
     cut = [
@@ -209,11 +219,12 @@ def _divided(parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array
         for size in ((parts[letter], sizes[letter] // parts[letter]) if letter in parts else (sizes[letter],))
     ]
     inner = "->".join(letters.replace("B", "bB").replace("T", "tT") for letters in (inputs, outputs))
-    y = jnp.einsum(inner.replace("->", f",bt{kernel_letters}->"), x.reshape(cut), copies)
+    inner = inner.replace("->", f",bt{kernel_letters}->")
+    y = jnp.einsum(inner, x.reshape(cut), copies, precision=precision)
     return y.reshape([sizes[letter] for letter in outputs])
 
 
-def _flat(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _flat(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None) -> jax.Array:
     """einsum(x, kernel) as one product of two matrices."""
     inputs, kernel_letters, outputs = _letters(einsum)
     contracted = [letter for letter in kernel_letters if letter not in outputs]
@@ -223,7 +234,7 @@ def _flat(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     order = [inputs.index(letter) for letter in (*batch, *contracted)]
     depth = math.prod(sizes[letter] for letter in contracted)
     x = x.transpose(order).reshape(-1, depth)
-    y = x @ kernel.reshape(depth, -1)
+    y = jnp.matmul(x, kernel.reshape(depth, -1), precision=precision)
     natural = [*batch, *produced]
     y = y.reshape([sizes[letter] for letter in natural])
     return y.transpose([natural.index(letter) for letter in outputs])

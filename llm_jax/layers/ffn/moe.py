@@ -9,20 +9,28 @@ import functools
 import flax.linen as nn
 import jax
 
-from llm_jax.core.checks import check_positive
+from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.balance import Balance, report
+from llm_jax.layers.ffn.balance import Balance, check_balance, report
 from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.dispatch.slots import Slots
 from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
 from llm_jax.layers.ffn.mlp import DenseConfig
-from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.ffn.routing import Choice, Picks, Report
+from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
+from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
+from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
+from llm_jax.layers.ffn.routers.soft import SoftConfig
+from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
+from llm_jax.layers.ffn.routing import Routes, load
+from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
 
-RouterConfig = SoftmaxConfig
-DispatchConfig = Dense
+RouterConfig = (
+    SoftmaxConfig | SigmoidConfig | ExpertChoiceConfig | HashConfig | RandomConfig | SinkhornConfig | SoftConfig
+)
+DispatchConfig = Dense | Slots
 
 _TOKENS = (axes.BATCH, axes.LENGTH)
 
@@ -45,6 +53,13 @@ class MoEConfig:
     def __post_init__(self):
         check_positive(count=self.count)
         self.router.check(self.count)
+        kind, serves = self.router.routes, self.dispatch.serves
+        check(
+            kind in serves,
+            f"router {type(self.router).__name__} gives a {kind.__name__} and dispatch {type(self.dispatch).__name__} "
+            f"serves {' or '.join(served.__name__ for served in serves)}: choose another dispatch",
+        )
+        check_balance(self.balance, self.router)
 
     @property
     def causal(self) -> bool:
@@ -81,6 +96,8 @@ class MoE(nn.Module):
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Report]:
         config, real_BT = self.config, context.queries.real_BT
         routed = config.router.build(self.width, config.count, self.precision, "router")(x_BTD, context)
+        # Made only where somebody asks for the collection "choices".
+        self.sow("choices", "visits_BTE", load(routed.routes, config.count, real_BT.astype("float32")))
         weights = Experts(config.expert, config.count, self.width, self.precision, name="experts")()
         y_BTD, served_BT = self._dispatched(weights, x_BTD, routed.routes, real_BT)
         if config.shared is not None:
@@ -88,19 +105,20 @@ class MoE(nn.Module):
         return y_BTD, report(config.balance, routed, config.count, served_BT, real_BT)
 
     def _dispatched(
-        self, weights: Weights, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+        self, weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Every device serves its own tokens, and speaks to those that hold other experts."""
         # Parameters are made, and text is written, with rows that need not divide.
         layout = partition.active() if partition.divides(x_BTD.shape, _TOKENS) else None
         config, dtype = self.config, self.precision.dtype
 
-        def serve(lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array):
+        def serve(lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array):
             local = Local.of(config.expert, config.count, weights, *lines)
             return config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
 
         with partition.using(layout):
             lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
-            inputs = (words(config.expert), _TOKENS, jax.tree.map(lambda _: _TOKENS, routes), _TOKENS)
-            run = partition.mapped(functools.partial(serve, lines), inputs, (_TOKENS, _TOKENS))
+            tokens = routes.words
+            inputs = (words(config.expert), tokens, jax.tree.map(lambda _: tokens, routes), tokens)
+            run = partition.mapped(functools.partial(serve, lines), inputs, (tokens, tokens))
             return run(weights, x_BTD, routes, real_BT)
