@@ -8,6 +8,7 @@ from rich.console import Console
 from llm_jax.analysis.ablation import Results
 from llm_jax.analysis.runs import load_run
 from llm_jax.assemble import run_training
+from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core.checks import check_positive
 from llm_jax.experiment import Experiment
 
@@ -19,6 +20,7 @@ def run_variants(variants: dict[str, Experiment], seeds: int, folder: Path, cach
 
     Raises:
       ValueError: if a folder holds a run of another experiment.
+      SystemExit: if a signal stops one of the runs, which then is saved.
     """
     check_positive(seeds=seeds)
     console, results = Console(stderr=True), {name: [] for name in variants}
@@ -26,5 +28,9 @@ def run_variants(variants: dict[str, Experiment], seeds: int, folder: Path, cach
         seed, name = number // len(variants), list(variants)[number % len(variants)]
         console.print(f"[bold]{name}, seed {seed}[/] ({number + 1} of {seeds * len(variants)})")
         experiment = dataclasses.replace(variants[name], seed=seed, name=f"{name}-{seed}")
-        results[name].append(load_run(run_training(experiment, folder, cache).path))
+        run = run_training(experiment, folder, cache)
+        if max(saved_steps(run.checkpoints), default=0) < experiment.steps:
+            # A signal asked the run to end; it is not for the next one to begin.
+            raise SystemExit(f"stopped in {name}, seed {seed}: the same command goes on from there")
+        results[name].append(load_run(run.path))
     return results

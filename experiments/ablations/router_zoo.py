@@ -1,21 +1,159 @@
 """Every router on the same text at the same active FLOPs, and what happens without a balance loss.
 
 Paper:    none compares them all; each router's paper stands in its config's docstring.
-Claim:    learned routers beat random ones and the dense model of the same active FLOPs; without a balance loss a few
-          experts get nearly all tokens (Shazeer et al. 2017, arXiv:1701.06538, section 4), and the correction bias
-          balances as well as a loss does (Wang et al. 2024, arXiv:2408.15664).
+Claim:    learned routers beat random ones, and the dense model of the same active FLOPs; without a balance loss a few
+          experts get far more tokens than others (Shazeer et al. 2017, arXiv:1701.06538, section 4); the correction
+          bias balances as well as a loss does (Wang et al. 2024, arXiv:2408.15664).
 Command:  llm-jax ablate experiments/ablations/router_zoo.py
 Hardware: two CPU cores.
 Measured: the table in experiments/README.md, with its date.
+
+Every second layer has eight experts of half the dense ffn's width, and a token visits two. Expert choice and Sinkhorn's
+assignment look at tokens that are still to be predicted: the loss of the first is told of them and says little, the
+second does so in training only. Soft mixtures mix whole rows, and no causal model may have them.
 """
 
 import dataclasses
+import time
 from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
 
 from llm_jax.analysis import ablation, plots
 from llm_jax.analysis.ablation import Results
-from llm_jax.experiment import Experiment, load_experiment
+from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.data import Batch, CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
+from llm_jax.experiment import EvaluationConfig, Experiment
+from llm_jax.layers.ffn.balance import BiasUpdate, ImportanceLoss, LoadLoss, SequenceLoss, ZLoss
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
+from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
+from llm_jax.layers.ffn.routers.scores import Noisy
+from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
+from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
+from llm_jax.models.build import build
+from llm_jax.models.families.llama import llama
+from llm_jax.models.stack import Segment
+from llm_jax.optim import AdamWConfig, Cosine
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import ShardingConfig
+from llm_jax.tokenizers import TrainSentencePieceConfig
+from llm_jax.train.programs import programs
 
-HERE = Path(__file__).parent
+VOCAB_SIZE, LENGTH, ROWS = 1024, 128, 16
+WIDTH, HIDDEN = 128, 352
 EXPERTS, TOP = 8, 2
+EVEN = (LoadLoss(0.01), ZLoss(0.001))
+
+LAYERS = {
+    "softmax": (SoftmaxConfig(TOP), Dropless(), EVEN),
+    "softmax-unbalanced": (SoftmaxConfig(TOP), Dropless(), ()),
+    "softmax-unnormalized": (SoftmaxConfig(TOP, normalized=False), Dropless(), EVEN),
+    "softmax-capacity": (SoftmaxConfig(TOP), Capacity(1.25), EVEN),
+    "softmax-capacity-unbalanced": (SoftmaxConfig(TOP), Capacity(1.25), ()),
+    "noisy": (SoftmaxConfig(TOP, noise=Noisy()), Dropless(), (ImportanceLoss(0.1),)),
+    "sigmoid-bias": (SigmoidConfig(TOP), Dropless(), (BiasUpdate(0.001), SequenceLoss(0.0001))),
+    "sinkhorn": (SinkhornConfig(TOP, allow_future=True), Dropless(), ()),
+    "expert-choice": (ExpertChoiceConfig(TOP, allow_future=True), Dropless(), ()),
+    "hash": (HashConfig(TOP), Dropless(), ()),
+    "random": (RandomConfig(TOP), Dropless(), ()),
+}
+"""Router, dispatch and balance."""
+
+
+def experiment() -> Experiment:
+    """The dense model."""
+    return Experiment(
+        name="dense",
+        steps=1000,
+        tokenizer=TrainSentencePieceConfig(VOCAB_SIZE),
+        data=DataConfig(
+            CorpusConfig(StandardLibraryConfig(), split=HashSplit(validation=0.03)),
+            sequence_length=LENGTH,
+            batch_size=ROWS,
+        ),
+        model=llama(4, 4, WIDTH, HIDDEN, vocab_size=VOCAB_SIZE, max_length=LENGTH),
+        optimizer=AdamWConfig(peak_lr=3e-3, schedule=Cosine(warmup_steps=50, final_fraction=0.1)),
+        checkpoint=CheckpointConfig(every=1000),
+        evaluation=EvaluationConfig(every=250, max_bytes=200_000),
+    )
+
+
+def variants() -> dict[str, Experiment]:
+    base = experiment()
+    (segment,) = base.model.segments
+    (block,) = segment.blocks
+    expert = dataclasses.replace(block.ffn, hidden=HIDDEN // TOP)
+    found = {"dense": base}
+    for name, layer in LAYERS.items():
+        pair = (block, dataclasses.replace(block, ffn=MoEConfig(EXPERTS, expert, *layer)))
+        model = dataclasses.replace(base.model, segments=(Segment(pair, segment.repeats // 2),))
+        found[name] = dataclasses.replace(base, model=model)
+    return found
+
+
+def report(results: Results, folder: Path) -> str:
+    """Table of losses, loads and the time of an update, and the loads over training."""
+    milliseconds = _update_milliseconds([name for name in results])
+    name_of = {id(run): name for name, runs in results.items() for run in runs}
+    measures = {
+        "max load / mean": (ablation.trained_tail("experts/max_load"), ".2f"),
+        "score entropy": (ablation.trained_tail("experts/entropy"), ".2f"),
+        "dropped": (ablation.trained_tail("experts/dropped"), ".1%"),
+        "update, ms": (lambda run: milliseconds[name_of[id(run)]], ".1f"),
+    }
+    plots.save(plots.variants_figure(results, "held-out loss at equal active FLOPs"), folder / "loss.png")
+    plots.save(_loads(results), folder / "load.png")
+    return (
+        f"{ablation.table(results, measures)}\n\nLoad and entropy are means of the last tenth of training; the time of "
+        "an update is a median of alternating ones, measured when the table was written.\n\n"
+        "![held-out loss against updates](loss.png)\n![load of the busiest expert](load.png)"
+    )
+
+
+def _update_milliseconds(names: list[str], rounds: int = 7) -> dict[str, float]:
+    """Median of updates taken in turn."""
+    calls = {name: _updates(one) for name, one in variants().items() if name in names}
+    seconds = {name: [] for name in calls}
+    for turn in range(rounds + 2):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name] += [time.perf_counter() - start] if turn >= 2 else []
+    return {name: 1000 * float(np.median(found)) for name, found in seconds.items()}
+
+
+def _updates(one: Experiment):
+    """A function that makes one update and waits for it."""
+    layout = Layout.of(ShardingConfig(), jax.devices()[:1])
+    made = programs(build(one.model), one.objective, one.optimizer, one.update, layout, one.steps, seed=0)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (ROWS, LENGTH + 1), dtype=np.int32)
+    places = np.broadcast_to(np.arange(LENGTH + 1, dtype=np.int32), tokens.shape)
+    batch = Batch.from_rows({"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": places})
+    held = [made.fresh()]
+
+    def call() -> None:
+        with made.activated():
+            held[0], told = made.step(held[0], batch)
+            jax.block_until_ready(told)
+
+    return call
+
+
+def _loads(results: Results) -> plt.Figure:
+    figure = plt.Figure(figsize=(7.5, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, runs) in enumerate(results.items()):
+        if "experts/max_load" in runs[0].train:
+            mean = np.mean([plots.moving_mean(run.train["experts/max_load"]) for run in runs], axis=0)
+            style = {"color": plt.get_cmap("tab20")(index % 20), "linestyle": ("-", "--")[index % 2]}
+            axes.plot(runs[0].train["step"], mean, label=name, **style)
+    axes.set(xlabel="step", ylabel="busiest expert / mean")
+    axes.set_title("load of the busiest expert, mean of seeds and layers", loc="left", fontweight="bold")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return figure

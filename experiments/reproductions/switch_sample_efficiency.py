@@ -51,7 +51,7 @@ def experiment() -> Experiment:
         ),
         model=llama(layers=4, heads=4, width=128, hidden=352, vocab_size=VOCAB_SIZE, max_length=LENGTH),
         optimizer=AdamWConfig(peak_lr=3e-3, schedule=Cosine(warmup_steps=50, final_fraction=0.1)),
-        checkpoint=CheckpointConfig(every=1000, keep=1),
+        checkpoint=CheckpointConfig(every=1000),
         evaluation=EvaluationConfig(every=100, max_bytes=200_000),
     )
 
@@ -78,7 +78,7 @@ def report(results: Results, folder: Path) -> str:
     models = {name: one.model for name, one in variants().items()}
     measures = {
         "updates to the dense loss": (ablation.steps_to(target), ",.0f"),
-        "dropped": (ablation.trained_tail("dropped"), ".1%"),
+        "dropped": (ablation.trained_tail("experts/dropped"), ".1%"),
     }
     plots.save(plots.variants_figure(results, "held-out loss at equal FLOPs per token"), folder / "loss.png")
     plots.save(_by_size(results, models), folder / "size.png")

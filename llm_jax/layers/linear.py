@@ -172,9 +172,7 @@ def contract(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _contract(
-    einsum: str, parts: tuple[int, int], precision: str | None, x: jax.Array, kernel: jax.Array
-) -> jax.Array:
+def _contract(einsum: str, parts: tuple[int, int], precision: str | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`parts`: into which devices divide the batch, and its rows."""
     return _by_platform(lambda product: functools.partial(product, einsum, precision=precision), parts, x, kernel)
 
@@ -200,9 +198,7 @@ def _by_platform(of: Callable[[Callable], Callable], parts: tuple[int, int], *op
     return jax.lax.platform_dependent(*operands, tpu=of(jnp.einsum), default=of(elsewhere))
 
 
-def _divided(
-    parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None
-) -> jax.Array:
+def _divided(parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None) -> jax.Array:
     """einsum(x, kernel) with a copy of the kernel for each part of the tokens, whose gradients are summed over all
     devices at once. Those of one kernel the compiler for CPUs sums over the devices of a row, then over those of the
     batch."""

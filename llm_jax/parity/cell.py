@@ -26,8 +26,8 @@ from llm_jax.train.step import StepConfig
 
 STEPS = 10
 # The first moment after one update is a tenth of the gradient. Weights whose gradient is next to nothing must not be
-# moved by its rounding. Updates are small: at three times this rate ten of them let an encoder-decoder's difference by rounding
-# grow a hundredfold, also on one device.
+# moved by its rounding. Updates are small: at three times this rate ten of them let an encoder-decoder's difference by
+# rounding grow a hundredfold, also on one device.
 OPTIMIZER = AdamWConfig(peak_lr=3e-4, schedule=Constant(), epsilon=1e-4, clip_norm=None)
 
 
