@@ -15,13 +15,13 @@ from llm_jax.layers.ffn.balance import Balance, report
 from llm_jax.layers.ffn.dispatch.dense import Dense
 from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
 from llm_jax.layers.ffn.mlp import DenseConfig
-from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.ffn.routing import Choice, Picks, Report
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
 
-RouterConfig = SoftmaxConfig
+RouterConfig = SoftmaxConfig | SigmoidConfig
 DispatchConfig = Dense
 
 _TOKENS = (axes.BATCH, axes.LENGTH)

@@ -19,7 +19,7 @@ class Choice:
 
     Attributes:
       experts_BTK: int32, no expert twice for a token.
-      weights_BTK: float32, with which their results are added.
+      weights_BTK: float32, with which their results are added; 0 for a choice that is none.
     """
 
     experts_BTK: jax.Array
@@ -82,8 +82,8 @@ class Report:
 def load(routes: Choice | Picks, experts: int, real_BT: jax.Array) -> jax.Array:
     """Which experts each token chose, or was picked by: float32 0 or 1 [B, T, E]; none for a token that is not real."""
     if isinstance(routes, Choice):
-        chosen_BTE = jax.nn.one_hot(routes.experts_BTK, experts).sum(axis=2)
-        return chosen_BTE * real_BT[..., None]
+        chosen_BTK = (routes.weights_BTK > 0).astype(jnp.float32) * real_BT[..., None]
+        return jnp.einsum("BTKE,BTK->BTE", jax.nn.one_hot(routes.experts_BTK, experts), chosen_BTK)
     batch, groups = routes.places_BGEC.shape[:2]
     length = real_BT.shape[1] // groups
     picked_BGEC = (routes.weights_BGEC > 0).astype(jnp.float32)
