@@ -62,7 +62,8 @@ class Local:
     """What one device computes of the experts.
 
     Its weights are those of its share of the experts, and of their inner features where a strategy divides them; the
-    width is whole.
+    width is whole. Where the features are divided, so are the results: those of all parts are to be added up, which is
+    done when a token's are, in `MoE`.
     """
 
     config: DenseConfig
@@ -114,4 +115,6 @@ class Local:
         else:
             hidden = ACTIVATIONS[self.config.activation](into("up"))
         kernel_EFD, bias_ED = self.weights["down"]
-        return biased(self.inner.summed(product(hidden, kernel_EFD)), bias_ED)
+        if bias_ED is not None:
+            bias_ED = jnp.where(self.inner.place == 0, bias_ED, 0)
+        return biased(product(hidden, kernel_EFD), bias_ED)

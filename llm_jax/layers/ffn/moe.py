@@ -1,6 +1,6 @@
 """Mixture of experts: a router sends every token to a few of many feed-forward layers.
 
-Legend: B batch, T length, D model width, E experts.
+Legend: B batch, T length, D model width, E experts, P parts of their inner features.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive
 from llm_jax.core.dtypes import Precision
@@ -97,10 +98,15 @@ class MoE(nn.Module):
 
         def serve(lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array):
             local = Local.of(config.expert, config.count, weights, *lines)
-            return config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
+            y_BTD, served_BT = config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
+            return y_BTD[None], served_BT
 
         with partition.using(layout):
             lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
             inputs = (words(config.expert), _TOKENS, jax.tree.map(lambda _: _TOKENS, routes), _TOKENS)
-            run = partition.mapped(functools.partial(serve, lines), inputs, (_TOKENS, _TOKENS))
-            return run(weights, x_BTD, routes, real_BT)
+            # Of each part of the inner features a result, for the compiler to add up: it knows where the sum is to lie.
+            outputs = ((axes.MLP, *_TOKENS), _TOKENS)
+            y_PBTD, served_BT = partition.mapped(functools.partial(serve, lines), inputs, outputs)(
+                weights, x_BTD, routes, real_BT
+            )
+        return jnp.sum(y_PBTD, axis=0), served_BT
