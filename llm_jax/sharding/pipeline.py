@@ -44,8 +44,8 @@ Policy = Callable[..., Any]
 """One of `jax.checkpoint_policies`."""
 
 Stage = Callable[[Any, Any, Any, jax.Array, Any], tuple[jax.Array, Any, Any]]
-"""(weights of its layers [L, X], what all layers read, key, x [B, X], what belongs to the rows [B, X]) -> x [B, X], what
-the layers tell of each row [L, B, X], and their sums over rows [L, X]."""
+"""(weights of its layers [L, X], what all layers read, key, x [B, X], what belongs to the rows [B, X]) -> x [B, X],
+what the layers tell of each row [L, B, X], and their sums over rows [L, X]."""
 
 
 def schedule() -> Schedule | None:
