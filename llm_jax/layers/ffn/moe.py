@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check_positive
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.balance import Balance, report
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
@@ -23,7 +25,7 @@ from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
 
 RouterConfig = SoftmaxConfig | SigmoidConfig
-DispatchConfig = Dense
+DispatchConfig = Capacity | Dense | Dropless
 
 _TOKENS = (axes.BATCH, axes.LENGTH)
 

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.layers.ffn.experts import Local
-from llm_jax.layers.ffn.routing import Choice, Picks, load
+from llm_jax.layers.ffn.routing import Choice, Picks, load, spread
 
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
     """All experts for all tokens; those not chosen count for nothing. For small models and tests."""
+
+    serves = (Choice, Picks)
 
     def run(
         self, experts: Local, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
@@ -30,6 +32,6 @@ class Dense:
 def _weights(routes: Choice | Picks, experts: int, real_BT: jax.Array) -> jax.Array:
     """Weight of each expert for each token [B, T, E], 0 where it is not chosen."""
     if isinstance(routes, Picks):
-        raise NotImplementedError
+        return spread(routes, routes.weights_BGEC, real_BT)
     chosen_BTKE = jax.nn.one_hot(routes.experts_BTK, experts)
     return jnp.einsum("BTKE,BTK->BTE", chosen_BTKE, routes.weights_BTK * real_BT[..., None])
