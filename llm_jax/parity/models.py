@@ -13,9 +13,12 @@ import numpy as np
 from llm_jax.core.metrics import Ratio
 from llm_jax.data.batch import Batch
 from llm_jax.layers.ffn.balance import ZLoss
-from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import Model
 from llm_jax.models.config import ModelConfig, TransformerConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
@@ -34,12 +37,17 @@ EXPERTS = 8
 
 
 def _mixture() -> TransformerConfig:
-    """A decoder with experts in every other block. Its balance losses are those of rows, so that it does not matter how
-    a batch is cut."""
+    """A decoder with experts in two of three blocks, by capacity and without. Its balance losses are those of rows, so
+    that it does not matter how a batch is cut."""
     config = llama(2, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH)
     dense = config.segments[0].blocks[0]
-    experts = MoEConfig(EXPERTS, dense.ffn, SoftmaxConfig(top=2), balance=(ZLoss(0.01),))
-    return dataclasses.replace(config, segments=(Segment((dense, dataclasses.replace(dense, ffn=experts)), 8),))
+
+    def experts(dispatch: DispatchConfig) -> BlockConfig:
+        ffn = MoEConfig(EXPERTS, dense.ffn, SoftmaxConfig(top=2), dispatch, balance=(ZLoss(0.01),))
+        return dataclasses.replace(dense, ffn=ffn)
+
+    group = (experts(Dropless()), dense, experts(Capacity(1.0)))
+    return dataclasses.replace(config, segments=(Segment(group, 8),))
 
 
 MODELS: dict[str, Callable[[], ModelConfig]] = {

@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.checks import check_positive
 from llm_jax.layers.ffn.dispatch import picked, rows
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Choice, Picks
@@ -20,7 +21,15 @@ class Dropless:
     Memory is that of the choices, K rows a token, whatever the number of experts.
     """
 
+    windows: int = 4
+    """Where experts lie on several devices, the pieces of a device's share of all choices in which it computes those
+    that come to it (windows.py). More of them need less memory, and fewer empty rows are computed, at most a piece;
+    products are the smaller."""
+
     serves = (Choice, Picks)
+
+    def __post_init__(self):
+        check_positive(windows=self.windows)
 
     def run(
         self, experts: Local, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
@@ -38,6 +47,6 @@ class Dropless:
         used_P = jnp.arange(chosen_RK.size) < jnp.sum(sizes_1E)
         plan = rows.Rows(order_1P[0], used_P, place_1P.reshape(chosen_RK.shape), served_RK)
         rows_PD = rows.taken(x_BTD.reshape(-1, x_BTD.shape[-1]), plan)
-        y_PD = experts.ragged(rows_PD, sizes_1E[0])
+        y_PD = experts.ragged(rows_PD, sizes_1E[0], self.windows)
         y_RD = rows.combined(y_PD, weights_RK, plan)
         return y_RD.reshape(x_BTD.shape), jnp.sum(served_BTK, axis=-1, dtype=jnp.float32)
