@@ -31,9 +31,11 @@ class Place:
         """The same with the sizes of letters that its mixer alone has."""
         return dataclasses.replace(self, sizes=self.sizes | sizes)
 
-    def leaf(self, name: str, layout: str, share: int = 1, neighbours: int = 0) -> Leaf:
-        """A leaf of this layer, such as 'mixer/query/kernel'."""
-        return Leaf(f"{self.path}/{name}", layout, self.layer, share, neighbours)
+    def leaf(
+        self, name: str, layout: str, share: int = 1, neighbours: int = 0, expert: int | None = None
+    ) -> Leaf:
+        """A leaf of this layer, such as 'mixer/query/kernel', or one expert's part of it."""
+        return Leaf(f"{self.path}/{name}", layout, self.layer, share, expert, neighbours)
 
 
 def places(config: TransformerConfig) -> Iterator[Place]:
