@@ -102,9 +102,8 @@ def tensors(
         if place.block.mixer.qk_norm:
             yield from parts.query_key_norms(place, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
         yield from parts.attention(place, *(f"{name}.self_attn.{part}_proj" for part in "qkvo"))
-        yield from (
-            parts.llama_ffn(place, f"{name}.mlp") if isinstance(place.block.ffn, DenseConfig) else mixture(place, name)
-        )
+        dense = isinstance(place.block.ffn, DenseConfig)
+        yield from parts.llama_ffn(place, f"{name}.mlp") if dense else mixture(place, name)
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

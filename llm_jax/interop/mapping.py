@@ -4,8 +4,8 @@ A `Tensor` is data: its name there, the leaves here, the axes of both in einops'
 the other way it exports.
 
 Legend: d model width, n heads, k key/value heads, g heads per key/value head, h head size, f ffn width, x experts,
-v vocabulary, t positions, r token types or relative places, e outputs of a layer outside the blocks, s the axis along which a fused
-tensor is cut. A family whose mixers have other axes says what they are.
+v vocabulary, t positions, r token types or relative places, e outputs of a layer outside the blocks, s the axis along
+which a fused tensor is cut. A family whose mixers have other axes says what they are.
 """
 
 import dataclasses

@@ -59,6 +59,7 @@ class Linear(nn.Module):
       axes: logical word of each kernel axis.
       kernel_init: initialiser of the kernel; the bias starts at zero.
       bias: whether there is one; its shape is that of the kernel's output letters.
+      exact: whether float32 products are computed as such on accelerators too, which else round their operands.
     """
 
     einsum: str
@@ -67,6 +68,7 @@ class Linear(nn.Module):
     kernel_init: Init
     precision: Precision
     bias: bool = False
+    exact: bool = False
 
     def setup(self):
         _, kernel_letters, outputs = _letters(self.einsum)
@@ -82,7 +84,8 @@ class Linear(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.precision.dtype
-        y = checkpoint_name(contract(self.einsum, x.astype(dtype), self.kernel.astype(dtype)), "product")
+        y = contract(self.einsum, x.astype(dtype), self.kernel.astype(dtype), "highest" if self.exact else None)
+        y = checkpoint_name(y, "product")
         if self.bias:
             y += _align(self.offset.astype(dtype), self.offset_letters, _letters(self.einsum)[2])
         return y
@@ -157,26 +160,29 @@ class StackedLinear(nn.Module):
         return kernel_EDF, bias_EF.astype(self.precision.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def contract(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """einsum(x, kernel).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def contract(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None = None) -> jax.Array:
+    """einsum(x, kernel), to the precision of `jax.default_matmul_precision` unless one is given.
 
     Compiled for TPUs it and its gradients are einsums, whose operands and results the compiler lays out as others want
     them. Elsewhere they are products of two matrices, because the gradient of a kernel from 'BTD,DF->BTF' contracts two
     axes at once, which CPU matrix libraries do at a third of the speed of the flat product; but where rows lie on
     several devices their stretches cannot be flattened without being brought together, and they are einsums after all.
     """
-    return _by_platform(lambda product: functools.partial(product, einsum), x, kernel)
+    return _by_platform(lambda product: functools.partial(product, einsum, precision=precision), x, kernel)
 
 
-def _contract_backward(einsum, operands, dy):
+def _contract_backward(einsum, precision, operands, dy):
     def gradients(product):
-        return lambda x, kernel, dy: jax.vjp(functools.partial(product, einsum), x, kernel)[1](dy)
+        of = functools.partial(product, einsum, precision=precision)
+        return lambda x, kernel, dy: jax.vjp(of, x, kernel)[1](dy)
 
     return _by_platform(gradients, *operands, dy)
 
 
-contract.defvjp(lambda einsum, x, kernel: (contract(einsum, x, kernel), (x, kernel)), _contract_backward)
+contract.defvjp(
+    lambda einsum, x, kernel, precision: (contract(einsum, x, kernel, precision), (x, kernel)), _contract_backward
+)
 
 
 def _by_platform(of: Callable[[Callable], Callable], *operands: jax.Array) -> Any:
@@ -185,7 +191,7 @@ def _by_platform(of: Callable[[Callable], Callable], *operands: jax.Array) -> An
     return jax.lax.platform_dependent(*operands, tpu=of(jnp.einsum), default=of(elsewhere))
 
 
-def _flat(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _flat(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None) -> jax.Array:
     """einsum(x, kernel) as one product of two matrices."""
     inputs, kernel_letters, outputs = _letters(einsum)
     contracted = [letter for letter in kernel_letters if letter not in outputs]
@@ -195,7 +201,7 @@ def _flat(einsum: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     order = [inputs.index(letter) for letter in (*batch, *contracted)]
     depth = math.prod(sizes[letter] for letter in contracted)
     x = x.transpose(order).reshape(-1, depth)
-    y = x @ kernel.reshape(depth, -1)
+    y = jnp.matmul(x, kernel.reshape(depth, -1), precision=precision)
     natural = [*batch, *produced]
     y = y.reshape([sizes[letter] for letter in natural])
     return y.transpose([natural.index(letter) for letter in outputs])

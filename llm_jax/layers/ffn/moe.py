@@ -11,18 +11,19 @@ import jax
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.balance import Balance, report
+from llm_jax.layers.ffn.balance import Balance, check_balance, report
 from llm_jax.layers.ffn.dispatch.dense import Dense
 from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
 from llm_jax.layers.ffn.mlp import DenseConfig
-from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.ffn.routing import Choice, Picks, Report
+from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
+from llm_jax.layers.ffn.routing import Routes
+from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
 
-RouterConfig = SoftmaxConfig
+RouterConfig = SoftmaxConfig | SigmoidConfig
 DispatchConfig = Dense
 
 _TOKENS = (axes.BATCH, axes.LENGTH)
@@ -55,6 +56,13 @@ class MoEConfig:
             "shared_gate is True and shared None: there is nothing to gate; set shared, or shared_gate to False",
         )
         self.router.check(self.count)
+        kind, serves = self.router.routes, self.dispatch.serves
+        check(
+            kind in serves,
+            f"router {type(self.router).__name__} gives a {kind.__name__} and dispatch {type(self.dispatch).__name__} "
+            f"serves {' or '.join(served.__name__ for served in serves)}: choose another dispatch",
+        )
+        check_balance(self.balance, self.router)
 
     @property
     def causal(self) -> bool:
@@ -91,6 +99,7 @@ class MoE(nn.Module):
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Report]:
         config, real_BT = self.config, context.queries.real_BT
         routed = config.router.build(self.width, config.count, self.precision, "router")(x_BTD, context)
+        self.sow("choices", "routes", routed.routes)
         weights = Experts(config.expert, config.count, self.width, self.precision, name="experts")()
         y_BTD, served_BT = self._dispatched(weights, x_BTD, routed.routes, real_BT)
         if config.shared is not None:
@@ -108,19 +117,20 @@ class MoE(nn.Module):
         return jax.nn.sigmoid(gate(x_BTD)) * y_BTD
 
     def _dispatched(
-        self, weights: Weights, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+        self, weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Every device serves its own tokens, and speaks to those that hold other experts."""
         # Parameters are made, and text is written, with rows that need not divide.
         layout = partition.active() if partition.divides(x_BTD.shape, _TOKENS) else None
         config, dtype = self.config, self.precision.dtype
 
-        def serve(lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array):
+        def serve(lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array):
             local = Local.of(config.expert, config.count, weights, *lines)
             return config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
 
         with partition.using(layout):
             lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
-            inputs = (words(config.expert), _TOKENS, jax.tree.map(lambda _: _TOKENS, routes), _TOKENS)
-            run = partition.mapped(functools.partial(serve, lines), inputs, (_TOKENS, _TOKENS))
+            tokens = routes.words
+            inputs = (words(config.expert), tokens, jax.tree.map(lambda _: tokens, routes), tokens)
+            run = partition.mapped(functools.partial(serve, lines), inputs, (tokens, tokens))
             return run(weights, x_BTD, routes, real_BT)

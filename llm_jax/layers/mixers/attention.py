@@ -70,7 +70,7 @@ class AttentionConfig:
     scores: ScoresConfig = ScoresConfig()
     qk_norm: QKNormConfig | None = None
     clip: float | None = None
-    """Limit of what queries, keys and values are, either side of zero, before positions (DBRX; OLMoE has the option)."""
+    """Limit of queries, keys and values either side of zero, before they are rotated (DBRX)."""
     bias: bool = False
     """Biases on the projections of queries, keys and values."""
     out_bias: bool | None = None

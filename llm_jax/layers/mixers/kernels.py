@@ -136,7 +136,7 @@ class TokamaxKernel:
             check_one_of("implementation", self.implementation, known)
 
     def check(self, scores: ScoresConfig) -> None:
-        """It caps scores and bias together, where the published models cap the scores before the bias, and has no sinks.
+        """It caps scores and bias together, where the published models cap before the bias, and has no sinks.
 
         Raises:
           ValueError: if there are both a cap and a bias, or sinks.

@@ -24,7 +24,7 @@ class Pairs:
       slots: where the S keys stand; None: the keys are those of the same tokens.
       bias_RN: the table of learned biases, where `scores` has such.
       sink_N: float32, the scores of no token, where `scores` has such.
-      heads: number of heads where the arrays hold but some of them, and table and sinks only those; None: they hold all.
+      heads: number of heads where the arrays, table and sinks hold but some of them; None: they hold all.
       first_head: int32 scalar, the first of those that they hold.
     """
 

@@ -1,5 +1,5 @@
-"""OLMoE (Muennighoff et al. 2024, arXiv:2409.02060, table 10 of the appendix): 8 of 64 fine experts a token, all queries
-and all keys normalised together, norms before the halves of a block."""
+"""OLMoE (Muennighoff et al. 2024, arXiv:2409.02060, table 10 of the appendix): 8 of 64 fine experts a token, all
+queries and all keys normalised together, norms before the halves of a block."""
 
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import Dense, DispatchConfig, MoEConfig

@@ -16,6 +16,8 @@ from llm_jax.layers.ffn.routing import Choice, Picks, load
 class Dense:
     """All experts for all tokens; those not chosen count for nothing. For small models and tests."""
 
+    serves = (Choice, Picks)
+
     def run(
         self, experts: Local, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:

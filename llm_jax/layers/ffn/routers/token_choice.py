@@ -1,5 +1,7 @@
 """Routers by which every token chooses its experts from scores of its own.
 
+Of equal scores the expert of the lowest number is chosen.
+
 Legend: B batch, T length, D model width, E experts, K choices of a token.
 """
 
@@ -11,65 +13,144 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.routing import Choice, Routed
-from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.ffn.routers.groups import GroupLimit
+from llm_jax.layers.ffn.routers.scores import Noise, Scoring
+from llm_jax.layers.ffn.routing import Choice, Routed, Router
+from llm_jax.layers.linear import Init, Normal
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
-class SoftmaxConfig:
-    """The experts of the highest probabilities softmax(x W) (Shazeer et al. 2017, arXiv:1701.06538, section 2.1)."""
-
-    top: int
-    """Experts that a token chooses."""
-    normalized: bool = True
-    """Whether the weights of those chosen add up to one (Mixtral; arXiv:2401.04088, 2.1), else they are the
-    probabilities (Switch; arXiv:2101.03961, eq. 1)."""
-    init: Init = Normal(0.02)
-
-    causal = True
+class _TopConfig(Router):
+    """What configs have in common by which a token chooses `top` experts."""
 
     def __post_init__(self):
-        check_positive(top=self.top)
+        check_positive(top=self.top, scale=self.scale)
 
     def check(self, experts: int) -> None:
         """
         Raises:
-          ValueError: for more choices than experts.
+          ValueError: for more choices than experts, or groups that do not fit them.
         """
         check(self.top <= experts, f"router.top is {self.top} and there are {experts} experts: choose at most as many")
-
-    def build(self, width: int, experts: int, precision: Precision, name: str) -> "SoftmaxRouter":
-        return SoftmaxRouter(self, width, experts, precision, name=name)
-
-    def parameters(self, width: int, experts: int) -> int:
-        return width * experts
-
-    def matrix_flops(self, width: int, experts: int) -> int:
-        """Forward FLOPs per token."""
-        return 2 * width * experts
+        if self.limit is not None:
+            self.limit.check(experts, self.top)
 
     def choices(self, experts: int) -> float:
         """Mean number of experts that a token visits."""
         return self.top
 
 
-class SoftmaxRouter(nn.Module):
-    """x [B, T, D] -> Routed."""
+@dataclasses.dataclass(frozen=True)
+class SoftmaxConfig(_TopConfig):
+    """The experts of the highest probabilities softmax(x W) (Shazeer et al. 2017, arXiv:1701.06538, section 2.1)."""
 
-    config: SoftmaxConfig
-    width: int
-    experts: int
-    precision: Precision
+    top: int
+    """Experts that a token chooses."""
+    normalized: bool = True
+    """Whether the weights of those chosen add up to one, which is the softmax of their logits alone (GShard, Mixtral,
+    gpt-oss, DBRX), else they are the probabilities (Switch; arXiv:2101.03961, eq. 2). A single choice then teaches the
+    router nothing: its weight is 1."""
+    scale: float = 1.0
+    """By which the weights are multiplied at last."""
+    bias: bool = False
+    """Of the router's matrix (gpt-oss)."""
+    limit: GroupLimit | None = None
+    noise: Noise | None = None
+    """In training, where dropout acts."""
+    random_second: bool = False
+    """Whether, in training, the second choice is kept only with the probability of twice its weight (Lepikhin et al.
+    2020, arXiv:2006.16668, algorithm 1)."""
+    init: Init = Normal(0.02)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            not self.random_second or self.top == 2,
+            f"router.random_second is True and router.top {self.top}: it keeps or leaves the second of 2; set top 2",
+        )
+
+    def build(self, width: int, experts: int, precision: Precision, name: str) -> "SoftmaxRouter":
+        return SoftmaxRouter(self, width, experts, precision, name=name)
+
+    def parameters(self, width: int, experts: int) -> int:
+        noise = self.noise.parameters(width, experts) if self.noise else 0
+        return width * experts + self.bias * experts + noise
+
+    def matrix_flops(self, width: int, experts: int) -> int:
+        """Forward FLOPs per token."""
+        return 2 * (self.parameters(width, experts) - self.bias * experts)
+
+
+@dataclasses.dataclass(frozen=True)
+class SigmoidConfig(_TopConfig):
+    """The experts of the highest sigmoid(x W) + bias, where the bias serves their choice only, and their weights are
+    without it (DeepSeek-V3, arXiv:2412.19437, eq. 13 to 16)."""
+
+    top: int
+    """Experts that a token chooses."""
+    normalized: bool = True
+    """Whether the weights of those chosen add up to one, else they are the scores."""
+    scale: float = 1.0
+    """By which the weights are multiplied at last: 2.5 in DeepSeek-V3."""
+    corrected: bool = True
+    """Whether there is the bias, which no gradient moves but a `BiasUpdate` by the load (Wang et al. 2024,
+    arXiv:2408.15664, algorithm 1)."""
+    limit: GroupLimit | None = None
+    noise: Noise | None = None
+    """In training, where dropout acts."""
+    init: Init = Normal(0.02)
+
+    def build(self, width: int, experts: int, precision: Precision, name: str) -> "SigmoidRouter":
+        return SigmoidRouter(self, width, experts, precision, name=name)
+
+    def parameters(self, width: int, experts: int) -> int:
+        noise = self.noise.parameters(width, experts) if self.noise else 0
+        return width * experts + self.corrected * experts + noise
+
+    def matrix_flops(self, width: int, experts: int) -> int:
+        """Forward FLOPs per token."""
+        return 2 * (self.parameters(width, experts) - self.corrected * experts)
+
+
+class SoftmaxRouter(Scoring):
+    """x [B, T, D] -> Routed."""
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
-        shape, precision = (self.width, self.experts), Precision(self.precision.params, "float32")
-        scores = Linear("BTD,DE->BTE", shape, (axes.EMBED, axes.ROUTES), self.config.init, precision, name="scores")
-        logits_BTE = scores(x_BTD)
+        config = self.config
+        logits_BTE = self.logits(x_BTD, config.bias, config.noise)
         scores_BTE = jax.nn.softmax(logits_BTE)
-        weights_BTK, experts_BTK = jax.lax.top_k(scores_BTE, self.config.top)
-        if self.config.normalized:
-            weights_BTK /= jnp.sum(weights_BTK, axis=-1, keepdims=True)
-        return Routed(Choice(experts_BTK, weights_BTK), logits_BTE, scores_BTE)
+        choice = _choice(config, scores_BTE, scores_BTE)
+        if config.random_second and self.has_rng("dropout"):
+            weights_BTK = choice.weights_BTK
+            drawn_BT = jax.random.uniform(self.make_rng("dropout"), weights_BTK.shape[:-1])
+            kept_BT = 2 * weights_BTK[..., 1] > drawn_BT * config.scale
+            kept_BTK = jnp.stack([jnp.ones_like(kept_BT), kept_BT], axis=-1)
+            choice = choice.replace(weights_BTK=jnp.where(kept_BTK, weights_BTK, 0))
+        return Routed(choice, logits_BTE, scores_BTE)
+
+
+class SigmoidRouter(Scoring):
+    """x [B, T, D] -> Routed."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
+        logits_BTE = self.logits(x_BTD, noise=self.config.noise)
+        scores_BTE = ranks_BTE = jax.nn.sigmoid(logits_BTE)
+        if self.config.corrected:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (axes.ROUTES,))
+            # In float32 always: bfloat16 would lose a thousandth that is added to one.
+            ranks_BTE += jax.lax.stop_gradient(self.param("bias", zeros, (self.experts,), "float32"))
+        return Routed(_choice(self.config, scores_BTE, ranks_BTE), logits_BTE, scores_BTE)
+
+
+def _choice(config: SoftmaxConfig | SigmoidConfig, scores_BTE: jax.Array, ranks_BTE: jax.Array) -> Choice:
+    """Of the experts that rank highest, with weights by their scores."""
+    ranks_BTE = jax.lax.stop_gradient(ranks_BTE)
+    allowed_BTE = ranks_BTE if config.limit is None else config.limit.masked(ranks_BTE)
+    experts_BTK = jax.lax.top_k(allowed_BTE, config.top)[1]
+    weights_BTK = jnp.take_along_axis(scores_BTE, experts_BTK, axis=-1)
+    if config.normalized:
+        weights_BTK /= jnp.sum(weights_BTK, axis=-1, keepdims=True) + 1e-20
+    return Choice(experts_BTK, weights_BTK * config.scale)

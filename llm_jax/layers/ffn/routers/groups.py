@@ -1,0 +1,53 @@
+"""A limit on the groups of experts, as on the machines that hold them, that one token may speak to.
+
+Legend: B batch, T length, E experts, G groups, S experts of a group.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check, check_divides, check_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupLimit:
+    """Neighbouring experts form groups, and a token chooses from the best of them only (DeepSeek-V2,
+    arXiv:2405.04434, 2.2.2; DeepSeek-V3, arXiv:2412.19437, 2.1.2)."""
+
+    groups: int
+    kept: int
+    """Groups that a token chooses from."""
+    best: int = 2
+    """A group is as good as its so many best experts are together: 1 in DeepSeek-V2, 2 in DeepSeek-V3."""
+
+    def __post_init__(self):
+        check_positive(groups=self.groups, kept=self.kept, best=self.best)
+        check(
+            self.kept <= self.groups,
+            f"limit.kept is {self.kept} and limit.groups {self.groups}: a token can keep at most all groups",
+        )
+
+    def check(self, experts: int, top: int) -> None:
+        """
+        Raises:
+          ValueError: where groups would differ in size, or the kept ones have too few experts.
+        """
+        check_divides(self.groups, experts, "limit.groups", "count")
+        size = experts // self.groups
+        check(
+            self.best <= size,
+            f"limit.best is {self.best} and a group has {size} experts: sum at most as many, or make groups fewer",
+        )
+        check(
+            self.kept * size >= top,
+            f"limit.kept is {self.kept} groups of {size} experts, and a token chooses {top}: keep more groups",
+        )
+
+    def masked(self, scores_BTE: jax.Array) -> jax.Array:
+        """Scores, minus infinity outside of the groups that are kept; of equal groups the first are."""
+        grouped_BTGS = scores_BTE.reshape(*scores_BTE.shape[:-1], self.groups, -1)
+        groups_BTG = jnp.sum(jax.lax.top_k(grouped_BTGS, self.best)[0], axis=-1)
+        kept_BTG = jax.nn.one_hot(jax.lax.top_k(groups_BTG, self.kept)[1], self.groups, dtype=bool).any(axis=-2)
+        return jnp.where(kept_BTG[..., None], grouped_BTGS, -jnp.inf).reshape(scores_BTE.shape)

@@ -1,0 +1,74 @@
+"""The matrix that scores experts for a token, and noise on it in training.
+
+Legend: B batch, T length, D model width, E experts.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from llm_jax.core.checks import check, check_positive
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.linear import Linear
+from llm_jax.sharding import axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Jitter:
+    """What the router reads is multiplied by numbers drawn evenly from 1 - amount to 1 + amount (Fedus et al. 2021,
+    arXiv:2101.03961, table 11 of the appendix: 0.01)."""
+
+    amount: float = 0.01
+
+    def __post_init__(self):
+        check_positive(amount=self.amount)
+        check(self.amount < 1, f"noise.amount is {self.amount}: it must be less than 1, or inputs change their sign")
+
+    def parameters(self, width: int, experts: int) -> int:
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy:
+    """Gaussian noise of the deviation softplus(x W) is added to the logits (Shazeer et al. 2017, arXiv:1701.06538,
+    eq. 4)."""
+
+    def parameters(self, width: int, experts: int) -> int:
+        return width * experts
+
+
+Noise = Jitter | Noisy
+
+
+class Scoring(nn.Module):
+    """A router that looks at tokens: x [B, T, D] -> Routed.
+
+    Its config has `init`, and may have `bias`, whether the matrix has one, and `noise`.
+    """
+
+    config: Any
+    width: int
+    experts: int
+    precision: Precision
+
+    def logits(self, x_BTD: jax.Array, bias: bool = False, noise: Noise | None = None) -> jax.Array:
+        """x W [B, T, E] in float32 whatever the compute type, as all that follows from it is discrete (Fedus et al.
+        2021, arXiv:2101.03961, 2.4); with the noise where there is a key for dropout."""
+        training = self.has_rng("dropout")
+        x_BTD = x_BTD.astype("float32")
+        if isinstance(noise, Jitter) and training:
+            bounds = {"minval": 1 - noise.amount, "maxval": 1 + noise.amount}
+            x_BTD *= jax.random.uniform(self.make_rng("dropout"), x_BTD.shape, **bounds)
+        logits_BTE = self._matrix("scores", bias)(x_BTD)
+        if isinstance(noise, Noisy):
+            deviation_BTE = jax.nn.softplus(self._matrix("noise", False)(x_BTD))
+            if training:
+                logits_BTE += deviation_BTE * jax.random.normal(self.make_rng("dropout"), logits_BTE.shape)
+        return logits_BTE
+
+    def _matrix(self, name: str, bias: bool) -> Linear:
+        shape, words = (self.width, self.experts), (axes.EMBED, axes.ROUTES)
+        exact = Precision(self.precision.params, "float32")
+        return Linear("BTD,DE->BTE", shape, words, self.config.init, exact, bias, exact=True, name=name)
