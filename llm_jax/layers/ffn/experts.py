@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED
+from llm_jax.layers.ffn.grouped import grouped
 from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig
 from llm_jax.layers.linear import StackedLinear
 from llm_jax.sharding import axes
@@ -92,6 +93,17 @@ class Local:
         product = lambda x_ERD, kernel_EDF: jnp.einsum("ERD,EDF->ERF", x_ERD, kernel_EDF)  # noqa: E731
         y_ERD = self._computed(rows_ERD, product, lambda bias_EF: bias_EF[:, None])
         return self.others.swapped(y_ERD, cut=1, joined=0)
+
+    def ragged(self, rows_PD: jax.Array, sizes_E: jax.Array) -> jax.Array:
+        """Results for rows sorted by expert, int32 as many of each of all experts as `sizes_E` says, [P, D]; rows that
+        are left over give 0.
+
+        The weights are those of all experts: it has no means yet to send rows to `others`.
+        """
+        expert_P = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(len(rows_PD)), side="right")
+        # A product, because gradients of rows gathered are scattered; and 0 past the last expert.
+        of_rows = lambda bias_EF: jax.nn.one_hot(expert_P, len(bias_EF), dtype=bias_EF.dtype) @ bias_EF  # noqa: E731
+        return self._computed(rows_PD, lambda x_PD, kernel_EDF: grouped(x_PD, kernel_EDF, sizes_E), of_rows)
 
     def _computed(
         self,

@@ -12,7 +12,9 @@ import jax
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.balance import Balance, check_balance, report
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
@@ -24,7 +26,7 @@ from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
 
 RouterConfig = SoftmaxConfig | SigmoidConfig
-DispatchConfig = Dense
+DispatchConfig = Capacity | Dense | Dropless
 
 _TOKENS = (axes.BATCH, axes.LENGTH)
 
