@@ -14,7 +14,7 @@ import jax
 
 from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.routing import Report
+from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.mixers.context import Context
 from llm_jax.models.block import Block, BlockConfig
 from llm_jax.sharding import axes, pipeline
@@ -181,6 +181,7 @@ class Stack(nn.Module):
             policy = _POLICIES[remat]
             group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
         own, common = ({}, "params") if segment.shared else ({"params": 0}, False)
+        own |= {"choices": 0}
         return nn.scan(
             group,
             variable_axes=own,

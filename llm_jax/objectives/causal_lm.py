@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
-from llm_jax.core.metrics import Ratio
+from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.config import TransformerConfig
@@ -64,8 +64,9 @@ class CausalLMConfig:
 
     def loss(
         self, model: Transformer, params: Any, batch: Batch, key: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, Ratio]]:
-        """Summed loss over the batch's targets, and metrics: 'loss' (nats), 'accuracy', 'z_loss' where weighted.
+    ) -> tuple[jax.Array, Metrics]:
+        """Summed loss over the batch's targets, and metrics: 'loss' (nats), 'accuracy', 'z_loss' where weighted, and
+        those of layers of experts (`balance`).
 
         Args:
           key: for dropout; None where nothing shall be dropped.

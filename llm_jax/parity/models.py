@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax.core.metrics import Ratio
+from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.layers.ffn.balance import ZLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
@@ -66,7 +66,7 @@ class ContinuationConfig(CausalLMConfig):
 
     def loss(
         self, model: EncoderDecoder, params: Any, batch: Batch, key: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, Ratio]]:
+    ) -> tuple[jax.Array, Metrics]:
         """As that of the base class."""
         rngs = None if key is None else {"dropout": key}
         place = Placement(batch.positions_BT, batch.segment_ids_BT)

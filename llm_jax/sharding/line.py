@@ -57,7 +57,7 @@ class Line:
         placed: jax.Array,
         coming: jax.Array,
     ) -> jax.Array:
-        """`into` with the pieces of other devices' arrays that come here, pieces being runs of entries of the first axis.
+        """`into` with the pieces of all devices' arrays that come here, each a run of entries of the first axis.
 
         Args:
           x: what pieces are sent of; no two of them overlap where they arrive.

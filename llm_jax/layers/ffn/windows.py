@@ -9,8 +9,8 @@ back. The backward pass goes the same way, and keeps of the forward pass only wh
 All devices know how many rows each sends to each expert, and so where every row lies in the windows of its device:
 those of its first expert come first, of one expert those that the first device sends.
 
-Legend: P rows that a device sends, M devices among which experts are divided, E experts of all, L of one of them, R rows
-of a window, D model width.
+Legend: P rows that a device sends, M devices among which experts are divided, E experts of all, L of one of them,
+R rows of a window, D model width.
 """
 
 import dataclasses

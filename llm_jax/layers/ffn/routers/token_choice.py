@@ -15,16 +15,14 @@ from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.scores import Noise, Scoring
-from llm_jax.layers.ffn.routing import Choice, Routed
+from llm_jax.layers.ffn.routing import Choice, Routed, Router
 from llm_jax.layers.linear import Init, Normal
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
 
 
-class _TopConfig:
+class _TopConfig(Router):
     """What configs have in common by which a token chooses `top` experts."""
-
-    causal = True
 
     def __post_init__(self):
         check_positive(top=self.top, scale=self.scale)
