@@ -14,7 +14,6 @@ import dataclasses
 from llm_jax.core.dtypes import MIXED
 from llm_jax.data import CorpusConfig, DataConfig, JsonLinesConfig
 from llm_jax.experiment import Experiment
-from llm_jax.layers.ffn.balance import LoadLoss
 from llm_jax.layers.mixers.kernels import SplashKernel
 from llm_jax.models.families.mixtral import SIZES
 from llm_jax.models.stack import Execution
@@ -37,7 +36,7 @@ def experiment() -> Experiment:
         steps=round(TOKENS / (ROWS * LENGTH)),
         tokenizer=SentencePieceTokenizerConfig("data/mixtral/tokenizer.model"),
         data=DataConfig(CorpusConfig(JsonLinesConfig(("data/text/*.jsonl",))), sequence_length=LENGTH, batch_size=ROWS),
-        model=dataclasses.replace(model.with_balance(LoadLoss(0.02)), execution=Execution(remat="full")),
+        model=dataclasses.replace(model, execution=Execution(remat="full")),
         objective=CausalLMConfig(chunks=4),
         optimizer=AdamWConfig(
             peak_lr=3e-4,

@@ -16,7 +16,7 @@ from llm_jax.models.stack import Execution
 from llm_jax.optim import AdamWConfig, Constant
 from llm_jax.parity import models
 from llm_jax.parity.models import VOCAB
-from llm_jax.parity.strategies import DEVICES, EXCHANGE, Strategy
+from llm_jax.parity.strategies import DEVICES, EXCHANGE, GATHER, Strategy
 from llm_jax.planning.program import Program, read
 from llm_jax.sharding.partition import HOST, Layout
 from llm_jax.sharding.rules import ShardingConfig
@@ -204,7 +204,8 @@ def _faults(strategy: Strategy, facts: Program, held: _Held) -> list[str]:
     kinds = {one.kind for one in facts.collectives}
     present, absent, groups = set(strategy.present), set(strategy.absent), strategy.sharding.mesh.expert
     if held.experts and groups > 1:
-        present, absent = present | {EXCHANGE}, absent - {EXCHANGE}
+        # Devices tell one another how many rows they will send.
+        present, absent = present | {EXCHANGE}, absent - {EXCHANGE, GATHER}
     found = [f"no {kind}" for kind in sorted(present - kinds)]
     found += [f"{kind} of {facts.moved_bytes(kind):.0f} bytes" for kind in sorted(absent & kinds)]
     if (held.memories == {HOST}) != strategy.sharding.offload:
