@@ -15,7 +15,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED
+from llm_jax.layers.ffn.grouped import grouped
 from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig
+from llm_jax.layers.ffn.windows import run
 from llm_jax.layers.linear import StackedLinear
 from llm_jax.sharding import axes
 from llm_jax.sharding.line import Line
@@ -62,7 +64,8 @@ class Local:
     """What one device computes of the experts.
 
     Its weights are those of its share of the experts, and of their inner features where a strategy divides them; the
-    width is whole.
+    width is whole. Where the features are divided, so are the results: those of all parts are to be added up, which is
+    done when a token's are, in `MoE`.
     """
 
     config: DenseConfig
@@ -93,6 +96,29 @@ class Local:
         y_ERD = self._computed(rows_ERD, product, lambda bias_EF: bias_EF[:, None])
         return self.others.swapped(y_ERD, cut=1, joined=0)
 
+    def ragged(self, rows_PD: jax.Array, sizes_E: jax.Array, windows: int) -> jax.Array:
+        """Results for rows sorted by expert, int32 as many of each of all experts as `sizes_E` says, [P, D]; rows that
+        are left over give 0.
+
+        Args:
+          windows: pieces of a device's share of all rows in which it computes those that others send.
+        """
+        if self.others.size == 1:
+            return self._grouped(rows_PD, sizes_E)
+
+        def compute(weights: Weights, rows_RD: jax.Array, sizes_L: jax.Array) -> jax.Array:
+            own = Local(self.config, weights, len(sizes_L), Line((), 1), self.inner)
+            return own._grouped(rows_RD, sizes_L)
+
+        return run(compute, self.others, -(-len(rows_PD) // windows), self.weights, rows_PD, sizes_E)
+
+    def _grouped(self, rows_PD: jax.Array, sizes_E: jax.Array) -> jax.Array:
+        """As `ragged`, where the weights are those of all experts."""
+        expert_P = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(len(rows_PD)), side="right")
+        # A product, because gradients of rows gathered are scattered; and 0 past the last expert.
+        of_rows = lambda bias_EF: jax.nn.one_hot(expert_P, len(bias_EF), dtype=bias_EF.dtype) @ bias_EF  # noqa: E731
+        return self._computed(rows_PD, lambda x_PD, kernel_EDF: grouped(x_PD, kernel_EDF, sizes_E), of_rows)
+
     def _computed(
         self,
         rows: jax.Array,
@@ -114,4 +140,6 @@ class Local:
         else:
             hidden = ACTIVATIONS[self.config.activation](into("up"))
         kernel_EFD, bias_ED = self.weights["down"]
-        return biased(self.inner.summed(product(hidden, kernel_EFD)), bias_ED)
+        if bias_ED is not None:
+            bias_ED = jnp.where(self.inner.place == 0, bias_ED, 0)
+        return biased(product(hidden, kernel_EFD), bias_ED)

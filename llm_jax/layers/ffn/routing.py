@@ -5,8 +5,8 @@ A router is a config type, a `Router`. It has `build(width, experts, precision, 
 many; `parameters(width, experts)`; `matrix_flops(width, experts)`, forward FLOPs per token; and `choices(experts)`, the
 mean number of experts that a token visits. What `context` says is padding changes nothing.
 
-Legend: B batch, T length, E experts, K choices of a token, G groups of a row, C tokens that an expert takes of a group,
-S slots of an expert.
+Legend: B batch, T length, E experts, K choices of a token, G groups of a row, N tokens of a group, C tokens that an
+expert takes of a group, S slots of an expert.
 """
 
 from typing import ClassVar
@@ -111,10 +111,13 @@ def load(routes: Routes, experts: int, real_BT: jax.Array) -> jax.Array:
     if isinstance(routes, Choice):
         chosen_BTK = (routes.weights_BTK > 0).astype(jnp.float32) * real_BT[..., None]
         return jnp.einsum("BTKE,BTK->BTE", jax.nn.one_hot(routes.experts_BTK, experts), chosen_BTK)
-    batch, groups = routes.places_BGEC.shape[:2]
-    length = real_BT.shape[1] // groups
-    picked_BGEC = (routes.weights_BGEC > 0).astype(jnp.float32)
+    return spread(routes, (routes.weights_BGEC > 0).astype(jnp.float32), real_BT)
+
+
+def spread(routes: Picks, values_BGEC: jax.Array, real_BT: jax.Array) -> jax.Array:
+    """The value of each pick at its token and expert, 0 elsewhere and for a token that is not real: [B, T, E]."""
+    batch, groups, experts = routes.places_BGEC.shape[:3]
     b, g, e = jnp.ogrid[:batch, :groups, :experts]
-    zeros = jnp.zeros((batch, groups, length, experts), jnp.float32)
-    picked_BGNE = zeros.at[b[..., None], g[..., None], routes.places_BGEC, e[..., None]].add(picked_BGEC)
-    return picked_BGNE.reshape(*real_BT.shape, experts)
+    zeros_BGNE = jnp.zeros((batch, groups, real_BT.shape[1] // groups, experts), values_BGEC.dtype)
+    spread_BGNE = zeros_BGNE.at[b[..., None], g[..., None], routes.places_BGEC, e[..., None]].add(values_BGEC)
+    return spread_BGNE.reshape(*real_BT.shape, experts) * real_BT[..., None]

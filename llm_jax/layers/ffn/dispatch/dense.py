@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.layers.ffn.experts import Local
-from llm_jax.layers.ffn.routing import Choice, Picks, load
+from llm_jax.layers.ffn.routing import Choice, Picks, load, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,6 @@ class Dense:
 def _weights(routes: Choice | Picks, experts: int, real_BT: jax.Array) -> jax.Array:
     """Weight of each expert for each token [B, T, E], 0 where it is not chosen."""
     if isinstance(routes, Picks):
-        raise NotImplementedError
+        return spread(routes, routes.weights_BGEC, real_BT)
     chosen_BTKE = jax.nn.one_hot(routes.experts_BTK, experts)
     return jnp.einsum("BTKE,BTK->BTE", chosen_BTKE, routes.weights_BTK * real_BT[..., None])

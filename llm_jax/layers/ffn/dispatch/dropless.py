@@ -1,0 +1,52 @@
+"""Every expert computes the tokens that chose it, however many, and no others.
+
+Legend: B batch, T length, D model width, E experts, K choices of a token, P choices of all tokens.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check_positive
+from llm_jax.layers.ffn.dispatch import picked, rows
+from llm_jax.layers.ffn.experts import Local
+from llm_jax.layers.ffn.routing import Choice, Picks
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropless:
+    """Choices sorted by expert, and products of groups of any sizes (Gale et al. 2022, arXiv:2211.15841, section 4).
+
+    Memory is that of the choices, K rows a token, whatever the number of experts.
+    """
+
+    windows: int = 4
+    """Where experts lie on several devices, the pieces of a device's share of all choices in which it computes those
+    that come to it (windows.py). More of them need less memory, and fewer empty rows are computed, at most a piece;
+    products are the smaller."""
+
+    serves = (Choice, Picks)
+
+    def __post_init__(self):
+        check_positive(windows=self.windows)
+
+    def run(
+        self, experts: Local, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """See dispatch.__init__."""
+        if isinstance(routes, Picks):
+            return picked.serve(experts, x_BTD, routes, real_BT)
+        weights_BTK = routes.weights_BTK * real_BT[..., None]
+        served_BTK = weights_BTK > 0
+        chosen_RK, weights_RK, served_RK = (
+            x.reshape(real_BT.size, -1)
+            for x in (jnp.where(served_BTK, routes.experts_BTK, experts.count), weights_BTK, served_BTK)
+        )
+        order_1P, place_1P, sizes_1E = rows.ordered(chosen_RK.reshape(1, -1), experts.count)
+        used_P = jnp.arange(chosen_RK.size) < jnp.sum(sizes_1E)
+        plan = rows.Rows(order_1P[0], used_P, place_1P.reshape(chosen_RK.shape), served_RK)
+        rows_PD = rows.taken(x_BTD.reshape(-1, x_BTD.shape[-1]), plan)
+        y_PD = experts.ragged(rows_PD, sizes_1E[0], self.windows)
+        y_RD = rows.combined(y_PD, weights_RK, plan)
+        return y_RD.reshape(x_BTD.shape), jnp.sum(served_BTK, axis=-1, dtype=jnp.float32)

@@ -1,0 +1,72 @@
+"""Places of experts in groups of tokens, and how tokens come to them.
+
+Legend: G groups, N tokens of a group, K choices of a token, E experts, C places of an expert in a group, D model width,
+S places of all experts in all groups, R tokens of all groups.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from llm_jax.layers.ffn.dispatch.rows import Rows, combined, taken
+from llm_jax.layers.ffn.experts import Local
+
+
+@flax.struct.dataclass
+class Seats:
+    """Which choice sits in each place, and in which place each choice.
+
+    Attributes:
+      choice_GEC: int32 from 0 to N K - 1, the choices of a token one after the other; any for an empty place.
+      used_GEC: bool, whether a choice sits there.
+      expert_GNK: int32, the expert of a choice.
+      place_GNK: int32, its place there; any for one that is not served.
+      served_GNK: bool, whether it has one.
+    """
+
+    choice_GEC: jax.Array
+    used_GEC: jax.Array
+    expert_GNK: jax.Array
+    place_GNK: jax.Array
+    served_GNK: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ByIndex:
+    """Rows are gathered."""
+
+    def serve(self, experts: Local, x_GND: jax.Array, weights_GNK: jax.Array, seats: Seats) -> jax.Array:
+        """Sum over the choices of each token that are served of weight * result, [G, N, D]."""
+        (groups, tokens, choices), (_, count, places) = weights_GNK.shape, seats.choice_GEC.shape
+        group_G11 = jnp.arange(groups)[:, None, None]
+        choice_GEC = group_G11 * tokens * choices + seats.choice_GEC
+        row_GNK = (seats.expert_GNK * groups + group_G11) * places + jnp.where(seats.served_GNK, seats.place_GNK, 0)
+        by_expert = lambda x_GEC: x_GEC.swapaxes(0, 1).reshape(-1)  # noqa: E731
+        by_token = lambda x_GNK: x_GNK.reshape(-1, choices)  # noqa: E731
+        rows = Rows(by_expert(choice_GEC), by_expert(seats.used_GEC), by_token(row_GNK), by_token(seats.served_GNK))
+        rows_SD = taken(x_GND.reshape(-1, x_GND.shape[-1]), rows)
+        y_ERD = experts.batched(rows_SD.reshape(count, groups * places, -1))
+        return combined(y_ERD.reshape(rows_SD.shape), by_token(weights_GNK), rows).reshape(x_GND.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByProducts:
+    """Rows are moved by products with matrices of zeros and ones, tokens by places of a group (Lepikhin et al. 2020,
+    arXiv:2006.16668, algorithm 1): nothing is gathered, at work and memory that grow with the square of the group."""
+
+    def serve(self, experts: Local, x_GND: jax.Array, weights_GNK: jax.Array, seats: Seats) -> jax.Array:
+        """Sum over the choices of each token that are served of weight * result, [G, N, D]."""
+        groups, count, places = seats.choice_GEC.shape
+        seat_GNK = jnp.where(seats.served_GNK, seats.expert_GNK * places + seats.place_GNK, -1)
+        sits_GNKS = jax.nn.one_hot(seat_GNK, count * places, dtype=x_GND.dtype)
+        x_GSD = jnp.einsum("GNS,GND->GSD", sits_GNKS.sum(2), x_GND)
+        x_EGCD = x_GSD.reshape(groups, count, places, -1).swapaxes(0, 1)
+        y_ERD = experts.batched(x_EGCD.reshape(count, groups * places, -1))
+        y_GSD = y_ERD.reshape(x_EGCD.shape).swapaxes(0, 1).reshape(x_GSD.shape)
+        weights_GNS = jnp.einsum("GNKS,GNK->GNS", sits_GNKS, weights_GNK.astype(x_GND.dtype))
+        return jnp.einsum("GNS,GSD->GND", weights_GNS, y_GSD)
+
+
+SeatsConfig = ByIndex | ByProducts
