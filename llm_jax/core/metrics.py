@@ -1,10 +1,24 @@
-"""Metrics are sums and counts, so that microbatches, devices and hosts combine exactly."""
+"""Metrics are sums and counts, so that microbatches, devices and hosts combine exactly.
 
-from typing import Self
+A metric is a tree of arrays, of which two are added leaf by leaf, with `told(name)`: the figures that are made of the
+sums, by the names under which they are recorded.
+"""
+
+from typing import Protocol, Self
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+
+class Metric(Protocol):
+    """Sums, and the figures that are made of them."""
+
+    def told(self, name: str) -> dict[str, float]:
+        """Of sums that have been fetched from the device: figures by name, of which `name` is the first part."""
+
+
+Metrics = dict[str, Metric]
 
 
 @flax.struct.dataclass
@@ -28,12 +42,17 @@ class Ratio:
         """total / count; 0 where nothing was counted."""
         return self.total / jnp.where(self.count == 0, 1, self.count)
 
+    def told(self, name: str) -> dict[str, float]:
+        """The mean."""
+        return {name: float(self.total) / (float(self.count) or 1.0)}
 
-def add(left: dict[str, Ratio], right: dict[str, Ratio]) -> dict[str, Ratio]:
+
+def add(left: Metrics, right: Metrics) -> Metrics:
     """Adds two metric dictionaries of equal keys."""
     return jax.tree.map(jnp.add, left, right)
 
 
-def means(metrics: dict[str, Ratio]) -> dict[str, float]:
+def means(metrics: Metrics) -> dict[str, float]:
     """Fetches the metrics from the device and divides."""
-    return {name: float(ratio.total) / (float(ratio.count) or 1.0) for name, ratio in jax.device_get(metrics).items()}
+    fetched = jax.device_get(metrics)
+    return {name: value for key in fetched for name, value in fetched[key].told(key).items()}

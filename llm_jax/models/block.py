@@ -7,7 +7,7 @@ token is told of a later one; and `shape`, its heads or channels in words. A mix
 and padding changes nothing at real tokens.
 
 An ffn is one too. Its module is called with (x [B, T, D], context) and returns (y [B, T, D], report), where a report is
-what a layer of experts tells (layers/ffn/routing.py), and None of others. It has `parameters(width)`,
+what a layer of experts tells (layers/ffn/tally.py), and None of others. It has `parameters(width)`,
 `active_parameters(width)`, those that compute a token, and `matrix_flops(width)`.
 
 Legend: B batch, T length, D model width.
@@ -24,7 +24,7 @@ from llm_jax.core.checks import check, check_fraction
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.ffn.routing import Report
+from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.latent import LatentAttentionConfig

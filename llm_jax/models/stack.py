@@ -14,7 +14,7 @@ import jax
 
 from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.routing import Report
+from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.mixers.context import Context
 from llm_jax.models.block import Block, BlockConfig
 from llm_jax.sharding import axes, pipeline
@@ -133,26 +133,33 @@ class Stack(nn.Module):
         for index, segment in enumerate(self.segments):
             name, remat = f"segment_{index}", self.execution.remat_of(index)
             if cut[index]:
-                x_BTD = self._pipelined(segment, remat, self.variables["params"][name], x_BTD, context)
+                x_BTD, told = self._pipelined(segment, remat, self.variables["params"][name], x_BTD, context)
             else:
                 group = self._scanned(segment, remat)(segment.blocks, self.width, self.precision, name=name)
                 x_BTD, (_, told) = group(x_BTD, context, None)
-                reports |= {f"{name}/{block}": report for block, report in told.items()}
+            reports |= {f"{name}/{block}": report for block, report in told.items()}
         return x_BTD, None, reports
 
-    def _pipelined(self, segment: Segment, remat: Remat, weights: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def _pipelined(
+        self, segment: Segment, remat: Remat, weights: Any, x_BTD: jax.Array, context: Context
+    ) -> tuple[jax.Array, Reports]:
         """A stage is a shorter segment, and what is computed again is a step of it. Dropout differs by layer and row,
         and from what the segment draws whole."""
 
-        def stage(weights: Any, bias_RN: Any, key: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
+        def stage(weights: Any, bias_RN: Any, key: Any, x_BTD: jax.Array, context: Context) -> tuple:
             part = dataclasses.replace(segment, repeats=len(jax.tree.leaves(weights)[0]))
             layers = self._scanned(part, "none")(part.blocks, self.width, self.precision, parent=None)
             rngs = None if key is None else {"dropout": key}
-            return layers.apply({"params": weights}, x_BTD, context.replace(bias_RN=bias_RN), None, rngs=rngs)[0]
+            context = context.replace(bias_RN=bias_RN)
+            x_BTD, (_, told) = layers.apply({"params": weights}, x_BTD, context, None, rngs=rngs)
+            losses = {block: report.loss_B for block, report in told.items()}
+            return x_BTD, losses, {block: report.replace(loss_B=None) for block, report in told.items()}
 
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         keep = None if remat == "none" else _POLICIES[remat]
-        return pipeline.run(stage, weights, context.bias_RN, key, x_BTD, context.replace(bias_RN=None), keep)
+        rows = context.replace(bias_RN=None)
+        x_BTD, losses, told = pipeline.run(stage, weights, context.bias_RN, key, x_BTD, rows, keep)
+        return x_BTD, {block: report.replace(loss_B=losses[block]) for block, report in told.items()}
 
     def _cached(self, x_BTD: jax.Array, context: Context, states: tuple) -> tuple[jax.Array, tuple]:
         """One repeat after the other: a loop over layers would copy the whole cache on each turn."""
@@ -174,6 +181,7 @@ class Stack(nn.Module):
             policy = _POLICIES[remat]
             group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
         own, common = ({}, "params") if segment.shared else ({"params": 0}, False)
+        own |= {"choices": 0}
         return nn.scan(
             group,
             variable_axes=own,

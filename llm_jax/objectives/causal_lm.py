@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
-from llm_jax.core.metrics import Ratio
+from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.config import TransformerConfig
@@ -40,8 +40,9 @@ class CausalLMConfig:
         """
         check(
             model.causal,
-            "objective CausalLMConfig predicts tokens from those before them, and a mixer of the model tells tokens of "
-            "later ones: give every mixer the mask Causal(), or choose another objective",
+            "objective CausalLMConfig predicts tokens from those before them, and a mixer or a router of the model "
+            "tells tokens of later ones: give every mixer the mask Causal(), and a router of which that is meant "
+            "allow_future=True, or choose another objective",
         )
         check(
             isinstance(model.head, HeadConfig | TiedHead),
@@ -64,8 +65,9 @@ class CausalLMConfig:
 
     def loss(
         self, model: Transformer, params: Any, batch: Batch, key: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, Ratio]]:
-        """Summed loss over the batch's targets, and metrics: 'loss' (nats), 'accuracy', 'z_loss' where weighted.
+    ) -> tuple[jax.Array, Metrics]:
+        """Summed loss over the batch's targets, and metrics: 'loss' (nats), 'accuracy', 'z_loss' where weighted, and
+        those of layers of experts (`balance`).
 
         Args:
           key: for dropout; None where nothing shall be dropped.

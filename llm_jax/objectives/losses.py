@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.metrics import Ratio
-from llm_jax.layers.ffn.routing import Report
+from llm_jax.core.metrics import Metrics, Ratio
+from llm_jax.layers.ffn.tally import Report, Tallies
 from llm_jax.sharding import axes, partition
 
 Unembed = Callable[[Any, jax.Array], jax.Array]
@@ -121,11 +121,14 @@ def _join(x: jax.Array) -> jax.Array:
     return x.reshape(batch, -1, width)
 
 
-def balance(reports: dict[str, Report], weights_BT: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
+def balance(reports: dict[str, Report], weights_BT: jax.Array) -> tuple[jax.Array, Metrics]:
     """Balance losses of all layers of experts, each row's as often as it has targets, to be added to a sum over
-    targets; and their metrics. Sums of rows: it does not matter how a batch is cut."""
+    targets; and metrics: 'balance_loss', and 'experts', what the layers did."""
     if not reports:
         return jnp.zeros(()), {}
     count_B = jnp.sum(weights_BT, axis=1, dtype=jnp.float32)
     loss = Ratio.of(sum(jnp.sum(report.loss_B, axis=0) for report in reports.values()), count_B)
-    return loss.total, {"balance_loss": loss}
+    return loss.total, {
+        "balance_loss": loss,
+        "experts": Tallies({path: report.tally for path, report in reports.items()}),
+    }

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from llm_jax.core.metrics import Metrics, means
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
 from llm_jax.hosts import Hosts
 from llm_jax.train.loop import Hook, Stop
 from llm_jax.train.state import TrainState
-from llm_jax.train.step import Metrics
 
 
 class Recorder:
@@ -176,7 +177,7 @@ class Evaluate(Hook):
         values = evaluate(self._function, self._weights(state), self._batches(), self._bytes)
         self.loss, self.step = values["loss"], step
         self._recorder.write(f"eval/{self.name}", step, **values)
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "targets")
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "targets" and "/" not in key)
         self._display.print(f"step {step}  {self.name}: {shown}")
 
 
@@ -190,11 +191,10 @@ def evaluate(
     parts = [jax.device_get(function(params, batch)) for batch in batches]
     if not parts:
         raise ValueError("the evaluation set has no batch: give it documents or drop it from the experiment")
-    totals = {name: sum(float(part[name].total) for part in parts) for name in parts[0]}
-    counts = {name: sum(float(part[name].count) for part in parts) for name in parts[0]}
-    values = {name: total / (counts[name] or 1.0) for name, total in totals.items()} | {"targets": counts["loss"]}
+    totals = jax.tree.map(lambda *sums: np.sum(sums, axis=0, dtype=np.float64), *parts)
+    values = means(totals) | {"targets": float(totals["loss"].count)}
     if bytes_of_text:
-        values["bits_per_byte"] = totals["loss"] / math.log(2) / bytes_of_text
+        values["bits_per_byte"] = float(totals["loss"].total) / math.log(2) / bytes_of_text
     return values
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 
+from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.models.build import Model, abstract_parameters
 from llm_jax.objectives.causal_lm import CausalLMConfig
@@ -18,7 +19,7 @@ from llm_jax.sharding.partition import Layout
 from llm_jax.train.compile import Update, compiled_update
 from llm_jax.train.hooks import weights_for_use
 from llm_jax.train.state import TrainState, at_rest, initial_state, state_of, state_shardings
-from llm_jax.train.step import Metrics, StepConfig, evaluation_step, train_step
+from llm_jax.train.step import StepConfig, evaluation_step, train_step
 
 
 @dataclasses.dataclass(frozen=True)

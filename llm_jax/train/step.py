@@ -14,13 +14,12 @@ import optax
 
 from llm_jax.core import rng
 from llm_jax.core.checks import check_fraction, check_positive
-from llm_jax.core.metrics import Ratio, add
+from llm_jax.core.metrics import Metrics, add
 from llm_jax.data.batch import Batch
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.train.biases import moved
 from llm_jax.train.state import TrainState
-
-Metrics = dict[str, Ratio]
 
 
 @flax.struct.dataclass
@@ -96,7 +95,7 @@ def train_step(
         norms = jax.tree.map(lambda g: jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))), gradient)
         finite = jnp.isfinite(metrics["loss"].total) & jnp.isfinite(optax.tree.norm(norms))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = moved(optax.apply_updates(state.params, updates), state.params, metrics)
         ema = state.ema
         if config.ema_decay is not None:
             ema = jax.tree.map(lambda old, new: old + (1 - config.ema_decay) * (new - old), ema, params)

@@ -1,7 +1,11 @@
 """What keeps the load of experts even.
 
 A balance loss is a config type with `loss(routed, load_BTE, real_BT)`, which gives a float32 loss for each row [B]; a
-layer adds them up by their weights, and an objective counts a row's as often as the row has targets.
+layer adds them up by their weights, and an objective counts a row's as often as the row has targets. `check(router)`
+raises ValueError where a router does not give what it needs.
+
+What is a mean over the batch is one over the rows that a program sees at once: those of a microbatch, and under
+jax.pmap of one device.
 
 Legend: B batch, T length, E experts, K choices of a token.
 """
@@ -11,44 +15,138 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.checks import check_not_negative
-from llm_jax.layers.ffn.routing import Report, Routed, load
+from llm_jax.core.checks import check, check_not_negative
+from llm_jax.layers.ffn.routing import Choice, Routed, Router, load
+from llm_jax.layers.ffn.tally import Report, Tally
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadLoss:
-    """E * sum over experts of (share of choices) * (mean probability) over the batch: 1 where the load is even (Fedus
-    et al. 2021, arXiv:2101.03961, eq. 4)."""
-
-    weight: float = 0.01
+class _Loss:
+    """What balance losses have in common."""
 
     def __post_init__(self):
         check_not_negative(weight=self.weight)
 
-    def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
-        real_BT1 = real_BT[..., None]
-        experts = load_BTE.shape[-1]
-        share_E = jnp.sum(load_BTE, (0, 1)) / jnp.maximum(jnp.sum(load_BTE), 1)
-        mean_E = jnp.sum(routed.scores_BTE * real_BT1, (0, 1)) / jnp.maximum(jnp.sum(real_BT1), 1)
-        return jnp.broadcast_to(experts * jnp.sum(share_E * mean_E), real_BT.shape[:1])
+    def check(self, router: Router) -> None:
+        """
+        Raises:
+          ValueError: for a router by which tokens do not choose from scores of their own.
+        """
+        check(
+            router.routes is Choice and router.scored,
+            f"balance has a {type(self).__name__} and router is {type(router).__name__}, which has no scores by which "
+            "tokens choose: leave the loss out",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class ZLoss:
+class LoadLoss(_Loss):
+    """E * sum over experts of (share of choices) * (mean share of the scores) over the batch: 1 where either is even
+    (Fedus et al. 2021, arXiv:2101.03961, eq. 4 to 6).
+
+    GShard's (Lepikhin et al. 2020, arXiv:2006.16668, algorithm 1) is the same without the factor, as a mean: 1 / E^2 of
+    it, with a coefficient that is not published. Losses that count a token's K choices without dividing by K, as in
+    transformers, are K times this one with all of them.
+    """
+
+    weight: float = 0.01
+    """0.01 in Switch Transformer and OLMoE."""
+    first: bool = True
+    """Whether only the first choice of a token counts, as in Switch and GShard, else all of them."""
+
+    def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
+        if self.first:
+            load_BTE = jax.nn.one_hot(routed.routes.experts_BTK[..., 0], load_BTE.shape[-1]) * real_BT[..., None]
+        return jnp.broadcast_to(_evenness(load_BTE, shares(routed.scores_BTE), real_BT, (0, 1)), real_BT.shape[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceLoss(_Loss):
+    """As LoadLoss with all choices, of every row by itself (DeepSeek-V2, arXiv:2405.04434, eq. 23 to 25; DeepSeek-V3,
+    arXiv:2412.19437, eq. 17 to 20). Documents packed into one row count as one sequence."""
+
+    weight: float = 0.0001
+    """0.0001 in DeepSeek-V3, 0.003 in DeepSeek-V2."""
+
+    def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
+        return _evenness(load_BTE, shares(routed.scores_BTE), real_BT, (1,))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportanceLoss(_Loss):
+    """Square of the coefficient of variation over experts of the weights given to them in the batch: 0 where they are
+    even (Shazeer et al. 2017, arXiv:1701.06538, eq. 6 and 7)."""
+
+    weight: float = 0.1
+
+    def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
+        weights_BTK = routed.routes.weights_BTK * real_BT[..., None]
+        given_E = jnp.zeros(load_BTE.shape[-1]).at[routed.routes.experts_BTK].add(weights_BTK)
+        variation = jnp.var(given_E) / jnp.maximum(jnp.square(jnp.mean(given_E)), 1e-10)
+        return jnp.broadcast_to(variation, real_BT.shape[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class ZLoss(_Loss):
     """Mean over the tokens of a row of log(sum(exp(logits)))^2, which keeps logits small (Zoph et al. 2022,
     arXiv:2202.08906, eq. 5)."""
 
     weight: float = 0.001
 
-    def __post_init__(self):
-        check_not_negative(weight=self.weight)
+    def check(self, router: Router) -> None:
+        """
+        Raises:
+          ValueError: for a router without logits.
+        """
+        check(
+            router.scored,
+            f"balance has a ZLoss and router is {type(router).__name__}, which has no logits: leave the loss out",
+        )
 
     def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
         squares_BT = jnp.square(jax.nn.logsumexp(routed.logits_BTE, axis=-1))
         return jnp.sum(squares_BT * real_BT, axis=1) / jnp.maximum(jnp.sum(real_BT, axis=1), 1)
 
 
-Balance = LoadLoss | ZLoss
+@dataclasses.dataclass(frozen=True)
+class BiasUpdate:
+    """No loss: after every update the router's bias for an expert rises by `rate` where the expert had less than the
+    mean load of the batch, and falls where it had more (Wang et al. 2024, arXiv:2408.15664, algorithm 1; DeepSeek-V3,
+    arXiv:2412.19437, 2.1.2). The load is that of the whole batch, over all microbatches and devices."""
+
+    rate: float = 0.001
+
+    def __post_init__(self):
+        check_not_negative(rate=self.rate)
+
+    def check(self, router: Router) -> None:
+        """
+        Raises:
+          ValueError: for a router without a bias that it could move.
+        """
+        check(
+            router.corrected,
+            f"balance has a BiasUpdate and router is {type(router).__name__} without a bias that it moves: set the "
+            "router to SigmoidConfig with corrected=True, or leave the update out",
+        )
+
+
+Balance = LoadLoss | SequenceLoss | ImportanceLoss | ZLoss | BiasUpdate
+
+
+def check_balance(balance: tuple[Balance, ...], router: Router) -> None:
+    """
+    Raises:
+      ValueError: for what does not fit the router, or does not balance its bias.
+    """
+    for one in balance:
+        one.check(router)
+    updates = sum(isinstance(one, BiasUpdate) for one in balance)
+    check(updates <= 1, f"balance has {updates} BiasUpdate: one moves the router's bias; leave one")
+    check(
+        updates or not router.corrected,
+        f"router is {type(router).__name__} with corrected=True and balance has no BiasUpdate: nothing would ever move "
+        "the bias; add BiasUpdate() to balance, or set corrected=False",
+    )
 
 
 def report(
@@ -57,21 +155,34 @@ def report(
     """What a layer tells of its tokens, which it served so many choices each."""
     real_BT = real_BT.astype(jnp.float32)
     load_BTE = load(routed.routes, experts, real_BT)
+    losses = [b.weight * b.loss(routed, load_BTE, real_BT) for b in balance if not isinstance(b, BiasUpdate)]
     served_BT = served_BT * real_BT
-    losses = [one.weight * one.loss(routed, load_BTE, real_BT) for one in balance]
     importance_E, entropy = jnp.zeros(experts), jnp.zeros(())
     if routed.scores_BTE is not None:
-        shares_BTE = routed.scores_BTE / jnp.maximum(jnp.sum(routed.scores_BTE, axis=-1, keepdims=True), 1e-9)
+        shares_BTE = shares(routed.scores_BTE)
         importance_E = jnp.einsum("BTE,BT->E", shares_BTE, real_BT)
         entropy = jnp.sum(jax.scipy.special.entr(shares_BTE) * real_BT[..., None])
-    found = Report(
-        loss_B=jnp.zeros(real_BT.shape[:1]),
+    tally = Tally(
         tokens=jnp.sum(real_BT),
         load_E=jnp.sum(load_BTE, (0, 1)),
         importance_E=importance_E,
         entropy=entropy,
         dropped=jnp.sum(load_BTE) - jnp.sum(served_BT),
         unserved=jnp.sum((served_BT == 0) * real_BT),
+        rate=next((one.rate for one in balance if isinstance(one, BiasUpdate)), None),
     )
     # Only the losses are to be followed back.
-    return jax.lax.stop_gradient(found).replace(loss_B=sum(losses, found.loss_B))
+    return Report(sum(losses, jnp.zeros(real_BT.shape[:1])), jax.lax.stop_gradient(tally))
+
+
+def shares(scores_BTE: jax.Array) -> jax.Array:
+    """Scores of which each token's add up to one."""
+    return scores_BTE / jnp.maximum(jnp.sum(scores_BTE, axis=-1, keepdims=True), 1e-20)
+
+
+def _evenness(load_BTE: jax.Array, shares_BTE: jax.Array, real_BT: jax.Array, over: tuple[int, ...]) -> jax.Array:
+    """E * sum over experts of (share of the load) * (mean of the shares), both over these axes."""
+    load_E, given_E = jnp.sum(load_BTE, over), jnp.sum(shares_BTE * real_BT[..., None], over)
+    share_E = load_E / jnp.maximum(jnp.sum(load_E, axis=-1, keepdims=True), 1)
+    mean_E = given_E / jnp.maximum(jnp.sum(real_BT, over), 1)[..., None]
+    return load_BTE.shape[-1] * jnp.sum(share_E * mean_E, axis=-1)

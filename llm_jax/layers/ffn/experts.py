@@ -17,6 +17,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED
 from llm_jax.layers.ffn.grouped import grouped
 from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig
+from llm_jax.layers.ffn.windows import run
 from llm_jax.layers.linear import StackedLinear
 from llm_jax.sharding import axes
 from llm_jax.sharding.line import Line
@@ -63,7 +64,8 @@ class Local:
     """What one device computes of the experts.
 
     Its weights are those of its share of the experts, and of their inner features where a strategy divides them; the
-    width is whole.
+    width is whole. Where the features are divided, so are the results: those of all parts are to be added up, which is
+    done when a token's are, in `MoE`.
     """
 
     config: DenseConfig
@@ -99,12 +101,27 @@ class Local:
         y_ERD = self._computed(rows_ERD, weights_ER, products, lambda bias_EF: bias_EF[:, None])
         return self.others.swapped(y_ERD, cut=1, joined=0)
 
-    def ragged(self, rows_PD: jax.Array, weights_P: jax.Array, sizes_E: jax.Array) -> jax.Array:
-        """Results for rows sorted by expert, int32 as many of each of all experts as `sizes_E` says, times their float32
-        weights, [P, D]; rows that are left over give 0.
+    def ragged(
+        self, rows_PD: jax.Array, sizes_E: jax.Array, windows: int, weights_P: jax.Array | None = None
+    ) -> jax.Array:
+        """Results for rows sorted by expert, int32 as many of each of all experts as `sizes_E` says, times their
+        float32 weights if given, [P, D]; rows that are left over give 0.
 
-        The weights of experts are those of all of them: it has no means yet to send rows to `others`.
+        Args:
+          windows: pieces of a device's share of all rows in which it computes those that others send.
         """
+        if self.others.size == 1:
+            return self._grouped(rows_PD, sizes_E, weights_P)
+
+        def compute(weights: Weights, rows_RD: jax.Array, sizes_L: jax.Array) -> jax.Array:
+            own = Local(self.config, weights, len(sizes_L), Line((), 1), self.inner)
+            return own._grouped(rows_RD, sizes_L, None)
+
+        y_PD = run(compute, self.others, -(-len(rows_PD) // windows), self.weights, rows_PD, sizes_E)
+        return _weighted(y_PD, weights_P)
+
+    def _grouped(self, rows_PD: jax.Array, sizes_E: jax.Array, weights_P: jax.Array | None) -> jax.Array:
+        """As `ragged`, where the weights are those of all experts."""
         expert_P = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(len(rows_PD)), side="right")
         # A product, because the gradient of rows gathered is scattered; it gives 0 past the last expert.
         of_rows = lambda bias_EF: jax.nn.one_hot(expert_P, len(bias_EF), dtype=bias_EF.dtype) @ bias_EF  # noqa: E731
@@ -120,9 +137,6 @@ class Local:
         """Results for rows, where `products` multiplies each by its expert's kernels, and `of_rows` gives each its
         expert's bias."""
 
-        def weighted(x: jax.Array) -> jax.Array:
-            return x if weights is None else (x * weights[..., None]).astype(x.dtype)
-
         def biased(y: jax.Array, name: str) -> jax.Array:
             bias_EF = self.weights[name][1]
             return y if bias_EF is None else y + of_rows(bias_EF)
@@ -133,6 +147,12 @@ class Local:
         act = (GATED if isinstance(self.config, GLUConfig) else ACTIVATIONS)[self.config.activation]
         # Weighted before the last product, whose result the gradient of the weights then does not need.
         kernel_EFD, bias_ED = self.weights["down"]
-        (y,) = products(weighted(act(*found)), (kernel_EFD,))
-        y = self.inner.summed(y)
-        return y if bias_ED is None else y + weighted(of_rows(bias_ED))
+        if bias_ED is not None:
+            bias_ED = jnp.where(self.inner.place == 0, bias_ED, 0)
+        (y,) = products(_weighted(act(*found), weights), (kernel_EFD,))
+        return y if bias_ED is None else y + _weighted(of_rows(bias_ED), weights)
+
+
+def _weighted(rows: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Rows times their weights if given, in the type of the rows."""
+    return rows if weights is None else (rows * weights[..., None]).astype(rows.dtype)

@@ -55,9 +55,7 @@ def _ragged(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
     return tuple(jnp.where(taken_P1, y_PF, 0) for y_PF in products)
 
 
-def _ragged_gradients(
-    rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array, dys: Arrays
-) -> tuple[jax.Array, Arrays]:
+def _ragged_gradients(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array, dys: Arrays) -> tuple[jax.Array, Arrays]:
     taken_P1 = _taken(len(rows_PD), sizes_E)
 
     def products(rows_PD: jax.Array, kernels: Arrays) -> Arrays:

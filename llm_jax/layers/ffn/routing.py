@@ -1,17 +1,21 @@
-"""What a router decides of the tokens, and what a layer of experts tells of it.
+"""What a router decides of the tokens.
 
-A router is a config type. It has `build(width, experts, precision, name)`, which gives a module called with
+A router is a config type, a `Router`. It has `build(width, experts, precision, name)`, which gives a module called with
 (x [B, T, D], context) that returns `Routed`; `check(experts)`, which raises ValueError where it cannot route to so
-many; `parameters(width, experts)`; `matrix_flops(width, experts)`, forward FLOPs per token; `choices(experts)`, the
-mean number of experts that a token visits; and `causal`, whether no token's route depends on a later one.
+many; `parameters(width, experts)`; `matrix_flops(width, experts)`, forward FLOPs per token; and `choices(experts)`, the
+mean number of experts that a token visits. What `context` says is padding changes nothing.
 
-Legend: B batch, T length, E experts, K choices of a token, G groups of a row, N tokens of a group,
-C tokens that an expert takes of one.
+Legend: B batch, T length, E experts, K choices of a token, G groups of a row, N tokens of a group, C tokens that an
+expert takes of a group, S slots of an expert.
 """
+
+from typing import ClassVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from llm_jax.sharding import axes
 
 
 @flax.struct.dataclass
@@ -22,6 +26,9 @@ class Choice:
       experts_BTK: int32, no expert twice for a token.
       weights_BTK: float32, with which their results are added; 0 for a choice that is none.
     """
+
+    words: ClassVar = (axes.BATCH, axes.LENGTH)
+    """Of the axes along which devices may divide it."""
 
     experts_BTK: jax.Array
     weights_BTK: jax.Array
@@ -39,6 +46,46 @@ class Picks:
     places_BGEC: jax.Array
     weights_BGEC: jax.Array
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Of the axes along which devices may divide it."""
+        return (axes.BATCH, axes.LENGTH) if self.places_BGEC.shape[1] > 1 else (axes.BATCH,)
+
+
+@flax.struct.dataclass
+class Mixture:
+    """What the slots of the experts are mixed of, and tokens of the results for the slots.
+
+    Attributes:
+      dispatch_BTES: float32 share of each token in each slot, 0 of one that is not real.
+      combine_BTES: float32 share of each slot's result in that of each token, 0 for one that is not real.
+    """
+
+    words: ClassVar = (axes.BATCH,)
+    """Of the axes along which devices may divide it."""
+
+    dispatch_BTES: jax.Array
+    combine_BTES: jax.Array
+
+
+Routes = Choice | Picks | Mixture
+
+
+class Router:
+    """What holds of a router unless its config says otherwise."""
+
+    routes: ClassVar[type] = Choice
+    """What it gives."""
+    scored: ClassVar[bool] = True
+    """Whether it scores experts for tokens: `Routed` has logits and scores."""
+    corrected: ClassVar[bool] = False
+    """Whether it has a parameter `bias` [E] on the choice of experts that a `BiasUpdate` moves."""
+    causal: ClassVar[bool] = True
+    """Whether no token's route depends on a later one."""
+
+    def check(self, experts: int) -> None:
+        """Any number will do."""
+
 
 @flax.struct.dataclass
 class Routed:
@@ -51,37 +98,16 @@ class Routed:
         a router that does not look at tokens.
     """
 
-    routes: Choice | Picks
+    routes: Routes
     logits_BTE: jax.Array | None = None
     scores_BTE: jax.Array | None = None
 
 
-@flax.struct.dataclass
-class Report:
-    """What a layer of experts did with the real tokens of a batch: float32 sums over them. A stack's has a leading axis
-    for its layers.
-
-    Attributes:
-      loss_B: balance losses of each row, weighted and added up.
-      tokens: number of tokens.
-      load_E: number of tokens that chose each expert, or that it picked, whether it served them or not.
-      importance_E: scores given to each expert, each token's adding up to one; 0 without scores.
-      entropy: of each token's scores, in nats; 0 without scores.
-      dropped: choices that no expert served, for want of capacity.
-      unserved: tokens that no expert served.
-    """
-
-    loss_B: jax.Array
-    tokens: jax.Array
-    load_E: jax.Array
-    importance_E: jax.Array
-    entropy: jax.Array
-    dropped: jax.Array
-    unserved: jax.Array
-
-
-def load(routes: Choice | Picks, experts: int, real_BT: jax.Array) -> jax.Array:
-    """Which experts each token chose, or was picked by: float32 0 or 1 [B, T, E]; none for a token that is not real."""
+def load(routes: Routes, experts: int, real_BT: jax.Array) -> jax.Array:
+    """Which experts each token chose, or was picked by: float32 0 or 1 [B, T, E], of a mixture their shares in it; none
+    for a token that is not real."""
+    if isinstance(routes, Mixture):
+        return jnp.sum(routes.combine_BTES, axis=-1) * real_BT[..., None]
     if isinstance(routes, Choice):
         chosen_BTK = (routes.weights_BTK > 0).astype(jnp.float32) * real_BT[..., None]
         return jnp.einsum("BTKE,BTK->BTE", jax.nn.one_hot(routes.experts_BTK, experts), chosen_BTK)

@@ -15,16 +15,14 @@ from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.scores import Noise, Scoring
-from llm_jax.layers.ffn.routing import Choice, Routed
+from llm_jax.layers.ffn.routing import Choice, Routed, Router
 from llm_jax.layers.linear import Init, Normal
 from llm_jax.layers.mixers.context import Context
-from llm_jax.sharding import axes
+from llm_jax.sharding import axes, partition
 
 
-class _TopConfig:
+class _TopConfig(Router):
     """What configs have in common by which a token chooses `top` experts."""
-
-    causal = True
 
     def __post_init__(self):
         check_positive(top=self.top, scale=self.scale)
@@ -149,9 +147,12 @@ class SigmoidRouter(Scoring):
 
 def _choice(config: SoftmaxConfig | SigmoidConfig, scores_BTE: jax.Array, ranks_BTE: jax.Array) -> Choice:
     """Of the experts that rank highest, with weights by their scores."""
-    ranks_BTE = jax.lax.stop_gradient(ranks_BTE)
-    allowed_BTE = ranks_BTE if config.limit is None else config.limit.masked(ranks_BTE)
-    experts_BTK = jax.lax.top_k(allowed_BTE, config.top)[1]
+
+    def best(ranks_BTE: jax.Array) -> jax.Array:
+        allowed_BTE = ranks_BTE if config.limit is None else config.limit.masked(ranks_BTE)
+        return jax.lax.top_k(allowed_BTE, config.top)[1]
+
+    experts_BTK = partition.apart(best, axes.BATCH, axes.LENGTH)(jax.lax.stop_gradient(ranks_BTE))
     weights_BTK = jnp.take_along_axis(scores_BTE, experts_BTK, axis=-1)
     if config.normalized:
         weights_BTK /= jnp.sum(weights_BTK, axis=-1, keepdims=True) + 1e-20
