@@ -94,12 +94,14 @@ class Local:
         def products(rows_ERD: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             return tuple(jnp.einsum("ERD,EDF->ERF", rows_ERD, kernel_EDF) for kernel_EDF in kernels)
 
-        # Each device sends every other the rows of the experts that this one holds.
-        rows_ERD = self.others.swapped(rows_ERD, cut=0, joined=1)
-        if weights_ER is not None:
-            weights_ER = self.others.swapped(weights_ER, cut=0, joined=1)
-        y_ERD = self._computed(rows_ERD, weights_ER, products, lambda bias_EF: bias_EF[:, None])
-        return self.others.swapped(y_ERD, cut=1, joined=0)
+        def computed(rows_ERD: jax.Array, weights_ER: jax.Array | None) -> jax.Array:
+            return self._computed(rows_ERD, weights_ER, products, lambda bias_EF: bias_EF[:, None])
+
+        if self.others.size == 1:
+            return computed(rows_ERD, weights_ER)
+        # Each device sends every other the rows of the experts that this one holds, and keeps their weights.
+        y_ERD = computed(self.others.swapped(rows_ERD, cut=0, joined=1), None)
+        return _weighted(self.others.swapped(y_ERD, cut=1, joined=0), weights_ER)
 
     def ragged(
         self, rows_PD: jax.Array, sizes_E: jax.Array, windows: int, weights_P: jax.Array | None = None
