@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 BLOCKS = (256, 64)
-"""Rows of a block: with fewer a product of float32 is slower, with more the last block of a group computes more rows
-that belong to the next."""
+"""Rows of blocks, the largest first. Products of few rows are slow; of many rows the last block of a group computes many
+that are none of its own."""
 
 Arrays = tuple[jax.Array, ...]
 
@@ -28,7 +28,7 @@ def grouped(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
     Args:
       rows_PD: those of the first group, then those of the second, and so on.
       kernels: [E, D, F], of any F.
-      sizes_E: int32, how many rows of each group, none or all; those that are left over give 0.
+      sizes_E: int32, how many rows of each group, none or all; those that are left over give 0. They must be finite.
     """
     return _by_platform(_ragged, _blocked, rows_PD, kernels, sizes_E)
 
@@ -56,12 +56,7 @@ def _ragged(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
 
 
 def _ragged_gradients(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array, dys: Arrays) -> tuple[jax.Array, Arrays]:
-    taken_P1 = _taken(len(rows_PD), sizes_E)
-
-    def products(rows_PD: jax.Array, kernels: Arrays) -> Arrays:
-        return _ragged(jnp.where(taken_P1, rows_PD, 0), kernels, sizes_E)
-
-    return jax.vjp(products, rows_PD, kernels)[1](dys)
+    return jax.vjp(lambda rows_PD, kernels: _ragged(rows_PD, kernels, sizes_E), rows_PD, kernels)[1](dys)
 
 
 def _taken(rows: int, sizes_E: jax.Array) -> jax.Array:
