@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 BLOCKS = (256, 64)
-"""Rows of blocks, the largest first. Products of few rows are slow; of many rows the last block of a group computes many
-that are none of its own."""
+"""Rows of blocks, the largest first. Products of few rows are slow; of many rows the last block of a group computes
+many that are none of its own."""
 
 Arrays = tuple[jax.Array, ...]
 

@@ -39,8 +39,8 @@ def test_values_and_gradients_are_those_of_the_dense_dispatch(dispatch, routes):
     _same(gradients(dispatch, *arguments), gradients(Dense(), *arguments))
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=st.data(), top=st.sampled_from([1, 2, E]))
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), top=st.sampled_from([1, E]))
 def test_any_load_will_do(data, top):
     """Experts that nobody chose, one that all chose, choices left out, rows that are padding."""
     length = 5

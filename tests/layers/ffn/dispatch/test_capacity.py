@@ -52,16 +52,17 @@ def _agrees(dispatch: Capacity, routes, real_BT) -> None:
 
 
 @pytest.mark.parametrize("moves", [ByIndex(), ByProducts()])
-@pytest.mark.parametrize("group", [None, 6, 5])
-@pytest.mark.parametrize("priority", ["position", "score"])
-@pytest.mark.parametrize("factor", [0.01, 0.5, 1.25])
+@pytest.mark.parametrize(
+    ("factor", "priority", "group"),
+    [(0.01, "position", None), (0.5, "position", 6), (0.5, "score", 5), (1.25, "score", None), (1.25, "position", 5)],
+)
 def test_places_are_given_away_in_order(factor, priority, group, moves):
     real_BT = np.random.default_rng(3).random((2, 24)) > 0.2
     _agrees(Capacity(factor, priority, group, moves), choices(2, 24, E, 2, seed=4), real_BT)
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), top=st.sampled_from([1, 2, E]), priority=st.sampled_from(["position", "score"]))
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), top=st.sampled_from([2, E]), priority=st.sampled_from(["position", "score"]))
 def test_ties_empty_experts_and_crowds_are_settled_in_order(data, top, priority):
     length = 6
     expert = st.permutations(range(E)).map(lambda order: order[:top])
