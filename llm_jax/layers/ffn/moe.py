@@ -141,6 +141,7 @@ class MoE(nn.Module):
             return y_BTD[None], served_BT
 
         with partition.using(layout):
+            config.dispatch.check_rows(x_BTD.shape[1], partition.parts(axes.LENGTH))
             lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
             tokens = routes.words
             inputs = (words(config.expert), tokens, jax.tree.map(lambda _: tokens, routes), tokens)

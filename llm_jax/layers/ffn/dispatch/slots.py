@@ -8,12 +8,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Mixture, load
 
 
 @dataclasses.dataclass(frozen=True)
-class Slots:
+class Slots(Dispatch):
     """Every expert computes its slots of each row (Puigcerver et al. 2023, arXiv:2308.00951, algorithm 1)."""
 
     serves = (Mixture,)
