@@ -29,8 +29,8 @@ from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models import count
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.llama import llama
-from llm_jax.models.stack import Segment
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.train.compile import compiled
@@ -105,8 +105,7 @@ def config_of(size: Size, mixture: Mixture | None) -> TransformerConfig:
     experts = MoEConfig(
         mixture.experts, expert, SoftmaxConfig(mixture.top), mixture.dispatch, balance=(LoadLoss(0.01),)
     )
-    block = dataclasses.replace(block, ffn=experts)
-    return dataclasses.replace(config, segments=(Segment((block,), size.layers),))
+    return with_experts(config, experts)
 
 
 def our_gradients(config: TransformerConfig, dtype: NumberType, tokens: np.ndarray) -> Callable[[], object]:

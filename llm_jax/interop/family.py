@@ -7,6 +7,7 @@ from typing import Any
 from llm_jax.core.checks import check
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
+from llm_jax.layers.ffn.dispatch.dense import Dense
 from llm_jax.layers.linear import Normal
 from llm_jax.layers.mixers.kernels import BlockedKernel
 from llm_jax.layers.mixers.mamba2 import TimeScales
@@ -58,7 +59,8 @@ class Family:
 
 
 def architecture(config: Any) -> Any:
-    """A config without what only training or speed depends on: initialisers, dropout, execution, kernels and forms."""
+    """A config without what only training or speed depends on: initialisers, dropout, execution, kernels and forms, and
+    of experts the dispatch, as where none drops a token all give the same, balance and noise."""
     if isinstance(config, tuple):
         return tuple(architecture(item) for item in config)
     if not dataclasses.is_dataclass(config):
@@ -71,6 +73,10 @@ def architecture(config: Any) -> Any:
         "execution": Execution(),
         "kernel": BlockedKernel(),
         "form": ChunkwiseForm(),
+        "dispatch": Dense(),
+        "balance": (),
+        "noise": None,
+        "random_second": False,
         "time_scales": TimeScales(),
     }
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

@@ -20,7 +20,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.core.files import write_atomically
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
-from llm_jax.interop.mapping import Leaf, Tensor
+from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.permutation import permuted
 from llm_jax.interop.settings import Settings
 from llm_jax.interop.weights import WeightFolder, write_folder
@@ -103,7 +103,7 @@ def save_hf(
     _check_whole(tensors.values(), leaves)
 
     def tensor(name: str) -> np.ndarray:
-        parts = [np.asarray(leaves[leaf.path][_index(leaf)]) for leaf in tensors[name].leaves]
+        parts = [np.asarray(leaves[leaf.path][leaf.place]) for leaf in tensors[name].leaves]
         exact = tensors[name].join(parts)
         with np.errstate(over="ignore"):
             rounded = exact.astype(kind)
@@ -261,7 +261,7 @@ def _filled(
             parts = tensor.split(stored.read(names[tensor.name]) if there else np.zeros(tensor.shape, np.float32))
             for part, values in zip(tensor.leaves, parts, strict=True):
                 if part.path == path:
-                    array[_index(part)] = values
+                    array[part.place] = values
     return array
 
 
@@ -275,19 +275,15 @@ def _empty(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
 
 def _check_whole(tensors: Iterable[Tensor], leaves: dict[str, Any]) -> None:
     """ValueError unless the tensors make up every leaf, each part of it once, in its shape."""
-    made = Counter((leaf.path, leaf.layer) for tensor in tensors for leaf in tensor.leaves)
-    stacked = {path for path, layer in made if layer is not None}
-    whole = {(path, layer) for path in leaves for layer in (range(len(leaves[path])) if path in stacked else [None])}
+    made = Counter((leaf.path, leaf.place) for tensor in tensors for leaf in tensor.leaves)
+    axes = {path: len(place) for path, place in made}
+    whole = {(path, place) for path in leaves for place in np.ndindex(np.shape(leaves[path])[: axes.get(path, 0)])}
     wrong = sorted({path for path, _ in set(made) ^ whole} | {path for (path, _), times in made.items() if times > 1})
     check(not wrong, f"the family's tensors do not make up each leaf once: {_listed(wrong)}")
     for tensor in tensors:
         for leaf in tensor.leaves:
-            shape, found = tensor.leaf_shape(leaf), np.shape(leaves[leaf.path])[leaf.layer is not None :]
+            shape, found = tensor.leaf_shape(leaf), np.shape(leaves[leaf.path])[len(leaf.place) :]
             check(shape == found, f"{tensor.name} becomes {leaf.path} of shape {shape}, and the model's has {found}")
-
-
-def _index(leaf: Leaf) -> Any:
-    return ... if leaf.layer is None else leaf.layer
 
 
 def _listed(names: list[str], most: int = 8) -> str:

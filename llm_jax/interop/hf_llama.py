@@ -11,6 +11,7 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope
 from llm_jax.interop.settings import Settings, activation_name, layer_types, layer_windows
+from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import DynamicScaling, LongRoPEScaling, Unscaled
 from llm_jax.models.config import TransformerConfig
@@ -20,7 +21,7 @@ from llm_jax.models.families.qwen import qwen2, qwen3
 from llm_jax.models.heads import TiedHead
 
 
-def _read(
+def read_decoder(
     settings: Settings,
     build: Callable[..., TransformerConfig] = llama,
     kv_heads: int | None = None,
@@ -61,9 +62,9 @@ def _head_dim(settings: Settings) -> int:
     return settings.given("head_dim", default=settings.need("hidden_size") // settings.need("num_attention_heads"))
 
 
-def _write(config: TransformerConfig, rope: RoPEConfig | None = None) -> dict[str, Any]:
+def write_decoder(config: TransformerConfig, rope: RoPEConfig | None = None) -> dict[str, Any]:
     """What all of them have in common; `rope` None means that of the first block."""
-    block = parts.first(config)
+    block, ffn = parts.first(config), parts.plain_ffn(config)
     mixer, rope = block.mixer, rope or block.mixer.position
     scaling = rope.scaling
     length = scaling.original_length if isinstance(scaling, DynamicScaling) else config.max_length
@@ -73,8 +74,8 @@ def _write(config: TransformerConfig, rope: RoPEConfig | None = None) -> dict[st
         "num_key_value_heads": mixer.kv_heads,
         "head_dim": mixer.head_dim,
         "hidden_size": config.width,
-        "intermediate_size": block.ffn.hidden,
-        "hidden_act": activation_name(block.ffn.activation),
+        "intermediate_size": ffn.hidden,
+        "hidden_act": activation_name(ffn.activation),
         "vocab_size": config.vocab_size,
         "max_position_embeddings": length,
         "rms_norm_eps": block.norm.epsilon,
@@ -83,12 +84,16 @@ def _write(config: TransformerConfig, rope: RoPEConfig | None = None) -> dict[st
 
 
 def tensors(
-    config: TransformerConfig, before: tuple[str, str] | None = None, after: tuple[str, str] | None = None
+    config: TransformerConfig,
+    before: tuple[str, str] | None = None,
+    after: tuple[str, str] | None = None,
+    mixture: Callable[[parts.Place, str], Iterator[Tensor]] | None = None,
 ) -> Iterator[Tensor]:
     """The tensors under LLaMA's names.
 
     Args:
       before, after: names of the norms before and after the halves of a block, where there are any.
+      mixture: (layer, start of its names) -> tensors of its experts, where it has such.
     """
     yield from parts.embedding(config, "model.embed_tokens.weight")
     for place in parts.places(config):
@@ -96,7 +101,9 @@ def tensors(
         yield from _block_norms(place, name, before, after)
         if place.block.mixer.qk_norm:
             yield from parts.query_key_norms(place, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
-        yield from _projections(place, name)
+        yield from parts.attention(place, *(f"{name}.self_attn.{part}_proj" for part in "qkvo"))
+        dense = isinstance(place.block.ffn, DenseConfig)
+        yield from parts.llama_ffn(place, f"{name}.mlp") if dense else mixture(place, name)
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
@@ -110,32 +117,26 @@ def _block_norms(
             yield from parts.layer_norm(place, f"{name}.{theirs}", own)
 
 
-def _projections(place: parts.Place, name: str) -> Iterator[Tensor]:
-    yield from parts.attention(place, *(f"{name}.self_attn.{part}_proj" for part in "qkvo"))
-    into = {"gate": f"{name}.mlp.gate_proj", "up": f"{name}.mlp.up_proj"}
-    yield from parts.ffn(place, into, f"{name}.mlp.down_proj")
-
-
-_BEFORE = ("input_layernorm", "post_attention_layernorm")
-PRE_NORM = functools.partial(tensors, before=_BEFORE)
+BEFORE = ("input_layernorm", "post_attention_layernorm")
+PRE_NORM = functools.partial(tensors, before=BEFORE)
 
 
 def _read_llama(settings: Settings) -> TransformerConfig:
     bias = settings.given("attention_bias", default=False)
-    return _read(settings, bias=bias, ffn_bias=settings.given("mlp_bias", default=False))
+    return read_decoder(settings, bias=bias, ffn_bias=settings.given("mlp_bias", default=False))
 
 
 def _write_llama(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
-    return _write(config) | {"attention_bias": block.mixer.bias, "mlp_bias": block.ffn.bias}
+    return write_decoder(config) | {"attention_bias": block.mixer.bias, "mlp_bias": block.ffn.bias}
 
 
 def _read_mistral(settings: Settings) -> TransformerConfig:
-    return _read(settings, kv_heads=8, window=settings.stated("sliding_window", default=4096))
+    return read_decoder(settings, kv_heads=8, window=settings.stated("sliding_window", default=4096))
 
 
 def _write_mistral(config: TransformerConfig) -> dict[str, Any]:
-    return _write(config) | {"sliding_window": parts.first(config).mixer.mask.window}
+    return write_decoder(config) | {"sliding_window": parts.first(config).mixer.mask.window}
 
 
 def _windows(settings: Settings) -> tuple[int | None, ...]:
@@ -148,7 +149,7 @@ def _windows(settings: Settings) -> tuple[int | None, ...]:
     return layer_windows(settings.given("layer_types", default=kinds), layers, window)
 
 
-def _write_windows(config: TransformerConfig) -> dict[str, Any]:
+def write_windows(config: TransformerConfig) -> dict[str, Any]:
     windows = [place.block.mixer.mask.window for place in parts.places(config)]
     used = [window for window in windows if window is not None]
     return {
@@ -159,16 +160,16 @@ def _write_windows(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _read_qwen2(settings: Settings) -> TransformerConfig:
-    return _read(settings, qwen2, kv_heads=32, window=_windows(settings))
+    return read_decoder(settings, qwen2, kv_heads=32, window=_windows(settings))
 
 
 def _read_qwen3(settings: Settings) -> TransformerConfig:
     bias = settings.given("attention_bias", default=False)
-    return _read(settings, qwen3, kv_heads=32, head_dim=128, bias=bias, window=_windows(settings))
+    return read_decoder(settings, qwen3, kv_heads=32, head_dim=128, bias=bias, window=_windows(settings))
 
 
 def _write_qwen(config: TransformerConfig) -> dict[str, Any]:
-    return _write(config) | _write_windows(config) | {"attention_bias": parts.first(config).mixer.bias}
+    return write_decoder(config) | write_windows(config) | {"attention_bias": parts.first(config).mixer.bias}
 
 
 def _read_phi3(settings: Settings) -> TransformerConfig:
@@ -180,7 +181,7 @@ def _read_phi3(settings: Settings) -> TransformerConfig:
         isinstance(rope.scaling, Unscaled | LongRoPEScaling),
         f"config.json scales rotations by {type(rope.scaling).__name__}: Phi-3 has LongRoPE only",
     )
-    return _read(settings, epsilon=1e-5, rope=rope, window=settings.given("sliding_window"))
+    return read_decoder(settings, epsilon=1e-5, rope=rope, window=settings.given("sliding_window"))
 
 
 def _write_phi3(config: TransformerConfig) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def _write_phi3(config: TransformerConfig) -> dict[str, Any]:
     scaling = whole.scaling
     original = scaling.original_length if isinstance(scaling, LongRoPEScaling) else config.max_length
     return (
-        _write(config, whole)
+        write_decoder(config, whole)
         | rope
         | {"sliding_window": mixer.mask.window, "original_max_position_embeddings": original}
     )
@@ -210,11 +211,11 @@ def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 
 def _read_olmo2(settings: Settings) -> TransformerConfig:
-    return _read(settings, olmo2, epsilon=1e-5, bias=settings.given("attention_bias", default=False))
+    return read_decoder(settings, olmo2, epsilon=1e-5, bias=settings.given("attention_bias", default=False))
 
 
 def _write_olmo2(config: TransformerConfig) -> dict[str, Any]:
-    return _write(config) | {"attention_bias": parts.first(config).mixer.bias}
+    return write_decoder(config) | {"attention_bias": parts.first(config).mixer.bias}
 
 
 _OLMO2 = functools.partial(tensors, after=("post_attention_layernorm", "post_feedforward_layernorm"))

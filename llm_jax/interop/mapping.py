@@ -3,9 +3,9 @@
 A `Tensor` is data: its name there, the leaves here, the axes of both in einops' letters. Read one way it imports, read
 the other way it exports.
 
-Legend: d model width, n heads, k key/value heads, g heads per key/value head, h head size, f ffn width, v vocabulary,
-t positions, r token types or relative places, e outputs of a layer outside the blocks, s the axis along which a fused
-tensor is cut. A family whose mixers have other axes says what they are.
+Legend: d model width, n heads, k key/value heads, g heads per key/value head, h head size, f ffn width, x experts,
+v vocabulary, t positions, r token types or relative places, e outputs of a layer outside the blocks, s the axis along
+which a fused tensor is cut. A family whose mixers have other axes says what they are.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from llm_jax.core.checks import check
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One leaf of our tree, or the place of one layer in a stacked leaf."""
+    """One leaf of our tree, or the place of one layer, and of one expert, in a stacked leaf."""
 
     path: str
     """Such as 'stack/segment_0/block_0/mixer/query/kernel'."""
@@ -31,9 +31,16 @@ class Leaf:
     """Place along the leading axis of layers; None for a leaf without one."""
     share: int = 1
     """Its part of the axis of the cut."""
+    expert: int | None = None
+    """Place along the axis of experts, which follows that of layers; None for all of them, or none."""
     neighbours: int = 0
     """Leading features of each head that are rotated in pairs (2i, 2i + 1) there; here pairs are (i, i + n/2). They lie
     along h, or along s where the cut goes through the features of a head."""
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where it lies along the leading axes of the leaf."""
+        return tuple(index for index in (self.layer, self.expert) if index is not None)
 
     def permuted(self, array: np.ndarray, inverse: bool = False) -> np.ndarray:
         """The array [...] of `layout` with the features of its heads in our order; `inverse`: in theirs."""

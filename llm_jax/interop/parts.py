@@ -6,8 +6,12 @@ A family names its tensors with the number of the layer put in; the letters are 
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+from llm_jax.core.checks import check
 from llm_jax.interop.mapping import Leaf, Tensor
+from llm_jax.layers.ffn.mlp import DenseConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig, NormConfig
 from llm_jax.models.block import BlockConfig
@@ -31,9 +35,9 @@ class Place:
         """The same with the sizes of letters that its mixer alone has."""
         return dataclasses.replace(self, sizes=self.sizes | sizes)
 
-    def leaf(self, name: str, layout: str, share: int = 1, neighbours: int = 0) -> Leaf:
-        """A leaf of this layer, such as 'mixer/query/kernel'."""
-        return Leaf(f"{self.path}/{name}", layout, self.layer, share, neighbours)
+    def leaf(self, name: str, layout: str, share: int = 1, neighbours: int = 0, expert: int | None = None) -> Leaf:
+        """A leaf of this layer, such as 'mixer/query/kernel', or one expert's part of it."""
+        return Leaf(f"{self.path}/{name}", layout, self.layer, share, expert, neighbours)
 
 
 def places(config: TransformerConfig) -> Iterator[Place]:
@@ -194,20 +198,57 @@ def attention_out(place: Place, name: str, layout: str = "d (n h)", branch: str 
     yield from linear(place, name, layout, "n h", (leaf,), getattr(place.block, branch).biased_output)
 
 
-def ffn(place: Place, into: dict[str, str], down: str, transposed: bool = False) -> Iterator[Tensor]:
+def ffn(
+    place: Place,
+    into: dict[str, str],
+    down: str,
+    transposed: bool = False,
+    path: str = "ffn",
+    config: DenseConfig | None = None,
+    expert: int | None = None,
+) -> Iterator[Tensor]:
     """The linear layers of an ffn.
 
     Args:
       into: {our name: theirs} of those that read the stream: 'up', and 'gate' where it is gated.
       down: name of the one that writes to it.
       transposed: whether their weights are [input, output].
+      path: of the ffn in its block; it may be a part of one with experts.
+      config: what lies there; None: the block's ffn.
+      expert: its number among those that lie there.
     """
-    bias = place.block.ffn.bias
+    config = place.block.ffn if config is None else config
+    place = place.with_sizes(f=config.hidden)
     for ours, theirs in into.items():
         layout = "d f" if transposed else "f d"
-        yield from linear(place, theirs, layout, "d", (place.leaf(f"ffn/{ours}", "d f"),), bias)
-    layout = "f d" if transposed else "d f"
-    yield from linear(place, down, layout, "f", (place.leaf("ffn/down", "f d"),), bias)
+        leaf = place.leaf(f"{path}/{ours}", "d f", expert=expert)
+        yield from linear(place, theirs, layout, "d", (leaf,), config.bias)
+    layout, leaf = "f d" if transposed else "d f", place.leaf(f"{path}/down", "f d", expert=expert)
+    yield from linear(place, down, layout, "f", (leaf,), config.bias)
+
+
+def llama_ffn(place: Place, name: str, **where: Any) -> Iterator[Tensor]:
+    """A gated ffn under LLaMA's names; `where` as of `ffn`."""
+    into = {"gate": f"{name}.gate_proj", "up": f"{name}.up_proj"}
+    yield from ffn(place, into, f"{name}.down_proj", **where)
+
+
+def plain_ffn(config: TransformerConfig) -> DenseConfig:
+    """That of the first layer that has one without experts; where all have experts, one of these."""
+    found = [place.block.ffn for place in places(config)]
+    return next((one for one in found if isinstance(one, DenseConfig)), None) or mixture(config).expert
+
+
+def mixture(config: TransformerConfig) -> MoEConfig:
+    """The experts of the first layer that has such. ValueError where none has."""
+    found = [place.block.ffn for place in places(config) if isinstance(place.block.ffn, MoEConfig)]
+    check(bool(found), "the model has no experts, and this family has")
+    return found[0]
+
+
+def mixed_layers(config: TransformerConfig) -> list[int]:
+    """Numbers of the layers that have experts."""
+    return [place.number for place in places(config) if isinstance(place.block.ffn, MoEConfig)]
 
 
 def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:
@@ -216,6 +257,8 @@ def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:
     if isinstance(mixer, AttentionConfig):
         groups = mixer.heads // mixer.kv_heads
         sizes |= {"n": mixer.heads, "k": mixer.kv_heads, "g": groups, "h": mixer.head_dim}
+    if isinstance(block.ffn, MoEConfig):
+        return sizes | {"f": block.ffn.expert.hidden, "x": block.ffn.count}
     return sizes | ({} if block.ffn is None else {"f": block.ffn.hidden})
 
 

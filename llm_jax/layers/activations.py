@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
+Gate = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh", "clamped_swiglu"]
+"""Of a gated layer: activation(gate) * x, or a function of both."""
 
 _GELU = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
+_SHARPNESS, _LIMIT = 1.702, 7.0
 
 
 def _gelu_tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -71,7 +74,29 @@ def _gated(pair: Callable) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return function
 
 
+@jax.custom_vjp
+def _clamped_swiglu(gate: jax.Array, x: jax.Array) -> jax.Array:
+    """g sigmoid(1.702 g) (u + 1), g the gate up to 7, u what is gated between -7 and 7 (gpt-oss, arXiv:2508.10925,
+    2.2)."""
+    return _clamped_parts(gate, x)[0]
+
+
+def _clamped_parts(gate: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Value, and its derivatives by gate and x."""
+    g, u = jnp.minimum(gate, _LIMIT), jnp.clip(x, -_LIMIT, _LIMIT)
+    sigmoid = jax.nn.sigmoid(_SHARPNESS * g)
+    slope = sigmoid * (1 + _SHARPNESS * g * (1 - sigmoid))
+    return g * sigmoid * (u + 1), (gate <= _LIMIT) * slope * (u + 1), (jnp.abs(x) <= _LIMIT) * g * sigmoid
+
+
+def _clamped_backward(inputs: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    _, by_gate, by_x = _clamped_parts(*inputs)
+    return dy * by_gate, dy * by_x
+
+
+_clamped_swiglu.defvjp(lambda gate, x: (_clamped_parts(gate, x)[0], (gate, x)), _clamped_backward)
+
 _PAIRS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "silu": _silu, "relu": _relu, "tanh": _tanh}
 
 ACTIVATIONS = {name: _plain(pair) for name, pair in _PAIRS.items()}
-GATED = {name: _gated(pair) for name, pair in _PAIRS.items()}
+GATED = {name: _gated(pair) for name, pair in _PAIRS.items()} | {"clamped_swiglu": _clamped_swiglu}

@@ -67,6 +67,8 @@ CASES: dict[str, tuple[Mask, int, Placement, Placement | None, ScoresConfig]] = 
     "permuted": (Permuted(), N, PACKED, None, ScoresConfig()),
     "bidirectional, packed, cap, linear bias": (Bidirectional(), K, PACKED, None, ScoresConfig(None, 0.7, ALIBI)),
     "memory, learned bias": (Bidirectional(), K, PACKED, MEMORY, ScoresConfig(bias=BOTH_WAYS)),
+    "window, packed, sinks": (Causal(9), K, PACKED, None, ScoresConfig(sinks=True)),
+    "bidirectional, learned bias, sinks": (Bidirectional(), N, ROW, None, ScoresConfig(bias=BOTH_WAYS, sinks=True)),
 }
 
 
@@ -78,21 +80,24 @@ def layout(mesh: str, exchange: Exchange) -> Layout:
 
 
 def outcome(case: str, attend: Any) -> dict[str, np.ndarray]:
-    """Output at tokens that see something, and the gradients of queries, keys, values and table."""
+    """Output at tokens that see something, and the gradients of queries, keys, values, table and sinks."""
     mask, kv_heads, queries, slots, scores = CASES[case]
     generator, keys = np.random.default_rng(1), T if slots is None else S
-    shapes = [(B, N, T, H), (B, kv_heads, keys, H), (B, kv_heads, keys, H), (8, N), (B, N, T, H)]
-    *arrays, table, cotangent = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes)
+    shapes = [(B, N, T, H), (B, kv_heads, keys, H), (B, kv_heads, keys, H), (8, N), (N,), (B, N, T, H)]
+    *arrays, table, sinks, cotangent = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes)
     seeing = np.asarray(Pairs(mask, queries, slots, scores).allowed()).any(axis=-1)[:, None, :, None]
 
     @jax.jit
-    def run(arrays, table, cotangent):
-        run = lambda arrays, table: attend(*arrays, Pairs(mask, queries, slots, scores, table))  # noqa: E731
-        y, pull = jax.vjp(run, arrays, table)
+    def run(arrays, learned, cotangent):
+        def run(arrays, learned):
+            table, sinks = learned
+            return attend(*arrays, Pairs(mask, queries, slots, scores, table, sinks if scores.sinks else None))
+
+        y, pull = jax.vjp(run, arrays, learned)
         return y * seeing, pull(cotangent * seeing)
 
-    y, (gradients, table_gradient) = jax.block_until_ready(run(arrays, table, cotangent))
-    return {name: np.asarray(x) for name, x in zip("yqkvt", (y, *gradients, table_gradient), strict=True)}
+    y, (gradients, learned_gradients) = jax.block_until_ready(run(arrays, (table, sinks), cotangent))
+    return {name: np.asarray(x) for name, x in zip("yqkvts", (y, *gradients, *learned_gradients), strict=True)}
 
 
 def divided(case: str, layout: Layout, kernel: Kernel) -> dict[str, np.ndarray]:

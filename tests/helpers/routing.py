@@ -19,7 +19,8 @@ from llm_jax.layers.mixers.masks import Placement
 def context(real_BT: np.ndarray, tokens_BT: np.ndarray | None = None) -> Context:
     """Rows of one document, some of whose tokens are padding."""
     positions_BT = np.broadcast_to(np.arange(real_BT.shape[1], dtype=np.int32), real_BT.shape)
-    return Context(Placement(positions_BT, real_BT.astype(np.int32)), tokens_BT=tokens_BT)
+    made = Context(Placement(positions_BT, real_BT.astype(np.int32)), tokens_BT=tokens_BT)
+    return jax.tree.map(jnp.asarray, made)
 
 
 def route(

@@ -16,7 +16,7 @@ from llm_jax.train.biases import moved
 from llm_jax.train.state import state_of
 from llm_jax.train.step import StepConfig, train_step
 from tests.helpers import devices, tiny
-from tests.helpers.balanced_experts import LAYOUTS, RATE, balanced
+from tests.helpers.balanced_experts import LAYOUTS, RATE, ROUTERS, balanced
 
 PATH = "stack/segment_0/block_0"
 
@@ -111,9 +111,21 @@ def test_experts_that_get_all_tokens_lose_them():
     assert np.isfinite(losses).all()
 
 
+@pytest.fixture(scope="module")
+def on_eight_devices():
+    return devices.printed(devices.run("balanced_experts"))
+
+
 @pytest.mark.slow
-def test_biases_are_the_same_however_devices_divide_the_batch():
-    found = devices.printed(devices.run("balanced_experts"))
+def test_layers_of_every_router_are_the_same_where_rows_are_divided(on_eight_devices):
+    found = on_eight_devices["routed"]
+    assert len(found) == len(ROUTERS)
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.slow
+def test_biases_are_the_same_however_devices_divide_the_batch(on_eight_devices):
+    found = on_eight_devices
     one = np.array(found["one"]["bias"])
     assert one.min() < -RATE / 2 and one.max() > RATE / 2
     for name in LAYOUTS:

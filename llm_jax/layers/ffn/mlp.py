@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check_one_of, check_positive
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.activations import ACTIVATIONS, GATED, Activation
+from llm_jax.layers.activations import ACTIVATIONS, GATED, Activation, Gate
 from llm_jax.layers.fence import fence, fence_gradients
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers.context import Context
@@ -54,7 +54,7 @@ class GLUConfig:
     """down(activation(gate(x)) * up(x)): SwiGLU with silu (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
     hidden: int
-    activation: Activation = "silu"
+    activation: Gate = "silu"
     bias: bool = False
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
@@ -114,7 +114,7 @@ class GLU(nn.Module):
 
 def _check(config: DenseConfig) -> None:
     check_positive(hidden=config.hidden)
-    check_one_of("activation", config.activation, ACTIVATIONS)
+    check_one_of("activation", config.activation, GATED if isinstance(config, GLUConfig) else ACTIVATIONS)
 
 
 def _into(module: MLP | GLU, name: str) -> Linear:

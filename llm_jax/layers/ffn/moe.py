@@ -1,6 +1,6 @@
 """Mixture of experts: a router sends every token to a few of many feed-forward layers.
 
-Legend: B batch, T length, D model width, E experts.
+Legend: B batch, T length, D model width, E experts, P parts of their inner features.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
@@ -25,6 +26,7 @@ from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.ffn.routing import Routes, load
 from llm_jax.layers.ffn.tally import Report
+from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
@@ -50,10 +52,19 @@ class MoEConfig:
     """How tokens come to their experts: results are the same where none is dropped."""
     balance: tuple[Balance, ...] = ()
     shared: DenseConfig | None = None
-    """An expert for all tokens besides (Dai et al. 2024, arXiv:2401.06066, 3.2); several are one as wide as all."""
+    """An expert for all tokens besides (Dai et al. 2024, arXiv:2401.06066, 3.2); several are one as wide as all. So is
+    the dense ffn beside the experts of Snowflake's Arctic, but that its experts read the stream before the attention.
+    """
+    shared_gate: bool = False
+    """Whether what the shared expert gives is multiplied by sigmoid(x w), one number a token (Qwen2-MoE, Yang et al.
+    2024, arXiv:2407.10671, 2.2.2)."""
 
     def __post_init__(self):
         check_positive(count=self.count)
+        check(
+            self.shared is not None or not self.shared_gate,
+            "shared_gate is True and shared None: there is nothing to gate; set shared, or shared_gate to False",
+        )
         self.router.check(self.count)
         kind, serves = self.router.routes, self.dispatch.serves
         check(
@@ -72,7 +83,7 @@ class MoEConfig:
         return MoE(self, width, precision, name=name)
 
     def parameters(self, width: int) -> int:
-        shared = self.shared.parameters(width) if self.shared else 0
+        shared = self.shared.parameters(width) + self.shared_gate * width if self.shared else 0
         return self.router.parameters(width, self.count) + self.count * self.expert.parameters(width) + shared
 
     def active_parameters(self, width: int) -> float:
@@ -82,7 +93,7 @@ class MoEConfig:
 
     def matrix_flops(self, width: int) -> float:
         """Forward FLOPs per token."""
-        shared = self.shared.matrix_flops(width) if self.shared else 0
+        shared = self.shared.matrix_flops(width) + self.shared_gate * 2 * width if self.shared else 0
         chosen = self.router.choices(self.count) * self.expert.matrix_flops(width)
         return self.router.matrix_flops(width, self.count) + chosen + shared
 
@@ -103,8 +114,18 @@ class MoE(nn.Module):
         weights = Experts(config.expert, config.count, self.width, self.precision, name="experts")()
         y_BTD, served_BT = self._dispatched(weights, x_BTD, routed.routes, real_BT)
         if config.shared is not None:
-            y_BTD += config.shared.build(self.width, self.precision, "shared")(x_BTD, context)[0]
+            y_BTD += self._shared(x_BTD, context)
         return y_BTD, report(config.balance, routed, config.count, served_BT, real_BT)
+
+    def _shared(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """What the expert for all tokens gives."""
+        config = self.config
+        y_BTD = config.shared.build(self.width, self.precision, "shared")(x_BTD, context)[0]
+        if not config.shared_gate:
+            return y_BTD
+        init, words = config.shared.init, (axes.EMBED, axes.ROUTES)
+        gate = Linear("BTD,DE->BTE", (self.width, 1), words, init, self.precision, name="shared_gate")
+        return jax.nn.sigmoid(gate(x_BTD)) * y_BTD
 
     def _dispatched(
         self, weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array
@@ -116,11 +137,16 @@ class MoE(nn.Module):
 
         def serve(lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array):
             local = Local.of(config.expert, config.count, weights, *lines)
-            return config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
+            y_BTD, served_BT = config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
+            return y_BTD[None], served_BT
 
         with partition.using(layout):
+            config.dispatch.check_rows(x_BTD.shape[1], partition.parts(axes.LENGTH))
             lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
             tokens = routes.words
             inputs = (words(config.expert), tokens, jax.tree.map(lambda _: tokens, routes), tokens)
-            run = partition.mapped(functools.partial(serve, lines), inputs, (tokens, tokens))
-            return run(weights, x_BTD, routes, real_BT)
+            # Of each part of the inner features a result, for the compiler to add up: it knows where the sum is to lie.
+            outputs = ((axes.MLP, *tokens), tokens)
+            run = partition.mapped(functools.partial(serve, lines), inputs, outputs)
+            y_PBTD, served_BT = run(weights, x_BTD, routes, real_BT)
+        return jnp.sum(y_PBTD, axis=0), served_BT

@@ -5,8 +5,8 @@ A router is a config type, a `Router`. It has `build(width, experts, precision, 
 many; `parameters(width, experts)`; `matrix_flops(width, experts)`, forward FLOPs per token; and `choices(experts)`, the
 mean number of experts that a token visits. What `context` says is padding changes nothing.
 
-Legend: B batch, T length, E experts, K choices of a token, G groups of a row, N tokens of a group,
-C tokens that an expert takes of one, S slots of an expert.
+Legend: B batch, T length, E experts, K choices of a token, G groups of a row, N tokens of a group, C tokens that an
+expert takes of a group, S slots of an expert.
 """
 
 from typing import ClassVar

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.core.checks import check, check_divides, check_one_of, check_positive
+from llm_jax.core.checks import check, check_divides, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers import exchange
@@ -69,6 +69,8 @@ class AttentionConfig:
     """Positions by rotating queries and keys; None where the embedding carries them."""
     scores: ScoresConfig = ScoresConfig()
     qk_norm: QKNormConfig | None = None
+    clip: float | None = None
+    """Limit of queries, keys and values either side of zero, before they are rotated (DBRX)."""
     bias: bool = False
     """Biases on the projections of queries, keys and values."""
     out_bias: bool | None = None
@@ -83,6 +85,7 @@ class AttentionConfig:
     def __post_init__(self):
         check_positive(heads=self.heads, head_dim=self.head_dim, kv_heads=self.kv_heads)
         check_divides(self.kv_heads, self.heads, "kv_heads", "heads")
+        check_positive_if_given(clip=self.clip)
         if self.position is not None:
             self.position.check_fits(self.head_dim)
         self.kernel.check(self.scores)
@@ -95,7 +98,8 @@ class AttentionConfig:
         query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
         norms = self.qk_norm.parameters(self.heads, self.kv_heads, self.head_dim) if self.qk_norm else 0
         biases = self.bias * (query + 2 * key_value) + self.biased_output * width
-        return 2 * width * (query + key_value) + biases + norms
+        sinks = self.scores.sinks * self.heads
+        return 2 * width * (query + key_value) + biases + norms + sinks
 
     @property
     def biased_output(self) -> bool:
@@ -144,7 +148,7 @@ class Attention(nn.Module):
         if state is not None:
             state = state.write(k_BKSH, v_BKSH, context.slot)
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
-        pairs = Pairs(config.mask, context.queries, context.slots, config.scores, context.bias_RN)
+        pairs = Pairs(config.mask, context.queries, context.slots, config.scores, context.bias_RN, self.sinks())
         y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         return self.out(y_BNTH), state
 
@@ -157,7 +161,15 @@ class Attention(nn.Module):
         """[B, K, S, H] each, the keys normalised and rotated."""
         k_BKSH = self._project("key", "BTD,DKH->BKTH", self.config.kv_heads, axes.KV_HEADS)(x_BSD)
         v_BKSH = self._project("value", "BTD,DKH->BKTH", self.config.kv_heads, axes.KV_HEADS)(x_BSD)
-        return checkpoint_name(self._placed(k_BKSH, place, "key_norm"), "qkv"), checkpoint_name(v_BKSH, "qkv")
+        k_BKSH, v_BKSH = self._placed(k_BKSH, place, "key_norm"), self._clipped(v_BKSH)
+        return checkpoint_name(k_BKSH, "qkv"), checkpoint_name(v_BKSH, "qkv")
+
+    def sinks(self) -> jax.Array | None:
+        """Scores of no token, float32 [N], where there are such."""
+        if not self.config.scores.sinks:
+            return None
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (axes.HEADS,))
+        return self.param("sinks", zeros, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
     def out(self, y_BNTH: jax.Array) -> jax.Array:
         """What attention writes to the stream, [B, T, D]."""
@@ -169,9 +181,14 @@ class Attention(nn.Module):
     def _placed(self, x_BNTH: jax.Array, place: Placement, norm: str) -> jax.Array:
         if self.config.qk_norm is not None:
             x_BNTH = self.config.qk_norm.apply(x_BNTH, self.precision, norm)
+        x_BNTH = self._clipped(x_BNTH)
         if self.config.position is not None:
             x_BNTH = self.config.position.rotate(x_BNTH, place.positions_BT)
         return x_BNTH
+
+    def _clipped(self, x_BNTH: jax.Array) -> jax.Array:
+        limit = self.config.clip
+        return x_BNTH if limit is None else jnp.clip(x_BNTH, -limit, limit)
 
     def _project(self, name: str, einsum: str, heads: int, heads_axis: str) -> Linear:
         shape = (self.width, heads, self.config.head_dim)
@@ -214,7 +231,7 @@ class CrossAttention(Attention):
         if context.memory_BSD is not None:
             keys_values = KeyValues(*self.keys_values(context.memory_BSD, context.memory))
             state = None if state is None else state.replaced(keys_values)
-        pairs = Pairs(config.mask, context.queries, context.memory, config.scores, context.bias_RN)
+        pairs = Pairs(config.mask, context.queries, context.memory, config.scores, context.bias_RN, self.sinks())
         q_BNTH = self.queries(x_BTD, context.queries)
         k_BKSH, v_BKSH = keys_values.k_BKSH, keys_values.v_BKSH
         y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)

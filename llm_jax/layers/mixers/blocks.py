@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.layers.mixers.pairs import Pairs
-from llm_jax.layers.mixers.softmax import bias_gradient, fold, fold_mask, products
+from llm_jax.layers.mixers.softmax import bias_gradient, fold, fold_mask, fold_sinks, products
 
 _LEAST = jnp.finfo(jnp.float32).min
 """Below every score, yet finite: a block in which a query sees nothing leaves no infinity behind."""
@@ -111,10 +111,22 @@ class Gradients(NamedTuple):
         return cls(*jax.tree.map(zeros, (keys.k_BKSH, keys.v_BKSH, bias_RN)))
 
 
-def nothing(q_BKMH: jax.Array, features: int) -> Met:
-    """Before anything is met, with values of `features`."""
-    nothing = jnp.zeros((*q_BKMH.shape[:-1], 1), jnp.float32)
-    return Met(nothing + _LEAST, nothing, jnp.zeros((*q_BKMH.shape[:-1], features), jnp.float32))
+def nothing(q_BKMH: jax.Array, features: int, sink_N: jax.Array | None = None) -> Met:
+    """Before anything is met but the sinks, with values of `features`."""
+    nothing, values = (jnp.zeros((*q_BKMH.shape[:-1], n), jnp.float32) for n in (1, features))
+    if sink_N is None:
+        return Met(nothing + _LEAST, nothing, values)
+    kv_heads, rows = q_BKMH.shape[1:3]
+    return Met(nothing + fold_sinks(sink_N, rows * kv_heads // len(sink_N), kv_heads), nothing + 1, values)
+
+
+def sinks_gradient(sink_N: jax.Array | None, mean_BNT1: jax.Array, log_sum_BNT1: jax.Array) -> jax.Array | None:
+    """Of the scores of no token, whose values are zero, [N]; leading axes of blocks are summed over as well."""
+    if sink_N is None:
+        return None
+    heads = mean_BNT1.ndim - 3
+    d_BNT1 = -mean_BNT1 * jnp.exp(sink_N[:, None, None] - log_sum_BNT1)
+    return jnp.sum(d_BNT1, axis=[axis for axis in range(d_BNT1.ndim) if axis != heads])
 
 
 def meet(pairs: Pairs, q_BKMH: jax.Array, rows: jax.Array, keys: Keys, cut: Cut, bounds: tuple, met: Met) -> Met:

@@ -38,7 +38,7 @@ def _forward(block, q_BNTH, k_BKSH, v_BKSH, pairs):
     def queries(place):
         index, *bounds = place
         q_BKMH = fold(rows.part(q, index), k_BKSH.shape[1])
-        start = blocks.nothing(q_BKMH, v_BKSH.shape[-1])
+        start = blocks.nothing(q_BKMH, v_BKSH.shape[-1], pairs.sink_N)
         met = blocks.meet(pairs, q_BKMH, rows.places(0, index, rows.length), keys, columns, bounds, start)
         return tuple(x.reshape(*q_BNTH.shape[:2], rows.size, -1) for x in blocks.attended(met, v_BKSH.dtype))
 
@@ -52,7 +52,8 @@ def _backward(block, residuals, dy_BNTH):
     q_BNTH, k_BKSH, v_BKSH, pairs, y_BNTH, log_sum_BNT1 = residuals
     rows, columns = _cuts(pairs, block)
     keys = Keys(columns.filled(k_BKSH), columns.filled(v_BKSH), 0)
-    by_query = (*map(rows.filled, (q_BNTH, dy_BNTH, blocks.mean_under(dy_BNTH, y_BNTH))), log_sum_BNT1)
+    mean_BNT1 = blocks.mean_under(dy_BNTH, y_BNTH)
+    by_query = (*map(rows.filled, (q_BNTH, dy_BNTH, mean_BNT1)), log_sum_BNT1)
 
     def queries(gradients: Gradients, place):
         index, *bounds = place
@@ -65,12 +66,13 @@ def _backward(block, residuals, dy_BNTH):
     start = Gradients.zeros(keys, pairs.bias_RN)
     (dk, dv, dtable), dq = jax.lax.scan(queries, start, _places(pairs, block))
     dk_BKSH, dv_BKSH = (x[:, :, : columns.length].astype(k_BKSH.dtype) for x in (dk, dv))
+    dsink_N = blocks.sinks_gradient(pairs.sink_N, mean_BNT1, log_sum_BNT1[:, :, : rows.length])
     dtable = jax.tree.map(lambda sum_RN, table_RN: sum_RN.astype(table_RN.dtype), dtable, pairs.bias_RN)
     return (
         blocks.joined(dq)[:, :, : rows.length],
         dk_BKSH,
         dv_BKSH,
-        pairs.replace(queries=None, slots=None, bias_RN=dtable),
+        pairs.replace(queries=None, slots=None, bias_RN=dtable, sink_N=dsink_N),
     )
 
 

@@ -94,11 +94,12 @@ class DotProductKernel:
             check_one_of("implementation", self.implementation, ("cudnn", "xla"))
 
     def check(self, scores: ScoresConfig) -> None:
-        """It knows no soft cap.
+        """It knows neither soft cap nor sinks.
 
         Raises:
-          ValueError: if there is one.
+          ValueError: if there is one of them.
         """
+        _check_no_sinks(self, scores)
         check(
             scores.softcap is None,
             f"scores.softcap is {scores.softcap} and kernel DotProductKernel: jax.nn.dot_product_attention cannot cap "
@@ -135,11 +136,12 @@ class TokamaxKernel:
             check_one_of("implementation", self.implementation, known)
 
     def check(self, scores: ScoresConfig) -> None:
-        """It caps scores and bias together, where the published models cap the scores before the bias.
+        """It caps scores and bias together, where the published models cap before the bias, and has no sinks.
 
         Raises:
-          ValueError: if there are both a cap and a bias.
+          ValueError: if there are both a cap and a bias, or sinks.
         """
+        _check_no_sinks(self, scores)
         check(
             scores.softcap is None or scores.bias is None,
             f"scores.softcap is {scores.softcap}, scores.bias {scores.bias} and kernel TokamaxKernel: tokamax adds the "
@@ -178,8 +180,9 @@ class SplashKernel:
         """It adds nothing to scores.
 
         Raises:
-          ValueError: if there is a bias.
+          ValueError: if there is a bias, or sinks.
         """
+        _check_no_sinks(self, scores)
         check(
             scores.bias is None,
             f"scores.bias is {scores.bias} and kernel SplashKernel, which adds none: set kernel to ChunkedKernel or "
@@ -200,10 +203,18 @@ class SplashKernel:
 Kernel = BlockedKernel | ChunkedKernel | DotProductKernel | PlainKernel | SplashKernel | TokamaxKernel
 
 
+def _check_no_sinks(kernel: Kernel, scores: ScoresConfig) -> None:
+    check(
+        not scores.sinks,
+        f"scores.sinks is True and kernel {type(kernel).__name__}, whose softmax is over tokens alone: set kernel to "
+        "ChunkedKernel, BlockedKernel or PlainKernel",
+    )
+
+
 def _attend_part(
     q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs, rows: slice, columns: slice
 ) -> jax.Array:
     """Output of the queries `rows`, which look at the keys `columns`."""
     q_BNTH, k_BKSH, v_BKSH = q_BNTH[:, :, rows], k_BKSH[:, :, columns], v_BKSH[:, :, columns]
     allowed, bias = pairs.allowed(rows, columns), pairs.bias(q_BNTH.shape[1], rows, columns)
-    return attend(q_BNTH, k_BKSH, v_BKSH, allowed, bias, pairs.scores.scale, pairs.scores.softcap)
+    return attend(q_BNTH, k_BKSH, v_BKSH, allowed, bias, pairs.sink_N, pairs.scores.scale, pairs.scores.softcap)

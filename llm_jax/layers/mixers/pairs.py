@@ -23,7 +23,8 @@ class Pairs:
       queries: where the T tokens stand.
       slots: where the S keys stand; None: the keys are those of the same tokens.
       bias_RN: the table of learned biases, where `scores` has such.
-      heads: number of heads where the arrays hold but some of them, and the table only those; None: they hold all.
+      sink_N: float32, the scores of no token, where `scores` has such.
+      heads: number of heads where the arrays, table and sinks hold but some of them; None: they hold all.
       first_head: int32 scalar, the first of those that they hold.
     """
 
@@ -32,6 +33,7 @@ class Pairs:
     slots: Placement | None
     scores: ScoresConfig = flax.struct.field(pytree_node=False)
     bias_RN: jax.Array | None = None
+    sink_N: jax.Array | None = None
     heads: int | None = flax.struct.field(pytree_node=False, default=None)
     first_head: jax.Array | None = None
 

@@ -36,6 +36,7 @@ _QUERIES = (axes.BATCH, axes.HEADS, axes.LENGTH)
 _KEYS = (axes.BATCH, axes.KV_HEADS, axes.LENGTH)
 _SUMS = (axes.LENGTH, axes.BATCH, axes.KV_HEADS)
 _TABLE = (axes.POSITIONS, axes.HEADS)
+_SINKS = (axes.HEADS,)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -63,15 +64,15 @@ def _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs):
 
 def _backward(layout, residuals, dy_BNTH):
     q_BNTH, k_BKSH, v_BKSH, pairs, y_BNTH, log_sum_LBKM1 = residuals
-    inputs = (*3 * (_QUERIES,), _SUMS, _KEYS, _KEYS, words(pairs, len(q_BNTH)))
-    table = None if pairs.bias_RN is None else _TABLE
+    laid = words(pairs, len(q_BNTH))
+    inputs = (*3 * (_QUERIES,), _SUMS, _KEYS, _KEYS, laid)
     mean_BNT1 = blocks.mean_under(dy_BNTH, y_BNTH)
     with partition.using(layout):
         lines = [partition.line(word) for word in (axes.LENGTH, axes.HEADS, axes.BATCH)]
         here = functools.partial(_backward_here, _plan(layout.exchange, pairs), *lines)
-        run = partition.mapped(here, inputs, (_QUERIES, _KEYS, _KEYS, table))
-        *gradients, dtable = run(q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs)
-    return *gradients, pairs.replace(queries=None, slots=None, bias_RN=dtable)
+        run = partition.mapped(here, inputs, (_QUERIES, _KEYS, _KEYS, (laid.bias_RN, laid.sink_N)))
+        *gradients, learned = run(q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs)
+    return *gradients, pairs.replace(queries=None, slots=None, bias_RN=learned[0], sink_N=learned[1])
 
 
 attend.defvjp(_forward, _backward)
@@ -79,9 +80,10 @@ attend.defvjp(_forward, _backward)
 
 def words(pairs: Pairs, rows: int) -> Pairs:
     """How the parts of `pairs` are laid out, where there are so many `rows`: every device holds the places of whole
-    rows, which are small, and of a table its own heads."""
-    laid = jax.tree.map(lambda x: (axes.BATCH,) if len(x) == rows else (), pairs.replace(bias_RN=None))
-    return laid.replace(bias_RN=None if pairs.bias_RN is None else _TABLE)
+    rows, which are small, and of a table and of sinks its own heads."""
+    laid = jax.tree.map(lambda x: (axes.BATCH,) if len(x) == rows else (), pairs.replace(bias_RN=None, sink_N=None))
+    table, sinks = (None if x is None else word for x, word in ((pairs.bias_RN, _TABLE), (pairs.sink_N, _SINKS)))
+    return laid.replace(bias_RN=table, sink_N=sinks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +251,7 @@ def _forward_here(plan: _Plan, line: Line, heads: Line, q_BNTH, k_BKSH, v_BKSH, 
     pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.reach(pairs))
     traded = q_BNTH, k_BKSH, v_BKSH = tuple(map(own.traded, (q_BNTH, k_BKSH, v_BKSH)))
     q_LBKMH = own.queries(q_BNTH, k_BKSH.shape[1])
-    met = jax.vmap(lambda q_BKMH: blocks.nothing(q_BKMH, v_BKSH.shape[-1]))(q_LBKMH)
+    met = jax.vmap(lambda q_BKMH: blocks.nothing(q_BKMH, v_BKSH.shape[-1], pairs.sink_N))(q_LBKMH)
 
     def meet(hop: jax.Array | int, stretches: Any, met: Met) -> Met:
         def block(place):
@@ -275,7 +277,8 @@ def _forward_here(plan: _Plan, line: Line, heads: Line, q_BNTH, k_BKSH, v_BKSH, 
 def _backward_here(
     plan: _Plan, line: Line, heads: Line, rows: Line, q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs
 ):
-    """What one device does for the gradients of queries, keys, values and table, of traded queries, keys and values."""
+    """What one device does for the gradients of queries, keys, values, table and sinks, of traded queries, keys and
+    values."""
     pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.reach(pairs))
     dy_BNTH, mean_BNT1 = own.traded(dy_BNTH), own.traded(mean_BNT1)
     asked = Asked(*(own.queries(x, k_BKSH.shape[1]) for x in (q_BNTH, dy_BNTH, mean_BNT1)), log_sum_LBKM1)
@@ -317,5 +320,8 @@ def _backward_here(
         gradients = line.passed(jax.tree.map(jnp.add, arrived, gradients), by=-last)
     dk_BKSH, dv_BKSH = (own.emptied(parts).astype(k_BKSH.dtype) for parts in zip(*gradients, strict=True))
     dq_BNTH = own.joined(dq_LBKMH.astype(q_BNTH.dtype), q_BNTH.shape[1])
-    total = jax.tree.map(lambda sum_RN, table_RN: sum_RN.astype(table_RN.dtype), dtable, pairs.bias_RN)
+    own_heads = lambda x_LBKM1: x_LBKM1.reshape(*x_LBKM1.shape[:2], q_BNTH.shape[1], -1, 1)  # noqa: E731
+    dsink_N = blocks.sinks_gradient(pairs.sink_N, own_heads(asked.mean_BKM1), own_heads(log_sum_LBKM1))
+    learned = (dtable, dsink_N)
+    total = jax.tree.map(lambda found, given: found.astype(given.dtype), learned, (pairs.bias_RN, pairs.sink_N))
     return dq_BNTH, dk_BKSH, dv_BKSH, rows.summed(line.summed(total))

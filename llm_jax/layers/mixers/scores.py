@@ -23,6 +23,9 @@ class ScoresConfig:
     """c in c * tanh(score / c), which keeps scores between -c and c (Gemma Team 2024, arXiv:2408.00118, 2)."""
     bias: ALiBiConfig | RelativeBiasConfig | None = None
     """What is added to the score of a pair for where its two tokens stand."""
+    sinks: bool = False
+    """Whether each head has one more score, learned and of no token: weights then add up to less than one, and a head
+    may attend to nothing (gpt-oss, arXiv:2508.10925, 2.3)."""
 
     def __post_init__(self):
         check_positive_if_given(scale=self.scale, softcap=self.softcap)

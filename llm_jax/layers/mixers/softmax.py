@@ -17,6 +17,7 @@ def attend(
     v_BKSH: jax.Array,
     allowed: jax.Array,
     bias: jax.Array | None = None,
+    sink_N: jax.Array | None = None,
     scale: float | None = None,
     softcap: float | None = None,
 ) -> jax.Array:
@@ -26,6 +27,7 @@ def attend(
       allowed: boolean [B or 1, T or 1, S or 1]. A query that may see nothing (padding) averages all values: finite,
         and counted nowhere.
       bias: float32 [B or 1, N, T, S].
+      sink_N: float32, one more score of each head, whose value is zero.
       scale: None: 1 / sqrt(H).
       softcap: None: scores stay as they are.
     """
@@ -34,8 +36,9 @@ def attend(
     q_BKMH = fold(q_BNTH, kv_heads)
     bias_BKMS = None if bias is None else fold(bias, kv_heads)
     allowed_B1MS = fold_mask(allowed, heads // kv_heads, length, slots)
+    sink_BKM1 = None if sink_N is None else fold_sinks(sink_N, length, kv_heads)
     scale = head_dim**-0.5 if scale is None else scale
-    y_BKMH = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, scale, softcap)
+    y_BKMH = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, scale, softcap)
     return y_BKMH.reshape(batch, heads, length, v_BKSH.shape[-1])
 
 
@@ -55,32 +58,44 @@ def fold(x_BNTH: jax.Array, kv_heads: int) -> jax.Array:
     return x_BNTH.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
 
 
+def fold_sinks(sink_N: jax.Array, length: int, kv_heads: int) -> jax.Array:
+    """Scores of no token for `length` queries of each head, [1, K, M, 1]."""
+    return fold(jnp.broadcast_to(sink_N[None, :, None, None], (1, len(sink_N), length, 1)), kv_heads)
+
+
 def fold_mask(allowed: jax.Array, groups: int, length: int, slots: int) -> jax.Array:
     """[B or 1, T or 1, S or 1] -> [B or 1, 1, M, S]."""
     allowed = jnp.broadcast_to(allowed, (allowed.shape[0], length, slots))
     return jnp.tile(allowed, (1, groups, 1))[:, None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, scale, softcap):
-    return _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, scale, softcap)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, scale, softcap):
+    return _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, scale, softcap)[0]
 
 
-def _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, scale, softcap):
+def _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, scale, softcap):
     """Keeps the exponentials in the compute type and divides the context by their sum: one pass over the scores less
     than a softmax, and half its memory in bfloat16."""
     scores, _ = products(q_BKMH, k_BKSH, scale, softcap)
     if bias_BKMS is not None:
         scores += bias_BKMS
     scores = jnp.where(allowed_B1MS, scores, jnp.finfo(jnp.float32).min)
-    exp_BKMS = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    inverse_BKM1 = 1 / jnp.sum(exp_BKMS, axis=-1, keepdims=True)
+    largest_BKM1 = jnp.max(scores, axis=-1, keepdims=True)
+    if sink_BKM1 is not None:
+        largest_BKM1 = jnp.maximum(largest_BKM1, sink_BKM1)
+    exp_BKMS = jnp.exp(scores - largest_BKM1)
+    total_BKM1, sunk_BKM1 = jnp.sum(exp_BKMS, axis=-1, keepdims=True), None
+    if sink_BKM1 is not None:
+        sunk_BKM1 = jnp.exp(sink_BKM1 - largest_BKM1)
+        total_BKM1 += sunk_BKM1
+    inverse_BKM1 = 1 / total_BKM1
     exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
     y_BKMH = (jnp.einsum("BKMS,BKSH->BKMH", exp_BKMS, v_BKSH) * inverse_BKM1).astype(v_BKSH.dtype)
     # Named here and not by the caller: the backward pass needs this array, and a remat policy that keeps another
     # would compute it again.
     y_BKMH = checkpoint_name(y_BKMH, "context")
-    return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, inverse_BKM1, y_BKMH)
+    return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, sunk_BKM1, inverse_BKM1, y_BKMH)
 
 
 def products(
@@ -95,7 +110,7 @@ def products(
 
 
 def _backward(scale, softcap, residuals, dy_BKMH):
-    q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, inverse_BKM1, y_BKMH = residuals
+    q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, sunk_BKM1, inverse_BKM1, y_BKMH = residuals
     scaled = (dy_BKMH * inverse_BKM1).astype(v_BKSH.dtype)
     dv_BKSH = jnp.einsum("BKMS,BKMH->BKSH", exp_BKMS, scaled)
     dweights = jnp.einsum("BKMH,BKSH->BKMS", dy_BKMH, v_BKSH, preferred_element_type=jnp.float32)
@@ -107,7 +122,9 @@ def _backward(scale, softcap, residuals, dy_BKMH):
     dscores = (exp_BKMS * (dlogits * derivative)).astype(q_BKMH.dtype)
     dq_BKMH = jnp.einsum("BKMS,BKSH->BKMH", dscores, k_BKSH)
     dk_BKSH = jnp.einsum("BKMS,BKMH->BKSH", dscores, q_BKMH)
-    return dq_BKMH, dk_BKSH, dv_BKSH, bias_gradient(bias_BKMS, exp_BKMS * dlogits), None
+    # The value of a sink is zero, and so is the gradient of its weight.
+    dsink = None if sunk_BKM1 is None else -jnp.sum(sunk_BKM1 * inverse_BKM1 * mean_BKM1, axis=0, keepdims=True)
+    return dq_BKMH, dk_BKSH, dv_BKSH, bias_gradient(bias_BKMS, exp_BKMS * dlogits), None, dsink
 
 
 def bias_gradient(bias_BKMS: jax.Array | None, dbias_BKMS: jax.Array) -> jax.Array | None:

@@ -1,9 +1,13 @@
-"""What decoder families have in common: a stack from the blocks of its layers."""
+"""What decoder families have in common: a stack from the blocks of its layers, and experts in some of them."""
 
+import dataclasses
 import itertools
 import math
+from collections.abc import Iterable
 
+from llm_jax.core.checks import check
 from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.linear import Normal
 from llm_jax.layers.norms import NormConfig
 from llm_jax.models.block import BlockConfig
@@ -34,6 +38,28 @@ def segments(blocks: tuple[BlockConfig, ...]) -> tuple[Segment, ...]:
     whole = len(blocks) // period
     rest = blocks[whole * period :]
     return (Segment(blocks[:period], whole), *((Segment(rest, 1),) if rest else ()))
+
+
+def with_experts(
+    config: TransformerConfig, experts: MoEConfig, layers: Iterable[int] | None = None
+) -> TransformerConfig:
+    """The same model with experts in the place of the ffn of some layers, counted from 0; None: of all.
+
+    Raises:
+      ValueError: for layers that there are not, or that share their weights.
+    """
+    blocks = [block for segment in config.segments for _ in range(segment.repeats) for block in segment.blocks]
+    chosen = set(range(len(blocks)) if layers is None else layers)
+    check(
+        chosen <= set(range(len(blocks))),
+        f"layers are {sorted(chosen)} and the model has {len(blocks)}: name some of 0 to {len(blocks) - 1}",
+    )
+    check(
+        not any(segment.shared for segment in config.segments),
+        "the layers of a segment share their weights: give experts to its blocks where the segment is made",
+    )
+    mixed = (dataclasses.replace(b, ffn=experts) if i in chosen else b for i, b in enumerate(blocks))
+    return dataclasses.replace(config, segments=segments(tuple(mixed)))
 
 
 def head_config(tied: bool) -> HeadConfig | TiedHead:

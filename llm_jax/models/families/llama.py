@@ -34,6 +34,7 @@ def llama(
     ffn_bias: bool = False,
     window: int | tuple[int | None, ...] | None = None,
     qk_norm: QKNormConfig | None = None,
+    clip: float | None = None,
     wiring: Serial = Serial(),  # noqa: B008
 ) -> TransformerConfig:
     """A LLaMA of any size; `kv_heads` None means as many as heads, `head_dim` None the width over the heads.
@@ -57,6 +58,7 @@ def llama(
             mask=Causal(window),
             position=rope,
             qk_norm=qk_norm,
+            clip=clip,
             bias=bias,
             out_bias=out_bias,
             out_init=out_init,

@@ -11,7 +11,14 @@ import pytest
 
 from llm_jax.layers.mixers import fused
 from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.kernels import BlockedKernel, ChunkedKernel, DotProductKernel, PlainKernel, TokamaxKernel
+from llm_jax.layers.mixers.kernels import (
+    BlockedKernel,
+    ChunkedKernel,
+    DotProductKernel,
+    PlainKernel,
+    SplashKernel,
+    TokamaxKernel,
+)
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Placement
 from llm_jax.layers.mixers.pairs import Pairs
 from llm_jax.layers.mixers.scores import ScoresConfig
@@ -122,8 +129,10 @@ SCORES = {
     "scale": ScoresConfig(scale=0.1),
     "softcap": ScoresConfig(softcap=0.7),
     "linear bias": ScoresConfig(bias=ALiBiConfig()),
-    "all": ScoresConfig(scale=0.9, softcap=1.5, bias=ALiBiConfig(factor=0.3)),
+    "sinks": ScoresConfig(sinks=True),
+    "all": ScoresConfig(scale=0.9, softcap=1.5, bias=ALiBiConfig(factor=0.3), sinks=True),
 }
+SINKS = jnp.asarray(GENERATOR.normal(size=N), jnp.float32)
 
 
 @pytest.mark.parametrize("mask", [Causal(), Causal(3)], ids=["causal", "window"])
@@ -140,18 +149,21 @@ def test_scores_are_scaled_capped_and_biased_and_so_are_their_gradients(kernel, 
     distance = np.arange(T)[:, None] - np.arange(T)
     bias = -np.abs(distance) * 2.0 ** (-8 / N * np.arange(1, N + 1))[:, None, None] if scores.bias else 0
     factor = scores.bias.factor if scores.bias else 1
+    sinks = SINKS if scores.sinks else jnp.full(N, -jnp.inf)
 
     def reference(q, k, v):
         k, v = (jnp.repeat(x, N // K, axis=1) for x in (k, v))
         raw = jnp.einsum("BNTH,BNSH->BNTS", q, k) * (scores.scale or H**-0.5)
         raw = raw if scores.softcap is None else scores.softcap * jnp.tanh(raw / scores.softcap)
         allowed = (distance >= 0) & (distance < (mask.window or T))
-        weights = jax.nn.softmax(jnp.where(allowed, raw + factor * bias, -jnp.inf), axis=-1)
-        return jnp.einsum("BNTS,BNSH->BNTH", weights, v)
+        logits = jnp.where(allowed, raw + factor * bias, -jnp.inf)
+        whole = jnp.concatenate([logits, jnp.broadcast_to(sinks[:, None, None], (B, N, T, 1))], axis=-1)
+        return jnp.einsum("BNTS,BNSH->BNTH", jax.nn.softmax(whole, axis=-1)[..., :-1], v)
 
     place = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
     cotangent = jnp.asarray(GENERATOR.normal(size=Q.shape), jnp.float32)
-    run = lambda q, k, v: kernel.attend(q, k, v, Pairs(mask, place, None, scores))  # noqa: E731
+    pairs = Pairs(mask, place, None, scores, sink_N=SINKS if scores.sinks else None)
+    run = lambda q, k, v: kernel.attend(q, k, v, pairs)  # noqa: E731
     actual, expected = (jax.jit(lambda c, f=f: _value_and_gradients(f, c))(cotangent) for f in (run, reference))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)
     plain = PlainKernel().attend(Q, KEYS, VALUES, Pairs(mask, place, None, ScoresConfig()))
@@ -184,6 +196,8 @@ CASES = {
     "cache, window, cap and learned bias": (Causal(2), K, LAST, PACKED, ScoresConfig(None, 0.7, LEARNED.bias)),
     "memory": (Bidirectional(), N, LAST, PACKED, ScoresConfig()),
     "memory, learned bias": (Bidirectional(), K, LAST, PACKED, BOTH_WAYS),
+    "packed, sinks": (Causal(4), K, PACKED, None, ScoresConfig(sinks=True)),
+    "cache, sinks and linear bias": (Causal(), K, LAST, PACKED, ScoresConfig(bias=ALiBiConfig(), sinks=True)),
 }
 OTHERS = {name: kernel for name, kernel in KERNELS.items() if name not in ("plain", "one block", "one chunk")}
 COMPARED = [
@@ -195,29 +209,33 @@ COMPARED = [
 
 
 def _draw(case: tuple[Mask, int, Placement, Placement | None, ScoresConfig], dtype=jnp.float32):
-    """Queries, keys, values, table and cotangent, zero at padding, for a case."""
+    """Queries, keys, values, table and sinks, and cotangent, zero at padding, for a case."""
     _, kv_heads, queries, slots, _ = case
     real = 1 if queries.segment_ids_BT is None else (queries.segment_ids_BT != 0)[:, None, :, None]
     generator, length = np.random.default_rng(1), queries.positions_BT.shape[1]
     keys = length if slots is None else slots.positions_BT.shape[1]
-    shapes = [(B, N, length, H), (B, kv_heads, keys, H), (B, kv_heads, keys, H), (8, N), (B, N, length, H)]
-    q, k, v, table, cotangent = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes)
-    return tuple(x.astype(dtype) for x in (q, k, v)), table, (cotangent * real).astype(dtype), real
+    shapes = [(B, N, length, H), (B, kv_heads, keys, H), (B, kv_heads, keys, H), (8, N), (B, N, length, H), (N,)]
+    q, k, v, table, cotangent, sinks = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes)
+    return tuple(x.astype(dtype) for x in (q, k, v)), (table, sinks), (cotangent * real).astype(dtype), real
 
 
 def _outcome(kernel, case, dtype=jnp.float32):
-    """Output at real tokens and the gradients of q, k, v and table."""
+    """Output at real tokens and the gradients of q, k, v, table and sinks."""
     mask, _, queries, slots, scores = case
-    arrays, table, cotangent, real = _draw(case, dtype)
+    arrays, learned, cotangent, real = _draw(case, dtype)
 
     @jax.jit
-    def run(arrays, table, cotangent):
-        attend = lambda arrays, table: kernel.attend(*arrays, Pairs(mask, queries, slots, scores, table))  # noqa: E731
-        y, pull = jax.vjp(attend, arrays, table)
+    def run(arrays, learned, cotangent):
+        def attend(arrays, learned):
+            table, sinks = learned
+            pairs = Pairs(mask, queries, slots, scores, table, sinks if scores.sinks else None)
+            return kernel.attend(*arrays, pairs)
+
+        y, pull = jax.vjp(attend, arrays, learned)
         return y * real, pull(cotangent)
 
-    y, (gradients, table_gradient) = run(arrays, table, cotangent)
-    return dict(zip(("y", "q", "k", "v", "table"), (y, *gradients, table_gradient), strict=True))
+    y, (gradients, learned_gradients) = run(arrays, learned, cotangent)
+    return dict(zip(("y", "q", "k", "v", "table", "sinks"), (y, *gradients, *learned_gradients), strict=True))
 
 
 @functools.cache
@@ -232,14 +250,15 @@ def test_all_kernels_give_what_the_plain_one_gives(kernel, case):
     for name, actual in _outcome(kernel, case).items():
         assert actual.dtype == jnp.float32
         np.testing.assert_allclose(actual, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
-        learned = isinstance(case[-1].bias, RelativeBiasConfig)
-        assert (np.abs(actual).max() > 0.1) == (name != "table" or learned), name
+        absent = {"table"} - ({"table"} if isinstance(case[-1].bias, RelativeBiasConfig) else set())
+        absent |= set() if case[-1].sinks else {"sinks"}
+        assert (np.abs(actual).max() > 0.1) == (name not in absent), name
 
 
 def test_the_kernels_that_are_compared_are_of_all_types():
     assert {type(case.values[0]) for case in COMPARED} == {BlockedKernel, ChunkedKernel, DotProductKernel}
     refused = [case for case in CASES.values() if not _gives(DotProductKernel(), case[-1])]
-    assert refused and all(case[-1].softcap for case in refused)
+    assert refused and all(case[-1].softcap or case[-1].sinks for case in refused)
 
 
 @pytest.mark.parametrize("title", ["causal of one key/value head, packed, learned bias", "cache, linear bias"])
@@ -247,7 +266,7 @@ def test_the_kernels_that_are_compared_are_of_all_types():
 def test_bfloat16_stays_near_float32(kernel, title):
     assert type(kernel) is not PlainKernel
     for name, actual in _outcome(kernel, CASES[title], jnp.bfloat16).items():
-        assert actual.dtype == (jnp.float32 if name == "table" else jnp.bfloat16)
+        assert actual.dtype == (jnp.float32 if name in ("table", "sinks") else jnp.bfloat16)
         error = np.abs(np.asarray(actual, np.float32) - _plain(title)[name]).max()
         assert error <= 0.04 * np.abs(_plain(title)[name]).max(), name
 
@@ -286,6 +305,9 @@ def test_an_unknown_implementation_is_refused(kernel):
     [
         (DotProductKernel(), ScoresConfig(softcap=50.0), "softcap is 50.0 and kernel DotProductKernel.*ChunkedKernel"),
         (TokamaxKernel(), ScoresConfig(None, 50.0, ALiBiConfig()), "softcap is 50.0.*TokamaxKernel.*ChunkedKernel"),
+        (DotProductKernel(), ScoresConfig(sinks=True), "sinks is True and kernel DotProductKernel.*ChunkedKernel"),
+        (TokamaxKernel(), ScoresConfig(sinks=True), "sinks is True and kernel TokamaxKernel.*ChunkedKernel"),
+        (SplashKernel(), ScoresConfig(sinks=True), "sinks is True and kernel SplashKernel.*ChunkedKernel"),
     ],
 )
 def test_scores_that_a_kernel_cannot_give_are_refused_by_the_config(kernel, scores, message):

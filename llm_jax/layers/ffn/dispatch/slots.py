@@ -8,12 +8,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local
-from llm_jax.layers.ffn.routing import Mixture
+from llm_jax.layers.ffn.routing import Mixture, load
 
 
 @dataclasses.dataclass(frozen=True)
-class Slots:
+class Slots(Dispatch):
     """Every expert computes its slots of each row (Puigcerver et al. 2023, arXiv:2308.00951, algorithm 1)."""
 
     serves = (Mixture,)
@@ -24,4 +25,4 @@ class Slots:
         slots_EBSD = jnp.einsum("BTES,BTD->EBSD", dispatch_BTES, jnp.where(real_BT[..., None], x_BTD, 0))
         y_ERD = experts.batched(slots_EBSD.reshape(experts.count, -1, x_BTD.shape[-1]))
         y_BTD = jnp.einsum("BTES,EBSD->BTD", routes.combine_BTES.astype(y_ERD.dtype), y_ERD.reshape(slots_EBSD.shape))
-        return y_BTD, jnp.sum(routes.combine_BTES, axis=(2, 3))
+        return y_BTD, jnp.sum(load(routes, experts.count, real_BT), axis=-1)

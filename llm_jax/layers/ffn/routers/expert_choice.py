@@ -17,6 +17,7 @@ from llm_jax.layers.ffn.routers.scores import Scoring
 from llm_jax.layers.ffn.routing import Picks, Routed, Router
 from llm_jax.layers.linear import Init, Normal
 from llm_jax.layers.mixers.context import Context
+from llm_jax.sharding import axes, partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,5 +93,9 @@ class ExpertChoiceRouter(Scoring):
         # What is padding is picked last, and its weight says that it is no pick.
         known_BTE = jnp.where(context.queries.real_BT[..., None], scores_BTE, 0)
         known_BGEN = jnp.swapaxes(known_BTE.reshape(batch, -1, group, self.experts), 2, 3)
-        weights_BGEC, places_BGEC = jax.lax.top_k(known_BGEN, self.config.picks(group, self.experts))
+        picks = self.config.picks(group, self.experts)
+        words = (axes.BATCH, axes.LENGTH) if length > group else (axes.BATCH,)
+        picked = partition.apart(lambda known_BGEN: jax.lax.top_k(known_BGEN, picks)[1], *words)
+        places_BGEC = picked(jax.lax.stop_gradient(known_BGEN))
+        weights_BGEC = jnp.take_along_axis(known_BGEN, places_BGEC, axis=-1)
         return Routed(Picks(places_BGEC, weights_BGEC), logits_BTE, scores_BTE)

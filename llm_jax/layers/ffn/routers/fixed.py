@@ -14,6 +14,7 @@ import numpy as np
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.ffn.routers.groups import best
 from llm_jax.layers.ffn.routing import Choice, Routed, Router
 from llm_jax.layers.mixers.context import Context
 
@@ -104,7 +105,7 @@ class RandomRouter(nn.Module):
         if not self.has_rng("dropout"):
             return _equal(_hashed(context.queries.positions_BT, self.config.top, self.experts))
         drawn_BTE = jax.random.uniform(self.make_rng("dropout"), (*x_BTD.shape[:2], self.experts))
-        return _equal(jax.lax.top_k(drawn_BTE, self.config.top)[1])
+        return _equal(best(drawn_BTE, self.config.top))
 
 
 def dealt(counts: tuple[int, ...], top: int, experts: int) -> np.ndarray:
@@ -122,7 +123,7 @@ def dealt(counts: tuple[int, ...], top: int, experts: int) -> np.ndarray:
 def _hashed(numbers_BT: jax.Array, top: int, experts: int) -> jax.Array:
     """Experts int32 [B, T, K] by the rank of hash(number, expert): any of them as likely, none twice."""
     mixed_BTE = _mixed(_mixed(numbers_BT.astype(jnp.uint32))[..., None] + jnp.arange(experts, dtype=jnp.uint32))
-    return jax.lax.top_k((mixed_BTE >> 1).astype(jnp.int32), top)[1]
+    return best((mixed_BTE >> 1).astype(jnp.int32), top)
 
 
 def _mixed(x: Any) -> Any:

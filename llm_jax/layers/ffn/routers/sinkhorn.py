@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.ffn.routers.groups import best
 from llm_jax.layers.ffn.routers.scores import Scoring
 from llm_jax.layers.ffn.routing import Choice, Routed, Router
 from llm_jax.layers.linear import Init, Normal
@@ -73,7 +74,7 @@ class SinkhornRouter(Scoring):
         if self.has_rng("dropout"):
             real_BT = context.queries.real_BT
             ranks_BTE += evening(jax.lax.stop_gradient(logits_BTE), real_BT, self.config.iterations)
-        experts_BTK = jax.lax.top_k(jax.lax.stop_gradient(ranks_BTE), self.config.top)[1]
+        experts_BTK = best(ranks_BTE, self.config.top)
         weights_BTK = jax.nn.sigmoid(jnp.take_along_axis(logits_BTE, experts_BTK, axis=-1))
         return Routed(Choice(experts_BTK, weights_BTK), logits_BTE, jax.nn.softmax(logits_BTE))
 

@@ -1,0 +1,43 @@
+"""Mixtral 8x7B and 8x22B (Jiang et al. 2024, arXiv:2401.04088, table 1): Mistral with two of eight experts a token."""
+
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.moe import Dense, DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import residual_init, with_experts
+from llm_jax.models.families.llama import llama
+
+
+def mixtral(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int = 8,
+    vocab_size: int = 32000,
+    max_length: int = 32768,
+    rope: RoPEConfig = RoPEConfig(1e6),  # noqa: B008
+    epsilon: float = 1e-5,
+    tied: bool = False,
+    head_dim: int | None = None,
+    window: int | None = None,
+    experts: int = 8,
+    top: int = 2,
+    dispatch: DispatchConfig = Dense(),  # noqa: B008
+) -> TransformerConfig:
+    """A Mixtral of any size; arguments as of `llama`.
+
+    Args:
+      hidden: width of an expert.
+    """
+    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
+    expert = GLUConfig(hidden, out_init=residual_init(layers))
+    mixture = MoEConfig(experts, expert, SoftmaxConfig(top), dispatch)
+    return with_experts(llama(*shape, window=window), mixture)
+
+
+SIZES = {
+    "mixtral-8x7b": lambda: mixtral(32, 32, 4096, 14336),
+    "mixtral-8x22b": lambda: mixtral(56, 48, 6144, 16384, max_length=65536),
+}

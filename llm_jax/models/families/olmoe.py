@@ -1,0 +1,51 @@
+"""OLMoE (Muennighoff et al. 2024, arXiv:2409.02060, table 10 of the appendix): 8 of 64 fine experts a token, all
+queries and all keys normalised together, norms before the halves of a block."""
+
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.moe import Dense, DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.mixers.attention import QKNormConfig
+from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import residual_init, with_experts
+from llm_jax.models.families.llama import llama
+
+
+def olmoe(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int | None = None,
+    vocab_size: int = 50304,
+    max_length: int = 4096,
+    rope: RoPEConfig = RoPEConfig(),  # noqa: B008
+    epsilon: float = 1e-5,
+    tied: bool = False,
+    head_dim: int | None = None,
+    bias: bool = False,
+    clip: float | None = None,
+    experts: int = 64,
+    top: int = 8,
+    normalized: bool = False,
+    dispatch: DispatchConfig = Dense(),  # noqa: B008
+) -> TransformerConfig:
+    """An OLMoE of any size; arguments as of `llama`.
+
+    Args:
+      hidden: width of an expert.
+      clip: of queries, keys and values; see AttentionConfig.
+      normalized: whether the weights of the experts chosen add up to one.
+    """
+    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
+    qk_norm = QKNormConfig(RMSNormConfig(epsilon), over="heads")
+    mixture = MoEConfig(
+        experts, GLUConfig(hidden, out_init=residual_init(layers)), SoftmaxConfig(top, normalized), dispatch
+    )
+    return with_experts(llama(*shape, bias=bias, qk_norm=qk_norm, clip=clip), mixture)
+
+
+SIZES = {
+    "olmoe-1b-7b": lambda: olmoe(16, 16, 2048, 1024),
+}

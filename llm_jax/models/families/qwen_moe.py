@@ -1,0 +1,87 @@
+"""Qwen 1.5 MoE (Qwen Team 2024, qwenlm.github.io/blog/qwen-moe) and Qwen 2 MoE (Yang et al. 2024, arXiv:2407.10671,
+table 1): fine experts beside a gated one for all tokens. Qwen 3 MoE (Yang et al. 2025, arXiv:2505.09388, table 2): none
+for all."""
+
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.moe import Dense, DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import residual_init, with_experts
+from llm_jax.models.families.qwen import qwen2, qwen3
+
+
+def qwen2_moe(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int,
+    vocab_size: int = 151_936,
+    max_length: int = 32768,
+    rope: RoPEConfig = RoPEConfig(1e6),  # noqa: B008
+    epsilon: float = 1e-6,
+    tied: bool = False,
+    head_dim: int | None = None,
+    window: tuple[int | None, ...] | None = None,
+    experts: int = 64,
+    top: int = 8,
+    expert_hidden: int = 2560,
+    shared_hidden: int = 20480,
+    normalized: bool = False,
+    mixed: tuple[int, ...] | None = None,
+    dispatch: DispatchConfig = Dense(),  # noqa: B008
+) -> TransformerConfig:
+    """A Qwen 2 with experts; arguments as of `llama`.
+
+    Args:
+      hidden: width of the ffn of layers without experts.
+      expert_hidden: of an expert that is chosen.
+      shared_hidden: of the one for all tokens.
+      normalized: whether the weights of the experts chosen add up to one.
+      mixed: layers that have experts, counted from 0; None: all.
+    """
+    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim, window)
+    out_init = residual_init(layers)
+    expert, shared = GLUConfig(expert_hidden, out_init=out_init), GLUConfig(shared_hidden, out_init=out_init)
+    router = SoftmaxConfig(top, normalized)
+    mixture = MoEConfig(experts, expert, router, dispatch, shared=shared, shared_gate=True)
+    return with_experts(qwen2(*shape), mixture, mixed)
+
+
+def qwen3_moe(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int = 4,
+    vocab_size: int = 151_936,
+    max_length: int = 40960,
+    rope: RoPEConfig = RoPEConfig(1e6),  # noqa: B008
+    epsilon: float = 1e-6,
+    tied: bool = False,
+    head_dim: int = 128,
+    bias: bool = False,
+    window: int | None = None,
+    experts: int = 128,
+    top: int = 8,
+    expert_hidden: int = 768,
+    normalized: bool = True,
+    mixed: tuple[int, ...] | None = None,
+    dispatch: DispatchConfig = Dense(),  # noqa: B008
+) -> TransformerConfig:
+    """A Qwen 3 with experts; arguments as of `qwen2_moe`."""
+    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
+    expert = GLUConfig(expert_hidden, out_init=residual_init(layers))
+    mixture = MoEConfig(experts, expert, SoftmaxConfig(top, normalized), dispatch)
+    return with_experts(qwen3(*shape, bias=bias, window=(window,) * layers), mixture, mixed)
+
+
+SIZES = {
+    "qwen1.5-moe-a2.7b": lambda: qwen2_moe(
+        24, 16, 2048, 5632, 16, max_length=8192, experts=60, top=4, expert_hidden=1408, shared_hidden=5632
+    ),
+    "qwen2-57b-a14b": lambda: qwen2_moe(28, 28, 3584, 18944, 4, max_length=131_072),
+    "qwen3-30b-a3b": lambda: qwen3_moe(48, 32, 2048, 6144),
+    "qwen3-235b-a22b": lambda: qwen3_moe(94, 64, 4096, 12288, expert_hidden=1536),
+}
