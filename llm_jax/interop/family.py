@@ -7,7 +7,9 @@ from typing import Any
 from llm_jax.core.checks import check
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
+from llm_jax.layers.ffn.balance import BiasUpdate
 from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.linear import Normal
 from llm_jax.layers.mixers.kernels import BlockedKernel
 from llm_jax.layers.mixers.mamba2 import TimeScales
@@ -65,6 +67,9 @@ def architecture(config: Any) -> Any:
         return tuple(architecture(item) for item in config)
     if not dataclasses.is_dataclass(config):
         return config
+    if isinstance(config, MoEConfig):
+        updates = tuple(BiasUpdate() for one in config.balance if isinstance(one, BiasUpdate))
+        config = dataclasses.replace(config, dispatch=Dense(), balance=updates)
     left_out = {
         "init": Normal(),
         "out_init": Normal(),
@@ -73,8 +78,6 @@ def architecture(config: Any) -> Any:
         "execution": Execution(),
         "kernel": BlockedKernel(),
         "form": ChunkwiseForm(),
-        "dispatch": Dense(),
-        "balance": (),
         "noise": None,
         "random_second": False,
         "time_scales": TimeScales(),
