@@ -1,5 +1,7 @@
-"""Checkpoints of gpt-oss: the experts of a layer lie in one tensor, gate and up feature by feature. The published weights
-are quantized, and refused; copies in bfloat16 are read."""
+"""Checkpoints of gpt-oss: the experts of a layer lie in one tensor, gate and up feature by feature.
+
+The published weights are quantized, and refused; copies in bfloat16 are read.
+"""
 
 from collections.abc import Iterator
 from typing import Any

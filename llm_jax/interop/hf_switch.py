@@ -1,8 +1,8 @@
 """Checkpoints of Switch Transformers: T5's tensors, but for the experts.
 
 transformers gives an expert the same number of places in every row, `expert_capacity`: `Capacity` with groups of
-`n_positions` tokens, which the published files state, is that for rows that are no longer. Tokens of padding take places
-there, and none here. Noise is in training only, as here.
+`n_positions` tokens, which the published files state, is that for rows that are no longer. Tokens of padding take
+places there, and none here. Noise is in training only, as here.
 """
 
 import functools
