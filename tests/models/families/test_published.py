@@ -109,7 +109,7 @@ MILLIONS = {
     "mixtral-8x7b": 46_702.79,
     "mixtral-8x22b": 140_620.63,
     "qwen1.5-moe-a2.7b": 14_315.78,
-    "qwen2-57b-a14b": 57_409.13,  # the paper says 57.4B
+    "qwen2-57b-a14b": 57_408.66,  # the paper says 57.4B
     "qwen3-30b-a3b": 30_532.12,
     "qwen3-235b-a22b": 235_093.63,
     "olmoe-1b-7b": 6919.16,
@@ -188,8 +188,8 @@ def test_parameters_of_published_sizes(name: str):
     assert count.parameters(SIZES[name]()) == pytest.approx(MILLIONS[name] * 1e6, rel=0.005)
 
 
-# Those that compute a token, in billions, as published, and how far the count may be off: by half of the last digit where
-# the figure is a rounded one. "But the table": the authors leave the vectors of tokens out, of which a token reads one.
+# Those that compute a token, in billions, as published, and how far the count may be off: about half of the figure's
+# last digit. "But the table": the authors leave the vectors of tokens out, of which a token reads one.
 ACTIVE = {
     "mixtral-8x7b": (12.9, 0.05),  # the paper says 13B, the announcement 12.9B
     "mixtral-8x22b": (39.1, 0.1),
