@@ -79,7 +79,7 @@ def _influence(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
         return case._apply(method=run)[0] @ np.sin(np.arange(width))
 
-    gradients = jax.jit(jax.jacrev(sums, argnums=(0, 1)))(*vectors)
+    gradients = jax.jit(lambda *vectors: tiny.jacobian(sums, *vectors))(*vectors)
     return tuple(np.abs(gradient[:, 0]).max(axis=-1) for gradient in gradients)
 
 
@@ -104,7 +104,8 @@ def test_every_token_of_a_source_sees_all_of_its_document(case):
         return encoder.apply({"params": case.params["encoder"]}, x_BSD, source, method="run").hidden_BTD[0] @ weights_D
 
     x_BSD = np.random.default_rng(0).normal(size=(1, S, case.config.width)).astype(np.float32)
-    influence = np.abs(jax.jit(jax.jacrev(sums))(x_BSD)[:, 0]).max(axis=-1)
+    (gradient,) = jax.jit(lambda x_BSD: tiny.jacobian(sums, x_BSD))(x_BSD)
+    influence = np.abs(gradient[:, 0]).max(axis=-1)
     segments = np.asarray(source.segment_ids_BT[0])
     sees, real = segments[:, None] == segments, segments != 0
     assert (influence[real][sees[real]] > 1e-6).all() and (influence[real][~sees[real]] == 0).all()

@@ -1,4 +1,4 @@
-"""Where experts of a Switch Transformer are full, what is dropped is what transformers drops; padding is another matter."""
+"""What a full expert of a Switch Transformer drops is what transformers drops; padding is another matter."""
 
 import importlib.util
 
