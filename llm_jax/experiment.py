@@ -105,6 +105,7 @@ class Experiment:
             f"data.batch_size is {batch} and update.accumulate is {parts}: the batch is cut into that many equal "
             "microbatches; change one of them",
         )
+        self._check_experts(self.sharding.mesh.expert)
         if (plan := self.sharding.schedule) is not None:
             for side in self.model.sides:
                 in_stages(side.segments, plan)
@@ -113,6 +114,21 @@ class Experiment:
             length % self.objective.chunks == 0,
             f"objective.chunks is {self.objective.chunks} and data.sequence_length is {length}: rows are cut into "
             "that many equal chunks; change one of them",
+        )
+
+    def _check_experts(self, devices: int) -> None:
+        """That experts can be divided over the expert axis, where its size is not left to the number of devices."""
+        counts = sorted({count for side in self.model.sides for count in side.experts})
+        check(
+            devices == 1 or counts,
+            f"sharding.mesh.expert is {devices} and the model has no experts: devices along that axis would be "
+            "replicas; set it to 1 and mesh.data larger, or give blocks a MoEConfig as ffn",
+        )
+        uneven = [count for count in counts if devices != -1 and count % devices]
+        check(
+            not uneven,
+            f"sharding.mesh.expert is {devices} and layers have {', '.join(map(str, uneven))} experts: each device "
+            "holds as many; set it to a number that divides them",
         )
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:

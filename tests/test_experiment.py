@@ -3,10 +3,14 @@ import dataclasses
 import pytest
 
 from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig, load_experiment
+from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.models.families.decoder import with_experts
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
 from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import PipelineParallel, ShardingConfig
+from llm_jax.sharding.rules import ExpertParallel, PipelineParallel, ShardingConfig
 from llm_jax.tokenizers import ByteTokenizerConfig
 from llm_jax.train.step import StepConfig
 from tests.helpers import tiny_run
@@ -97,6 +101,29 @@ def test_what_no_pipeline_can_cut_is_refused(experiment, stages, strategy, messa
         dataclasses.replace(experiment, sharding=ShardingConfig(MeshConfig(stage=stages), strategy))
     assert message in str(error.value)
     dataclasses.replace(experiment, sharding=ShardingConfig(MeshConfig(stage=2), PipelineParallel(2)))
+
+
+@pytest.mark.parametrize(
+    ("experts", "devices", "message"),
+    [
+        (None, 2, "mesh.expert is 2 and the model has no experts"),
+        (6, 4, "mesh.expert is 4 and layers have 6 experts"),
+        (6, 3, None),
+        (6, -1, None),
+    ],
+)
+def test_an_expert_axis_that_experts_do_not_fit_is_refused(experiment, experts, devices, message):
+    model = experiment.model
+    if experts is not None:
+        model = with_experts(model, MoEConfig(experts, MLPConfig(8), SoftmaxConfig(2)))
+    data = 1 if devices == -1 else -1
+    change = {"model": model, "sharding": ShardingConfig(MeshConfig(data=data, expert=devices), ExpertParallel())}
+    if message is None:
+        assert dataclasses.replace(experiment, **change).model == model
+        return
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(experiment, **change)
+    assert message in str(error.value) and "set it to" in str(error.value)
 
 
 def test_rows_longer_than_the_models_positions_are_refused(experiment):

@@ -28,8 +28,12 @@ from llm_jax.assemble import experiment_programs
 from llm_jax.core import chips
 from llm_jax.data import Batch
 from llm_jax.experiment import Experiment, load_experiment
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.moe import DispatchConfig
 from llm_jax.layers.mixers.kernels import SplashKernel
 from llm_jax.models import count
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Remat
 from llm_jax.planning.program import Program, read
@@ -95,6 +99,8 @@ class Row:
     """None: as the reference has it."""
     tiny: bool = False
     """Whether the model is a tiny one in the reference's place."""
+    dispatch: DispatchConfig | None = None
+    """Of all experts; None: as the reference has it."""
 
 
 ROWS = {
@@ -105,6 +111,8 @@ ROWS = {
     "7b-v6e": Row("llama2_7b", "v6e-256", 4, "full"),
     "70b": Row("llama2_70b", "v5p-512", 2),
     "gpt3": Row("gpt3_175b", "v5p-512", 3),
+    "mixtral": Row("mixtral_8x7b", "v5p-128", 4),
+    "mixtral-capacity": Row("mixtral_8x7b", "v5p-128", 4, dispatch=Capacity(1.25)),
 }
 
 
@@ -133,6 +141,8 @@ def experiment_of(row: Row, chips: int, overrides: tuple[str, ...] = ()) -> Expe
     model = experiment.model
     if row.tiny:
         model = llama(1, 1, 256, 512, head_dim=128, vocab_size=512, max_length=4096).with_kernel(SplashKernel())
+    if row.dispatch is not None:
+        model = _dispatched(model, row.dispatch)
     if row.remat is not None:
         model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, remat=row.remat))
     return dataclasses.replace(
@@ -141,6 +151,16 @@ def experiment_of(row: Row, chips: int, overrides: tuple[str, ...] = ()) -> Expe
         data=dataclasses.replace(experiment.data, batch_size=row.rows * chips),
         update=dataclasses.replace(experiment.update, accumulate=1),
     )
+
+
+def _dispatched(model: TransformerConfig, dispatch: DispatchConfig) -> TransformerConfig:
+    """The same model with another dispatch to the experts of all its blocks."""
+
+    def replaced(block: BlockConfig) -> BlockConfig:
+        return dataclasses.replace(block, ffn=dataclasses.replace(block.ffn, dispatch=dispatch))
+
+    segments = (dataclasses.replace(one, blocks=tuple(map(replaced, one.blocks))) for one in model.segments)
+    return dataclasses.replace(model, segments=tuple(segments))
 
 
 def compile_step(experiment: Experiment, devices: list[jax.Device]) -> jax.stages.Compiled:

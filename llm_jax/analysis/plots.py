@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
 from llm_jax.analysis.runs import Curve, Run, held_out_set, last, median
+from llm_jax.evals.specialisation import CLASSES, Specialisation
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
@@ -72,6 +73,47 @@ def learning_rate_figure(runs: Sequence[Run]) -> Figure:
             axes.plot(run.train["step"], run.train["learning_rate"], dashes, color=colour, linewidth=1.8, label=label)
     _finish(axes, "step")
     axes.set_ylim(bottom=0)
+    return figure
+
+
+def experts_figure(runs: Sequence[Run]) -> Figure:
+    """What layers of experts did, against steps, in three panels: the load of the fullest expert over the mean, the
+    share of choices dropped, and the entropy of a token's scores. Faint: each layer of a single run. Line: their mean.
+    """
+    panels = {
+        "max_load": "max / mean load",
+        "dropped": "share dropped",
+        "entropy": "entropy (nats)",
+    }
+    figure = Figure(figsize=(7.5, 6.2), layout="constrained")
+    for axes, (name, label) in zip(figure.subplots(3, sharex=True), panels.items(), strict=True):
+        _dress(axes, "experts" if name == "max_load" else "", label)
+        for index, run in enumerate(runs):
+            _draw_experts(axes, run, index, name, several=len(runs) > 1)
+        _finish(axes, "step" if name == "entropy" else "")
+        axes.margins(y=0.1)
+        axes.set_ylim(bottom=1 if name == "max_load" else 0)
+    return figure
+
+
+def specialisation_figure(found: Specialisation) -> Figure:
+    """Of every layer of experts a map: the share of each class of tokens that each expert serves."""
+    layers = [(f"{path} {index}", *of) for path in found.counts for index, of in enumerate(found.layers(path))]
+    columns = min(3, len(layers))
+    rows = -(-len(layers) // columns)
+    figure = Figure(figsize=(1.6 + 3.4 * columns, 0.9 + 2.0 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    largest = max(share_CE.max() for _, share_CE, _ in layers)
+    for axes, (name, share_CE, bits) in zip(grid.flat, layers, strict=False):
+        image = axes.imshow(share_CE, vmin=0, vmax=largest, cmap="Blues", aspect="auto")
+        axes.set_title(f"{name.removeprefix('stack/')}: {bits:.3f} bits", fontsize=9, color=_TEXT)
+        axes.set_yticks(range(len(CLASSES)), CLASSES, fontsize=8, color=_TEXT)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=8, length=0)
+    for axes in grid.flat[len(layers) :]:
+        axes.set_visible(False)
+    figure.supxlabel("expert", fontsize=10, color=_TEXT)
+    figure.colorbar(image, ax=grid, label="share of a class's visits", shrink=0.9)
     return figure
 
 
@@ -141,6 +183,15 @@ def _draw_evaluation(axes: Axes, run: Run, name: str, counter: str, colour: str,
         line.set(linestyle="-", linewidth=1, label=name)
 
 
+def _draw_experts(axes: Axes, run: Run, index: int, name: str, several: bool) -> None:
+    mean, (colour, dashes) = f"experts/{name}", _style(index)
+    for column in () if several else (c for c in run.train if c.startswith(f"{mean}/")):
+        axes.plot(run.train["step"], moving_mean(run.train[column]), color=colour, linewidth=0.8, alpha=0.3)
+    if mean in run.train:
+        label = run.name if several else None
+        axes.plot(run.train["step"], moving_mean(run.train[mean]), dashes, color=colour, linewidth=1.8, label=label)
+
+
 def _positions(run: Run, curve: Curve, counter: str) -> np.ndarray:
     """Where evaluation records lie on the axis of the train records: tokens are those seen by their step."""
     if counter == "step" or "tokens" in curve:
@@ -157,6 +208,11 @@ def _style(index: int) -> tuple[str, str]:
 def _figure(title: str, ylabel: str, height: float = 3.2) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.5, height), layout="constrained")
     axes = figure.add_subplot()
+    _dress(axes, title, ylabel)
+    return figure, axes
+
+
+def _dress(axes: Axes, title: str, ylabel: str) -> None:
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_TEXT)
     axes.set_ylabel(ylabel, color=_TEXT)
     axes.spines[["top", "right"]].set_visible(False)
@@ -164,7 +220,6 @@ def _figure(title: str, ylabel: str, height: float = 3.2) -> tuple[Figure, Axes]
     axes.tick_params(colors=_TEXT)
     axes.grid(True, color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _finish(axes: Axes, xlabel: str) -> None:

@@ -127,6 +127,7 @@ def _curves(run: Run) -> list[str]:
         "loss": ("loss", plots.loss_figure),
         "throughput": ("tokens_per_second", plots.throughput_figure),
         "learning_rate": ("learning_rate", plots.learning_rate_figure),
+        "experts": ("experts/max_load", plots.experts_figure),
     }
     drawn = []
     for name, (column, figure) in figures.items():
@@ -135,6 +136,8 @@ def _curves(run: Run) -> list[str]:
             drawn.append(f"![{name.replace('_', ' ')}](plots/{name}.png)")
     if "loss" in run.train:
         drawn.insert(1, "Faint: every train record. Line: their moving mean over a fiftieth of the run.")
+    if "experts/max_load" in run.train:
+        drawn.append("Faint: each layer of experts. Line: the mean over the layers.")
     return ["## Curves", *drawn] if drawn else []
 
 

@@ -5,6 +5,7 @@ from typing import Self
 
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.layers.embed import EmbedConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.mixers.kernels import Kernel
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
@@ -101,6 +102,11 @@ class TransformerConfig:
     def reads_memory(self) -> bool:
         """Whether blocks have cross attention."""
         return any(block.cross is not None for block in self._blocks)
+
+    @property
+    def experts(self) -> tuple[int, ...]:
+        """Numbers of experts of the blocks that have some."""
+        return tuple(block.ffn.count for block in self._blocks if isinstance(block.ffn, MoEConfig))
 
     @property
     def relative_bias(self) -> tuple[RelativeBiasConfig, int] | None:

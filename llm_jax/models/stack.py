@@ -133,26 +133,33 @@ class Stack(nn.Module):
         for index, segment in enumerate(self.segments):
             name, remat = f"segment_{index}", self.execution.remat_of(index)
             if cut[index]:
-                x_BTD = self._pipelined(segment, remat, self.variables["params"][name], x_BTD, context)
+                x_BTD, told = self._pipelined(segment, remat, self.variables["params"][name], x_BTD, context)
             else:
                 group = self._scanned(segment, remat)(segment.blocks, self.width, self.precision, name=name)
                 x_BTD, (_, told) = group(x_BTD, context, None)
-                reports |= {f"{name}/{block}": report for block, report in told.items()}
+            reports |= {f"{name}/{block}": report for block, report in told.items()}
         return x_BTD, None, reports
 
-    def _pipelined(self, segment: Segment, remat: Remat, weights: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def _pipelined(
+        self, segment: Segment, remat: Remat, weights: Any, x_BTD: jax.Array, context: Context
+    ) -> tuple[jax.Array, Reports]:
         """A stage is a shorter segment, and what is computed again is a step of it. Dropout differs by layer and row,
         and from what the segment draws whole."""
 
-        def stage(weights: Any, bias_RN: Any, key: Any, x_BTD: jax.Array, context: Context) -> jax.Array:
+        def stage(weights: Any, bias_RN: Any, key: Any, x_BTD: jax.Array, context: Context) -> tuple:
             part = dataclasses.replace(segment, repeats=len(jax.tree.leaves(weights)[0]))
             layers = self._scanned(part, "none")(part.blocks, self.width, self.precision, parent=None)
             rngs = None if key is None else {"dropout": key}
-            return layers.apply({"params": weights}, x_BTD, context.replace(bias_RN=bias_RN), None, rngs=rngs)[0]
+            context = context.replace(bias_RN=bias_RN)
+            x_BTD, (_, told) = layers.apply({"params": weights}, x_BTD, context, None, rngs=rngs)
+            losses = {block: report.loss_B for block, report in told.items()}
+            return x_BTD, losses, {block: report.replace(loss_B=None) for block, report in told.items()}
 
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         keep = None if remat == "none" else _POLICIES[remat]
-        return pipeline.run(stage, weights, context.bias_RN, key, x_BTD, context.replace(bias_RN=None), keep)
+        rows = context.replace(bias_RN=None)
+        x_BTD, losses, told = pipeline.run(stage, weights, context.bias_RN, key, x_BTD, rows, keep)
+        return x_BTD, {block: report.replace(loss_B=losses[block]) for block, report in told.items()}
 
     def _cached(self, x_BTD: jax.Array, context: Context, states: tuple) -> tuple[jax.Array, tuple]:
         """One repeat after the other: a loop over layers would copy the whole cache on each turn."""

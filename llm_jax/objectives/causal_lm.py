@@ -40,8 +40,9 @@ class CausalLMConfig:
         """
         check(
             model.causal,
-            "objective CausalLMConfig predicts tokens from those before them, and a mixer of the model tells tokens of "
-            "later ones: give every mixer the mask Causal(), or choose another objective",
+            "objective CausalLMConfig predicts tokens from those before them, and a mixer or a router of the model "
+            "tells tokens of later ones: give every mixer the mask Causal(), and a router of which that is meant "
+            "allow_future=True, or choose another objective",
         )
         check(
             isinstance(model.head, HeadConfig | TiedHead),

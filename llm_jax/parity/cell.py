@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -15,7 +16,7 @@ from llm_jax.models.stack import Execution
 from llm_jax.optim import AdamWConfig, Constant
 from llm_jax.parity import models
 from llm_jax.parity.models import VOCAB
-from llm_jax.parity.strategies import DEVICES, Strategy
+from llm_jax.parity.strategies import DEVICES, EXCHANGE, GATHER, Strategy
 from llm_jax.planning.program import Program, read
 from llm_jax.sharding.partition import HOST, Layout
 from llm_jax.sharding.rules import ShardingConfig
@@ -84,7 +85,8 @@ class Cell:
 def cell(model: str, name: str, strategy: Strategy, way: str) -> Cell:
     """Trains a model of MODELS by a strategy, and compares."""
     made, program = _compiled(model, strategy.sharding, way, DEVICES)
-    outcome, held = _trained(made, program, _start(model), strategy.within)
+    outcome, state = _trained(made, program, _start(model))
+    held = _Held.of(state, strategy.within)
     expected = alone(model)
     facts = read(program)
     collectives = {kind: facts.moved_bytes(kind) for kind in sorted({one.kind for one in facts.collectives})}
@@ -142,22 +144,28 @@ class _Held:
     """What the first device holds after training."""
 
     parameters: float
-    """Share of the parameters' bytes."""
+    """Share of the parameters' bytes, experts left out."""
     optimizer: float
-    """Share of the optimizer's state, without its counters."""
+    """Share of the optimizer's state, without its counters and experts."""
+    experts: tuple[float, float] | None
+    """Both shares of experts; None without any."""
     memories: frozenset[str]
-    """Kinds of memory in which that state lies."""
+    """Kinds of memory in which the optimizer's state lies."""
 
     @classmethod
     def of(cls, state: TrainState, within: str) -> Self:
         memories = frozenset(leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state))
-        return cls(_share(state.params, within), _share(_moments(state.opt_state), within), memories)
+        trees = state.params, _moments(state.opt_state)
+        others = [_share(tree, lambda name: within in name and _EXPERTS not in name) for tree in trees]
+        experts = [_share(tree, lambda name: _EXPERTS in name) for tree in trees]
+        return cls(*others, None if None in experts else tuple(experts), memories)
 
 
-def _trained(
-    made: Programs, program: jax.stages.Compiled, start: TrainState, within: str = ""
-) -> tuple[Outcome, _Held]:
-    """What training from `start` leaves behind, and where."""
+_EXPERTS = "/experts/"
+
+
+def _trained(made: Programs, program: jax.stages.Compiled, start: TrainState) -> tuple[Outcome, TrainState]:
+    """What training from `start` leaves behind, and the last state."""
     losses, gradients = [], {}
     # A program of pmap takes batches in another shape, which its caller knows.
     update = made.step if isinstance(made.step, Mapped) else program
@@ -170,7 +178,7 @@ def _trained(
             if step == 0:
                 first = jax.device_get(_moments(state.opt_state))
                 gradients = {path: leaf / (1 - OPTIMIZER.b1) for path, leaf in trees.named_leaves(first)}
-    return Outcome(tuple(losses), gradients), _Held.of(state, within)
+    return Outcome(tuple(losses), gradients), state
 
 
 def _laid(leaf: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
@@ -185,23 +193,33 @@ def _moments(opt_state: Any) -> Any:
     return moments
 
 
-def _share(tree: Any, within: str) -> float:
-    """Bytes that the first device holds of the leaves with `within` in their names, of all of theirs."""
-    leaves = [leaf for name, leaf in trees.named_leaves(tree) if within in name]
+def _share(tree: Any, counts: Callable[[str], bool]) -> float | None:
+    """Bytes that the first device holds of the leaves whose name counts, of all of theirs; None if there are none."""
+    leaves = [leaf for name, leaf in trees.named_leaves(tree) if counts(name)]
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
-    return held / trees.size_bytes(leaves)
+    return held / trees.size_bytes(leaves) if leaves else None
 
 
 def _faults(strategy: Strategy, facts: Program, held: _Held) -> list[str]:
     kinds = {one.kind for one in facts.collectives}
-    found = [f"no {kind}" for kind in strategy.present if kind not in kinds]
-    found += [f"{kind} of {facts.moved_bytes(kind):.0f} bytes" for kind in strategy.absent if kind in kinds]
+    present, absent, groups = set(strategy.present), set(strategy.absent), strategy.sharding.mesh.expert
+    if held.experts and groups > 1:
+        # Devices tell one another how many rows they will send.
+        present, absent = present | {EXCHANGE}, absent - {EXCHANGE, GATHER}
+    found = [f"no {kind}" for kind in sorted(present - kinds)]
+    found += [f"{kind} of {facts.moved_bytes(kind):.0f} bytes" for kind in sorted(absent & kinds)]
     if (held.memories == {HOST}) != strategy.sharding.offload:
         found.append(f"the optimizer state lies in {', '.join(sorted(held.memories))}")
-    for what, parts, share in (
+    shares = [
         ("parameters", strategy.parameters, held.parameters),
         ("optimizer state", strategy.optimizer, held.optimizer),
-    ):
+    ]
+    if held.experts:
+        shares += [
+            (f"{what} of experts", parts * groups, share)
+            for (what, parts, _), share in zip(shares, held.experts, strict=True)
+        ]
+    for what, parts, share in shares:
         if not 1 / parts <= share <= 1 / parts + _SMALL:
             found.append(f"{share:.3f} of the {what} on a device, not 1/{parts}")
     return found

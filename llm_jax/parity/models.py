@@ -1,4 +1,4 @@
-"""Small models of the three kinds, with data and objective: what every strategy must train alike.
+"""Small models of four kinds, with data and objective: what every strategy must train alike.
 
 Legend: B batch, T length.
 """
@@ -12,13 +12,20 @@ import numpy as np
 
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
+from llm_jax.layers.ffn.balance import ZLoss
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import Model
-from llm_jax.models.config import ModelConfig
+from llm_jax.models.config import ModelConfig, TransformerConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.t5 import t5
+from llm_jax.models.stack import Segment
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.losses import balance, cross_entropy
 
@@ -26,12 +33,30 @@ VOCAB = 96
 LENGTH = 32
 ROWS = 32
 
+EXPERTS = 8
+
+
+def _mixture() -> TransformerConfig:
+    """A decoder with experts in two of three blocks, by capacity and without. Its balance losses are those of rows, so
+    that it does not matter how a batch is cut."""
+    config = llama(2, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH)
+    dense = config.segments[0].blocks[0]
+
+    def experts(dispatch: DispatchConfig) -> BlockConfig:
+        ffn = MoEConfig(EXPERTS, dense.ffn, SoftmaxConfig(top=2), dispatch, balance=(ZLoss(0.01),))
+        return dataclasses.replace(dense, ffn=ffn)
+
+    group = (experts(Dropless()), dense, experts(Capacity(1.0)))
+    return dataclasses.replace(config, segments=(Segment(group, 8),))
+
+
 MODELS: dict[str, Callable[[], ModelConfig]] = {
     "decoder": lambda: llama(8, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH),
     "encoder-decoder": lambda: t5(8, 8, 32, 64, head_dim=4, vocab_size=VOCAB, max_length=LENGTH, gated=True),
     "hybrid": lambda: recurrent_gemma(
         16, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH, window=6, pattern=("recurrent", "attention")
     ),
+    "mixture": _mixture,
 }
 
 

@@ -28,7 +28,8 @@ class Strategy:
 
     sharding: ShardingConfig
     parameters: int = 1
-    """Parts into which parameters are divided, norms and what is as small left out."""
+    """Parts into which parameters are divided, norms and what is as small left out. Those of experts, if there are any,
+    are divided over the expert axis besides, and all-to-all is then wanted."""
     optimizer: int = 1
     """Parts into which the optimizer's state is divided."""
     present: tuple[str, ...] = (REDUCE,)
@@ -89,6 +90,16 @@ STRATEGIES: dict[str, Strategy] = {
         Both(FullySharded(stage=1), Both(TensorParallel(), PipelineParallel(2))),
         *(4, 8, (REDUCE, PASS)),
         **{"within": _STACK, "fsdp": 2, "stage": 2, "tensor": 2},
+    ),
+    "expert x FSDP": _strategy(Both(ExpertParallel(), FullySharded()), 4, 4, (REDUCE, GATHER), fsdp=4, expert=2),
+    "expert x tensor, sequence": _strategy(
+        Both(ExpertParallel(), TensorParallel(sequence=True)), 2, 2, (REDUCE, GATHER), expert=4, tensor=2
+    ),
+    "expert x pipeline": _strategy(
+        Both(ExpertParallel(), PipelineParallel(4, 2)), 4, 4, (REDUCE, PASS), within=_STACK, stage=4, expert=2
+    ),
+    "expert x ring": _strategy(
+        Both(ExpertParallel(), ContextParallel(Ring())), 1, 1, (REDUCE, PASS), expert=4, context=2
     ),
     "pipeline x ring": _strategy(
         Both(PipelineParallel(2), ContextParallel(Ring())),

@@ -47,3 +47,36 @@ class Line:
         if self.size == 1:
             return x
         return jax.lax.all_to_all(x, self.axes, split_axis=cut, concat_axis=joined, tiled=True)
+
+    def exchanged(
+        self,
+        x: jax.Array,
+        into: jax.Array,
+        left: jax.Array,
+        sizes: jax.Array,
+        placed: jax.Array,
+        coming: jax.Array,
+    ) -> jax.Array:
+        """`into` with the pieces of all devices' arrays that come here, each a run of entries of the first axis.
+
+        Args:
+          x: what pieces are sent of; no two of them overlap where they arrive.
+          left: int32, the first entry of each piece in `x`. As many go to every device, those to the first come first.
+          sizes: int32, their entries.
+          placed: int32, the first entry of each in `into` of the device that it goes to.
+          coming: int32, entries of those that come here, as many from every device, the first one's come first.
+        """
+
+        def padded(x, into, left, sizes, placed, coming):
+            # Each piece as large as any could be.
+            places = jnp.arange(min(len(x), len(into)))
+            pieces = jnp.take(x, left[:, None] + places, axis=0, mode="clip")
+            pieces, placed = self.swapped(pieces, cut=0, joined=0), self.swapped(placed, cut=0, joined=0)
+            targets = jnp.where(places < coming[:, None], placed[:, None] + places, len(into))
+            return into.at[targets].set(pieces, mode="drop")
+
+        def ragged(*arguments):
+            return jax.lax.ragged_all_to_all(*arguments, axis_name=self.axes)
+
+        tables = (x.astype(jnp.int32) for x in (left, sizes, placed, coming))
+        return jax.lax.platform_dependent(x, into, *tables, cpu=padded, default=ragged)

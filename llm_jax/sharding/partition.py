@@ -223,6 +223,17 @@ def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:
     return checked
 
 
+def apart(function: Callable[[jax.Array], jax.Array], *words: str) -> Callable[[jax.Array], jax.Array]:
+    """`function` of an array whose leading axes have these words, each place of which it treats by itself: for what
+    compilers would bring together on every device, such as a choice of the largest numbers. An array that does not
+    divide is left to them."""
+
+    def run(x: jax.Array) -> jax.Array:
+        return mapped(function, (words,), words)(x) if divides(x.shape, words) else function(x)
+
+    return run
+
+
 def logical_axes(boxed: Any) -> Any:
     """The tree of logical axes, one tuple of words a parameter, of an `eval_shape`d `init` with its boxes on.
 

@@ -10,11 +10,14 @@ ring: rows are never gathered. A group of as many microbatches as stages makes a
 stage needs next. In the bubble stages work on rows that wait, so that all numbers stay finite, and what they make is
 overwritten.
 
+What stages tell beside is kept of all steps, and that of the bubble left out when they are over: at which steps a stage
+worked on which rows is known before.
+
 Weights are copied to the replicas before the loop, rather than in it, so that gradients are summed over replicas
 after it: once, where the compiler would do it for each microbatch.
 
 Legend: Q groups of microbatches, S stages, P replicas of the pipeline, B rows of a microbatch in a replica,
-V rounds, L layers that a stage runs in a round, X any axes.
+V rounds, L layers that a stage runs in a round, M microbatches of a group in the order in which they enter, X any axes.
 """
 
 import functools
@@ -40,8 +43,9 @@ _MOVES = frozenset(
 Policy = Callable[..., Any]
 """One of `jax.checkpoint_policies`."""
 
-Stage = Callable[[Any, Any, Any, jax.Array, Any], jax.Array]
-"""(weights of its layers [L, X], what all layers read, key, x [B, X], what belongs to the rows [B, X]) -> x [B, X]."""
+Stage = Callable[[Any, Any, Any, jax.Array, Any], tuple[jax.Array, Any, Any]]
+"""(weights of its layers [L, X], what all layers read, key, x [B, X], what belongs to the rows [B, X]) -> x [B, X],
+what the layers tell of each row [L, B, X], and their sums over rows [L, X]."""
 
 
 def schedule() -> Schedule | None:
@@ -52,8 +56,9 @@ def schedule() -> Schedule | None:
 
 def run(
     stage: Stage, weights: Any, common: Any, key: jax.Array | None, x: jax.Array, rows: Any, keep: Policy | None
-) -> jax.Array:
-    """x [rows, X] through all layers by the schedule of the active layout.
+) -> tuple[jax.Array, Any, Any]:
+    """x [rows, X] through all layers by the schedule of the active layout. Besides what the layers, in order, tell: of
+    each row [layers, rows, X], and sums over all rows [layers, X].
 
     Args:
       stage: runs L layers.
@@ -78,18 +83,20 @@ def run(
     )
     work = _mapped(stage, plan, keep or _computed)
 
-    def step(carry: tuple[Any, Any], time: jax.Array) -> tuple[tuple[Any, Any], None]:
+    def step(carry: tuple[Any, Any], time: jax.Array) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
         (x_SPBX, rows), waiting = carry
         keys = None if key is None else jax.random.split(jax.random.fold_in(key, time), (plan.stages, replicas))
-        x_SPBX = work(jnp.arange(plan.stages), time, weights, common, keys, x_SPBX, rows)
+        x_SPBX, *told = work(jnp.arange(plan.stages), time, weights, common, keys, x_SPBX, rows)
         held = jax.tree.map(_passed_on, (x_SPBX, rows))
-        return _entered(held, waiting, time + 1, plan), None
+        return _entered(held, waiting, time + 1, plan), tuple(told)
 
     first = jax.tree.map(lambda leaf: _passed_on(leaf[0]), waiting)
     waiting = jax.tree.map(lambda leaf, rolled: leaf.at[0].set(rolled), waiting, first)
-    (_, (x_QSPBX, _)), _ = jax.lax.scan(step, (first, waiting), jnp.arange(plan.steps))
+    (_, (x_QSPBX, _)), (of_rows, sums) = jax.lax.scan(step, (first, waiting), jnp.arange(plan.steps))
+    of_rows = jax.tree.map(lambda told: _joined_layers(_worked(told, plan)), of_rows)
+    sums = jax.tree.map(lambda told: _layers(jnp.sum(_worked(told, plan), axis=(0, 2, 4))), sums)
     # What a group leaves takes the place of the next one, the last group's that of the first.
-    return _joined(jnp.roll(x_QSPBX, -1, axis=0))
+    return _joined(jnp.roll(x_QSPBX, -1, axis=0)), of_rows, sums
 
 
 def _mapped(stage: Stage, plan: Schedule, keep: Policy) -> Callable:
@@ -161,6 +168,27 @@ def _joined(x_QSPBX: jax.Array) -> jax.Array:
     """The inverse of `_cut`."""
     x_PSBQX = jnp.moveaxis(x_QSPBX, (0, 1, 2, 3), (3, 1, 0, 2))
     return x_PSBQX.reshape(-1, *x_QSPBX.shape[4:])
+
+
+def _worked(told: jax.Array, plan: Schedule) -> jax.Array:
+    """What stages told [steps, S, X] of rows, and not of those that waited in the bubble: [Q, V, M, S, X]."""
+    # A stage begins as many steps after the first one as it stands behind it.
+    worked = plan.rounds * plan.microbatches
+    by_stage = [told[stage : stage + worked, stage] for stage in range(plan.stages)]
+    return jnp.stack(by_stage, axis=1).reshape(plan.groups, plan.rounds, plan.stages, plan.stages, *told.shape[2:])
+
+
+def _joined_layers(told_QVMSPLBX: jax.Array) -> jax.Array:
+    """Rows as `_joined` has them, layers in their order: [layers, rows, X]."""
+    # The last one that waits is the first to enter.
+    told_QVMSPLBX = jnp.flip(told_QVMSPLBX, axis=2)
+    told_VSLQMPBX = jnp.moveaxis(told_QVMSPLBX, (1, 3, 5, 0, 2, 4, 6), range(7))
+    return jax.vmap(_joined)(_layers(told_VSLQMPBX))
+
+
+def _layers(told_VSLX: jax.Array) -> jax.Array:
+    """[V, S, L, X] -> [layers, X]."""
+    return told_VSLX.reshape(-1, *told_VSLX.shape[3:])
 
 
 def _dealt(leaf: jax.Array, plan: Schedule) -> jax.Array:

@@ -9,6 +9,7 @@ import pytest
 
 from llm_jax.analysis import plots
 from llm_jax.analysis.runs import load_run
+from llm_jax.evals.specialisation import Specialisation
 
 
 @pytest.fixture
@@ -59,6 +60,30 @@ def test_throughput_names_the_median_and_starts_at_zero(run):
 def test_learning_rate_is_drawn_against_steps(run):
     (line,) = plots.learning_rate_figure([run]).axes[0].lines
     np.testing.assert_array_equal(line.get_data(), [run.train["step"], run.train["learning_rate"]])
+
+
+def test_experts_are_drawn_layer_by_layer_and_in_the_mean(make_run, train_record):
+    of_layers = {f"experts/max_load/stack/segment_0/block_0/{layer}": 2.0 + layer for layer in (0, 1)}
+    means = {"experts/max_load": 2.5, "experts/dropped": 0.1, "experts/entropy": 1.5}
+    run = load_run(make_run("run", [train_record(step, 3.0, **means, **of_layers) for step in (1, 2, 3)]))
+    load, dropped, entropy = plots.experts_figure([run]).axes
+    drawn = [(line.get_xdata().tolist(), set(line.get_ydata())) for line in load.lines]
+    assert drawn == [([1, 2, 3], {2.0}), ([1, 2, 3], {3.0}), ([1, 2, 3], {2.5})]
+    assert [len(axes.lines) for axes in (dropped, entropy)] == [1, 1]
+    assert load.get_ylim()[0] == 1 and dropped.get_ylim()[0] == 0
+
+
+def test_a_map_of_specialisation_has_a_panel_for_every_layer(tmp_path):
+    counts = {"stack/segment_0/block_0": np.ones((2, 5, 4)), "stack/segment_1/block_1": np.eye(5, 4)[None]}
+    figure = plots.specialisation_figure(Specialisation(counts))
+    shown = {axes.get_title(): axes.images[0].get_array() for axes in figure.axes if axes.images and axes.get_title()}
+    assert list(shown) == [
+        "segment_0/block_0 0: 0.000 bits",
+        "segment_0/block_0 1: 0.000 bits",
+        "segment_1/block_1 0: 2.000 bits",
+    ]
+    np.testing.assert_array_equal(shown["segment_1/block_1 0: 2.000 bits"], np.eye(5, 4))
+    assert plots.save(figure, tmp_path / "map.png").stat().st_size > 5_000
 
 
 def test_bits_per_byte_bars_are_sorted_with_the_best_on_top(run):

@@ -86,6 +86,13 @@ def test_every_picture_shown_exists(make_run, records):
     assert all((path / picture).stat().st_size > 5_000 for picture in shown)
 
 
+def test_a_run_with_experts_shows_what_they_did(make_run, train_record):
+    told = {"experts/max_load": 1.5, "experts/dropped": 0.0, "experts/entropy": 1.2}
+    path = make_run("toy", [train_record(step, 3.0, **told) for step in (1, 2)], CARD)
+    assert "![experts](plots/experts.png)\n\nFaint: each layer of experts." in write_report(path).read_text()
+    assert (path / "plots" / "experts.png").stat().st_size > 5_000
+
+
 def test_last_sample_stands_in_a_fence_longer_than_its_own(make_run):
     sample = "def f():\n    '''````'''\n```python\né = 1\n```\n"
     text = write_report(make_run(samples={5: "early", 20: sample})).read_text()

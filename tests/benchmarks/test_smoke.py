@@ -17,7 +17,7 @@ PEERS = {
     "tpu_aot": ("libtpu",),
     "tpu_cost": ("libtpu",),
 }
-ALONE = ("attention_memory", "loop_overhead", "memory", "sharding_overhead", "strategies")
+ALONE = ("attention_memory", "loop_overhead", "memory", "moe", "sharding_overhead", "strategies")
 
 
 def smoke(name: str, *arguments: str) -> str:
@@ -81,6 +81,14 @@ def test_compiled_for_tpus_products_cut_by_heads_and_features_send_the_bytes_of_
 def test_a_mesh_of_one_device_runs_all_programs():
     rows = cells(smoke("sharding_overhead"))
     assert rows[0][1] == "plain" and len(rows) == 5 and all(float(row[-1]) > 0 for row in rows)
+
+
+def test_mixtures_stand_beside_the_dense_model_of_their_active_parameters():
+    dense, *mixtures = cells(smoke("moe"))
+    assert dense[0] == "dense" and dense[5] == dense[7] == "1.000" and len(mixtures) == 5
+    total, active = ([int(row[column].replace(",", "")) for row in (dense, *mixtures)] for column in (2, 3))
+    # Routers are all that a token passes besides.
+    assert total[0] == active[0] < min(active[1:]) and max(active) < 1.2 * active[0] < min(total[1:])
 
 
 @pytest.mark.parametrize("name", PEERS)

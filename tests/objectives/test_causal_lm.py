@@ -128,7 +128,7 @@ def test_batches_are_pytrees_of_the_stated_types():
 
 
 OTHERS = {
-    "a mixer of the model tells tokens of later ones": bert(2, 4, 16),
+    "a mixer or a router of the model tells tokens of later ones": bert(2, 4, 16),
     "the model's head is ClassHead": dataclasses.replace(tiny.tiny_gpt2(), head=ClassHead(3)),
     "blocks of the model have `cross` attention": t5(2, 4, 16, 24).decoder,
 }

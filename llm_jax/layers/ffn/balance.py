@@ -167,7 +167,7 @@ def report(
         load_E=jnp.sum(load_BTE, (0, 1)),
         importance_E=importance_E,
         entropy=entropy,
-        dropped=jnp.sum(load_BTE) - jnp.sum(served_BT),
+        dropped=jnp.sum(jnp.sum(load_BTE, axis=-1) - served_BT),
         unserved=jnp.sum((served_BT == 0) * real_BT),
         rate=next((one.rate for one in balance if isinstance(one, BiasUpdate)), None),
     )

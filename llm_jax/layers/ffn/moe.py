@@ -1,6 +1,6 @@
 """Mixture of experts: a router sends every token to a few of many feed-forward layers.
 
-Legend: B batch, T length, D model width, E experts.
+Legend: B batch, T length, D model width, E experts, P parts of their inner features.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
@@ -15,18 +16,25 @@ from llm_jax.layers.ffn.balance import Balance, check_balance, report
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dense import Dense
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.dispatch.slots import Slots
 from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
 from llm_jax.layers.ffn.mlp import DenseConfig
+from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
+from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
+from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
+from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.layers.ffn.routing import Routes
+from llm_jax.layers.ffn.routing import Routes, load
 from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
 
-RouterConfig = SoftmaxConfig | SigmoidConfig
-DispatchConfig = Capacity | Dense | Dropless
+RouterConfig = (
+    SoftmaxConfig | SigmoidConfig | ExpertChoiceConfig | HashConfig | RandomConfig | SinkhornConfig | SoftConfig
+)
+DispatchConfig = Capacity | Dense | Dropless | Slots
 
 _TOKENS = (axes.BATCH, axes.LENGTH)
 
@@ -101,7 +109,8 @@ class MoE(nn.Module):
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Report]:
         config, real_BT = self.config, context.queries.real_BT
         routed = config.router.build(self.width, config.count, self.precision, "router")(x_BTD, context)
-        self.sow("choices", "routes", routed.routes)
+        # Made only where somebody asks for the collection "choices".
+        self.sow("choices", "visits_BTE", load(routed.routes, config.count, real_BT.astype("float32")))
         weights = Experts(config.expert, config.count, self.width, self.precision, name="experts")()
         y_BTD, served_BT = self._dispatched(weights, x_BTD, routed.routes, real_BT)
         if config.shared is not None:
@@ -128,11 +137,16 @@ class MoE(nn.Module):
 
         def serve(lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array):
             local = Local.of(config.expert, config.count, weights, *lines)
-            return config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
+            y_BTD, served_BT = config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
+            return y_BTD[None], served_BT
 
         with partition.using(layout):
+            config.dispatch.check_rows(x_BTD.shape[1], partition.parts(axes.LENGTH))
             lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
             tokens = routes.words
             inputs = (words(config.expert), tokens, jax.tree.map(lambda _: tokens, routes), tokens)
-            run = partition.mapped(functools.partial(serve, lines), inputs, (tokens, tokens))
-            return run(weights, x_BTD, routes, real_BT)
+            # Of each part of the inner features a result, for the compiler to add up: it knows where the sum is to lie.
+            outputs = ((axes.MLP, *tokens), tokens)
+            run = partition.mapped(functools.partial(serve, lines), inputs, outputs)
+            y_PBTD, served_BT = run(weights, x_BTD, routes, real_BT)
+        return jnp.sum(y_PBTD, axis=0), served_BT

@@ -1,7 +1,7 @@
 """How tokens come to their experts, and results back.
 
-A dispatch is a config type with `serves`, the kinds of routes that it knows (routing.py), and `run(experts, x_BTD,
-routes, real_BT)`, which one device calls with its own tokens:
+A dispatch is a config type, a `Dispatch`. It has `run(experts, x_BTD, routes, real_BT)`, which one device calls with
+its own tokens:
 
   experts: `Local`, what computes rows of tokens.
   x_BTD: its tokens.
@@ -11,3 +11,17 @@ routes, real_BT)`, which one device calls with its own tokens:
 It returns y [B, T, D] in the type of x, and how many of each token's choices, or of the picks of it, were served,
 float32 [B, T].
 """
+
+from typing import ClassVar
+
+from llm_jax.layers.ffn.routing import Choice, Picks
+
+
+class Dispatch:
+    """What holds of a dispatch unless its config says otherwise."""
+
+    serves: ClassVar[tuple[type, ...]] = (Choice, Picks)
+    """The kinds of routes that it knows."""
+
+    def check_rows(self, length: int, parts: int) -> None:
+        """Rows of any number of tokens will do, in any number of parts on as many devices."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
-from llm_jax.layers.ffn.dispatch import picked
+from llm_jax.layers.ffn.dispatch import Dispatch, picked
 from llm_jax.layers.ffn.dispatch.rows import ordered
 from llm_jax.layers.ffn.dispatch.seats import ByIndex, Seats, SeatsConfig
 from llm_jax.layers.ffn.experts import Local
@@ -22,13 +22,13 @@ Priority = Literal["position", "score"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Capacity:
+class Capacity(Dispatch):
     """Each expert takes ceil(factor * choices of a group / experts) of a group of tokens, at least one and at most all
     (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2).
 
     First choices come before second ones: whether a token's second choice is served may depend on later tokens. A token
-    whose choices are all dropped gets 0. A row's last group may be short; it has the places of a whole one. Experts that
-    pick their tokens have a capacity of their own, and serve all that they picked.
+    whose choices are all dropped gets 0. A row's last group may be short; it has the places of a whole one. Experts
+    that pick their tokens have a capacity of their own, and serve all that they picked.
     """
 
     factor: float = 1.25
@@ -40,8 +40,6 @@ class Capacity:
     """Neighbouring tokens of a row that share the places; None: all."""
     moves: SeatsConfig = ByIndex()
     """How tokens come to their places."""
-
-    serves = (Choice, Picks)
 
     def __post_init__(self):
         # A factor above 0 gives every expert a place, so that no capacity drops everything.
@@ -57,7 +55,7 @@ class Capacity:
         held = length // parts
         check(
             parts == 1 or (self.group is not None and held % self.group == 0),
-            f"group is {self.group or 'a row'} and a device holds {held} of the {length} tokens of a row: a device must "
+            f"group is {self.group or 'a row'} and a device holds {held} of the {length} tokens of a row: it must "
             f"hold whole groups; set dispatch.group to a divisor of {held}, or do not divide rows",
         )
 

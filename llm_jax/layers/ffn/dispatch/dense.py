@@ -8,15 +8,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Choice, Picks, load, spread
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(Dispatch):
     """All experts for all tokens; those not chosen count for nothing. For small models and tests."""
-
-    serves = (Choice, Picks)
 
     def run(
         self, experts: Local, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array

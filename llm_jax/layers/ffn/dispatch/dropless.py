@@ -8,19 +8,26 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from llm_jax.layers.ffn.dispatch import picked, rows
+from llm_jax.core.checks import check_positive
+from llm_jax.layers.ffn.dispatch import Dispatch, picked, rows
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Choice, Picks
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropless:
+class Dropless(Dispatch):
     """Choices sorted by expert, and products of groups of any sizes (Gale et al. 2022, arXiv:2211.15841, section 4).
 
     Memory is that of the choices, K rows a token, whatever the number of experts.
     """
 
-    serves = (Choice, Picks)
+    windows: int = 4
+    """Where experts lie on several devices, the pieces of a device's share of all choices in which it computes those
+    that come to it (windows.py). More of them need less memory, and fewer empty rows are computed, at most a piece;
+    products are the smaller."""
+
+    def __post_init__(self):
+        check_positive(windows=self.windows)
 
     def run(
         self, experts: Local, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
@@ -37,7 +44,6 @@ class Dropless:
         order_1P, place_1P, sizes_1E = rows.ordered(chosen_RK.reshape(1, -1), experts.count)
         used_P = jnp.arange(chosen_RK.size) < jnp.sum(sizes_1E)
         plan = rows.Rows(order_1P[0], used_P, place_1P.reshape(chosen_RK.shape), served_RK)
-        rows_PD = rows.taken(x_BTD.reshape(-1, x_BTD.shape[-1]), plan)
-        y_PD = experts.ragged(rows_PD, sizes_1E[0])
-        y_RD = rows.combined(y_PD, weights_RK, plan)
+        rows_PD = plan.tokens(x_BTD.reshape(-1, x_BTD.shape[-1]))
+        y_RD = plan.sums(experts.ragged(rows_PD, sizes_1E[0], self.windows, plan.weights(weights_RK)))
         return y_RD.reshape(x_BTD.shape), jnp.sum(served_BTK, axis=-1, dtype=jnp.float32)

@@ -1,6 +1,7 @@
-"""A limit on the groups of experts, as on the machines that hold them, that one token may speak to.
+"""The best experts of a token, and a limit on the groups of experts, as on the machines that hold them, in which they
+may be.
 
-Legend: B batch, T length, E experts, G groups, S experts of a group.
+Legend: B batch, T length, E experts, K choices of a token, G groups, S experts of a group.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_divides, check_positive
+from llm_jax.sharding import axes, partition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +53,12 @@ class GroupLimit:
         groups_BTG = jnp.sum(jax.lax.top_k(grouped_BTGS, self.best)[0], axis=-1)
         kept_BTG = jax.nn.one_hot(jax.lax.top_k(groups_BTG, self.kept)[1], self.groups, dtype=bool).any(axis=-2)
         return jnp.where(kept_BTG[..., None], grouped_BTGS, -jnp.inf).reshape(scores_BTE.shape)
+
+
+def best(ranks_BTE: jax.Array, top: int, limit: GroupLimit | None = None) -> jax.Array:
+    """The `top` experts of the highest rank, int32 [B, T, K], the best first; of equal ones the first."""
+
+    def found(ranks_BTE: jax.Array) -> jax.Array:
+        return jax.lax.top_k(ranks_BTE if limit is None else limit.masked(ranks_BTE), top)[1]
+
+    return partition.apart(found, axes.BATCH, axes.LENGTH)(jax.lax.stop_gradient(ranks_BTE))

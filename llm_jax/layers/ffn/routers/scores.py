@@ -45,7 +45,7 @@ Noise = Jitter | Noisy
 class Scoring(nn.Module):
     """A router that looks at tokens: x [B, T, D] -> Routed.
 
-    Its config has `init`, and may have `bias`, whether the matrix has one, and `noise`.
+    Its config has `init`.
     """
 
     config: Any
@@ -61,14 +61,15 @@ class Scoring(nn.Module):
         if isinstance(noise, Jitter) and training:
             bounds = {"minval": 1 - noise.amount, "maxval": 1 + noise.amount}
             x_BTD *= jax.random.uniform(self.make_rng("dropout"), x_BTD.shape, **bounds)
-        logits_BTE = self._matrix("scores", bias)(x_BTD)
+        logits_BTE = self.matrix("scores", self.experts, bias)(x_BTD)
         if isinstance(noise, Noisy):
-            deviation_BTE = jax.nn.softplus(self._matrix("noise", False)(x_BTD))
+            deviation_BTE = jax.nn.softplus(self.matrix("noise", self.experts)(x_BTD))
             if training:
                 logits_BTE += deviation_BTE * jax.random.normal(self.make_rng("dropout"), logits_BTE.shape)
         return logits_BTE
 
-    def _matrix(self, name: str, bias: bool) -> Linear:
-        shape, words = (self.width, self.experts), (axes.EMBED, axes.ROUTES)
+    def matrix(self, name: str, scores: int, bias: bool = False) -> Linear:
+        """x [B, T, D] -> so many scores of each token, in float32."""
+        shape, words = (self.width, scores), (axes.EMBED, axes.ROUTES)
         exact = Precision(self.precision.params, "float32")
         return Linear("BTD,DE->BTE", shape, words, self.config.init, exact, bias, exact=True, name=name)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.routers.groups import GroupLimit
+from llm_jax.layers.ffn.routers.groups import GroupLimit, best
 from llm_jax.layers.ffn.routers.scores import Noise, Scoring
 from llm_jax.layers.ffn.routing import Choice, Routed, Router
 from llm_jax.layers.linear import Init, Normal
@@ -147,9 +147,7 @@ class SigmoidRouter(Scoring):
 
 def _choice(config: SoftmaxConfig | SigmoidConfig, scores_BTE: jax.Array, ranks_BTE: jax.Array) -> Choice:
     """Of the experts that rank highest, with weights by their scores."""
-    ranks_BTE = jax.lax.stop_gradient(ranks_BTE)
-    allowed_BTE = ranks_BTE if config.limit is None else config.limit.masked(ranks_BTE)
-    experts_BTK = jax.lax.top_k(allowed_BTE, config.top)[1]
+    experts_BTK = best(ranks_BTE, config.top, config.limit)
     weights_BTK = jnp.take_along_axis(scores_BTE, experts_BTK, axis=-1)
     if config.normalized:
         weights_BTK /= jnp.sum(weights_BTK, axis=-1, keepdims=True) + 1e-20

@@ -1,0 +1,118 @@
+"""Which experts serve which kinds of text: whether what a router has learned is anything that a reader would see.
+
+Legend: V vocabulary, B batch, T length, L layers, C classes of tokens, E experts.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from llm_jax.core.checks import check
+from llm_jax.data.batch import Batch
+from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.transformer import Transformer
+from llm_jax.tokenizers.tokenizer import Tokenizer
+
+CLASSES = ("whitespace", "punctuation", "digit", "word start", "word continuation")
+_WHITESPACE, _PUNCTUATION, _DIGIT, _START, _CONTINUATION = range(len(CLASSES))
+_NONE = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenClasses:
+    """What each piece of a vocabulary is, as far as the piece tells."""
+
+    kinds_V: np.ndarray
+    """int: its class, by its first character that is no space; -1 for a special id, which stands for no text."""
+    joins_V: np.ndarray
+    """bool: whether it is a word's continuation if a word stands before it."""
+    ends_V: np.ndarray
+    """bool: whether its last character is of a word."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """Reads every piece behind another one, where none loses the space that it begins with."""
+        before = tokenizer.encode("a")[-1:]
+        first = len(tokenizer.decode(before))
+        pieces = [tokenizer.decode([*before, token])[first:] for token in range(tokenizer.vocab_size)]
+        return cls(
+            np.array([_kind(piece) for piece in pieces]),
+            np.array([_is_word(piece[:1]) for piece in pieces]),
+            np.array([_is_word(piece[-1:]) for piece in pieces]),
+        )
+
+    def rows(self, tokens_BT: np.ndarray) -> np.ndarray:
+        """The class of every token of a row, int [B, T]; -1 for one that is no text."""
+        kinds_BT = self.kinds_V[tokens_BT]
+        inside_BT = np.zeros(tokens_BT.shape, bool)
+        inside_BT[:, 1:] = self.ends_V[tokens_BT[:, :-1]] & self.joins_V[tokens_BT[:, 1:]]
+        return np.where((kinds_BT == _START) & inside_BT, _CONTINUATION, kinds_BT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Specialisation:
+    """How often tokens of each class visited each expert."""
+
+    counts: dict[str, np.ndarray]
+    """float64 [L, C, E], by the path of a block in the parameters, such as 'stack/segment_0/block_1'."""
+
+    def layers(self, path: str) -> Iterator[tuple[np.ndarray, float]]:
+        """Of each layer the share of each class's visits that each expert has [C, E], 0 for a class that is not there;
+        and how much the one tells of the other, in bits."""
+        for counts_CE in self.counts[path]:
+            share_CE = counts_CE / np.maximum(counts_CE.sum(axis=1, keepdims=True), 1)
+            yield share_CE, mutual_information(counts_CE)
+
+
+def specialisation(model: Transformer, params: Any, batches: Iterable[Batch], tokenizer: Tokenizer) -> Specialisation:
+    """Counts the visits of the tokens of batches, padding and special ids left out.
+
+    Raises:
+      ValueError: for a model without layers of experts, or no batches.
+    """
+    classes, found = TokenClasses.of(tokenizer), {}
+    run = jax.jit(lambda params, batch, classes_BT: _counts(model, params, batch, classes_BT))
+    for batch in batches:
+        classes_BT = np.where(np.asarray(batch.segment_ids_BT) != 0, classes.rows(np.asarray(batch.tokens_BT)), _NONE)
+        for path, counts_LCE in jax.device_get(run(params, batch, classes_BT)).items():
+            found[path] = found.get(path, 0) + counts_LCE.astype(np.float64)
+    check(len(found) > 0, "there is nothing to count: give at least one batch, and a model with layers of experts")
+    return Specialisation(found)
+
+
+def mutual_information(counts: np.ndarray) -> float:
+    """Of the row and the column of what is counted, in bits: 0 where one tells nothing of the other."""
+    joint = counts / max(counts.sum(), 1)
+    apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    seen = joint > 0
+    return float(np.sum(joint[seen] * np.log2(joint[seen] / apart[seen])))
+
+
+def _counts(model: Transformer, params: Any, batch: Batch, classes_BT: jax.Array) -> dict[str, jax.Array]:
+    """Visits [L, C, E] of the layers of experts, by the path of their block."""
+    placement = Placement(batch.positions_BT, batch.segment_ids_BT)
+    _, told = model.apply({"params": params}, batch.tokens_BT, placement, method="hidden", mutable=["choices"])
+    classes_BTC = jax.nn.one_hot(classes_BT, len(CLASSES))
+    return {
+        "/".join(path[: path.index("ffn")]): jnp.einsum("LBTE,BTC->LCE", visits_LBTE, classes_BTC)
+        for path, (visits_LBTE,) in flatten_dict(told.get("choices", {})).items()
+    }
+
+
+def _kind(piece: str) -> int:
+    text = piece.strip()
+    if not text:
+        return _WHITESPACE if piece else _NONE
+    if text[0].isdigit():
+        return _DIGIT
+    return _START if _is_word(text[0]) else _PUNCTUATION
+
+
+def _is_word(character: str) -> bool:
+    """Whether it is of a word. Bytes that are no character by themselves are mostly of letters."""
+    return character.isalnum() or character in ("_", "\N{REPLACEMENT CHARACTER}")

@@ -1,0 +1,101 @@
+"""The router by which every expert picks its tokens.
+
+Legend: B batch, T length, D model width, E experts, G groups of a row, N tokens of a group, C tokens that an expert
+picks of a group.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check, check_divides, check_positive, check_positive_if_given
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.ffn.routers.scores import Scoring
+from llm_jax.layers.ffn.routing import Picks, Routed, Router
+from llm_jax.layers.linear import Init, Normal
+from llm_jax.layers.mixers.context import Context
+from llm_jax.sharding import axes, partition
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertChoiceConfig(Router):
+    """Every expert picks the tokens of a group that give it the highest of their probabilities softmax(x W), as many as
+    every other; a token is served by all that pick it, or by none (Zhou et al. 2022, arXiv:2202.09368, section 3.2).
+
+    Whether a token is picked depends on those after it: a model that is trained to predict them is told of them, and
+    one that writes token by token finds other picks than it was trained with.
+    """
+
+    factor: float = 2.0
+    """Experts that a token is picked by, in the mean; the paper's capacity factor."""
+    group: int | None = None
+    """Neighbouring tokens of a row that the experts pick from; None: the row."""
+    allow_future: bool = False
+    """Whether a causal model may use it all the same."""
+    init: Init = Normal(0.02)
+
+    routes = Picks
+
+    def __post_init__(self):
+        check_positive(factor=self.factor)
+        check_positive_if_given(group=self.group)
+
+    @property
+    def causal(self) -> bool:
+        return self.allow_future
+
+    def check(self, experts: int) -> None:
+        """
+        Raises:
+          ValueError: where a token would be picked by more experts than there are.
+        """
+        check(
+            self.factor <= experts,
+            f"router.factor is {self.factor} and there are {experts} experts: a token is picked by at most all of them",
+        )
+
+    def build(self, width: int, experts: int, precision: Precision, name: str) -> "ExpertChoiceRouter":
+        return ExpertChoiceRouter(self, width, experts, precision, name=name)
+
+    def parameters(self, width: int, experts: int) -> int:
+        return width * experts
+
+    def matrix_flops(self, width: int, experts: int) -> int:
+        """Forward FLOPs per token."""
+        return 2 * width * experts
+
+    def choices(self, experts: int) -> float:
+        """Mean number of experts that a token visits."""
+        return self.factor
+
+    def picks(self, tokens: int, experts: int) -> int:
+        """Tokens that an expert picks of a group of so many: at least one."""
+        return min(tokens, math.ceil(tokens * self.factor / experts))
+
+
+class ExpertChoiceRouter(Scoring):
+    """x [B, T, D] -> Routed.
+
+    Raises:
+      ValueError: when called with rows that groups do not divide. One shorter than a group is one.
+    """
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
+        batch, length = x_BTD.shape[:2]
+        group = length if self.config.group is None else min(self.config.group, length)
+        check_divides(group, length, "router.group", "the length of a row")
+        logits_BTE = self.logits(x_BTD)
+        scores_BTE = jax.nn.softmax(logits_BTE)
+        # What is padding is picked last, and its weight says that it is no pick.
+        known_BTE = jnp.where(context.queries.real_BT[..., None], scores_BTE, 0)
+        known_BGEN = jnp.swapaxes(known_BTE.reshape(batch, -1, group, self.experts), 2, 3)
+        picks = self.config.picks(group, self.experts)
+        words = (axes.BATCH, axes.LENGTH) if length > group else (axes.BATCH,)
+        picked = partition.apart(lambda known_BGEN: jax.lax.top_k(known_BGEN, picks)[1], *words)
+        places_BGEC = picked(jax.lax.stop_gradient(known_BGEN))
+        weights_BGEC = jnp.take_along_axis(known_BGEN, places_BGEC, axis=-1)
+        return Routed(Picks(places_BGEC, weights_BGEC), logits_BTE, scores_BTE)

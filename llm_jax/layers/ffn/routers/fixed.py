@@ -1,0 +1,138 @@
+"""Routers that do not look at what a token has become, and learn nothing.
+
+Legend: B batch, T length, V vocabulary, E experts, K choices of a token.
+"""
+
+import dataclasses
+import heapq
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.checks import check, check_positive
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.ffn.routers.groups import best
+from llm_jax.layers.ffn.routing import Choice, Routed, Router
+from llm_jax.layers.mixers.context import Context
+
+
+class _FixedConfig(Router):
+    """What they have in common: `top` experts of equal weight."""
+
+    scored = False
+
+    def __post_init__(self):
+        check_positive(top=self.top)
+
+    def check(self, experts: int) -> None:
+        """
+        Raises:
+          ValueError: for more choices than experts.
+        """
+        check(self.top <= experts, f"router.top is {self.top} and there are {experts} experts: choose at most as many")
+
+    def parameters(self, width: int, experts: int) -> int:
+        return 0
+
+    def matrix_flops(self, width: int, experts: int) -> int:
+        """Forward FLOPs per token."""
+        return 0
+
+    def choices(self, experts: int) -> float:
+        """Mean number of experts that a token visits."""
+        return self.top
+
+
+@dataclasses.dataclass(frozen=True)
+class HashConfig(_FixedConfig):
+    """A token's experts are fixed by its id (Roller et al. 2021, arXiv:2106.04426, section 3.1)."""
+
+    top: int = 1
+    """Experts of a token; their weights are equal and add up to one."""
+    counts: tuple[int, ...] | None = None
+    """How often each id occurs in text: ids are dealt, the most frequent first, each to the experts that have had least
+    text so far (section 3.1, balanced assignment). None: by a hash of the id, as even as frequencies allow."""
+
+    def build(self, width: int, experts: int, precision: Precision, name: str) -> "HashRouter":
+        return HashRouter(self, experts, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomConfig(_FixedConfig):
+    """Experts drawn for every token anew in training, and by its position otherwise: what a router has to beat."""
+
+    top: int = 1
+    """Experts of a token; their weights are equal and add up to one."""
+
+    def build(self, width: int, experts: int, precision: Precision, name: str) -> "RandomRouter":
+        return RandomRouter(self, experts, name=name)
+
+
+class HashRouter(nn.Module):
+    """x [B, T, D] -> Routed.
+
+    Raises:
+      ValueError: when called where the ids of tokens are not known.
+    """
+
+    config: HashConfig
+    experts: int
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
+        check(
+            context.tokens_BT is not None,
+            "router HashConfig needs the ids of tokens, and only their vectors are known here: give the model tokens, "
+            "or choose another router",
+        )
+        if self.config.counts is None:
+            return _equal(_hashed(context.tokens_BT, self.config.top, self.experts))
+        table_VK = dealt(self.config.counts, self.config.top, self.experts)
+        return _equal(jnp.asarray(table_VK)[context.tokens_BT])
+
+
+class RandomRouter(nn.Module):
+    """x [B, T, D] -> Routed."""
+
+    config: RandomConfig
+    experts: int
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
+        if not self.has_rng("dropout"):
+            return _equal(_hashed(context.queries.positions_BT, self.config.top, self.experts))
+        drawn_BTE = jax.random.uniform(self.make_rng("dropout"), (*x_BTD.shape[:2], self.experts))
+        return _equal(best(drawn_BTE, self.config.top))
+
+
+def dealt(counts: tuple[int, ...], top: int, experts: int) -> np.ndarray:
+    """The experts of each id, int32 [V, K], so dealt that experts get about as much text each."""
+    table_VK = np.zeros((len(counts), top), np.int32)
+    loads = [(0, expert) for expert in range(experts)]
+    for token in sorted(range(len(counts)), key=lambda token: -counts[token]):
+        least = [heapq.heappop(loads) for _ in range(top)]
+        table_VK[token] = [expert for _, expert in least]
+        for load, expert in least:
+            heapq.heappush(loads, (load + counts[token], expert))
+    return table_VK
+
+
+def _hashed(numbers_BT: jax.Array, top: int, experts: int) -> jax.Array:
+    """Experts int32 [B, T, K] by the rank of hash(number, expert): any of them as likely, none twice."""
+    mixed_BTE = _mixed(_mixed(numbers_BT.astype(jnp.uint32))[..., None] + jnp.arange(experts, dtype=jnp.uint32))
+    return best((mixed_BTE >> 1).astype(jnp.int32), top)
+
+
+def _mixed(x: Any) -> Any:
+    """A bijection of 32 bits in which every bit of the result depends on all of x (finalizer of MurmurHash3)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * jnp.uint32(factor)
+    return x ^ (x >> 16)
+
+
+def _equal(experts_BTK: jax.Array) -> Routed:
+    weights_BTK = jnp.full(experts_BTK.shape, 1 / experts_BTK.shape[-1], jnp.float32)
+    return Routed(Choice(experts_BTK, weights_BTK))

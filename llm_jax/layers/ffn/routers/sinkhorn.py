@@ -1,0 +1,93 @@
+"""The router that assigns tokens to experts so that all get as many.
+
+Legend: B batch, T length, D model width, E experts, K choices of a token.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check, check_positive
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.ffn.routers.groups import best
+from llm_jax.layers.ffn.routers.scores import Scoring
+from llm_jax.layers.ffn.routing import Choice, Routed, Router
+from llm_jax.layers.linear import Init, Normal
+from llm_jax.layers.mixers.context import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class SinkhornConfig(Router):
+    """In training the assignment of tokens to experts that balances their load, at evaluation the experts of the
+    highest logits; weights sigmoid(logit) either way (BASE: Lewis et al. 2021, arXiv:2103.16716, section 3; by
+    Sinkhorn's algorithm: Clark et al. 2022, arXiv:2202.01169).
+
+    The assignment is that of all tokens which a program sees at once, so that in training a token's expert depends on
+    those after it, and on other rows.
+    """
+
+    top: int = 1
+    """Experts that a token chooses."""
+    iterations: int = 8
+    """Turns in which columns and rows of the assignment are normalised; the more, the more even."""
+    allow_future: bool = False
+    """Whether a causal model may be trained with it."""
+    init: Init = Normal(0.02)
+
+    def __post_init__(self):
+        check_positive(top=self.top, iterations=self.iterations)
+
+    @property
+    def causal(self) -> bool:
+        return self.allow_future
+
+    def check(self, experts: int) -> None:
+        """
+        Raises:
+          ValueError: for more choices than experts.
+        """
+        check(self.top <= experts, f"router.top is {self.top} and there are {experts} experts: choose at most as many")
+
+    def build(self, width: int, experts: int, precision: Precision, name: str) -> "SinkhornRouter":
+        return SinkhornRouter(self, width, experts, precision, name=name)
+
+    def parameters(self, width: int, experts: int) -> int:
+        return width * experts
+
+    def matrix_flops(self, width: int, experts: int) -> int:
+        """Forward FLOPs per token."""
+        return 2 * width * experts
+
+    def choices(self, experts: int) -> float:
+        """Mean number of experts that a token visits."""
+        return self.top
+
+
+class SinkhornRouter(Scoring):
+    """x [B, T, D] -> Routed."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
+        logits_BTE = ranks_BTE = self.logits(x_BTD)
+        if self.has_rng("dropout"):
+            real_BT = context.queries.real_BT
+            ranks_BTE += evening(jax.lax.stop_gradient(logits_BTE), real_BT, self.config.iterations)
+        experts_BTK = best(ranks_BTE, self.config.top)
+        weights_BTK = jax.nn.sigmoid(jnp.take_along_axis(logits_BTE, experts_BTK, axis=-1))
+        return Routed(Choice(experts_BTK, weights_BTK), logits_BTE, jax.nn.softmax(logits_BTE))
+
+
+def evening(logits_BTE: jax.Array, real_BT: jax.Array, iterations: int) -> jax.Array:
+    """What [E] is added to the logits so that exp of them, each real token's scaled to a sum of one, give all experts
+    the same sum (Sinkhorn and Knopp 1967)."""
+    real_BT1 = real_BT[..., None]
+    share = jnp.log(jnp.maximum(jnp.sum(real_BT), 1) / logits_BTE.shape[-1])
+
+    def turn(added_E: jax.Array, _: None) -> tuple[jax.Array, None]:
+        scaled_BTE = jax.nn.log_softmax(logits_BTE + added_E)
+        given_E = jax.nn.logsumexp(jnp.where(real_BT1, scaled_BTE, -jnp.inf), axis=(0, 1))
+        return added_E + jnp.where(jnp.isfinite(given_E), share - given_E, 0), None
+
+    return jax.lax.scan(turn, jnp.zeros(logits_BTE.shape[-1]), length=iterations)[0]

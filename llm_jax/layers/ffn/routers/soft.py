@@ -1,0 +1,81 @@
+"""The router by which experts serve mixtures of tokens.
+
+Legend: B batch, T length, D model width, E experts, S slots of an expert, Z slots of all experts.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check_positive
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.ffn.routers.scores import Scoring
+from llm_jax.layers.ffn.routing import Mixture, Routed, Router
+from llm_jax.layers.linear import Init, Normal
+from llm_jax.layers.mixers.context import Context
+from llm_jax.sharding import axes
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftConfig(Router):
+    """Every slot of an expert is a weighted mean of all tokens of a row, and every token gets a weighted mean of the
+    results for all slots (Soft MoE; Puigcerver et al. 2023, arXiv:2308.00951, section 2).
+
+    A token is told of all others of its row, of other documents in it too: for rows of one document, in encoders.
+    """
+
+    slots: int
+    """Of each expert."""
+    length: int
+    """Tokens of a row, for which costs are counted; the paper has as many slots in all."""
+    init: Init = Normal(0.02)
+
+    routes = Mixture
+    scored = False
+    causal = False
+
+    def __post_init__(self):
+        check_positive(slots=self.slots, length=self.length)
+
+    def build(self, width: int, experts: int, precision: Precision, name: str) -> "SoftRouter":
+        return SoftRouter(self, width, experts, precision, name=name)
+
+    def parameters(self, width: int, experts: int) -> int:
+        return width * experts * self.slots + 1
+
+    def matrix_flops(self, width: int, experts: int) -> int:
+        """Forward FLOPs per token: of scores, of mixing slots, and of mixing their results."""
+        return 3 * 2 * width * experts * self.slots
+
+    def choices(self, experts: int) -> float:
+        """Number of experts' work that there is for a token, in the mean."""
+        return experts * self.slots / self.length
+
+
+class SoftRouter(Scoring):
+    """x [B, T, D] -> Routed."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
+        real_BT1 = context.queries.real_BT[..., None]
+        logits_BTZ = jnp.where(real_BT1, self._cosines(x_BTD), jnp.finfo("float32").min)
+        shape = (*x_BTD.shape[:2], self.experts, self.config.slots)
+        dispatch_BTZ = jax.nn.softmax(logits_BTZ, axis=1) * real_BT1
+        combine_BTZ = jax.nn.softmax(logits_BTZ, axis=2) * real_BT1
+        return Routed(Mixture(dispatch_BTZ.reshape(shape), combine_BTZ.reshape(shape)))
+
+    def _cosines(self, x_BTD: jax.Array) -> jax.Array:
+        """Of each token and each slot, times a learned scale, which keeps the softmax soft in wide models (section
+        2.3)."""
+        matrix = self.matrix("scores", self.experts * self.config.slots)
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (axes.ROUTES,))
+        scale_1 = self.param("scale", ones, (1,), self.precision.param_dtype).astype("float32")
+        products_BTZ = matrix(_unit(x_BTD.astype("float32"), -1))
+        return scale_1 * products_BTZ / (jnp.linalg.norm(matrix.kernel.astype("float32"), axis=0) + 1e-6)
+
+
+def _unit(x: jax.Array, axis: int) -> jax.Array:
+    """Of length one along an axis; 0 stays 0."""
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis, keepdims=True) + 1e-12)

@@ -1,0 +1,87 @@
+"""Tokens, routes and experts to try ways of dispatch with.
+
+Legend: B batch, T length, D model width, F ffn width, E experts, K choices of a token, G groups of a row, N tokens of a
+group, C tokens that an expert takes of a group.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.layers.ffn.dispatch import Dispatch
+from llm_jax.layers.ffn.experts import Local, names
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.routing import Choice, Picks
+from llm_jax.sharding.line import Line
+
+EXPERT = GLUConfig(6, bias=True)
+WIDTH = 8
+
+
+def weights(count: int, seed: int = 0) -> dict[str, Any]:
+    """Of so many experts, at a scale that keeps results near 1."""
+    generator = np.random.default_rng(seed)
+    found = {}
+    for name in names(EXPERT):
+        inputs, outputs = (EXPERT.hidden, WIDTH) if name == "down" else (WIDTH, EXPERT.hidden)
+        kernel_EDF = generator.normal(0, inputs**-0.5, (count, inputs, outputs))
+        found[name] = tuple(jnp.asarray(x, jnp.float32) for x in (kernel_EDF, generator.normal(size=(count, outputs))))
+    return found
+
+
+def tokens(*shape: int, seed: int = 0) -> jax.Array:
+    """[*shape, D]."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(*shape, WIDTH)), jnp.float32)
+
+
+def choices(batch: int, length: int, count: int, top: int, seed: int = 0) -> Choice:
+    """Random ones."""
+    generator = np.random.default_rng(seed)
+    experts_RK = np.stack([generator.permutation(count)[:top] for _ in range(batch * length)])
+    weights_BTK = generator.uniform(0.1, 1, (batch, length, top))
+    return choice(experts_RK.reshape(batch, length, top), weights_BTK)
+
+
+def choice(experts_BTK: Any, weights_BTK: Any) -> Choice:
+    """Of arrays."""
+    return Choice(jnp.asarray(experts_BTK, jnp.int32), jnp.asarray(weights_BTK, jnp.float32))
+
+
+def picks(batch: int, groups: int, tokens: int, count: int, taken: int, seed: int = 0) -> Picks:
+    """Random ones from groups of so many tokens."""
+    generator = np.random.default_rng(seed)
+    places_SC = np.stack([generator.permutation(tokens)[:taken] for _ in range(batch * groups * count)])
+    shape = (batch, groups, count, taken)
+    weights_BGEC = jnp.asarray(generator.uniform(0.1, 1, shape), jnp.float32)
+    return Picks(jnp.asarray(places_SC.reshape(shape), jnp.int32), weights_BGEC)
+
+
+def everyone(x_BTD: jax.Array) -> jax.Array:
+    """That no token is padding."""
+    return jnp.ones(x_BTD.shape[:2], bool)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def serve(
+    dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What the dispatch gives on a device by itself."""
+    count, alone = len(weights["down"][0]), Line((), 1)
+    return dispatch.run(Local(EXPERT, weights, count, alone, alone), x_BTD, routes, real_BT)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradients(
+    dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+) -> Any:
+    """Of a sum in which every result counts differently, by weights, tokens and the weights of routes."""
+    float_of = "weights_BTK" if isinstance(routes, Choice) else "weights_BGEC"
+
+    def total(weights: dict[str, Any], x_BTD: jax.Array, added: jax.Array) -> jax.Array:
+        y_BTD, _ = serve(dispatch, weights, x_BTD, routes.replace(**{float_of: added}), real_BT)
+        return jnp.sum(y_BTD * jnp.cos(jnp.arange(y_BTD.size, dtype=jnp.float32).reshape(y_BTD.shape)))
+
+    return jax.grad(total, argnums=(0, 1, 2))(weights, x_BTD, getattr(routes, float_of))

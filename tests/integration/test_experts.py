@@ -1,0 +1,42 @@
+"""A whole run of a model with experts records what they did."""
+
+import dataclasses
+import math
+
+from llm_jax.analysis.report import write_report
+from llm_jax.assemble import run_training
+from llm_jax.data import MarkovConfig
+from llm_jax.layers.ffn.balance import BiasUpdate, SequenceLoss
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.scores import Jitter
+from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig
+from llm_jax.models.stack import Segment
+from tests.helpers import tiny_run
+
+
+def _experiment(folder):
+    experiment = tiny_run.experiment(folder, tokenizer=None, steps=6)
+    (segment,) = experiment.model.segments
+    (block,) = segment.blocks
+    router, balance = SigmoidConfig(2, noise=Jitter()), (BiasUpdate(), SequenceLoss())
+    experts = dataclasses.replace(block, ffn=MoEConfig(4, block.ffn, router, balance=balance))
+    model = dataclasses.replace(experiment.model, segments=(Segment((block, experts), 2),))
+    experiment = dataclasses.replace(experiment, model=model)
+    return tiny_run.with_source(experiment, MarkovConfig(symbols=4, evaluation_rows=4))
+
+
+def test_records_display_and_report_tell_what_experts_did(tmp_path, cache, capsys):
+    run = run_training(_experiment(tmp_path), tmp_path, cache)
+    records = list(run.records())
+    train = [record for record in records if record["kind"] == "train"]
+    assert len(train) == 6
+    for record in train:
+        assert 1 <= record["experts/max_load"] <= 2 and record["experts/dropped"] == 0
+        assert 0 < record["experts/entropy"] <= math.log(4) + 1e-6
+        layers = [record[f"experts/max_load/stack/segment_0/block_1/{layer}"] for layer in (0, 1)]
+        assert math.isclose(record["experts/max_load"], sum(layers) / 2, rel_tol=1e-6)
+    evaluated = [record for record in records if record["kind"].startswith("eval/")]
+    assert evaluated and all(record["experts/max_load"] >= 1 for record in evaluated)
+    shown = capsys.readouterr().err
+    assert "balance_loss" in shown and "experts/" not in shown
+    assert "![experts](plots/experts.png)" in write_report(run.path).read_text()

@@ -1,0 +1,99 @@
+"""All ways to dispatch give what all experts for all tokens give, where none drops a token.
+
+Legend: B batch, T length, E experts, K choices of a token.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.dispatch.seats import ByProducts
+from tests.helpers.dispatching import WIDTH, choice, choices, everyone, gradients, picks, serve, tokens, weights
+
+B, T, E = 2, 24, 4
+AMPLE = {
+    "dropless": Dropless(),
+    "capacity": Capacity(float(E)),
+    "capacity by score, in groups": Capacity(float(E), "score", group=10),
+    "capacity by products": Capacity(float(E), moves=ByProducts()),
+}
+X_BTD = tokens(B, T)
+REAL_BT = jnp.asarray(np.random.default_rng(1).random((B, T)) > 0.2)
+
+
+def _same(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("routes", [choices(B, T, E, 2), picks(B, 2, T // 2, E, 5)], ids=["choice", "picks"])
+@pytest.mark.parametrize("dispatch", AMPLE.values(), ids=AMPLE)
+def test_values_and_gradients_are_those_of_the_dense_dispatch(dispatch, routes):
+    arguments = weights(E), X_BTD, routes, REAL_BT
+    _same(serve(dispatch, *arguments), serve(Dense(), *arguments))
+    _same(gradients(dispatch, *arguments), gradients(Dense(), *arguments))
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), top=st.sampled_from([1, E]))
+def test_any_load_will_do(data, top):
+    """Experts that nobody chose, one that all chose, choices left out, rows that are padding."""
+    length = 5
+    expert = st.permutations(range(E)).map(lambda order: order[:top])
+    experts = data.draw(st.lists(expert, min_size=length, max_size=length))
+    parts = st.sampled_from([0.0, 0.25, 1.0])
+    shares = data.draw(st.lists(st.lists(parts, min_size=top, max_size=top), min_size=length, max_size=length))
+    real = data.draw(st.lists(st.booleans(), min_size=length, max_size=length))
+    arguments = weights(E), tokens(1, length), choice([experts], [shares]), jnp.asarray([real])
+    expected = serve(Dense(), *arguments)
+    for dispatch in AMPLE.values():
+        _same(serve(dispatch, *arguments), expected)
+
+
+@pytest.mark.parametrize("dispatch", [Dense(), *AMPLE.values()], ids=["dense", *AMPLE])
+@pytest.mark.parametrize("expert", [0, E - 1])
+def test_one_expert_for_all_is_that_expert(dispatch, expert):
+    routes = choice(np.full((B, T, 1), expert), np.ones((B, T, 1)))
+    y_BTD, served_BT = serve(dispatch, weights(E), X_BTD, routes, everyone(X_BTD))
+    own = jax.tree.map(lambda x: x[expert : expert + 1], weights(E))
+    alone = choice(np.zeros((B, T, 1)), np.ones((B, T, 1)))
+    _same(y_BTD, serve(Dense(), own, X_BTD, alone, everyone(X_BTD))[0])
+    np.testing.assert_array_equal(served_BT, 1)
+
+
+@pytest.mark.parametrize("dispatch", [Dense(), *AMPLE.values()], ids=["dense", *AMPLE])
+@pytest.mark.parametrize("routes", [choices(B, T, E, 2), picks(B, 1, T, E, 5)], ids=["choice", "picks"])
+def test_padding_gets_nothing_and_changes_nothing(dispatch, routes):
+    arguments = routes, REAL_BT
+    y_BTD, served_BT = serve(dispatch, weights(E), X_BTD, *arguments)
+    np.testing.assert_array_equal(np.asarray(y_BTD)[~REAL_BT], 0)
+    np.testing.assert_array_equal(np.asarray(served_BT)[~REAL_BT], 0)
+    other_BTD = jnp.where(REAL_BT[..., None], X_BTD, 1e3)
+    _same(serve(dispatch, weights(E), other_BTD, *arguments)[0], y_BTD)
+    dweights, dx_BTD, _ = gradients(dispatch, weights(E), other_BTD, *arguments)
+    np.testing.assert_array_equal(np.asarray(dx_BTD)[~REAL_BT], 0)
+    _same(dweights, gradients(dispatch, weights(E), X_BTD, *arguments)[0])
+
+
+@pytest.mark.parametrize("dispatch", [AMPLE["dropless"], AMPLE["capacity"]], ids=["dropless", "capacity"])
+def test_tokens_in_another_order_give_results_in_that_order(dispatch):
+    routes, order = choices(B, T, E, 2), np.random.default_rng(2).permutation(T)
+    y_BTD, served_BT = serve(dispatch, weights(E), X_BTD, routes, REAL_BT)
+    moved = jax.tree.map(lambda x: x[:, order], (X_BTD, routes, REAL_BT))
+    _same(serve(dispatch, weights(E), *moved), (y_BTD[:, order], served_BT[:, order]))
+
+
+@pytest.mark.parametrize("dispatch", AMPLE.values(), ids=AMPLE)
+def test_results_have_the_type_of_tokens(dispatch):
+    kernels = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights(E))
+    arguments = choices(B, T, E, 2), REAL_BT
+    y_BTD, served_BT = serve(dispatch, kernels, X_BTD.astype(jnp.bfloat16), *arguments)
+    assert y_BTD.dtype == jnp.bfloat16 and served_BT.dtype == jnp.float32
+    expected_BTD = serve(Dense(), weights(E), X_BTD, *arguments)[0]
+    np.testing.assert_allclose(np.asarray(y_BTD, np.float32), expected_BTD, atol=0.15)
+    assert y_BTD.shape == (B, T, WIDTH)

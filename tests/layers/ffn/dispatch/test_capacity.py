@@ -1,0 +1,139 @@
+"""Experts of limited capacity against the rule written out token by token.
+
+Legend: B batch, T length, E experts, K choices of a token.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.dispatch.seats import ByIndex, ByProducts
+from tests.helpers.dispatching import choice, choices, everyone, gradients, serve, tokens, weights
+
+E = 4
+
+
+def _served(dispatch: Capacity, experts_BTK, weights_BTK, real_BT) -> np.ndarray:
+    """Which choices are served, bool [B, T, K]: places are given away one after the other."""
+    batch, length, top = experts_BTK.shape
+    group = dispatch.group or length
+    places = max(1, math.ceil(dispatch.factor * top * group / E))
+    served_BTK = np.zeros(experts_BTK.shape, bool)
+    for row in range(batch):
+        for start in range(0, length, group):
+            free = [places] * E
+            queue = [t for t in range(start, min(start + group, length)) if real_BT[row, t]]
+            if dispatch.priority == "score":
+                queue.sort(key=lambda t: -max(weights_BTK[row, t]))
+            for k in range(top):
+                for t in queue:
+                    expert = experts_BTK[row, t, k]
+                    if weights_BTK[row, t, k] > 0 and free[expert] > 0:
+                        free[expert] -= 1
+                        served_BTK[row, t, k] = True
+    return served_BTK
+
+
+def _agrees(dispatch: Capacity, routes, real_BT) -> None:
+    """Results are those of all experts with the weights of dropped choices set to 0."""
+    x_BTD = tokens(*real_BT.shape)
+    served_BTK = _served(dispatch, np.asarray(routes.experts_BTK), np.asarray(routes.weights_BTK), real_BT)
+    y_BTD, served_BT = serve(dispatch, weights(E), x_BTD, routes, jnp.asarray(real_BT))
+    np.testing.assert_array_equal(served_BT, served_BTK.sum(-1))
+    kept = routes.replace(weights_BTK=jnp.where(served_BTK, routes.weights_BTK, 0))
+    expected_BTD = serve(Dense(), weights(E), x_BTD, kept, jnp.asarray(real_BT))[0]
+    np.testing.assert_allclose(y_BTD, expected_BTD, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("moves", [ByIndex(), ByProducts()])
+@pytest.mark.parametrize(
+    ("factor", "priority", "group"),
+    [(0.01, "position", None), (0.5, "position", 6), (0.5, "score", 5), (1.25, "score", None), (1.25, "position", 5)],
+)
+def test_places_are_given_away_in_order(factor, priority, group, moves):
+    real_BT = np.random.default_rng(3).random((2, 24)) > 0.2
+    _agrees(Capacity(factor, priority, group, moves), choices(2, 24, E, 2, seed=4), real_BT)
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), top=st.sampled_from([2, E]), priority=st.sampled_from(["position", "score"]))
+def test_ties_empty_experts_and_crowds_are_settled_in_order(data, top, priority):
+    length = 6
+    expert = st.permutations(range(E)).map(lambda order: order[:top])
+    experts = data.draw(st.lists(expert, min_size=length, max_size=length))
+    parts = st.sampled_from([0.0, 0.25, 0.5])
+    shares = data.draw(st.lists(st.lists(parts, min_size=top, max_size=top), min_size=length, max_size=length))
+    real = data.draw(st.lists(st.booleans(), min_size=length, max_size=length))
+    _agrees(Capacity(0.5, priority), choice([experts], [shares]), np.asarray([real]))
+
+
+@pytest.mark.parametrize("moves", [ByIndex(), ByProducts()])
+def test_gradients_are_those_of_the_choices_that_are_served(moves):
+    dispatch, routes, real_BT = Capacity(0.5, moves=moves), choices(2, 24, E, 2), np.ones((2, 24), bool)
+    served_BTK = _served(dispatch, np.asarray(routes.experts_BTK), np.asarray(routes.weights_BTK), real_BT)
+    arguments = weights(E), tokens(2, 24)
+    dweights, dx_BTD, droutes_BTK = gradients(dispatch, *arguments, routes, jnp.asarray(real_BT))
+    kept = routes.replace(weights_BTK=jnp.where(served_BTK, routes.weights_BTK, 0))
+    expected = gradients(Dense(), *arguments, kept, jnp.asarray(real_BT))
+    for name in dweights:
+        for found, wanted in zip(dweights[name], expected[0][name], strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dx_BTD, expected[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(droutes_BTK, np.where(served_BTK, expected[2], 0), rtol=1e-5, atol=1e-5)
+
+
+def test_first_choices_come_before_second_ones():
+    experts = [[[0, 1], [1, 0], [0, 1], [1, 0]]]
+    x_BTD = tokens(1, 4)
+    routes = choice(experts, np.full((1, 4, 2), 0.5))
+    # Places of each expert: ceil(0.5 * 2 * 4 / 4) = 1.
+    _, served_BT = serve(Capacity(0.5), weights(E), x_BTD, routes, everyone(x_BTD))
+    np.testing.assert_array_equal(served_BT, [[1, 1, 0, 0]])
+
+
+def test_the_highest_score_comes_first_whatever_its_place():
+    x_BTD = tokens(1, 4)
+    routes = choice(np.zeros((1, 4, 1)), [[[0.2], [0.1], [0.9], [0.3]]])
+    y_BTD, served_BT = serve(Capacity(2.0, "score"), weights(E), x_BTD, routes, everyone(x_BTD))
+    np.testing.assert_array_equal(served_BT, [[0, 0, 1, 1]])
+    np.testing.assert_array_equal(np.asarray(y_BTD)[0, :2], 0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "tokens", "choices", "experts", "places"),
+    [(1.25, 256, 2, 8, 80), (1.0, 100, 1, 3, 34), (1e-6, 16, 1, 8, 1), (100.0, 16, 2, 8, 16), (1.1, 10, 2, 1, 10)],
+)
+def test_places_are_those_of_switch_at_least_one_and_at_most_all(factor, tokens, choices, experts, places):
+    assert Capacity(factor).places(tokens, choices, experts) == places
+
+
+def test_a_product_that_is_whole_but_for_rounding_gives_no_place_more():
+    assert 1.1 * 2 * 100 / 10 > 22 and Capacity(1.1).places(100, 2, 10) == 22
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"factor": 0.0}, "factor is 0.0: it must be greater than 0"),
+        ({"factor": -1.0}, "factor is -1.0: it must be greater than 0"),
+        ({"group": 0}, "group is 0: it must be greater than 0"),
+        ({"priority": "scores"}, "did you mean 'score'"),
+    ],
+)
+def test_what_would_drop_everything_or_means_nothing_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message.replace("?", ".")):
+        Capacity(**wrong)
+
+
+def test_groups_that_lie_on_several_devices_are_refused():
+    Capacity().check_rows(64, 1)
+    Capacity(group=8).check_rows(64, 4)
+    for group in (None, 32, 12):
+        with pytest.raises(ValueError, match="it must hold whole groups; set dispatch.group to a divisor of 16"):
+            Capacity(group=group).check_rows(64, 4)

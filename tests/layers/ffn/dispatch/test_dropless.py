@@ -1,0 +1,65 @@
+"""Memory of the dropless dispatch, by the compiler's analysis.
+
+Legend: B batch, T length, D model width, E experts, K choices of a token.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.experts import Local
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.routing import Choice
+from llm_jax.planning.program import Program, read
+from llm_jax.sharding.line import Line
+
+B, T, D, F = 2, 512, 64, 32
+
+
+@functools.cache
+def _program(experts: int, top: int) -> Program:
+    """Forward and backward pass of a layer."""
+    config, alone = GLUConfig(F), Line((), 1)
+    shape = lambda *sizes, dtype="float32": jax.ShapeDtypeStruct(sizes, dtype)  # noqa: E731
+    weights = {name: (shape(experts, D, F), None) for name in ("gate", "up")} | {"down": (shape(experts, F, D), None)}
+
+    def total(weights, x_BTD, weights_BTK, experts_BTK):
+        local, routes = Local(config, weights, experts, alone, alone), Choice(experts_BTK, weights_BTK)
+        return jnp.sum(Dropless().run(local, x_BTD, routes, jnp.ones((B, T), bool))[0] ** 2)
+
+    arguments = weights, shape(B, T, D), shape(B, T, top), shape(B, T, top, dtype="int32")
+    return read(jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*arguments).compile())
+
+
+def _temporary(experts: int, top: int) -> int:
+    """Bytes beside weights and their gradients."""
+    return _program(experts, top).memory.temporary
+
+
+def test_memory_does_not_grow_with_experts_but_for_their_weights():
+    kernels = 3 * D * F * 4
+    assert _temporary(64, 4) < _temporary(8, 4) + 1.1 * (64 - 8) * kernels
+
+
+def test_memory_is_that_of_the_choices():
+    row = B * T * 4 * (D + F) * 4
+    assert _temporary(8, 4) < 6 * row
+    assert _temporary(8, 8) == pytest.approx(2 * _temporary(8, 4), rel=0.25)
+
+
+def test_no_array_has_tokens_experts_and_places():
+    experts, top = 64, 4
+    config, alone = GLUConfig(F), Line((), 1)
+    weights = {name: (jnp.zeros((experts, D, F)), None) for name in ("gate", "up")}
+    weights |= {"down": (jnp.zeros((experts, F, D)), None)}
+    local = Local(config, weights, experts, alone, alone)
+    routes = Choice(jnp.zeros((B, T, top), jnp.int32), jnp.ones((B, T, top)))
+    made = jax.make_jaxpr(lambda x_BTD: Dropless().run(local, x_BTD, routes, jnp.ones((B, T), bool)))(
+        jnp.zeros((B, T, D))
+    )
+    largest = max(value.aval.size for equation in made.eqns for value in equation.outvars)
+    # Choices by experts, to count them, and rows of all choices; and neither times anything.
+    assert largest <= B * T * top * max(experts, D)

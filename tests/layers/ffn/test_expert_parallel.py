@@ -1,0 +1,49 @@
+"""Experts that lie on several devices serve all tokens. The program is tests/helpers/expert_parallel.py."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.helpers import devices
+from tests.helpers.expert_parallel import BATCH, DEVICES, LENGTH, LOADS, PARTS, PIPELINES, TOP, WINDOWS
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run():
+    return devices.printed(devices.run("expert_parallel"))
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_every_row_is_computed_by_its_expert_whatever_the_load(run, windows, load):
+    assert run["sent"][str(windows)][load] < 1e-5
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_parts_of_the_inner_features_add_up(run, load):
+    assert run["tensor"][load] < 1e-5
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_stages_tell_what_the_layers_of_one_device_tell(run, name):
+    """Layers in their order, rows in theirs, and nothing of the bubble."""
+    found, wanted = run["told"][name], run["told"]["alone"]
+    for field, value in wanted.items():
+        np.testing.assert_allclose(found[field], value, rtol=1e-5, err_msg=field)
+    assert np.shape(wanted["loss_B"]) == (8, BATCH) and min(wanted["tally/dropped"]) > 0
+    assert np.unique(np.round(wanted["loss_B"], 6)).size == 8 * BATCH
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_rows_are_sent_twice_forward_and_twice_backward(run, parts):
+    width, number = 16, 4  # of the model; bytes of a float32
+    rows = TOP * math.prod((BATCH, LENGTH)) / DEVICES
+    assert run["exchanged"][str(parts)] == 4 * rows * width * number * (parts - 1) / parts
+
+
+def test_experts_that_do_not_divide_are_refused(run):
+    assert "axis 'experts' has size 12, which does not divide over mesh axes ('expert',) of 8 devices" in run["refused"]
+    assert "change the size to a multiple of 8, or the mesh" in run["refused"]
