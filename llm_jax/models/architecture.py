@@ -22,7 +22,8 @@ def architecture(config: Any) -> Any:
         return config
     if isinstance(config, MoEConfig):
         updates = tuple(BiasUpdate() for one in config.balance if isinstance(one, BiasUpdate))
-        config = dataclasses.replace(config, dispatch=Dense(), balance=updates)
+        dispatch = Dense() if config.router.routes in Dense.serves else config.dispatch
+        config = dataclasses.replace(config, dispatch=dispatch, balance=updates)
     left_out = {
         "init": Normal(),
         "out_init": Normal(),

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.layers.ffn.dispatch import Dispatch
-from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Mixture, load
 
