@@ -14,7 +14,7 @@ import rich.console
 
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.restore import Restored, saved_steps
-from llm_jax.core import chips, config, trees
+from llm_jax.core import chips, config, rng, trees
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import FollowedRun, RunDirectory, machine_card
 from llm_jax.data.batch import Batch
@@ -24,10 +24,11 @@ from llm_jax.evals import compression
 from llm_jax.experiment import Experiment
 from llm_jax.hosts import Hosts
 from llm_jax.inference.generate import Generator
-from llm_jax.interop.family import architecture
 from llm_jax.interop.hf import load_hf, read_config
 from llm_jax.models import count
+from llm_jax.models.architecture import architecture
 from llm_jax.models.transformer import Transformer
+from llm_jax.models.upcycle import check_upcycles, has_experts, upcycled
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import Layout
 from llm_jax.tokenizers import Tokenizer
@@ -111,13 +112,23 @@ def _beginning(experiment: Experiment, made: Programs) -> Callable[[], TrainStat
     """The state before the first update: fresh, or with weights that are there already."""
     if experiment.start is None:
         return made.fresh
-    found, wanted = (architecture(config) for config in (read_config(experiment.start), experiment.model))
+    there = read_config(experiment.start)
+    if has_experts(experiment.model) and not has_experts(there):
+        check_upcycles(there, experiment.model)
+        return lambda: made.begin(_upcycled(experiment))
+    found, wanted = (architecture(config) for config in (there, experiment.model))
     check(
         found == wanted,
         f"{experiment.start} holds another model than the experiment's: "
         f"{'; '.join(config.diff(wanted, found)[:4])}; model=read_config(folder) takes the one that is there",
     )
     return lambda: made.begin(load_hf(experiment.start, experiment.precision.params)[1])
+
+
+def _upcycled(experiment: Experiment) -> Any:
+    dense, parameters = load_hf(experiment.start, experiment.precision.params)
+    model = Transformer(experiment.model, experiment.precision)
+    return upcycled(dense.config, parameters, model, rng.key(experiment.seed, "upcycle"))
 
 
 def run_training(

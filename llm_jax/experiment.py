@@ -73,8 +73,8 @@ class Experiment:
     data: DataConfig
     model: TransformerConfig
     start: str | None = None
-    """Folder in the format of Hugging Face's transformers, of the same model, with whose weights training begins; None:
-    fresh ones."""
+    """Folder in the format of Hugging Face's transformers, of the same model, with whose weights training begins, or of
+    the same without experts, which then begin as copies of its ffn (models/upcycle.py); None: fresh ones."""
     objective: CausalLMConfig = CausalLMConfig()
     optimizer: Optimizer
     update: StepConfig = StepConfig()

@@ -7,13 +7,8 @@ from typing import Any
 from llm_jax.core.checks import check
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
-from llm_jax.layers.ffn.dispatch.dense import Dense
-from llm_jax.layers.linear import Normal
-from llm_jax.layers.mixers.kernels import BlockedKernel
-from llm_jax.layers.mixers.mamba2 import TimeScales
-from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
+from llm_jax.models.architecture import architecture
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.stack import Execution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,28 +51,3 @@ class Family:
             f"a {self.model_type} config.json cannot say all of this model: leave out `family` to have one found, or "
             "change the model",
         )
-
-
-def architecture(config: Any) -> Any:
-    """A config without what only training or speed depends on: initialisers, dropout, execution, kernels and forms, and
-    of experts the dispatch, as where none drops a token all give the same, balance and noise."""
-    if isinstance(config, tuple):
-        return tuple(architecture(item) for item in config)
-    if not dataclasses.is_dataclass(config):
-        return config
-    left_out = {
-        "init": Normal(),
-        "out_init": Normal(),
-        "query_init": None,
-        "dropout": 0.0,
-        "execution": Execution(),
-        "kernel": BlockedKernel(),
-        "form": ChunkwiseForm(),
-        "dispatch": Dense(),
-        "balance": (),
-        "noise": None,
-        "random_second": False,
-        "time_scales": TimeScales(),
-    }
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return type(config)(**{name: left_out.get(name, architecture(value)) for name, value in values.items()})

@@ -1,4 +1,4 @@
-"""Checkpoints of DeepSeek-V2 and V3 without mixtures of experts, and of Youtu-LLM, which has none.
+"""Checkpoints of DeepSeek-V2 and V3, and of Youtu-LLM, which has no experts.
 
 Legend, beside that of mapping.py: q rank of what queries are made of, r of keys and values, w size of a value.
 """
@@ -7,19 +7,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from llm_jax.core.checks import check
-from llm_jax.interop import parts
+from llm_jax.interop import experts, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import longest, read_rope, write_rope
 from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.layers.ffn.moe import MoEConfig, RouterConfig
+from llm_jax.layers.ffn.routers.groups import GroupLimit
+from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.positions.rope_scaling import DynamicScaling
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.deepseek import deepseek
+from llm_jax.models.families.deepseek import experts as experts_of
 from llm_jax.models.heads import TiedHead
 
 
-def _read(settings: Settings, tied: bool = False) -> TransformerConfig:
-    """A file's model; `tied` where the file does not say."""
+def _read(
+    settings: Settings, tied: bool = False, mixture: MoEConfig | None = None, first: int = 0
+) -> TransformerConfig:
+    """A file's model; `tied` where the file does not say. What follows is left to the families with experts."""
     heads, length = settings.need("num_attention_heads"), settings.need("max_position_embeddings")
     settings.only("num_key_value_heads", heads, default=heads)
     settings.only("hidden_act", "silu", default="silu")
@@ -43,6 +49,8 @@ def _read(settings: Settings, tied: bool = False) -> TransformerConfig:
         _sharpening(settings),
         settings.given("rms_norm_eps", default=1e-6),
         settings.given("tie_word_embeddings", default=tied),
+        mixture,
+        first,
     )
 
 
@@ -54,7 +62,7 @@ def _sharpening(settings: Settings) -> float:
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    block = parts.first(config)
+    block, ffn = parts.first(config), parts.plain_ffn(config)
     mixer, scaling = block.mixer, block.mixer.position.scaling
     return _write_sharpened(write_rope(mixer.position), mixer.sharpening) | {
         "num_hidden_layers": config.depth,
@@ -66,8 +74,8 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "qk_rope_head_dim": mixer.rotary_dim,
         "v_head_dim": mixer.value_dim,
         "hidden_size": config.width,
-        "intermediate_size": block.ffn.hidden,
-        "hidden_act": activation_name(block.ffn.activation),
+        "intermediate_size": ffn.hidden,
+        "hidden_act": activation_name(ffn.activation),
         "vocab_size": config.vocab_size,
         "max_position_embeddings": (
             scaling.original_length if isinstance(scaling, DynamicScaling) else config.max_length
@@ -91,10 +99,19 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         yield from parts.layer_norm(place, f"{name}.input_layernorm", "mixer_norm")
         yield from _attention(place, f"{name}.self_attn")
         yield from parts.layer_norm(place, f"{name}.post_attention_layernorm", "ffn_norm")
-        into = {"gate": f"{name}.mlp.gate_proj", "up": f"{name}.mlp.up_proj"}
-        yield from parts.ffn(place, into, f"{name}.mlp.down_proj")
+        mixed = isinstance(place.block.ffn, MoEConfig)
+        yield from _mixture(place, f"{name}.mlp") if mixed else parts.llama_ffn(place, f"{name}.mlp")
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
+
+
+def _mixture(place: parts.Place, name: str) -> Iterator[Tensor]:
+    yield from experts.router(place, f"{name}.gate")
+    if isinstance(place.block.ffn.router, SigmoidConfig):
+        leaf = place.leaf("ffn/router/bias", "x")
+        yield Tensor(f"{name}.gate.e_score_correction_bias", "x", (leaf,), place.sizes)
+    yield from experts.each(place, f"{name}.experts.", *experts.LLAMA)
+    yield from experts.shared(place, f"{name}.shared_experts")
 
 
 def _attention(place: parts.Place, name: str) -> Iterator[Tensor]:
@@ -123,36 +140,98 @@ def _attention(place: parts.Place, name: str) -> Iterator[Tensor]:
     yield from linear("o_proj", "d (n w)", "n w", ("out", "n w d", 1, 0))
 
 
-def _read_mixed(settings: Settings, dense: int) -> TransformerConfig:
-    """A file's model where layers from `first_k_dense_replace` on, which is `dense` by default, would be mixtures."""
-    layers, dense = settings.need("num_hidden_layers"), settings.given("first_k_dense_replace", default=dense)
-    check(
-        dense >= layers,
-        f"config.json has first_k_dense_replace = {dense} and {layers} layers: those after it are mixtures of experts, "
-        "which are not supported yet",
+def _first(settings: Settings, default: int) -> int:
+    """Layers before those with experts."""
+    settings.only("moe_layer_freq", 1, default=1)
+    return settings.given("first_k_dense_replace", default=default)
+
+
+def _experts(settings: Settings, router: RouterConfig, count: int, hidden: int, shared: int) -> MoEConfig:
+    """The experts of a file, with the defaults of one of the two families."""
+    return experts_of(
+        settings.need("num_hidden_layers"),
+        settings.given("n_routed_experts", default=count),
+        settings.given("moe_intermediate_size", default=hidden),
+        router,
+        settings.given("n_shared_experts", default=shared),
     )
-    return _read(settings)
+
+
+def _limit(settings: Settings, groups: int | None, kept: int | None, best: int) -> GroupLimit | None:
+    """The groups of a file: one holds all, and is no limit."""
+    groups, kept = settings.given("n_group", default=groups), settings.given("topk_group", default=kept)
+    return None if groups in (None, 1) else GroupLimit(groups, kept, best)
+
+
+def _write_limit(router: RouterConfig) -> dict[str, Any]:
+    limit = router.limit
+    return {"n_group": limit.groups if limit else 1, "topk_group": limit.kept if limit else 1}
 
 
 def _read_v2(settings: Settings) -> TransformerConfig:
     settings.only("mlp_bias", False, default=False)
-    return _read_mixed(settings, dense=0)
+    first = _first(settings, default=0)
+    if first >= settings.need("num_hidden_layers"):
+        return _read(settings)
+    settings.only("scoring_func", "softmax", default="softmax")
+    # transformers reads no norm_topk_prob here.
+    settings.only("norm_topk_prob", False, default=False)
+    method = settings.given("topk_method", default="greedy")
+    known = ("greedy", "group_limited_greedy")
+    check(method in known, f"config.json has topk_method = {method!r}: supported are {' and '.join(known)}")
+    limit = None if method == "greedy" else _limit(settings, None, None, best=1)
+    scale = float(settings.given("routed_scaling_factor", default=1.0))
+    router = SoftmaxConfig(settings.need("num_experts_per_tok"), normalized=False, scale=scale, limit=limit)
+    return _read(settings, mixture=_experts(settings, router, 64, 1407, 2), first=first)
 
 
 def _read_v3(settings: Settings) -> TransformerConfig:
-    return _read_mixed(settings, dense=3)
+    first = _first(settings, default=3)
+    if first >= settings.need("num_hidden_layers"):
+        return _read(settings)
+    settings.only("scoring_func", "sigmoid", default="sigmoid")
+    settings.only("topk_method", "noaux_tc", default="noaux_tc")
+    router = SigmoidConfig(
+        settings.given("num_experts_per_tok", default=8),
+        settings.given("norm_topk_prob", default=True),
+        float(settings.given("routed_scaling_factor", default=2.5)),
+        limit=_limit(settings, 8, 4, best=2),
+    )
+    return _read(settings, mixture=_experts(settings, router, 256, 2048, 1), first=first)
 
 
-def _write_dense(config: TransformerConfig) -> dict[str, Any]:
-    return _write(config) | {"first_k_dense_replace": config.depth}
+def _write_mixed(config: TransformerConfig) -> dict[str, Any]:
+    mixed = parts.mixed_layers(config)
+    if not mixed:
+        return _write(config) | {"first_k_dense_replace": config.depth}
+    mixture = parts.mixture(config)
+    check(mixture.shared is not None, "the model has no expert for all tokens, and this family has")
+    return _write(config) | {
+        "first_k_dense_replace": mixed[0],
+        "n_routed_experts": mixture.count,
+        "moe_intermediate_size": mixture.expert.hidden,
+        "n_shared_experts": mixture.shared.hidden // mixture.expert.hidden,
+        "num_experts_per_tok": mixture.router.top,
+        "norm_topk_prob": mixture.router.normalized,
+        "routed_scaling_factor": mixture.router.scale,
+        **_write_limit(mixture.router),
+    }
+
+
+def _write_v2(config: TransformerConfig) -> dict[str, Any]:
+    written = _write_mixed(config)
+    limited = bool(parts.mixed_layers(config)) and parts.mixture(config).router.limit is not None
+    return written | {"topk_method": "group_limited_greedy" if limited else "greedy"}
 
 
 def _read_youtu(settings: Settings) -> TransformerConfig:
     return _read(settings, tied=True)
 
 
+# The layer that predicts a second token comes after the others.
+_SECOND = (r"^model\.layers\.61\.",)
 FAMILIES = (
-    Family("deepseek_v3", "DeepseekV3ForCausalLM", _read_v3, _write_dense, _tensors, prefix="model."),
-    Family("deepseek_v2", "DeepseekV2ForCausalLM", _read_v2, _write_dense, _tensors, prefix="model."),
+    Family("deepseek_v3", "DeepseekV3ForCausalLM", _read_v3, _write_mixed, _tensors, "model.", unread=_SECOND),
+    Family("deepseek_v2", "DeepseekV2ForCausalLM", _read_v2, _write_v2, _tensors, prefix="model."),
     Family("youtu", "YoutuForCausalLM", _read_youtu, _write, _tensors, prefix="model."),
 )

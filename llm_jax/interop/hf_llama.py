@@ -150,6 +150,7 @@ def _windows(settings: Settings) -> tuple[int | None, ...]:
 
 
 def write_windows(config: TransformerConfig) -> dict[str, Any]:
+    """The options from which Qwen reads how many tokens each layer sees."""
     windows = [place.block.mixer.mask.window for place in parts.places(config)]
     used = [window for window in windows if window is not None]
     return {

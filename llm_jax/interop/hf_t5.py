@@ -1,6 +1,7 @@
 """Checkpoints of T5 and T5 1.1."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.interop import parts
@@ -65,14 +66,19 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
     }
 
 
-def _tensors(config: EncoderDecoderConfig) -> Iterator[Tensor]:
+FFN = Callable[[parts.Place, str], Iterator[Tensor]]
+"""(layer, start of the names of its half) -> tensors of its ffn."""
+
+
+def tensors(config: EncoderDecoderConfig, ffn: FFN) -> Iterator[Tensor]:
+    """The tensors under T5's names."""
     yield from parts.under("decoder", parts.embedding(config.decoder, "shared.weight"))
     for side in ("encoder", "decoder"):
-        yield from parts.under(side, _side(getattr(config, side), side))
+        yield from parts.under(side, _side(getattr(config, side), side, ffn))
     yield from parts.under("decoder", parts.head(config.decoder, "lm_head"))
 
 
-def _side(config: TransformerConfig, side: str) -> Iterator[Tensor]:
+def _side(config: TransformerConfig, side: str, ffn: FFN) -> Iterator[Tensor]:
     yield from parts.relative_bias(config, f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
     for place in parts.places(config):
         name = f"{side}.block.{place.number}.layer"
@@ -82,13 +88,21 @@ def _side(config: TransformerConfig, side: str) -> Iterator[Tensor]:
             yield from parts.layer_norm(place, f"{name}.1.layer_norm", "cross_norm")
             yield from parts.attention(place, *(f"{name}.1.EncDecAttention.{part}" for part in "qkvo"), branch="cross")
         last = 2 if place.block.cross else 1
-        ffn = f"{name}.{last}.DenseReluDense"
-        gated = isinstance(place.block.ffn, GLUConfig)
-        into = {"gate": f"{ffn}.wi_0", "up": f"{ffn}.wi_1"} if gated else {"up": f"{ffn}.wi"}
         yield from parts.layer_norm(place, f"{name}.{last}.layer_norm", "ffn_norm")
-        yield from parts.ffn(place, into, f"{ffn}.wo")
+        yield from ffn(place, f"{name}.{last}")
     yield from parts.norm(f"{side}.final_layer_norm", config.final_norm, "final_norm", config.width)
 
+
+def _ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
+    name, gated = f"{name}.DenseReluDense", isinstance(place.block.ffn, GLUConfig)
+    into = {"gate": f"{name}.wi_0", "up": f"{name}.wi_1"} if gated else {"up": f"{name}.wi"}
+    yield from parts.ffn(place, into, f"{name}.wo")
+
+
+COPIES = dict.fromkeys(
+    ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
+)
+UNREAD = (r"EncDecAttention\.relative_attention_bias\.weight$",)
 
 FAMILIES = (
     Family(
@@ -96,10 +110,8 @@ FAMILIES = (
         "T5ForConditionalGeneration",
         _read,
         _write,
-        _tensors,
-        copies=dict.fromkeys(
-            ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
-        ),
-        unread=(r"EncDecAttention\.relative_attention_bias\.weight$",),
+        functools.partial(tensors, ffn=_ffn),
+        copies=COPIES,
+        unread=UNREAD,
     ),
 )

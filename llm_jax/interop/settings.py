@@ -2,10 +2,10 @@
 refused by name."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from llm_jax.core.checks import check, did_you_mean
-from llm_jax.layers.activations import Activation
+from llm_jax.layers.activations import Activation, Gate
 from llm_jax.models.heads import AnyHead
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -18,7 +18,8 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "tanh": "tanh",
 }
-_NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu", "relu": "relu", "tanh": "tanh"}
+# Where a file has no name for one, ours is written, which every family but its own refuses when it reads.
+_NAMES = {name: name for name in get_args(Gate)} | {"gelu_tanh": "gelu_pytorch_tanh"}
 
 
 class Settings:
@@ -88,7 +89,7 @@ class Settings:
         return makers[kind]()
 
 
-def activation_name(activation: Activation) -> str:
+def activation_name(activation: Gate) -> str:
     """The nonlinearity by its name in a config.json."""
     return _NAMES[activation]
 

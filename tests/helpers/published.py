@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.routers.groups import GroupLimit
+from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
@@ -12,24 +15,32 @@ from llm_jax.models.families.albert import albert
 from llm_jax.models.families.bart import bart, original
 from llm_jax.models.families.bert import bert, discriminator
 from llm_jax.models.families.bloom import bloom, mpt
-from llm_jax.models.families.deepseek import deepseek
+from llm_jax.models.families.dbrx import dbrx
+from llm_jax.models.families.deepseek import deepseek, experts
 from llm_jax.models.families.encoder import row_head, span_head
 from llm_jax.models.families.falcon import falcon
 from llm_jax.models.families.gemma import gemma
+from llm_jax.models.families.glam import glam
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.gpt_neox import gpt_neox
+from llm_jax.models.families.gpt_oss import gpt_oss
 from llm_jax.models.families.gptj import gptj
+from llm_jax.models.families.gshard import gshard
 from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
+from llm_jax.models.families.mixtral import mixtral
 from llm_jax.models.families.olmo2 import olmo2
+from llm_jax.models.families.olmoe import olmoe
 from llm_jax.models.families.opt import opt
 from llm_jax.models.families.palm import palm
 from llm_jax.models.families.qwen import qwen2, qwen3
+from llm_jax.models.families.qwen_moe import qwen2_moe, qwen3_moe
 from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.retnet import retnet
 from llm_jax.models.families.starcoder import starcoder, starcoder2
+from llm_jax.models.families.switch import switch
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.families.xlnet import xlnet
 from llm_jax.models.heads import ClassHead
@@ -43,6 +54,10 @@ NEW = (*OLD, 24, 2)
 """And ffn width and key/value heads."""
 LATENT = (12, 8, 4, 2, 6)
 """Ranks of queries and of keys and values, features of a head without position, with position, of a value."""
+
+
+_DEEPSEEK_V2 = experts(2, 4, 10, SoftmaxConfig(2, False, 2.0, limit=GroupLimit(2, 1, best=1)), shared=2)
+_DEEPSEEK_V3 = experts(2, 8, 10, SigmoidConfig(2, scale=2.5, limit=GroupLimit(4, 2)), shared=1)
 
 
 def executed(config: ModelConfig, execution: Execution) -> ModelConfig:
@@ -101,6 +116,15 @@ PUBLISHED = {
         rope=RoPEConfig(scaling=YaRNScaling(4.0, 8, magnitude=1.0)),
         sharpening=1.0,
     ),
+    "mixtral": mixtral(*NEW, **LIMITS, experts=3),
+    "qwen2_moe": qwen2_moe(*NEW, **LIMITS, experts=4, top=2, expert_hidden=10, shared_hidden=12, mixed=(1,)),
+    "qwen3_moe": qwen3_moe(*NEW, **LIMITS, head_dim=6, experts=4, top=3, expert_hidden=10),
+    "olmoe": olmoe(*NEW, **LIMITS, experts=4, top=2, clip=0.8),
+    "deepseek_v2": deepseek(*OLD, 24, *LATENT, **LIMITS, mixture=_DEEPSEEK_V2),
+    "deepseek_v3": deepseek(*OLD, 24, *LATENT, **LIMITS, mixture=_DEEPSEEK_V3),
+    "dbrx": dbrx(*NEW, **LIMITS, clip=0.8, experts=3, top=2),
+    "gpt_oss": gpt_oss(*NEW, **LIMITS, rope=RoPEConfig(), head_dim=6, windows=(3, None), experts=3, top=2),
+    "glam": glam(*OLD, 3, head_dim=6, hidden=24, **LIMITS, bias=RelativeBiasConfig(4, 5), dispatch=Dropless()),
     "recurrent_gemma": recurrent_gemma(4, *NEW[1:4], channels=24, window=3, taps=3, bias=True, **LIMITS),
     "lstm": lstm(2, 16, **LIMITS),
     "mamba2": mamba2(2, 16, **LIMITS, head_dim=8, groups=2, state_size=6, form=ChunkwiseForm(3)),
@@ -131,6 +155,8 @@ PAIRS = _looped(
     {
         "t5": t5(*OLD, 24, **LIMITS, **_NEAR),
         "t5, 1.1": t5(*OLD, 24, **LIMITS, **_NEAR, decoder_layers=1, activation="gelu_tanh", gated=True, tied=False),
+        "switch": switch(*OLD, 24, **LIMITS, **_NEAR, experts=3, dispatch=Dropless()),
+        "gshard": gshard(2, 3, *OLD[1:], 24, 6, **LIMITS, dispatch=Dropless()),
         "bart": bart(*OLD, **LIMITS, hidden=24),
         "original": original(*OLD, **LIMITS),
         "marian": original(*OLD, **LIMITS, activation="silu", scaled=False, bias=True, decoder_layers=1),

@@ -1,6 +1,7 @@
 """Models small enough to compile in a second, and weights that make every part of them matter."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,3 +76,10 @@ def batch(rows: int, length: int = 8, seed: int = 0) -> Batch:
         positions[row, :cut], positions[row, cut:end] = np.arange(cut), np.arange(end - cut)
     ids = generator.integers(0, VOCAB, (rows, length + 1)).astype(np.int32)
     return Batch.from_rows({"tokens": ids, "segment_ids": segments, "positions": positions})
+
+
+def jacobian(function: Callable[..., jax.Array], *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """d function / d each array, [outputs, *its shape], where `function` gives a vector: one output after another, for
+    what knows no batch of gradients."""
+    y, pull = jax.vjp(function, *arrays)
+    return jax.lax.map(pull, jnp.eye(len(y), dtype=y.dtype))

@@ -21,6 +21,41 @@ def test_a_run_begins_with_weights_that_are_there(finished, train, run, tmp_path
     assert begun[0]["loss"] < fresh - 0.1
 
 
+MIXED = '''"""The tiny experiment with experts, for tests."""
+
+import dataclasses
+from pathlib import Path
+
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.models.families.decoder import with_experts
+from tests.helpers import tiny_run
+
+
+def experiment():
+    dense = tiny_run.experiment(Path(__file__).parent)
+    ffn = dense.model.segments[0].blocks[0].ffn
+    return dataclasses.replace(dense, model=with_experts(dense.model, MoEConfig(3, ffn, SoftmaxConfig(2)), [1]))
+'''
+
+
+def test_experts_begin_as_copies_of_a_dense_model(finished, file, run, tmp_path, cache):
+    assert llm_jax("convert", finished.path, tmp_path / "folder").code == 0
+    mixed = file.with_name("mixed.py")
+    mixed.write_text(MIXED)
+    places = ("--runs-dir", tmp_path / "runs", "--cache-dir", cache, "--start", tmp_path / "folder")
+    rate = ("--optimizer.peak-lr", "1e-12", "--steps", "1", "--optimizer.schedule.warmup-steps", "0")
+    outcome = llm_jax("train", mixed, *places, *rate)
+    assert outcome.code == 0, outcome.said
+    begun = [record for record in run.records() if record["kind"] == "eval/validation"]
+    ended = [record for record in finished.records() if record["kind"] == "eval/validation"]
+    np.testing.assert_allclose(begun[0]["loss"], ended[-1]["loss"], rtol=1e-4)
+    narrow = MIXED.replace("MoEConfig(3, ffn,", "MoEConfig(3, dataclasses.replace(ffn, hidden=8),")
+    mixed.write_text(narrow)
+    outcome = llm_jax("train", mixed, *places, "--name", "narrow", *rate)
+    assert outcome.code != 0 and "make `expert` the same" in outcome.said
+
+
 def test_weights_of_another_model_are_refused(finished, train, run, tmp_path):
     assert llm_jax("convert", finished.path, tmp_path / "folder").code == 0
     outcome = train("--start", tmp_path / "folder", "--model.width", "24")

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
-from llm_jax.interop.family import architecture
+from llm_jax.models.architecture import architecture
 from llm_jax.models.families.encoder import span_head
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.xlnet import last_head, xlnet

@@ -3,8 +3,8 @@
 import pytest
 
 from llm_jax.interop.families import FAMILIES
-from llm_jax.interop.family import architecture
 from llm_jax.interop.settings import Settings
+from llm_jax.models.architecture import architecture
 from llm_jax.models.families.recurrent_gemma import SIZES, recurrent_gemma
 
 FAMILY = FAMILIES["recurrent_gemma"]

@@ -31,7 +31,7 @@ def _slope(formula):
 
 
 def test_every_name_has_a_formula_here():
-    assert set(FORMULAS) == set(ACTIVATIONS) == set(GATED)
+    assert set(FORMULAS) == set(ACTIVATIONS) == set(GATED) - {"clamped_swiglu"}
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -48,6 +48,24 @@ def test_gated_is_the_activation_times_the_other_input(name):
     np.testing.assert_allclose(value, FORMULAS[name](X) * UP, atol=1e-5)
     np.testing.assert_allclose(slopes[0], _slope(FORMULAS[name]) * UP, atol=1e-4)
     np.testing.assert_allclose(slopes[1], FORMULAS[name](X), atol=1e-5)
+
+
+def test_clamped_swiglu_is_its_formula_and_flat_beyond_its_limits():
+    generator = np.random.default_rng(1)
+    gate, up = generator.uniform(-12, 12, (2, 200))
+
+    def formula(gate, up):
+        gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+        return gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+
+    of = lambda gate, up: jax.vmap(jax.value_and_grad(GATED["clamped_swiglu"], (0, 1)))(gate, up)  # noqa: E731
+    value, slopes = of(jnp.asarray(gate, jnp.float32), jnp.asarray(up, jnp.float32))
+    np.testing.assert_allclose(value, formula(gate, up), rtol=1e-5, atol=1e-5)
+    by_gate = (formula(gate + 1e-5, up) - formula(gate - 1e-5, up)) / 2e-5
+    by_up = (formula(gate, up + 1e-5) - formula(gate, up - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slopes[0], by_gate, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(slopes[1], by_up, rtol=1e-4, atol=1e-4)
+    assert not np.asarray(slopes[0])[gate > 7].any() and not np.asarray(slopes[1])[np.abs(up) > 7].any()
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -30,6 +30,6 @@ def test_a_loop_with_and_unrolled_layers_without_recomputation_agree(name: str):
     for (path, actual), (_, wanted) in zip(trees.named_leaves(gradients), trees.named_leaves(expected), strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=1e-5, err_msg=path)
         # A bias of keys moves all scores of a query alike, which the softmax does not see; none of these tokens asks or
-        # is of another part than the first.
-        silent = path.endswith(("key/bias", "by_part/bias", "parts")) or path == "embed/target"
+        # is of another part than the first. What corrects a choice of experts is moved by their load.
+        silent = path.endswith(("key/bias", "by_part/bias", "parts", "router/bias")) or path == "embed/target"
         assert np.abs(wanted).max() > 0 or silent, path

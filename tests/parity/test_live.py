@@ -43,6 +43,7 @@ def test_logits_and_round_trip(case: Case, tmp_path: Path):
 
 
 LEARNT = ["gpt2", "llama, biases", "gemma2", "bloom", "deepseek_v3", "recurrent_gemma", "mamba2"]
+LEARNT += ["gpt_oss", "dbrx", "switch"]
 LEARNT += ["bert, masked", "albert, masked", "t5", "bart", "xlnet, clamped"]
 
 

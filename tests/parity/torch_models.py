@@ -30,6 +30,8 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 GRIFFIN = SHAPE | {"num_hidden_layers": 4, "intermediate_size": 96, "attention_window_size": 5}
 MAMBA2 = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 97, "num_heads": 8, "head_dim": 8, "chunk_size": 8}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LEARNT_BUFFERS = ("final_logits_bias", "e_score_correction_bias")
+"""Ends of names of what training moves without gradients, or once did."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Case:
         if self.untied:
             model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
         with torch.no_grad():
-            if hasattr(model, "final_logits_bias"):
-                model.final_logits_bias += 0.2 * torch.randn_like(model.final_logits_bias)
+            for name, buffer in model.named_buffers():
+                if name.endswith(LEARNT_BUFFERS):
+                    buffer += 0.2 * torch.randn_like(buffer)
             for parameter in model.parameters():
                 if not parameter.requires_grad:
                     continue  # sinusoids
@@ -133,6 +136,59 @@ def _pairs() -> dict[str, Case]:
         "bart": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR),
         "bart, padded before": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR_AFTER_PADDING),
         "marian": Case("MarianConfig", "MarianMTModel", MARIAN, inputs=PAIR),
+    }
+
+
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+FINE = EXPERTS | {"num_experts_per_tok": 3, "moe_intermediate_size": 20}
+ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "n_shared_experts": 2}
+ROUTED |= {"first_k_dense_replace": 1, "routed_scaling_factor": 1.5}
+DBRX = {"d_model": 32, "n_heads": 4, "n_layers": 3, "vocab_size": 97, "max_seq_len": 64}
+SWITCH = T5 | NEAR | {"num_layers": 4, "num_decoder_layers": 3, "num_experts": 4, "router_jitter_noise": 0.01}
+
+
+def _experts() -> dict[str, Case]:
+    def case(prefix: str, options: dict[str, Any], **facts: Any) -> Case:
+        return Case(f"{prefix}Config", f"{prefix}ForCausalLM", options, **facts)
+
+    ffn = {"ffn_hidden_size": 20, "moe_num_experts": 6, "moe_top_k": 2}
+    return {
+        "mixtral": case("Mixtral", GQA | {"num_local_experts": 6}),
+        "mixtral, window": case("Mixtral", GQA | {"num_local_experts": 3, "sliding_window": 5, "head_dim": 12}),
+        "qwen2_moe": case("Qwen2Moe", GQA | FINE | {"shared_expert_intermediate_size": 28}),
+        "qwen2_moe, normalized": case(
+            "Qwen2Moe",
+            GQA | FINE | {"shared_expert_intermediate_size": 28, "norm_topk_prob": True, "decoder_sparse_step": 2},
+        ),
+        "qwen3_moe": case("Qwen3Moe", GQA | FINE | {"head_dim": 12, "norm_topk_prob": True}),
+        "qwen3_moe, mixed": case("Qwen3Moe", GQA | FINE | {"head_dim": 12, "mlp_only_layers": [1]}),
+        "olmoe": case("Olmoe", GQA | EXPERTS),
+        "olmoe, clipped": case("Olmoe", GQA | EXPERTS | {"clip_qkv": 0.7, "norm_topk_prob": True}),
+        "deepseek_v2, experts": case("DeepseekV2", DENSE | ROUTED),
+        "deepseek_v2, groups": case(
+            "DeepseekV2",
+            DENSE | ROUTED | {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+        ),
+        "deepseek_v3, experts": case("DeepseekV3", DENSE | ROUTED | {"n_group": 4, "topk_group": 2}),
+        "dbrx": case(
+            "Dbrx",
+            DBRX
+            | {"attn_config": {"kv_n_heads": 2, "clip_qkv": 0.7, "rope_theta": 20_000.0}, "ffn_config": ffn}
+            | {"rope_parameters": {"rope_type": "default", "rope_theta": 20_000.0}},
+        ),
+        "gpt_oss": case(
+            "GptOss",
+            GQA
+            | {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 12, "sliding_window": 5}
+            | _rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, truncate=False),
+        ),
+        "switch": Case(
+            "SwitchTransformersConfig",
+            "SwitchTransformersForConditionalGeneration",
+            SWITCH | {"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 1},
+            inputs=PAIR,
+            gain=2,
+        ),
     }
 
 
@@ -303,6 +359,7 @@ CASES = {
         # With biases, what padding projects to runs into the convolution of the first real tokens.
         inputs=TEXT_RIGHT,
     ),
+    **_experts(),
     "youtu": Case("YoutuConfig", "YoutuForCausalLM", DENSE | {"rms_norm_eps": 1e-2, "initializer_range": 0.02}),
     **_xlnet(),
 }

@@ -1,17 +1,23 @@
-"""The dense layers of DeepSeek-V2 and V3, and a model that is all of such layers.
+"""DeepSeek-V2 and V3 (DeepSeek-AI 2024, arXiv:2405.04434, 2.1, 2.2 and 3.1.2, and arXiv:2412.19437, 2.1 and 4.2):
+latent attention, and after the first layers many fine experts beside some for all tokens.
 
-DeepSeek-AI 2024, arXiv:2405.04434, 2.1 and 2.2, and arXiv:2412.19437, 2.1.1. DeepSeek's own sizes go on to mixtures of
-experts after their first layers, and have no place here. Youtu-LLM (Tencent 2025, arXiv:2512.24618) is dense; its sizes
-are those of its model card and config.json.
+Youtu-LLM (Tencent 2025, arXiv:2512.24618) has latent attention and no experts; its sizes are those of its model card
+and config.json. The layer of DeepSeek-V3 that predicts a second token is left out.
 """
 
+from llm_jax.layers.ffn.balance import BiasUpdate, SequenceLoss
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig, RouterConfig
+from llm_jax.layers.ffn.routers.groups import GroupLimit
+from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.layers.positions.rope_scaling import YaRNScaling
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.decoder import decoder, head_config, residual_init
+from llm_jax.models.families.decoder import decoder, head_config, residual_init, with_experts
 
 
 def deepseek(
@@ -30,14 +36,18 @@ def deepseek(
     sharpening: float = 0.0,
     epsilon: float = 1e-6,
     tied: bool = False,
+    mixture: MoEConfig | None = None,
+    first: int = 1,
 ) -> TransformerConfig:
-    """A dense DeepSeek of any size.
+    """A DeepSeek of any size.
 
     Args:
-      hidden: width of the ffn.
+      hidden: width of the ffn of layers without experts.
       query_rank: None: queries are made of the stream, as in V2-Lite.
       sharpening: of the scores, where `rope` is scaled by YaRN.
       epsilon: of the norms of the stream; those of the short vectors have 1e-6 in all published models.
+      mixture: experts, as of `experts`; None: no layer has any.
+      first: layers before those with experts.
     """
     norm, out_init = RMSNormConfig(epsilon), residual_init(layers)
     mixer = LatentAttentionConfig(
@@ -52,10 +62,62 @@ def deepseek(
         out_init=out_init,
     )
     block = BlockConfig(mixer, GLUConfig(hidden, out_init=out_init), norm)
-    return decoder((block,) * layers, width, vocab_size, max_length, norm, head=head_config(tied))
+    dense = decoder((block,) * layers, width, vocab_size, max_length, norm, head=head_config(tied))
+    return dense if mixture is None else with_experts(dense, mixture, range(first, layers))
+
+
+def experts(
+    layers: int,
+    count: int,
+    hidden: int,
+    router: RouterConfig,
+    shared: int,
+    dispatch: DispatchConfig = Dropless(),  # noqa: B008
+) -> MoEConfig:
+    """The experts of a DeepSeek of so many layers, balanced as V3's are where the router has a bias for that.
+
+    Args:
+      hidden: width of each.
+      shared: how many are for all tokens.
+    """
+    out_init = residual_init(layers)
+    # The coefficients of V3 (4.2); those of V2 are of losses over devices as well.
+    balance = (SequenceLoss(1e-4), BiasUpdate()) if isinstance(router, SigmoidConfig) else (SequenceLoss(0.003),)
+    expert, common = (GLUConfig(width, out_init=out_init) for width in (hidden, shared * hidden))
+    return MoEConfig(count, expert, router, dispatch, balance, common)
+
+
+_LONG = {
+    "vocab_size": 102_400,
+    "max_length": 163_840,
+    "rope": RoPEConfig(scaling=YaRNScaling(40.0, 4096, magnitude=1.0)),
+    "sharpening": 0.707,
+}
+
+
+def v2_lite() -> TransformerConfig:
+    """DeepSeek-V2-Lite (arXiv:2405.04434, appendix B)."""
+    mixture = experts(27, 64, 1408, SoftmaxConfig(6, normalized=False), shared=2)
+    return deepseek(27, 16, 2048, 10944, query_rank=None, **_LONG, mixture=mixture)
+
+
+def v2() -> TransformerConfig:
+    """DeepSeek-V2 (arXiv:2405.04434, 3.1.2)."""
+    router = SoftmaxConfig(6, normalized=False, scale=16.0, limit=GroupLimit(8, 3, best=1))
+    return deepseek(60, 128, 5120, 12288, **_LONG, mixture=experts(60, 160, 1536, router, shared=2))
+
+
+def v3() -> TransformerConfig:
+    """DeepSeek-V3 (arXiv:2412.19437, 4.2)."""
+    mixture = experts(61, 256, 2048, SigmoidConfig(8, scale=2.5, limit=GroupLimit(8, 4)), shared=1)
+    long = _LONG | {"vocab_size": 129_280, "sharpening": 1.0}
+    return deepseek(61, 128, 7168, 18432, **long, mixture=mixture, first=3)
 
 
 SIZES = {
+    "deepseek-v2-lite": v2_lite,
+    "deepseek-v2": v2,
+    "deepseek-v3": v3,
     "youtu-llm-2b": lambda: deepseek(
         32, 16, 2048, 6144, vocab_size=128_256, max_length=131_072, rope=RoPEConfig(1.6e6), tied=True
     ),

@@ -1,8 +1,9 @@
 """OLMoE (Muennighoff et al. 2024, arXiv:2409.02060, table 10 of the appendix): 8 of 64 fine experts a token, all
 queries and all keys normalised together, norms before the halves of a block."""
 
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.ffn.moe import Dense, DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig
@@ -29,7 +30,7 @@ def olmoe(
     experts: int = 64,
     top: int = 8,
     normalized: bool = False,
-    dispatch: DispatchConfig = Dense(),  # noqa: B008
+    dispatch: DispatchConfig = Dropless(),  # noqa: B008
 ) -> TransformerConfig:
     """An OLMoE of any size; arguments as of `llama`.
 

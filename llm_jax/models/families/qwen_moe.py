@@ -2,8 +2,9 @@
 table 1): fine experts beside a gated one for all tokens. Qwen 3 MoE (Yang et al. 2025, arXiv:2505.09388, table 2): none
 for all."""
 
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.ffn.moe import Dense, DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig
@@ -30,7 +31,7 @@ def qwen2_moe(
     shared_hidden: int = 20480,
     normalized: bool = False,
     mixed: tuple[int, ...] | None = None,
-    dispatch: DispatchConfig = Dense(),  # noqa: B008
+    dispatch: DispatchConfig = Dropless(),  # noqa: B008
 ) -> TransformerConfig:
     """A Qwen 2 with experts; arguments as of `llama`.
 
@@ -68,7 +69,7 @@ def qwen3_moe(
     expert_hidden: int = 768,
     normalized: bool = True,
     mixed: tuple[int, ...] | None = None,
-    dispatch: DispatchConfig = Dense(),  # noqa: B008
+    dispatch: DispatchConfig = Dropless(),  # noqa: B008
 ) -> TransformerConfig:
     """A Qwen 3 with experts; arguments as of `qwen2_moe`."""
     shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)

@@ -68,3 +68,9 @@ def test_bad_values_are_refused(kind):
         kind(0)
     with pytest.raises(ValueError, match="activation is 'sillu'.*did you mean 'silu'"):
         kind(4, activation="sillu")
+
+
+def test_a_function_of_two_inputs_gates_and_does_nothing_else():
+    GLUConfig(4, "clamped_swiglu")
+    with pytest.raises(ValueError, match="activation is 'clamped_swiglu'"):
+        MLPConfig(4, "clamped_swiglu")

@@ -14,6 +14,7 @@ from llm_jax.layers.linear import Normal
 from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig, QKNormConfig
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
+from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 
@@ -57,13 +58,16 @@ def _reference(config, params, x, positions, segments, memory=None):
         part = params[name]
         y = vector @ part["kernel"][:, head] + (part["bias"][head] if config.bias else 0)
         if config.qk_norm is None or name == "value":
-            return y
+            return clipped(y)
         scale = params[f"{name}_norm"]["scale"]
         if config.qk_norm.over == "head":
-            return y / np.sqrt(np.mean(y**2) + 1e-6) * scale
+            return clipped(y / np.sqrt(np.mean(y**2) + 1e-6) * scale)
         heads = part["kernel"].shape[1]
         all_heads = np.concatenate([vector @ part["kernel"][:, other] for other in range(heads)])
-        return y / np.sqrt(np.mean(all_heads**2) + 1e-6) * scale.reshape(heads, -1)[head]
+        return clipped(y / np.sqrt(np.mean(all_heads**2) + 1e-6) * scale.reshape(heads, -1)[head])
+
+    def clipped(y):
+        return y if config.clip is None else np.clip(y, -config.clip, config.clip)
 
     y = np.full(x.shape, np.nan)
     group = config.heads // config.kv_heads
@@ -85,7 +89,8 @@ def _reference(config, params, x, positions, segments, memory=None):
                     ks = [_turn(k, positions_S[b, s], config.position.base) for k, s in zip(ks, seen, strict=True)]
                 scores = np.array([q @ k / np.sqrt(config.head_dim) for k in ks])
                 weights = np.exp(scores - scores.max())
-                weights /= weights.sum()
+                sink = np.exp(params["sinks"][n] - scores.max()) if config.scores.sinks else 0
+                weights /= weights.sum() + sink
                 context = sum(w * project("value", x_S[b, s], n // group) for w, s in zip(weights, seen, strict=True))
                 y[b, t] += context @ params["out"]["kernel"][n]
     return y
@@ -103,6 +108,9 @@ CASES = {
     "rotary": AttentionConfig(N, H, kv_heads=2, position=RoPEConfig(100.0)),
     "bidirectional": AttentionConfig(N, H, kv_heads=2, mask=Bidirectional(), position=RoPEConfig()),
     "heads wider than the model": AttentionConfig(3, 6, kv_heads=3),
+    "sinks": AttentionConfig(N, H, kv_heads=2, position=RoPEConfig(100.0), scores=ScoresConfig(sinks=True)),
+    "clipped": AttentionConfig(N, H, kv_heads=2, position=RoPEConfig(100.0), clip=0.8),
+    "normalised and clipped": AttentionConfig(N, H, kv_heads=2, qk_norm=QKNormConfig(RMSNormConfig()), clip=0.8),
 }
 
 
@@ -153,6 +161,7 @@ CROSS = {
     "multi-head": CrossAttentionConfig(N, H, kv_heads=N),
     "grouped": CrossAttentionConfig(N, H, kv_heads=2, bias=True),
     "rotary": CrossAttentionConfig(N, H, kv_heads=1, position=RoPEConfig(100.0)),
+    "sinks": CrossAttentionConfig(N, H, kv_heads=2, scores=ScoresConfig(sinks=True)),
 }
 
 

@@ -1,6 +1,15 @@
 """Layers become segments."""
 
-from llm_jax.models.families.decoder import segments
+import dataclasses
+
+import pytest
+
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.models.families.albert import albert
+from llm_jax.models.families.decoder import segments, with_experts
+from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Segment
 from tests.helpers import tiny
 
@@ -21,3 +30,21 @@ def test_what_is_left_over_is_a_segment():
 def test_where_no_group_repeats_runs_do():
     assert segments((A, A, B)) == (Segment((A,), 2), Segment((B,), 1))
     assert segments((A, B)) == (Segment((A,), 1), Segment((B,), 1))
+
+
+def test_experts_take_the_place_of_the_ffn_of_some_layers():
+    dense, experts = llama(5, 2, 8, 12), MoEConfig(4, GLUConfig(6), SoftmaxConfig(2))
+    (block,) = dense.segments[0].blocks
+    mixed = dataclasses.replace(block, ffn=experts)
+    assert with_experts(dense, experts).segments == (Segment((mixed,), 5),)
+    assert with_experts(dense, experts, [1, 3]).segments == (Segment((block, mixed), 2), Segment((block,), 1))
+    assert with_experts(dense, experts, [2, 3, 4]).segments == (Segment((block,), 2), Segment((mixed,), 3))
+    assert with_experts(dense, experts, []) == dense
+
+
+def test_layers_that_cannot_have_experts_are_refused():
+    experts = MoEConfig(4, GLUConfig(6), SoftmaxConfig(2))
+    with pytest.raises(ValueError, match=r"layers are \[5\] and the model has 5: name some of 0 to 4"):
+        with_experts(llama(5, 2, 8, 12), experts, [5])
+    with pytest.raises(ValueError, match="share their weights"):
+        with_experts(albert(2, 2, 8), experts)

@@ -1,0 +1,40 @@
+"""What of a config decides the results of a model with given weights."""
+
+import dataclasses
+from typing import Any
+
+from llm_jax.layers.ffn.balance import BiasUpdate
+from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.linear import Normal
+from llm_jax.layers.mixers.kernels import BlockedKernel
+from llm_jax.layers.mixers.mamba2 import TimeScales
+from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
+from llm_jax.models.stack import Execution
+
+
+def architecture(config: Any) -> Any:
+    """A config without what only training or speed depends on: initialisers, dropout, execution, kernels and forms, and
+    of experts the dispatch, as where none drops a token all give the same, balance and noise."""
+    if isinstance(config, tuple):
+        return tuple(architecture(item) for item in config)
+    if not dataclasses.is_dataclass(config):
+        return config
+    if isinstance(config, MoEConfig):
+        updates = tuple(BiasUpdate() for one in config.balance if isinstance(one, BiasUpdate))
+        dispatch = Dense() if config.router.routes in Dense.serves else config.dispatch
+        config = dataclasses.replace(config, dispatch=dispatch, balance=updates)
+    left_out = {
+        "init": Normal(),
+        "out_init": Normal(),
+        "query_init": None,
+        "dropout": 0.0,
+        "execution": Execution(),
+        "kernel": BlockedKernel(),
+        "form": ChunkwiseForm(),
+        "noise": None,
+        "random_second": False,
+        "time_scales": TimeScales(),
+    }
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return type(config)(**{name: left_out.get(name, architecture(value)) for name, value in values.items()})

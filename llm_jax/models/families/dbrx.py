@@ -1,0 +1,48 @@
+"""DBRX (Databricks 2024, databricks.com/blog/introducing-dbrx-new-state-art-open-llm; sizes of its config.json): 4 of
+16 experts a token, clipped queries, keys and values, norms without bias."""
+
+from llm_jax.core.checks import check_divides
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder, head_config, residual_init
+
+
+def dbrx(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    kv_heads: int = 8,
+    vocab_size: int = 100_352,
+    max_length: int = 32768,
+    rope: RoPEConfig = RoPEConfig(5e5),  # noqa: B008
+    clip: float | None = 8.0,
+    experts: int = 16,
+    top: int = 4,
+    normalized: bool = True,
+    dispatch: DispatchConfig = Dropless(),  # noqa: B008
+) -> TransformerConfig:
+    """A DBRX of any size.
+
+    Args:
+      hidden: width of an expert.
+      normalized: whether the weights of the experts chosen add up to one.
+    """
+    check_divides(heads, width, "heads", "width")
+    norm, out_init = LayerNormConfig(bias=False), residual_init(layers)
+    mixer = AttentionConfig(heads, width // heads, kv_heads, position=rope, clip=clip, out_init=out_init)
+    ffn = MoEConfig(experts, GLUConfig(hidden, out_init=out_init), SoftmaxConfig(top, normalized), dispatch)
+    blocks = (BlockConfig(mixer, ffn, norm),) * layers
+    return decoder(blocks, width, vocab_size, max_length, norm, head=head_config(False))
+
+
+SIZES = {
+    "dbrx": lambda: dbrx(40, 48, 6144, 10752),
+}

@@ -1,0 +1,58 @@
+"""GLaM (Du et al. 2022, arXiv:2112.06905, section 4 and table 4): a decoder with 2 of many experts a token in every
+other layer, and a gated ffn in the others. Its weights were never published: only counts can be compared.
+
+The paper gives every layer relative biases (of Dai et al. 2019, arXiv:1901.02860); here one table of T5's serves all
+layers. It names a vocabulary of 256K; the counts of the smaller models are those of 32K. What it leaves unsaid is as in
+T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1).
+"""
+
+from llm_jax.layers.ffn.balance import LoadLoss
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
+from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import decoder, residual_init, with_experts
+
+
+def glam(
+    layers: int,
+    heads: int,
+    width: int,
+    experts: int,
+    head_dim: int = 128,
+    hidden: int | None = None,
+    vocab_size: int = 32_768,
+    max_length: int = 1024,
+    bias: RelativeBiasConfig = RelativeBiasConfig(),  # noqa: B008
+    dispatch: DispatchConfig = Capacity(2.0),  # noqa: B008
+) -> TransformerConfig:
+    """A GLaM of any size; `hidden` None means four times the width, of dense layers and of experts alike.
+
+    Args:
+      bias: of scores by relative place, one table for all layers.
+      dispatch: with the capacity of GShard, after which its layers are made.
+    """
+    norm, out_init, hidden = RMSNormConfig(), residual_init(layers), hidden or 4 * width
+    mixer = AttentionConfig(heads, head_dim, heads, scores=ScoresConfig(bias=bias), out_init=out_init)
+    block = BlockConfig(mixer, GLUConfig(hidden, "gelu_tanh", out_init=out_init), norm)
+    expert = MLPConfig(hidden, "gelu_tanh", bias=False, out_init=out_init)
+    # The coefficient of section 5.1.
+    mixture = MoEConfig(experts, expert, SoftmaxConfig(2), dispatch, (LoadLoss(0.01),))
+    dense = decoder((block,) * layers, width, vocab_size, max_length, norm)
+    return with_experts(dense, mixture, range(1, layers, 2))
+
+
+SIZES = {
+    "glam-0.1b-64e": lambda: glam(12, 12, 768, 64, head_dim=64),
+    "glam-1.7b-64e": lambda: glam(24, 16, 2048, 64),
+    "glam-1.7b-128e": lambda: glam(24, 16, 2048, 128),
+    "glam-1.7b-256e": lambda: glam(24, 16, 2048, 256),
+    "glam-8b-64e": lambda: glam(32, 32, 4096, 64),
+    "glam-64b-64e": lambda: glam(64, 128, 8192, 64, vocab_size=256_000),
+}

@@ -1,0 +1,52 @@
+"""GShard's translation models (Lepikhin et al. 2020, arXiv:2006.16668, table 1 and section 4): encoder and decoder with
+2 of many experts a token in every other layer. Their weights were never published: only counts can be compared.
+
+What the paper leaves unsaid is as in T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1).
+"""
+
+import dataclasses
+
+from llm_jax.layers.ffn.balance import LoadLoss
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.linear import FanIn
+from llm_jax.models.config import EncoderDecoderConfig
+from llm_jax.models.families.decoder import with_experts
+from llm_jax.models.families.t5 import t5
+
+
+def gshard(
+    layers: int,
+    experts: int,
+    heads: int = 16,
+    width: int = 1024,
+    hidden: int = 8192,
+    head_dim: int = 128,
+    vocab_size: int = 32128,
+    max_length: int = 512,
+    dispatch: DispatchConfig = Capacity(2.0),  # noqa: B008
+) -> EncoderDecoderConfig:
+    """A GShard of any size.
+
+    Args:
+      layers: of each side; the paper counts those of both.
+      dispatch: with places for twice an even load of first choices, which is an even load of both (2.2).
+    """
+    pair = t5(layers, heads, width, hidden, head_dim, vocab_size, max_length)
+    expert = MLPConfig(hidden, "relu", bias=False, init=FanIn(), out_init=FanIn())
+    router = SoftmaxConfig(2, random_second=True, init=FanIn())
+    mixture = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))
+    sides = (with_experts(side, mixture, range(1, layers, 2)) for side in pair.sides)
+    return dataclasses.replace(pair, **dict(zip(("encoder", "decoder"), sides, strict=True)))
+
+
+SIZES = {
+    "gshard-12l-128e": lambda: gshard(6, 128),
+    "gshard-12l-512e": lambda: gshard(6, 512),
+    "gshard-12l-2048e": lambda: gshard(6, 2048),
+    "gshard-36l-128e": lambda: gshard(18, 128),
+    "gshard-36l-512e": lambda: gshard(18, 512),
+    "gshard-36l-2048e": lambda: gshard(18, 2048),
+}

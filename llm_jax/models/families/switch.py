@@ -1,0 +1,78 @@
+"""Switch Transformer (Fedus et al. 2021, arXiv:2101.03961, table 9): T5 with one expert a token in every other layer.
+
+The sizes are those of the published checkpoints, which differ from the paper's in that no ffn is gated; their hidden
+width is half as large again, so that they have the same number of parameters.
+"""
+
+import dataclasses
+
+from llm_jax.layers.ffn.balance import LoadLoss
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.routers.scores import Jitter
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.linear import FanIn
+from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
+from llm_jax.models.families.decoder import with_experts
+from llm_jax.models.families.t5 import t5
+
+
+def switch(
+    layers: int,
+    heads: int,
+    width: int,
+    hidden: int,
+    head_dim: int = 64,
+    vocab_size: int = 32128,
+    max_length: int = 512,
+    decoder_layers: int | None = None,
+    experts: int = 8,
+    every: int = 2,
+    decoder_every: int | None = None,
+    bias: bool = False,
+    tied: bool = True,
+    buckets: int = 32,
+    max_distance: int = 128,
+    epsilon: float = 1e-6,
+    dropout: float = 0.0,
+    dispatch: DispatchConfig = Capacity(1.25),  # noqa: B008
+) -> EncoderDecoderConfig:
+    """A Switch Transformer of any size; arguments as of `t5`.
+
+    Args:
+      every: of so many layers of the encoder one has experts, the second of them; 0: none has.
+      decoder_every: the same of the decoder; None: as the encoder.
+      bias: of the router's matrix.
+    """
+    shape = (layers, heads, width, hidden, head_dim, vocab_size, max_length, decoder_layers)
+    near = {"buckets": buckets, "max_distance": max_distance, "epsilon": epsilon}
+    pair = t5(*shape, tied=tied, dropout=dropout, **near)
+    # "Initializing with a tenth of T5's scale" (2.4).
+    init = FanIn(0.1**0.5)
+    expert = MLPConfig(hidden, "relu", bias=False, init=init, out_init=init)
+    router = SoftmaxConfig(1, normalized=False, bias=bias, noise=Jitter(0.01), init=init)
+    mixture = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))
+
+    def side(config: TransformerConfig, every: int) -> TransformerConfig:
+        mixed = [layer for layer in range(config.depth) if every and layer % every == min(1, every - 1)]
+        return with_experts(config, mixture, mixed)
+
+    decoder_every = every if decoder_every is None else decoder_every
+    return dataclasses.replace(pair, encoder=side(pair.encoder, every), decoder=side(pair.decoder, decoder_every))
+
+
+def _base(experts: int) -> EncoderDecoderConfig:
+    return switch(12, 12, 768, 3072, experts=experts)
+
+
+SIZES = {
+    "switch-base-8": lambda: _base(8),
+    "switch-base-16": lambda: _base(16),
+    "switch-base-32": lambda: _base(32),
+    "switch-base-64": lambda: _base(64),
+    "switch-base-128": lambda: _base(128),
+    "switch-base-256": lambda: _base(256),
+    "switch-large-128": lambda: switch(24, 16, 1024, 4096, experts=128),
+    "switch-c-2048": lambda: switch(15, 32, 2080, 6144, experts=2048, every=1),
+}

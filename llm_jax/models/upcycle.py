@@ -1,0 +1,143 @@
+"""Experts from a dense model: each begins as a copy of the ffn whose place it takes, and the router fresh (Komatsuzaki
+et al. 2022, arXiv:2212.05055, section 3).
+
+What the model computes stays what it was wherever the weights of a token add up to one and no choice is dropped: with
+`SoftmaxConfig(top)` and `Dropless`. Elsewhere training begins behind the dense model: with weights that are not
+normalized a layer of experts gives but a part of what its ffn gave.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core import trees
+from llm_jax.core.checks import check
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.models.architecture import architecture
+from llm_jax.models.block import BlockConfig
+from llm_jax.models.build import Model, abstract_parameters, initial_parameters
+from llm_jax.models.config import ModelConfig, TransformerConfig
+
+_IN_STACK = re.compile(r"((?:encoder/|decoder/)?)stack/segment_(\d+)/block_(\d+)/(.*)")
+_ROUTER = "/ffn/router/"
+
+
+def has_experts(config: ModelConfig) -> bool:
+    """Whether some layer has."""
+    blocks = [block for side in config.sides for segment in side.segments for block in segment.blocks]
+    return any(isinstance(block.ffn, MoEConfig) for block in blocks)
+
+
+def check_upcycles(dense: ModelConfig, mixed: ModelConfig) -> None:
+    """
+    Raises:
+      ValueError: unless `mixed` is `dense` but for experts, each of the shape of the ffn whose place they take.
+    """
+    sides = tuple(tuple(architecture(config).sides) for config in (dense, mixed))
+    check(
+        type(dense) is type(mixed),
+        f"{type(dense).__name__} cannot become {type(mixed).__name__}: upcycle into a model of the same kind",
+    )
+    for one, other in zip(*sides, strict=True):
+        for side in (one, other):
+            check(
+                not any(segment.shared for segment in side.segments),
+                "layers share their weights, and each that is to have experts needs its own: upcycle another model",
+            )
+        check(
+            one.depth == other.depth,
+            f"the dense model has {one.depth} layers and the one with experts {other.depth}: make them as many",
+        )
+        for name in (field.name for field in dataclasses.fields(one) if field.name != "segments"):
+            found, wanted = getattr(one, name), getattr(other, name)
+            check(
+                found == wanted, f"{name} is {found} in the dense model and {wanted} in the one with experts: {_SAME}"
+            )
+        for number, pair in enumerate(zip(_blocks(one), _blocks(other), strict=True)):
+            _check_block(number, *pair)
+
+
+_SAME = "only the ffn may become experts; make all else the same"
+
+
+def _check_block(number: int, dense: BlockConfig, mixed: BlockConfig) -> None:
+    ffn = mixed.ffn
+    check(dataclasses.replace(mixed, ffn=dense.ffn) == dense, f"layer {number} differs outside its ffn: {_SAME}")
+    if not isinstance(ffn, MoEConfig) or isinstance(dense.ffn, MoEConfig):
+        check(ffn == dense.ffn, f"the ffn of layer {number} is {dense.ffn} and becomes {ffn}: {_SAME}")
+        return
+    check(
+        ffn.expert == dense.ffn,
+        f"the experts of layer {number} are {ffn.expert} and the ffn that they are copies of is {dense.ffn}: make "
+        "`expert` the same, of the same width too",
+    )
+    check(
+        ffn.shared is None,
+        f"layer {number} has a shared expert, which the dense model has nothing for and would add to what it "
+        "computes: set `shared` to None",
+    )
+
+
+def upcycled(dense: ModelConfig, parameters: Any, model: Model, key: jax.Array) -> Any:
+    """The parameters with which `model` begins.
+
+    Args:
+      dense: config of the model that `parameters` are of.
+      model: the same with experts.
+      key: for the routers.
+
+    Raises:
+      ValueError: as `check_upcycles`.
+    """
+    check_upcycles(dense, model.config)
+    given, routers = dict(trees.named_leaves(parameters)), _routers(model, key)
+    prefixes = ("",) if isinstance(dense, TransformerConfig) else ("encoder/", "decoder/")
+    places = {prefix: _places(side) for prefix, side in zip(prefixes, dense.sides, strict=True)}
+    wanted_places = {prefix: _places(side) for prefix, side in zip(prefixes, model.config.sides, strict=True)}
+
+    def leaf(path: tuple, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+        name = trees.path_name(path)
+        if name in routers:
+            return routers[name]
+        found = _IN_STACK.fullmatch(name)
+        if found is None:
+            return jnp.asarray(given[name], wanted.dtype)
+        side, segment, block, rest = found.groups()
+        numbers = [i for i, place in enumerate(wanted_places[side]) if place[:2] == (int(segment), int(block))]
+        sources = [places[side][number] for number in numbers]
+        within = rest.replace("ffn/experts/", "ffn/")
+        layers = [given[f"{side}stack/segment_{s}/block_{b}/{within}"][repeat] for s, b, repeat in sources]
+        stacked = jnp.stack(layers).astype(wanted.dtype)
+        return stacked if within == rest else jnp.broadcast_to(stacked[:, None], wanted.shape)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract_parameters(model)[0])
+
+
+def _routers(model: Model, key: jax.Array) -> dict[str, jax.Array]:
+    """Fresh ones, by the names of their leaves; the compiler leaves out what is not asked for."""
+
+    def fresh(key: jax.Array) -> dict[str, jax.Array]:
+        boxed = initial_parameters(model, key)
+        values = jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+        return {name: value for name, value in trees.named_leaves(values) if _ROUTER in name}
+
+    return jax.jit(fresh)(key)
+
+
+def _blocks(config: TransformerConfig) -> list[BlockConfig]:
+    """Of all layers in order."""
+    return [block for segment in config.segments for _ in range(segment.repeats) for block in segment.blocks]
+
+
+def _places(config: TransformerConfig) -> list[tuple[int, int, int]]:
+    """Of all layers in order: segment, block of its group, repeat."""
+    return [
+        (number, block, repeat)
+        for number, segment in enumerate(config.segments)
+        for repeat in range(segment.repeats)
+        for block in range(len(segment.blocks))
+    ]
