@@ -20,7 +20,7 @@ def _linear(x, params):
 
 
 def _random(config):
-    shapes = jax.eval_shape(config.build(4, Precision(), None).init, jax.random.key(0), X)["params"]
+    shapes = jax.eval_shape(config.build(4, Precision(), None).init, jax.random.key(0), X, None)["params"]
     return jax.tree.map(lambda leaf: GENERATOR.normal(size=leaf.shape), nn.unbox(shapes))
 
 
@@ -29,7 +29,8 @@ def test_mlp_is_down_of_activated_up(bias):
     config = MLPConfig(6, activation="relu", bias=bias)
     params = _random(config)
     assert ("bias" in params["up"]) == ("bias" in params["down"]) == bias
-    y = config.build(4, Precision(), None).apply({"params": params}, jnp.asarray(X, jnp.float32))
+    y, report = config.build(4, Precision(), None).apply({"params": params}, jnp.asarray(X, jnp.float32), None)
+    assert report is None
     expected = _linear(np.maximum(_linear(X, params["up"]), 0), params["down"])
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
@@ -38,7 +39,8 @@ def test_mlp_is_down_of_activated_up(bias):
 def test_glu_gates_one_projection_by_the_other(bias):
     config = GLUConfig(6, bias=bias)
     params = _random(config)
-    y = config.build(4, Precision(), None).apply({"params": params}, jnp.asarray(X, jnp.float32))
+    y, report = config.build(4, Precision(), None).apply({"params": params}, jnp.asarray(X, jnp.float32), None)
+    assert report is None
     gate = _linear(X, params["gate"])
     expected = _linear(gate / (1 + np.exp(-gate)) * _linear(X, params["up"]), params["down"])
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
@@ -48,7 +50,7 @@ def test_glu_gates_one_projection_by_the_other(bias):
 @pytest.mark.parametrize("kind", [MLPConfig, GLUConfig])
 def test_parameters_and_flops_are_counted(kind, bias):
     config = kind(6, bias=bias)
-    shapes = jax.eval_shape(config.build(4, Precision(), None).init, jax.random.key(0), X)
+    shapes = jax.eval_shape(config.build(4, Precision(), None).init, jax.random.key(0), X, None)
     assert config.parameters(4) == trees.count(shapes)
     kernels = sum(leaf.size for name, leaf in trees.named_leaves(shapes) if "kernel" in name)
     assert config.matrix_flops(4) == 2 * kernels
@@ -57,7 +59,7 @@ def test_parameters_and_flops_are_counted(kind, bias):
 @pytest.mark.parametrize("kind", [MLPConfig, GLUConfig])
 def test_initial_scales_are_those_of_the_config(kind):
     config = kind(300, init=Normal(0.5), out_init=Normal(0.05))
-    made = config.build(200, Precision(), None).init(jax.random.key(0), jnp.zeros((1, 1, 200)))["params"]
+    made = config.build(200, Precision(), None).init(jax.random.key(0), jnp.zeros((1, 1, 200)), None)["params"]
     for name, layer in made.items():
         np.testing.assert_allclose(np.std(layer["kernel"].value), 0.05 if name == "down" else 0.5, rtol=0.03)
 
