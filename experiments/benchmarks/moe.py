@@ -89,10 +89,16 @@ class Arguments:
     table: str = "moe"
     """Name of the markers there: tables of several versions stand side by side."""
     smoke: bool = False
-    """Only see that it runs: a tiny model, no publishing."""
+    """Only see that it runs: tiny models, no publishing."""
 
 
-SMOKE = {"size": "tiny", "rounds": 1, "publish": False, "torch": False}
+SMOKE = {
+    "size": "tiny",
+    "mixtures": ("8 experts, top 2, dropless", "64 experts, top 8, capacity 1.25"),
+    "rounds": 1,
+    "publish": False,
+    "torch": False,
+}
 
 
 def config_of(size: Size, mixture: Mixture | None) -> TransformerConfig:
