@@ -48,7 +48,7 @@ class MoEConfig:
     expert: DenseConfig
     """Each of them."""
     router: RouterConfig
-    dispatch: DispatchConfig = Dense()
+    dispatch: DispatchConfig = Dropless()
     """How tokens come to their experts: results are the same where none is dropped."""
     balance: tuple[Balance, ...] = ()
     shared: DenseConfig | None = None
