@@ -133,7 +133,8 @@ class MoE(nn.Module):
             return y_BTD[None], served_BT
 
         with partition.using(layout):
-            lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
+            lines = [partition.line(word, axes.EXPERTS) for word in (axes.EMBED, axes.MLP)]
+            lines = [partition.line(axes.EXPERTS), *lines]
             tokens = routes.words
             inputs = (words(config.expert), tokens, jax.tree.map(lambda _: tokens, routes), tokens)
             # Of each part of the inner features a result, for the compiler to add up: it knows where the sum is to lie.
