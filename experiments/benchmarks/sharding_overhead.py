@@ -15,9 +15,8 @@ import numpy as np
 import tyro
 from models import SIZES, Family, SizeName, our_config
 from tables import alternate, machine, markdown, median, publish
-from train_step import our_step
+from train_step import batch_of, our_step
 
-from llm_jax.data import Batch
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
@@ -59,9 +58,7 @@ def sharded_step(arguments: Arguments, strategy: Strategy, tokens: np.ndarray) -
     model = Transformer(our_config(arguments.family, SIZES[arguments.size]))
     optimizer = AdamWConfig(peak_lr=1e-4)
     made = programs(model, CausalLMConfig(), optimizer, StepConfig(), layout, steps=1000, seed=0)
-    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    batch = Batch.from_rows({"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": positions})
-    batch, state = jax.device_put(batch, layout.rows), made.fresh()
+    batch, state = jax.device_put(batch_of(tokens), layout.rows), made.fresh()
 
     def run() -> object:
         nonlocal state
@@ -78,7 +75,7 @@ def main(arguments: Arguments) -> None:
         arguments = dataclasses.replace(arguments, **SMOKE)
     size = SIZES[arguments.size]
     tokens = np.random.default_rng(0).integers(0, size.vocab_size, (size.batch, size.length + 1), dtype=np.int32)
-    contenders = {"plain": our_step(arguments.family, size, "float32", tokens)}
+    contenders = {"plain": our_step(our_config(arguments.family, size), "float32", tokens)}
     contenders |= {name: sharded_step(arguments, strategy, tokens) for name, strategy in STRATEGIES.items()}
     seconds = {name: median(times) for name, times in alternate(contenders, arguments.rounds).items()}
     rows = [

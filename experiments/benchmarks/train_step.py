@@ -24,6 +24,7 @@ from tables import alternate, machine, markdown, median, publish, threads
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.data import Batch
 from llm_jax.models.build import abstract_parameters
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
@@ -57,16 +58,14 @@ class Arguments:
 SMOKE = {"sizes": ("tiny",), "dtypes": ("float32",), "rounds": 1, "compile": False, "publish": False}
 
 
-def our_step(family: Family, size: Size, dtype: NumberType, tokens: np.ndarray) -> Callable[[], object]:
+def our_step(config: TransformerConfig, dtype: NumberType, tokens: np.ndarray) -> Callable[[], object]:
     """One update of our train step on tokens [B, T + 1]."""
     precision = MIXED if dtype == "bfloat16" else Precision()
-    model = Transformer(our_config(family, size), precision)
+    model = Transformer(config, precision)
     optimizer = AdamWConfig(peak_lr=1e-4).build(1000, *abstract_parameters(model))
     step = compiled(train_step(model, CausalLMConfig(), optimizer, StepConfig(), 0), precision, donate_argnums=0)
     state = jax.jit(lambda: initial_state(model, optimizer, 0, ema=False))()
-    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    batch = Batch.from_rows({"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": positions})
-    batch = jax.device_put(batch)
+    batch = batch_of(tokens)
 
     def run() -> object:
         nonlocal state
@@ -74,6 +73,14 @@ def our_step(family: Family, size: Size, dtype: NumberType, tokens: np.ndarray) 
         return jax.block_until_ready((state, report))
 
     return run
+
+
+def batch_of(tokens: np.ndarray) -> Batch:
+    """The batch of rows of tokens [B, T + 1], one document each."""
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return jax.device_put(
+        Batch.from_rows({"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": positions})
+    )
 
 
 def torch_step(
@@ -130,7 +137,7 @@ def _row(name: SizeName, family: Family, dtype: NumberType, arguments: Arguments
     size = SIZES[name]
     tokens = np.random.default_rng(0).integers(0, size.vocab_size, (size.batch, size.length + 1), dtype=np.int32)
     contenders = {
-        "ours": our_step(family, size, dtype, tokens),
+        "ours": our_step(our_config(family, size), dtype, tokens),
         "torch eager": torch_step(family, size, dtype, tokens, compile=False),
     }
     if arguments.compile:

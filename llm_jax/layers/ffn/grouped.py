@@ -1,4 +1,4 @@
-"""A product of each row with the matrix of its group, where groups are of any sizes.
+"""Products of each row with the matrices of its group, where groups are of any sizes.
 
 TPUs and GPUs have `jax.lax.ragged_dot`. On CPUs that multiplies every row with every matrix; there the rows of a group
 are multiplied in blocks.
@@ -6,109 +6,149 @@ are multiplied in blocks.
 Legend: P rows, E groups, D input features, F output features, R rows of a block.
 """
 
-import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-BLOCK = 128
+BLOCKS = (256, 64)
 """Rows of a block: with fewer a product of float32 is slower, with more the last block of a group computes more rows
 that belong to the next."""
 
+Arrays = tuple[jax.Array, ...]
+
 
 @jax.custom_vjp
-def grouped(rows_PD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """rows @ kernel of their group, [P, F] in the type of the rows.
+def grouped(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
+    """rows @ kernel of their group for each of the kernels, [P, F] in the type of the rows.
 
     Args:
       rows_PD: those of the first group, then those of the second, and so on.
-      sizes_E: int32, how many of each group, none or all; rows that are left over give 0.
+      kernels: [E, D, F], of any F.
+      sizes_E: int32, how many rows of each group, none or all; those that are left over give 0.
     """
-    return _by_platform(_ragged, _blocked, rows_PD, kernel_EDF, sizes_E)
+    return _by_platform(_ragged, _blocked, rows_PD, kernels, sizes_E)
 
 
-def _forward(rows_PD, kernel_EDF, sizes_E):
-    return grouped(rows_PD, kernel_EDF, sizes_E), (rows_PD, kernel_EDF, sizes_E)
+def _forward(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> tuple[Arrays, tuple]:
+    return grouped(rows_PD, kernels, sizes_E), (rows_PD, kernels, sizes_E)
 
 
-def _backward(operands, dy_PF):
-    return (*_by_platform(_ragged_gradients, _blocked_gradients, *operands, dy_PF), None)
+def _backward(operands: tuple, dys: Arrays) -> tuple[jax.Array, Arrays, None]:
+    return (*_by_platform(_ragged_gradients, _blocked_gradients, *operands, dys), None)
 
 
 grouped.defvjp(_forward, _backward)
 
 
-def _by_platform(ragged: Callable, blocked: Callable, *operands: jax.Array) -> Any:
+def _by_platform(ragged: Callable, blocked: Callable, *operands: Any) -> Any:
     return lax.platform_dependent(*operands, cpu=blocked, default=ragged)
 
 
-def _ragged(rows_PD, kernel_EDF, sizes_E):
-    y_PF = lax.ragged_dot(rows_PD, kernel_EDF, sizes_E, preferred_element_type=rows_PD.dtype)
-    return jnp.where(_taken(len(rows_PD), sizes_E)[:, None], y_PF, 0)
+def _ragged(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
+    # What it gives for rows that are left over differs between platforms.
+    taken_P1 = _taken(len(rows_PD), sizes_E)
+    products = (lax.ragged_dot(rows_PD, kernel, sizes_E, preferred_element_type=rows_PD.dtype) for kernel in kernels)
+    return tuple(jnp.where(taken_P1, y_PF, 0) for y_PF in products)
 
 
-def _ragged_gradients(rows_PD, kernel_EDF, sizes_E, dy_PF):
-    taken_P1 = _taken(len(rows_PD), sizes_E)[:, None]
-    product = functools.partial(lax.ragged_dot, group_sizes=sizes_E, preferred_element_type=rows_PD.dtype)
-    drows_PD, dkernel_EDF = jax.vjp(product, rows_PD, kernel_EDF)[1](jnp.where(taken_P1, dy_PF, 0))
-    return jnp.where(taken_P1, drows_PD, 0), dkernel_EDF
+def _ragged_gradients(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array, dys: Arrays) -> tuple[jax.Array, Arrays]:
+    taken_P1 = _taken(len(rows_PD), sizes_E)
+
+    def products(rows_PD: jax.Array, kernels: Arrays) -> Arrays:
+        return _ragged(jnp.where(taken_P1, rows_PD, 0), kernels, sizes_E)
+
+    return jax.vjp(products, rows_PD, kernels)[1](dys)
 
 
 def _taken(rows: int, sizes_E: jax.Array) -> jax.Array:
-    """Which of so many rows belong to a group, [P]."""
-    return jnp.arange(rows) < jnp.sum(sizes_E)
+    """Which of so many rows belong to a group, [P, 1]."""
+    return jnp.arange(rows)[:, None] < jnp.sum(sizes_E)
 
 
-def _blocked(rows_PD: jax.Array, kernel_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    ends_E = jnp.cumsum(sizes_E)
+def _blocked(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
+    def group(e: jax.Array, ys: Arrays) -> Arrays:
+        own_DF = _joined(kernel_EDF[e] for kernel_EDF in kernels)
 
-    def group(e: jax.Array, y_PF: jax.Array) -> jax.Array:
-        # Cut out once for all blocks of the group.
-        kernel_DF = kernel_EDF[e]
+        def block(at: jax.Array, mine_R1: jax.Array, ys: Arrays) -> Arrays:
+            parts = _parted(_cut(rows_PD, at, mine_R1) @ own_DF, kernels)
+            return tuple(_put(y_PF, y_RF, at, mine_R1) for y_PF, y_RF in zip(ys, parts, strict=True))
 
-        def block(at: jax.Array, mine_R: jax.Array, y_PF: jax.Array) -> jax.Array:
-            before_RF = lax.dynamic_slice_in_dim(y_PF, at, len(mine_R))
-            y_RF = lax.dynamic_slice_in_dim(rows_PD, at, len(mine_R)) @ kernel_DF
-            return lax.dynamic_update_slice_in_dim(y_PF, jnp.where(mine_R[:, None], y_RF, before_RF), at, 0)
+        return _over_blocks(block, len(rows_PD), e, sizes_E, ys)
 
-        return _blocks(block, len(rows_PD), ends_E[e] - sizes_E[e], ends_E[e], y_PF)
-
-    y_PF = jnp.zeros((len(rows_PD), kernel_EDF.shape[2]), rows_PD.dtype)
-    return lax.fori_loop(0, len(sizes_E), group, y_PF)
+    ys = tuple(jnp.zeros((len(rows_PD), kernel_EDF.shape[2]), rows_PD.dtype) for kernel_EDF in kernels)
+    return lax.fori_loop(0, len(sizes_E), group, ys)
 
 
-def _blocked_gradients(rows_PD, kernel_EDF, sizes_E, dy_PF):
-    ends_E = jnp.cumsum(sizes_E)
+def _blocked_gradients(
+    rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array, dys: Arrays
+) -> tuple[jax.Array, Arrays]:
+    def group(e: jax.Array, found: tuple[jax.Array, Arrays]) -> tuple[jax.Array, Arrays]:
+        own_DF = _joined(kernel_EDF[e] for kernel_EDF in kernels)
 
-    def of_kernel(e: jax.Array) -> jax.Array:
-        def block(at: jax.Array, mine_R: jax.Array, sum_DF: jax.Array) -> jax.Array:
-            rows_RD = lax.dynamic_slice_in_dim(rows_PD, at, len(mine_R))
-            dy_RF = jnp.where(mine_R[:, None], lax.dynamic_slice_in_dim(dy_PF, at, len(mine_R)), 0)
-            return sum_DF + jnp.einsum("RD,RF->DF", rows_RD, dy_RF, preferred_element_type=jnp.float32)
+        def block(at: jax.Array, mine_R1: jax.Array, found: tuple[jax.Array, Arrays]) -> tuple[jax.Array, Arrays]:
+            drows_PD, sums = found
+            dy_RF = jnp.where(mine_R1, _joined(_cut(dy_PF, at, mine_R1) for dy_PF in dys), 0)
+            drows_RD = jnp.einsum("RF,DF->RD", dy_RF, own_DF)
+            rows_RD = _cut(rows_PD, at, mine_R1)
+            parts = _parted(jnp.einsum("RD,RF->DF", rows_RD, dy_RF, preferred_element_type=jnp.float32), kernels)
+            sums = tuple(
+                lax.dynamic_update_index_in_dim(sum_EDF, sum_EDF[e] + part_DF, e, 0)
+                for sum_EDF, part_DF in zip(sums, parts, strict=True)
+            )
+            return _put(drows_PD, drows_RD, at, mine_R1), sums
 
-        zeros_DF = jnp.zeros(kernel_EDF.shape[1:], jnp.float32)
-        return _blocks(block, len(rows_PD), ends_E[e] - sizes_E[e], ends_E[e], zeros_DF).astype(kernel_EDF.dtype)
+        return _over_blocks(block, len(rows_PD), e, sizes_E, found)
 
-    drows_PD = _blocked(dy_PF, kernel_EDF.swapaxes(1, 2), sizes_E)
-    return drows_PD, lax.map(of_kernel, jnp.arange(len(sizes_E)))
+    empty = jnp.zeros_like(rows_PD), tuple(jnp.zeros(kernel_EDF.shape, jnp.float32) for kernel_EDF in kernels)
+    drows_PD, sums = lax.fori_loop(0, len(sizes_E), group, empty)
+    return drows_PD, tuple(sum_EDF.astype(kernel.dtype) for sum_EDF, kernel in zip(sums, kernels, strict=True))
 
 
-def _blocks(block: Callable, rows: int, start: jax.Array, end: jax.Array, carry: jax.Array) -> jax.Array:
-    """Folds `block` over the rows of a group, which lie from `start` to before `end` among so many rows.
+def _joined(parts: Iterable[jax.Array]) -> jax.Array:
+    """Matrices beside one another: one wide product takes less time than several narrow ones."""
+    return jnp.concatenate(list(parts), axis=1)
+
+
+def _parted(x: jax.Array, kernels: Arrays) -> list[jax.Array]:
+    """Columns as wide as the kernels."""
+    return jnp.split(x, list(itertools.accumulate(kernel.shape[2] for kernel in kernels))[:-1], axis=1)
+
+
+def _over_blocks(block: Callable, rows: int, e: jax.Array, sizes_E: jax.Array, carry: Any) -> Any:
+    """Folds `block` over the rows of group `e` among so many rows.
 
     Args:
-      block: (first row, which of the rows from there are to be computed, carry) -> carry.
+      block: (first row, which of the rows from there are to be computed [R, 1], carry) -> carry.
     """
-    size = min(BLOCK, rows)
+    end = jnp.cumsum(sizes_E)[e]
+    at = end - sizes_E[e]
+    for size in BLOCKS:
+        # A block that is more than half full is computed whole, and what would fill less is left to smaller ones.
+        spare = size - 1 if size == BLOCKS[-1] else size // 2 - 1
+        size = min(size, rows)
+        count = (end - at + spare) // size
 
-    def one(index: jax.Array, carry: jax.Array) -> jax.Array:
-        first = start + index * size
-        # The last block would end past the last row: it begins earlier.
-        at = jnp.minimum(first, rows - size)
-        places_R = at + jnp.arange(size)
-        return block(at, (places_R >= first) & (places_R < end), carry)
+        def one(index: jax.Array, carry: Any, start: jax.Array = at, size: int = size) -> Any:
+            first = start + index * size
+            # A block that would end past the last row begins earlier.
+            at = jnp.minimum(first, rows - size)
+            places_R1 = at + jnp.arange(size)[:, None]
+            return block(at, (places_R1 >= first) & (places_R1 < end), carry)
 
-    return lax.fori_loop(0, (end - start + size - 1) // size, one, carry)
+        carry = lax.fori_loop(0, count, one, carry)
+        at = jnp.minimum(at + count * size, end)
+    return carry
+
+
+def _cut(x: jax.Array, at: jax.Array, mine_R1: jax.Array) -> jax.Array:
+    """The rows of a block."""
+    return lax.dynamic_slice_in_dim(x, at, len(mine_R1))
+
+
+def _put(x: jax.Array, block: jax.Array, at: jax.Array, mine_R1: jax.Array) -> jax.Array:
+    """`x` with those rows of the block that are to be computed."""
+    return lax.dynamic_update_slice_in_dim(x, jnp.where(mine_R1, block, _cut(x, at, mine_R1)), at, 0)

@@ -27,8 +27,8 @@ class Capacity:
     (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2).
 
     First choices come before second ones: whether a token's second choice is served may depend on later tokens. A token
-    whose choices are all dropped gets 0. A row's last group may be short; it has the places of a whole one. Experts that
-    pick their tokens have a capacity of their own, and serve all that they picked.
+    whose choices are all dropped gets 0. A row's last group may be short; it has the places of a whole one. Experts
+    that pick their tokens have a capacity of their own, and serve all that they picked.
     """
 
     factor: float = 1.25
@@ -57,7 +57,7 @@ class Capacity:
         held = length // parts
         check(
             parts == 1 or (self.group is not None and held % self.group == 0),
-            f"group is {self.group or 'a row'} and a device holds {held} of the {length} tokens of a row: a device must "
+            f"group is {self.group or 'a row'} and a device holds {held} of the {length} tokens of a row: it must "
             f"hold whole groups; set dispatch.group to a divisor of {held}, or do not divide rows",
         )
 

@@ -13,13 +13,13 @@ from llm_jax.layers.ffn.routing import Picks, load
 
 def serve(experts: Local, x_BTD: jax.Array, routes: Picks, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """See dispatch.__init__."""
-    (batch, groups, count, picks), (length, width) = routes.places_BGEC.shape, x_BTD.shape[1:]
+    (batch, groups, count, _), (length, width) = routes.places_BGEC.shape, x_BTD.shape[1:]
     group_BG11 = jnp.arange(batch * groups).reshape(batch, groups, 1, 1)
     tokens_BGEC = group_BG11 * (length // groups) + routes.places_BGEC
     tokens_ES = jnp.moveaxis(tokens_BGEC, 2, 0).reshape(count, -1)
     weights_ES = jnp.moveaxis(routes.weights_BGEC, 2, 0).reshape(count, -1)
     weights_ES = jnp.where(real_BT.reshape(-1)[tokens_ES], weights_ES, 0)
     x_RD = x_BTD.reshape(-1, width)
-    y_ESD = experts.batched(x_RD[tokens_ES]).astype(jnp.float32) * weights_ES[..., None]
+    y_ESD = experts.batched(x_RD[tokens_ES], weights_ES)
     y_RD = jnp.zeros(x_RD.shape, jnp.float32).at[tokens_ES].add(y_ESD).astype(x_BTD.dtype)
     return y_RD.reshape(x_BTD.shape), jnp.sum(load(routes, count, real_BT), axis=-1)

@@ -1,8 +1,10 @@
 """Tokens in the order of their experts: rows taken from them, and results brought back.
 
-Both ways are gathers, and so are their gradients: each side knows its place on the other, and nothing is scattered.
+Both ways are gathers, and each is the gradient of the other: every side knows its place on the other, and nothing is
+scattered.
 
-Legend: R tokens, K choices of a token, S rows of all experts, D model width.
+Legend: R tokens, K choices of a token, P choices of all tokens, S rows of all experts, D model width, E experts,
+G groups of tokens that are sorted apart.
 """
 
 import flax.struct
@@ -26,54 +28,36 @@ class Rows:
     row_RK: jax.Array
     served_RK: jax.Array
 
-    @property
-    def token_S(self) -> jax.Array:
-        """The token of each row."""
-        return self.choice_S // self.row_RK.shape[1]
+    def tokens(self, x_RD: jax.Array) -> jax.Array:
+        """The token of each row, [S, D]; 0 for a row that serves none."""
+        return _taken(x_RD, self)
+
+    def weights(self, weights_RK: jax.Array) -> jax.Array:
+        """The weight of each row's choice [S]; 0 for a row that serves none."""
+        choices = Rows(self.choice_S, self.used_S, self.row_RK.reshape(-1, 1), self.served_RK.reshape(-1, 1))
+        return _taken(weights_RK.reshape(-1, 1), choices)[:, 0]
+
+    def sums(self, y_SD: jax.Array) -> jax.Array:
+        """Sum over the choices of each token that are served of their rows, [R, D] in the type of the rows."""
+        return _summed(y_SD, self)
 
 
 @jax.custom_vjp
-def taken(x_RD: jax.Array, rows: Rows) -> jax.Array:
-    """The token of each row, [S, D]; of one that serves no choice any token, through which no gradient flows."""
-    return _picked(x_RD, rows.token_S)
-
-
-def _taken_backward(rows: Rows, dx_SD: jax.Array):
-    return _summed(dx_SD, rows.served_RK.astype(jnp.float32), rows), None
-
-
-taken.defvjp(lambda x_RD, rows: (taken(x_RD, rows), rows), _taken_backward)
+def _taken(x_RD: jax.Array, rows: Rows) -> jax.Array:
+    token_S = rows.choice_S // rows.row_RK.shape[1]
+    return jnp.where(rows.used_S[:, None], _picked(x_RD, token_S), 0)
 
 
 @jax.custom_vjp
-def combined(y_SD: jax.Array, weights_RK: jax.Array, rows: Rows) -> jax.Array:
-    """Sum over the choices of each token that are served of weight * result, [R, D] in the type of the results."""
-    return _summed(y_SD, jnp.where(rows.served_RK, weights_RK, 0), rows)
-
-
-def _combined_backward(saved: tuple[jax.Array, jax.Array, Rows], dy_RD: jax.Array):
-    y_SD, weights_RK, rows = saved
-    dy_SD = _picked(dy_RD, rows.token_S).astype(jnp.float32)
-    weights_S = jnp.where(rows.used_S, _picked(weights_RK.reshape(-1), rows.choice_S), 0)
-    dweights_RK = _picked(jnp.sum(dy_SD * y_SD, axis=-1), rows.row_RK)
-    dweights_RK = jnp.where(rows.served_RK, dweights_RK, 0).astype(weights_RK.dtype)
-    return (dy_SD * weights_S[:, None]).astype(y_SD.dtype), dweights_RK, None
-
-
-def _combined_forward(y_SD, weights_RK, rows):
-    return combined(y_SD, weights_RK, rows), (y_SD, weights_RK, rows)
-
-
-combined.defvjp(_combined_forward, _combined_backward)
-
-
-def _summed(y_SD: jax.Array, weights_RK: jax.Array, rows: Rows) -> jax.Array:
+def _summed(y_SD: jax.Array, rows: Rows) -> jax.Array:
     # One term after the other, so that no [R, K, D] is made of them.
-    terms = (
-        weights_RK[:, k, None] * _picked(y_SD, rows.row_RK[:, k]).astype(jnp.float32)
-        for k in range(weights_RK.shape[1])
-    )
+    choices = zip(rows.served_RK.T[..., None], rows.row_RK.T, strict=True)
+    terms = (jnp.where(served_R1, _picked(y_SD, row_R).astype(jnp.float32), 0) for served_R1, row_R in choices)
     return sum(terms).astype(y_SD.dtype)
+
+
+_taken.defvjp(lambda x_RD, rows: (_taken(x_RD, rows), rows), lambda rows, dx_SD: (_summed(dx_SD, rows), None))
+_summed.defvjp(lambda y_SD, rows: (_summed(y_SD, rows), rows), lambda rows, dy_RD: (_taken(dy_RD, rows), None))
 
 
 def _picked(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -81,23 +65,22 @@ def _picked(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def ordered(experts_GP: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sorts the entries of each group by expert, those of one expert in the order in which they came.
+    """Sorts the choices of each group by expert, those of one expert in the order in which they came.
 
     Args:
       experts_GP: int32 from 0 to `count`, which stands for none and comes last.
 
     Returns:
-      Entries in order [G, P], the place of each entry in that order [G, P], entries of each expert [G, E].
+      Choices in order [G, P], the place of each in that order [G, P], choices of each expert [G, E].
     """
-    groups, entries = experts_GP.shape
-    places_GP = jnp.broadcast_to(jnp.arange(entries), experts_GP.shape)
-    if (count + 1) * entries < 2**31:
+    groups, choices = experts_GP.shape
+    places_GP = jnp.broadcast_to(jnp.arange(choices), experts_GP.shape)
+    if (count + 1) * choices < 2**31:
         # One number to sort instead of two: three times as fast on a CPU.
-        order_GP = jnp.sort(experts_GP * entries + places_GP) % entries
+        order_GP = jnp.sort(experts_GP * choices + places_GP) % choices
     else:
         order_GP = jnp.argsort(experts_GP, stable=True)
     group_G1 = jnp.arange(groups)[:, None]
-    zeros_GP = jnp.zeros_like(order_GP)
-    place_GP = zeros_GP.at[group_G1, order_GP].set(places_GP, unique_indices=True, mode="promise_in_bounds")
+    place_GP = places_GP.at[group_G1, order_GP].set(places_GP, unique_indices=True, mode="promise_in_bounds")
     sizes_GE = jnp.sum(experts_GP[..., None] == jnp.arange(count), axis=1, dtype=jnp.int32)
     return order_GP, place_GP, sizes_GE

@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.layers.ffn.dispatch.rows import Rows, combined, taken
+from llm_jax.layers.ffn.dispatch.rows import Rows
 from llm_jax.layers.ffn.experts import Local
 
 
@@ -46,9 +46,9 @@ class ByIndex:
         by_expert = lambda x_GEC: x_GEC.swapaxes(0, 1).reshape(-1)  # noqa: E731
         by_token = lambda x_GNK: x_GNK.reshape(-1, choices)  # noqa: E731
         rows = Rows(by_expert(choice_GEC), by_expert(seats.used_GEC), by_token(row_GNK), by_token(seats.served_GNK))
-        rows_SD = taken(x_GND.reshape(-1, x_GND.shape[-1]), rows)
-        y_ERD = experts.batched(rows_SD.reshape(count, groups * places, -1))
-        return combined(y_ERD.reshape(rows_SD.shape), by_token(weights_GNK), rows).reshape(x_GND.shape)
+        x_ERD = rows.tokens(x_GND.reshape(-1, x_GND.shape[-1])).reshape(count, groups * places, -1)
+        y_ERD = experts.batched(x_ERD, rows.weights(by_token(weights_GNK)).reshape(x_ERD.shape[:2]))
+        return rows.sums(y_ERD.reshape(-1, x_ERD.shape[-1])).reshape(x_GND.shape)
 
 
 @dataclasses.dataclass(frozen=True)
