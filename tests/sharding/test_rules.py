@@ -106,7 +106,7 @@ def test_a_mesh_axis_that_nothing_is_divided_over_is_refused():
 
 def test_stages_divide_the_layers_and_what_lies_outside_of_them_by_rows():
     both = Both(FullySharded(), PipelineParallel(4)).table()
-    assert both[axes.LAYERS] == ("stage",) and both[axes.EMBED] == ("fsdp",)
+    assert both[axes.LAYERS] == ("stage",) and both[axes.EMBED] == ("fsdp", "expert")
     assert both[axes.BATCH] == PipelineParallel(4).table()[axes.BATCH] == ("data", "fsdp", "stage", "expert")
 
 

@@ -102,8 +102,8 @@ class Local:
         return self.others.swapped(y_ERD, cut=1, joined=0)
 
     def ragged(self, rows_PD: jax.Array, weights_P: jax.Array, sizes_E: jax.Array, windows: int) -> jax.Array:
-        """Results for rows sorted by expert, int32 as many of each of all as `sizes_E` says, times float32 weights, [P, D];
-        rows that are left over give 0.
+        """Results for rows sorted by expert, as many of each of all as int32 `sizes_E` says, times their float32
+        weights, [P, D]. Rows that are left over give 0.
 
         Args:
           windows: pieces of a device's share of all rows in which it computes those that others send.
