@@ -306,6 +306,7 @@ def like_parameters(tree: Any, parameters: Any, parameter_shardings: Any, mesh: 
 def _check_divides(name: str, shape: tuple[int, ...], words: Axes, spec: PartitionSpec, mesh: Mesh) -> None:
     for size, word, names in zip(shape, words, spec, strict=True):
         names = (names,) if isinstance(names, str) else names or ()
+        names = tuple(axis for axis in names if mesh.shape[axis] > 1)
         parts = math.prod(mesh.shape[axis] for axis in names)
         if size % parts:
             raise ValueError(
