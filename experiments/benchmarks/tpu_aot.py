@@ -124,7 +124,7 @@ ROWS = {
 class Arguments:
     """Which programs to compile."""
 
-    rows: tuple[str, ...] = ("7b", "7b-full", "7b-v6e", "70b")
+    rows: tuple[str, ...] = ("7b", "7b-full", "7b-v6e", "70b", "mixtral", "mixtral-capacity")
     """Of the table, by their names in ROWS."""
     overrides: tuple[str, ...] = ()
     """Of the experiments, as on the command line of llm-jax train, such as `--objective.chunks=8`."""
