@@ -1,7 +1,8 @@
 """Mixtral 8x7B and 8x22B (Jiang et al. 2024, arXiv:2401.04088, table 1): Mistral with two of eight experts a token."""
 
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.ffn.moe import Dense, DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig
@@ -24,7 +25,7 @@ def mixtral(
     window: int | None = None,
     experts: int = 8,
     top: int = 2,
-    dispatch: DispatchConfig = Dense(),  # noqa: B008
+    dispatch: DispatchConfig = Dropless(),  # noqa: B008
 ) -> TransformerConfig:
     """A Mixtral of any size; arguments as of `llama`.
 
