@@ -148,8 +148,8 @@ class _Held:
     """Share of the parameters' bytes, experts left out."""
     optimizer: float
     """Share of the optimizer's state, without its counters and experts."""
-    experts: tuple[float, float] | None
-    """Both shares of experts; None without any."""
+    experts: tuple[float, ...]
+    """Both shares of experts; none without any."""
     memories: frozenset[str]
     """Kinds of memory in which the optimizer's state lies."""
 
@@ -159,7 +159,7 @@ class _Held:
         trees = state.params, _moments(state.opt_state)
         others = [_share(tree, lambda name: within in name and _EXPERTS not in name) for tree in trees]
         experts = [_share(tree, lambda name: _EXPERTS in name) for tree in trees]
-        return cls(*others, None if None in experts else tuple(experts), memories)
+        return cls(*others, () if None in experts else tuple(experts), memories)
 
 
 _EXPERTS = "/experts/"
@@ -203,8 +203,8 @@ def _share(tree: Any, counts: Callable[[str], bool]) -> float | None:
 
 def _faults(strategy: Strategy, facts: Program, held: _Held) -> list[str]:
     kinds = {one.kind for one in facts.collectives}
-    present, absent, groups = set(strategy.present), set(strategy.absent), strategy.sharding.mesh.expert
-    if held.experts and groups > 1:
+    present, absent = set(strategy.present), set(strategy.absent)
+    if held.experts and strategy.experts:
         # Devices tell one another how many rows they will send.
         present, absent = present | {EXCHANGE}, absent - {EXCHANGE, GATHER}
     found = [f"no {kind}" for kind in sorted(present - kinds)]
@@ -215,11 +215,8 @@ def _faults(strategy: Strategy, facts: Program, held: _Held) -> list[str]:
         ("parameters", strategy.parameters, held.parameters),
         ("optimizer state", strategy.optimizer, held.optimizer),
     ]
-    if held.experts:
-        shares += [
-            (f"{what} of experts", parts * groups, share)
-            for (what, parts, _), share in zip(shares, held.experts, strict=True)
-        ]
+    for (what, parts, _), share in zip(tuple(shares), held.experts, strict=False):
+        shares.append((f"{what} of experts", strategy.experts or parts, share))
     for what, parts, share in shares:
         if not 1 / parts <= share <= 1 / parts + _SMALL:
             found.append(f"{share:.3f} of the {what} on a device, not 1/{parts}")

@@ -46,7 +46,7 @@ def _mixture() -> TransformerConfig:
         ffn = MoEConfig(EXPERTS, dense.ffn, SoftmaxConfig(top=2), dispatch, balance=(ZLoss(0.01),))
         return dataclasses.replace(dense, ffn=ffn)
 
-    group = (experts(Dropless()), dense, experts(Capacity(1.0)))
+    group = (experts(Dropless()), dense, experts(Capacity(1.0, group=8)))
     return dataclasses.replace(config, segments=(Segment(group, 8),))
 
 

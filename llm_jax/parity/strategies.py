@@ -28,8 +28,7 @@ class Strategy:
 
     sharding: ShardingConfig
     parameters: int = 1
-    """Parts into which parameters are divided, norms and what is as small left out. Those of experts, if there are any,
-    are divided over the expert axis besides, and all-to-all is then wanted."""
+    """Parts into which parameters are divided, norms and what is as small left out."""
     optimizer: int = 1
     """Parts into which the optimizer's state is divided."""
     present: tuple[str, ...] = (REDUCE,)
@@ -38,11 +37,16 @@ class Strategy:
     """Kinds of collectives of which there must be none."""
     within: str = ""
     """Part of the path of the parameters that this is said of."""
+    experts: int | None = None
+    """Parts into which parameters of experts are divided, and their optimizer's state, where there are any: tokens are
+    then exchanged besides. None: as other parameters, and nothing is."""
 
 
-def _strategy(strategy, parameters, optimizer, present, absent=(), within="", offload=False, **mesh) -> Strategy:
+def _strategy(
+    strategy, parameters, optimizer, present, absent=(), within="", experts=None, offload=False, **mesh
+) -> Strategy:
     sharding = ShardingConfig(MeshConfig(**{"data": 1} | mesh), strategy, offload)
-    return Strategy(sharding, parameters, optimizer, present, absent, within)
+    return Strategy(sharding, parameters, optimizer, present, absent, within, experts)
 
 
 _STACK = "stack"
@@ -58,7 +62,7 @@ STRATEGIES: dict[str, Strategy] = {
     "FSDP, state in host memory": _strategy(FullySharded(), 8, 8, (REDUCE, GATHER), offload=True, fsdp=8),
     "tensor": _strategy(TensorParallel(), 4, 4, (REDUCE,), data=2, tensor=4),
     "tensor, sequence": _strategy(TensorParallel(sequence=True), 4, 4, (GATHER,), data=2, tensor=4),
-    "expert axis": _strategy(ExpertParallel(), 1, 1, (REDUCE,), _NO_EXCHANGE, expert=8),
+    "expert axis": _strategy(ExpertParallel(), 1, 1, (REDUCE,), _NO_EXCHANGE, experts=8, expert=8),
     "ring": _strategy(ContextParallel(Ring()), 1, 1, (REDUCE, PASS), data=2, context=4),
     "all-to-all": _strategy(ContextParallel(AllToAll()), 1, 1, (REDUCE, EXCHANGE), (), data=2, context=4),
     "pipeline": _strategy(PipelineParallel(4), 4, 4, (REDUCE, PASS), within=_STACK, data=2, stage=4),
@@ -91,15 +95,21 @@ STRATEGIES: dict[str, Strategy] = {
         *(4, 8, (REDUCE, PASS)),
         **{"within": _STACK, "fsdp": 2, "stage": 2, "tensor": 2},
     ),
-    "expert x FSDP": _strategy(Both(ExpertParallel(), FullySharded()), 4, 4, (REDUCE, GATHER), fsdp=4, expert=2),
+    "expert x FSDP": _strategy(
+        *(Both(ExpertParallel(), FullySharded()), 8, 8, (REDUCE, GATHER)),
+        **{"experts": 8, "fsdp": 4, "expert": 2},
+    ),
     "expert x tensor, sequence": _strategy(
-        Both(ExpertParallel(), TensorParallel(sequence=True)), 2, 2, (REDUCE, GATHER), expert=4, tensor=2
+        *(Both(ExpertParallel(), TensorParallel(sequence=True)), 2, 2, (REDUCE, GATHER)),
+        **{"experts": 8, "expert": 4, "tensor": 2},
     ),
     "expert x pipeline": _strategy(
-        Both(ExpertParallel(), PipelineParallel(4, 2)), 4, 4, (REDUCE, PASS), within=_STACK, stage=4, expert=2
+        *(Both(ExpertParallel(), PipelineParallel(4, 2)), 4, 4, (REDUCE, PASS)),
+        **{"experts": 8, "within": _STACK, "stage": 4, "expert": 2},
     ),
     "expert x ring": _strategy(
-        Both(ExpertParallel(), ContextParallel(Ring())), 1, 1, (REDUCE, PASS), expert=4, context=2
+        *(Both(ExpertParallel(), ContextParallel(Ring())), 1, 1, (REDUCE, PASS)),
+        **{"experts": 4, "expert": 4, "context": 2},
     ),
     "pipeline x ring": _strategy(
         Both(PipelineParallel(2), ContextParallel(Ring())),

@@ -37,7 +37,8 @@ class Loop:
     rounds: int | None
     """Rounds of the body each time; None where they depend on what is computed."""
     executions: int
-    """Rounds of the body in a step, those of the loops around it multiplied in; an unknown number is taken as 1."""
+    """Rounds of the body in a step, those of the loops around it multiplied in; for an unknown number stands that which
+    `read` was told."""
     loops: tuple[str, ...]
     """The loops it stands in, the outermost first."""
 
@@ -111,7 +112,7 @@ class Program:
 
     @property
     def exact(self) -> bool:
-        """Whether the rounds of all loops are known; otherwise the figures count one round of some."""
+        """Whether the rounds of all loops are known; otherwise the figures count as many of some as `read` was told."""
         return all(loop.rounds is not None for loop in self.loops)
 
     @property
@@ -132,17 +133,20 @@ class Program:
         return sum(one.executions * one.result_bytes for one in self.of_kind(*kinds))
 
 
-def read(compiled: jax.stages.Compiled | str) -> Program:
+def read(compiled: jax.stages.Compiled | str, rounds: int = 1) -> Program:
     """The figures of a compiled program, or of its optimized HLO text.
 
     Of a conditional, the branch with the most FLOPs counts, then that which moves the most bytes.
+
+    Args:
+      rounds: what is taken for the rounds of a loop that depend on what is computed.
 
     Raises:
       ValueError: if the text is no optimized HLO, or is cut.
     """
     text = compiled if isinstance(compiled, str) else compiled.as_text()
     module = Module.parse(text)
-    tally = _measure(module, Scope(module.entry), _Place())
+    tally = _measure(module, Scope(module.entry), _Place(unknown=rounds))
     return Program(
         devices=module.devices,
         flops=tally.flops,
@@ -158,6 +162,8 @@ def read(compiled: jax.stages.Compiled | str) -> Program:
 class _Place:
     """Where a computation is called from."""
 
+    unknown: int
+    """What is taken for rounds that are not known."""
     executions: int = 1
     loops: tuple[str, ...] = ()
     asynchronous: bool = False
@@ -248,7 +254,8 @@ def _called(module: Module, scope: Scope, place: _Place, operation: Operation) -
     match operation.opcode:
         case "while":
             rounds = trip_count(module, scope, operation)
-            loop = Loop(operation.name, rounds, place.executions * (1 if rounds is None else rounds), place.loops)
+            executions = place.executions * (place.unknown if rounds is None else rounds)
+            loop = Loop(operation.name, rounds, executions, place.loops)
             (body,) = operation.called("body")
             tally = inside(body, executions=loop.executions, loops=(*place.loops, loop.name))
             tally.loops.insert(0, loop)

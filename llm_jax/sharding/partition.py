@@ -25,6 +25,7 @@ from llm_jax.sharding.rules import (
     Strategy,
     Table,
     mesh_axes,
+    placed,
 )
 from llm_jax.sharding.schedule import Schedule
 
@@ -89,7 +90,7 @@ class Layout:
 
     def spec(self, words: Axes) -> PartitionSpec:
         """Mesh axes of an activation whose leading axes have these words."""
-        return PartitionSpec(*(self.table[word] for word in words))
+        return PartitionSpec(*(names or None for names in placed(self.table, words)))
 
     def gradient_sharding(self, *words: str) -> NamedSharding:
         """Of what gradients are made of; see `constrain_gradient`."""
@@ -194,10 +195,14 @@ def divides(shape: tuple[int, ...], words: Axes) -> bool:
     return all(size % parts(word) == 0 for size, word in zip(shape, words, strict=False))
 
 
-def line(word: str) -> Line:
-    """The devices over which the layout of `activate` divides activations along `word`; outside of it one by itself."""
+def line(word: str, *before: str) -> Line:
+    """The devices over which the layout of `activate` divides arrays along `word`, where axes before have the words
+    `before`; outside of it one by itself."""
     layout = active()
-    return Line((), 1) if layout is None else Line(mesh_axes(layout.table, word), layout.parts(word))
+    if layout is None:
+        return Line((), 1)
+    names = placed(layout.table, (*before, word))[-1]
+    return Line(names, math.prod(layout.mesh.shape[axis] for axis in names))
 
 
 def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:
@@ -225,11 +230,12 @@ def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:
     def checked(*arguments):
         flat, structure = jax.tree.flatten(inputs, is_leaf=is_words)
         for x, words in zip(structure.flatten_up_to(arguments), flat, strict=True):
-            for size, word in zip(x.shape, words, strict=False):
+            for size, word, names in zip(x.shape, words, placed(layout.table, words), strict=False):
+                devices = math.prod(layout.mesh.shape[axis] for axis in names)
                 check(
-                    size % layout.parts(word) == 0,
+                    size % devices == 0,
                     f"an activation of shape {x.shape} has {size} along {word!r}, which does not divide over "
-                    f"{layout.parts(word)} devices: change the size to a multiple of {layout.parts(word)}, or the mesh",
+                    f"{devices} devices: change the size to a multiple of {devices}, or the mesh",
                 )
         # Outputs are equal on all devices that share them by what `function` does, which JAX need not prove.
         found = jax.shard_map(alone, mesh=layout.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)
@@ -275,13 +281,13 @@ def shardings(shapes: Any, axes_tree: Any, mesh: Mesh, table: Table) -> Any:
       ValueError: where a dimension does not divide over its mesh axes.
     """
 
-    def over(size: int, word: str) -> str | tuple[str, ...] | None:
+    def over(size: int, word: str, names: tuple[str, ...]) -> tuple[str, ...] | None:
         # The layers of a short segment are not cut into stages (schedule.py).
-        whole = word == axes.LAYERS and size < math.prod(mesh.shape[axis] for axis in mesh_axes(table, word))
-        return None if whole else table[word]
+        whole = word == axes.LAYERS and size < math.prod(mesh.shape[axis] for axis in names)
+        return None if whole else names or None
 
     def place(path: tuple, shape: Any, words: Axes) -> NamedSharding:
-        spec = PartitionSpec(*(over(size, word) for size, word in zip(shape.shape, words, strict=True)))
+        spec = PartitionSpec(*map(over, shape.shape, words, placed(table, words)))
         _check_divides(trees.path_name(path), shape.shape, words, spec, mesh)
         return NamedSharding(mesh, spec)
 
@@ -315,6 +321,7 @@ def like_parameters(tree: Any, parameters: Any, parameter_shardings: Any, mesh: 
 def _check_divides(name: str, shape: tuple[int, ...], words: Axes, spec: PartitionSpec, mesh: Mesh) -> None:
     for size, word, names in zip(shape, words, spec, strict=True):
         names = (names,) if isinstance(names, str) else names or ()
+        names = tuple(axis for axis in names if mesh.shape[axis] > 1)
         parts = math.prod(mesh.shape[axis] for axis in names)
         if size % parts:
             raise ValueError(

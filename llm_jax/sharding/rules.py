@@ -6,7 +6,7 @@ updates are made.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from llm_jax.core.checks import check, check_one_of, check_positive
@@ -45,7 +45,9 @@ class DataParallel(_OneTable):
 @dataclasses.dataclass(frozen=True)
 class FullySharded:
     """FSDP, or ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): what replicas would hold twice is divided along the
-    model width. Norm scales, a few kilobytes, stay whole."""
+    model width. Norm scales, a few kilobytes, stay whole.
+
+    With ExpertParallel experts have replicas along the fsdp axis only, all else along the expert axis too."""
 
     stage: Literal[1, 2, 3] = 3
     """1: the optimizer's state and moving averages are divided. 2: so are gradients. 3: so are parameters, which are
@@ -64,7 +66,7 @@ class FullySharded:
         return self._divided(True)
 
     def _divided(self, divided: bool) -> Table:
-        return DataParallel().table() | {axes.EMBED: FSDP if divided else None}
+        return DataParallel().table() | {axes.EMBED: (FSDP, EXPERT) if divided else None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +209,16 @@ def mesh_axes(table: Table, word: str) -> tuple[str, ...]:
     """Mesh axes over which arrays are divided along `word`."""
     names = table[word]
     return (names,) if isinstance(names, str) else names or ()
+
+
+def placed(table: Table, words: Iterable[str]) -> list[tuple[str, ...]]:
+    """Mesh axes over which each axis of an array with these words is divided: where several words name a mesh axis, it
+    divides the first of them."""
+    found: list[tuple[str, ...]] = []
+    for word in words:
+        used = {axis for names in found for axis in names}
+        found.append(tuple(axis for axis in mesh_axes(table, word) if axis not in used))
+    return found
 
 
 def _merged(one: Table, other: Table) -> Table:

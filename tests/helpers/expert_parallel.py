@@ -66,11 +66,11 @@ def sent(config: DenseConfig, sharding: ShardingConfig, windows: int) -> dict[st
     shapes = {name: (config.hidden, WIDTH) if name == "down" else (WIDTH, config.hidden) for name in words(config)}
     biased = lambda shape: draw(EXPERTS, shape[1]) if config.bias else None  # noqa: E731
     weights = {name: (draw(EXPERTS, *shape), biased(shape)) for name, shape in shapes.items()}
-    rows_MPD, dy_MPD = draw(devices, ROWS, WIDTH), draw(devices, ROWS, WIDTH)
+    rows_MPD, dy_MPD, weights_MP = draw(devices, ROWS, WIDTH), draw(devices, ROWS, WIDTH), draw(devices, ROWS)
 
     @functools.partial(jax.jit, static_argnums=0)
     def both(function: Any, sizes_ME: jax.Array) -> Any:
-        y_MPD, pullback = jax.vjp(functools.partial(function, sizes_ME=sizes_ME), weights, rows_MPD)
+        y_MPD, pullback = jax.vjp(functools.partial(function, sizes_ME=sizes_ME), weights, rows_MPD, weights_MP)
         return y_MPD, pullback(dy_MPD)
 
     alone, divided = functools.partial(_alone, config), functools.partial(_divided, config, windows)
@@ -84,7 +84,9 @@ def sent(config: DenseConfig, sharding: ShardingConfig, windows: int) -> dict[st
     return found
 
 
-def _alone(config: DenseConfig, weights: Any, rows_MPD: jax.Array, sizes_ME: jax.Array) -> jax.Array:
+def _alone(
+    config: DenseConfig, weights: Any, rows_MPD: jax.Array, weights_MP: jax.Array, sizes_ME: jax.Array
+) -> jax.Array:
     """Every row with weights of its own, those of its expert; 0 past the last."""
     expert_MP = jnp.sum(jnp.arange(ROWS)[:, None] >= jnp.cumsum(sizes_ME, axis=1)[:, None], axis=-1)
     own = jax.tree.map(lambda leaf: leaf[jnp.minimum(expert_MP, EXPERTS - 1)], weights)
@@ -92,19 +94,21 @@ def _alone(config: DenseConfig, weights: Any, rows_MPD: jax.Array, sizes_ME: jax
     hidden = jax.nn.relu(product(rows_MPD, "up"))
     if isinstance(config, GLUConfig):
         hidden = jax.nn.silu(product(rows_MPD, "gate")) * product(rows_MPD, "up")
-    return jnp.where((expert_MP < EXPERTS)[..., None], product(hidden, "down"), 0)
+    return jnp.where(expert_MP < EXPERTS, weights_MP, 0)[..., None] * product(hidden, "down")
 
 
-def _divided(config: DenseConfig, windows: int, weights: Any, rows_MPD: jax.Array, sizes_ME: jax.Array) -> jax.Array:
+def _divided(
+    config: DenseConfig, windows: int, weights: Any, rows_MPD: jax.Array, weights_MP: jax.Array, sizes_ME: jax.Array
+) -> jax.Array:
     lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
 
-    def here(weights: Any, rows_1PD: jax.Array, sizes_1E: jax.Array) -> jax.Array:
+    def here(weights: Any, rows_1PD: jax.Array, weights_1P: jax.Array, sizes_1E: jax.Array) -> jax.Array:
         local = Local.of(config, EXPERTS, weights, *lines)
-        return local.ragged(rows_1PD[0], sizes_1E[0], windows)[None, None]
+        return local.ragged(rows_1PD[0], weights_1P[0], sizes_1E[0], windows)[None, None]
 
     rows = (axes.BATCH,)
-    run = partition.mapped(here, (words(config), rows, rows), (axes.MLP, axes.BATCH))
-    return jnp.sum(run(weights, rows_MPD, sizes_ME), axis=0)
+    run = partition.mapped(here, (words(config), rows, rows, rows), (axes.MLP, axes.BATCH))
+    return jnp.sum(run(weights, rows_MPD, weights_MP, sizes_ME), axis=0)
 
 
 def told(sharding: ShardingConfig | None) -> dict[str, list]:

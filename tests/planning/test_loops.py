@@ -52,6 +52,7 @@ def test_what_the_text_does_not_tell_is_not_guessed(text):
     assert _rounds(text) is None
     program = read(text)
     assert not program.exact and program.flops == PRODUCT_FLOPS
+    assert read(text, rounds=3).flops == 3 * PRODUCT_FLOPS
 
 
 def test_python_agrees_on_every_counter():

@@ -53,7 +53,7 @@ def test_a_product_divides_by_both():
     made = _made(Both(FullySharded(), TensorParallel()), fsdp=4, tensor=2)
     (query,) = [place for place in shardings.places(made) if place.name.endswith("query/kernel")]
     assert query.words == ("layers", "embed", "heads", "head_dim")
-    assert query.spec == PartitionSpec(None, ("fsdp",), ("tensor",), None)
+    assert query.spec == PartitionSpec(None, ("fsdp", "expert"), ("tensor",), None)
     assert query.device_bytes * 8 == query.bytes and query.optimizer_bytes == 2 * query.device_bytes
 
 

@@ -48,7 +48,7 @@ def test_words_become_specs_by_the_table():
     shapes = {"kernel": _shape(3, 8, 6), "scale": _shape(7)}
     words = {"kernel": (axes.LAYERS, axes.EMBED, axes.MLP), "scale": (axes.NORM,)}
     result = partition.shardings(shapes, words, MESH, TABLE)
-    assert result["kernel"] == NamedSharding(MESH, PartitionSpec(None, "fsdp", None))
+    assert result["kernel"] == NamedSharding(MESH, PartitionSpec(None, ("fsdp", "expert"), None))
     assert result["scale"].is_fully_replicated
     assert result["kernel"].shard_shape((3, 8, 6)) == (3, 2, 6)
 
@@ -79,7 +79,8 @@ def test_within_a_part_of_an_axis_nothing_is_divided_over_it():
     with partition.activate(layout):
         with partition.within("stage", "fsdp"):
             table = partition.active().table
-            assert table[axes.BATCH] == ("data", "expert") and table[axes.EMBED] is table[axes.LAYERS] is None
+            assert table[axes.BATCH] == ("data", "expert") and table[axes.LAYERS] is None
+            assert table[axes.EMBED] == ("expert",)
         assert partition.active() is layout
 
 

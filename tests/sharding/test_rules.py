@@ -18,6 +18,7 @@ from llm_jax.sharding.rules import (
     Ring,
     ShardingConfig,
     TensorParallel,
+    placed,
 )
 from llm_jax.sharding.schedule import Schedule
 
@@ -47,7 +48,7 @@ def test_a_table_covers_exactly_the_words(strategy):
 def test_fsdp_divides_weights_and_data_parallel_none():
     weights = set(axes.WORDS) - {axes.BATCH, axes.LENGTH, axes.WIDTH, axes.STREAM}
     assert not any(DataParallel().table()[word] for word in weights)
-    assert FullySharded().table()[axes.EMBED] == "fsdp"
+    assert FullySharded().table()[axes.EMBED] == ("fsdp", "expert")
     assert FullySharded().table()[axes.WIDTH] is None  # of activations, only the batch is divided
 
 
@@ -60,7 +61,13 @@ def test_every_axis_of_replicas_divides_the_batch():
 def test_both_divide_what_either_divides():
     both, one, other = (s.table() for s in (STRATEGIES[-1], FullySharded(), TensorParallel()))
     assert {word for word in both if both[word]} == {word for word in both if one[word] or other[word]}
-    assert both[axes.EMBED] == ("fsdp",) and both[axes.HEADS] == both[axes.VOCAB] == ("tensor",)
+    assert both[axes.EMBED] == ("fsdp", "expert") and both[axes.HEADS] == both[axes.VOCAB] == ("tensor",)
+
+
+def test_a_mesh_axis_divides_the_first_axis_of_an_array_that_names_it():
+    table = Both(FullySharded(), ExpertParallel()).table()
+    assert placed(table, (axes.EXPERTS, axes.EMBED, axes.MLP)) == [("expert",), ("fsdp",), ()]
+    assert placed(table, (axes.EMBED, axes.MLP)) == [("fsdp", "expert"), ()]
 
 
 def test_rows_lie_over_the_devices_of_both_context_and_tensor_in_the_order_of_the_mesh():
@@ -85,7 +92,7 @@ def test_a_product_is_of_different_kinds():
 def test_the_stages_of_zero_divide_more_and_more(stage, divided):
     strategy = FullySharded(stage=stage)
     tables = (strategy.table(), strategy.gradients(), strategy.optimizer())
-    assert tuple(table[axes.EMBED] == "fsdp" for table in tables) == divided
+    assert tuple(table[axes.EMBED] == ("fsdp", "expert") for table in tables) == divided
     with_heads = Both(TensorParallel(), strategy)
     for table, other in zip(tables, (with_heads.table(), with_heads.gradients(), with_heads.optimizer()), strict=True):
         assert bool(other[axes.EMBED]) == bool(table[axes.EMBED]) and other[axes.HEADS] == ("tensor",)
@@ -99,7 +106,7 @@ def test_a_mesh_axis_that_nothing_is_divided_over_is_refused():
 
 def test_stages_divide_the_layers_and_what_lies_outside_of_them_by_rows():
     both = Both(FullySharded(), PipelineParallel(4)).table()
-    assert both[axes.LAYERS] == ("stage",) and both[axes.EMBED] == ("fsdp",)
+    assert both[axes.LAYERS] == ("stage",) and both[axes.EMBED] == ("fsdp", "expert")
     assert both[axes.BATCH] == PipelineParallel(4).table()[axes.BATCH] == ("data", "fsdp", "stage", "expert")
 
 

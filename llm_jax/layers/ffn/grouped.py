@@ -56,7 +56,12 @@ def _ragged(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
 
 
 def _ragged_gradients(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array, dys: Arrays) -> tuple[jax.Array, Arrays]:
-    return jax.vjp(lambda rows_PD, kernels: _ragged(rows_PD, kernels, sizes_E), rows_PD, kernels)[1](dys)
+    taken_P1 = _taken(len(rows_PD), sizes_E)
+
+    def products(rows_PD: jax.Array, kernels: Arrays) -> Arrays:
+        return _ragged(jnp.where(taken_P1, rows_PD, 0), kernels, sizes_E)
+
+    return jax.vjp(products, rows_PD, kernels)[1](dys)
 
 
 def _taken(rows: int, sizes_E: jax.Array) -> jax.Array:

@@ -142,7 +142,8 @@ class MoE(nn.Module):
 
         with partition.using(layout):
             config.dispatch.check_rows(x_BTD.shape[1], partition.parts(axes.LENGTH))
-            lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
+            lines = [partition.line(word, axes.EXPERTS) for word in (axes.EMBED, axes.MLP)]
+            lines = [partition.line(axes.EXPERTS), *lines]
             tokens = routes.words
             inputs = (words(config.expert), tokens, jax.tree.map(lambda _: tokens, routes), tokens)
             # Of each part of the inner features a result, for the compiler to add up: it knows where the sum is to lie.

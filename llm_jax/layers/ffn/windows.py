@@ -23,57 +23,71 @@ import jax.numpy as jnp
 
 from llm_jax.sharding.line import Line
 
-Compute = Callable[[Any, jax.Array, jax.Array], jax.Array]
-"""(weights of L experts, rows sorted by expert [R, D], rows of each expert [L]) -> results [R, D]; those of rows that
-are left over are 0."""
+Compute = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(weights of L experts, rows sorted by expert [R, D], weights of the rows [R], rows of each expert [L]) -> results
+[R, D]; those of rows that are left over are 0, whatever stands there."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def run(compute: Compute, line: Line, size: int, weights: Any, rows_PD: jax.Array, sizes_E: jax.Array) -> jax.Array:
+def run(
+    compute: Compute,
+    line: Line,
+    size: int,
+    weights: Any,
+    rows_PD: jax.Array,
+    weights_P: jax.Array,
+    sizes_E: jax.Array,
+) -> jax.Array:
     """What `compute` makes of rows at the devices of `line` that hold their experts, [P, D]; 0 of rows left over.
 
     Args:
       size: rows of a window.
+      weights: of the experts of this device.
       rows_PD: sorted by expert.
+      weights_P: float32, of the rows.
       sizes_E: int32, rows for each of all experts.
     """
-    return _forward(compute, line, size, weights, rows_PD, sizes_E)[0]
+    return _forward(compute, line, size, weights, rows_PD, weights_P, sizes_E)[0]
 
 
-def _forward(compute, line, size, weights, rows_PD, sizes_E):
-    plan = _Plan.of(line, size, sizes_E)
+def _forward(compute, line, size, weights, rows_PD, weights_P, sizes_E):
+    plan, sent = _Plan.of(line, size, sizes_E), (rows_PD, weights_P)
 
     def turn(number: jax.Array, carry: Any) -> Any:
-        rows_RD, before_RD, y_PD = carry
-        coming_RD = plan.fetched(rows_PD, number + 1)
+        here, before_RD, y_PD = carry
+        # What is left over of the window holds what stood there before: cheaper than to clear it.
+        coming = plan.fetched(sent, here, number + 1)
         y_PD = plan.returned(before_RD, y_PD, number - 1)
-        return coming_RD, compute(weights, rows_RD, plan.sizes(number)), y_PD
+        return coming, compute(weights, *here, plan.sizes(number)), y_PD
 
-    first_RD = plan.fetched(rows_PD, 0)
-    start = (first_RD, jnp.zeros_like(first_RD), jnp.zeros_like(rows_PD))
+    first = plan.fetched(sent, plan.empty(sent), 0)
+    start = (first, plan.empty(rows_PD), jnp.zeros_like(rows_PD))
     _, last_RD, y_PD = jax.lax.fori_loop(0, plan.count, turn, start)
-    return plan.returned(last_RD, y_PD, plan.count - 1), (weights, rows_PD, sizes_E)
+    return plan.returned(last_RD, y_PD, plan.count - 1), (weights, rows_PD, weights_P, sizes_E)
 
 
 def _backward(compute, line, size, saved, dy_PD):
-    weights, rows_PD, sizes_E = saved
-    plan = _Plan.of(line, size, sizes_E)
-    fetched = lambda number: (plan.fetched(rows_PD, number), plan.fetched(dy_PD, number))  # noqa: E731
+    weights, rows_PD, weights_P, sizes_E = saved
+    plan, sent = _Plan.of(line, size, sizes_E), (rows_PD, weights_P, dy_PD)
 
     def turn(number: jax.Array, carry: Any) -> Any:
-        (rows_RD, dy_RD), before_RD, drows_PD, dweights = carry
-        coming = fetched(number + 1)
-        drows_PD = plan.returned(before_RD, drows_PD, number - 1)
-        here = lambda weights, rows_RD: compute(weights, rows_RD, plan.sizes(number))  # noqa: E731
-        added, drows_RD = jax.vjp(here, weights, rows_RD)[1](dy_RD)
-        return coming, drows_RD, drows_PD, jax.tree.map(lambda total, part: total + part, dweights, added)
+        here, before, gradients, dweights = carry
+        coming = plan.fetched(sent, here, number + 1)
+        gradients = plan.returned(before, gradients, number - 1)
+        rows_RD, weights_R, dy_RD = here
+        product = lambda *operands: compute(*operands, plan.sizes(number))  # noqa: E731
+        pullback = jax.vjp(product, weights, rows_RD, weights_R)[1]
+        added, drows_RD, dweights_R = pullback(dy_RD)
+        dweights = jax.tree.map(lambda total, part: total + part, dweights, added)
+        return coming, (drows_RD, dweights_R), gradients, dweights
 
-    first = fetched(0)
+    first = plan.fetched(sent, plan.empty(sent), 0)
     totals = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), weights)
-    start = (first, jnp.zeros_like(first[0]), jnp.zeros_like(rows_PD), totals)
-    _, last_RD, drows_PD, dweights = jax.lax.fori_loop(0, plan.count, turn, start)
+    start = (first, plan.empty(sent[:2]), jax.tree.map(jnp.zeros_like, sent[:2]), totals)
+    _, last, gradients, dweights = jax.lax.fori_loop(0, plan.count, turn, start)
+    drows_PD, dweights_P = plan.returned(last, gradients, plan.count - 1)
     dweights = jax.tree.map(lambda total, x: total.astype(x.dtype), dweights, weights)
-    return dweights, plan.returned(last_RD, drows_PD, plan.count - 1), None
+    return dweights, drows_PD, dweights_P, None
 
 
 run.defvjp(_forward, _backward)
@@ -115,18 +129,22 @@ class _Plan:
         """Rows of each of this device's experts in its window, [L]."""
         return jnp.sum(self._here(self._pieces(number).size), axis=0)
 
-    def fetched(self, rows_PD: jax.Array, number: jax.Array | int) -> jax.Array:
-        """The window of this device, [R, D]; 0 where it is not filled."""
-        pieces, place = self._pieces(number), self.line.place
-        sent = (pieces.left[place], pieces.size[place], pieces.came[place])
-        empty_RD = jnp.zeros((self.size, *rows_PD.shape[1:]), rows_PD.dtype)
-        return self.line.exchanged(rows_PD, empty_RD, *sent, self._here(pieces.size).reshape(-1))
+    def empty(self, sent: Any) -> Any:
+        """A window for each array of a tree [P, X]."""
+        return jax.tree.map(lambda x: jnp.zeros((self.size, *x.shape[1:]), x.dtype), sent)
 
-    def returned(self, y_RD: jax.Array, y_PD: jax.Array, number: jax.Array) -> jax.Array:
-        """`y_PD` with what the devices made of the rows of this one that were in a window."""
+    def fetched(self, sent: Any, into: Any, number: jax.Array | int) -> Any:
+        """The window of this device of a tree [P, X], written into that of another window [R, X]."""
+        pieces, place = self._pieces(number), self.line.place
+        tables = (pieces.left[place], pieces.size[place], pieces.came[place], self._here(pieces.size).reshape(-1))
+        return jax.tree.map(lambda x, into: self.line.exchanged(x, into, *tables), sent, into)
+
+    def returned(self, made: Any, into: Any, number: jax.Array) -> Any:
+        """A tree [P, X] with what the devices made of the rows of this one that were in a window."""
         pieces = self._pieces(number)
-        sent = (self._here(x).reshape(-1) for x in (pieces.came, pieces.size, pieces.left))
-        return self.line.exchanged(y_RD, y_PD, *sent, pieces.size[self.line.place])
+        tables = [self._here(x).reshape(-1) for x in (pieces.came, pieces.size, pieces.left)]
+        tables.append(pieces.size[self.line.place])
+        return jax.tree.map(lambda y, into: self.line.exchanged(y, into, *tables), made, into)
 
     def _pieces(self, number: jax.Array | int) -> _Pieces:
         start = number * self.size
