@@ -68,7 +68,7 @@ LAYERS = {
 def experiment() -> Experiment:
     """The dense model."""
     return Experiment(
-        name="dense",
+        name="router_zoo",
         steps=1000,
         tokenizer=TrainSentencePieceConfig(VOCAB_SIZE),
         data=DataConfig(

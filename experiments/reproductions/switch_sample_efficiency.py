@@ -41,7 +41,7 @@ EXPERTS = (2, 4, 8, 16, 32)
 def experiment() -> Experiment:
     """The dense model."""
     return Experiment(
-        name="dense",
+        name="switch_sample_efficiency",
         steps=1000,
         tokenizer=TrainSentencePieceConfig(VOCAB_SIZE),
         data=DataConfig(

@@ -209,7 +209,9 @@ def test_more_tokens_than_the_cache_has_slots_are_refused(case):
 def test_parameters_are_kept_in_the_type_of_the_precision(case):
     for precision in (MIXED, dataclasses.replace(MIXED, params="bfloat16")):
         shapes, _ = abstract_parameters(Transformer(case.config, precision))
-        assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {precision.param_dtype}
+        # A router's correction bias is float32 always: steps of a thousandth would be lost in bfloat16.
+        kept = [leaf.dtype for name, leaf in trees.named_leaves(shapes) if not name.endswith("router/bias")]
+        assert set(kept) == {precision.param_dtype}
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "lstm"])
