@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from llm_jax.analysis import ablation
-from llm_jax.analysis.documents import publish, with_pictures
+from llm_jax.analysis.documents import check_markers, publish, with_pictures
 from llm_jax.analysis.report import compare, write_report
 from llm_jax.assemble import experiment_programs, run_training
 from llm_jax.checkpoints import restore
@@ -250,6 +250,8 @@ def _ablate(arguments: list[str]) -> None:
     unknown = [name for name in options.only if name not in found.variants]
     check(not unknown, f"--only names {unknown}, and the variants are {list(found.variants)}: take some of those")
     chosen = {name: one for name, one in found.variants.items() if name in options.only or not options.only}
+    if options.publish is not None:
+        check_markers(options.publish, options.file.stem)
     _keep_compiled_programs(options.cache_dir)
     folder = options.runs_dir / options.file.stem
     results = run_variants(chosen, options.seeds, folder, options.cache_dir)

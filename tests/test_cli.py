@@ -110,6 +110,15 @@ def test_params_says_what_a_size_costs():
     assert "68,976,648,192 (68.98B)" in outcome.out and "64 of 128, 8 key/value" in outcome.out
     # Two of 8 heads of 128 in bfloat16, over 80 layers.
     assert f"{2 * 2 * 8 * 128 * 80 * 1024 / 2**20:,.1f} MiB at 1,024 tokens" in outcome.out
+    assert "68,976,648,192 (dense: all)" in outcome.out
+
+
+def test_params_of_a_mixture_tells_those_that_compute_a_token():
+    outcome = llm_jax("params", "mixtral-8x7b")
+    assert outcome.code == 0
+    # Six of eight experts of three matrices, in 32 layers, are not visited.
+    idle = 32 * 6 * 3 * 4096 * 14336
+    assert "46,702,792,704 (46.7B)" in outcome.out and f"{46_702_792_704 - idle:,} (12.88B)" in outcome.out
 
 
 def test_params_of_an_encoder_and_of_a_pair():

@@ -36,8 +36,8 @@ from llm_jax.layers.ffn.routers.scores import Noisy
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.models.build import build
+from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.llama import llama
-from llm_jax.models.stack import Segment
 from llm_jax.optim import AdamWConfig, Cosine
 from llm_jax.sharding.partition import Layout
 from llm_jax.sharding.rules import ShardingConfig
@@ -85,23 +85,22 @@ def experiment() -> Experiment:
 
 def variants() -> dict[str, Experiment]:
     base = experiment()
-    (segment,) = base.model.segments
-    (block,) = segment.blocks
-    expert = dataclasses.replace(block.ffn, hidden=HIDDEN // TOP)
+    dense = base.model.segments[0].blocks[0].ffn
+    expert = dataclasses.replace(dense, hidden=HIDDEN // TOP)
     found = {"dense": base}
     for name, layer in LAYERS.items():
-        pair = (block, dataclasses.replace(block, ffn=MoEConfig(EXPERTS, expert, *layer)))
-        model = dataclasses.replace(base.model, segments=(Segment(pair, segment.repeats // 2),))
+        model = with_experts(base.model, MoEConfig(EXPERTS, expert, *layer), range(1, base.model.depth, 2))
         found[name] = dataclasses.replace(base, model=model)
     return found
 
 
 def report(results: Results, folder: Path) -> str:
     """Table of losses, loads and the time of an update, and the loads over training."""
-    milliseconds = _update_milliseconds([name for name in results])
+    milliseconds = _update_milliseconds(list(results))
     name_of = {id(run): name for name, runs in results.items() for run in runs}
     measures = {
         "max load / mean": (ablation.trained_tail("experts/max_load"), ".2f"),
+        "load entropy": (ablation.trained_tail("experts/load_entropy"), ".2f"),
         "score entropy": (ablation.trained_tail("experts/entropy"), ".2f"),
         "dropped": (ablation.trained_tail("experts/dropped"), ".1%"),
         "update, ms": (lambda run: milliseconds[name_of[id(run)]], ".1f"),
@@ -109,7 +108,8 @@ def report(results: Results, folder: Path) -> str:
     plots.save(plots.variants_figure(results, "held-out loss at equal active FLOPs"), folder / "loss.png")
     plots.save(_loads(results), folder / "load.png")
     return (
-        f"{ablation.table(results, measures)}\n\nLoad and entropy are means of the last tenth of training; the time of "
+        f"{ablation.table(results, measures)}\n\nLoads and entropies (nats; an even load has "
+        f"{np.log(EXPERTS):.2f}) are means of the last tenth of training; the time of "
         "an update is a median of alternating ones, measured when the table was written.\n\n"
         "![held-out loss against updates](loss.png)\n![load of the busiest expert](load.png)"
     )

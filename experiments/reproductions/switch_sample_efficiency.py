@@ -28,8 +28,8 @@ from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.scores import Jitter
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models import count
+from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.llama import llama
-from llm_jax.models.stack import Segment
 from llm_jax.optim import AdamWConfig, Cosine
 from llm_jax.tokenizers import TrainSentencePieceConfig
 
@@ -56,20 +56,17 @@ def experiment() -> Experiment:
     )
 
 
-def with_experts(base: Experiment, experts: int) -> Experiment:
+def mixed(base: Experiment, experts: int) -> Experiment:
     """Every second feed-forward layer is as many of its kind."""
-    (segment,) = base.model.segments
-    (block,) = segment.blocks
+    dense = base.model.segments[0].blocks[0].ffn
     router = SoftmaxConfig(top=1, normalized=False, noise=Jitter(0.01))
-    layer = MoEConfig(experts, block.ffn, router, Capacity(1.25), (LoadLoss(0.01),))
-    pair = (block, dataclasses.replace(block, ffn=layer))
-    model = dataclasses.replace(base.model, segments=(Segment(pair, segment.repeats // 2),))
-    return dataclasses.replace(base, model=model)
+    layer = MoEConfig(experts, dense, router, Capacity(1.25), (LoadLoss(0.01),))
+    return dataclasses.replace(base, model=with_experts(base.model, layer, range(1, base.model.depth, 2)))
 
 
 def variants() -> dict[str, Experiment]:
     base = experiment()
-    return {"dense": base} | {f"{number}-experts": with_experts(base, number) for number in EXPERTS}
+    return {"dense": base} | {f"{number}-experts": mixed(base, number) for number in EXPERTS}
 
 
 def report(results: Results, folder: Path) -> str:

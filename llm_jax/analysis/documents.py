@@ -15,15 +15,27 @@ def publish(document: Path, name: str, text: str) -> None:
     """Puts `text` between the markers <!-- name --> and <!-- /name --> of a Markdown document.
 
     Raises:
-      ValueError: if the document has no such markers.
+      ValueError: as `check_markers`.
     """
-    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
+    check_markers(document, name)
     old = document.read_text(encoding="utf-8")
+    write_atomically(document, _between(name).sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", old))
+
+
+def check_markers(document: Path, name: str) -> None:
+    """To be asked before what is to be published is made at length.
+
+    Raises:
+      ValueError: if there is no such document, or it has no such markers.
+    """
     check(
-        pattern.search(old) is not None,
+        document.is_file() and _between(name).search(document.read_text(encoding="utf-8")) is not None,
         f"{document} has no markers <!-- {name} --> ... <!-- /{name} -->: add them where the text goes",
     )
-    write_atomically(document, pattern.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", old))
+
+
+def _between(name: str) -> re.Pattern:
+    return re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
 
 
 def with_pictures(text: str, folder: Path, beside: Path, document: Path) -> str:

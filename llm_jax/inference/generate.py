@@ -40,13 +40,15 @@ class _Progress:
 def in_compute_type(params: Any, dtype: jnp.dtype) -> Any:
     """Parameters with all matrices in `dtype`, so that a step reads no more memory than it computes with.
 
-    Every use of a matrix casts it so. Vectors and small tables stay as they are: norms, rates of decay and biases of
-    scores are read in float32, and rounded they would give other scores than the model's.
+    Every use of a matrix casts it so, but for those of routers. They, vectors and small tables stay as they are: scores
+    of experts, norms, rates of decay and biases of scores are made in float32, and of rounded numbers they would be
+    others than the model's.
     """
 
     def cast(path: tuple, leaf: jax.Array) -> jax.Array:
         name = trees.path_name(path)
-        return leaf.astype(dtype) if name.endswith("kernel") or name == "embed/table" else leaf
+        rounded = name == "embed/table" or (name.endswith("kernel") and "/router/" not in name)
+        return leaf.astype(dtype) if rounded else leaf
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

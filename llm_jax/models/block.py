@@ -6,9 +6,9 @@ context, state) that returns (y [B, T, D], state); `parameters(width)`; `matrix_
 token is told of a later one; and `shape`, its heads or channels in words. A mixer keeps the documents of a row apart,
 and padding changes nothing at real tokens.
 
-An ffn is one too. Its module is called with (x [B, T, D], context) and returns (y [B, T, D], report), where a report is
-what a layer of experts tells (layers/ffn/tally.py), and None of others. It has `parameters(width)`,
-`active_parameters(width)`, those that compute a token, and `matrix_flops(width)`.
+An ffn is a config type too. Its module is called with (x [B, T, D], context) and returns (y [B, T, D], report), where a
+report is what a layer of experts tells (layers/ffn/tally.py), and None of others. It has `parameters(width)`,
+`active_parameters(width)`, those that compute a token, `matrix_flops(width)` and `causal`.
 
 Legend: B batch, T length, D model width.
 """

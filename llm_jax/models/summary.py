@@ -30,7 +30,7 @@ def summary(config: ModelConfig, length: int) -> dict[str, str]:
         "vocabulary": f"{config.vocab_size:,}",
         "longest row": f"{config.max_length:,} tokens",
         "parameters": f"{parameters:,} ({short(parameters)})",
-        "active parameters": f"{parameters:,} (dense: all)",
+        "active parameters": _active(config, parameters),
         "forward FLOPs a token": f"{count.forward_flops(config, length):.3e} at {length:,} tokens",
         "training FLOPs a token": f"{count.training_flops(config, length):.3e}",
         "cache of a row": (
@@ -43,6 +43,14 @@ def summary(config: ModelConfig, length: int) -> dict[str, str]:
             "before activations"
         ),
     }
+
+
+def _active(config: ModelConfig, parameters: int) -> str:
+    """Those that compute a token."""
+    active = round(count.active_parameters(config))
+    if active == parameters:
+        return f"{parameters:,} (dense: all)"
+    return f"{active:,} ({short(active)}): but for the experts that a token does not visit"
 
 
 def short(number: float) -> str:

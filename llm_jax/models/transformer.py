@@ -147,7 +147,7 @@ class Transformer(nn.Module):
         """
         check(
             self.config.causal,
-            "a mixer's tokens see later ones, which a cache does not hold yet: give the model whole rows",
+            "a mixer's or a router's tokens see later ones, which a cache does not hold yet: give the model whole rows",
         )
         if slots > self.config.max_length:
             raise ValueError(

@@ -28,8 +28,7 @@ _ROUTER = "/ffn/router/"
 
 def has_experts(config: ModelConfig) -> bool:
     """Whether some layer has."""
-    blocks = [block for side in config.sides for segment in side.segments for block in segment.blocks]
-    return any(isinstance(block.ffn, MoEConfig) for block in blocks)
+    return any(side.experts for side in config.sides)
 
 
 def check_upcycles(dense: ModelConfig, mixed: ModelConfig) -> None:

@@ -156,7 +156,8 @@ def test_bfloat16_says_what_float32_finds_likely(llama):
 
 
 @pytest.mark.parametrize(
-    "name", ["bloom", "lamda", "llama", "lstm", "mamba2", "opt, 350m", "recurrent_gemma", "retnet"]
+    "name",
+    ["bloom", "deepseek_v3", "lamda", "llama", "lstm", "mamba2", "opt, 350m", "qwen2_moe", "recurrent_gemma", "retnet"],
 )
 def test_matrices_in_the_compute_type_change_nothing(name):
     model = Transformer(PUBLISHED[name], MIXED)

@@ -56,6 +56,10 @@ def test_what_cannot_be_compared_is_refused(ablate, tmp_path):
     assert outcome.code != 0 and "--only names ['slow'], and the variants are ['base', 'fast']" in outcome.said
     outcome = ablate("--seeds", 0)
     assert outcome.code != 0 and "seeds is 0: it must be greater than 0" in outcome.said
+    (tmp_path / "bare.md").write_text("# Results")
+    outcome = ablate("--publish", tmp_path / "bare.md")
+    assert outcome.code != 0 and "bare.md has no markers <!-- rates -->" in outcome.said
+    assert not list((tmp_path / "runs").rglob("experiment.txt")), "nothing was trained for it"
     (tmp_path / "none.py").write_text("x = 1")
     outcome = llm_jax("ablate", tmp_path / "none.py")
     assert outcome.code != 0 and "defines no function variants()" in outcome.said

@@ -4,8 +4,8 @@ A balance loss is a config type with `loss(routed, load_BTE, real_BT)`, which gi
 layer adds them up by their weights, and an objective counts a row's as often as the row has targets. `check(router)`
 raises ValueError where a router does not give what it needs.
 
-What is a mean over the batch is one over the rows that a program sees at once: those of a microbatch, and under
-jax.pmap of one device.
+What is a mean over the batch is one over the rows that a program sees at once: those of a microbatch, in a pipeline of
+one replica, and under jax.pmap of one device.
 
 Legend: B batch, T length, E experts, K choices of a token.
 """

@@ -135,6 +135,11 @@ class Local:
         """Results for rows, where `products` multiplies each by its expert's kernels, and `of_rows` gives each its
         expert's bias."""
 
+        def multiplied(rows: jax.Array, *by: str) -> list[jax.Array]:
+            made = products(rows, tuple(self.weights[name][0] for name in by))
+            # As those of a Linear: a remat policy may keep them.
+            return [checkpoint_name(y, "product") for y in made]
+
         def weighted(x: jax.Array) -> jax.Array:
             return x if weights is None else (x * weights[..., None]).astype(x.dtype)
 
@@ -143,12 +148,12 @@ class Local:
             return y if bias_EF is None else y + of_rows(bias_EF)
 
         *into, _ = names(self.config)
-        found = products(rows, tuple(self.weights[name][0] for name in into))
+        found = multiplied(rows, *into)
         found = [biased(checkpoint_name(y, "ffn"), name) for y, name in zip(found, into, strict=True)]
         act = (GATED if isinstance(self.config, GLUConfig) else ACTIVATIONS)[self.config.activation]
         # Weighted before the last product, whose result the gradient of the weights then does not need.
-        kernel_EFD, bias_ED = self.weights["down"]
-        (y,) = products(weighted(act(*found)), (kernel_EFD,))
+        (y,) = multiplied(weighted(act(*found)), "down")
+        bias_ED = self.weights["down"][1]
         if bias_ED is None:
             return y
         return y + weighted(of_rows(jnp.where(self.inner.place == 0, bias_ED, 0)))

@@ -80,7 +80,7 @@ def _blocked(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
         return _over_blocks(block, len(rows_PD), e, sizes_E, ys)
 
     ys = tuple(jnp.zeros((len(rows_PD), kernel_EDF.shape[2]), rows_PD.dtype) for kernel_EDF in kernels)
-    return lax.fori_loop(0, len(sizes_E), group, ys)
+    return _over_groups(group, sizes_E, ys)
 
 
 def _blocked_gradients(
@@ -104,7 +104,7 @@ def _blocked_gradients(
         return _over_blocks(block, len(rows_PD), e, sizes_E, found)
 
     empty = jnp.zeros_like(rows_PD), tuple(jnp.zeros(kernel_EDF.shape, jnp.float32) for kernel_EDF in kernels)
-    drows_PD, sums = lax.fori_loop(0, len(sizes_E), group, empty)
+    drows_PD, sums = _over_groups(group, sizes_E, empty)
     return drows_PD, tuple(sum_EDF.astype(kernel.dtype) for sum_EDF, kernel in zip(sums, kernels, strict=True))
 
 
@@ -118,6 +118,13 @@ def _parted(x: jax.Array, kernels: Arrays) -> list[jax.Array]:
     return jnp.split(x, list(itertools.accumulate(kernel.shape[2] for kernel in kernels))[:-1], axis=1)
 
 
+def _over_groups(group: Callable, sizes_E: jax.Array, carry: Any) -> Any:
+    """Folds `group`, (number, carry) -> carry, over the groups that have rows: where text is written token by token
+    most have none, and their kernels are not read."""
+    present_E = jnp.argsort(sizes_E == 0, stable=True)
+    return lax.fori_loop(0, jnp.sum(sizes_E > 0), lambda index, carry: group(present_E[index], carry), carry)
+
+
 def _over_blocks(block: Callable, rows: int, e: jax.Array, sizes_E: jax.Array, carry: Any) -> Any:
     """Folds `block` over the rows of group `e` among so many rows.
 
@@ -126,10 +133,10 @@ def _over_blocks(block: Callable, rows: int, e: jax.Array, sizes_E: jax.Array, c
     """
     end = jnp.cumsum(sizes_E)[e]
     at = end - sizes_E[e]
-    for size in BLOCKS:
-        # A block that is more than half full is computed whole, and what would fill less is left to smaller ones.
-        spare = size - 1 if size == BLOCKS[-1] else size // 2 - 1
+    for number, size in enumerate(BLOCKS, 1):
         size = min(size, rows)
+        # A block that is more than half full is computed whole, and what would fill less is left to smaller ones.
+        spare = size - 1 if number == len(BLOCKS) else max(size // 2 - 1, 0)
         count = (end - at + spare) // size
 
         def one(index: jax.Array, carry: Any, start: jax.Array = at, size: int = size) -> Any:

@@ -61,8 +61,9 @@ class Tallies:
         """The mean over all layers of each of their figures, and the first three of each layer after them.
 
         max_load: tokens of the expert with most of them over the mean of all. entropy: mean of a token's scores, in
-        nats. dropped: share of choices that no expert served. unserved: share of tokens that none did. max_importance:
-        as max_load, of scores. Without scores there is neither importance nor entropy.
+        nats. dropped: share of choices that no expert served. unserved: share of tokens that none did. load_entropy:
+        of the shares that experts have of all choices, in nats, log of their number where they are even.
+        max_importance: as max_load, of scores. Without scores there is neither importance nor entropy.
         """
         means, layers = {}, {}
         for path, tally in self.layers.items():
@@ -77,7 +78,9 @@ class Tallies:
 def _figures(tally: Tally) -> dict[str, np.ndarray]:
     """Of each layer."""
     tokens, chosen = np.maximum(tally.tokens, 1), np.maximum(np.sum(tally.load_E, axis=-1), 1)
-    figures = {"max_load": _peak(tally.load_E)}
+    shares_E = tally.load_E / chosen[..., None]
+    load_entropy = -np.sum(shares_E * np.log(np.where(shares_E > 0, shares_E, 1)), axis=-1)
+    figures = {"max_load": _peak(tally.load_E), "load_entropy": load_entropy}
     if np.any(tally.importance_E):
         figures |= {"max_importance": _peak(tally.importance_E), "entropy": tally.entropy / tokens}
     return figures | {"dropped": tally.dropped / chosen, "unserved": tally.unserved / tokens}

@@ -30,7 +30,7 @@ def glam(
     vocab_size: int = 32_768,
     max_length: int = 1024,
     bias: RelativeBiasConfig = RelativeBiasConfig(),  # noqa: B008
-    dispatch: DispatchConfig = Capacity(2.0),  # noqa: B008
+    dispatch: DispatchConfig = Capacity(1.0),  # noqa: B008
 ) -> TransformerConfig:
     """A GLaM of any size; `hidden` None means four times the width, of dense layers and of experts alike.
 

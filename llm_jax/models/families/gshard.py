@@ -26,7 +26,7 @@ def gshard(
     head_dim: int = 128,
     vocab_size: int = 32128,
     max_length: int = 512,
-    dispatch: DispatchConfig = Capacity(2.0),  # noqa: B008
+    dispatch: DispatchConfig = Capacity(1.0),  # noqa: B008
 ) -> EncoderDecoderConfig:
     """A GShard of any size.
 

@@ -69,6 +69,28 @@ def test_fewer_rows_than_a_block_will_do(rows):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 40, 64, 65, 100, 300, 600])
+def test_no_more_blocks_than_rows_need(rows):
+    """One for the rows of a token, none for a group without any."""
+    sizes = np.bincount(np.random.default_rng(rows).integers(0, 3, rows), minlength=4)
+
+    @jax.jit
+    def counted(e, sizes_E):
+        add = lambda _, mine_R1, carry: (carry[0] + 1, carry[1] + jnp.sum(mine_R1))  # noqa: E731
+        return module._over_blocks(add, rows, e, sizes_E, (0, 0))
+
+    for e, size in enumerate(sizes):
+        blocks, computed = counted(e, jnp.asarray(sizes, jnp.int32))
+        assert computed == size
+        assert blocks <= -(-size // min(rows, module.BLOCKS[-1]))
+
+
+def test_groups_without_rows_are_not_looked_at():
+    visited = jax.jit(lambda sizes_E: module._over_groups(lambda e, seen_E: seen_E.at[e].add(1), sizes_E, jnp.zeros(5)))
+    np.testing.assert_array_equal(visited(jnp.asarray([0, 3, 0, 1, 0])), [0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(visited(jnp.zeros(5, jnp.int32)), np.zeros(5))
+
+
 def test_rows_left_over_neither_count_nor_spread():
     rows_PD, kernels, dys = _operands()
     sizes_E = jnp.asarray(SIZES["some left over"])

@@ -1,6 +1,7 @@
 """Any router with any dispatch is one layer: what the experts of its routes give, or it is refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import meta
@@ -103,6 +104,20 @@ def test_no_token_is_told_of_a_later_one_at_evaluation(router):
     later = X.copy()
     later[:, 4:] += 1
     np.testing.assert_allclose(run(X)[:, :4], run(later)[:, :4], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dispatch", ["capacity", "dropless"])
+def test_products_of_experts_are_kept_where_products_are(dispatch):
+    _, layer, params = _made(ROUTERS["softmax"], DISPATCHES[dispatch])
+    total = lambda params: jnp.sum(layer.apply({"params": params}, X, CONTEXT)[0] ** 2)  # noqa: E731
+
+    def kept(*names):
+        run = jax.checkpoint(total, policy=jax.checkpoint_policies.save_only_these_names(*names))
+        return trees.size_bytes(jax.eval_shape(lambda params: jax.vjp(run, params)[1], params))
+
+    # Of both matrices that read a row, and of that which writes.
+    assert kept("product") - kept() >= BATCH * LENGTH * 2 * (2 * 6 + WIDTH) * 4
+    assert kept("ffn") - kept() >= BATCH * LENGTH * 2 * 2 * 6 * 4
 
 
 def test_slots_serve_mixtures_and_nothing_else():

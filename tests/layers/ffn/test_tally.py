@@ -15,6 +15,10 @@ def _tally(load_LE, importance_LE, tokens=10.0, entropy=5.0, dropped=0.0, unserv
     return Tally(of(tokens), load_LE, importance_LE, of(entropy), of(dropped), of(unserved), rate=0.1)
 
 
+def _entropy(*shares):
+    return -sum(share * np.log(share) for share in shares)
+
+
 def test_figures_are_told_of_sums():
     one = _tally([[6, 2, 2, 10], [5, 5, 5, 5]], [[1, 2, 3, 4], [2, 2, 3, 3]], dropped=2, unserved=1)
     metrics = {"experts": Tallies({"stack/segment_1/block_0": one})}
@@ -24,6 +28,7 @@ def test_figures_are_told_of_sums():
             "experts/max_load": 1.5,
             "experts/max_load/stack/segment_1/block_0/0": 2.0,
             "experts/max_load/stack/segment_1/block_0/1": 1.0,
+            "experts/load_entropy": (_entropy(0.3, 0.1, 0.1, 0.5) + np.log(4)) / 2,
             "experts/max_importance": (1.6 + 1.2) / 2,
             "experts/entropy": 0.5,
             "experts/entropy/stack/segment_1/block_0/0": 0.5,
@@ -44,11 +49,16 @@ def test_layers_are_named_so_that_they_sort_and_weigh_alike():
     assert told["experts/max_load"] == pytest.approx((12 * 1 + 2) / 13)
 
 
+_WITHOUT_SCORES = ("max_load", "max_load/block/0", "load_entropy", "dropped", "dropped/block/0", "unserved")
+
+
 def test_without_scores_there_is_neither_importance_nor_entropy():
     told = Tallies({"block": _tally([[1, 3]], [[0, 0]], entropy=0)}).told("experts")
-    assert set(told) == {f"experts/{name}" for name in ("max_load", "max_load/block/0", "dropped", "unserved")} | {
-        "experts/dropped/block/0"
-    }
+    assert set(told) == {f"experts/{name}" for name in _WITHOUT_SCORES}
+
+
+def test_experts_without_tokens_and_one_with_all_have_no_entropy():
+    assert Tallies({"block": _tally([[0, 6, 0]], [[0, 0, 0]])}).told("experts")["experts/load_entropy"] == 0
 
 
 def test_nothing_counted_is_no_division_by_zero():

@@ -5,6 +5,7 @@ Figures are those of the papers, or where these round to a digit, of the checkpo
 
 import pytest
 
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.models import count
 from llm_jax.models.families import SIZES
 
@@ -228,6 +229,13 @@ def test_a_token_of_a_switch_computes_as_much_as_one_of_t5():
     for size in (8, 256):
         active = count.active_parameters(SIZES[f"switch-base-{size}"]())
         assert active - dense == 12 * 768 * size
+
+
+def test_an_expert_of_a_gshard_has_places_for_an_even_load_of_both_choices():
+    """2 N / E of a group of N tokens (arXiv:2006.16668, 2.2)."""
+    for config in (SIZES["gshard-12l-128e"]().encoder, SIZES["glam-1.7b-64e"]()):
+        (ffn,) = {block.ffn for block in config.segments[0].blocks if isinstance(block.ffn, MoEConfig)}
+        assert ffn.dispatch.places(1024, ffn.router.top, ffn.count) == 2 * 1024 / ffn.count
 
 
 def test_every_size_with_experts_has_a_figure_of_what_is_active():

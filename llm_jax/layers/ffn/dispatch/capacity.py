@@ -37,7 +37,7 @@ class Capacity(Dispatch):
     """Who comes first among equal choices: the earlier token, or that of the higher highest weight (batch-prioritized
     routing; Riquelme et al. 2021, arXiv:2106.05974, section 4.1), so that even first choices depend on later tokens."""
     group: int | None = None
-    """Neighbouring tokens of a row that share the places; None: all."""
+    """Neighbouring tokens of a row that share the places; None: all of the row."""
     moves: SeatsConfig = ByIndex()
     """How tokens come to their places."""
 

@@ -56,6 +56,13 @@ class HashConfig(_FixedConfig):
     """How often each id occurs in text: ids are dealt, the most frequent first, each to the experts that have had least
     text so far (section 3.1, balanced assignment). None: by a hash of the id, as even as frequencies allow."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            self.counts is None or (len(self.counts) > 0 and min(self.counts) >= 0),
+            "router.counts is empty or has a count below 0: give every id of the vocabulary one, or None",
+        )
+
     def build(self, width: int, experts: int, precision: Precision, name: str) -> "HashRouter":
         return HashRouter(self, experts, name=name)
 

@@ -91,3 +91,6 @@ def test_what_cannot_be_is_refused():
             config.check(4)
     with pytest.raises(ValueError, match="top is 0"):
         HashConfig(0)
+    for counts in ((), (3, -1)):
+        with pytest.raises(ValueError, match="router.counts is empty or has a count below 0"):
+            HashConfig(1, counts)
