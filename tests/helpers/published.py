@@ -169,3 +169,7 @@ PERMUTED = _looped({"xlnet": xlnet(*OLD, VOCAB, hidden=24)})
 """Every token sees what comes before it in an order that the row brings."""
 
 EVERY = PUBLISHED | ENCODERS | PAIRS | PERMUTED
+
+ALIKE = ("qwen3_moe", "olmoe", "deepseek_v2", "dbrx", "glam", "gshard")
+"""Families of parts that others have too, each in another choice: left out of what costs a compilation a family. Their
+counts, checkpoints and parity are tested as those of all."""
