@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from llm_jax.analysis import ablation
 from llm_jax.analysis.documents import check_markers, publish, with_pictures
-from llm_jax.analysis.report import compare, write_report
+from llm_jax.analysis.report import compare, markdown_table, write_report
 from llm_jax.assemble import experiment_programs, run_training
 from llm_jax.checkpoints import restore
 from llm_jax.core import config
@@ -157,6 +158,8 @@ class Parity:
     """How they are run: loop over layers, unrolled, remat, accumulated; `all` for each."""
     output: Path | None = None
     """JSON file of all that was measured."""
+    publish: Path | None = None
+    """Markdown file in which the table is put, between <!-- parity --> and <!-- /parity -->."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +285,8 @@ def _shardings(arguments: list[str]) -> None:
 
 def _parity(arguments: list[str]) -> None:
     options = _parse_all(Parity, arguments)
+    if options.publish is not None:
+        check_markers(options.publish, "parity")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
     with Console(stderr=True).status("parity") as status:
@@ -290,6 +295,10 @@ def _parity(arguments: list[str]) -> None:
     if options.output is not None:
         write_atomically(options.output, json.dumps([dataclasses.asdict(found) for found in cells], indent=1))
     _console().print(parity.table(cells))
+    if options.publish is not None:
+        headings, *found = parity.rows(cells)
+        text = f"{date.today()}. {parity.TITLE}.\n\n{markdown_table(headings, found)}"
+        publish(options.publish, "parity", f"`{shlex.join(['llm-jax', 'parity', *arguments])}`\n\n{text}")
     wrong = [found for found in cells if not parity.is_right(found)]
     check(not wrong, f"{len(wrong)} of {len(cells)} cells differ from one device, or are not what they say")
 

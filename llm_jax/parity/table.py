@@ -41,27 +41,38 @@ def is_right(found: Cell) -> bool:
     return alike and found.learned > 0.1 and not found.faults
 
 
-def table(cells: Iterable[Cell]) -> Table:
-    """A row for each strategy and way, a column for each model."""
+TITLE = (
+    "Relative differences from one device: first loss, gradient, "
+    f"loss of update {STEPS}; in brackets the parts of parameters and optimizer state on a device"
+)
+
+
+def rows(cells: Iterable[Cell]) -> list[tuple[str, ...]]:
+    """A heading, and a row for each strategy and way, with a column for each model."""
     cells = list(cells)
     chosen = list(dict.fromkeys(found.model for found in cells))
-    shown = Table(
-        title="Relative differences from one device: first loss, gradient, "
-        f"loss of update {STEPS}; in brackets the parts of parameters and optimizer state on a device"
-    )
-    for heading in ("strategy", "run", *chosen, "sends, KiB a step"):
-        shown.add_column(heading)
+    shown = [("strategy", "run", *chosen, "sends, KiB a step")]
     for strategy, way in dict.fromkeys((found.strategy, found.way) for found in cells):
         row = {found.model: found for found in cells if (found.strategy, found.way) == (strategy, way)}
         first = next(iter(row.values()))
         sends = ", ".join(f"{kind} {moved / 2**10:.0f}" for kind, moved in first.collectives.items())
-        shown.add_row(strategy, way, *(_text(row[model]) if model in row else "" for model in chosen), sends)
+        shown.append((strategy, way, *(_text(row[model]) if model in row else "" for model in chosen), sends))
     return shown
+
+
+def table(cells: Iterable[Cell]) -> Table:
+    """The rows for a terminal, in red what is not right."""
+    headings, *found = rows(cells)
+    shown = Table(*headings, title=TITLE)
+    for row in found:
+        shown.add_row(*(f"[red]{text}[/red]" if _WRONG in text else text for text in row))
+    return shown
+
+
+_WRONG = "WRONG: "
 
 
 def _text(found: Cell) -> str:
     figures = " ".join(f"{value:.0e}" for value in (found.first_loss, found.gradient, found.last_loss))
     text = f"{figures} ({found.parameters:.2f}, {found.optimizer:.2f})"
-    if is_right(found):
-        return text
-    return f"[red]{text} {'; '.join(found.faults) or 'not alike'}[/red]"
+    return text if is_right(found) else f"{_WRONG}{text} {'; '.join(found.faults) or 'not alike'}"
