@@ -118,8 +118,10 @@ class Experiment:
         )
 
     def _check_experts(self, devices: int) -> None:
-        """That experts can be divided over the expert axis, where its size is not left to the number of devices."""
-        counts = sorted({count for side in self.model.sides for count in side.experts})
+        """That experts can be divided over the expert axis, and rows into groups, where the sizes of mesh axes are not
+        left to the number of devices."""
+        layers = [layer for side in self.model.sides for layer in side.experts]
+        counts = sorted({layer.count for layer in layers})
         check(
             devices == 1 or counts,
             f"sharding.mesh.expert is {devices} and the model has no experts: devices along that axis would be "
@@ -131,6 +133,8 @@ class Experiment:
             f"sharding.mesh.expert is {devices} and layers have {', '.join(map(str, uneven))} experts: each device "
             "holds as many; set it to a number that divides them",
         )
+        for layer in layers:
+            layer.check_rows(self.data.sequence_length, max(self.sharding.mesh.context, 1))
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Token ids with which the model begins to continue `text`, as its documents begin."""

@@ -3,14 +3,17 @@ import dataclasses
 import pytest
 
 from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig, load_experiment
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
 from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import ExpertParallel, PipelineParallel, ShardingConfig
+from llm_jax.sharding.rules import ContextParallel, ExpertParallel, PipelineParallel, ShardingConfig
 from llm_jax.tokenizers import ByteTokenizerConfig
 from llm_jax.train.step import StepConfig
 from tests.helpers import tiny_run
@@ -124,6 +127,29 @@ def test_an_expert_axis_that_experts_do_not_fit_is_refused(experiment, experts, 
     with pytest.raises(ValueError) as error:
         dataclasses.replace(experiment, **change)
     assert message in str(error.value) and "set it to" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "context", "message"),
+    [
+        ((SoftmaxConfig(2), Capacity(group=8)), 2, None),
+        ((SoftmaxConfig(2), Capacity()), 2, "group is a row and a device holds 8 of the 16 tokens"),
+        ((SoftmaxConfig(2), Dropless()), 2, None),
+        ((ExpertChoiceConfig(2.0, 8, allow_future=True), Capacity()), 2, None),
+        ((ExpertChoiceConfig(2.0, 6, allow_future=True), Dropless()), 1, "router.group is 6 and the length of a row"),
+        ((ExpertChoiceConfig(2.0, 8, allow_future=True), Dropless()), 4, "router.group is 8 and a device holds 4 of"),
+    ],
+)
+def test_groups_of_tokens_that_rows_do_not_divide_into_are_refused(experiment, layer, context, message):
+    model = with_experts(experiment.model, MoEConfig(4, MLPConfig(8), *layer))
+    sharding = ShardingConfig(MeshConfig(context=context), ContextParallel())
+    change = {"model": model, "sharding": sharding}
+    if message is None:
+        assert dataclasses.replace(experiment, **change).model == model
+        return
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(experiment, **change)
+    assert message in str(error.value)
 
 
 def test_rows_longer_than_the_models_positions_are_refused(experiment):

@@ -104,9 +104,9 @@ class TransformerConfig:
         return any(block.cross is not None for block in self._blocks)
 
     @property
-    def experts(self) -> tuple[int, ...]:
-        """Numbers of experts of the blocks that have some."""
-        return tuple(block.ffn.count for block in self._blocks if isinstance(block.ffn, MoEConfig))
+    def experts(self) -> tuple[MoEConfig, ...]:
+        """The layers of experts."""
+        return tuple(block.ffn for block in self._blocks if isinstance(block.ffn, MoEConfig))
 
     @property
     def relative_bias(self) -> tuple[RelativeBiasConfig, int] | None:

@@ -24,7 +24,7 @@ from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.layers.ffn.routing import Routes, load
+from llm_jax.layers.ffn.routing import Choice, Routes, load
 from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
@@ -79,6 +79,15 @@ class MoEConfig:
         """Whether no token is told of a later one."""
         return self.router.causal
 
+    def check_rows(self, length: int, parts: int) -> None:
+        """
+        Raises:
+          ValueError: for rows of so many tokens, in so many parts on as many devices, that groups do not divide.
+        """
+        self.router.check_rows(length, parts)
+        if self.router.routes is Choice:  # experts that pick have groups of their own
+            self.dispatch.check_rows(length, parts)
+
     def build(self, width: int, precision: Precision, name: str) -> "MoE":
         return MoE(self, width, precision, name=name)
 
@@ -108,6 +117,9 @@ class MoE(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Report]:
         config, real_BT = self.config, context.queries.real_BT
+        config.check_rows(
+            x_BTD.shape[1], partition.parts(axes.LENGTH) if partition.divides(x_BTD.shape, _TOKENS) else 1
+        )
         routed = config.router.build(self.width, config.count, self.precision, "router")(x_BTD, context)
         # Made only where somebody asks for the collection "choices".
         self.sow("choices", "visits_BTE", load(routed.routes, config.count, real_BT.astype("float32")))
@@ -141,7 +153,6 @@ class MoE(nn.Module):
             return y_BTD[None], served_BT
 
         with partition.using(layout):
-            config.dispatch.check_rows(x_BTD.shape[1], partition.parts(axes.LENGTH))
             lines = [partition.line(word, axes.EXPERTS) for word in (axes.EMBED, axes.MLP)]
             lines = [partition.line(axes.EXPERTS), *lines]
             tokens = routes.words

@@ -1,9 +1,10 @@
 """What a router decides of the tokens.
 
 A router is a config type, a `Router`. It has `build(width, experts, precision, name)`, which gives a module called with
-(x [B, T, D], context) that returns `Routed`; `check(experts)`, which raises ValueError where it cannot route to so
-many; `parameters(width, experts)`; `matrix_flops(width, experts)`, forward FLOPs per token; and `choices(experts)`, the
-mean number of experts that a token visits. What `context` says is padding changes nothing.
+(x [B, T, D], context) that returns `Routed`; `check(experts)` and `check_rows(length, parts)`, which raise ValueError
+where it cannot route to so many or route such rows; `parameters(width, experts)`; `matrix_flops(width, experts)`,
+forward FLOPs per token; and `choices(experts)`, the mean number of experts that a token visits. What `context` says is
+padding changes nothing.
 
 Legend: B batch, T length, E experts, K choices of a token, G groups of a row, N tokens of a group, C tokens that an
 expert takes of a group, S slots of an expert.
@@ -85,6 +86,9 @@ class Router:
 
     def check(self, experts: int) -> None:
         """Any number will do."""
+
+    def check_rows(self, length: int, parts: int) -> None:
+        """Rows of any number of tokens will do, in any number of parts on as many devices."""
 
 
 @flax.struct.dataclass

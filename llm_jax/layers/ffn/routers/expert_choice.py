@@ -57,6 +57,21 @@ class ExpertChoiceConfig(Router):
             f"router.factor is {self.factor} and there are {experts} experts: a token is picked by at most all of them",
         )
 
+    def check_rows(self, length: int, parts: int) -> None:
+        """
+        Raises:
+          ValueError: for rows of so many tokens in so many parts on as many devices that groups do not divide. A row
+            shorter than a group is one.
+        """
+        if self.group is not None and self.group < length:
+            check_divides(self.group, length, "router.group", "the length of a row")
+            held = length // parts
+            check(
+                held % self.group == 0,
+                f"router.group is {self.group} and a device holds {held} of the {length} tokens of a row: it must hold "
+                f"whole groups; set it to a divisor of {held}, or do not divide rows",
+            )
+
     def build(self, width: int, experts: int, precision: Precision, name: str) -> "ExpertChoiceRouter":
         return ExpertChoiceRouter(self, width, experts, precision, name=name)
 
@@ -77,17 +92,12 @@ class ExpertChoiceConfig(Router):
 
 
 class ExpertChoiceRouter(Scoring):
-    """x [B, T, D] -> Routed.
-
-    Raises:
-      ValueError: when called with rows that groups do not divide. One shorter than a group is one.
-    """
+    """x [B, T, D] -> Routed."""
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
         batch, length = x_BTD.shape[:2]
         group = length if self.config.group is None else min(self.config.group, length)
-        check_divides(group, length, "router.group", "the length of a row")
         logits_BTE = self.logits(x_BTD)
         scores_BTE = jax.nn.softmax(logits_BTE)
         # What is padding is picked last, and its weight says that it is no pick.
