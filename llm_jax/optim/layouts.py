@@ -15,7 +15,7 @@ from llm_jax.core.checks import check
 from llm_jax.sharding import axes
 
 _STACKING = (axes.LAYERS, axes.BLOCKS, axes.EXPERTS)
-_TABLES = (axes.VOCAB, axes.POSITIONS, axes.TYPES, axes.CLASSES)
+_TABLES = (axes.VOCAB, axes.POSITIONS, axes.TYPES, axes.ROUTES, axes.CLASSES)
 _VECTORS = ("bias", "scale")
 
 
@@ -48,7 +48,8 @@ class Layout:
 
     @property
     def is_table(self) -> bool:
-        """Whether rows are looked up by token, position or type, or scored against: not a map between hidden spaces."""
+        """Whether rows are looked up by token, position or type, or scored against, as experts are by a router: not a
+        map between hidden spaces."""
         return any(word in _TABLES for word in self.words)
 
     @property

@@ -42,7 +42,14 @@ def test_vectors_are_no_matrices_however_they_are_stacked(path, words):
     assert not Layout(path, words).is_matrix
 
 
-TABLES = [("vocab", "embed"), ("embed", "vocab"), ("positions", "embed"), ("types", "embed"), ("embed", "classes")]
+TABLES = [
+    ("vocab", "embed"),
+    ("embed", "vocab"),
+    ("positions", "embed"),
+    ("types", "embed"),
+    ("embed", "classes"),
+    ("embed", "routes"),
+]
 
 
 @pytest.mark.parametrize("words", TABLES)
