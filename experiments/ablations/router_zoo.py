@@ -6,7 +6,7 @@ Claim:    learned routers beat random ones, and the dense model of the same acti
           bias balances as well as a loss does (Wang et al. 2024, arXiv:2408.15664).
 Command:  llm-jax ablate experiments/ablations/router_zoo.py
 Hardware: two CPU cores.
-Measured: the table in experiments/README.md, with its date.
+Measured: not yet.
 
 Every second layer has eight experts of half the dense ffn's width, and a token visits two. Expert choice and Sinkhorn's
 assignment look at tokens that are still to be predicted: the loss of the first is told of them and says little, the

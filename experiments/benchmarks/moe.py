@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
-from models import require
+from models import Size, require
 from tables import alternate, machine, markdown, median, publish, threads
 from train_step import NumberType, batch_of, our_step
 
@@ -35,22 +35,8 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.train.compile import compiled
 
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Shape of the models and their batch."""
-
-    layers: int
-    heads: int
-    width: int
-    hidden: int
-    """Inner width of the dense ffn, and of all experts of a token together."""
-    vocab_size: int
-    batch: int
-    length: int
-
-
 SIZES = {"tiny": Size(2, 2, 32, 64, 256, 2, 64), "base": Size(6, 6, 384, 1024, 8192, 4, 512)}
+"""Their inner width is that of the dense ffn, and of all experts of a token together."""
 
 
 @dataclasses.dataclass(frozen=True)

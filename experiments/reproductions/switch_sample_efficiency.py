@@ -4,11 +4,11 @@ Paper:    Fedus et al. 2021, arXiv:2101.03961, figure 1 and section 3.1. Every o
           experts, of which a token visits one; capacity 1.25, balance loss 0.01, jitter 0.01.
 Claim:    held-out loss after as many updates falls with every doubling of the experts; models with experts come to the
           dense model's last loss in fewer updates (the paper: 7.5 times fewer with 64 experts of T5-Base's size).
-          Here the model is a decoder, six hundred times smaller, and sees two million tokens: the order is claimed, not
+          Here the model is a decoder, of a million parameters, and sees two million tokens: the order is claimed, not
           the factors.
 Command:  llm-jax ablate experiments/reproductions/switch_sample_efficiency.py
 Hardware: two CPU cores.
-Measured: the table in experiments/README.md, with its date.
+Measured: not yet.
 """
 
 import dataclasses

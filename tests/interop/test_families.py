@@ -209,15 +209,6 @@ OF_OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "message"), OF_OTHERS, ids=lambda value: str(value)[:40])
-def test_configs_of_encoders_and_pairs_that_are_not_supported_are_refused_by_name(name, options, message, tmp_path):
-    model = build(EVERY[name])
-    save_hf(model, tiny.parameters(model), tmp_path)
-    _change(tmp_path, **options)
-    with pytest.raises(ValueError, match=message):
-        load_hf(tmp_path)
-
-
 def test_a_number_of_labels_without_their_names_is_enough(tmp_path: Path):
     model = build(EVERY["bert, rows"])
     save_hf(model, tiny.parameters(model), tmp_path)
@@ -361,8 +352,8 @@ OF_EXPERTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "message"), OF_EXPERTS, ids=lambda value: str(value)[:40])
-def test_options_of_experts_that_are_not_supported_are_refused_by_name(name, options, message, tmp_path):
+@pytest.mark.parametrize(("name", "options", "message"), OF_OTHERS + OF_EXPERTS, ids=lambda value: str(value)[:40])
+def test_other_configs_that_are_not_supported_are_refused_by_name(name, options, message, tmp_path):
     model = build(EVERY[name])
     save_hf(model, tiny.parameters(model), tmp_path)
     _change(tmp_path, **options)
