@@ -8,184 +8,35 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Literal
 
 import jax
 import tyro
 from rich.console import Console
 
-from llm_jax.analysis import ablation
+from llm_jax.analysis import ablation, experts, plots
 from llm_jax.analysis.documents import check_markers, publish, with_pictures
 from llm_jax.analysis.report import compare, markdown_table, write_report
 from llm_jax.assemble import experiment_programs, run_training
-from llm_jax.checkpoints import restore
+from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core import config
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.files import write_atomically
 from llm_jax.core.run_directory import RunDirectory
+from llm_jax.evals.specialisation import specialisation
 from llm_jax.experiment import Experiment, load_ablation, load_experiment
-from llm_jax.hosts import HostsConfig, joined
+from llm_jax.hosts import joined
 from llm_jax.inference.generate import Generator
-from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.interop import catalogue, load_hf, save_hf
-from llm_jax.models.build import abstract_parameters
 from llm_jax.models.families import SIZES
 from llm_jax.models.summary import summary
-from llm_jax.models.transformer import Transformer
 from llm_jax.parity import table as parity
 from llm_jax.parity.cell import WAYS
-from llm_jax.parity.models import MODELS
-from llm_jax.parity.strategies import DEVICES, STRATEGIES
+from llm_jax.parity.strategies import DEVICES
 from llm_jax.planning import shardings
 from llm_jax.sharding.partition import Layout
-from llm_jax.tokenizers import load_tokenizer
+from llm_jax.trained import Trained
 from llm_jax.variants import run_variants
-
-Arg = tyro.conf.Positional
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """Train an experiment, or resume it: the same command goes on where it was stopped.
-
-    Fields of the experiment are overridden by name: `llm-jax train FILE --steps 200 --optimizer.peak-lr 1e-3`;
-    `llm-jax train FILE --help` lists them all.
-    """
-
-    file: Arg[Path]
-    """Python file that defines experiment() -> Experiment."""
-    runs_dir: Path = Path("runs")
-    """Folder of run directories."""
-    cache_dir: Path = Path(".cache")
-    """Folder of trained tokenizers, tokenised data and compiled programs."""
-    fresh: bool = False
-    """Delete an earlier run of that name and begin anew."""
-    hosts: HostsConfig = HostsConfig()
-    """Needed only where several processes train together and no scheduler says so."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Show:
-    """Print the resolved experiment as flat text, overrides applied."""
-
-    file: Arg[Path]
-    """Python file that defines experiment() -> Experiment."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Generate:
-    """Continue a prompt with the model of a run, as it is generated."""
-
-    run: Arg[Path]
-    """Run directory."""
-    prompt: str
-    """Text to continue."""
-    new_tokens: int = 128
-    """Longest continuation."""
-    step: int | None = None
-    """Checkpoint; the newest if not given."""
-    best: bool = False
-    """Take the checkpoint of lowest validation loss instead of the newest."""
-    seed: int = 0
-    """Decides the sample."""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.95)
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Write the report of a run, or compare several runs in one table and plot."""
-
-    runs: Arg[tuple[Path, ...]]
-    """Run directories."""
-    output: Path = Path("runs/comparison.md")
-    """Where the comparison of several runs goes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Ablate:
-    """Train the variants that a file defines, each with several seeds, and say which differ by more than by chance.
-
-    Fields of all variants are overridden by name, as for `train`. What is trained already is not trained again.
-    """
-
-    file: Arg[Path]
-    """Python file that defines variants() -> dict[str, Experiment], the first of which is the baseline."""
-    seeds: int = 3
-    """Runs of each variant: seeds 0, 1, 2 and so on."""
-    only: tuple[str, ...] = ()
-    """Names of the variants to train; all if none is given."""
-    runs_dir: Path = Path("runs")
-    """Where the runs and the report go, into a folder of the file's name."""
-    cache_dir: Path = Path(".cache")
-    """As for `train`."""
-    publish: Path | None = None
-    """Markdown file in which the result is put too, between <!-- NAME --> and <!-- /NAME -->, NAME the file's, and
-    beside which its pictures are copied."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """Say what a published model costs: parameters, FLOPs, cache and memory, from its config alone."""
-
-    name: Arg[str]
-    """Name of a size, such as llama2-7b; `llm-jax families` lists them."""
-    length: int | None = None
-    """Tokens of a row; the model's longest if not given."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Shardings:
-    """Say where each parameter of an experiment lies and what a device holds, before anything is allocated.
-
-    Fields of the experiment are overridden by name, as for `train`.
-    """
-
-    file: Arg[Path]
-    """Python file that defines experiment() -> Experiment."""
-    devices: int | None = None
-    """Devices to lay it over; as many as this machine has if not given."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Parity:
-    """Train small models by every strategy on eight simulated devices, and compare with one device."""
-
-    models: tuple[str, ...] = tuple(MODELS)
-    """Models to train."""
-    strategies: tuple[str, ...] = tuple(STRATEGIES)
-    """Strategies to train them by."""
-    ways: tuple[str, ...] = ("loop",)
-    """How they are run: loop over layers, unrolled, remat, accumulated; `all` for each."""
-    output: Path | None = None
-    """JSON file of all that was measured."""
-    publish: Path | None = None
-    """Markdown file in which the table is put, between <!-- parity --> and <!-- /parity -->."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Families:
-    """List the published families and sizes, and how they are proven against transformers."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Convert:
-    """Write a checkpoint in the format of Hugging Face's transformers.
-
-    The source is a run of ours, or a folder in that format, to change its number type or family.
-    """
-
-    source: Arg[Path]
-    """Run directory, or folder with config.json and safetensors."""
-    destination: Arg[Path]
-    """Folder to write."""
-    family: str | None = None
-    """`model_type` to write; the first one that can say all of the model if not given."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights in the files."""
-    step: int | None = None
-    """Checkpoint of a run; the newest if not given."""
-    best: bool = False
-    """Take the checkpoint of lowest validation loss instead of the newest."""
+from llm_jax.verbs import Ablate, Convert, Experts, Families, Generate, Params, Parity, Report, Shardings, Show, Train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -224,15 +75,13 @@ def _show(arguments: list[str]) -> None:
 
 def _generate(arguments: list[str]) -> None:
     options = _parse_all(Generate, arguments)
-    run = RunDirectory(options.run)
-    experiment, tokenizer = run.experiment(), load_tokenizer(run.tokenizer)
-    model = Transformer(experiment.model, experiment.precision)
-    params = _parameters(run, model, tokenizer.digest, options.step, options.best)
-    generator = Generator(model, options.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
-    prompt = experiment.prompt(tokenizer, options.prompt)
+    trained = Trained.of(RunDirectory(options.run), options.step, options.best)
+    tokenizer = trained.tokenizer
+    generator = Generator(trained.model, options.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
+    prompt = trained.experiment.prompt(tokenizer, options.prompt)
     decoder = tokenizer.stream(prompt)
     print(options.prompt, end="", flush=True)
-    for tokens_B in generator.stream(params, [prompt], options.new_tokens, options.seed):
+    for tokens_B in generator.stream(trained.params, [prompt], options.new_tokens, options.seed):
         if tokens_B[0] == tokenizer.eos_id:
             break
         print(decoder.push(int(tokens_B[0])), end="", flush=True)
@@ -245,6 +94,14 @@ def _report(arguments: list[str]) -> None:
         print(write_report(options.runs[0]))
     else:
         print(compare(options.runs, options.output))
+
+
+def _experts(arguments: list[str]) -> None:
+    options = _parse_all(Experts, arguments)
+    trained = Trained.of(RunDirectory(options.run), options.step, options.best)
+    found = specialisation(trained.model, trained.params, trained.held_out(options.cache_dir), trained.tokenizer)
+    _console().print(experts.table(found))
+    print(f"wrote {plots.save(plots.specialisation_figure(found), options.run / 'specialisation.png')}")
 
 
 def _ablate(arguments: list[str]) -> None:
@@ -317,9 +174,8 @@ def _convert(arguments: list[str]) -> None:
     options = _parse_all(Convert, arguments)
     run = RunDirectory(options.source)
     if run.experiment_file.exists():
-        experiment, tokenizer = run.experiment(), load_tokenizer(run.tokenizer)
-        model = Transformer(experiment.model, experiment.precision)
-        params = _parameters(run, model, tokenizer.digest, options.step, options.best)
+        trained = Trained.of(run, options.step, options.best)
+        model, params = trained.model, trained.params
     else:
         check((options.source / "config.json").exists(), f"{options.source} is neither a run nor a transformers folder")
         check(
@@ -335,6 +191,7 @@ VERBS: dict[str, tuple[type, Callable[[list[str]], None]]] = {
     "show": (Show, _show),
     "generate": (Generate, _generate),
     "report": (Report, _report),
+    "experts": (Experts, _experts),
     "families": (Families, _families),
     "ablate": (Ablate, _ablate),
     "params": (Params, _params),
@@ -369,16 +226,6 @@ def _parse_all(kind: type, arguments: list[str]):
     return tyro.cli(kind, args=arguments, prog=f"llm-jax {kind.__name__.lower()}")
 
 
-def _parameters(run: RunDirectory, model: Transformer, tokenizer_digest: str, step: int | None, best: bool):
-    """The weights of a run that are meant for use: its moving average if it keeps one."""
-    part = "params" if run.experiment().update.ema_decay is None else "ema"
-    shapes, _ = abstract_parameters(model)
-    step = restore.best_step(run.checkpoints) if best else step
-    restored = restore.restore_params(run.checkpoints, shapes, tokenizer_digest, step, part)
-    check(restored is not None, f"{run.path} has no checkpoint yet: train it, or wait for its first save")
-    return restored.state
-
-
 def _keep_compiled_programs(cache: Path) -> None:
     """Programs compiled once are read back by later runs; JAX_COMPILATION_CACHE_DIR names another place."""
     if jax.config.jax_compilation_cache_dir is None:
@@ -386,7 +233,7 @@ def _keep_compiled_programs(cache: Path) -> None:
 
 
 def _is_finished(run: RunDirectory, steps: int) -> bool:
-    return max(restore.saved_steps(run.checkpoints), default=0) == steps
+    return max(saved_steps(run.checkpoints), default=0) == steps
 
 
 def _say_where(run: RunDirectory) -> None:

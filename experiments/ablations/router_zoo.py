@@ -14,17 +14,18 @@ second does so in training only. Soft mixtures mix whole rows, and no causal mod
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
 from llm_jax.analysis import ablation, plots
 from llm_jax.analysis.ablation import Results
+from llm_jax.analysis.runs import Run
 from llm_jax.checkpoints.manager import CheckpointConfig
-from llm_jax.data import Batch, CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
+from llm_jax.core.run_directory import RunDirectory
+from llm_jax.data import CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
+from llm_jax.evals.specialisation import Specialisation, specialisation
 from llm_jax.experiment import EvaluationConfig, Experiment
 from llm_jax.layers.ffn.balance import BiasUpdate, ImportanceLoss, LoadLoss, SequenceLoss, ZLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
@@ -35,14 +36,12 @@ from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
 from llm_jax.layers.ffn.routers.scores import Noisy
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.models.build import build
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.llama import llama
 from llm_jax.optim import AdamWConfig, Cosine
-from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import ShardingConfig
 from llm_jax.tokenizers import TrainSentencePieceConfig
-from llm_jax.train.programs import programs
+from llm_jax.trained import Trained
+from llm_jax.variants import update_seconds
 
 VOCAB_SIZE, LENGTH, ROWS = 1024, 128, 16
 WIDTH, HIDDEN = 128, 352
@@ -63,6 +62,9 @@ LAYERS = {
     "random": (RandomConfig(TOP), Dropless(), ()),
 }
 """Router, dispatch and balance."""
+
+SHOWN = "softmax"
+"""The variant of which a picture shows which experts serve which classes of tokens."""
 
 
 def experiment() -> Experiment:
@@ -95,53 +97,40 @@ def variants() -> dict[str, Experiment]:
 
 
 def report(results: Results, folder: Path) -> str:
-    """Table of losses, loads and the time of an update, and the loads over training."""
-    milliseconds = _update_milliseconds(list(results))
-    name_of = {id(run): name for name, runs in results.items() for run in runs}
+    """Table of losses, loads, specialisation and the time of an update; loads over training; who serves what."""
+    seconds = update_seconds({name: RunDirectory(runs[0].path).experiment() for name, runs in results.items()})
+    found = {run.path: _specialisation(run) for runs in results.values() for run in runs}
     measures = {
         "max load / mean": (ablation.trained_tail("experts/max_load"), ".2f"),
         "load entropy": (ablation.trained_tail("experts/load_entropy"), ".2f"),
         "score entropy": (ablation.trained_tail("experts/entropy"), ".2f"),
         "dropped": (ablation.trained_tail("experts/dropped"), ".1%"),
-        "update, ms": (lambda run: milliseconds[name_of[id(run)]], ".1f"),
+        "class, bits": (lambda run: found[run.path] and found[run.path].bits, ".3f"),
     }
-    plots.save(plots.variants_figure(results, "held-out loss at equal active FLOPs"), folder / "loss.png")
-    plots.save(_loads(results), folder / "load.png")
-    return (
-        f"{ablation.table(results, measures)}\n\nLoads and entropies (nats; an even load has "
-        f"{np.log(EXPERTS):.2f}) are means of the last tenth of training; the time of "
-        "an update is a median of alternating ones, measured when the table was written.\n\n"
+    times = {name: f"{1000 * value:.1f}" for name, value in seconds.items()}
+    text = (
+        f"{ablation.table(results, measures, {'update, ms': times})}\n\n"
+        f"Loads and entropies (nats; an even load has {np.log(EXPERTS):.2f}) are means of the last tenth of training. "
+        "Class: how much the expert of a held-out token tells of its class (whitespace, punctuation, digit, a word's "
+        "start or continuation), mean of layers. The time of an update is a median of alternating ones, measured when "
+        "the table was written.\n\n"
         "![held-out loss against updates](loss.png)\n![load of the busiest expert](load.png)"
     )
+    plots.save(plots.variants_figure(results, "held-out loss at equal active FLOPs"), folder / "loss.png")
+    plots.save(_loads(results), folder / "load.png")
+    if SHOWN in results:
+        first = found[results[SHOWN][0].path]
+        plots.save(plots.specialisation_figure(first), folder / "specialisation.png")
+        text += f"\n![which experts of {SHOWN}, seed 0, serve which classes of tokens](specialisation.png)"
+    return text
 
 
-def _update_milliseconds(names: list[str], rounds: int = 7) -> dict[str, float]:
-    """Median of updates taken in turn."""
-    calls = {name: _updates(one) for name, one in variants().items() if name in names}
-    seconds = {name: [] for name in calls}
-    for turn in range(rounds + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name] += [time.perf_counter() - start] if turn >= 2 else []
-    return {name: 1000 * float(np.median(found)) for name, found in seconds.items()}
-
-
-def _updates(one: Experiment):
-    """A function that makes one update and waits for it."""
-    layout = Layout.of(ShardingConfig(), jax.devices()[:1])
-    made = programs(build(one.model), one.objective, one.optimizer, one.update, layout, one.steps, seed=0)
-    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (ROWS, LENGTH + 1), dtype=np.int32)
-    places = np.broadcast_to(np.arange(LENGTH + 1, dtype=np.int32), tokens.shape)
-    batch = Batch.from_rows({"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": places})
-    held = [made.fresh()]
-
-    def call() -> None:
-        with made.activated():
-            held[0], told = made.step(held[0], batch)
-            jax.block_until_ready(told)
-
-    return call
+def _specialisation(run: Run) -> Specialisation | None:
+    """On the held-out text of the run; None for a model without experts."""
+    trained = Trained.of(RunDirectory(run.path))
+    if not trained.experiment.model.experts:
+        return None
+    return specialisation(trained.model, trained.params, trained.held_out(Path(".cache")), trained.tokenizer)
 
 
 def _loads(results: Results) -> plt.Figure:

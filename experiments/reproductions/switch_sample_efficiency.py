@@ -20,6 +20,7 @@ import numpy as np
 from llm_jax.analysis import ablation, plots
 from llm_jax.analysis.ablation import Results
 from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
 from llm_jax.experiment import EvaluationConfig, Experiment
 from llm_jax.layers.ffn.balance import LoadLoss
@@ -32,6 +33,7 @@ from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.llama import llama
 from llm_jax.optim import AdamWConfig, Cosine
 from llm_jax.tokenizers import TrainSentencePieceConfig
+from llm_jax.variants import update_seconds
 
 VOCAB_SIZE = 1024
 LENGTH = 128
@@ -70,25 +72,30 @@ def variants() -> dict[str, Experiment]:
 
 
 def report(results: Results, folder: Path) -> str:
-    """Table of losses and of the updates to the dense model's last loss, and both as curves."""
+    """Table of losses and of the updates to the dense model's last loss; losses against updates and parameters."""
     target = float(np.mean(ablation.values(results["dense"], ablation.held_out_loss)))
-    models = {name: one.model for name, one in variants().items()}
+    experiments = {name: RunDirectory(runs[0].path).experiment() for name, runs in results.items()}
+    times = {name: f"{1000 * value:.1f}" for name, value in update_seconds(experiments).items()}
+    sizes = {name: count.parameters(one.model) / 1e6 for name, one in experiments.items()}
+    facts = {"parameters, millions": {name: f"{size:.1f}" for name, size in sizes.items()}, "update, ms": times}
     measures = {
         "updates to the dense loss": (ablation.steps_to(target), ",.0f"),
         "dropped": (ablation.trained_tail("experts/dropped"), ".1%"),
     }
     plots.save(plots.variants_figure(results, "held-out loss at equal FLOPs per token"), folder / "loss.png")
-    plots.save(_by_size(results, models), folder / "size.png")
+    plots.save(_by_size(results, sizes), folder / "size.png")
     return (
-        f"{ablation.table(results, measures)}\n\n![held-out loss against updates](loss.png)\n"
+        f"{ablation.table(results, measures, facts)}\n\n"
+        "The time of an update is a median of alternating ones, measured when the table was written.\n\n"
+        "![held-out loss against updates](loss.png)\n"
         "![held-out loss against parameters](size.png)"
     )
 
 
-def _by_size(results: Results, models: dict) -> plt.Figure:
+def _by_size(results: Results, size_of: dict[str, float]) -> plt.Figure:
     figure = plt.Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    sizes = [count.parameters(models[name]) / 1e6 for name in results]
+    sizes = [size_of[name] for name in results]
     losses = [ablation.values(runs, ablation.held_out_loss) for runs in results.values()]
     deviations = [np.std(found, ddof=1) if len(found) > 1 else 0 for found in losses]
     axes.errorbar(sizes, [np.mean(found) for found in losses], deviations, marker="o", capsize=4, color="#0072B2")

@@ -17,25 +17,30 @@ Measure = Callable[[Run], float | None]
 """A number that a run left behind; None if it did not."""
 
 
-def table(results: Results, measures: dict[str, tuple[Measure, str]] | None = None) -> str:
+def table(
+    results: Results,
+    measures: dict[str, tuple[Measure, str]] | None = None,
+    facts: dict[str, dict[str, str]] | None = None,
+) -> str:
     """Mean and standard deviation over seeds of each variant, and how far its held-out loss lies from the first one's.
 
     The difference is that of the means, and its error sqrt(s1^2 / n1 + s2^2 / n2) (Welch 1947).
 
     Args:
       measures: further columns, as (measure, format of its numbers).
+      facts: the last columns, for what all seeds of a variant share: its text, by name of the variant.
     """
-    columns = {"held-out loss": (held_out_loss, ".4f"), "tokens/s": (tokens_per_second, ",.0f")} | (measures or {})
+    measures, facts = measures or {}, facts or {}
     baseline, *_ = results.values()
     first = values(baseline, held_out_loss)
     rows = []
     for name, runs in results.items():
-        found = [spread(values(runs, measure), form) for measure, form in columns.values()]
         losses = values(runs, held_out_loss)
         away = "-" if runs is baseline else f"{np.mean(losses) - np.mean(first):+.4f} ± {_error(losses, first):.4f}"
-        rows.append((name, f"{len(runs)}", found[0], away, *found[1:]))
-    title, *others = columns
-    return markdown_table(("variant", "seeds", title, "to the first", *others), rows)
+        found = [spread(values(runs, measure), form) for measure, form in measures.values()]
+        told = [texts[name] for texts in facts.values()]
+        rows.append((name, f"{len(runs)}", spread(losses, ".4f"), away, *found, *told))
+    return markdown_table(("variant", "seeds", "held-out loss", "to the first", *measures, *facts), rows)
 
 
 def write(results: Results, folder: Path, report: Callable[[Results, Path], str] | None) -> str:
@@ -43,7 +48,9 @@ def write(results: Results, folder: Path, report: Callable[[Results, Path], str]
     the table of all variants and the curves of their losses."""
     if report is None:
         plots.save(plots.variants_figure(results), folder / "loss.png")
-        text = f"{table(results)}\n\n![held-out loss of each variant](loss.png)"
+        text = (
+            f"{table(results, {'tokens/s': (tokens_per_second, ',.0f')})}\n\n![held-out loss of each variant](loss.png)"
+        )
     else:
         text = report(results, folder)
     write_atomically(folder / "report.md", f"# {folder.name}\n\n{text}\n")

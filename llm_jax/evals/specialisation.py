@@ -68,6 +68,11 @@ class Specialisation:
             share_CE = counts_CE / np.maximum(counts_CE.sum(axis=1, keepdims=True), 1)
             yield share_CE, mutual_information(counts_CE)
 
+    @property
+    def bits(self) -> float:
+        """How much the expert tells of the class, in the mean of all layers."""
+        return float(np.mean([bits for path in self.counts for _, bits in self.layers(path)]))
+
 
 def specialisation(model: Transformer, params: Any, batches: Iterable[Batch], tokenizer: Tokenizer) -> Specialisation:
     """Counts the visits of the tokens of batches, padding and special ids left out.

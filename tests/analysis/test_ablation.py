@@ -28,12 +28,13 @@ def _cells(text: str) -> dict[str, list[str]]:
 
 
 def test_means_deviations_and_distances_are_those_of_the_losses(results):
-    cells = _cells(ablation.table(results, {"tail": (ablation.trained_tail("spare"), ".1f")}))
+    measures = {"tokens/s": (ablation.tokens_per_second, ",.0f"), "tail": (ablation.trained_tail("spare"), ".1f")}
+    cells = _cells(ablation.table(results, measures, {"length": {name: f"{len(name)}" for name in results}}))
     base = np.array(LOSSES["base"])
-    assert cells["variant"] == ["seeds", "held-out loss", "to the first", "tokens/s", "tail"]
+    assert cells["variant"] == ["seeds", "held-out loss", "to the first", "tokens/s", "tail", "length"]
     for name, found in LOSSES.items():
-        seeds, loss, away, speed, tail = cells[name]
-        assert seeds == "3" and speed == "2,000 ± 0" and tail == "19.5 ± 0.0"
+        seeds, loss, away, speed, tail, length = cells[name]
+        assert seeds == "3" and length == f"{len(name)}" and speed == "2,000 ± 0" and tail == "19.5 ± 0.0"
         assert [float(x) for x in loss.split(" ± ")] == pytest.approx([np.mean(found), np.std(found, ddof=1)], abs=6e-5)
         if name == "base":
             assert away == "-"

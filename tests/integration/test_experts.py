@@ -2,27 +2,28 @@
 
 import dataclasses
 import math
+import re
 
 from llm_jax.analysis.report import write_report
 from llm_jax.assemble import run_training
-from llm_jax.data import MarkovConfig
 from llm_jax.layers.ffn.balance import BiasUpdate, SequenceLoss
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.scores import Jitter
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig
 from llm_jax.models.stack import Segment
 from tests.helpers import tiny_run
+from tests.helpers.command_line import llm_jax
 
 
 def _experiment(folder):
-    experiment = tiny_run.experiment(folder, tokenizer=None, steps=6)
+    tiny_run.write_corpus(folder)
+    experiment = tiny_run.experiment(folder, steps=6)
     (segment,) = experiment.model.segments
     (block,) = segment.blocks
     router, balance = SigmoidConfig(2, noise=Jitter()), (BiasUpdate(), SequenceLoss())
     experts = dataclasses.replace(block, ffn=MoEConfig(4, block.ffn, router, balance=balance))
     model = dataclasses.replace(experiment.model, segments=(Segment((block, experts), 2),))
-    experiment = dataclasses.replace(experiment, model=model)
-    return tiny_run.with_source(experiment, MarkovConfig(symbols=4, evaluation_rows=4))
+    return dataclasses.replace(experiment, model=model)
 
 
 def test_records_display_and_report_tell_what_experts_did(tmp_path, cache, capsys):
@@ -40,3 +41,13 @@ def test_records_display_and_report_tell_what_experts_did(tmp_path, cache, capsy
     shown = capsys.readouterr().err
     assert "balance_loss" in shown and "experts/" not in shown
     assert "![experts](plots/experts.png)" in write_report(run.path).read_text()
+    outcome = llm_jax("experts", run.path, "--cache-dir", cache)
+    assert outcome.code == 0, outcome.err
+    layers = re.findall(r"stack/segment_0/block_1 [01] │ (\d\.\d{3}) │ +[0-3] \(\d+%\)", outcome.out)
+    assert len(layers) == 2 and all(0 <= float(bits) <= 2 for bits in layers)
+    assert (run.path / "specialisation.png").stat().st_size > 1000
+
+
+def test_the_experts_of_a_dense_model_are_refused(finished, cache):
+    outcome = llm_jax("experts", finished.path, "--cache-dir", cache)
+    assert outcome.code != 0 and "a model with layers of experts" in outcome.said
