@@ -55,7 +55,6 @@ MIXTURES = {
     "64 experts, top 8, dropless": Mixture(64, 8, Dropless()),
     "64 experts, top 8, capacity 1.25": Mixture(64, 8, Capacity(1.25)),
 }
-PEER = Mixture(8, 2, Dropless())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +162,10 @@ def measure(arguments: Arguments, dtype: NumberType) -> list[tuple[str, ...]]:
     for name, config in configs.items():
         contenders[name, "gradients"] = our_gradients(config, dtype, tokens)
         contenders[name, "step"] = our_step(config, dtype, tokens)
-    if arguments.torch:
-        contenders["torch"] = torch_gradients(size, PEER, dtype, tokens)
+        if arguments.torch and (mixture := mixtures[name]) is not None:
+            # One for all of as many experts: it knows no capacity.
+            peer = dataclasses.replace(mixture, dispatch=Dropless())
+            contenders.setdefault(peer, torch_gradients(size, peer, dtype, tokens))
     seconds = {key: median(times) for key, times in alternate(contenders, arguments.rounds).items()}
 
     def row(name: str) -> tuple[str, ...]:
@@ -172,9 +173,9 @@ def measure(arguments: Arguments, dtype: NumberType) -> list[tuple[str, ...]]:
         for part in ("gradients", "step"):
             time = seconds[name, part]
             cells += [f"{1000 * time:.1f}", f"{time / seconds['dense', part]:.3f}"]
-        if not arguments.torch or mixtures[name] is None or mixtures[name].experts != PEER.experts:
+        if not arguments.torch or mixtures[name] is None:
             return (*cells, "-", "-")
-        time = seconds["torch"]
+        time = seconds[dataclasses.replace(mixtures[name], dispatch=Dropless())]
         return (*cells, f"{1000 * time:.1f}", f"{time / seconds[name, 'gradients']:.2f}")
 
     return [row(name) for name in configs]

@@ -22,6 +22,7 @@ _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
 _SPARSE_CORES = (
     *((f"{_OFFLOAD}{kind}", "true") for kind in ("all_gather", "2d_all_gather", "3d_all_gather")),
     *((f"{_OFFLOAD}{kind}", "true") for kind in ("reduce_scatter", "nd_reduce_scatter", "all_reduce")),
+    (f"{_OFFLOAD}dense_all_to_all", "true"),
     ("xla_tpu_sparse_core_all_reduce_offload_min_size_in_bytes", "0"),
 )
 """Collectives are handed to the SparseCores, so that they run beside the matrix products; without these options libtpu

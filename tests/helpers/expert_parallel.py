@@ -5,6 +5,7 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.helpers.exper
 
 import functools
 import json
+import math
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.planning.program import read
 from llm_jax.sharding import axes, partition
+from llm_jax.sharding.line import Line
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
 from llm_jax.sharding.rules import Both, ExpertParallel, PipelineParallel, ShardingConfig, TensorParallel
@@ -42,6 +44,20 @@ BATCH, LENGTH, TOP = 16, 8, 2
 PARTS = (2, 8)
 
 
+SENT: list[int] = []
+"""Numbers that a device sent to each expert's in an exchange of an array."""
+
+
+class Counting(Line):
+    """Writes down what is sent in pieces."""
+
+    def exchanged(self, x: jax.Array, into: jax.Array, left: jax.Array, sizes: jax.Array, *rest: jax.Array):
+        """As of Line."""
+        numbers = math.prod(x.shape[1:])
+        jax.debug.callback(lambda entries: SENT.append(int(entries) * numbers), jnp.sum(sizes))
+        return super().exchanged(x, into, left, sizes, *rest)
+
+
 def sizes(load: str) -> np.ndarray:
     """Rows that each device sends to each expert, [devices, experts]; at most ROWS in all."""
     generator, found = np.random.default_rng(0), np.zeros((DEVICES, EXPERTS), int)
@@ -57,9 +73,9 @@ def sizes(load: str) -> np.ndarray:
     return found
 
 
-def sent(config: DenseConfig, sharding: ShardingConfig, windows: int) -> dict[str, float]:
+def sent(config: DenseConfig, sharding: ShardingConfig, windows: int) -> dict[str, tuple[float, int]]:
     """By load the largest difference, relative to the largest number, of results and gradients of rows sent to their
-    experts from a product for each row."""
+    experts from a product for each row; and how many numbers were sent for both."""
     layout, generator = Layout.of(sharding), np.random.default_rng(1)
     devices = layout.parts(axes.BATCH)
     draw = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.float32)  # noqa: E731
@@ -78,9 +94,12 @@ def sent(config: DenseConfig, sharding: ShardingConfig, windows: int) -> dict[st
     for load in LOADS:
         sizes_ME = jnp.asarray(sizes(load)[:devices], jnp.int32)
         wanted = both(alone, sizes_ME)
+        SENT.clear()
         with partition.activate(layout):
             pairs = zip(*map(jax.tree.leaves, (jax.block_until_ready(both(divided, sizes_ME)), wanted)), strict=True)
-        found[load] = max(float(jnp.abs(a - b).max() / (jnp.abs(b).max() + 1e-6)) for a, b in pairs)
+        jax.effects_barrier()
+        difference = max(float(jnp.abs(a - b).max() / (jnp.abs(b).max() + 1e-6)) for a, b in pairs)
+        found[load] = (difference, sum(SENT))
     return found
 
 
@@ -100,10 +119,10 @@ def _alone(
 def _divided(
     config: DenseConfig, windows: int, weights: Any, rows_MPD: jax.Array, weights_MP: jax.Array, sizes_ME: jax.Array
 ) -> jax.Array:
-    lines = [partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP)]
+    others, *lines = (partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP))
 
     def here(weights: Any, rows_1PD: jax.Array, weights_1P: jax.Array, sizes_1E: jax.Array) -> jax.Array:
-        local = Local.of(config, EXPERTS, weights, *lines)
+        local = Local.of(config, EXPERTS, weights, Counting(others.axes, others.size), *lines)
         return local.ragged(rows_1PD[0], weights_1P[0], sizes_1E[0], windows)[None, None]
 
     rows = (axes.BATCH,)
