@@ -26,7 +26,7 @@ def _read(settings: Settings) -> TransformerConfig:
     normalized = ffn.stated("moe_normalize_expert_weights", 1) is not None
     ffn.only("moe_normalize_expert_weights", 1, default=1)
     rope = read_rope(settings, width // heads, length, attention.given("rope_theta", default=10_000.0))
-    return dbrx(
+    config = dbrx(
         settings.need("n_layers"),
         heads,
         width,
@@ -40,6 +40,7 @@ def _read(settings: Settings) -> TransformerConfig:
         ffn.given("moe_top_k", default=1),
         normalized,
     )
+    return experts.balanced(config, ffn.given("moe_loss_weight", default=0.01))
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "ffn_hidden_size": mixture.expert.hidden,
         "moe_num_experts": mixture.count,
         "moe_top_k": mixture.router.top,
+        "moe_loss_weight": experts.load_coefficient(config),
         "moe_normalize_expert_weights": 1.0 if mixture.router.normalized else None,
     }
     return write_rope(rope) | {

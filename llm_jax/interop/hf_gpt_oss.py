@@ -21,7 +21,7 @@ def _read(settings: Settings) -> TransformerConfig:
     layers = settings.need("num_hidden_layers")
     kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
     window = settings.given("sliding_window", default=128)
-    return read_decoder(
+    config = read_decoder(
         settings,
         gpt_oss,
         kv_heads=8,
@@ -32,6 +32,7 @@ def _read(settings: Settings) -> TransformerConfig:
         experts=settings.given("num_local_experts", "num_experts", default=128),
         top=settings.given("num_experts_per_tok", "experts_per_token", default=4),
     )
+    return experts.balanced(config, settings.given("router_aux_loss_coef", default=0.001))
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "attention_bias": parts.first(config).mixer.bias,
         "num_local_experts": mixture.count,
         "num_experts_per_tok": mixture.router.top,
+        "router_aux_loss_coef": experts.load_coefficient(config),
         "sliding_window": next((window for window in windows if window is not None), None),
         "layer_types": layer_types(windows),
     }

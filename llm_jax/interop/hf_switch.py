@@ -2,9 +2,11 @@
 
 transformers gives an expert the same number of places in every row, `expert_capacity`: `Capacity` with groups of
 `n_positions` tokens, which the published files state, is that for rows that are no longer. Tokens of padding take
-places there, and none here. Noise is in training only, as here.
+places there, and none here. Noise is in training only, as here. Its load loss is that of every row by itself, and here
+of the batch, as in the paper.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +30,7 @@ def _read(settings: Settings) -> EncoderDecoderConfig:
     layers, length = settings.given("num_layers", default=12), settings.given("n_positions", default=512)
     decoder_layers = settings.given("num_decoder_layers", default=layers)
     count = settings.given("num_experts", default=8)
-    return switch(
+    pair = switch(
         layers,
         settings.need("num_heads"),
         settings.need("d_model"),
@@ -47,6 +49,10 @@ def _read(settings: Settings) -> EncoderDecoderConfig:
         settings.given("layer_norm_epsilon", default=1e-6),
         dispatch=Capacity(settings.given("expert_capacity", default=64) * count / length, group=length),
     )
+    names = ("router_aux_loss_coef", "router_z_loss_coef")
+    coefficients = [settings.given(name, default=0.001) for name in names]
+    encoder, decoder = (experts.balanced(side, *coefficients) for side in pair.sides)
+    return dataclasses.replace(pair, encoder=encoder, decoder=decoder)
 
 
 def _every(mixed: int, layers: int) -> int:
@@ -73,6 +79,8 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "num_experts": mixture.count,
         "expert_capacity": _capacity(mixture, decoder.max_length),
         "router_bias": mixture.router.bias,
+        "router_aux_loss_coef": experts.load_coefficient(decoder),
+        "router_z_loss_coef": experts.z_coefficient(decoder),
         "dense_act_fn": mixture.expert.activation,
         "tie_word_embeddings": isinstance(decoder.head, TiedHead),
         "relative_attention_num_buckets": bias.buckets,
