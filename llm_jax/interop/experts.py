@@ -27,14 +27,14 @@ def balanced(config: TransformerConfig, load: float, z: float = 0.0) -> Transfor
     layers = parts.mixed_layers(config)
     if not layers:
         return config
-    ffn = parts.mixture(config)
+    ffn = parts.expert_layer(config)
     losses = mean_over(len(layers), LoadLoss(load * ffn.router.top, first=False), ZLoss(z))
     return with_experts(config, dataclasses.replace(ffn, balance=losses), layers)
 
 
 def load_coefficient(config: TransformerConfig) -> float:
     """That of `balanced`; 0 without such a loss. One of first choices alone is none, where there are others."""
-    ffn = parts.mixture(config)
+    ffn = parts.expert_layer(config)
     weights = [
         one.weight for one in ffn.balance if isinstance(one, LoadLoss) and (not one.first or ffn.router.top == 1)
     ]
@@ -43,7 +43,7 @@ def load_coefficient(config: TransformerConfig) -> float:
 
 def z_coefficient(config: TransformerConfig) -> float:
     """That of `balanced`; 0 without such a loss."""
-    return _whole(config, sum(one.weight for one in parts.mixture(config).balance if isinstance(one, ZLoss)))
+    return _whole(config, sum(one.weight for one in parts.expert_layer(config).balance if isinstance(one, ZLoss)))
 
 
 def _whole(config: TransformerConfig, weight: float) -> float:

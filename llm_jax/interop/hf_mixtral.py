@@ -29,10 +29,10 @@ def _read_mixtral(settings: Settings) -> TransformerConfig:
 
 
 def _write_mixtral(config: TransformerConfig) -> dict[str, Any]:
-    mixture = parts.mixture(config)
+    layer = parts.expert_layer(config)
     return write_decoder(config) | {
-        "num_local_experts": mixture.count,
-        "num_experts_per_tok": mixture.router.top,
+        "num_local_experts": layer.count,
+        "num_experts_per_tok": layer.router.top,
         "router_aux_loss_coef": experts.load_coefficient(config),
         "sliding_window": parts.first(config).mixer.mask.window,
     }
@@ -54,10 +54,10 @@ def _read_choice(settings: Settings, count: int, top: int) -> dict[str, Any]:
 
 
 def _write_choice(config: TransformerConfig) -> dict[str, Any]:
-    mixture = parts.mixture(config)
-    router = mixture.router
+    layer = parts.expert_layer(config)
+    router = layer.router
     return {
-        "num_experts": mixture.count,
+        "num_experts": layer.count,
         "num_experts_per_tok": router.top,
         "norm_topk_prob": router.normalized,
         "router_aux_loss_coef": experts.load_coefficient(config),
@@ -74,7 +74,7 @@ def _read_mixed(settings: Settings) -> tuple[int, ...]:
 def _write_mixed(config: TransformerConfig) -> dict[str, Any]:
     mixed = parts.mixed_layers(config)
     dense = [layer for layer in range(config.depth) if layer not in mixed]
-    hidden = parts.mixture(config).expert.hidden
+    hidden = parts.expert_layer(config).expert.hidden
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense, "moe_intermediate_size": hidden}
 
 
@@ -103,7 +103,7 @@ def _windows(settings: Settings) -> tuple[int | None, ...]:
 
 
 def _write_qwen2(config: TransformerConfig) -> dict[str, Any]:
-    shared = parts.mixture(config).shared
+    shared = parts.expert_layer(config).shared
     return (
         write_decoder(config)
         | write_windows(config)
@@ -155,8 +155,8 @@ def _write_olmoe(config: TransformerConfig) -> dict[str, Any]:
     return write_decoder(config) | _write_choice(config) | {"attention_bias": mixer.bias, "clip_qkv": mixer.clip}
 
 
-def _family(kind: str, architecture: str, read: Any, write: Any, mixture: Any) -> Family:
-    maps = functools.partial(tensors, before=BEFORE, mixture=mixture)
+def _family(kind: str, architecture: str, read: Any, write: Any, of_experts: Any) -> Family:
+    maps = functools.partial(tensors, before=BEFORE, experts=of_experts)
     return Family(kind, architecture, read, write, maps, prefix="model.", unread=(r"rotary_emb\.inv_freq$",))
 
 

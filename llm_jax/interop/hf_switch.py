@@ -52,7 +52,7 @@ def _every(mixed: int, layers: int) -> int:
 
 
 def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
-    decoder, layer = config.decoder, parts.mixture(config.decoder)
+    decoder, layer = config.decoder, parts.expert_layer(config.decoder)
     return write_pair(config) | {
         "num_sparse_encoder_layers": len(parts.mixed_layers(config.encoder)),
         "num_sparse_decoder_layers": len(parts.mixed_layers(decoder)),
@@ -65,10 +65,10 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
     }
 
 
-def _capacity(mixture: MoEConfig, length: int) -> int:
+def _capacity(layer: MoEConfig, length: int) -> int:
     """Places of an expert in the longest row; without a limit there are some for all tokens."""
-    dispatch = mixture.dispatch
-    return dispatch.places(length, 1, mixture.count) if isinstance(dispatch, Capacity) else length
+    dispatch = layer.dispatch
+    return dispatch.places(length, 1, layer.count) if isinstance(dispatch, Capacity) else length
 
 
 def _ffn(place: parts.Place, name: str) -> Iterator[Tensor]:

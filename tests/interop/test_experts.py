@@ -33,7 +33,7 @@ def _with(name: str, **options) -> ModelConfig:
 @pytest.mark.parametrize("stated", [0.3, 0.0, None])
 def test_a_coefficient_goes_there_and_back(name: str, stated: float | None):
     config = _with(name, router_aux_loss_coef=stated)
-    layer, layers = parts.mixture(config), len(parts.mixed_layers(config))
+    layer, layers = parts.expert_layer(config), len(parts.mixed_layers(config))
     expected = DEFAULTS[name] if stated is None else stated
     assert sum(one.weight for one in layer.balance) == pytest.approx(expected * layer.router.top / layers)
     option = "moe_loss_weight" if name == "dbrx" else "router_aux_loss_coef"
@@ -49,14 +49,14 @@ def test_switch_has_one_for_the_logits_too(stated: float | None):
     z = 0.001 if stated is None else stated
     assert (again["router_aux_loss_coef"], again["router_z_loss_coef"]) == (0.02, z)
     for side in pair.sides:
-        losses, layers = parts.mixture(side).balance, len(parts.mixed_layers(side))
+        losses, layers = parts.expert_layer(side).balance, len(parts.mixed_layers(side))
         assert [type(one) for one in losses] == [LoadLoss, ZLoss][: 1 + (z > 0)]
         assert [one.weight for one in losses] == pytest.approx([0.02 / layers, z / layers][: len(losses)])
 
 
 def test_what_a_file_cannot_say_of_balance_is_not_said():
     config = EVERY["mixtral"]
-    layer = parts.mixture(config)
+    layer = parts.expert_layer(config)
     for balance in ((), (SequenceLoss(),), (ZLoss(),), (LoadLoss(first=True),)):
         other = with_experts(config, dataclasses.replace(layer, balance=balance))
         assert FAMILIES["mixtral"].write(other)["router_aux_loss_coef"] == 0
@@ -75,7 +75,7 @@ def test_published_sizes_have_the_coefficients_of_their_files(size: str, coeffic
 @pytest.mark.parametrize(("size", "weights"), [("olmoe-1b-7b", (0.01, 0.001)), ("dbrx", (0.05,))])
 def test_means_over_layers_are_those_of_the_papers(size: str, weights: tuple[float, ...]):
     config = SIZES[size]()
-    assert [one.weight * config.depth for one in parts.mixture(config).balance] == pytest.approx(weights)
+    assert [one.weight * config.depth for one in parts.expert_layer(config).balance] == pytest.approx(weights)
 
 
 @pytest.mark.parametrize("name", [name for name in SIZES if any(side.experts for side in SIZES[name]().sides)])

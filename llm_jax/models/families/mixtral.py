@@ -38,8 +38,8 @@ def mixtral(
     shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
     expert = GLUConfig(hidden, out_init=residual_init(layers))
     balance = _balance(0.02, layers, top) if balance is None else balance
-    mixture = MoEConfig(experts, expert, SoftmaxConfig(top), dispatch, balance)
-    return with_experts(llama(*shape, window=window), mixture)
+    layer = MoEConfig(experts, expert, SoftmaxConfig(top), dispatch, balance)
+    return with_experts(llama(*shape, window=window), layer)
 
 
 def _balance(coefficient: float, layers: int, top: int = 2) -> tuple[Balance, ...]:

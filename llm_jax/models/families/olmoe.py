@@ -47,8 +47,8 @@ def olmoe(
     if balance is None:
         balance = mean_over(layers, LoadLoss(0.01, first=False), ZLoss(0.001))
     expert = GLUConfig(hidden, out_init=residual_init(layers))
-    mixture = MoEConfig(experts, expert, SoftmaxConfig(top, normalized), dispatch, balance)
-    return with_experts(llama(*shape, bias=bias, qk_norm=qk_norm, clip=clip), mixture)
+    layer = MoEConfig(experts, expert, SoftmaxConfig(top, normalized), dispatch, balance)
+    return with_experts(llama(*shape, bias=bias, qk_norm=qk_norm, clip=clip), layer)
 
 
 SIZES = {

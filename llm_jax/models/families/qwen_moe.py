@@ -50,8 +50,8 @@ def qwen2_moe(
     expert, shared = GLUConfig(expert_hidden, out_init=out_init), GLUConfig(shared_hidden, out_init=out_init)
     router = SoftmaxConfig(top, normalized)
     balance = _balance(layers, top, mixed) if balance is None else balance
-    mixture = MoEConfig(experts, expert, router, dispatch, balance, shared, shared_gate=True)
-    return with_experts(qwen2(*shape), mixture, mixed)
+    layer = MoEConfig(experts, expert, router, dispatch, balance, shared, shared_gate=True)
+    return with_experts(qwen2(*shape), layer, mixed)
 
 
 def qwen3_moe(
@@ -80,8 +80,8 @@ def qwen3_moe(
     shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
     expert = GLUConfig(expert_hidden, out_init=residual_init(layers))
     balance = _balance(layers, top, mixed) if balance is None else balance
-    mixture = MoEConfig(experts, expert, SoftmaxConfig(top, normalized), dispatch, balance)
-    return with_experts(qwen3(*shape, bias=bias, window=(window,) * layers), mixture, mixed)
+    layer = MoEConfig(experts, expert, SoftmaxConfig(top, normalized), dispatch, balance)
+    return with_experts(qwen3(*shape, bias=bias, window=(window,) * layers), layer, mixed)
 
 
 def _balance(layers: int, top: int, mixed: tuple[int, ...] | None) -> tuple[Balance, ...]:
