@@ -365,6 +365,7 @@ def _card(parts: Assembly) -> dict[str, Any]:
         "peak_flops_source": chip.source if chip else None,
         "model": {
             "parameters": trees.count(parts.programs.abstract_state.params),
+            "active_parameters": round(count.active_parameters(experiment.model)),
             "training_flops_per_token": count.training_flops(experiment.model, experiment.data.sequence_length),
         },
     }

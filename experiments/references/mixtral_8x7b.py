@@ -2,7 +2,7 @@
 
 Paper:    Jiang et al. 2024, arXiv:2401.04088, table 1: 32 layers of eight experts, two of them for every token. It
           states no data, batch, optimizer or balance loss: the first three here are LLaMA 2's (arXiv:2307.09288,
-          section 2.2), and there is none of the last, without which experts trained from nothing collapse.
+          section 2.2), the last is that of the published config.json.
 Claim:    none. It states the published model; no run was made here.
 Command:  llm-jax train experiments/references/mixtral_8x7b.py --data.source.source.paths PATH --tokenizer.model PATH
 Hardware: a TPU v5p-128 (64 chips): experiments/benchmarks/tpu_aot.py. Larger slices take the same file; for fewer rows

@@ -13,20 +13,22 @@ PROOFS = Path(__file__).with_name("proofs.json")
 
 
 def catalogue() -> str:
-    """Two tables: every size with what proves it and the `model_type`s whose config.json can say it, and every
-    `model_type` with the largest difference of logits from transformers, of the largest logit."""
+    """Two tables: every size with its parameters, those that compute a token where they are fewer, what proves it and
+    the `model_type`s whose config.json can say it; and every `model_type` with the largest difference of logits from
+    transformers, of the largest logit."""
     proofs = json.loads(PROOFS.read_text(encoding="utf-8"))
     differences = {
         kind: max((proof["difference"] for proof in proofs["models"] if proof["model_type"] == kind), default=None)
         for kind in FAMILIES
     }
-    sizes = [("family", "size", "layers", "width", "parameters", "proof", "exchanged as")]
+    sizes = [("family", "size", "layers", "width", "parameters", "active", "proof", "exchanged as")]
     for module in MODULES:
         for name, build in module.SIZES.items():
             config = build()
             kinds = [kind for kind, family in FAMILIES.items() if family.expresses(config)]
             depth = "+".join(str(side.depth) for side in config.sides)
-            shape = (depth, str(config.width), short(count.parameters(config)))
+            total, active = count.parameters(config), round(count.active_parameters(config))
+            shape = (depth, str(config.width), short(total), short(active) if active < total else "-")
             # Without published weights there is nothing to compare but counts and what must hold for every model.
             proof = _proof(differences[kinds[0]]) if kinds else "properties"
             sizes.append((module.__name__.rpartition(".")[2], name, *shape, proof, ", ".join(kinds) or "-"))

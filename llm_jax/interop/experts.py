@@ -4,10 +4,51 @@ Published checkpoints hold every expert's matrices by themselves, or those of al
 letters are those of mapping.py.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 from llm_jax.interop import parts
 from llm_jax.interop.mapping import Tensor
+from llm_jax.layers.ffn.balance import LoadLoss, ZLoss, mean_over
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import with_experts
+
+
+def balanced(config: TransformerConfig, load: float, z: float = 0.0) -> TransformerConfig:
+    """The model with the balance losses by which transformers would train it on.
+
+    transformers takes the tokens of all layers together, and counts the K choices of a token without dividing by K: its
+    loss is K times the mean over layers of LoadLoss with all choices, wherever layers choose alike, and then so are its
+    gradients.
+
+    Args:
+      load, z: coefficients of the losses in a config.json.
+    """
+    layers = parts.mixed_layers(config)
+    if not layers:
+        return config
+    ffn = parts.expert_layer(config)
+    losses = mean_over(len(layers), LoadLoss(load * ffn.router.top, first=False), ZLoss(z))
+    return with_experts(config, dataclasses.replace(ffn, balance=losses), layers)
+
+
+def load_coefficient(config: TransformerConfig) -> float:
+    """That of `balanced`; 0 without such a loss. One of first choices alone is none, where there are others."""
+    ffn = parts.expert_layer(config)
+    weights = [
+        one.weight for one in ffn.balance if isinstance(one, LoadLoss) and (not one.first or ffn.router.top == 1)
+    ]
+    return _whole(config, sum(weights) / ffn.router.top)
+
+
+def z_coefficient(config: TransformerConfig) -> float:
+    """That of `balanced`; 0 without such a loss."""
+    return _whole(config, sum(one.weight for one in parts.expert_layer(config).balance if isinstance(one, ZLoss)))
+
+
+def _whole(config: TransformerConfig, weight: float) -> float:
+    """Of the mean over layers, without the last digit that a division and a product may change."""
+    return float(f"{weight * len(parts.mixed_layers(config)):.12g}")
 
 
 def router(place: parts.Place, name: str, bias: bool = False) -> Iterator[Tensor]:

@@ -26,7 +26,7 @@ def _read(settings: Settings) -> TransformerConfig:
     normalized = ffn.stated("moe_normalize_expert_weights", 1) is not None
     ffn.only("moe_normalize_expert_weights", 1, default=1)
     rope = read_rope(settings, width // heads, length, attention.given("rope_theta", default=10_000.0))
-    return dbrx(
+    config = dbrx(
         settings.need("n_layers"),
         heads,
         width,
@@ -40,19 +40,21 @@ def _read(settings: Settings) -> TransformerConfig:
         ffn.given("moe_top_k", default=1),
         normalized,
     )
+    return experts.balanced(config, ffn.given("moe_loss_weight", default=0.01))
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    mixer, mixture = parts.first(config).mixer, parts.mixture(config)
+    mixer, layer = parts.first(config).mixer, parts.expert_layer(config)
     rope = mixer.position
     length = rope.scaling.original_length if isinstance(rope.scaling, DynamicScaling) else config.max_length
     attention = {"kv_n_heads": mixer.kv_heads, "clip_qkv": mixer.clip, "rope_theta": rope.base}
     ffn = {
         "ffn_act_fn": {"name": "silu"},
-        "ffn_hidden_size": mixture.expert.hidden,
-        "moe_num_experts": mixture.count,
-        "moe_top_k": mixture.router.top,
-        "moe_normalize_expert_weights": 1.0 if mixture.router.normalized else None,
+        "ffn_hidden_size": layer.expert.hidden,
+        "moe_num_experts": layer.count,
+        "moe_top_k": layer.router.top,
+        "moe_loss_weight": experts.load_coefficient(config),
+        "moe_normalize_expert_weights": 1.0 if layer.router.normalized else None,
     }
     return write_rope(rope) | {
         "n_layers": config.depth,

@@ -22,9 +22,7 @@ from llm_jax.models.families.deepseek import experts as experts_of
 from llm_jax.models.heads import TiedHead
 
 
-def _read(
-    settings: Settings, tied: bool = False, mixture: MoEConfig | None = None, first: int = 0
-) -> TransformerConfig:
+def _read(settings: Settings, tied: bool = False, layer: MoEConfig | None = None, first: int = 0) -> TransformerConfig:
     """A file's model; `tied` where the file does not say. What follows is left to the families with experts."""
     heads, length = settings.need("num_attention_heads"), settings.need("max_position_embeddings")
     settings.only("num_key_value_heads", heads, default=heads)
@@ -49,7 +47,7 @@ def _read(
         _sharpening(settings),
         settings.given("rms_norm_eps", default=1e-6),
         settings.given("tie_word_embeddings", default=tied),
-        mixture,
+        layer,
         first,
     )
 
@@ -100,12 +98,12 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         yield from _attention(place, f"{name}.self_attn")
         yield from parts.layer_norm(place, f"{name}.post_attention_layernorm", "ffn_norm")
         mixed = isinstance(place.block.ffn, MoEConfig)
-        yield from _mixture(place, f"{name}.mlp") if mixed else parts.llama_ffn(place, f"{name}.mlp")
+        yield from _expert_tensors(place, f"{name}.mlp") if mixed else parts.llama_ffn(place, f"{name}.mlp")
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _mixture(place: parts.Place, name: str) -> Iterator[Tensor]:
+def _expert_tensors(place: parts.Place, name: str) -> Iterator[Tensor]:
     yield from experts.router(place, f"{name}.gate")
     if isinstance(place.block.ffn.router, SigmoidConfig):
         leaf = place.leaf("ffn/router/bias", "x")
@@ -182,7 +180,7 @@ def _read_v2(settings: Settings) -> TransformerConfig:
     limit = None if method == "greedy" else _limit(settings, None, None, best=1)
     scale = float(settings.given("routed_scaling_factor", default=1.0))
     router = SoftmaxConfig(settings.need("num_experts_per_tok"), normalized=False, scale=scale, limit=limit)
-    return _read(settings, mixture=_experts(settings, router, 64, 1407, 2), first=first)
+    return _read(settings, layer=_experts(settings, router, 64, 1407, 2), first=first)
 
 
 def _read_v3(settings: Settings) -> TransformerConfig:
@@ -197,30 +195,30 @@ def _read_v3(settings: Settings) -> TransformerConfig:
         float(settings.given("routed_scaling_factor", default=2.5)),
         limit=_limit(settings, 8, 4, best=2),
     )
-    return _read(settings, mixture=_experts(settings, router, 256, 2048, 1), first=first)
+    return _read(settings, layer=_experts(settings, router, 256, 2048, 1), first=first)
 
 
 def _write_mixed(config: TransformerConfig) -> dict[str, Any]:
     mixed = parts.mixed_layers(config)
     if not mixed:
         return _write(config) | {"first_k_dense_replace": config.depth}
-    mixture = parts.mixture(config)
-    check(mixture.shared is not None, "the model has no expert for all tokens, and this family has")
+    layer = parts.expert_layer(config)
+    check(layer.shared is not None, "the model has no expert for all tokens, and this family has")
     return _write(config) | {
         "first_k_dense_replace": mixed[0],
-        "n_routed_experts": mixture.count,
-        "moe_intermediate_size": mixture.expert.hidden,
-        "n_shared_experts": mixture.shared.hidden // mixture.expert.hidden,
-        "num_experts_per_tok": mixture.router.top,
-        "norm_topk_prob": mixture.router.normalized,
-        "routed_scaling_factor": mixture.router.scale,
-        **_write_limit(mixture.router),
+        "n_routed_experts": layer.count,
+        "moe_intermediate_size": layer.expert.hidden,
+        "n_shared_experts": layer.shared.hidden // layer.expert.hidden,
+        "num_experts_per_tok": layer.router.top,
+        "norm_topk_prob": layer.router.normalized,
+        "routed_scaling_factor": layer.router.scale,
+        **_write_limit(layer.router),
     }
 
 
 def _write_v2(config: TransformerConfig) -> dict[str, Any]:
     written = _write_mixed(config)
-    limited = bool(parts.mixed_layers(config)) and parts.mixture(config).router.limit is not None
+    limited = bool(parts.mixed_layers(config)) and parts.expert_layer(config).router.limit is not None
     return written | {"topk_method": "group_limited_greedy" if limited else "greedy"}
 
 

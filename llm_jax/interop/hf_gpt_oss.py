@@ -21,7 +21,7 @@ def _read(settings: Settings) -> TransformerConfig:
     layers = settings.need("num_hidden_layers")
     kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
     window = settings.given("sliding_window", default=128)
-    return read_decoder(
+    config = read_decoder(
         settings,
         gpt_oss,
         kv_heads=8,
@@ -32,29 +32,31 @@ def _read(settings: Settings) -> TransformerConfig:
         experts=settings.given("num_local_experts", "num_experts", default=128),
         top=settings.given("num_experts_per_tok", "experts_per_token", default=4),
     )
+    return experts.balanced(config, settings.given("router_aux_loss_coef", default=0.001))
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    mixture, windows = parts.mixture(config), [place.block.mixer.mask.window for place in parts.places(config)]
+    layer, windows = parts.expert_layer(config), [place.block.mixer.mask.window for place in parts.places(config)]
     return write_decoder(config) | {
         # Their function is another one, and no option.
         "hidden_act": "silu",
         "attention_bias": parts.first(config).mixer.bias,
-        "num_local_experts": mixture.count,
-        "num_experts_per_tok": mixture.router.top,
+        "num_local_experts": layer.count,
+        "num_experts_per_tok": layer.router.top,
+        "router_aux_loss_coef": experts.load_coefficient(config),
         "sliding_window": next((window for window in windows if window is not None), None),
         "layer_types": layer_types(windows),
     }
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
-    yield from tensors(config, before=BEFORE, mixture=_mixture)
+    yield from tensors(config, before=BEFORE, experts=_experts)
     for place in parts.places(config):
         name = f"model.layers.{place.number}.self_attn.sinks"
         yield Tensor(name, "n", (place.leaf("mixer/sinks", "n"),), place.sizes)
 
 
-def _mixture(place: parts.Place, name: str) -> Iterator[Tensor]:
+def _experts(place: parts.Place, name: str) -> Iterator[Tensor]:
     yield from experts.router(place, f"{name}.mlp.router", bias=True)
     name = f"{name}.mlp.experts"
     for suffix, part, inner in (("", "kernel", "d "), ("_bias", "bias", "")):

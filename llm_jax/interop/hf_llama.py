@@ -87,13 +87,13 @@ def tensors(
     config: TransformerConfig,
     before: tuple[str, str] | None = None,
     after: tuple[str, str] | None = None,
-    mixture: Callable[[parts.Place, str], Iterator[Tensor]] | None = None,
+    experts: Callable[[parts.Place, str], Iterator[Tensor]] | None = None,
 ) -> Iterator[Tensor]:
     """The tensors under LLaMA's names.
 
     Args:
       before, after: names of the norms before and after the halves of a block, where there are any.
-      mixture: (layer, start of its names) -> tensors of its experts, where it has such.
+      experts: (layer, start of its names) -> tensors of its experts, where it has such.
     """
     yield from parts.embedding(config, "model.embed_tokens.weight")
     for place in parts.places(config):
@@ -103,7 +103,7 @@ def tensors(
             yield from parts.query_key_norms(place, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
         yield from parts.attention(place, *(f"{name}.self_attn.{part}_proj" for part in "qkvo"))
         dense = isinstance(place.block.ffn, DenseConfig)
-        yield from parts.llama_ffn(place, f"{name}.mlp") if dense else mixture(place, name)
+        yield from parts.llama_ffn(place, f"{name}.mlp") if dense else experts(place, name)
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

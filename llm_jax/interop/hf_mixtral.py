@@ -16,7 +16,7 @@ from llm_jax.models.families.qwen_moe import qwen2_moe, qwen3_moe
 
 
 def _read_mixtral(settings: Settings) -> TransformerConfig:
-    return read_decoder(
+    config = read_decoder(
         settings,
         mixtral,
         kv_heads=8,
@@ -25,13 +25,15 @@ def _read_mixtral(settings: Settings) -> TransformerConfig:
         experts=settings.given("num_local_experts", "num_experts", default=8),
         top=settings.given("num_experts_per_tok", default=2),
     )
+    return experts.balanced(config, settings.given("router_aux_loss_coef", default=0.001))
 
 
 def _write_mixtral(config: TransformerConfig) -> dict[str, Any]:
-    mixture = parts.mixture(config)
+    layer = parts.expert_layer(config)
     return write_decoder(config) | {
-        "num_local_experts": mixture.count,
-        "num_experts_per_tok": mixture.router.top,
+        "num_local_experts": layer.count,
+        "num_experts_per_tok": layer.router.top,
+        "router_aux_loss_coef": experts.load_coefficient(config),
         "sliding_window": parts.first(config).mixer.mask.window,
     }
 
@@ -52,12 +54,13 @@ def _read_choice(settings: Settings, count: int, top: int) -> dict[str, Any]:
 
 
 def _write_choice(config: TransformerConfig) -> dict[str, Any]:
-    mixture = parts.mixture(config)
-    router = mixture.router
+    layer = parts.expert_layer(config)
+    router = layer.router
     return {
-        "num_experts": mixture.count,
+        "num_experts": layer.count,
         "num_experts_per_tok": router.top,
         "norm_topk_prob": router.normalized,
+        "router_aux_loss_coef": experts.load_coefficient(config),
     }
 
 
@@ -71,13 +74,13 @@ def _read_mixed(settings: Settings) -> tuple[int, ...]:
 def _write_mixed(config: TransformerConfig) -> dict[str, Any]:
     mixed = parts.mixed_layers(config)
     dense = [layer for layer in range(config.depth) if layer not in mixed]
-    hidden = parts.mixture(config).expert.hidden
+    hidden = parts.expert_layer(config).expert.hidden
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense, "moe_intermediate_size": hidden}
 
 
 def _read_qwen2(settings: Settings) -> TransformerConfig:
     settings.only("qkv_bias", True, default=True)
-    return read_decoder(
+    config = read_decoder(
         settings,
         qwen2_moe,
         kv_heads=16,
@@ -87,6 +90,7 @@ def _read_qwen2(settings: Settings) -> TransformerConfig:
         mixed=_read_mixed(settings),
         **_read_choice(settings, 60, 4),
     )
+    return experts.balanced(config, settings.given("router_aux_loss_coef", default=0.001))
 
 
 def _windows(settings: Settings) -> tuple[int | None, ...]:
@@ -99,7 +103,7 @@ def _windows(settings: Settings) -> tuple[int | None, ...]:
 
 
 def _write_qwen2(config: TransformerConfig) -> dict[str, Any]:
-    shared = parts.mixture(config).shared
+    shared = parts.expert_layer(config).shared
     return (
         write_decoder(config)
         | write_windows(config)
@@ -120,7 +124,7 @@ def _qwen(place: parts.Place, name: str) -> Iterator[Tensor]:
 
 def _read_qwen3(settings: Settings) -> TransformerConfig:
     window = settings.given("sliding_window", default=4096)
-    return read_decoder(
+    config = read_decoder(
         settings,
         qwen3_moe,
         kv_heads=4,
@@ -130,6 +134,7 @@ def _read_qwen3(settings: Settings) -> TransformerConfig:
         mixed=_read_mixed(settings),
         **_read_choice(settings, 128, 8),
     )
+    return experts.balanced(config, settings.given("router_aux_loss_coef", default=0.001))
 
 
 def _write_qwen3(config: TransformerConfig) -> dict[str, Any]:
@@ -141,7 +146,8 @@ def _write_qwen3(config: TransformerConfig) -> dict[str, Any]:
 
 def _read_olmoe(settings: Settings) -> TransformerConfig:
     bias, clip = settings.given("attention_bias", default=False), settings.given("clip_qkv")
-    return read_decoder(settings, olmoe, epsilon=1e-5, bias=bias, clip=clip, **_read_choice(settings, 64, 8))
+    config = read_decoder(settings, olmoe, epsilon=1e-5, bias=bias, clip=clip, **_read_choice(settings, 64, 8))
+    return experts.balanced(config, settings.given("router_aux_loss_coef", default=0.01))
 
 
 def _write_olmoe(config: TransformerConfig) -> dict[str, Any]:
@@ -149,8 +155,8 @@ def _write_olmoe(config: TransformerConfig) -> dict[str, Any]:
     return write_decoder(config) | _write_choice(config) | {"attention_bias": mixer.bias, "clip_qkv": mixer.clip}
 
 
-def _family(kind: str, architecture: str, read: Any, write: Any, mixture: Any) -> Family:
-    maps = functools.partial(tensors, before=BEFORE, mixture=mixture)
+def _family(kind: str, architecture: str, read: Any, write: Any, of_experts: Any) -> Family:
+    maps = functools.partial(tensors, before=BEFORE, experts=of_experts)
     return Family(kind, architecture, read, write, maps, prefix="model.", unread=(r"rotary_emb\.inv_freq$",))
 
 

@@ -14,12 +14,11 @@ from llm_jax.models.families.t5 import t5
 from llm_jax.models.heads import TiedHead
 
 
-def _read(settings: Settings) -> EncoderDecoderConfig:
-    stated = settings.given("feed_forward_proj", default="relu")
-    activation = settings.activation("feed_forward_proj", default=stated, prefix="gated-")
-    # Files of transformers 5 always say that weights are tied. Outputs that are not scaled tell those that are not.
-    tied = settings.given("tie_word_embeddings", default=True)
-    return t5(
+def read_pair(
+    settings: Settings, build: Callable[..., EncoderDecoderConfig] = t5, **of_family: Any
+) -> EncoderDecoderConfig:
+    """What all of them have in common; `build` is the family's function."""
+    return build(
         settings.need("num_layers"),
         settings.need("num_heads"),
         settings.need("d_model"),
@@ -28,41 +27,58 @@ def _read(settings: Settings) -> EncoderDecoderConfig:
         settings.need("vocab_size"),
         settings.given("n_positions", default=512),
         settings.given("num_decoder_layers"),
-        # "gated-gelu" has always meant the tanh form.
-        "gelu_tanh" if stated == "gated-gelu" else activation,
-        stated.startswith("gated-"),
-        settings.given("scale_decoder_outputs", default=tied),
-        settings.given("relative_attention_num_buckets", default=32),
-        settings.given("relative_attention_max_distance", default=128),
-        settings.given("layer_norm_epsilon", default=1e-6),
+        buckets=settings.given("relative_attention_num_buckets", default=32),
+        max_distance=settings.given("relative_attention_max_distance", default=128),
+        epsilon=settings.given("layer_norm_epsilon", default=1e-6),
+        **of_family,
     )
 
 
-def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
-    decoder = config.decoder
+def write_pair(config: EncoderDecoderConfig) -> dict[str, Any]:
+    """What all of them have in common."""
+    decoder, ffn = config.decoder, parts.plain_ffn(config.decoder)
     block = parts.first(decoder)
     bias = block.mixer.scores.bias
-    gated = isinstance(block.ffn, GLUConfig)
-    name = {"gelu_tanh": "gelu"}.get(block.ffn.activation) if gated else None
-    tied = isinstance(decoder.head, TiedHead)
     return {
         "num_layers": config.encoder.depth,
         "num_decoder_layers": decoder.depth,
         "num_heads": block.mixer.heads,
         "d_model": decoder.width,
-        "d_ff": block.ffn.hidden,
+        "d_ff": ffn.hidden,
         "d_kv": block.mixer.head_dim,
         "vocab_size": decoder.vocab_size,
         "n_positions": decoder.max_length,
-        "feed_forward_proj": "gated-" * gated + (name or activation_name(block.ffn.activation)),
-        "tie_word_embeddings": tied,
-        "scale_decoder_outputs": tied,
+        "tie_word_embeddings": isinstance(decoder.head, TiedHead),
         "relative_attention_num_buckets": bias.buckets,
         "relative_attention_max_distance": bias.max_distance,
         "layer_norm_epsilon": block.norm.epsilon,
         "is_encoder_decoder": True,
         "pad_token_id": 0,
         "decoder_start_token_id": 0,
+    }
+
+
+def _read(settings: Settings) -> EncoderDecoderConfig:
+    stated = settings.given("feed_forward_proj", default="relu")
+    activation = settings.activation("feed_forward_proj", default=stated, prefix="gated-")
+    # Files of transformers 5 always say that weights are tied. Outputs that are not scaled tell those that are not.
+    tied = settings.given("tie_word_embeddings", default=True)
+    return read_pair(
+        settings,
+        # "gated-gelu" has always meant the tanh form.
+        activation="gelu_tanh" if stated == "gated-gelu" else activation,
+        gated=stated.startswith("gated-"),
+        tied=settings.given("scale_decoder_outputs", default=tied),
+    )
+
+
+def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
+    ffn = parts.first(config.decoder).ffn
+    gated = isinstance(ffn, GLUConfig)
+    name = {"gelu_tanh": "gelu"}.get(ffn.activation) if gated else None
+    return write_pair(config) | {
+        "feed_forward_proj": "gated-" * gated + (name or activation_name(ffn.activation)),
+        "scale_decoder_outputs": isinstance(config.decoder.head, TiedHead),
     }
 
 

@@ -236,10 +236,10 @@ def llama_ffn(place: Place, name: str, **where: Any) -> Iterator[Tensor]:
 def plain_ffn(config: TransformerConfig) -> DenseConfig:
     """That of the first layer that has one without experts; where all have experts, one of these."""
     found = [place.block.ffn for place in places(config)]
-    return next((one for one in found if isinstance(one, DenseConfig)), None) or mixture(config).expert
+    return next((one for one in found if isinstance(one, DenseConfig)), None) or expert_layer(config).expert
 
 
-def mixture(config: TransformerConfig) -> MoEConfig:
+def expert_layer(config: TransformerConfig) -> MoEConfig:
     """The experts of the first layer that has such. ValueError where none has."""
     found = [place.block.ffn for place in places(config) if isinstance(place.block.ffn, MoEConfig)]
     check(bool(found), "the model has no experts, and this family has")

@@ -46,7 +46,15 @@ class FanIn:
         return self.gain / math.sqrt(fan_in)
 
 
-Init = Normal | FanIn
+@dataclasses.dataclass(frozen=True)
+class Zero:
+    """Zeros."""
+
+    def scale(self, fan_in: int) -> float:
+        return 0.0
+
+
+Init = Normal | FanIn | Zero
 
 
 class Linear(nn.Module):

@@ -62,11 +62,21 @@ class TransformerConfig:
             "embed.target is True and not every mixer is RelativeAttentionConfig with the mask Permuted: others would "
             "see tokens that ask, or show them what they ask for",
         )
+        if self.vocab_size is not None:
+            self.check_vocabulary(self.vocab_size)
         found = {repr(bias) for bias in self._relative_biases}
         check(
             len(found) <= 1,
             f"blocks have different relative biases ({'; '.join(sorted(found))}): layers of a stack share one table",
         )
+
+    def check_vocabulary(self, size: int) -> None:
+        """
+        Raises:
+          ValueError: where a router knows other ids than so many.
+        """
+        for layer in self.experts:
+            layer.router.check_vocabulary(size)
 
     def with_kernel(self, kernel: Kernel) -> Self:
         """The same model with another attention kernel in all of its blocks."""
@@ -156,6 +166,8 @@ class EncoderDecoderConfig:
             self.encoder.vocab_size is not None or self.encoder.embed.factorized == self.decoder.embed.factorized,
             "encoder and decoder share a table and embed.factorized differs between them: make it the same",
         )
+        if self.encoder.vocab_size is None:
+            self.encoder.check_vocabulary(self.decoder.vocab_size)
 
     @property
     def sides(self) -> tuple[TransformerConfig, ...]:

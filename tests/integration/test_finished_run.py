@@ -40,7 +40,7 @@ def test_a_complete_run_leaves_all_that_a_run_leaves(finished):
     assert kinds == {"train", "eval/validation", "eval/test"}
     start = finished.card()["starts"][0]
     assert start["data"]["source"]["train"]["documents"] > 10
-    assert start["model"]["parameters"] > 1000 and start["device_kind"]
+    assert start["model"]["active_parameters"] == start["model"]["parameters"] > 1000 and start["device_kind"]
     assert starts(finished) == [None]
 
 

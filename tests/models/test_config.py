@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
+from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.fixed import HashConfig
 from llm_jax.layers.mixers.attention import CrossAttentionConfig
 from llm_jax.layers.mixers.kernels import BlockedKernel, ChunkedKernel
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.block import BlockConfig, Chain
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.heads import ClassHead, HeadConfig, TiedHead
 from llm_jax.models.transformer import Transformer
@@ -44,11 +48,29 @@ def _two_biases() -> TransformerConfig:
     return dataclasses.replace(T5.encoder, segments=(dataclasses.replace(segment, blocks=(block, other)),))
 
 
+def _hashed(config: TransformerConfig, ids: int) -> TransformerConfig:
+    """With experts by the id of a token, of which so many have a count."""
+    return with_experts(config, MoEConfig(2, MLPConfig(8), HashConfig(1, (1,) * ids)))
+
+
+def test_a_hash_of_the_vocabulary_is_built():
+    assert _hashed(GPT2, tiny.VOCAB).experts
+    assert dataclasses.replace(T5, encoder=_hashed(T5.encoder, tiny.VOCAB)).encoder.experts
+
+
 T5_OTHER = ScoresConfig(bias=RelativeBiasConfig(16, 32, bidirectional=True))
 REFUSED = {
     "a tied head without a vocabulary": (
         lambda: dataclasses.replace(GPT2, vocab_size=None),
         "vocab_size is None and head TiedHead scores a vocabulary: set vocab_size, or head None",
+    ),
+    "a hash of another vocabulary": (
+        lambda: _hashed(GPT2, tiny.VOCAB + 1),
+        f"router.counts has {tiny.VOCAB + 1} entries and vocab_size is {tiny.VOCAB}: give every id one, or None",
+    ),
+    "a hash of another vocabulary in an encoder without a table": (
+        lambda: dataclasses.replace(T5, encoder=_hashed(T5.encoder, tiny.VOCAB - 1)),
+        f"router.counts has {tiny.VOCAB - 1} entries and vocab_size is {tiny.VOCAB}",
     ),
     "a head without a vocabulary": (
         lambda: dataclasses.replace(GPT2, vocab_size=None, head=HeadConfig()),

@@ -49,7 +49,7 @@ class LoadLoss(_Loss):
     """
 
     weight: float = 0.01
-    """0.01 in Switch Transformer and OLMoE."""
+    """0.01 in Switch Transformer, in each layer, and in OLMoE in the mean over layers: see `mean_over`."""
     first: bool = True
     """Whether only the first choice of a token counts, as in Switch and GShard, else all of them."""
 
@@ -147,6 +147,12 @@ def check_balance(balance: tuple[Balance, ...], router: Router) -> None:
         f"router is {type(router).__name__} with corrected=True and balance has no BiasUpdate: nothing would ever move "
         "the bias; add BiasUpdate() to balance, or set corrected=False",
     )
+
+
+def mean_over(layers: int, *losses: LoadLoss | SequenceLoss | ImportanceLoss | ZLoss) -> tuple[Balance, ...]:
+    """These losses for a model in which their weights are those of a mean over so many layers of experts: losses of
+    layers are added up. A loss of weight 0 is left out."""
+    return tuple(dataclasses.replace(loss, weight=loss.weight / layers) for loss in losses if loss.weight)
 
 
 def report(

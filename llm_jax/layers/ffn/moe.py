@@ -72,6 +72,7 @@ class MoEConfig:
             f"router {type(self.router).__name__} gives a {kind.__name__} and dispatch {type(self.dispatch).__name__} "
             f"serves {' or '.join(served.__name__ for served in serves)}: choose another dispatch",
         )
+        self.dispatch.check(self.router)
         check_balance(self.balance, self.router)
 
     @property

@@ -1,10 +1,10 @@
 """What a router decides of the tokens.
 
 A router is a config type, a `Router`. It has `build(width, experts, precision, name)`, which gives a module called with
-(x [B, T, D], context) that returns `Routed`; `check(experts)` and `check_rows(length, parts)`, which raise ValueError
-where it cannot route to so many or route such rows; `parameters(width, experts)`; `matrix_flops(width, experts)`,
-forward FLOPs per token; and `choices(experts)`, the mean number of experts that a token visits. What `context` says is
-padding changes nothing.
+(x [B, T, D], context) that returns `Routed`; `check(experts)`, `check_rows(length, parts)` and
+`check_vocabulary(size)`, which raise ValueError where it cannot route to so many, such rows, or so many ids of tokens;
+`parameters(width, experts)`; `matrix_flops(width, experts)`, forward FLOPs per token; and `choices(experts)`, the mean
+number of experts that a token visits. What `context` says is padding changes nothing.
 
 Legend: B batch, T length, E experts, K choices of a token, G groups of a row, N tokens of a group, C tokens that an
 expert takes of a group, S slots of an expert.
@@ -26,6 +26,8 @@ class Choice:
     Attributes:
       experts_BTK: int32, no expert twice for a token.
       weights_BTK: float32, with which their results are added; 0 for a choice that is none.
+      best_BT: float32 above 0, the highest score of the experts chosen, of which normalized weights tell nothing; None
+        where the highest weight is it.
     """
 
     words: ClassVar = (axes.BATCH, axes.LENGTH)
@@ -33,6 +35,7 @@ class Choice:
 
     experts_BTK: jax.Array
     weights_BTK: jax.Array
+    best_BT: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -89,6 +92,9 @@ class Router:
 
     def check_rows(self, length: int, parts: int) -> None:
         """Rows of any number of tokens will do, in any number of parts on as many devices."""
+
+    def check_vocabulary(self, size: int) -> None:
+        """Any number of ids will do."""
 
 
 @flax.struct.dataclass

@@ -2,6 +2,7 @@
 16 experts a token, clipped queries, keys and values, norms without bias."""
 
 from llm_jax.core.checks import check_divides
+from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
@@ -28,17 +29,21 @@ def dbrx(
     top: int = 4,
     normalized: bool = True,
     dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """A DBRX of any size.
 
     Args:
       hidden: width of an expert.
       normalized: whether the weights of the experts chosen add up to one.
+      balance: None: the `moe_loss_weight` of its config.json, by which MegaBlocks, which trained it, multiplies a mean
+        over layers and choices.
     """
     check_divides(heads, width, "heads", "width")
     norm, out_init = LayerNormConfig(bias=False), residual_init(layers)
     mixer = AttentionConfig(heads, width // heads, kv_heads, position=rope, clip=clip, out_init=out_init)
-    ffn = MoEConfig(experts, GLUConfig(hidden, out_init=out_init), SoftmaxConfig(top, normalized), dispatch)
+    balance = mean_over(layers, LoadLoss(0.05, first=False)) if balance is None else balance
+    ffn = MoEConfig(experts, GLUConfig(hidden, out_init=out_init), SoftmaxConfig(top, normalized), dispatch, balance)
     blocks = (BlockConfig(mixer, ffn, norm),) * layers
     return decoder(blocks, width, vocab_size, max_length, norm, head=head_config(False))
 

@@ -36,7 +36,7 @@ def deepseek(
     sharpening: float = 0.0,
     epsilon: float = 1e-6,
     tied: bool = False,
-    mixture: MoEConfig | None = None,
+    layer: MoEConfig | None = None,
     first: int = 1,
 ) -> TransformerConfig:
     """A DeepSeek of any size.
@@ -46,7 +46,7 @@ def deepseek(
       query_rank: None: queries are made of the stream, as in V2-Lite.
       sharpening: of the scores, where `rope` is scaled by YaRN.
       epsilon: of the norms of the stream; those of the short vectors have 1e-6 in all published models.
-      mixture: experts, as of `experts`; None: no layer has any.
+      layer: of experts, as of `experts`; None: no layer has any.
       first: layers before those with experts.
     """
     norm, out_init = RMSNormConfig(epsilon), residual_init(layers)
@@ -63,7 +63,7 @@ def deepseek(
     )
     block = BlockConfig(mixer, GLUConfig(hidden, out_init=out_init), norm)
     dense = decoder((block,) * layers, width, vocab_size, max_length, norm, head=head_config(tied))
-    return dense if mixture is None else with_experts(dense, mixture, range(first, layers))
+    return dense if layer is None else with_experts(dense, layer, range(first, layers))
 
 
 def experts(
@@ -97,21 +97,21 @@ _LONG = {
 
 def v2_lite() -> TransformerConfig:
     """DeepSeek-V2-Lite (arXiv:2405.04434, appendix B)."""
-    mixture = experts(27, 64, 1408, SoftmaxConfig(6, normalized=False), shared=2)
-    return deepseek(27, 16, 2048, 10944, query_rank=None, **_LONG, mixture=mixture)
+    layer = experts(27, 64, 1408, SoftmaxConfig(6, normalized=False), shared=2)
+    return deepseek(27, 16, 2048, 10944, query_rank=None, **_LONG, layer=layer)
 
 
 def v2() -> TransformerConfig:
     """DeepSeek-V2 (arXiv:2405.04434, 3.1.2)."""
     router = SoftmaxConfig(6, normalized=False, scale=16.0, limit=GroupLimit(8, 3, best=1))
-    return deepseek(60, 128, 5120, 12288, **_LONG, mixture=experts(60, 160, 1536, router, shared=2))
+    return deepseek(60, 128, 5120, 12288, **_LONG, layer=experts(60, 160, 1536, router, shared=2))
 
 
 def v3() -> TransformerConfig:
     """DeepSeek-V3 (arXiv:2412.19437, 4.2)."""
-    mixture = experts(61, 256, 2048, SigmoidConfig(8, scale=2.5, limit=GroupLimit(8, 4)), shared=1)
+    layer = experts(61, 256, 2048, SigmoidConfig(8, scale=2.5, limit=GroupLimit(8, 4)), shared=1)
     long = _LONG | {"vocab_size": 129_280, "sharpening": 1.0}
-    return deepseek(61, 128, 7168, 18432, **long, mixture=mixture, first=3)
+    return deepseek(61, 128, 7168, 18432, **long, layer=layer, first=3)
 
 
 SIZES = {

@@ -43,9 +43,9 @@ def glam(
     block = BlockConfig(mixer, GLUConfig(hidden, "gelu_tanh", out_init=out_init), norm)
     expert = MLPConfig(hidden, "gelu_tanh", bias=False, out_init=out_init)
     # The coefficient of section 5.1.
-    mixture = MoEConfig(experts, expert, SoftmaxConfig(2), dispatch, (LoadLoss(0.01),))
+    layer = MoEConfig(experts, expert, SoftmaxConfig(2), dispatch, (LoadLoss(0.01),))
     dense = decoder((block,) * layers, width, vocab_size, max_length, norm)
-    return with_experts(dense, mixture, range(1, layers, 2))
+    return with_experts(dense, layer, range(1, layers, 2))
 
 
 SIZES = {

@@ -1,6 +1,7 @@
 """gpt-oss (OpenAI 2025, arXiv:2508.10925, section 2 and table 1): 4 experts a token, attention with sinks, which sees
 128 tokens and all in turn, biases everywhere."""
 
+from llm_jax.layers.ffn.balance import Balance, LoadLoss
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
@@ -35,16 +36,20 @@ def gpt_oss(
     experts: int = 32,
     top: int = 4,
     dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """A gpt-oss of any size.
 
     Args:
       hidden: width of an expert.
       windows: tokens that each layer sees; None: 128 and all in turn.
+      balance: None: a load loss with the coefficient of Switch Transformer. The paper states none, and nobody says
+        that the 0.9 of the published config.json served any training.
     """
     norm, out_init = RMSNormConfig(epsilon), residual_init(layers)
+    balance = (LoadLoss(0.01, first=False),) if balance is None else balance
     expert = GLUConfig(hidden, "clamped_swiglu", bias=True, out_init=out_init)
-    ffn = MoEConfig(experts, expert, SoftmaxConfig(top, bias=True), dispatch)
+    ffn = MoEConfig(experts, expert, SoftmaxConfig(top, bias=True), dispatch, balance)
 
     def block(window: int | None) -> BlockConfig:
         mixer = AttentionConfig(

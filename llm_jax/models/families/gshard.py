@@ -37,9 +37,9 @@ def gshard(
     pair = t5(layers, heads, width, hidden, head_dim, vocab_size, max_length)
     expert = MLPConfig(hidden, "relu", bias=False, init=FanIn(), out_init=FanIn())
     router = SoftmaxConfig(2, random_second=True, init=FanIn())
-    mixture = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))
-    sides = (with_experts(side, mixture, range(1, layers, 2)) for side in pair.sides)
-    return dataclasses.replace(pair, **dict(zip(("encoder", "decoder"), sides, strict=True)))
+    layer = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))
+    encoder, decoder = (with_experts(side, layer, range(1, layers, 2)) for side in pair.sides)
+    return dataclasses.replace(pair, encoder=encoder, decoder=decoder)
 
 
 SIZES = {

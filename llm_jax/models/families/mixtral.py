@@ -1,5 +1,6 @@
 """Mixtral 8x7B and 8x22B (Jiang et al. 2024, arXiv:2401.04088, table 1): Mistral with two of eight experts a token."""
 
+from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
@@ -26,19 +27,27 @@ def mixtral(
     experts: int = 8,
     top: int = 2,
     dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """A Mixtral of any size; arguments as of `llama`.
 
     Args:
       hidden: width of an expert.
+      balance: None: the load loss of the 8x7B's config.json, which the paper does not mention.
     """
     shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
     expert = GLUConfig(hidden, out_init=residual_init(layers))
-    mixture = MoEConfig(experts, expert, SoftmaxConfig(top), dispatch)
-    return with_experts(llama(*shape, window=window), mixture)
+    balance = _balance(0.02, layers, top) if balance is None else balance
+    layer = MoEConfig(experts, expert, SoftmaxConfig(top), dispatch, balance)
+    return with_experts(llama(*shape, window=window), layer)
+
+
+def _balance(coefficient: float, layers: int, top: int = 2) -> tuple[Balance, ...]:
+    """The `router_aux_loss_coef` of a config.json: see interop/experts.py."""
+    return mean_over(layers, LoadLoss(coefficient * top, first=False))
 
 
 SIZES = {
     "mixtral-8x7b": lambda: mixtral(32, 32, 4096, 14336),
-    "mixtral-8x22b": lambda: mixtral(56, 48, 6144, 16384, max_length=65536),
+    "mixtral-8x22b": lambda: mixtral(56, 48, 6144, 16384, max_length=65536, balance=_balance(0.001, 56)),
 }

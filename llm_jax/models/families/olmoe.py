@@ -1,6 +1,7 @@
 """OLMoE (Muennighoff et al. 2024, arXiv:2409.02060, table 10 of the appendix): 8 of 64 fine experts a token, all
 queries and all keys normalised together, norms before the halves of a block."""
 
+from llm_jax.layers.ffn.balance import Balance, LoadLoss, ZLoss, mean_over
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
@@ -31,6 +32,7 @@ def olmoe(
     top: int = 8,
     normalized: bool = False,
     dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """An OLMoE of any size; arguments as of `llama`.
 
@@ -38,13 +40,15 @@ def olmoe(
       hidden: width of an expert.
       clip: of queries, keys and values; see AttentionConfig.
       normalized: whether the weights of the experts chosen add up to one.
+      balance: None: load and router z-losses of section 2 and table 10 of the paper, means over layers in its code.
     """
     shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
     qk_norm = QKNormConfig(RMSNormConfig(epsilon), over="heads")
-    mixture = MoEConfig(
-        experts, GLUConfig(hidden, out_init=residual_init(layers)), SoftmaxConfig(top, normalized), dispatch
-    )
-    return with_experts(llama(*shape, bias=bias, qk_norm=qk_norm, clip=clip), mixture)
+    if balance is None:
+        balance = mean_over(layers, LoadLoss(0.01, first=False), ZLoss(0.001))
+    expert = GLUConfig(hidden, out_init=residual_init(layers))
+    layer = MoEConfig(experts, expert, SoftmaxConfig(top, normalized), dispatch, balance)
+    return with_experts(llama(*shape, bias=bias, qk_norm=qk_norm, clip=clip), layer)
 
 
 SIZES = {

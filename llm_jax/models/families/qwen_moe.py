@@ -2,6 +2,7 @@
 table 1): fine experts beside a gated one for all tokens. Qwen 3 MoE (Yang et al. 2025, arXiv:2505.09388, table 2): none
 for all."""
 
+from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
@@ -32,6 +33,7 @@ def qwen2_moe(
     normalized: bool = False,
     mixed: tuple[int, ...] | None = None,
     dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """A Qwen 2 with experts; arguments as of `llama`.
 
@@ -41,13 +43,15 @@ def qwen2_moe(
       shared_hidden: of the one for all tokens.
       normalized: whether the weights of the experts chosen add up to one.
       mixed: layers that have experts, counted from 0; None: all.
+      balance: None: the load loss of the published config.json files; the papers state no coefficient.
     """
     shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim, window)
     out_init = residual_init(layers)
     expert, shared = GLUConfig(expert_hidden, out_init=out_init), GLUConfig(shared_hidden, out_init=out_init)
     router = SoftmaxConfig(top, normalized)
-    mixture = MoEConfig(experts, expert, router, dispatch, shared=shared, shared_gate=True)
-    return with_experts(qwen2(*shape), mixture, mixed)
+    balance = _balance(layers, top, mixed) if balance is None else balance
+    layer = MoEConfig(experts, expert, router, dispatch, balance, shared, shared_gate=True)
+    return with_experts(qwen2(*shape), layer, mixed)
 
 
 def qwen3_moe(
@@ -70,12 +74,19 @@ def qwen3_moe(
     normalized: bool = True,
     mixed: tuple[int, ...] | None = None,
     dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """A Qwen 3 with experts; arguments as of `qwen2_moe`."""
     shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
     expert = GLUConfig(expert_hidden, out_init=residual_init(layers))
-    mixture = MoEConfig(experts, expert, SoftmaxConfig(top, normalized), dispatch)
-    return with_experts(qwen3(*shape, bias=bias, window=(window,) * layers), mixture, mixed)
+    balance = _balance(layers, top, mixed) if balance is None else balance
+    layer = MoEConfig(experts, expert, SoftmaxConfig(top, normalized), dispatch, balance)
+    return with_experts(qwen3(*shape, bias=bias, window=(window,) * layers), layer, mixed)
+
+
+def _balance(layers: int, top: int, mixed: tuple[int, ...] | None) -> tuple[Balance, ...]:
+    """`router_aux_loss_coef` 0.001: see interop/experts.py."""
+    return mean_over(layers if mixed is None else max(1, len(mixed)), LoadLoss(0.001 * top, first=False))
 
 
 SIZES = {

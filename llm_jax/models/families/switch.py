@@ -52,11 +52,11 @@ def switch(
     init = FanIn(0.1**0.5)
     expert = MLPConfig(hidden, "relu", bias=False, init=init, out_init=init)
     router = SoftmaxConfig(1, normalized=False, bias=bias, noise=Jitter(0.01), init=init)
-    mixture = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))
+    layer = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))
 
     def side(config: TransformerConfig, every: int) -> TransformerConfig:
-        mixed = [layer for layer in range(config.depth) if every and layer % every == min(1, every - 1)]
-        return with_experts(config, mixture, mixed)
+        mixed = [number for number in range(config.depth) if every and number % every == min(1, every - 1)]
+        return with_experts(config, layer, mixed)
 
     decoder_every = every if decoder_every is None else decoder_every
     return dataclasses.replace(pair, encoder=side(pair.encoder, every), decoder=side(pair.decoder, decoder_every))

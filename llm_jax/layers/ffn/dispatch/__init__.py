@@ -14,7 +14,7 @@ float32 [B, T].
 
 from typing import ClassVar
 
-from llm_jax.layers.ffn.routing import Choice, Picks
+from llm_jax.layers.ffn.routing import Choice, Picks, Router
 
 
 class Dispatch:
@@ -22,6 +22,9 @@ class Dispatch:
 
     serves: ClassVar[tuple[type, ...]] = (Choice, Picks)
     """The kinds of routes that it knows."""
+
+    def check(self, router: Router) -> None:
+        """Any router of such routes will do."""
 
     def check_rows(self, length: int, parts: int) -> None:
         """Rows of any number of tokens will do, in any number of parts on as many devices."""

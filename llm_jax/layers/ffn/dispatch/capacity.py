@@ -16,7 +16,7 @@ from llm_jax.layers.ffn.dispatch import Dispatch, picked
 from llm_jax.layers.ffn.dispatch.rows import ordered
 from llm_jax.layers.ffn.dispatch.seats import ByIndex, Seats, SeatsConfig
 from llm_jax.layers.ffn.experts import Local
-from llm_jax.layers.ffn.routing import Choice, Picks
+from llm_jax.layers.ffn.routing import Choice, Picks, Router
 
 Priority = Literal["position", "score"]
 
@@ -34,8 +34,9 @@ class Capacity(Dispatch):
     factor: float = 1.25
     """Places over those that an even load would take."""
     priority: Priority = "position"
-    """Who comes first among equal choices: the earlier token, or that of the higher highest weight (batch-prioritized
-    routing; Riquelme et al. 2021, arXiv:2106.05974, section 4.1), so that even first choices depend on later tokens."""
+    """Who comes first among equal choices: the earlier token, or that whose best expert has the higher score, before
+    weights are normalized (batch-prioritized routing; Riquelme et al. 2021, arXiv:2106.05974, section 4.1), so that
+    even first choices depend on later tokens."""
     group: int | None = None
     """Neighbouring tokens of a row that share the places; None: all of the row."""
     moves: SeatsConfig = ByIndex()
@@ -46,6 +47,17 @@ class Capacity(Dispatch):
         check_positive(factor=self.factor)
         check_positive_if_given(group=self.group)
         check_one_of("priority", self.priority, ("position", "score"))
+
+    def check(self, router: Router) -> None:
+        """
+        Raises:
+          ValueError: where scores are to come first and there are none.
+        """
+        check(
+            self.priority == "position" or router.scored,
+            f"dispatch.priority is {self.priority!r} and router {type(router).__name__} scores nothing, so that all "
+            "tokens are equal: set dispatch.priority to 'position'",
+        )
 
     def check_rows(self, length: int, parts: int) -> None:
         """
@@ -84,16 +96,16 @@ class Capacity(Dispatch):
         weights_GNK = grouped(routes.weights_BTK * real_BT[..., None])
         chosen_GNK = jnp.where(weights_GNK > 0, grouped(routes.experts_BTK), experts.count)
         places = self.places(self.group or length, chosen_GNK.shape[-1], experts.count)
-        seats = _seats(chosen_GNK, self._first(weights_GNK), experts.count, min(places, group))
+        best_BT = jnp.max(routes.weights_BTK, axis=-1) if routes.best_BT is None else routes.best_BT
+        seats = _seats(chosen_GNK, self._first(grouped(best_BT * real_BT)), experts.count, min(places, group))
         y_GND = self.moves.serve(experts, grouped(x_BTD), weights_GNK, seats)
         return whole(y_GND), whole(jnp.sum(seats.served_GNK, axis=-1, dtype=jnp.float32))
 
-    def _first(self, weights_GNK: jax.Array) -> jax.Array:
-        """Tokens in the order in which they are served, int32 [G, N]."""
-        groups, tokens, _ = weights_GNK.shape
+    def _first(self, best_GN: jax.Array) -> jax.Array:
+        """Tokens in the order in which they are served, int32 [G, N], of their best scores."""
         if self.priority == "score":
-            return jnp.argsort(-jnp.max(weights_GNK, axis=-1), stable=True)
-        return jnp.broadcast_to(jnp.arange(tokens), (groups, tokens))
+            return jnp.argsort(-best_GN, stable=True)
+        return jnp.broadcast_to(jnp.arange(best_GN.shape[1]), best_GN.shape)
 
 
 def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, places: int) -> Seats:

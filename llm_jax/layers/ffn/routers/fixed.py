@@ -63,6 +63,16 @@ class HashConfig(_FixedConfig):
             "router.counts is empty or has a count below 0: give every id of the vocabulary one, or None",
         )
 
+    def check_vocabulary(self, size: int) -> None:
+        """
+        Raises:
+          ValueError: for another number of ids than there are counts.
+        """
+        check(
+            self.counts is None or len(self.counts) == size,
+            f"router.counts has {len(self.counts or ())} entries and vocab_size is {size}: give every id one, or None",
+        )
+
     def build(self, width: int, experts: int, precision: Precision, name: str) -> "HashRouter":
         return HashRouter(self, experts, name=name)
 

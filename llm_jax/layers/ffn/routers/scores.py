@@ -11,7 +11,7 @@ import jax
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import Init, Linear, Zero
 from llm_jax.sharding import axes
 
 
@@ -33,7 +33,8 @@ class Jitter:
 @dataclasses.dataclass(frozen=True)
 class Noisy:
     """Gaussian noise of the deviation softplus(x W) is added to the logits (Shazeer et al. 2017, arXiv:1701.06538,
-    eq. 4)."""
+    eq. 4). W starts at zero, so that the deviation is log 2 at first, as in the paper (appendix A), which starts the
+    matrix of the scores at zero too: of that the router's `init` decides, by which it is small beside the noise."""
 
     def parameters(self, width: int, experts: int) -> int:
         return width * experts
@@ -63,13 +64,13 @@ class Scoring(nn.Module):
             x_BTD *= jax.random.uniform(self.make_rng("dropout"), x_BTD.shape, **bounds)
         logits_BTE = self.matrix("scores", self.experts, bias)(x_BTD)
         if isinstance(noise, Noisy):
-            deviation_BTE = jax.nn.softplus(self.matrix("noise", self.experts)(x_BTD))
+            deviation_BTE = jax.nn.softplus(self.matrix("noise", self.experts, init=Zero())(x_BTD))
             if training:
                 logits_BTE += deviation_BTE * jax.random.normal(self.make_rng("dropout"), logits_BTE.shape)
         return logits_BTE
 
-    def matrix(self, name: str, scores: int, bias: bool = False) -> Linear:
-        """x [B, T, D] -> so many scores of each token, in float32."""
+    def matrix(self, name: str, scores: int, bias: bool = False, init: Init | None = None) -> Linear:
+        """x [B, T, D] -> so many scores of each token, in float32; `init` None means that of the config."""
         shape, words = (self.width, scores), (axes.EMBED, axes.ROUTES)
         exact = Precision(self.precision.params, "float32")
-        return Linear("BTD,DE->BTE", shape, words, self.config.init, exact, bias, exact=True, name=name)
+        return Linear("BTD,DE->BTE", shape, words, init or self.config.init, exact, bias, exact=True, name=name)

@@ -149,6 +149,7 @@ def _choice(config: SoftmaxConfig | SigmoidConfig, scores_BTE: jax.Array, ranks_
     """Of the experts that rank highest, with weights by their scores."""
     experts_BTK = best(ranks_BTE, config.top, config.limit)
     weights_BTK = jnp.take_along_axis(scores_BTE, experts_BTK, axis=-1)
+    best_BT = jax.lax.stop_gradient(jnp.max(weights_BTK, axis=-1))
     if config.normalized:
         weights_BTK /= jnp.sum(weights_BTK, axis=-1, keepdims=True) + 1e-20
-    return Choice(experts_BTK, weights_BTK * config.scale)
+    return Choice(experts_BTK, weights_BTK * config.scale, best_BT)

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dense import Dense
 from llm_jax.layers.ffn.dispatch.seats import ByIndex, ByProducts
-from tests.helpers.dispatching import choice, choices, everyone, gradients, serve, tokens, weights
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
+from tests.helpers.dispatching import EXPERT, choice, choices, everyone, gradients, serve, tokens, weights
 
 E = 4
 
@@ -103,6 +105,21 @@ def test_the_highest_score_comes_first_whatever_its_place():
     y_BTD, served_BT = serve(Capacity(2.0, "score"), weights(E), x_BTD, routes, everyone(x_BTD))
     np.testing.assert_array_equal(served_BT, [[0, 0, 1, 1]])
     np.testing.assert_array_equal(np.asarray(y_BTD)[0, :2], 0)
+
+
+def test_scores_come_first_where_weights_are_all_one():
+    x_BTD = tokens(1, 4)
+    routes = choice(np.zeros((1, 4, 1)), np.ones((1, 4, 1))).replace(best_BT=jnp.asarray([[0.5, 0.1, 0.9, 0.7]]))
+    for real, expected in (([1, 1, 1, 1], [0, 0, 1, 1]), ([1, 1, 0, 1], [1, 0, 0, 1])):
+        _, served_BT = serve(Capacity(2.0, "score"), weights(E), x_BTD, routes, jnp.asarray([real], bool))
+        np.testing.assert_array_equal(served_BT, [expected])
+
+
+@pytest.mark.parametrize("router", [HashConfig(1), RandomConfig(1)])
+def test_routers_without_scores_have_no_priority_by_score(router):
+    MoEConfig(E, EXPERT, router, Capacity())
+    with pytest.raises(ValueError, match="is 'score' and router .* scores nothing.*: set dispatch.priority to 'pos"):
+        MoEConfig(E, EXPERT, router, Capacity(priority="score"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.linen import meta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,6 +129,21 @@ def test_learned_noise_has_the_deviation_that_its_matrix_says():
     added = np.asarray(route(config, logits, key=KEY, noise={"kernel": kernel}).logits_BTE) - logits
     np.testing.assert_allclose(added.std((0, 1)), np.log1p(np.exp(np.diag(kernel))), rtol=0.06)
     assert abs(added.mean()) < 0.1
+
+
+def test_noise_is_learned_from_the_same_deviation_for_all():
+    router = SoftmaxConfig(2, noise=Noisy()).build(6, 8, Precision(), "r")
+    params = meta.unbox(router.init(KEY, jnp.ones((1, 4, 6)), _alone(4)))["params"]
+    assert not params["noise"]["kernel"].any() and params["scores"]["kernel"].all()
+
+
+@pytest.mark.parametrize("top", [1, 2])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_the_best_score_is_told_whether_weights_are_normalized_or_not(top, normalized):
+    softmax = route(SoftmaxConfig(top, normalized, scale=3.0), LOGITS).routes.best_BT
+    np.testing.assert_allclose(softmax, routing.softmax(LOGITS).max(-1), rtol=1e-5)
+    sigmoid = route(SigmoidConfig(top, normalized, corrected=False), LOGITS).routes.best_BT
+    np.testing.assert_allclose(sigmoid, routing.sigmoid(LOGITS).max(-1), rtol=1e-5)
 
 
 def test_a_second_choice_is_kept_as_often_as_twice_its_weight():
