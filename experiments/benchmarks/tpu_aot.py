@@ -33,6 +33,7 @@ from llm_jax.data import Batch
 from llm_jax.experiment import Experiment, load_experiment
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.dispatch.seats import ByProducts
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.mixers.kernels import SplashKernel
 from llm_jax.models import count
@@ -117,6 +118,7 @@ ROWS = {
     "gpt3": Row("gpt3_175b", "v5p-512", 3),
     "mixtral": Row("mixtral_8x7b", "v5p-128", 4),
     "mixtral-capacity": Row("mixtral_8x7b", "v5p-128", 4, dispatch=Capacity(1.25)),
+    "mixtral-products": Row("mixtral_8x7b", "v5p-128", 4, dispatch=Capacity(1.25, moves=ByProducts())),
 }
 
 
@@ -257,7 +259,7 @@ def measure(name: str, arguments: Arguments) -> tuple[str, ...]:
     seconds = estimate(program, experiment, slice, chip, row.rows)
     length = experiment.data.sequence_length
     useful = row.rows * length * count.training_flops(experiment.model, length) / chip.peak_flops
-    title = experiment.name if row.dispatch is None else f"{experiment.name}, {type(row.dispatch).__name__}"
+    title = experiment.name if row.dispatch is None else f"{experiment.name}, {name.partition('-')[2]}"
     return (
         *(title, row.slice, f"{row.rows} x {length:,}", experiment.model.execution.remat),
         *(f"{size / 2**30:.2f}" for size in (program.memory.held, program.memory.peak)),

@@ -18,6 +18,7 @@ from llm_jax.inference.sampling import SamplingConfig, sample
 from llm_jax.layers.mixers.cache import Cache
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.build import Model
+from llm_jax.models.config import LOOK_BACK
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, unstack, unstacked
 from llm_jax.models.transformer import Transformer
@@ -175,7 +176,8 @@ def _check_writes(model: Model) -> None:
     )
     check(
         model.config.causal,
-        "the model's tokens are told of later ones, so it cannot write a row token by token: it is no decoder",
+        f"{' and '.join(model.config.looking_ahead)} of the model tells tokens of later ones, so it cannot write a row "
+        f"token by token: {LOOK_BACK}",
     )
     check(
         isinstance(model.config.head, HeadConfig | TiedHead),

@@ -8,7 +8,7 @@ and padding changes nothing at real tokens.
 
 An ffn is a config type too. Its module is called with (x [B, T, D], context) and returns (y [B, T, D], report), where a
 report is what a layer of experts tells (layers/ffn/tally.py), and None of others. It has `parameters(width)`,
-`active_parameters(width)`, those that compute a token, `matrix_flops(width)` and `causal`.
+`active_parameters(width)`, those that compute a token, and `matrix_flops(width)`.
 
 Legend: B batch, T length, D model width.
 """

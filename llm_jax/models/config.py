@@ -17,6 +17,12 @@ from llm_jax.models.block import BlockConfig, MixerConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, Segment
 
+LOOK_BACK = (
+    "give a mixer the mask Causal(), set allow_future=True of what has that field and may look ahead, or take another "
+    "type"
+)
+"""How a model is made causal."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -100,7 +106,14 @@ class TransformerConfig:
     @property
     def causal(self) -> bool:
         """Whether no token is told of a later one, so that rows can be written token by token."""
-        return all(block.mixer.causal and (block.ffn is None or block.ffn.causal) for block in self._blocks)
+        return not self.looking_ahead
+
+    @property
+    def looking_ahead(self) -> tuple[str, ...]:
+        """The types of what tells tokens of later ones, each once."""
+        found = [type(mixer).__name__ for mixer in self._mixers if not mixer.causal]
+        found += [name for layer in self.experts for name in layer.looking_ahead]
+        return tuple(dict.fromkeys(found))
 
     @property
     def permuted(self) -> bool:
@@ -165,6 +178,11 @@ class EncoderDecoderConfig:
         check(
             self.encoder.vocab_size is not None or self.encoder.embed.factorized == self.decoder.embed.factorized,
             "encoder and decoder share a table and embed.factorized differs between them: make it the same",
+        )
+        check(
+            self.decoder.causal,
+            f"decoder has {' and '.join(self.decoder.looking_ahead)}: its tokens are told of later ones, which it "
+            f"predicts; {LOOK_BACK}",
         )
         if self.encoder.vocab_size is None:
             self.encoder.check_vocabulary(self.decoder.vocab_size)

@@ -147,7 +147,8 @@ class Transformer(nn.Module):
         """
         check(
             self.config.causal,
-            "a mixer's or a router's tokens see later ones, which a cache does not hold yet: give the model whole rows",
+            f"tokens are told of later ones by {' and '.join(self.config.looking_ahead)}, and a cache does not hold "
+            "them yet: give the model whole rows",
         )
         if slots > self.config.max_length:
             raise ValueError(

@@ -13,7 +13,7 @@ from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.layers.mixers.masks import Placement
-from llm_jax.models.config import TransformerConfig
+from llm_jax.models.config import LOOK_BACK, TransformerConfig
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.losses import balance, cross_entropy
@@ -40,9 +40,9 @@ class CausalLMConfig:
         """
         check(
             model.causal,
-            "objective CausalLMConfig predicts tokens from those before them, and a mixer or a router of the model "
-            "tells tokens of later ones: give every mixer the mask Causal(), and a router of which that is meant "
-            "allow_future=True, or choose another objective",
+            "objective CausalLMConfig predicts tokens from those before them, and "
+            f"{' and '.join(model.looking_ahead)} of the model tells tokens of later ones: {LOOK_BACK}, or choose "
+            "another objective",
         )
         check(
             isinstance(model.head, HeadConfig | TiedHead),

@@ -153,7 +153,7 @@ def test_bfloat16_is_finite_and_near_to_float32(case):
 
 
 def test_a_cache_is_refused(case):
-    with pytest.raises(ValueError, match="a router's tokens see later ones, which a cache does not hold yet"):
+    with pytest.raises(ValueError, match="told of later ones by AttentionConfig, and a cache does not hold them yet"):
         case.model.allocate(1, T)
 
 

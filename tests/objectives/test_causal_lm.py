@@ -11,8 +11,19 @@ import pytest
 from llm_jax.core.metrics import means
 from llm_jax.core.trees import named_leaves
 from llm_jax.data.batch import Batch
+from llm_jax.inference.generate import Generator
+from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
+from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.build import build
 from llm_jax.models.families.bert import bert
+from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.heads import ClassHead
 from llm_jax.models.transformer import Transformer
@@ -128,7 +139,7 @@ def test_batches_are_pytrees_of_the_stated_types():
 
 
 OTHERS = {
-    "a mixer or a router of the model tells tokens of later ones": bert(2, 4, 16),
+    "AttentionConfig of the model tells tokens of later ones: give a mixer the mask Causal": bert(2, 4, 16),
     "the model's head is ClassHead": dataclasses.replace(tiny.tiny_gpt2(), head=ClassHead(3)),
     "blocks of the model have `cross` attention": t5(2, 4, 16, 24).decoder,
 }
@@ -139,3 +150,25 @@ def test_models_for_which_it_means_nothing_are_refused(message):
     CausalLMConfig().check(tiny.tiny_llama())
     with pytest.raises(ValueError, match=message):
         CausalLMConfig().check(OTHERS[message])
+
+
+AHEAD = {
+    "ExpertChoiceConfig": lambda **allowed: (ExpertChoiceConfig(2, **allowed), Dropless()),
+    "SinkhornConfig": lambda **allowed: (SinkhornConfig(**allowed), Dropless()),
+    "Capacity": lambda **allowed: (SoftmaxConfig(1, normalized=False), Capacity(priority="score", **allowed)),
+}
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_experts_that_tell_tokens_of_later_ones_are_refused_unless_that_is_meant(name):
+    def model(**allowed):
+        return with_experts(tiny.tiny_llama(), MoEConfig(4, GLUConfig(8), *AHEAD[name](**allowed)), [1])
+
+    with pytest.raises(ValueError, match=f"and {name} of the model tells .* set allow_future=True"):
+        CausalLMConfig().check(model())
+    with pytest.raises(ValueError, match=f"{name} of the model tells tokens of later ones, so it cannot write a row"):
+        Generator(build(model()), SamplingConfig(), 0, 0)
+    with pytest.raises(ValueError, match=f"decoder has {name}: its tokens are told of later ones"):
+        pair = t5(2, 4, 16, 24)
+        dataclasses.replace(pair, decoder=with_experts(pair.decoder, model().experts[0], [1]))
+    CausalLMConfig().check(model(allow_future=True))

@@ -66,8 +66,14 @@ class SequenceLoss(_Loss):
 
     weight: float = 0.0001
     """0.0001 in DeepSeek-V3, 0.003 in DeepSeek-V2."""
+    as_chosen: bool = True
+    """Whether the experts that a token chose count, as in DeepSeek-V2, or as many of its highest scores, before any
+    bias or limit, as in DeepSeek-V3 (eq. 18)."""
 
     def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
+        if not self.as_chosen:
+            best_BTK = jax.lax.top_k(routed.scores_BTE, routed.routes.experts_BTK.shape[-1])[1]
+            load_BTE = load(Choice(best_BTK, jnp.ones(best_BTK.shape)), load_BTE.shape[-1], real_BT)
         return _evenness(load_BTE, shares(routed.scores_BTE), real_BT, (1,))
 
 

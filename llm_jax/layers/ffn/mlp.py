@@ -29,8 +29,6 @@ class MLPConfig:
     out_init: Init = Normal(0.02)
     """Initialiser of the down projection, which writes to the residual stream."""
 
-    causal = True
-
     def __post_init__(self):
         _check(self)
 
@@ -59,8 +57,6 @@ class GLUConfig:
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the down projection, which writes to the residual stream."""
-
-    causal = True
 
     def __post_init__(self):
         _check(self)

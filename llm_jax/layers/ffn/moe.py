@@ -76,9 +76,9 @@ class MoEConfig:
         check_balance(self.balance, self.router)
 
     @property
-    def causal(self) -> bool:
-        """Whether no token is told of a later one."""
-        return self.router.causal
+    def looking_ahead(self) -> tuple[str, ...]:
+        """The types of what tells tokens of later ones."""
+        return tuple(type(part).__name__ for part in (self.router, self.dispatch) if not part.causal)
 
     def check_rows(self, length: int, parts: int) -> None:
         """

@@ -119,8 +119,10 @@ def load(routes: Routes, experts: int, real_BT: jax.Array) -> jax.Array:
     if isinstance(routes, Mixture):
         return jnp.sum(routes.combine_BTES, axis=-1) * real_BT[..., None]
     if isinstance(routes, Choice):
-        chosen_BTK = (routes.weights_BTK > 0).astype(jnp.float32) * real_BT[..., None]
-        return jnp.einsum("BTKE,BTK->BTE", jax.nn.one_hot(routes.experts_BTK, experts), chosen_BTK)
+        chosen_KBT = jnp.moveaxis((routes.weights_BTK > 0) * real_BT[..., None], -1, 0)
+        choices = zip(jnp.moveaxis(routes.experts_BTK, -1, 0), chosen_KBT, strict=True)
+        # One term after the other, so that no [B, T, K, E] is made of them.
+        return sum(jax.nn.one_hot(experts_BT, experts) * chosen_BT[..., None] for experts_BT, chosen_BT in choices)
     return spread(routes, (routes.weights_BGEC > 0).astype(jnp.float32), real_BT)
 
 

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import numpy as np
 
-_OF_LAYERS = ("max_load", "entropy", "dropped")
+_OF_LAYERS = ("max_load", "load_entropy", "max_importance", "entropy", "dropped")
 
 
 @flax.struct.dataclass
@@ -58,7 +58,7 @@ class Tallies:
     layers: dict[str, Tally]
 
     def told(self, name: str) -> dict[str, float]:
-        """The mean over all layers of each of their figures, and the first three of each layer after them.
+        """The mean over all layers of each of their figures, and all but `unserved` of each layer after them.
 
         max_load: tokens of the expert with most of them over the mean of all. entropy: mean of a token's scores, in
         nats. dropped: share of choices that no expert served. unserved: share of tokens that none did. load_entropy:

@@ -81,8 +81,9 @@ def experts(
       shared: how many are for all tokens.
     """
     out_init = residual_init(layers)
-    # The coefficients of V3 (4.2); those of V2 are of losses over devices as well.
-    balance = (SequenceLoss(1e-4), BiasUpdate()) if isinstance(router, SigmoidConfig) else (SequenceLoss(0.003),)
+    # V2 has losses over devices as well.
+    of_v3 = (SequenceLoss(1e-4, as_chosen=False), BiasUpdate())
+    balance = of_v3 if isinstance(router, SigmoidConfig) else (SequenceLoss(0.003),)
     expert, common = (GLUConfig(width, out_init=out_init) for width in (hidden, shared * hidden))
     return MoEConfig(count, expert, router, dispatch, balance, common)
 

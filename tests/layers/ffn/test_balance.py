@@ -18,7 +18,7 @@ from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
 from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.layers.ffn.routing import load
+from llm_jax.layers.ffn.routing import Choice, Routed, load
 from tests.helpers import routing
 
 LOGITS = routing.random_logits(3, 8, 4)
@@ -195,4 +195,17 @@ def test_what_does_not_fit_is_refused(build, message):
 def test_what_fits_is_built():
     _moe(SigmoidConfig(2), BiasUpdate(), SequenceLoss(), ZLoss())
     _moe(ExpertChoiceConfig(2), ZLoss())
-    assert dataclasses.replace(_moe(SOFTMAX), balance=(LoadLoss(), ImportanceLoss())).causal
+    assert not dataclasses.replace(_moe(SOFTMAX), balance=(LoadLoss(), ImportanceLoss())).looking_ahead
+
+
+def test_a_loss_of_rows_may_count_the_best_scores_instead_of_what_a_bias_chose():
+    """DeepSeek-V3, eq. 18: the bias decides who serves a token, and not what is evened out."""
+    scores_BTE = jnp.asarray([[[0.9, 0.5, 0.2, 0.1], [0.6, 0.8, 0.1, 0.3]]])
+    chosen = Routed(Choice(jnp.asarray([[[3], [3]]]), jnp.ones((1, 2, 1))), scores_BTE, scores_BTE)
+    real_BT = jnp.ones((1, 2))
+    shares_BTE = np.asarray(scores_BTE / scores_BTE.sum(-1, keepdims=True))
+    mean_E = shares_BTE.mean((0, 1))
+    load_BTE = load(chosen.routes, 4, real_BT)
+    np.testing.assert_allclose(SequenceLoss().loss(chosen, load_BTE, real_BT), [4 * mean_E[3]], rtol=1e-6)
+    told = SequenceLoss(as_chosen=False).loss(chosen, load_BTE, real_BT)
+    np.testing.assert_allclose(told, [4 * (mean_E[0] + mean_E[1]) / 2], rtol=1e-6)

@@ -131,4 +131,4 @@ def test_slots_serve_mixtures_and_nothing_else():
 @pytest.mark.parametrize("router", [ExpertChoiceConfig(2), SinkhornConfig(), SoftConfig(2, LENGTH)])
 def test_routers_that_look_ahead_are_not_causal(router):
     dispatch = Slots() if isinstance(router, SoftConfig) else Dense()
-    assert not MoEConfig(EXPERTS, GLUConfig(6), router, dispatch).causal
+    assert MoEConfig(EXPERTS, GLUConfig(6), router, dispatch).looking_ahead == (type(router).__name__,)

@@ -29,7 +29,11 @@ def test_figures_are_told_of_sums():
             "experts/max_load/stack/segment_1/block_0/0": 2.0,
             "experts/max_load/stack/segment_1/block_0/1": 1.0,
             "experts/load_entropy": (_entropy(0.3, 0.1, 0.1, 0.5) + np.log(4)) / 2,
+            "experts/load_entropy/stack/segment_1/block_0/0": _entropy(0.3, 0.1, 0.1, 0.5),
+            "experts/load_entropy/stack/segment_1/block_0/1": np.log(4),
             "experts/max_importance": (1.6 + 1.2) / 2,
+            "experts/max_importance/stack/segment_1/block_0/0": 1.6,
+            "experts/max_importance/stack/segment_1/block_0/1": 1.2,
             "experts/entropy": 0.5,
             "experts/entropy/stack/segment_1/block_0/0": 0.5,
             "experts/entropy/stack/segment_1/block_0/1": 0.5,
@@ -49,7 +53,8 @@ def test_layers_are_named_so_that_they_sort_and_weigh_alike():
     assert told["experts/max_load"] == pytest.approx((12 * 1 + 2) / 13)
 
 
-_WITHOUT_SCORES = ("max_load", "max_load/block/0", "load_entropy", "dropped", "dropped/block/0", "unserved")
+_OF_LAYERS = ("max_load", "load_entropy", "dropped")
+_WITHOUT_SCORES = (*_OF_LAYERS, *(f"{name}/block/0" for name in _OF_LAYERS), "unserved")
 
 
 def test_without_scores_there_is_neither_importance_nor_entropy():

@@ -286,5 +286,5 @@ def test_what_would_leak_or_is_not_there_is_refused():
     block = dataclasses.replace(CONFIG.segments[0].blocks[0], mixer=AttentionConfig(4, 4, 4))
     with pytest.raises(ValueError, match="not every mixer is RelativeAttentionConfig with the mask Permuted"):
         dataclasses.replace(CONFIG, segments=(*CONFIG.segments, Segment((block,), 1)))
-    with pytest.raises(ValueError, match="tokens see later ones, which a cache does not hold"):
+    with pytest.raises(ValueError, match="told of later ones by RelativeAttentionConfig, and a cache does not"):
         MODEL.apply({"params": PARAMS}, TOKENS, cache=MODEL.allocate(1, T))

@@ -23,6 +23,9 @@ class Dispatch:
     serves: ClassVar[tuple[type, ...]] = (Choice, Picks)
     """The kinds of routes that it knows."""
 
+    causal: ClassVar[bool] = True
+    """Whether no token's place depends on a later one's, first choices at least."""
+
     def check(self, router: Router) -> None:
         """Any router of such routes will do."""
 

@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
+from llm_jax.core.checks import check, check_one_of, check_positive_if_given
 from llm_jax.layers.ffn.dispatch import Dispatch, picked
 from llm_jax.layers.ffn.dispatch.rows import ordered
 from llm_jax.layers.ffn.dispatch.seats import ByIndex, Seats, SeatsConfig
@@ -37,6 +37,8 @@ class Capacity(Dispatch):
     """Who comes first among equal choices: the earlier token, or that whose best expert has the higher score, before
     weights are normalized (batch-prioritized routing; Riquelme et al. 2021, arXiv:2106.05974, section 4.1), so that
     even first choices depend on later tokens."""
+    allow_future: bool = False
+    """Whether a causal model may have the priority "score"."""
     group: int | None = None
     """Neighbouring tokens of a row that share the places; None: all of the row."""
     moves: SeatsConfig = ByIndex()
@@ -44,15 +46,28 @@ class Capacity(Dispatch):
 
     def __post_init__(self):
         # A factor above 0 gives every expert a place, so that no capacity drops everything.
-        check_positive(factor=self.factor)
+        check(
+            0 < self.factor < math.inf,
+            f"dispatch.factor is {self.factor}: it must be greater than 0 and finite; 1.25 is common, and "
+            "Dropless() has no limit",
+        )
         check_positive_if_given(group=self.group)
         check_one_of("priority", self.priority, ("position", "score"))
+
+    @property
+    def causal(self) -> bool:
+        return self.priority == "position" or self.allow_future
 
     def check(self, router: Router) -> None:
         """
         Raises:
-          ValueError: where scores are to come first and there are none.
+          ValueError: where scores are to come first and there are none, or experts pick their tokens.
         """
+        check(
+            router.routes is not Picks or self == Capacity(moves=self.moves),
+            f"dispatch is {self} and router {type(router).__name__} has places of its own, so that it says nothing: "
+            "leave it at Dropless(), and set the router's fields",
+        )
         check(
             self.priority == "position" or router.scored,
             f"dispatch.priority is {self.priority!r} and router {type(router).__name__} scores nothing, so that all "

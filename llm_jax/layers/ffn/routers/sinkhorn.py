@@ -22,7 +22,8 @@ from llm_jax.layers.mixers.context import Context
 class SinkhornConfig(Router):
     """In training the assignment of tokens to experts that balances their load, at evaluation the experts of the
     highest logits; weights sigmoid(logit) either way (BASE: Lewis et al. 2021, arXiv:2103.16716, section 3; by
-    Sinkhorn's algorithm: Clark et al. 2022, arXiv:2202.01169).
+    Sinkhorn's algorithm: Clark et al. 2022, arXiv:2202.01169). BASE solves the assignment exactly, and every expert
+    gets as many tokens; here loads differ by what so many iterations leave.
 
     The assignment is that of all tokens which a program sees at once, so that in training a token's expert depends on
     those after it, and on other rows.

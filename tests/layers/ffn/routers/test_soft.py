@@ -75,7 +75,7 @@ def test_costs_are_those_of_its_parameters_and_products():
     slots = EXPERTS * SLOTS
     expert = MOE.expert.matrix_flops(WIDTH)
     assert MOE.matrix_flops(WIDTH) == pytest.approx(3 * 2 * WIDTH * slots + slots / LENGTH * expert)
-    assert not MOE.causal
+    assert MOE.looking_ahead == ("SoftConfig",)
 
 
 def test_a_dispatch_that_has_no_slots_is_refused():
