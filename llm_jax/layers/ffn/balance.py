@@ -144,6 +144,7 @@ def check_balance(balance: tuple[Balance, ...], router: Router) -> None:
     Raises:
       ValueError: for what does not fit the router, or does not balance its bias.
     """
+    check(isinstance(balance, tuple), f"balance is {balance}: make it a tuple, such as (LoadLoss(0.01),)")
     for one in balance:
         one.check(router)
     updates = sum(isinstance(one, BiasUpdate) for one in balance)

@@ -24,7 +24,7 @@ from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.layers.ffn.routing import Choice, Routes, load
+from llm_jax.layers.ffn.routing import Routes, load
 from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
@@ -86,8 +86,7 @@ class MoEConfig:
           ValueError: for rows of so many tokens, in so many parts on as many devices, that groups do not divide.
         """
         self.router.check_rows(length, parts)
-        if self.router.routes is Choice:  # experts that pick have groups of their own
-            self.dispatch.check_rows(length, parts)
+        self.dispatch.check_rows(length, parts)
 
     def build(self, width: int, precision: Precision, name: str) -> "MoE":
         return MoE(self, width, precision, name=name)

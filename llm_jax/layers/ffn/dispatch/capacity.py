@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_one_of, check_positive_if_given
-from llm_jax.layers.ffn.dispatch import Dispatch, picked
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.rows import ordered
 from llm_jax.layers.ffn.dispatch.seats import ByIndex, Seats, SeatsConfig
 from llm_jax.layers.ffn.experts import Local
-from llm_jax.layers.ffn.routing import Choice, Picks, Router
+from llm_jax.layers.ffn.routing import Choice, Router
 
 Priority = Literal["position", "score"]
 
@@ -27,8 +27,7 @@ class Capacity(Dispatch):
     (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2).
 
     First choices come before second ones: whether a token's second choice is served may depend on later tokens. A token
-    whose choices are all dropped gets 0. A row's last group may be short; it has the places of a whole one. Experts
-    that pick their tokens have a capacity of their own, and serve all that they picked.
+    whose choices are all dropped gets 0. A row's last group may be short; it has the places of a whole one.
     """
 
     factor: float = 1.25
@@ -37,12 +36,14 @@ class Capacity(Dispatch):
     """Who comes first among equal choices: the earlier token, or that whose best expert has the higher score, before
     weights are normalized (batch-prioritized routing; Riquelme et al. 2021, arXiv:2106.05974, section 4.1), so that
     even first choices depend on later tokens."""
-    allow_future: bool = False
-    """Whether a causal model may have the priority "score"."""
     group: int | None = None
     """Neighbouring tokens of a row that share the places; None: all of the row."""
     moves: SeatsConfig = ByIndex()
     """How tokens come to their places."""
+    allow_future: bool = False
+    """Whether a causal model may have the priority "score"."""
+
+    serves = (Choice,)
 
     def __post_init__(self):
         # A factor above 0 gives every expert a place, so that no capacity drops everything.
@@ -61,13 +62,8 @@ class Capacity(Dispatch):
     def check(self, router: Router) -> None:
         """
         Raises:
-          ValueError: where scores are to come first and there are none, or experts pick their tokens.
+          ValueError: where scores are to come first and there are none.
         """
-        check(
-            router.routes is not Picks or self == Capacity(moves=self.moves),
-            f"dispatch is {self} and router {type(router).__name__} has places of its own, so that it says nothing: "
-            "leave it at Dropless(), and set the router's fields",
-        )
         check(
             self.priority == "position" or router.scored,
             f"dispatch.priority is {self.priority!r} and router {type(router).__name__} scores nothing, so that all "
@@ -91,12 +87,8 @@ class Capacity(Dispatch):
         # A product that is a whole number but for rounding is that number.
         return min(tokens, math.ceil(self.factor * choices * tokens / experts - 1e-9))
 
-    def run(
-        self, experts: Local, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def run(self, experts: Local, x_BTD: jax.Array, routes: Choice, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See dispatch.__init__."""
-        if isinstance(routes, Picks):
-            return picked.serve(experts, x_BTD, routes, real_BT)
         batch, length = real_BT.shape
         group = min(self.group or length, length)
         short = -length % group

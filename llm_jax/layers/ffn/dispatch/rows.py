@@ -77,10 +77,13 @@ def ordered(experts_GP: jax.Array, count: int) -> tuple[jax.Array, jax.Array, ja
     places_GP = jnp.broadcast_to(jnp.arange(choices), experts_GP.shape)
     if (count + 1) * choices < 2**31:
         # One number to sort instead of two: three times as fast on a CPU.
-        order_GP = jnp.sort(experts_GP * choices + places_GP) % choices
+        sorted_GP, order_GP = jnp.divmod(jnp.sort(experts_GP * choices + places_GP), choices)
     else:
         order_GP = jnp.argsort(experts_GP, stable=True)
+        sorted_GP = jnp.take_along_axis(experts_GP, order_GP, axis=1)
     group_G1 = jnp.arange(groups)[:, None]
     place_GP = places_GP.at[group_G1, order_GP].set(places_GP, unique_indices=True, mode="promise_in_bounds")
-    sizes_GE = jnp.sum(experts_GP[..., None] == jnp.arange(count), axis=1, dtype=jnp.int32)
+    # Where each expert's choices end, which are in order: to compare every choice with every expert takes more memory.
+    ends_GE = jax.vmap(lambda sorted_P: jnp.searchsorted(sorted_P, jnp.arange(count), side="right"))(sorted_GP)
+    sizes_GE = jnp.diff(ends_GE, axis=1, prepend=0).astype(jnp.int32)
     return order_GP, place_GP, sizes_GE

@@ -8,14 +8,21 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax.linen import meta
 
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.ffn.balance import LoadLoss, ZLoss
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.ffn.routing import Choice
 from llm_jax.planning.program import Program, read
 from llm_jax.sharding.line import Line
+from tests.helpers import routing
 
 B, T, D, F = 2, 512, 64, 32
 
@@ -45,6 +52,26 @@ def test_memory_does_not_grow_with_experts_but_for_their_weights():
     assert _temporary(64, 4) < _temporary(8, 4) + 1.1 * (64 - 8) * kernels
 
 
+def test_a_whole_layer_needs_no_row_of_experts_for_every_choice():
+    """Router, report and balance loss included: scores are [B, T, E], and nothing is K times as much."""
+    top, context = 8, routing.context(np.ones((B, T), bool))
+
+    def temporary(experts: int) -> int:
+        config = MoEConfig(experts, GLUConfig(4), SoftmaxConfig(top), balance=(LoadLoss(), ZLoss()))
+        layer = config.build(D, Precision(), "moe")
+        x_BTD = jax.ShapeDtypeStruct((B, T, D), jnp.float32)
+        params = jax.eval_shape(lambda x: meta.unbox(layer.init(jax.random.key(0), x, context)), x_BTD)
+
+        def total(params, x_BTD):
+            y_BTD, report = layer.apply(params, x_BTD, context)
+            return jnp.sum(y_BTD**2) + jnp.sum(report.loss_B)
+
+        program = read(jax.jit(jax.grad(total, argnums=(0, 1))).lower(params, x_BTD).compile())
+        return program.memory.temporary - 2 * 3 * experts * D * 4 * 4
+
+    assert temporary(256) - temporary(16) < 5 * B * T * (256 - 16) * 4
+
+
 def test_memory_is_that_of_the_choices():
     row = B * T * 4 * (D + F) * 4
     assert _temporary(8, 4) < 6 * row
@@ -71,5 +98,4 @@ def test_no_array_has_tokens_experts_and_places():
     made = jax.make_jaxpr(jax.grad(run))(jnp.zeros((B, T, D))).jaxpr
     held = {leaf.size for leaf in jax.tree.leaves(weights)}
     largest = max(size for size in _sizes(made) if size not in held)
-    # Choices by experts, to count them, and rows of all choices; and neither times anything.
-    assert largest <= B * T * top * max(experts, D)
+    assert largest <= B * T * top * D
