@@ -1,7 +1,8 @@
 """How tokens come to their experts, and results back.
 
 A dispatch is a config type, a `Dispatch`. It has `run(experts, x_BTD, routes, real_BT)`, which one device calls with
-its own tokens:
+its own tokens; `serves`, the kinds of routes that it knows; `causal`; `check(router)` and `check_rows(length, parts)`,
+which raise ValueError where a router or rows do not fit. `run` is given
 
   experts: `Local`, what computes rows of tokens.
   x_BTD: its tokens.
