@@ -78,10 +78,27 @@ def gradients(
     dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
 ) -> Any:
     """Of a sum in which every result counts differently, by weights, tokens and the weights of routes."""
+    return _both(dispatch, weights, x_BTD, routes, real_BT)[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def both(
+    dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """What `serve` and `gradients` give, by one program."""
+    return _both(dispatch, weights, x_BTD, routes, real_BT)
+
+
+def _both(
+    dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
     float_of = "weights_BTK" if isinstance(routes, Choice) else "weights_BGEC"
 
-    def total(weights: dict[str, Any], x_BTD: jax.Array, added: jax.Array) -> jax.Array:
-        y_BTD, _ = serve(dispatch, weights, x_BTD, routes.replace(**{float_of: added}), real_BT)
-        return jnp.sum(y_BTD * jnp.cos(jnp.arange(y_BTD.size, dtype=jnp.float32).reshape(y_BTD.shape)))
+    def total(weights: dict[str, Any], x_BTD: jax.Array, added: jax.Array) -> tuple[jax.Array, Any]:
+        y_BTD, served_BT = serve(dispatch, weights, x_BTD, routes.replace(**{float_of: added}), real_BT)
+        counted = jnp.sum(y_BTD * jnp.cos(jnp.arange(y_BTD.size, dtype=jnp.float32).reshape(y_BTD.shape)))
+        return counted, (y_BTD, served_BT)
 
-    return jax.grad(total, argnums=(0, 1, 2))(weights, x_BTD, getattr(routes, float_of))
+    graded = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
+    (_, served), found = graded(weights, x_BTD, getattr(routes, float_of))
+    return served, found
