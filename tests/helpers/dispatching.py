@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import strategies as st
 
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local, names
@@ -48,6 +49,21 @@ def choices(batch: int, length: int, count: int, top: int, seed: int = 0) -> Cho
 def choice(experts_BTK: Any, weights_BTK: Any) -> Choice:
     """Of arrays."""
     return Choice(jnp.asarray(experts_BTK, jnp.int32), jnp.asarray(weights_BTK, jnp.float32))
+
+
+@st.composite
+def loads(draw: Any, batch: int, length: int, count: int, top: int) -> tuple[Choice, jax.Array]:
+    """Routes, and which tokens are real: few different weights and scores, so that many are equal, choices that are
+    none, experts that nobody chose, and at times all tokens with the same experts."""
+    tokens = batch * length
+    order = st.permutations(range(count)).map(lambda order: order[:top])
+    experts = draw(order.map(lambda one: [one] * tokens) | st.lists(order, min_size=tokens, max_size=tokens))
+    several = lambda of, number: np.reshape(draw(st.lists(of, min_size=number, max_size=number)), (batch, length, -1))  # noqa: E731
+    weights_BTK = several(st.sampled_from([0.0, 0.25, 0.5]), tokens * top)
+    best_BT = several(st.sampled_from([0.25, 0.5, 0.75]), tokens)[..., 0]
+    real_BT = several(st.sampled_from([True, True, False]), tokens)[..., 0]
+    routes = choice(np.reshape(experts, (batch, length, top)), weights_BTK)
+    return routes.replace(best_BT=jnp.asarray(best_BT, jnp.float32)), jnp.asarray(real_BT)
 
 
 def picks(batch: int, groups: int, tokens: int, count: int, taken: int, seed: int = 0) -> Picks:
