@@ -49,7 +49,7 @@ def _finalized(number):
 
 @pytest.mark.parametrize("top", [1, 2])
 @pytest.mark.parametrize(("vocabulary", "experts"), [(5, 2), (32, 3), (1000, 64), (2**31, 8)])
-def test_a_hash_ranks_experts_by_the_mix_of_its_paper_bit_by_bit(vocabulary, experts, top):
+def test_a_hash_ranks_experts_by_the_finalizer_of_murmurhash_bit_by_bit(vocabulary, experts, top):
     tokens = np.unique(np.linspace(0, vocabulary - 1, 200).astype(np.int32))
     expected = []
     for token in tokens.tolist():
