@@ -13,7 +13,7 @@ import numpy as np
 from flax.linen import meta
 
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.balance import BiasUpdate, SequenceLoss
+from llm_jax.layers.ffn.balance import BiasUpdate, ImportanceLoss, LoadLoss, SequenceLoss
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.dispatch.slots import Slots
 from llm_jax.layers.ffn.mlp import GLUConfig
@@ -23,6 +23,7 @@ from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
+from llm_jax.layers.ffn.routing import Choice
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
@@ -63,8 +64,8 @@ def balanced(rate: float = RATE) -> TransformerConfig:
 
 
 def routed() -> dict[str, float]:
-    """By router the largest relative difference of what a layer gives and tells between rows on several devices and on
-    one."""
+    """By router the largest relative difference of what a layer gives and tells, losses over the batch and over rows
+    among it, between rows on several devices and on one."""
     sharding = ShardingConfig(MeshConfig(data=2, fsdp=2, context=2), Both(FullySharded(), ContextParallel(Ring())))
     layout = Layout.of(sharding, jax.devices())
     generator = np.random.default_rng(0)
@@ -74,7 +75,9 @@ def routed() -> dict[str, float]:
     found = {}
     for router in ROUTERS:
         dispatch = Slots() if isinstance(router, SoftConfig) else Dropless()
-        config = MoEConfig(4, GLUConfig(6), router, dispatch)
+        balanced = router.routes is Choice and router.scored
+        balance = (LoadLoss(1.0), SequenceLoss(1.0), ImportanceLoss(1.0)) if balanced else ()
+        config = MoEConfig(4, GLUConfig(6), router, dispatch, balance)
         layer = config.build(8, Precision(), "moe")
         params = jax.tree.map(lambda leaf: 10 * leaf, meta.unbox(layer.init(jax.random.key(0), x, context)["params"]))
         run = lambda x: layer.apply({"params": params}, x, context, rngs={"dropout": jax.random.key(1)})  # noqa: B023, E731

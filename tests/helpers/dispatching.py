@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import strategies as st
 
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local, names
@@ -50,6 +51,21 @@ def choice(experts_BTK: Any, weights_BTK: Any) -> Choice:
     return Choice(jnp.asarray(experts_BTK, jnp.int32), jnp.asarray(weights_BTK, jnp.float32))
 
 
+@st.composite
+def loads(draw: Any, batch: int, length: int, count: int, top: int) -> tuple[Choice, jax.Array]:
+    """Routes, and which tokens are real: few different weights and scores, so that many are equal, choices that are
+    none, experts that nobody chose, and at times all tokens with the same experts."""
+    tokens = batch * length
+    order = st.permutations(range(count)).map(lambda order: order[:top])
+    experts = draw(order.map(lambda one: [one] * tokens) | st.lists(order, min_size=tokens, max_size=tokens))
+    several = lambda of, number: np.reshape(draw(st.lists(of, min_size=number, max_size=number)), (batch, length, -1))  # noqa: E731
+    weights_BTK = several(st.sampled_from([0.0, 0.25, 0.5]), tokens * top)
+    best_BT = several(st.sampled_from([0.25, 0.5, 0.75]), tokens)[..., 0]
+    real_BT = several(st.sampled_from([True, True, False]), tokens)[..., 0]
+    routes = choice(np.reshape(experts, (batch, length, top)), weights_BTK)
+    return routes.replace(best_BT=jnp.asarray(best_BT, jnp.float32)), jnp.asarray(real_BT)
+
+
 def picks(batch: int, groups: int, tokens: int, count: int, taken: int, seed: int = 0) -> Picks:
     """Random ones from groups of so many tokens."""
     generator = np.random.default_rng(seed)
@@ -78,10 +94,27 @@ def gradients(
     dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
 ) -> Any:
     """Of a sum in which every result counts differently, by weights, tokens and the weights of routes."""
+    return _both(dispatch, weights, x_BTD, routes, real_BT)[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def both(
+    dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """What `serve` and `gradients` give, by one program."""
+    return _both(dispatch, weights, x_BTD, routes, real_BT)
+
+
+def _both(
+    dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
     float_of = "weights_BTK" if isinstance(routes, Choice) else "weights_BGEC"
 
-    def total(weights: dict[str, Any], x_BTD: jax.Array, added: jax.Array) -> jax.Array:
-        y_BTD, _ = serve(dispatch, weights, x_BTD, routes.replace(**{float_of: added}), real_BT)
-        return jnp.sum(y_BTD * jnp.cos(jnp.arange(y_BTD.size, dtype=jnp.float32).reshape(y_BTD.shape)))
+    def total(weights: dict[str, Any], x_BTD: jax.Array, added: jax.Array) -> tuple[jax.Array, Any]:
+        y_BTD, served_BT = serve(dispatch, weights, x_BTD, routes.replace(**{float_of: added}), real_BT)
+        counted = jnp.sum(y_BTD * jnp.cos(jnp.arange(y_BTD.size, dtype=jnp.float32).reshape(y_BTD.shape)))
+        return counted, (y_BTD, served_BT)
 
-    return jax.grad(total, argnums=(0, 1, 2))(weights, x_BTD, getattr(routes, float_of))
+    graded = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
+    (_, served), found = graded(weights, x_BTD, getattr(routes, float_of))
+    return served, found

@@ -108,6 +108,27 @@ def test_no_token_is_told_of_a_later_one_at_evaluation(router):
     np.testing.assert_allclose(run(X)[:, :4], run(later)[:, :4], rtol=1e-5, atol=1e-6)
 
 
+PLACELESS = {
+    "softmax": SoftmaxConfig(2),
+    "softmax, not normalized": SoftmaxConfig(2, normalized=False),
+    "sigmoid with bias and groups": SigmoidConfig(2, limit=GroupLimit(2, 1)),
+    "hash": HashConfig(2),
+}
+
+
+@pytest.mark.parametrize("dispatch", ["dense", "dropless"])
+@pytest.mark.parametrize("router", PLACELESS)
+def test_tokens_in_another_order_give_results_in_that_order(router, dispatch):
+    _, layer, params = _made(PLACELESS[router], DISPATCHES[dispatch])
+    run = jax.jit(lambda x, context: layer.apply({"params": params}, x, context))
+    y, told = run(X, CONTEXT)
+    order = np.random.default_rng(4).permutation(LENGTH)
+    for moved in (np.s_[:, order], np.s_[::-1], np.s_[::-1, order]):
+        found, report = run(X[moved], routing.context(REAL[moved], TOKENS[moved]))
+        np.testing.assert_allclose(found, np.asarray(y)[moved], rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(report.tally.load_E, told.tally.load_E)
+
+
 @pytest.mark.parametrize("dispatch", ["capacity", "dropless"])
 def test_products_of_experts_are_kept_where_products_are(dispatch):
     _, layer, params = _made(ROUTERS["softmax"], DISPATCHES[dispatch])

@@ -3,8 +3,10 @@
 Legend: B batch, T length, E experts, K choices of a token.
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,23 +18,26 @@ from llm_jax.layers.ffn.dispatch.dense import Dense
 from llm_jax.layers.ffn.dispatch.seats import ByIndex, ByProducts
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
-from tests.helpers.dispatching import EXPERT, choice, choices, everyone, gradients, serve, tokens, weights
+from llm_jax.layers.ffn.routing import Choice
+from tests.helpers.dispatching import EXPERT, both, choice, choices, everyone, loads, serve, tokens, weights
 
 E = 4
 
 
-def _served(dispatch: Capacity, experts_BTK, weights_BTK, real_BT) -> np.ndarray:
+def _served(dispatch: Capacity, routes: Choice, real_BT, count: int = E) -> np.ndarray:
     """Which choices are served, bool [B, T, K]: places are given away one after the other."""
+    experts_BTK, weights_BTK = np.asarray(routes.experts_BTK), np.asarray(routes.weights_BTK)
+    best_BT = weights_BTK.max(-1) if routes.best_BT is None else np.asarray(routes.best_BT)
     batch, length, top = experts_BTK.shape
     group = dispatch.group or length
-    places = max(1, math.ceil(dispatch.factor * top * group / E))
+    places = max(1, math.ceil(dispatch.factor * top * group / count))
     served_BTK = np.zeros(experts_BTK.shape, bool)
     for row in range(batch):
         for start in range(0, length, group):
-            free = [places] * E
+            free = [places] * count
             queue = [t for t in range(start, min(start + group, length)) if real_BT[row, t]]
             if dispatch.priority == "score":
-                queue.sort(key=lambda t: -max(weights_BTK[row, t]))
+                queue.sort(key=lambda t: -best_BT[row, t])
             for k in range(top):
                 for t in queue:
                     expert = experts_BTK[row, t, k]
@@ -42,15 +47,18 @@ def _served(dispatch: Capacity, experts_BTK, weights_BTK, real_BT) -> np.ndarray
     return served_BTK
 
 
-def _agrees(dispatch: Capacity, routes, real_BT) -> None:
-    """Results are those of all experts with the weights of dropped choices set to 0."""
-    x_BTD = tokens(*real_BT.shape)
-    served_BTK = _served(dispatch, np.asarray(routes.experts_BTK), np.asarray(routes.weights_BTK), real_BT)
-    y_BTD, served_BT = serve(dispatch, weights(E), x_BTD, routes, jnp.asarray(real_BT))
+def _agrees(dispatch: Capacity, routes: Choice, real_BT, count: int = E) -> None:
+    """Results and gradients are those of all experts with the weights of dropped choices set to 0."""
+    arguments, real_BT = (weights(count), tokens(*real_BT.shape)), np.asarray(real_BT)
+    served_BTK = _served(dispatch, routes, real_BT, count)
+    (y_BTD, served_BT), found = both(dispatch, *arguments, routes, jnp.asarray(real_BT))
     np.testing.assert_array_equal(served_BT, served_BTK.sum(-1))
     kept = routes.replace(weights_BTK=jnp.where(served_BTK, routes.weights_BTK, 0))
-    expected_BTD = serve(Dense(), weights(E), x_BTD, kept, jnp.asarray(real_BT))[0]
-    np.testing.assert_allclose(y_BTD, expected_BTD, rtol=1e-5, atol=1e-5)
+    (expected_BTD, _), (dweights, dx_BTD, droutes_BTK) = both(Dense(), *arguments, kept, jnp.asarray(real_BT))
+    # A choice that is dropped teaches the router nothing.
+    expected = expected_BTD, dweights, dx_BTD, np.where(served_BTK, droutes_BTK, 0)
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(same, (y_BTD, *found), expected)
 
 
 @pytest.mark.parametrize("moves", [ByIndex(), ByProducts()])
@@ -63,31 +71,20 @@ def test_places_are_given_away_in_order(factor, priority, group, moves):
     _agrees(Capacity(factor, priority, group, moves), choices(2, 24, E, 2, seed=4), real_BT)
 
 
-@settings(max_examples=50, deadline=None)
-@given(data=st.data(), top=st.sampled_from([2, E]), priority=st.sampled_from(["position", "score"]))
-def test_ties_empty_experts_and_crowds_are_settled_in_order(data, top, priority):
-    length = 6
-    expert = st.permutations(range(E)).map(lambda order: order[:top])
-    experts = data.draw(st.lists(expert, min_size=length, max_size=length))
-    parts = st.sampled_from([0.0, 0.25, 0.5])
-    shares = data.draw(st.lists(st.lists(parts, min_size=top, max_size=top), min_size=length, max_size=length))
-    real = data.draw(st.lists(st.booleans(), min_size=length, max_size=length))
-    _agrees(Capacity(0.5, priority), choice([experts], [shares]), np.asarray([real]))
+HYPOTHETICAL = [  # shape B, T, E, K; one place, every expert chosen, short groups
+    ((2, 6, 4, 2), Capacity(0.5)),
+    ((2, 6, 4, 2), Capacity(0.01, "score")),
+    ((1, 7, 3, 3), Capacity(0.01, group=4)),
+    ((1, 7, 3, 3), Capacity(0.5, "score", group=4)),
+    ((2, 5, 4, 1), Capacity(1.0, "score", moves=ByProducts())),
+]
 
 
-@pytest.mark.parametrize("moves", [ByIndex(), ByProducts()])
-def test_gradients_are_those_of_the_choices_that_are_served(moves):
-    dispatch, routes, real_BT = Capacity(0.5, moves=moves), choices(2, 24, E, 2), np.ones((2, 24), bool)
-    served_BTK = _served(dispatch, np.asarray(routes.experts_BTK), np.asarray(routes.weights_BTK), real_BT)
-    arguments = weights(E), tokens(2, 24)
-    dweights, dx_BTD, droutes_BTK = gradients(dispatch, *arguments, routes, jnp.asarray(real_BT))
-    kept = routes.replace(weights_BTK=jnp.where(served_BTK, routes.weights_BTK, 0))
-    expected = gradients(Dense(), *arguments, kept, jnp.asarray(real_BT))
-    for name in dweights:
-        for found, wanted in zip(dweights[name], expected[0][name], strict=True):
-            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(dx_BTD, expected[1], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(droutes_BTK, np.where(served_BTK, expected[2], 0), rtol=1e-5, atol=1e-5)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), case=st.sampled_from(HYPOTHETICAL))
+def test_ties_empty_experts_and_crowds_are_settled_in_order(data, case):
+    shape, dispatch = case
+    _agrees(dispatch, *data.draw(loads(*shape)), shape[2])
 
 
 def test_first_choices_come_before_second_ones():

@@ -38,6 +38,40 @@ def test_a_hash_knows_a_token_again_whatever_it_has_become(top):
     np.testing.assert_allclose(routes.weights_BTK, 1 / top, rtol=1e-6)
 
 
+def _finalized(number):
+    """MurmurHash3's fmix32, in whole numbers of any size."""
+    number ^= number >> 16
+    number = number * 0x85EBCA6B % 2**32
+    number ^= number >> 13
+    number = number * 0xC2B2AE35 % 2**32
+    return number ^ number >> 16
+
+
+@pytest.mark.parametrize("top", [1, 2])
+@pytest.mark.parametrize(("vocabulary", "experts"), [(5, 2), (32, 3), (1000, 64), (2**31, 8)])
+def test_a_hash_ranks_experts_by_the_finalizer_of_murmurhash_bit_by_bit(vocabulary, experts, top):
+    tokens = np.unique(np.linspace(0, vocabulary - 1, 200).astype(np.int32))
+    expected = []
+    for token in tokens.tolist():
+        mixes = [_finalized((_finalized(token) + expert) % 2**32) >> 1 for expert in range(experts)]
+        expected.append(routing.best(np.array(mixes), top))
+    routes = _routes(HashConfig(top), experts, tokens[None], x=np.zeros((1, len(tokens), 3), np.float32))
+    np.testing.assert_array_equal(routes.experts_BTK[0], expected)
+
+
+@pytest.mark.parametrize("top", [1, 2])
+@pytest.mark.parametrize(("vocabulary", "experts"), [(1, 2), (32, 3), (300, 8)])
+def test_ids_are_dealt_each_to_the_experts_with_least_text_so_far(vocabulary, experts, top):
+    counts = np.random.default_rng(vocabulary).integers(0, 20, vocabulary)  # many are equal, some are 0
+    table, loads = np.zeros((vocabulary, top), np.int32), np.zeros(experts, np.int64)
+    for token in np.argsort(-counts, kind="stable"):
+        table[token] = np.argsort(loads, kind="stable")[:top]
+        loads[table[token]] += counts[token]
+    config, tokens = HashConfig(top, tuple(counts.tolist())), np.arange(vocabulary, dtype=np.int32)[None]
+    routes = _routes(config, experts, tokens, x=np.zeros((1, vocabulary, 3), np.float32))
+    np.testing.assert_array_equal(routes.experts_BTK[0], table)
+
+
 def test_a_hash_gives_all_experts_about_as_many_ids():
     tokens = np.arange(8000, dtype=np.int32).reshape(1, -1)
     routes = _routes(HashConfig(2), 8, tokens, x=np.zeros((1, 8000, 3), np.float32))

@@ -76,6 +76,27 @@ def test_of_equal_scores_the_first_expert_is_chosen(data, shape):
     np.testing.assert_array_equal(told.sum(-1), top)
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), top=st.sampled_from([1, 3]), limit=st.sampled_from(LIMITS[1:]))
+def test_of_equal_groups_and_experts_the_first_are_chosen(data, top, limit):
+    # Scores of exactly 0, 0.5 and 1, and sums with the bias that no rounding tells apart.
+    several = lambda of, count: np.array(data.draw(st.lists(st.sampled_from(of), min_size=count, max_size=count)))  # noqa: E731
+    logits, bias = several([-200.0, 0.0, 200.0], 16).reshape(1, 2, 8), several([-0.25, 0.0, 0.25], 8)
+    found = route(SigmoidConfig(top, limit=limit), logits, bias=bias.astype(np.float32))
+    scores = np.sign(logits) / 2 + 0.5
+    np.testing.assert_array_equal(found.scores_BTE, scores)
+    np.testing.assert_array_equal(found.routes.experts_BTK, routing.chosen(scores + bias, top, limit))
+    for ranks, experts in zip((scores + bias)[0], np.asarray(found.routes.experts_BTK[0]), strict=True):
+        assert len(set(experts)) == top
+        groups = set(experts // (8 // limit.groups))
+        assert len(groups) <= limit.kept
+        worth = np.sort(ranks.reshape(limit.groups, -1))[:, -limit.best :].sum(-1)
+        assert min(worth[list(groups)]) >= np.sort(worth)[-limit.kept]
+        inside = np.isin(np.arange(8) // (8 // limit.groups), list(groups))
+        inside[experts] = False
+        assert all(ranks[inside] <= min(ranks[experts]))
+
+
 def test_scores_that_saturate_leave_weights_finite():
     logits = np.full((1, 2, 8), -200, np.float32)
     for config in (SoftmaxConfig(2), SigmoidConfig(2, corrected=False)):
