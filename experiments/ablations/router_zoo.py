@@ -8,8 +8,8 @@ Command:  llm-jax ablate experiments/ablations/router_zoo.py
 Hardware: two CPU cores.
 Measured: experiments/README.md. Learned routers beat random ones; softmax, with or without a capacity, beats the dense
           model by 0.04 nats, others by less than that or by no more than chance. Without a balance loss the busiest
-          expert gets over three times the mean, and a capacity then drops 38% of all choices, which costs more than
-          experts gain. The bias balances as well as the loss, after 400 updates.
+          expert gets over three times the mean, and a capacity then drops 38% of all choices, after which nothing is
+          left of the gain. The bias balances as well as the loss, after 400 updates.
 
 Every second layer has eight experts of half the dense ffn's width, and a token visits two. Expert choice and Sinkhorn's
 assignment look at tokens that are still to be predicted: the loss of the first is told of them and says little, the
