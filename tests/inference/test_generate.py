@@ -193,7 +193,7 @@ LLAMA = PUBLISHED["llama"]
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (bert(1, 2, 8), "it is no decoder"),
+        (bert(1, 2, 8), "AttentionConfig of the model tells tokens of later ones"),
         (PAIRS["t5"], "reads what an encoder made of another row"),
         (PAIRS["bart"].decoder, "reads what an encoder made of another row"),
         (dataclasses.replace(LLAMA, head=ClassHead(3)), "head is ClassHead, which scores no vocabulary"),
