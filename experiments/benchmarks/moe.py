@@ -165,7 +165,8 @@ def measure(arguments: Arguments, dtype: NumberType) -> list[tuple[str, ...]]:
         if arguments.torch and (mixture := mixtures[name]) is not None:
             # One for all of as many experts: it knows no capacity.
             peer = dataclasses.replace(mixture, dispatch=Dropless())
-            contenders.setdefault(peer, torch_gradients(size, peer, dtype, tokens))
+            if peer not in contenders:
+                contenders[peer] = torch_gradients(size, peer, dtype, tokens)
     seconds = {key: median(times) for key, times in alternate(contenders, arguments.rounds).items()}
 
     def row(name: str) -> tuple[str, ...]:

@@ -27,7 +27,8 @@ def table(
     The difference is that of the means, and its error sqrt(s1^2 / n1 + s2^2 / n2) (Welch 1947).
 
     Args:
-      measures: further columns, as (measure, format of its numbers).
+      measures: further columns, as (measure, format of its numbers); where some seeds have none, how many have one is
+        said.
       facts: the last columns, for what all seeds of a variant share: its text, by name of the variant.
     """
     measures, facts = measures or {}, facts or {}
@@ -37,7 +38,7 @@ def table(
     for name, runs in results.items():
         losses = values(runs, held_out_loss)
         away = "-" if runs is baseline else f"{np.mean(losses) - np.mean(first):+.4f} ± {_error(losses, first):.4f}"
-        found = [spread(values(runs, measure), form) for measure, form in measures.values()]
+        found = [_cell(runs, measure, form) for measure, form in measures.values()]
         told = [texts[name] for texts in facts.values()]
         rows.append((name, f"{len(runs)}", spread(losses, ".4f"), away, *found, *told))
     return markdown_table(("variant", "seeds", "held-out loss", "to the first", *measures, *facts), rows)
@@ -109,6 +110,11 @@ def spread(found: Sequence[float], form: str) -> str:
         return "-"
     mean = format(float(np.mean(found)), form)
     return f"{mean} ± {float(np.std(found, ddof=1)):{form}}" if len(found) > 1 else mean
+
+
+def _cell(runs: Sequence[Run], measure: Measure, form: str) -> str:
+    found = values(runs, measure)
+    return spread(found, form) + f" ({len(found)} of {len(runs)})" * (0 < len(found) < len(runs))
 
 
 def _error(one: Sequence[float], other: Sequence[float]) -> float:

@@ -69,6 +69,12 @@ def test_a_report_is_a_table_and_curves_unless_the_file_has_its_own(results, tmp
     assert "3 of mine" in (folder / "report.md").read_text()
 
 
+def test_a_mean_of_some_seeds_says_of_how_many(results):
+    cells = _cells(ablation.table(results, {"below": (ablation.steps_to(2.05), ",.0f")}))
+    # Of 2.0, 2.1 and 2.3 one is below after its last update; of 1.5, 1.6 and 1.4 all are.
+    assert cells["base"][-1] == "19 (1 of 3)" and "of" not in cells["better"][-1]
+
+
 def test_what_a_run_did_not_record_is_a_dash(results):
     cells = _cells(ablation.table(results, {"absent": (ablation.trained_tail("absent"), ".1f")}))
     assert cells["wild"][-1] == "-"

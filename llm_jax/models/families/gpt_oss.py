@@ -43,8 +43,8 @@ def gpt_oss(
     Args:
       hidden: width of an expert.
       windows: tokens that each layer sees; None: 128 and all in turn.
-      balance: None: a load loss with the coefficient of Switch Transformer. The paper states none; the 0.9 of the
-        published config.json is ninety times what others were trained with.
+      balance: None: a load loss with the coefficient of Switch Transformer. The paper states none, and the
+        0.9 of the published config.json is not said to have served its training.
     """
     norm, out_init = RMSNormConfig(epsilon), residual_init(layers)
     balance = (LoadLoss(0.01, first=False),) if balance is None else balance
