@@ -16,7 +16,7 @@ from rich.console import Console
 from llm_jax.analysis import ablation, experts, plots
 from llm_jax.analysis.documents import check_markers, publish, with_pictures
 from llm_jax.analysis.report import compare, markdown_table, write_report
-from llm_jax.assemble import experiment_programs, run_training
+from llm_jax.assemble import experiment_programs
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core import config
 from llm_jax.core.checks import check, did_you_mean
@@ -35,6 +35,7 @@ from llm_jax.parity.strategies import DEVICES
 from llm_jax.planning import shardings
 from llm_jax.sharding.partition import Layout
 from llm_jax.trained import Trained
+from llm_jax.training_run import run_training
 from llm_jax.variants import run_variants
 from llm_jax.verbs import Ablate, Convert, Experts, Families, Generate, Params, Parity, Report, Shardings, Show, Train
 

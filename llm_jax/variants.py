@@ -11,12 +11,13 @@ from rich.console import Console
 
 from llm_jax.analysis.ablation import Results
 from llm_jax.analysis.runs import load_run
-from llm_jax.assemble import experiment_programs, run_training
+from llm_jax.assemble import experiment_programs
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core.checks import check_positive
 from llm_jax.data.feed import global_batch
 from llm_jax.experiment import Experiment
 from llm_jax.sharding.partition import Layout
+from llm_jax.training_run import run_training
 
 WARM_UP = 2
 """Updates of each variant before its time is taken."""

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.assemble import _check_hosts, assemble, run_training
+from llm_jax.assemble import assemble
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import ModularAdditionConfig
 from llm_jax.hosts import Group
 from llm_jax.models import count
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.train.step import StepConfig
+from llm_jax.training_run import _check_hosts, run_training
 from tests.helpers import tiny_run
 from tests.hosts.lines import everywhere, lines
 

@@ -33,6 +33,7 @@ LEVELS = (
     ("analysis", "parity"),
     ("experiment",),
     ("assemble", "trained"),
+    ("training_run",),
     ("variants", "verbs"),
     ("__init__",),
     ("cli",),

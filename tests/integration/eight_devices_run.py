@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
-from llm_jax.assemble import assemble, run_training
+from llm_jax.assemble import assemble
 from llm_jax.checkpoints.restore import restore_state
 from llm_jax.core.trees import size_bytes
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import DataParallel, FullySharded, PipelineParallel, ShardingConfig
+from llm_jax.training_run import run_training
 from tests.helpers import tiny_run
 
 LAYOUTS = {

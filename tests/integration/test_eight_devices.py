@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from llm_jax.assemble import run_training
+from llm_jax.training_run import run_training
 from tests.helpers import command_line, tiny_run
 
 pytestmark = pytest.mark.slow

@@ -5,12 +5,12 @@ import math
 import re
 
 from llm_jax.analysis.report import write_report
-from llm_jax.assemble import run_training
 from llm_jax.layers.ffn.balance import BiasUpdate, SequenceLoss
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.scores import Jitter
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig
 from llm_jax.models.stack import Segment
+from llm_jax.training_run import run_training
 from tests.helpers import tiny_run
 from tests.helpers.command_line import llm_jax
 

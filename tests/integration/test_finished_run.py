@@ -2,11 +2,11 @@ import shutil
 
 import pytest
 
-from llm_jax.assemble import run_training
 from llm_jax.checkpoints.restore import best_step
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import MarkovConfig, MixtureConfig, WeightedSource
 from llm_jax.experiment import EvaluationConfig
+from llm_jax.training_run import run_training
 from tests.helpers import tiny_run
 from tests.helpers.command_line import llm_jax
 from tests.integration.outcome import starts

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from llm_jax.assemble import run_training
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import load_experiment
+from llm_jax.training_run import run_training
 from tests.helpers import tiny_run
 from tests.helpers.host_processes import start_hosts, wait_hosts
 from tests.integration.outcome import starts

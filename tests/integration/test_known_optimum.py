@@ -5,11 +5,12 @@ import math
 
 import pytest
 
-from llm_jax.assemble import assemble, run_training
+from llm_jax.assemble import assemble
 from llm_jax.data import CopyConfig, DataConfig, MarkovConfig
 from llm_jax.experiment import EvaluationConfig, Experiment
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.optim import AdamWConfig, Cosine
+from llm_jax.training_run import run_training
 
 TASKS = {
     # How near to its optimum a model of this size and length of training comes.

@@ -8,11 +8,12 @@ import threading
 
 import pytest
 
-from llm_jax import assemble as composition
-from llm_jax.assemble import run_training
+from llm_jax import training_run
+from llm_jax.assemble import assemble
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core.run_directory import RunDirectory
+from llm_jax.training_run import run_training
 from tests.helpers import tiny_run
 from tests.integration.outcome import assert_identical, records, starts
 
@@ -29,7 +30,7 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts(lab, cache):
     """Assembled once, so that all runs share their compiled programs."""
-    return composition.assemble(tiny_run.experiment(lab, steps=STEPS), cache)
+    return assemble(tiny_run.experiment(lab, steps=STEPS), cache)
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def train(monkeypatch, parts, cache):
             return parts.programs.step(state, batch)
 
         programs = dataclasses.replace(parts.programs, step=step)
-        monkeypatch.setattr(composition, "assemble", lambda *_: dataclasses.replace(parts, programs=programs))
+        monkeypatch.setattr(training_run, "assemble", lambda *_: dataclasses.replace(parts, programs=programs))
         run = run_training(parts.experiment, runs, cache)
         for timer in timers:
             timer.join()
