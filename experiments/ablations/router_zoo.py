@@ -12,7 +12,7 @@ Measured: experiments/README.md. With three seeds no difference between losses i
           as well as the loss, after 400 steps.
 
 Every second layer has eight experts of half the dense ffn's width, and a token visits two. Expert choice and Sinkhorn's
-assignment are not causal: expert choice sees the tokens that it predicts, so that its loss is not comparable; Sinkhorn's
+assignment are not causal: expert choice sees the tokens that it predicts, so that its loss is not comparable; the
 assignment is global in training only. Soft mixtures mix whole sequences and are not part of this causal comparison.
 """
 

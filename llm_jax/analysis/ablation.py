@@ -7,7 +7,7 @@ import numpy as np
 
 from llm_jax.analysis import plots
 from llm_jax.analysis.report import markdown_table
-from llm_jax.analysis.runs import Run, held_out_set, last, median
+from llm_jax.analysis.runs import Run, held_out_set, last, median, swept
 from llm_jax.core.files import write_atomically
 
 Results = dict[str, list[Run]]
@@ -46,16 +46,41 @@ def table(
 
 def write(results: Results, folder: Path, report: Callable[[Results, Path], str] | None) -> str:
     """Writes report.md into `folder` and returns its text: that of `report`, which may write pictures beside it, else
-    the table of all variants and the curves of their losses."""
+    the table of all variants, the curves of their losses, the differences seed by seed and, for a sweep over one
+    number, the final loss against that number."""
     if report is None:
-        plots.save(plots.variants_figure(results), folder / "loss.png")
-        text = (
-            f"{table(results, {'tokens/s': (tokens_per_second, ',.0f')})}\n\n![held-out loss of each variant](loss.png)"
+        text = f"{table(results, {'tokens/s': (tokens_per_second, ',.0f')})}\n\n" + "\n".join(
+            _pictures(results, folder)
         )
     else:
         text = report(results, folder)
     write_atomically(folder / "report.md", f"# {folder.name}\n\n{text}\n")
     return text
+
+
+def differences(results: Results, measure: Measure) -> dict[str, list[float]]:
+    """Of every variant but the first, `measure` minus that of the first variant's run with the same seed, by seed."""
+    (_, baseline), *others = results.items()
+    first = {run.fields["seed"]: measure(run) for run in baseline}
+    pairs = {name: [(measure(run), first.get(run.fields["seed"])) for run in runs] for name, runs in others}
+    return {name: [a - b for a, b in found if a is not None and b is not None] for name, found in pairs.items()}
+
+
+def _pictures(results: Results, folder: Path) -> list[str]:
+    """Draws the pictures of the report into `folder`; returns the lines of Markdown that show them."""
+    plots.save(plots.variants_figure(results), folder / "loss.png")
+    lines = ["![held-out loss of each variant](loss.png)"]
+    found = differences(results, held_out_loss)
+    if any(found.values()):
+        name = next(iter(results))
+        plots.save(plots.differences_figure(found, name, "nats per token"), folder / "differences.png")
+        lines.append(f"![difference to {name}, seed by seed](differences.png)")
+    runs = [run for found in results.values() for run in found if held_out_loss(run) is not None]
+    if (sweep := swept(runs)) is not None:
+        losses = values(runs, held_out_loss)
+        plots.save(plots.sweep_figure(*sweep, losses, "nats per token"), folder / "sweep.png")
+        lines.append("![final loss against the swept field](sweep.png)")
+    return lines
 
 
 def held_out_loss(run: Run) -> float | None:

@@ -1,18 +1,19 @@
 """Figures of one or several runs. They are matplotlib Figure objects: no window, no global state.
 
-Colours are those of Okabe & Ito, which readers with any kind of colour vision can tell apart; beyond seven runs the
-dashes differ too.
+Colours are those of Okabe & Ito, which readers with any kind of colour vision can tell apart. Dashes differ too, so
+that a curve that covers another leaves it visible; curves that are equal are named in the legend.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, NullLocator
 
-from llm_jax.analysis.runs import Curve, Run, held_out_set, last, median
+from llm_jax.analysis.runs import Curve, Run, held_out_set, labels, last, median
 from llm_jax.evals.specialisation import CLASSES, Specialisation
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -22,6 +23,8 @@ _GREY = "#8C8C8C"
 _TEXT = "#333333"
 _TOKENS = "tokens seen"
 _MAX_LEGEND = 8
+_MAX_FIXED_TICKS = 12
+_LOG_AXIS_RATIO = 8
 _SMOOTHED_FRACTION = 50
 
 
@@ -34,11 +37,12 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
     counter = "tokens" if all("tokens" in run.train for run in runs) else "step"
     several = len(runs) > 1
     sets = sorted({name for run in runs for name in run.evals})
-    for index, run in enumerate(runs):
-        _draw_training(axes, run, index, counter, label=run.name if several else "train")
+    names = _equal_named(labels(runs) if several else ["train"], [run.train.get("loss") for run in runs])
+    for index, (run, label) in enumerate(zip(runs, names, strict=True)):
+        _draw_training(axes, run, index, counter, label)
         for number, name in enumerate(sets):
-            colour = _style(index if several else 1 + number)[0]
-            _draw_evaluation(axes, run, name, counter, colour, _MARKERS[number % len(_MARKERS)], joined=not several)
+            colour, marker = _style(index if several else 1 + number)[0], _MARKERS[number % len(_MARKERS)]
+            _draw_evaluation(axes, run, name, counter, colour, marker, joined=not several, hollow=index % 2 == 1)
     if several:
         for number, name in enumerate(sets):
             axes.plot([], [], _MARKERS[number % len(_MARKERS)], color=_GREY, label=f"evaluated on {name}")
@@ -50,13 +54,13 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
 def variants_figure(results: dict[str, Sequence[Run]], title: str = "held-out loss") -> Figure:
     """Held-out loss of variants against steps: mean over the runs of each, and a band of one standard deviation."""
     figure, axes = _figure(title, "loss (nats per token)", height=4.4)
-    for index, (label, runs) in enumerate(results.items()):
-        if (name := held_out_set(runs)) is None:
-            continue
-        steps, losses = runs[0].evals[name]["step"], np.array([run.evals[name]["loss"] for run in runs])
+    evaluated = {label: runs for label, runs in results.items() if held_out_set(runs) is not None}
+    curves = [_held_out_losses(runs) for runs in evaluated.values()]
+    names = _equal_named(list(evaluated), [losses for _, losses in curves])
+    for index, (label, (steps, losses)) in enumerate(zip(names, curves, strict=True)):
         (colour, dashes), mean = _style(index), losses.mean(axis=0)
         axes.plot(steps, mean, dashes, color=colour, linewidth=1.8, label=label)
-        if len(runs) > 1:
+        if len(losses) > 1:
             deviation = losses.std(axis=0, ddof=1)
             axes.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
     _finish(axes, "step")
@@ -64,29 +68,76 @@ def variants_figure(results: dict[str, Sequence[Run]], title: str = "held-out lo
     return figure
 
 
+def differences_figure(differences: dict[str, Sequence[float]], baseline: str, unit: str) -> Figure:
+    """Difference of each variant's final held-out loss to that of `baseline` with the same seed: a dot for every seed,
+    a bar for their mean. Left of zero is better.
+
+    Args:
+      differences: by variant, one number a seed; variants without any are left out.
+      unit: of the loss, such as 'nats per token'.
+    """
+    shown = {name: found for name, found in differences.items() if len(found)}
+    figure, axes = _figure(f"final held-out loss minus {baseline}'s, seed by seed", "", height=1.3 + 0.4 * len(shown))
+    for index, found in enumerate(shown.values()):
+        axes.plot(found, [index] * len(found), "o", color=_COLOURS[0], alpha=0.6, markeredgewidth=0)
+        axes.plot([np.mean(found)], [index], "|", color=_COLOURS[1], markersize=20, markeredgewidth=2.5)
+    axes.axvline(0, color=_GREY, linewidth=1.2, zorder=0)
+    axes.set_yticks(range(len(shown)), shown)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(f"difference ({unit}); dot: one seed, bar: mean", color=_TEXT)
+    return figure
+
+
+def sweep_figure(field: str, values: Sequence[float], losses: Sequence[float], unit: str) -> Figure:
+    """Final held-out loss against the swept field: a dot for every run, a line through the means of equal values.
+
+    Args:
+      field: path of the field in the experiment.
+      values: the field's value in each run.
+      losses: final held-out loss of each run; a loss that is not finite is not drawn.
+      unit: of the loss.
+    """
+    figure, axes = _figure("final held-out loss", f"loss ({unit})", height=4.4)
+    pairs = [(value, loss) for value, loss in zip(values, losses, strict=True) if np.isfinite(loss)]
+    distinct = sorted({value for value, _ in pairs})
+    means = [np.mean([loss for value, loss in pairs if value == one]) for one in distinct]
+    axes.plot(distinct, means, "-", color=_COLOURS[0], linewidth=1.8)
+    axes.plot(*zip(*pairs, strict=True), "o", color=_COLOURS[0], markeredgecolor="white", markeredgewidth=0.8)
+    axes.set_xlabel(field, color=_TEXT)
+    if distinct[0] > 0 and distinct[-1] / distinct[0] >= _LOG_AXIS_RATIO:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    if len(distinct) <= _MAX_FIXED_TICKS:
+        axes.xaxis.set_major_locator(FixedLocator(distinct))
+        axes.xaxis.set_major_formatter("{x:g}")
+    return figure
+
+
 def throughput_figure(runs: Sequence[Run]) -> Figure:
     """Tokens per second against steps, from zero up; dashed: the median of each run."""
     figure, axes = _figure("throughput", "tokens per second")
-    for index, run in enumerate(runs):
+    for index, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
         if (middle := median(run.train, "tokens_per_second")) is None:
             continue
         colour, dashes = _style(index)
-        label = f"median {middle:,.0f}" if len(runs) == 1 else f"{run.name}, median {middle:,.0f}"
+        label = f"median {middle:,.0f}" if len(runs) == 1 else f"{name}, median {middle:,.0f}"
         axes.plot(run.train["step"], run.train["tokens_per_second"], dashes, color=colour, linewidth=1, alpha=0.8)
         axes.axhline(middle, color=colour, linewidth=1.5, linestyle=(0, (5, 3)), label=label)
     _finish(axes, "step")
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,g}")
     return figure
 
 
 def learning_rate_figure(runs: Sequence[Run]) -> Figure:
     """Learning rate against steps."""
     figure, axes = _figure("learning rate", "learning rate")
-    for index, run in enumerate(runs):
+    names = _equal_named(labels(runs), [run.train.get("learning_rate") for run in runs])
+    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
         if "learning_rate" in run.train:
             colour, dashes = _style(index)
-            label = run.name if len(runs) > 1 else None
+            label = name if len(runs) > 1 else None
             axes.plot(run.train["step"], run.train["learning_rate"], dashes, color=colour, linewidth=1.8, label=label)
     _finish(axes, "step")
     axes.set_ylim(bottom=0)
@@ -105,8 +156,8 @@ def experts_figure(runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(7.5, 6.2), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(3, sharex=True), panels.items(), strict=True):
         _dress(axes, "experts" if name == "max_load" else "", label)
-        for index, run in enumerate(runs):
-            _draw_experts(axes, run, index, name, several=len(runs) > 1)
+        for index, (run, of) in enumerate(zip(runs, labels(runs), strict=True)):
+            _draw_experts(axes, run, index, name, label=of if len(runs) > 1 else None)
         _finish(axes, "step" if name == "entropy" else "")
         axes.margins(y=0.1)
         axes.set_ylim(bottom=1 if name == "max_load" else 0)
@@ -189,23 +240,27 @@ def _draw_training(axes: Axes, run: Run, index: int, counter: str, label: str) -
     axes.plot(run.train[counter], moving_mean(run.train["loss"]), dashes, color=colour, linewidth=1.8, label=label)
 
 
-def _draw_evaluation(axes: Axes, run: Run, name: str, counter: str, colour: str, marker: str, joined: bool) -> None:
+def _draw_evaluation(
+    axes: Axes, run: Run, name: str, counter: str, colour: str, marker: str, joined: bool, hollow: bool
+) -> None:
     """Points of one evaluation set, joined by a line and named in the legend where there is but one run."""
     curve = run.evals.get(name, {})
     if "loss" not in curve:
         return
     (line,) = axes.plot(_positions(run, curve, counter), curve["loss"], marker, color=colour, zorder=3)
-    line.set(markersize=6, markeredgecolor="white", markeredgewidth=0.8)
+    if hollow:
+        line.set(markersize=9, markerfacecolor="none", markeredgewidth=1.5)
+    else:
+        line.set(markersize=6, markeredgecolor="white", markeredgewidth=0.8)
     if joined:
         line.set(linestyle="-", linewidth=1, label=name)
 
 
-def _draw_experts(axes: Axes, run: Run, index: int, name: str, several: bool) -> None:
+def _draw_experts(axes: Axes, run: Run, index: int, name: str, label: str | None) -> None:
     mean, (colour, dashes) = f"experts/{name}", _style(index)
-    for column in () if several else (c for c in run.train if c.startswith(f"{mean}/")):
+    for column in () if label else (c for c in run.train if c.startswith(f"{mean}/")):
         axes.plot(run.train["step"], moving_mean(run.train[column]), color=colour, linewidth=0.8, alpha=0.3)
     if mean in run.train:
-        label = run.name if several else None
         axes.plot(run.train["step"], moving_mean(run.train[mean]), dashes, color=colour, linewidth=1.8, label=label)
 
 
@@ -219,7 +274,28 @@ def _positions(run: Run, curve: Curve, counter: str) -> np.ndarray:
 
 def _style(index: int) -> tuple[str, str]:
     """Colour and dashes of the run at `index`."""
-    return _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
+    return _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
+
+
+def _equal_named(names: Sequence[str], curves: Sequence[np.ndarray | None]) -> list[str]:
+    """The names; that of a curve equal to an earlier one names it too, as the two cover each other."""
+    shown = []
+    for index, (name, curve) in enumerate(zip(names, curves, strict=True)):
+        equal = (
+            other
+            for other, earlier in zip(names[:index], curves, strict=False)
+            if curve is not None and earlier is not None and np.array_equal(curve, earlier, equal_nan=True)
+        )
+        first = next(equal, None)
+        shown.append(name if first is None else f"{name} (equal to {first})")
+    return shown
+
+
+def _held_out_losses(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
+    """(steps [n], losses [runs, n]) at the steps that every run was evaluated at."""
+    curves = [run.evals[held_out_set(runs)] for run in runs if run.evals]
+    steps = functools.reduce(np.intersect1d, [curve["step"] for curve in curves])
+    return steps, np.array([curve["loss"][np.isin(curve["step"], steps)] for curve in curves])
 
 
 def _figure(title: str, ylabel: str, height: float = 3.2) -> tuple[Figure, Axes]:
@@ -243,6 +319,7 @@ def _finish(axes: Axes, xlabel: str) -> None:
     axes.set_xlabel(xlabel, color=_TEXT)
     axes.margins(x=0.02)
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # steps and tokens are whole numbers
     axes.xaxis.set_major_formatter((lambda x, _: quantity(x)) if xlabel == _TOKENS else "{x:,.0f}")
     entries = len(axes.get_legend_handles_labels()[0])
     if entries > _MAX_LEGEND:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from llm_jax.analysis import plots
-from llm_jax.analysis.runs import Run, differences, held_out_set, last, load_run, median, setting
+from llm_jax.analysis.runs import Run, differences, held_out_set, labels, last, load_run, median, setting, swept
 from llm_jax.core.checks import check
 from llm_jax.core.files import write_atomically
 from llm_jax.core.run_directory import RunDirectory
@@ -63,6 +64,9 @@ def compare(runs: Sequence[Path], output: Path) -> str:
     if any("loss" in curve for run in loaded for curve in (run.train, *run.evals.values())):
         picture = plots.save(plots.loss_figure(loaded), output.with_suffix(".png"))
         parts.append(f"![loss of the runs]({picture.name})")
+    if (sweep := _sweep(loaded)) is not None:
+        picture = plots.save(sweep, output.with_name(f"{output.stem}_sweep.png"))
+        parts.append(f"![final loss against the swept field]({picture.name})")
     text = "\n\n".join(parts) + "\n"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, text)
@@ -180,7 +184,7 @@ def _fact(key: str, value: Any) -> str:
 
 def _comparison(runs: Sequence[Run]) -> list[str]:
     """The table of all runs; where experiments differ in many fields, those get a table of their own."""
-    names, changed, held_out = _names(runs), differences(runs, ignore=["name"]), held_out_set(runs)
+    names, changed, held_out = labels(runs), differences(runs, ignore=["name"]), held_out_set(runs)
     metrics = [_metrics(run, held_out) for run in runs]
     recorded = [metric for metric in _FORMATS if any(values[metric] is not None for values in metrics)]
     columns = changed if len(changed) <= _MAX_COLUMNS else []
@@ -196,12 +200,21 @@ def _comparison(runs: Sequence[Run]) -> list[str]:
     return parts
 
 
+def _sweep(runs: Sequence[Run]) -> Figure | None:
+    """Final held-out loss against the field that the runs sweep over; None where they are no sweep."""
+    found, name = swept(runs), held_out_set(runs)
+    if found is None or name is None:
+        return None
+    losses = [last(run.evals.get(name, {}), "loss") for run in runs]
+    return plots.sweep_figure(*found, [np.nan if loss is None else loss for loss in losses], "nats per token")
+
+
 def _seeds(runs: Sequence[Run]) -> list[str]:
     """Mean and standard deviation of each metric over runs that differ only in seed and name."""
     groups: dict[tuple, list[int]] = collections.defaultdict(list)
     for index, run in enumerate(runs):
         groups[tuple((path, text) for path, text in run.fields.items() if path not in ("seed", "name"))].append(index)
-    names, held_out = _names(runs), held_out_set(runs)
+    names, held_out = labels(runs), held_out_set(runs)
     rows = []
     for group in groups.values():
         if len(group) > 1:
@@ -242,12 +255,6 @@ def _spread(metric: str, values: Sequence[float | None]) -> str:
 
 def _written(metric: str, value: float | None) -> str:
     return "-" if value is None else _FORMATS[metric](value)
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """Folder names, or whole paths where two folders share a name."""
-    count = collections.Counter(run.name for run in runs)
-    return [run.name if count[run.name] == 1 else str(run.path) for run in runs]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -104,6 +104,18 @@ def held_out_set(runs: Sequence[Run]) -> str | None:
     return min(shared, key=lambda name: (name != "test", name != "validation", name), default=None)
 
 
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Names that distinguish the runs: of each the shortest end of its path that no other run shares.
+
+    Raises:
+      ValueError: if one run directory is given twice.
+    """
+    parts = [run.path.resolve().parts for run in runs]
+    twice = [str(run.path) for index, run in enumerate(runs) if parts[index] in parts[:index]]
+    check(not twice, f"{', '.join(twice)} is given more than once: name each run directory once")
+    return [_shortest_end(own, [other for other in parts if other != own]) for own in parts]
+
+
 def setting(run: Run, path: str) -> str:
     """A field of the experiment as a reader writes it: strings without quotes, types without their module."""
     text = run.fields.get(path, "-")
@@ -118,6 +130,33 @@ def differences(runs: Sequence[Run], ignore: Sequence[str] = ()) -> list[str]:
     """Paths at which the experiments of the runs differ, but for those in `ignore`."""
     paths = dict.fromkeys(path for run in runs for path in run.fields if path not in ignore)
     return [path for path in paths if len({run.fields.get(path) for run in runs}) > 1]
+
+
+def _shortest_end(own: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
+    lengths = range(1, len(own) + 1)
+    length = next((n for n in lengths if all(other[-n:] != own[-n:] for other in others)), len(own))
+    return str(Path(*own[-length:]))
+
+
+def swept(runs: Sequence[Run]) -> tuple[str, list[float]] | None:
+    """The field of a sweep over one number, with its value in each run: the only field but seed and name in which the
+    experiments differ, or the first of several that change together; None for other runs and fewer than three values.
+    """
+    changed = differences(runs, ignore=("name", "seed"))
+    columns = [[_plain_number(run.fields.get(path)) for run in runs] for path in changed]
+    if not columns or any(value is None for column in columns for value in column):
+        return None
+    first = columns[0]
+    together = all(len(set(zip(first, other, strict=True))) == len(set(first)) == len(set(other)) for other in columns)
+    return (changed[0], first) if together and len(set(first)) > 2 else None
+
+
+def _plain_number(text: str | None) -> float | None:
+    try:
+        value = json.loads(text or "null")
+    except json.JSONDecodeError:
+        return None
+    return float(value) if _is_number(value) and np.isfinite(value) else None
 
 
 def _evals(records: list[dict]) -> dict[str, Curve]:

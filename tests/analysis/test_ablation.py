@@ -69,6 +69,18 @@ def test_a_report_is_a_table_and_curves_unless_the_file_has_its_own(results, tmp
     assert "3 of mine" in (folder / "report.md").read_text()
 
 
+def test_differences_are_those_of_equal_seeds(results):
+    shuffled = results | {"better": results["better"][::-1], "wild": results["wild"][1:]}
+    found = ablation.differences(shuffled, ablation.held_out_loss)
+    assert found == {"better": pytest.approx([-0.9, -0.5, -0.5]), "wild": pytest.approx([0.9, -0.3])}
+
+
+def test_the_picture_of_differences_is_part_of_the_report(results, tmp_path):
+    text = ablation.write(results, tmp_path, None)
+    assert "(differences.png)" in text and (tmp_path / "differences.png").stat().st_size > 1000
+    assert "sweep" not in text
+
+
 def test_a_mean_of_some_seeds_says_of_how_many(results):
     cells = _cells(ablation.table(results, {"below": (ablation.steps_to(2.05), ",.0f")}))
     # Of 2.0, 2.1 and 2.3 one is below after its last update; of 1.5, 1.6 and 1.4 all are.

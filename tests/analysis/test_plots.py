@@ -1,5 +1,6 @@
 """Figures show the recorded numbers at the recorded places, and are files with something in them."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -46,9 +47,81 @@ def test_loss_is_drawn_against_steps_if_a_run_has_no_tokens(run, make_run):
 
 
 def test_every_run_of_many_looks_different(run):
-    figure = plots.loss_figure([run] * 12)
-    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines if line.get_label() == "run"}
-    assert len(styles) == 12
+    runs = [dataclasses.replace(run, path=run.path / str(number)) for number in range(12)]
+    figure = plots.loss_figure(runs)
+    drawn = [line for line in figure.axes[0].lines if line.get_label()[0].isdigit()]
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == 12
+
+
+def _tick_labels(figure) -> list[tuple[float, str]]:
+    """(position, text) of the x ticks that a reader sees."""
+    (axes,) = figure.axes
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    return [(x, label.get_text()) for x, label in ticks if low <= x <= high]
+
+
+@pytest.mark.parametrize("figure", [plots.loss_figure, plots.throughput_figure, plots.learning_rate_figure])
+@pytest.mark.parametrize("steps", [2, 5, 8, 9])
+def test_ticks_of_short_runs_stand_at_the_number_that_they_show(make_run, figure, steps):
+    records = [
+        {"kind": "train", "step": step, "time": 1.0, "loss": 3.0, "learning_rate": 0.1, "tokens_per_second": 9.0}
+        for step in range(1, steps + 1)
+    ]
+    ticks = _tick_labels(figure([load_run(make_run("short", records))]))
+    assert len(ticks) > 1 and all(float(text) == x for x, text in ticks)
+
+
+def test_runs_of_one_name_have_labels_that_differ(make_run, train_record):
+    records = [train_record(step, 3.0, tokens_per_second=step) for step in (1, 2)]
+    runs = [load_run(make_run(f"{folder}/tiny", records)) for folder in ("one", "two")]
+    for figure in (plots.loss_figure, plots.throughput_figure, plots.learning_rate_figure):
+        names = [text.get_text() for text in figure(runs).axes[0].get_legend().get_texts()]
+        assert len(set(names)) == 2 and "one/tiny" in names[0] and "two/tiny" in names[1]
+
+
+def test_equal_curves_are_both_visible_and_named(make_run, train_record):
+    losses = {"a": [3.0, 2.0], "b": [3.0, 2.5], "c": [3.0, 2.0]}
+    runs = [load_run(make_run(n, [train_record(i + 1, x) for i, x in enumerate(v)])) for n, v in losses.items()]
+    figure = plots.loss_figure(runs)
+    drawn = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in drawn] == ["a", "b", "c (equal to a)"]
+    # A dashed line over a full one leaves parts of it visible.
+    assert drawn[0].get_linestyle() == "-" and drawn[2].get_linestyle() != "-"
+    results = {name: [run] for name, run in zip(losses, runs, strict=True)}
+    assert lines(plots.learning_rate_figure(runs)).keys() == {"a", "b (equal to a)", "c (equal to a)"}
+    assert not plots.variants_figure(results).axes[0].lines, "without an evaluation there is no held-out curve"
+
+
+def test_variants_of_which_a_run_was_cut_short_are_drawn_to_where_all_runs_came(make_run, eval_record):
+    lengths = {"whole": 4, "cut": 2}
+    runs = [
+        load_run(make_run(name, [eval_record("validation", 10 * step, 3.0) for step in range(1, 1 + length)]))
+        for name, length in lengths.items()
+    ]
+    (line,) = plots.variants_figure({"variant": runs}).axes[0].lines
+    np.testing.assert_array_equal(line.get_xdata(), [10, 20])
+
+
+def test_differences_have_a_dot_for_every_seed_and_a_bar_at_the_mean():
+    figure = plots.differences_figure({"wide": [-0.1, 0.3], "deep": [0.2], "lost": []}, "base", "nats per token")
+    (axes,) = figure.axes
+    drawn = [line.get_data() for line in axes.lines if line.get_marker() in ("o", "|")]
+    assert [list(x) for x, _ in drawn] == [[-0.1, 0.3], [pytest.approx(0.1)], [0.2], [0.2]]
+    assert [list(y) for _, y in drawn] == [[0, 0], [0], [1, 1][:1], [1]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["wide", "deep"]
+    assert "base" in axes.get_title(loc="left") and "nats per token" in axes.get_xlabel()
+
+
+def test_a_sweep_shows_every_run_at_its_value_and_the_means(run):
+    rates, losses = [1e-4, 1e-3, 1e-3, 1e-2], [3.0, 2.0, 4.0, np.nan]
+    (axes,) = plots.sweep_figure("optimizer.peak_lr", rates, losses, "nats per token").axes
+    mean, dots = axes.lines
+    np.testing.assert_array_equal(mean.get_data(), [[1e-4, 1e-3], [3, 3]])
+    np.testing.assert_array_equal(dots.get_data(), [rates[:3], losses[:3]])
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "optimizer.peak_lr"
+    assert [text for _, text in _tick_labels(axes.figure)] == ["0.0001", "0.001"]
 
 
 def test_throughput_names_the_median_and_starts_at_zero(run):

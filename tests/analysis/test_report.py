@@ -184,9 +184,32 @@ def test_many_differences_get_a_table_of_their_own(make_run, tmp_path):
     assert table["field"] == ["one", "two"] and table["i"] == ["8", "18"]
 
 
-def test_runs_of_one_name_are_told_apart_by_path(make_run, tmp_path):
-    runs = [make_run("first/same"), make_run("second/same")]
-    assert {str(path) for path in runs} < set(rows(compare(runs, tmp_path / "out.md")))
+def test_runs_of_one_name_are_told_apart_by_the_end_of_their_path(make_run, tmp_path):
+    runs = [make_run("first/same"), make_run("second/same"), make_run("other")]
+    assert {"first/same", "second/same", "other"} < set(rows(compare(runs, tmp_path / "out.md")))
+
+
+def test_a_run_named_twice_is_refused(make_run, tmp_path):
+    run = make_run("first/same")
+    with pytest.raises(ValueError, match="more than once"):
+        compare([run, run.parent / ".." / "first" / "same"], tmp_path / "out.md")
+
+
+def test_a_sweep_over_one_number_has_its_plot(make_run, eval_record, experiments, tmp_path):
+    rates = (1e-4, 1e-3, 1e-2)
+    base = experiments["Experiment"]()
+    paths = [
+        make_run(
+            f"{rate}-{seed}",
+            [eval_record("validation", 1, 2.0 + seed)],
+            experiment=dataclasses.replace(base, seed=seed, optimizer=experiments["AdamW"](rate)),
+        )
+        for rate in rates
+        for seed in (0, 1)
+    ]
+    text = compare(paths, tmp_path / "lr.md")
+    assert "(lr_sweep.png)" in text and (tmp_path / "lr_sweep.png").stat().st_size > 5_000
+    assert "sweep" not in compare(paths[:2], tmp_path / "seeds.md")
 
 
 def test_bad_runs_are_refused(make_run, tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from llm_jax.analysis.runs import differences, held_out_set, last, load_run, median, setting
+from llm_jax.analysis.runs import differences, held_out_set, labels, last, load_run, median, setting, swept
 from llm_jax.core.run_directory import RunDirectory
 
 
@@ -102,3 +102,34 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         load_run(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is not a run directory: it has no experiment.txt"):
         load_run(tmp_path)
+
+
+def _varied(make_run, experiments, kind="varied", **fields) -> list:
+    """One run for each combination, field by field, of values of the toy experiment."""
+    base = experiments["Experiment"]()
+    columns = [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+    paths = [make_run(f"{kind}/{i}", experiment=dataclasses.replace(base, **one)) for i, one in enumerate(columns)]
+    return [load_run(path) for path in paths]
+
+
+def test_a_sweep_is_one_number_that_varies(make_run, experiments):
+    runs = _varied(make_run, experiments, steps=(10, 10, 20, 40), seed=(0, 1, 0, 0))
+    assert swept(runs) == ("steps", [10, 10, 20, 40])
+    assert swept(runs[:3]) is None, "two values are no sweep"
+
+
+def test_a_sweep_may_change_several_numbers_together_only(make_run, experiments):
+    rates = [experiments["AdamW"](rate, decay) for rate, decay in ((1e-4, 0.1), (1e-3, 0.2), (1e-2, 0.3))]
+    assert swept(_varied(make_run, experiments, "together", optimizer=rates)) == (
+        "optimizer.peak_lr",
+        [1e-4, 1e-3, 1e-2],
+    )
+    grid = [experiments["AdamW"](rate, decay) for rate in (1e-4, 1e-3, 1e-2) for decay in (0.1, 0.2)]
+    assert swept(_varied(make_run, experiments, "grid", optimizer=grid)) is None
+    types = [experiments["AdamW"](1e-4), experiments["AdamW"](1e-3), experiments["Lion"](1e-2)]
+    assert swept(_varied(make_run, experiments, "types", optimizer=types)) is None
+
+
+def test_labels_are_the_shortest_ends_that_differ(make_run):
+    names = ("a/x/tiny", "b/x/tiny", "c/big")
+    assert labels([load_run(make_run(name)) for name in names]) == ["a/x/tiny", "b/x/tiny", "big"]
