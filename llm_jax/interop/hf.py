@@ -23,7 +23,7 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.permutation import permuted
 from llm_jax.interop.settings import Settings
-from llm_jax.interop.weights import WeightFolder, write_folder
+from llm_jax.interop.weights import WeightFolder, read_json, write_folder
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.models.build import Model, abstract_parameters, build
@@ -198,10 +198,7 @@ def _placement(given: dict[str, jax.Array], counts_tokens: bool = False) -> Plac
 def _options(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
     check(path.exists(), f"{folder} has no {_CONFIG}: it is not a folder that save_pretrained wrote")
-    try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
+    options = read_json(path)
     check(
         options.setdefault("quantization_config") is None,
         f"{path} has quantization_config: quantized weights are not supported; take the unquantized checkpoint",

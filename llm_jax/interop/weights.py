@@ -3,7 +3,8 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -18,24 +19,35 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
 class WeightFolder(contextlib.ExitStack):
-    """The tensors of a folder, by name; a context that keeps its files open."""
+    """The tensors of a folder, by name; a context that keeps its files open.
+
+    Where there is an index, it decides which file a tensor is read from, and a tensor that it does not list is no part
+    of the model.
+    """
 
     def __init__(self, folder: Path):
-        """ValueError for a folder without safetensors, or with a shard missing or damaged."""
+        """
+        Raises:
+          ValueError: for a folder without safetensors; a shard that is missing, damaged or outside the folder; an index
+            that is malformed, or lists a tensor that its shard lacks; a tensor in two files and no index.
+        """
         super().__init__()
-        self._files = {}
-        for path in _paths(folder):
-            try:
-                opened = self.enter_context(safe_open(path, framework="numpy"))
-            except (SafetensorError, OSError) as error:
-                self.close()
-                raise ValueError(f"{path} cannot be read ({error}): fetch it again") from error
-            self._files |= dict.fromkeys(opened.keys(), opened)
+        index = _read_index(folder)
+        with contextlib.ExitStack() as opened:
+            shards = {path: opened.enter_context(_opened(path)) for path in _paths(folder, index)}
+            stored = {path: set(shard.keys()) for path, shard in shards.items()}
+            places = _places(stored) if index is None else _indexed(folder, index, stored)
+            self.push(opened.pop_all())
+        self._files = {name: shards[path] for name, path in places.items()}
 
     @property
     def names(self) -> set[str]:
         """Names of all tensors."""
         return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header of its file."""
+        return tuple(self._files[name].get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the type it is stored in. ValueError for one that is not of real numbers."""
@@ -45,6 +57,17 @@ class WeightFolder(contextlib.ExitStack):
             f"tensor {name} is of type {kind}: only {', '.join(_REAL)} are read, no quantized weights",
         )
         return self._files[name].get_tensor(name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. ValueError for a file that cannot be read, or holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    # Python's parser raises ValueError for a number of thousands of digits, and RecursionError for deep nesting.
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
+    check(isinstance(found, dict), f"{path} holds {_shortened(found)}: it must be a JSON object; fetch it again")
+    return found
 
 
 def write_folder(folder: Path, sizes: dict[str, int], tensor: Callable[[str], np.ndarray], shard_bytes: int) -> None:
@@ -94,13 +117,75 @@ def _shard_name(number: int, count: int) -> str:
     return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _paths(folder: Path) -> list[Path]:
-    index = folder / _INDEX
-    if index.exists():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(name for name in names if not (folder / name).exists())
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): fetch it again") from error
+
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    """{tensor: file} of the folder's index; None where it has none."""
+    path = folder / _INDEX
+    if not path.exists():
+        return None
+    places = read_json(path).get("weight_map")
+    check(
+        isinstance(places, dict) and bool(places),
+        f"{path} has weight_map = {_shortened(places)}: it must name the file of each tensor; fetch it again",
+    )
+    wrong = {name: file for name, file in places.items() if not isinstance(file, str) or not _inside(file)}
+    for name, file in wrong.items():
+        raise ValueError(
+            f"{path} places {name} in {_shortened(file)}: it must be the name of a file inside the folder, without '..'"
+        )
+    return places
+
+
+def _inside(file: str) -> bool:
+    """Whether a path stays below its folder on every system. Links are followed: download caches consist of them."""
+    drive, parts = PureWindowsPath(file).drive, {*PurePosixPath(file).parts, *PureWindowsPath(file).parts}
+    return not drive and bool(parts) and not parts & {"..", "/", "\\"} and "\0" not in file
+
+
+def _indexed(folder: Path, index: dict[str, str], stored: dict[Path, set[str]]) -> dict[str, Path]:
+    """The file of each tensor that the index lists. ValueError for one that its file lacks."""
+    places = {name: folder / file for name, file in index.items()}
+    absent = {name: path for name, path in places.items() if name not in stored[path]}
+    for name, path in absent.items():
+        raise ValueError(
+            f"{folder / _INDEX} places {name} in {path.name}, which does not hold it ({len(absent)} such tensors): "
+            "index and shards do not belong together; fetch them again"
+        )
+    return places
+
+
+def _places(stored: dict[Path, set[str]]) -> dict[str, Path]:
+    """The file of each tensor. ValueError for one in two files: without an index nothing says which is meant."""
+    places: dict[str, Path] = {}
+    for path, names in stored.items():
+        for name in sorted(names):
+            check(
+                name not in places,
+                f"{name} is in both {places.get(name)} and {path}, and there is no {_INDEX}: take one file out, or add "
+                "the index",
+            )
+            places[name] = path
+    return places
+
+
+def _paths(folder: Path, index: dict[str, str] | None) -> list[Path]:
+    """The files to open."""
+    if index is not None:
+        names = sorted(set(index.values()))
+        missing = [name for name in names if not (folder / name).is_file()]
         check(not missing, f"{folder} lacks {', '.join(missing)}, which its {_INDEX} names: fetch the missing shards")
-        return [folder / name for name in sorted(names)]
+        # transformers prefers the single file without a word.
+        check(
+            _SINGLE in names or not (folder / _SINGLE).exists(),
+            f"{folder} holds {_SINGLE} and an {_INDEX} that does not name it: these are two models; take one out",
+        )
+        return [folder / name for name in names]
     if (folder / _SINGLE).exists():
         return [folder / _SINGLE]
     found = sorted(folder.glob("*.safetensors"))
@@ -112,3 +197,9 @@ def _paths(folder: Path) -> list[Path]:
     )
     check(bool(found), f"{folder} has no .safetensors file: it holds no weights")
     return found
+
+
+def _shortened(value: Any, most: int = 60) -> str:
+    """repr of a value found in a file, cut."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
