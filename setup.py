@@ -23,6 +23,7 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "importlib_resources",  # imported by tensorflow-datasets, which does not declare it
         "array-record>=0.8",
+        "pyarrow>=16",  # Parquet and Zstandard; tensorflow-datasets requires it as well
         "safetensors>=0.5",
         "einops>=0.8",
         "tyro>=1.0",

@@ -10,6 +10,7 @@ from llm_jax.data.pipeline import DataConfig, Dataset, EvaluationSet
 from llm_jax.data.sources import (
     ArrayRecordConfig,
     JsonLinesConfig,
+    ParquetConfig,
     StandardLibraryConfig,
     TextFilesConfig,
     TFDSConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "CorpusConfig",
     "TextFilesConfig",
     "JsonLinesConfig",
+    "ParquetConfig",
     "ArrayRecordConfig",
     "TFDSConfig",
     "StandardLibraryConfig",

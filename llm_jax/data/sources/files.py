@@ -1,14 +1,27 @@
 """Finding and opening the files of a corpus."""
 
+import bz2
 import contextlib
 import glob
 import gzip
+import io
+import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+import pyarrow
+
 from llm_jax.core.checks import check
+
+_DECOMPRESSED: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    # pyarrow reads consecutive frames and refuses a truncated one; `zstandard` ends without an error there.
+    ".zst": lambda file: io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd")),
+}
 
 
 def find(paths: tuple[str, ...]) -> list[tuple[str, Path]]:
@@ -25,15 +38,19 @@ def find(paths: tuple[str, ...]) -> list[tuple[str, Path]]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, through gzip if it is named `*.gz`.
+    """The bytes of a file; of one named `*.gz`, `*.bz2`, `*.xz` or `*.zst`, what is compressed in it.
 
     Raises:
       ValueError: if it cannot be opened or read, or is damaged.
     """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            yield file
-    except (OSError, EOFError, zlib.error) as error:
+        with open(path, "rb") as file:
+            if path.suffix in _DECOMPRESSED:
+                with _DECOMPRESSED[path.suffix](file) as decompressed:
+                    yield decompressed
+            else:
+                yield file
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot read {path}: {reason}; give the path of a readable file") from error
 

@@ -14,7 +14,7 @@ class JsonLinesConfig:
     """JSON lines files, one document per line. Blank lines are passed over."""
 
     paths: tuple[str, ...]
-    """Files (also `.gz`), folders or globs."""
+    """Files (also `.gz`, `.bz2`, `.xz` and `.zst`), folders or globs."""
     field: str = "text"
     """Field of each object that holds the document."""
     invalid_utf8: InvalidUtf8 = "error"

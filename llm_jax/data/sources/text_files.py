@@ -14,7 +14,7 @@ class TextFilesConfig:
     """Text files, one document each, in the order of `paths` and sorted by name within a folder or glob."""
 
     paths: tuple[str, ...]
-    """Files (also `.gz`), folders or globs such as `corpus/**/*.txt`."""
+    """Files (also `.gz`, `.bz2`, `.xz` and `.zst`), folders or globs such as `corpus/**/*.txt`."""
     separator: str | None = None
     """Text that stands between the documents of one file, for instance two newlines; None: a file is a document."""
     invalid_utf8: InvalidUtf8 = "error"

@@ -1,0 +1,96 @@
+"""Parquet files, the format in which the Hugging Face Hub keeps text."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from llm_jax.core.checks import check, check_one_of, did_you_mean
+from llm_jax.data.sources import files
+from llm_jax.data.sources.text_source import InvalidUtf8, Record, RecordSource, TextSource
+
+_ROWS_PER_READ = 1024
+_READ_BUFFER = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetConfig:
+    """Parquet files, one document per row."""
+
+    paths: tuple[str, ...]
+    """Files, folders or globs such as `corpus/train-*.parquet`."""
+    field: str = "text"
+    """Column that holds the documents, of strings or of bytes."""
+    invalid_utf8: InvalidUtf8 = "error"
+
+    def __post_init__(self) -> None:
+        files.check_paths(self.paths)
+        check(bool(self.field), "field is '': name the column that holds the text")
+        check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))
+
+    def build(self) -> TextSource:
+        return Parquet(self)
+
+
+class Parquet(RecordSource):
+    """Documents of Parquet files, named `file:row` with rows counted from 0."""
+
+    def __init__(self, config: ParquetConfig):
+        super().__init__(f"Parquet files {', '.join(config.paths)}", config.invalid_utf8, (config.field,))
+        self._config = config
+
+    def records(self) -> Iterator[Record]:
+        for name, path in files.find(self._config.paths):
+            for row, data in enumerate(_read(path, self._config.field)):
+                if data is None:
+                    raise ValueError(
+                        f"{path}:{row}: column {self._config.field!r} holds null, not text; remove the row"
+                    )
+                yield Record(f"{name}:{row}", f"{path}:{row}", data)
+
+
+def _read(path: Path, field: str) -> Iterator[bytes | None]:
+    """The values of one column.
+
+    Raises:
+      ValueError: if the file is missing, truncated, damaged or of another kind, or has no such column of text.
+    """
+    try:
+        with (
+            # Without pre_buffer and with a small buffer a reader holds pages of a row group, not the whole of it.
+            pyarrow.parquet.ParquetFile(
+                path, buffer_size=_READ_BUFFER, pre_buffer=False, page_checksum_verification=True
+            ) as file
+        ):
+            _check_column(path, file.schema_arrow, field)
+            for batch in file.iter_batches(_ROWS_PER_READ, columns=[field], use_threads=False):
+                yield from batch.column(0).cast(pyarrow.large_binary()).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read {path}: {reason}; give the path of a whole Parquet file") from error
+
+
+def _check_column(path: Path, schema: pyarrow.Schema, field: str) -> None:
+    names = sorted(schema.names)
+    check(
+        field in names,
+        f"{path} has no column {field!r}{did_you_mean(field, names)}; its columns are {names}: set `field`",
+    )
+    kind = schema.field(field).type
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    check(
+        any(
+            is_text(kind)
+            for is_text in (
+                pyarrow.types.is_string,
+                pyarrow.types.is_large_string,
+                pyarrow.types.is_string_view,
+                pyarrow.types.is_binary,
+                pyarrow.types.is_large_binary,
+                pyarrow.types.is_binary_view,
+            )
+        ),
+        f"{path}: column {field!r} holds {kind}, not text; its columns are {names}: set `field`",
+    )
