@@ -26,7 +26,7 @@ from llm_jax.core.checks import check
 from llm_jax.data.sources import Document, TextSource
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
-_FORMAT = 1
+_FORMAT = 2
 _CHARACTERS_PER_BATCH = 2**20
 
 

@@ -94,6 +94,10 @@ class DerivedSource(TextSource):
     def invalid(self) -> tuple[str, ...]:
         return tuple(name for base in self._bases for name in base.invalid)
 
+    @property
+    def empty(self) -> int:
+        return sum(base.empty for base in self._bases)
+
     def __str__(self) -> str:
         return f"{self._rule} of {', '.join(map(str, self._bases))}"
 

@@ -6,10 +6,18 @@ from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from llm_jax.core.checks import check, check_one_of
+from llm_jax.core.checks import check
 from llm_jax.data.sources import files
 from llm_jax.data.sources.json_lines import text_field
-from llm_jax.data.sources.text_source import Document, InvalidUtf8, Record, RecordSource, TextSource
+from llm_jax.data.sources.text_source import (
+    Document,
+    EmptyText,
+    InvalidUtf8,
+    Record,
+    RecordSource,
+    TextSource,
+    check_policies,
+)
 
 _RECORDS_PER_READ = 1024
 
@@ -23,11 +31,12 @@ class ArrayRecordConfig:
     field: str | None = None
     """Field of a record that is a JSON object; None: the record's bytes are the text itself."""
     invalid_utf8: InvalidUtf8 = "error"
+    empty: EmptyText = "skip"
 
     def __post_init__(self) -> None:
         files.check_paths(self.paths)
         check(self.field != "", "field is '': name the JSON field that holds the text, or None where records are text")
-        check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))
+        check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
         return ArrayRecords(self)
@@ -37,7 +46,8 @@ class ArrayRecords(RecordSource):
     """Documents of array_record files, named `file:index` with records counted from 0."""
 
     def __init__(self, config: ArrayRecordConfig):
-        super().__init__(f"array_record files {', '.join(config.paths)}", config.invalid_utf8, (config.field,))
+        title = f"array_record files {', '.join(config.paths)}"
+        super().__init__(title, config.invalid_utf8, config.empty, (config.field,))
         self._config = config
 
     def records(self) -> Iterator[Record]:

@@ -4,9 +4,21 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
-from llm_jax.core.checks import check, check_one_of, did_you_mean
+from llm_jax.core.checks import check, did_you_mean
 from llm_jax.data.sources import files
-from llm_jax.data.sources.text_source import Document, InvalidUtf8, Record, RecordSource, TextSource
+from llm_jax.data.sources.text_source import (
+    Document,
+    EmptyText,
+    InvalidUtf8,
+    Record,
+    RecordSource,
+    TextSource,
+    check_policies,
+    without_bom,
+)
+
+# Numbers are never read as such: their digits may be more than Python converts.
+_JSON = json.JSONDecoder(parse_int=lambda _: 0, parse_float=lambda _: 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +30,12 @@ class JsonLinesConfig:
     field: str = "text"
     """Field of each object that holds the document."""
     invalid_utf8: InvalidUtf8 = "error"
+    empty: EmptyText = "skip"
 
     def __post_init__(self) -> None:
         files.check_paths(self.paths)
         check(bool(self.field), "field is '': name the field of each object that holds the text")
-        check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))
+        check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
         return JsonLines(self)
@@ -32,7 +45,7 @@ class JsonLines(RecordSource):
     """Documents of JSON lines files, named `file:line` with lines counted from 1."""
 
     def __init__(self, config: JsonLinesConfig):
-        super().__init__(f"JSON lines {', '.join(config.paths)}", config.invalid_utf8, (config.field,))
+        super().__init__(f"JSON lines {', '.join(config.paths)}", config.invalid_utf8, config.empty, (config.field,))
         self._config = config
 
     def records(self) -> Iterator[Record]:
@@ -40,9 +53,9 @@ class JsonLines(RecordSource):
             line_count = 0
             with files.opened(path) as file:
                 for number, line in enumerate(file, start=1):
-                    if line.strip():
+                    if line := without_bom(line).strip():
                         line_count += 1
-                        yield Record(f"{name}:{number}", f"{path}:{number}", line.strip())
+                        yield Record(f"{name}:{number}", f"{path}:{number}", line)
             check(line_count > 0, f"{path} is empty: remove it, or give a file with one JSON object per line")
 
     def documents(self, record: Record, text: str) -> Iterator[Document]:
@@ -53,12 +66,15 @@ def text_field(place: str, text: str, field: str) -> str:
     """The string in `field` of the JSON object that `text` holds.
 
     Raises:
-      ValueError: if it is no JSON object, or has no such field of type string; names `place` and the fields there.
+      ValueError: if it is no JSON object, is nested too deeply, or has no such field of type string; names `place`
+        and the fields there.
     """
     try:
-        value = json.loads(text)
+        value = _JSON.decode(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: broken JSON ({error.msg}, column {error.colno}); mend or remove it") from error
+        raise ValueError(f"{place}: broken JSON ({error.msg}, column {error.colno}); repair or remove it") from error
+    except RecursionError as error:
+        raise ValueError(f"{place}: JSON nested deeper than Python reads; flatten or remove it") from error
     if isinstance(value, dict) and isinstance(value.get(field), str):
         return value[field]
     check(isinstance(value, dict), f"{place}: a {type(value).__name__} where a JSON object with {field!r} belongs")

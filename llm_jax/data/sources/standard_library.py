@@ -33,7 +33,7 @@ class StandardLibrary(RecordSource):
     """Documents of the standard library, named by their path within it."""
 
     def __init__(self, config: StandardLibraryConfig):
-        super().__init__("the Python standard library", config.invalid_utf8)
+        super().__init__("the Python standard library", config.invalid_utf8, empty="skip")
 
     def records(self) -> Iterator[Record]:
         root = Path(sysconfig.get_path("stdlib"))
@@ -45,6 +45,4 @@ class StandardLibrary(RecordSource):
         check(bool(names), f"{root} holds no Python source: this Python has no standard library in plain files")
         for name in names:
             with files.opened(root / name) as file:
-                data = file.read()
-            if data:
-                yield Record(name.as_posix(), str(root / name), data)
+                yield Record(name.as_posix(), str(root / name), file.read())

@@ -6,8 +6,15 @@ from typing import NoReturn
 
 import tensorflow_datasets
 
-from llm_jax.core.checks import check, check_one_of, did_you_mean
-from llm_jax.data.sources.text_source import InvalidUtf8, Record, RecordSource, TextSource
+from llm_jax.core.checks import check, did_you_mean
+from llm_jax.data.sources.text_source import (
+    EmptyText,
+    InvalidUtf8,
+    Record,
+    RecordSource,
+    TextSource,
+    check_policies,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +32,12 @@ class TFDSConfig:
     download: bool = False
     """Fetch and prepare the data set if it is not in `data_dir`; otherwise its absence is an error."""
     invalid_utf8: InvalidUtf8 = "error"
+    empty: EmptyText = "skip"
 
     def __post_init__(self) -> None:
         check(bool(self.name), "name is '': give the name of a TFDS data set")
         check(bool(self.split), "split is '': give a split of the data set, for instance 'train'")
-        check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))
+        check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
         return TFDS(self)
@@ -39,7 +47,7 @@ class TFDS(RecordSource):
     """Documents of one TFDS split, named `set/split:index`."""
 
     def __init__(self, config: TFDSConfig):
-        super().__init__(f"TFDS {config.name} ({config.split})", config.invalid_utf8, (config.field,))
+        super().__init__(f"TFDS {config.name} ({config.split})", config.invalid_utf8, config.empty, (config.field,))
         self._config = config
 
     def records(self) -> Iterator[Record]:
@@ -49,7 +57,7 @@ class TFDS(RecordSource):
             if not isinstance(example.get(config.field), bytes | str):
                 self._refuse(name, example)
             value = example[config.field]
-            yield Record(name, f"TFDS {name}", value.encode() if isinstance(value, str) else value)
+            yield Record(name, f"TFDS {name}", value if isinstance(value, bytes) else _utf8(value))
 
     def _refuse(self, name: str, example: dict) -> NoReturn:
         field, remedy = self._config.field, f"its features are {sorted(example)}: set `field`"
@@ -74,3 +82,8 @@ def _data_source(config: TFDSConfig) -> Iterator[dict]:
         f"TFDS {config.name} has no split {config.split!r}: its splits are {sorted(builder.info.splits)}",
     )
     return iter(builder.as_data_source(split=config.split))
+
+
+def _utf8(text: str) -> bytes:
+    """Lone surrogates give bytes that are no UTF-8, for the reader's policy."""
+    return text.encode(errors="surrogatepass")

@@ -1,4 +1,5 @@
 import json
+from codecs import BOM_UTF8
 
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -36,6 +37,20 @@ def test_invalid_utf8_names_the_record(tmp_path):
     with pytest.raises(ValueError, match=r"x\.array_record:1 is not UTF-8: byte 2 is 0x80"):
         read(tmp_path / "x.array_record")
     assert read(tmp_path / "x.array_record", invalid_utf8="skip") == [("x.array_record:0", "fine")]
+
+
+def test_text_that_is_no_text_follows_the_policies(tmp_path):
+    path = tmp_path / "x.array_record"
+    write(path, [BOM_UTF8 + b"one", b"", BOM_UTF8])
+    assert read(path) == [("x.array_record:0", "one")]
+    assert [text for _, text in read(path, empty="keep")] == ["one", "", ""]
+    with pytest.raises(ValueError, match=r"x\.array_record:1: the text is empty"):
+        read(path, empty="error")
+    assert ArrayRecordConfig((str(path),)).build().empty == 2
+    write(path, [BOM_UTF8 + b'{"body": "\\ud83d"}', b'{"body": ""}', b'{"body": "two"}'])
+    assert read(path, field="body", invalid_utf8="skip") == [("x.array_record:2", "two")]
+    with pytest.raises(ValueError, match=r"x\.array_record:0: .*lone surrogate U\+D83D"):
+        read(path, field="body")
 
 
 @pytest.mark.parametrize(

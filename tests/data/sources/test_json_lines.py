@@ -1,5 +1,6 @@
 import gzip
 import json
+from codecs import BOM_UTF8
 
 import pytest
 
@@ -33,6 +34,9 @@ def test_another_field_is_another_text_and_another_digest(tmp_path):
         (b'{"test": "x", "id": 1}', r"a\.jsonl:2: no field 'text'; did you mean 'test'\?; .*\['id', 'test'\]"),
         (b'{"text": 3}', r"a\.jsonl:2: field 'text' holds a int, not text"),
         (b'{"text": "\xff"}', r"a\.jsonl:2 is not UTF-8: byte 10 is 0xff"),
+        (b'{"text": "cut \\ud83d"}', r"a\.jsonl:2: .*lone surrogate U\+D83D at character 4.*invalid_utf8"),
+        (b'{"text": "x", "nested": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", r"a\.jsonl:2: JSON nested deeper"),
+        (b'{"text": ' + b"7" * 5000 + b"}", r"a\.jsonl:2: field 'text' holds a int, not text"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_line(tmp_path, line, message):
@@ -53,3 +57,39 @@ def test_invalid_lines_can_be_skipped_and_are_counted(tmp_path):
     assert read(tmp_path / "a.jsonl", invalid_utf8="replace")[0] == ("a.jsonl:1", "�")
     source = JsonLinesConfig((str(tmp_path / "a.jsonl"),), invalid_utf8="skip").build()
     assert source.invalid == ("a.jsonl:1",)
+
+
+def test_lone_surrogates_follow_the_policy_for_text_that_is_no_utf8(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a\\udc80\\ud83d"}\n{"text": "\\ud83d\\ude00", "id": "\\ud83d"}\n')
+    assert read(path, invalid_utf8="skip") == [("a.jsonl:2", "😀")]
+    assert read(path, invalid_utf8="replace") == [("a.jsonl:1", "a��"), ("a.jsonl:2", "😀")]
+    assert JsonLinesConfig((str(path),), invalid_utf8="replace").build().invalid == ("a.jsonl:1",)
+
+
+def test_a_number_of_any_length_beside_the_text_is_no_obstacle(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"id": ' + b"7" * 5000 + b', "at": 1e999999, "text": "x"}\n')
+    assert read(tmp_path / "a.jsonl") == [("a.jsonl:1", "x")]
+
+
+def test_empty_texts_follow_the_policy_and_are_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": ""}\n{"text": " "}\n{"text": "\\ufeff"}\n')
+    assert read(path) == [("a.jsonl:2", " ")]
+    assert read(path, empty="keep") == [("a.jsonl:1", ""), ("a.jsonl:2", " "), ("a.jsonl:3", "")]
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: the text is empty.*empty to 'skip' or 'keep'"):
+        read(path, empty="error")
+    sources = [JsonLinesConfig((str(path),), empty=empty).build() for empty in ("skip", "keep")]
+    assert [source.empty for source in sources] == [2, 2] and len({source.digest for source in sources}) == 2
+    with pytest.raises(ValueError, match="empty is 'drop'"):
+        JsonLinesConfig((str(path),), empty="drop")
+
+
+def test_a_byte_order_mark_is_no_text_in_whatever_line_it_comes(tmp_path):
+    # As `cat` joins two files.
+    (tmp_path / "a.jsonl").write_bytes(
+        BOM_UTF8 + b'{"text": "one"}\r\n' + BOM_UTF8 + b'{"text": "\xef\xbb\xbftwo"}\r\n'
+    )
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "one"}\n' + BOM_UTF8 + b"\n")
+    assert read(tmp_path / "a.jsonl") == [("a.jsonl:1", "one"), ("a.jsonl:2", "two")]
+    assert read(tmp_path / "b.jsonl") == [("b.jsonl:1", "one")]

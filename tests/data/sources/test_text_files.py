@@ -1,4 +1,5 @@
 import gzip
+from codecs import BOM_UTF8
 
 import pytest
 
@@ -52,6 +53,40 @@ def test_a_separator_cuts_a_file_into_numbered_documents(tmp_path):
     assert found == [("a.txt#0", "one"), ("a.txt#1", "two\nlines"), ("a.txt#2", "three")]
 
 
+@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_separator_matches_line_ends_of_both_kinds(tmp_path, separator, line_end):
+    text = "one\n\ntwo\nlines\n\n\n\nthree".replace("\n", line_end)
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    assert [text for _, text in read(tmp_path / "a.txt", separator=separator)] == [
+        "one",
+        f"two{line_end}lines",
+        "three",
+    ]
+    (tmp_path / "a.txt").write_bytes(b"one\n\r\ntwo.")
+    assert [text for _, text in read(tmp_path / "a.txt", separator=separator)] == ["one", "two."]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    write(tmp_path, a_txt=BOM_UTF8 + "é\ufeff".encode(), b_txt=BOM_UTF8 + b"one--" + BOM_UTF8 + b"two")
+    assert [text for _, text in read(tmp_path, separator="--")] == ["é\ufeff", "one", "two"]
+    write(tmp_path, c_txt=BOM_UTF8)
+    with pytest.raises(ValueError, match=r"c\.txt is empty.*empty_files"):
+        read(tmp_path)
+    assert len(read(tmp_path, empty_files="skip")) == 2
+    with pytest.raises(ValueError, match="byte 4 is 0xff"):
+        write(tmp_path, a_txt=BOM_UTF8 + b"x\xff")
+        read(tmp_path)
+
+
+def test_a_byte_order_mark_changes_the_digest_by_what_it_changes_of_the_text(tmp_path):
+    digests = []
+    for data in (b"one", BOM_UTF8 + b"one", BOM_UTF8 + b"two"):
+        write(tmp_path, a_txt=data)
+        digests.append(TextFilesConfig((str(tmp_path / "a.txt"),)).build().digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_digest_follows_names_and_bytes_but_not_the_folder(tmp_path):
     for folder in ("x", "y"):
         write(tmp_path / folder, a_txt=b"one", b_txt=b"two")
@@ -101,6 +136,8 @@ def test_an_empty_file_is_an_error_unless_it_may_be_skipped(tmp_path):
     with pytest.raises(ValueError, match=r"a\.txt is empty.*empty_files"):
         read(tmp_path)
     assert read(tmp_path, empty_files="skip") == [("b.txt", "text")]
+    for separator in (None, "--"):
+        assert TextFilesConfig((str(tmp_path),), separator, empty_files="skip").build().empty == 1
 
 
 @pytest.mark.parametrize("given", ["file", "folder", "glob"])

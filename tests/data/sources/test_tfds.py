@@ -21,7 +21,8 @@ BUILDER = """
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, downloads):
-            return {"train": self._generate_examples(20), "validation": self._generate_examples(5)}
+            odd = ((i, {"body": body, "label": i}) for i, body in enumerate(["", "\\ufeffone", b"\\xff"]))
+            return {"train": self._generate_examples(20), "validation": self._generate_examples(5), "odd": odd}
 
         def _generate_examples(self, count):
             for i in range(count):
@@ -87,12 +88,21 @@ def test_splits_and_slices_are_read_whole(prepared):
     [
         ({"field": "bdy"}, r"tiny_set/train:0 has no feature 'bdy'; did you mean 'body'\?.*\['body', 'label'\]"),
         ({"field": "label"}, "feature 'label' holds int, not text"),
-        ({"split": "tset"}, r"no split 'tset': its splits are \['train', 'validation'\]"),
+        ({"split": "tset"}, r"no split 'tset': its splits are \['odd', 'train', 'validation'\]"),
     ],
 )
 def test_what_the_set_does_not_have_is_named_with_what_it_has(prepared, settings, message):
     with pytest.raises(ValueError, match=message):
         read(prepared, **settings)
+
+
+def test_text_that_is_no_text_follows_the_policies(prepared):
+    with pytest.raises(ValueError, match=r"tiny_set/odd:\d is not UTF-8: byte 0 is 0xff"):
+        read(prepared, "odd")
+    assert [d.text for d in read(prepared, "odd", invalid_utf8="skip")] == ["one"]
+    assert {d.text for d in read(prepared, "odd", invalid_utf8="replace", empty="keep")} == {"", "one", "\ufffd"}
+    with pytest.raises(ValueError, match=r"tiny_set/odd:\d: the text is empty"):
+        read(prepared, "odd", invalid_utf8="skip", empty="error")
 
 
 def test_an_unknown_set_is_named_with_its_folder(tmp_path):
