@@ -255,6 +255,9 @@ def measure(name: str, arguments: Arguments) -> tuple[str, ...]:
         with gzip.open(arguments.keep / f"{name}.txt.gz", "wt", 3) as file:
             file.write(built.as_text())
     program = read(built, _windows(experiment.model))
+    unknown = [one for one in program.uncounted if not any(name in one.name for name in PRODUCTS)]
+    if unknown:
+        print(f"of unknown FLOPs, left out of the estimate: {', '.join(one.target for one in unknown)}", flush=True)
     chip = chips.chip(devices[0].device_kind)
     seconds = estimate(program, experiment, slice, chip, row.rows)
     length = experiment.data.sequence_length

@@ -15,6 +15,7 @@ device puts in:
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 
 from llm_jax.core.checks import check
 from llm_jax.planning.hlo import Array, Operation
@@ -79,25 +80,35 @@ def operand_bytes(kind: str, operands: tuple[tuple[Array, ...], ...]) -> int:
 
 
 def group_size(operation: Operation, devices: int) -> int:
-    """Devices in a group of a collective in a program for `devices` devices.
+    """Devices in the largest group of a collective in a program for `devices` devices. The groups of a
+    collective-permute are the sets of devices that its pairs connect.
 
     Raises:
       ValueError: for groups written in a way that is not known here.
     """
     pairs = operation.attribute(r", source_target_pairs=\{(\{.*?\})\}")
     if pairs is not None:
-        ends = [{source, target} for source, target in re.findall(r"(\d+),(\d+)", pairs) if source != target]
-        return len(set().union(*ends))
+        return _largest_connected(re.findall(r"(\d+),(\d+)", pairs))
     text = operation.attribute(r", replica_groups=(.*)")
     if text is None or text.startswith("{}"):
         return devices
-    for pattern in (r"\{\{([\d,]+)\}", r"\[\d+,(\d+)\]<="):
-        match = re.match(pattern, text)
-        if match:
-            return int(match.group(1)) if "<=" in pattern else len(match.group(1).split(","))
+    if listed := re.match(r"\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}", text):
+        return max(len(group.split(",")) for group in re.findall(r"\{([\d,]+)\}", listed.group(1)))
+    if tiled := re.match(r"\[\d+,(\d+)\]<=", text):
+        return int(tiled.group(1))
     mesh = re.match(r"@?mesh\w*\[([^\]]*)\][^{]*\{([^}]*)\}", text)
     check(mesh is not None, f"{operation.name} has replica_groups={text[:80]}: this form is not known; report it")
     sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
     # 'axis', or 'axis':(before)size for a part of it.
     parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
     return math.prod(int(part) if part else sizes[axis] for axis, part in parts)
+
+
+def _largest_connected(pairs: Iterable[tuple[str, str]]) -> int:
+    """Devices of the largest set that pairs of different devices connect; 0 if there is no such pair."""
+    groups: list[set[str]] = []
+    for pair in pairs:
+        if pair[0] != pair[1]:
+            met = [group for group in groups if group & set(pair)]
+            groups = [group for group in groups if group not in met] + [set(pair).union(*met)]
+    return max(map(len, groups), default=0)

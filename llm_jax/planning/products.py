@@ -1,4 +1,5 @@
-"""FLOPs of matrix products: of `dot`, and of `convolution`, which products become for TPUs.
+"""FLOPs of matrix products: of `dot`, of `convolution`, which products become for TPUs, and of the library calls that
+they become for GPUs (cuBLAS, cuDNN; XLA's service/gpu/cublas_cudnn.h) and CPUs (oneDNN).
 
 A multiply-add counts as two, and only those on data: what a convolution multiplies with its padding or between its
 dilated inputs is no work. That matters, for a product with a batch axis becomes a convolution most of whose taps meet
@@ -8,11 +9,23 @@ padding.
 import functools
 import math
 import re
+from collections.abc import Sequence
 
 from llm_jax.core.checks import check
 from llm_jax.planning.hlo import Array, Operation
 
 OPCODES = ("dot", "convolution")
+_BLAS = ("__cublas$gemm", "__cublas$lt$matmul", "__cublas$lt$matmul$f8")
+_ONEDNN = "__onednn$matmul"
+_CONVOLUTIONS = {
+    "__cudnn$convForward": ("left", "right", "result"),
+    "__cudnn$convForwardGraph": ("left", "right", "result"),
+    "__cudnn$convBiasActivationForward": ("left", "right", "result"),
+    "__cudnn$convBackwardInput": ("result", "right", "left"),
+    "__cudnn$convBackwardFilter": ("left", "result", "right"),
+}
+"""Which array of the call is the data, the kernel and the result of the forward convolution that it belongs to; its
+`window` and `dim_labels` are those of the forward convolution."""
 
 
 def flops(operation: Operation, left: Array, right: Array) -> int:
@@ -24,15 +37,40 @@ def flops(operation: Operation, left: Array, right: Array) -> int:
     if operation.opcode == "dot":
         contracted = math.prod(left.shape[axis] for axis in operation.integers("lhs_contracting_dims"))
         return 2 * math.prod(operation.arrays[0].shape) * contracted
-    return _convolution(operation, left, right)
+    return _convolution(operation, left, right, operation.arrays[0])
 
 
-def _convolution(operation: Operation, left: Array, right: Array) -> int:
+def library_flops(target: str | None, operation: Operation, operands: Sequence[tuple[Array, ...]]) -> int | None:
+    """FLOPs of a custom call of a library's matrix product; None for another call, or one that does not describe its
+    product.
+
+    Args:
+      target: name of the function that is called.
+      operands: arrays of each operand.
+    """
+    if target not in (*_BLAS, _ONEDNN, *_CONVOLUTIONS):
+        return None
+    (left,), (right,) = operands[:2]
+    result = operation.arrays[0]  # workspace may follow it
+    if target in _CONVOLUTIONS:
+        arrays = {"left": left, "right": right, "result": result}
+        return _convolution(operation, *(arrays[role] for role in _CONVOLUTIONS[target]))
+    if target == _ONEDNN:
+        # left is [..., M, K] or its transpose, result [..., M, N].
+        return 2 * math.prod(left.shape) * result.shape[-1]
+    axes = operation.attribute(r'lhs_contracting_dimensions\\?":\[([^\]]*)\]')
+    if axes is None:
+        return None
+    return 2 * math.prod(result.shape) * math.prod(left.shape[int(axis)] for axis in re.findall(r"\d+", axes))
+
+
+def _convolution(operation: Operation, *arrays: Array) -> int:
+    """FLOPs from the arrays of data, kernel and result."""
     labels = operation.attribute(r"dim_labels=(\w+_\w+->\w+)")
     check(labels is not None, f"convolution {operation.name} has no dim_labels: the HLO text must be whole")
     data, kernel, result = (
         dict(zip(words, array.shape, strict=True))
-        for words, array in zip(re.split("_|->", labels), (left, right, operation.arrays[0]), strict=True)
+        for words, array in zip(re.split("_|->", labels), arrays, strict=True)
     )
     # The kernel's 'i' is already the inputs of one feature group; the result's 'b' the rows of one batch group.
     pairs = result["b"] * result["f"] * kernel["i"]

@@ -27,6 +27,8 @@ _MARKS = frozenset(
     }
 )
 """Custom calls by which the TPU compiler marks or reserves something; they compute nothing."""
+_UNDESCRIBED = frozenset({"ragged-dot", "scaled-dot"})
+"""Matrix products whose FLOPs do not follow from their shapes alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +47,11 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A custom call: work that the compiler does not see."""
+    """Work that the program's text does not describe: a custom call that is no matrix product of a known library."""
 
     name: str
     target: str
+    """Function that is called, or the operation's own name."""
     flops: int | None
     """FLOPs of one execution as noted by the kernel's author (`cost_estimate`); None if they are not."""
     executions: int
@@ -99,7 +102,7 @@ class Program:
 
     devices: int
     flops: int
-    """FLOPs of matrix products, those of kernels excluded."""
+    """FLOPs of matrix products, library calls included, those of `kernels` excluded: see `uncounted`."""
     collectives: tuple[Collective, ...]
     """Those among two devices or more, in the order of the program."""
     loops: tuple[Loop, ...]
@@ -114,6 +117,11 @@ class Program:
     def exact(self) -> bool:
         """Whether the rounds of all loops are known; otherwise the figures count as many of some as `read` was told."""
         return all(loop.rounds is not None for loop in self.loops)
+
+    @property
+    def uncounted(self) -> tuple[Kernel, ...]:
+        """Kernels whose FLOPs nothing notes. Where there are some, `flops` is a lower bound."""
+        return tuple(kernel for kernel in self.kernels if kernel.flops is None)
 
     @property
     def blocking(self) -> tuple[Collective, ...]:
@@ -201,7 +209,9 @@ def _measure(module: Module, scope: Scope, place: _Place) -> _Tally:
         elif operation.opcode in products.OPCODES:
             (left,), (right,) = scope.operand_arrays(operation)[:2]
             tally.flops += place.executions * products.flops(operation, left, right)
-        elif operation.opcode == "custom-call":
+        elif operation.opcode == "custom-call" and (counted := _library_flops(scope, operation)) is not None:
+            tally.flops += place.executions * counted
+        elif operation.opcode == "custom-call" or operation.opcode in _UNDESCRIBED:
             tally.kernels += _kernel(place, operation)
         else:
             tally.add(_called(module, scope, place, operation))
@@ -231,8 +241,12 @@ def _collective(module: Module, scope: Scope, place: _Place, operation: Operatio
     return [found] if group > 1 else []
 
 
+def _library_flops(scope: Scope, operation: Operation) -> int | None:
+    return products.library_flops(_target(operation), operation, scope.operand_arrays(operation))
+
+
 def _kernel(place: _Place, operation: Operation) -> list[Kernel]:
-    target = _target(operation)
+    target = _target(operation) or operation.opcode
     noted = operation.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
     kernel = Kernel(operation.name, target, int(noted) if noted else None, place.executions)
     return [] if target in _MARKS else [kernel]
@@ -256,8 +270,11 @@ def _called(module: Module, scope: Scope, place: _Place, operation: Operation) -
             rounds = trip_count(module, scope, operation)
             executions = place.executions * (place.unknown if rounds is None else rounds)
             loop = Loop(operation.name, rounds, executions, place.loops)
-            (body,) = operation.called("body")
-            tally = inside(body, executions=loop.executions, loops=(*place.loops, loop.name))
+            (body,), (condition,) = operation.called("body"), operation.called("condition")
+            within = (*place.loops, loop.name)
+            tally = inside(body, executions=loop.executions, loops=within)
+            # The condition runs once more than the body.
+            tally.add(inside(condition, executions=loop.executions + place.executions, loops=within))
             tally.loops.insert(0, loop)
             return tally
         case "conditional":

@@ -54,6 +54,29 @@ def test_groups(groups, size):
     assert found.group == size
 
 
+@pytest.mark.parametrize(
+    ("pairs", "size"),
+    [
+        ("{0,1},{1,0},{2,3},{3,2},{4,5},{5,4},{6,7},{7,6}", 2),  # four rings of two
+        ("{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}", 4),  # two rings of four
+        ("{0,2},{2,4},{4,6},{6,0},{1,3},{3,5},{5,7},{7,1}", 4),
+        ("{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7}", 8),  # a line of stages
+        ("{6,7},{0,1},{2,3},{1,2}", 4),  # pairs that a later one connects
+        ("{0,0},{1,2},{2,1}", 2),
+        ("{0,0},{1,1}", None),  # nothing leaves a device
+    ],
+)
+def test_groups_of_a_permute_are_those_that_its_pairs_connect(pairs, size):
+    text = module(f"{X}%c = f32[16,4] collective-permute(%x), source_target_pairs={{{pairs}}}", devices=8)
+    assert [found.group for found in read(text).collectives] == ([] if size is None else [size])
+
+
+def test_of_uneven_groups_the_largest_counts():
+    assert (
+        _only(f"{X}%c = f32[16,4] all-reduce(%x), replica_groups={{{{0}},{{1,2,3}},{{4,5}}}}, to_apply=%add").group == 3
+    )
+
+
 def test_groups_not_known_are_an_error():
     with pytest.raises(ValueError, match="replica_groups=iota"):
         _only(f"{X}%c = f32[16,4] all-reduce(%x), channel_id=1, replica_groups=iota(8), to_apply=%add")

@@ -7,7 +7,7 @@ import pytest
 from llm_jax.planning.hlo import Module, Scope
 from llm_jax.planning.loops import trip_count
 from llm_jax.planning.program import read
-from tests.planning.snippets import PRODUCT_FLOPS, computation, loop
+from tests.planning.snippets import PRODUCT, PRODUCT_FLOPS, computation, loop
 
 
 def _rounds(text: str) -> int | None:
@@ -118,3 +118,26 @@ def test_a_loop_that_ends_when_its_values_say_so():
 
     found = read(jax.jit(program).lower(jnp.ones((8, 8))).compile())
     assert not found.exact and found.loops[0].rounds is None and found.flops == 2 * 8**3
+
+
+def test_a_condition_runs_once_more_than_the_body():
+    product = "%carried = (s32[], s32[]) parameter(0)\n  " + "\n  ".join(PRODUCT.splitlines())
+    text = loop(
+        replaced={
+            "%condition (p: f32[]) -> f32[] {\n  %carried = (s32[], s32[]) parameter(0)": (
+                "%condition (p: f32[]) -> f32[] {\n  " + product
+            )
+        }
+    )
+    assert read(text).flops == PRODUCT_FLOPS * (7 + 8)
+
+
+def test_work_of_a_condition_is_as_compiled():
+    def program(x):
+        return jax.lax.while_loop(
+            lambda c: (c[0] < 5) & ((c[1] @ c[1]).sum() < 1e9), lambda c: (c[0] + 1, c[1]), (0, x)
+        )
+
+    found = read(jax.jit(program).lower(jnp.ones((8, 8))).compile(), rounds=5)
+    # What is asked before every round, and once more in the end.
+    assert found.flops == 2 * 8**3 * 6

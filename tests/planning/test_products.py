@@ -56,6 +56,43 @@ def test_products_written_as_convolutions(left, right, result, how, flops):
     assert _flops(f"bf16[{left}]", f"bf16[{right}]", f"bf16[{result}] convolution(%x, %y), {how}") == flops
 
 
+_DIMENSIONS = (
+    '{"gemm_backend_config":{"alpha_real":1,"dot_dimension_numbers":{"lhs_contracting_dimensions":["%s"],'
+    '"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":[%s],"rhs_batch_dimensions":[]},"epilogue":"BIAS"}}'
+)
+
+
+@pytest.mark.parametrize("target", ["__cublas$gemm", "__cublas$lt$matmul", "__cublas$lt$matmul$f8"])
+@pytest.mark.parametrize(
+    "written", [str, lambda text: '"' + text.replace('"', '\\"') + '"', lambda text: text.replace('["2"]', "[2]")]
+)
+def test_products_by_cublas(target, written):
+    """As XLA writes them for GPUs: with a workspace, and in older versions with escaped quotes or plain numbers."""
+    how = f'custom_call_target="{target}", backend_config={written(_DIMENSIONS % (2, chr(34) + "0" + chr(34)))}'
+    operation = f"(bf16[4,6,5]{{2,1,0}}, s8[33554432]{{0}}) custom-call(%x, %y), {how}"
+    assert _flops("bf16[4,6,3]{2,1,0}", "bf16[4,3,5]{2,1,0}", operation) == 2 * 4 * 6 * 5 * 3
+
+
+def test_products_by_onednn():
+    operation = 'f32[4,6,5] custom-call(%x, %y), custom_call_target="__onednn$matmul", backend_config={}'
+    assert _flops("f32[4,6,3]", "f32[3,5]", operation) == 2 * 4 * 6 * 5 * 3
+
+
+@pytest.mark.parametrize(
+    ("target", "left", "right", "result"),
+    [
+        ("__cudnn$convForward", "2,9,8,4", "3,2,4,6", "2,7,7,6"),
+        ("__cudnn$convBackwardInput", "2,7,7,6", "3,2,4,6", "2,9,8,4"),
+        ("__cudnn$convBackwardFilter", "2,9,8,4", "2,7,7,6", "3,2,4,6"),
+    ],
+)
+def test_convolutions_by_cudnn_have_the_flops_of_the_forward_one(target, left, right, result):
+    how = f'window={{size=3x2}}, dim_labels=b01f_01io->b01f, custom_call_target="{target}"'
+    operation = f"(f32[{result}], u8[1024]) custom-call(%x, %y), {how}"
+    forward = _counted((2, 9, 8, 4), (3, 2, 4, 6), (2, 7, 7, 6), (1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1))
+    assert _flops(f"f32[{left}]", f"f32[{right}]", operation) == forward
+
+
 def _counted(x, kernel, result, strides, padding, spread, dilation) -> int:
     """FLOPs of a convolution NHWC, HWIO, by walking over every output and every tap."""
     pairs = 0

@@ -112,7 +112,7 @@ def test_estimated_cycles():
 def test_kernels():
     noted = 'backend_config={"custom_call_config":{"cost_estimate":{"transcendentals":"0","flops":"1024"}}}'
     calls = f"""%k = f32[4] custom-call(%i), custom_call_target="tpu_custom_call", {noted}
-      %unknown = f32[4] custom-call(%k), custom_call_target="__cublas$gemm"
+      %unknown = f32[4] custom-call(%k, %k), custom_call_target="__cublas$gemm"
       %mark = f32[4] custom-call(), custom_call_target="AllocateBuffer"
       %step = """
     program = read(loop(replaced={"%step = ": calls}))
@@ -121,3 +121,12 @@ def test_kernels():
         Kernel("unknown", "__cublas$gemm", None, 7),
     )
     assert program.flops == 7 * PRODUCT_FLOPS
+    assert [kernel.name for kernel in program.uncounted] == ["unknown"]
+
+
+def test_a_product_that_the_text_does_not_describe_is_reported():
+    text = module(
+        "%x = f32[8,4] parameter(0)\n%y = f32[2,4,5] parameter(1)\n%n = s32[2] parameter(2)\n"
+        "%r = f32[8,5] ragged-dot(%x, %y, %n), lhs_contracting_dims={1}, rhs_contracting_dims={1}"
+    )
+    assert [kernel.target for kernel in read(text).uncounted] == ["ragged-dot"]
