@@ -30,7 +30,7 @@ class CountingTokenizer(FakeTokenizer):
 def source(tmp_path):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
     (tmp_path / "corpus.jsonl").write_text(lines)
-    return JsonLinesConfig((str(tmp_path / "corpus.jsonl"),)).build()
+    return JsonLinesConfig((str(tmp_path / "corpus.jsonl"),), empty="keep").build()
 
 
 def entries(cache):

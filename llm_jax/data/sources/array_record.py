@@ -15,6 +15,7 @@ from llm_jax.data.sources.text_source import (
     InvalidUtf8,
     Record,
     RecordSource,
+    Storage,
     TextSource,
     check_policies,
 )
@@ -50,10 +51,13 @@ class ArrayRecords(RecordSource):
         super().__init__(title, config.invalid_utf8, config.empty, (config.field,))
         self._config = config
 
-    def records(self) -> Iterator[Record]:
-        for name, path in files.find(self._config.paths):
-            for index, data in enumerate(_read(path)):
-                yield Record(f"{name}:{index}", f"{path}:{index}", data)
+    def storages(self) -> list[Storage]:
+        return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
+
+    def records(self, storage: Storage) -> Iterator[Record]:
+        name, (path,) = storage.name, storage.paths
+        for index, data in enumerate(_read(path)):
+            yield Record(f"{name}:{index}", f"{path}:{index}", data)
 
     def documents(self, record: Record, text: str) -> Iterator[Document]:
         field = self._config.field

@@ -12,6 +12,7 @@ from llm_jax.data.sources.text_source import (
     InvalidUtf8,
     Record,
     RecordSource,
+    Storage,
     TextSource,
     check_policies,
     without_bom,
@@ -48,15 +49,18 @@ class JsonLines(RecordSource):
         super().__init__(f"JSON lines {', '.join(config.paths)}", config.invalid_utf8, config.empty, (config.field,))
         self._config = config
 
-    def records(self) -> Iterator[Record]:
-        for name, path in files.find(self._config.paths):
-            line_count = 0
-            with files.opened(path) as file:
-                for number, line in enumerate(file, start=1):
-                    if line := without_bom(line).strip():
-                        line_count += 1
-                        yield Record(f"{name}:{number}", f"{path}:{number}", line)
-            check(line_count > 0, f"{path} is empty: remove it, or give a file with one JSON object per line")
+    def storages(self) -> list[Storage]:
+        return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
+
+    def records(self, storage: Storage) -> Iterator[Record]:
+        name, (path,) = storage.name, storage.paths
+        line_count = 0
+        with files.opened(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line := without_bom(line).strip():
+                    line_count += 1
+                    yield Record(f"{name}:{number}", f"{path}:{number}", line)
+        check(line_count > 0, f"{path} is empty: remove it, or give a file with one JSON object per line")
 
     def documents(self, record: Record, text: str) -> Iterator[Document]:
         yield Document(record.name, text_field(record.place, text, self._config.field))

@@ -7,9 +7,17 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from llm_jax.core.checks import check, check_one_of, did_you_mean
+from llm_jax.core.checks import check, did_you_mean
 from llm_jax.data.sources import files
-from llm_jax.data.sources.text_source import InvalidUtf8, Record, RecordSource, TextSource
+from llm_jax.data.sources.text_source import (
+    EmptyText,
+    InvalidUtf8,
+    Record,
+    RecordSource,
+    Storage,
+    TextSource,
+    check_policies,
+)
 
 _ROWS_PER_READ = 1024
 _READ_BUFFER = 2**20
@@ -24,11 +32,12 @@ class ParquetConfig:
     field: str = "text"
     """Column that holds the documents, of strings or of bytes."""
     invalid_utf8: InvalidUtf8 = "error"
+    empty: EmptyText = "skip"
 
     def __post_init__(self) -> None:
         files.check_paths(self.paths)
         check(bool(self.field), "field is '': name the column that holds the text")
-        check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))
+        check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
         return Parquet(self)
@@ -38,17 +47,19 @@ class Parquet(RecordSource):
     """Documents of Parquet files, named `file:row` with rows counted from 0."""
 
     def __init__(self, config: ParquetConfig):
-        super().__init__(f"Parquet files {', '.join(config.paths)}", config.invalid_utf8, (config.field,))
+        title = f"Parquet files {', '.join(config.paths)}"
+        super().__init__(title, config.invalid_utf8, config.empty, (config.field,))
         self._config = config
 
-    def records(self) -> Iterator[Record]:
-        for name, path in files.find(self._config.paths):
-            for row, data in enumerate(_read(path, self._config.field)):
-                if data is None:
-                    raise ValueError(
-                        f"{path}:{row}: column {self._config.field!r} holds null, not text; remove the row"
-                    )
-                yield Record(f"{name}:{row}", f"{path}:{row}", data)
+    def storages(self) -> list[Storage]:
+        return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
+
+    def records(self, storage: Storage) -> Iterator[Record]:
+        name, (path,) = storage.name, storage.paths
+        for row, data in enumerate(_read(path, self._config.field)):
+            if data is None:
+                raise ValueError(f"{path}:{row}: column {self._config.field!r} holds null, not text; remove the row")
+            yield Record(f"{name}:{row}", f"{path}:{row}", data)
 
 
 def _read(path: Path, field: str) -> Iterator[bytes | None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm_jax.core.checks import check, check_one_of
 from llm_jax.data.sources import files
-from llm_jax.data.sources.text_source import InvalidUtf8, Record, RecordSource, TextSource
+from llm_jax.data.sources.text_source import InvalidUtf8, Record, RecordSource, Storage, TextSource
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
@@ -35,7 +35,7 @@ class StandardLibrary(RecordSource):
     def __init__(self, config: StandardLibraryConfig):
         super().__init__("the Python standard library", config.invalid_utf8, empty="skip")
 
-    def records(self) -> Iterator[Record]:
+    def storages(self) -> list[Storage]:
         root = Path(sysconfig.get_path("stdlib"))
         names = sorted(
             name
@@ -43,6 +43,9 @@ class StandardLibrary(RecordSource):
             if not _NOT_LIBRARY.intersection(name.parts)
         )
         check(bool(names), f"{root} holds no Python source: this Python has no standard library in plain files")
-        for name in names:
-            with files.opened(root / name) as file:
-                yield Record(name.as_posix(), str(root / name), file.read())
+        return [Storage(name.as_posix(), (root / name,)) for name in names]
+
+    def records(self, storage: Storage) -> Iterator[Record]:
+        (path,) = storage.paths
+        with files.opened(path) as file:
+            yield Record(storage.name, str(path), file.read())

@@ -12,6 +12,7 @@ from llm_jax.data.sources.text_source import (
     InvalidUtf8,
     Record,
     RecordSource,
+    Storage,
     TextSource,
     without_bom,
 )
@@ -53,15 +54,18 @@ class TextFiles(RecordSource):
         lines = re.split(_LINE_END, config.separator or "")
         self._separator, self._pattern = "\n".join(lines), re.compile(_LINE_END.join(map(re.escape, lines)))
 
-    def records(self) -> Iterator[Record]:
-        for name, path in files.find(self._config.paths):
-            with files.opened(path) as file:
-                data = file.read()
-            check(
-                len(without_bom(data)) > 0 or self._config.empty_files == "skip",
-                f"{path} is empty: remove it, or set empty_files to 'skip' to pass over empty files",
-            )
-            yield Record(name, str(path), data)
+    def storages(self) -> list[Storage]:
+        return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
+
+    def records(self, storage: Storage) -> Iterator[Record]:
+        name, (path,) = storage.name, storage.paths
+        with files.opened(path) as file:
+            data = file.read()
+        check(
+            len(without_bom(data)) > 0 or self._config.empty_files == "skip",
+            f"{path} is empty: remove it, or set empty_files to 'skip' to pass over empty files",
+        )
+        yield Record(name, str(path), data)
 
     def documents(self, record: Record, text: str) -> Iterator[Document]:
         if not self._separator or not text:

@@ -6,10 +6,12 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from llm_jax.core.checks import check, check_one_of
+from llm_jax.data import known_files
 
 InvalidUtf8 = Literal["error", "skip", "replace"]
 """What becomes of text that is not UTF-8: an error naming place and byte; the document is left out; or every
@@ -21,6 +23,9 @@ but its boundary tokens; or an error naming the place."""
 
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+_SURVEY = "survey 1"
+"""Names how records are surveyed. Counts up with every change of what readers make of the same bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +78,17 @@ class Record:
     data: bytes
 
 
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """One file that holds records, or several that hold them together."""
+
+    name: str
+    """Its place in the corpus, not on this machine."""
+    paths: tuple[Path, ...]
+
+
 class RecordSource(TextSource):
-    """Text that comes from records of bytes.
+    """Text that comes from records of bytes in files.
 
     No document begins with a byte order mark: the one that begins a record, or a document within it, is removed.
     """
@@ -88,16 +102,21 @@ class RecordSource(TextSource):
         self._parsing = (*parsing, "empty texts are kept") if empty == "keep" else parsing
 
     @abc.abstractmethod
-    def records(self) -> Iterator[Record]:
-        """Yields the raw records in their fixed order."""
+    def storages(self) -> Sequence[Storage]:
+        """All that the records are read from, in their fixed order."""
+
+    @abc.abstractmethod
+    def records(self, storage: Storage) -> Iterator[Record]:
+        """Yields the raw records of one storage in their fixed order."""
 
     def documents(self, record: Record, text: str) -> Iterator[Document]:
         """The documents within one decoded record. Their text may hold lone surrogates."""
         yield Document(record.name, text)
 
     def __iter__(self) -> Iterator[Document]:
-        for record in self.records():
-            yield from self._read(record).documents
+        for storage in self.storages():
+            for record in self.records(storage):
+                yield from self._read(record).documents
 
     def __str__(self) -> str:
         return self._title
@@ -116,18 +135,30 @@ class RecordSource(TextSource):
 
     @functools.cached_property
     def _survey(self) -> "_Survey":
-        """From one pass over all records."""
+        """From one pass over the records of every storage that has changed since the last one."""
+        settings = repr((type(self).__name__, self._invalid_utf8, self._empty, *self._parsing))
+        storages = list(self.storages())
+        questions = [known_files.Question(f"{_SURVEY} {settings} {item.name}", item.paths) for item in storages]
+        asked = dict(zip(questions, storages, strict=True))
+        found = known_files.answers(questions, lambda question: self._surveyed(asked[question]))
         content = hashlib.sha256(repr((self._invalid_utf8, *self._parsing)).encode())
-        invalid, empty = [], 0
-        for record in self.records():
+        for storage in found:
+            content.update(bytes.fromhex(storage["content"]))
+        invalid = tuple(name for storage in found for name in storage["invalid"])
+        return _Survey(content.hexdigest()[:16], invalid, sum(storage["empty"] for storage in found))
+
+    def _surveyed(self, storage: Storage) -> dict[str, Any]:
+        content, invalid, empty, nothing = hashlib.sha256(), [], 0, True
+        for record in self.records(storage):
             data = without_bom(record.data)
             if data or self._empty != "skip":
-                content.update(f"{record.name}\0{len(data)}\0".encode())
+                content.update(f"{record.name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
                 content.update(data)
+                nothing = False
             found = self._read(record)
             invalid += [record.name] * found.invalid
             empty += found.empty
-        return _Survey(content.hexdigest()[:16], tuple(invalid), empty)
+        return {"content": "" if nothing else content.hexdigest(), "invalid": invalid, "empty": empty}
 
     def _read(self, record: Record) -> "_Reading":
         """Raises ValueError for what the policies do not admit; names the place."""

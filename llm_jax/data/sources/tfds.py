@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import tensorflow_datasets
@@ -12,6 +13,7 @@ from llm_jax.data.sources.text_source import (
     InvalidUtf8,
     Record,
     RecordSource,
+    Storage,
     TextSource,
     check_policies,
 )
@@ -47,12 +49,19 @@ class TFDS(RecordSource):
     """Documents of one TFDS split, named `set/split:index`."""
 
     def __init__(self, config: TFDSConfig):
-        super().__init__(f"TFDS {config.name} ({config.split})", config.invalid_utf8, config.empty, (config.field,))
+        parsing = (config.name, config.split, config.field)
+        super().__init__(f"TFDS {config.name} ({config.split})", config.invalid_utf8, config.empty, parsing)
         self._config = config
 
-    def records(self) -> Iterator[Record]:
+    def storages(self) -> list[Storage]:
         config = self._config
-        for index, example in enumerate(_data_source(config)):
+        split = _builder(config).info.splits[config.split]
+        paths = sorted({Path(instruction.filename) for instruction in split.file_instructions})
+        return [Storage(f"{config.name}/{config.split}", tuple(paths))]
+
+    def records(self, storage: Storage) -> Iterator[Record]:
+        config = self._config
+        for index, example in enumerate(_builder(config).as_data_source(split=config.split)):
             name = f"{config.name}/{config.split}:{index}"
             if not isinstance(example.get(config.field), bytes | str):
                 self._refuse(name, example)
@@ -65,7 +74,8 @@ class TFDS(RecordSource):
         raise ValueError(f"TFDS {name}: feature {field!r} holds {type(example[field]).__name__}, not text; {remedy}")
 
 
-def _data_source(config: TFDSConfig) -> Iterator[dict]:
+def _builder(config: TFDSConfig) -> tensorflow_datasets.core.DatasetBuilder:
+    """Raises ValueError if the data set is not known or not prepared, or has no such split."""
     place = config.data_dir or "the default folder of TFDS"
     try:
         builder = tensorflow_datasets.builder(config.name, data_dir=config.data_dir, file_format="array_record")
@@ -81,7 +91,7 @@ def _data_source(config: TFDSConfig) -> Iterator[dict]:
         config.split.partition("[")[0] in builder.info.splits or "+" in config.split,
         f"TFDS {config.name} has no split {config.split!r}: its splits are {sorted(builder.info.splits)}",
     )
-    return iter(builder.as_data_source(split=config.split))
+    return builder
 
 
 def _utf8(text: str) -> bytes:

@@ -50,6 +50,15 @@ def test_invalid_utf8_names_the_row(tmp_path):
     assert read(tmp_path / "a.parquet", invalid_utf8="skip") == [("a.parquet:0", "fine")]
 
 
+def test_empty_texts_follow_the_stated_policy(tmp_path):
+    write(tmp_path / "a.parquet", pyarrow.array(["", "x"]))
+    assert read(tmp_path / "a.parquet") == [("a.parquet:1", "x")]
+    assert read(tmp_path / "a.parquet", empty="keep") == [("a.parquet:0", ""), ("a.parquet:1", "x")]
+    assert ParquetConfig((str(tmp_path / "a.parquet"),)).build().empty == 1
+    with pytest.raises(ValueError, match=r"a\.parquet:0: the text is empty"):
+        read(tmp_path / "a.parquet", empty="error")
+
+
 def flipped(data):
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
