@@ -1,15 +1,17 @@
 """Raw UTF-8 bytes as tokens: no training, no unknown text, a vocabulary of 259."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from llm_jax.tokenizers.cuts import pieces_of
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
 
 _BYTES = 256
+_CHARACTERS_PER_PART = 2**18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,9 @@ class ByteTokenizer(Tokenizer):
         for text in texts:
             check_unicode(text)
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def parts(self, text: str) -> Iterator[str]:
+        return pieces_of(text, _CHARACTERS_PER_PART)
 
     def _decode(self, ids: list[int]) -> str:
         return bytes(token_id for token_id in ids if token_id < _BYTES).decode(errors="replace")

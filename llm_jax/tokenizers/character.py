@@ -1,13 +1,16 @@
 """Characters as tokens: the alphabet is the set of characters that a text file holds."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
 from llm_jax.core.checks import check
+from llm_jax.tokenizers.cuts import pieces_of
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer
+
+_CHARACTERS_PER_PART = 2**18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +23,10 @@ class CharacterTokenizerConfig:
     def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "CharacterTokenizer":
         """See `TokenizerConfig`; reads the file at `path`, or the documents."""
         if self.path is None:
-            return CharacterTokenizer("".join(sorted(set().union(*documents()))))
+            alphabet: set[str] = set()
+            for document in documents():
+                alphabet.update(document)
+            return CharacterTokenizer("".join(sorted(alphabet)))
         text = _decode_utf8(read_file(self.path, "text file"), self.path)
         return CharacterTokenizer("".join(sorted(set(text))))
 
@@ -53,6 +59,9 @@ class CharacterTokenizer(Tokenizer):
                 f"character {character!r} (U+{ord(character):04X}) is not in the alphabet of {len(self.alphabet)} "
                 "characters: make the alphabet from a text that holds it, or use bytes or SentencePiece"
             ) from error
+
+    def parts(self, text: str) -> Iterator[str]:
+        return pieces_of(text, _CHARACTERS_PER_PART)
 
     def _decode(self, ids: list[int]) -> str:
         return "".join(self.alphabet[token_id] for token_id in ids if token_id < len(self.alphabet))

@@ -1,18 +1,22 @@
 """SentencePiece models (Kudo & Richardson, 2018): any `.model` file, and those that `train.py` makes."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from llm_jax.core.checks import check
+from llm_jax.tokenizers.cuts import uncrossed
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
 
 _SPACE_MARK = "\u2581"
+# The shorter the faster: SentencePiece's queue of merges grows with the text.
+_CHARACTERS_PER_PART = 2**13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,7 @@ class SentencePieceTokenizer(Tokenizer):
         own = [i if i >= 0 else None for i in (model.bos_id(), model.eos_id(), model.pad_id(), model.unk_id())]
         super().__init__(model.vocab_size(), SpecialIds.choose(*own, source=source), content)
         self._space_mark_ids = self._find_space_mark_ids()
+        self._pairs = _joined_pairs(content) if self._space_mark_ids else None
 
     @classmethod
     def from_content(cls, content: bytes, special: SpecialIds, source: str) -> Self:
@@ -69,6 +74,16 @@ class SentencePieceTokenizer(Tokenizer):
                 if _SPACE_MARK in text:
                     batch[index] = self._encode_with_space_marks(text)
         return [np.asarray(ids, np.int32) for ids in batch]
+
+    def parts(self, text: str) -> Iterator[str]:
+        """See `Tokenizer.parts`. BPE models that keep every space and fall back to bytes are cut; others are not:
+
+        a normaliser may change a text's beginning, and the path of a unigram model (Kudo, 2018) is the best by a sum
+        in float32 over the whole text, whose rounding depends on all that precedes.
+        """
+        if self._pairs is None:
+            return super().parts(text)
+        return uncrossed(text, _CHARACTERS_PER_PART, self._pairs)
 
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
@@ -96,3 +111,19 @@ def _load(content: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
         ) from error
     check(model.vocab_size() > 0, f"{source} is a SentencePiece model without pieces: give a trained one")
     return model
+
+
+def _joined_pairs(content: bytes) -> set[str] | None:
+    """All pairs of neighbouring characters within pieces; None for a model that is no BPE of the text as it is."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    takes_text_as_it_is = (
+        not normalizer.precompiled_charsmap
+        and not normalizer.add_dummy_prefix
+        and not normalizer.remove_extra_whitespaces
+        and trainer.byte_fallback
+    )
+    if trainer.model_type != trainer.BPE or not takes_text_as_it_is:
+        return None
+    pieces = [entry.piece.replace(_SPACE_MARK, " ") for entry in model.pieces]
+    return {piece[i : i + 2] for piece in pieces for i in range(len(piece) - 1)}

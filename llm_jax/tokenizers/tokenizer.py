@@ -8,7 +8,7 @@ import abc
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
@@ -87,6 +87,14 @@ class Tokenizer(abc.ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array per text, equal to `encode` of it."""
         return [np.asarray(self.encode(text), np.int32) for text in texts]
+
+    def parts(self, text: str) -> Iterator[str]:
+        """Consecutive parts of a text. The ids of all of them, in this order, are exactly the ids of the whole.
+
+        A long document is encoded part by part in little memory and in parallel. A tokenizer whose ids may depend on
+        text further away gives the whole as one part.
+        """
+        yield text
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids. Special ids give no text; bytes that are no UTF-8 give U+FFFD, as a sampled sequence may.

@@ -14,6 +14,9 @@ from llm_jax.tokenizers import (
     HuggingFaceTokenizerConfig,
     SentencePieceTokenizerConfig,
     TrainSentencePieceConfig,
+    byte,
+    character,
+    sentencepiece,
 )
 from llm_jax.tokenizers.tokenizer import SpecialIds
 
@@ -69,6 +72,41 @@ def test_batch_equals_single(any_tokenizer, source_files):
 
 def test_batch_equals_single_for_any_text(lossless):
     assert [ids.tolist() for ids in lossless.encode_batch(_HARD_TEXTS)] == [*map(lossless.encode, _HARD_TEXTS)]
+
+
+CUTTING = ("byte", "character", "bpe", "phrases")
+
+
+@pytest.fixture
+def shortest_parts(monkeypatch):
+    """Parts are as short as they may be."""
+    for module in (byte, character, sentencepiece):
+        monkeypatch.setattr(module, "_CHARACTERS_PER_PART", 1)
+
+
+@pytest.mark.parametrize("name", CUTTING)
+def test_the_ids_of_the_parts_are_the_ids_of_the_whole(name, request, source_files, shortest_parts):
+    tokenizer = request.getfixturevalue(name)
+    texts = source_files if name == "character" else [*source_files, *_HARD_TEXTS]
+    for text in texts:
+        parts = list(tokenizer.parts(text))
+        assert "".join(parts) == text
+        assert np.concatenate(tokenizer.encode_batch(parts)).tolist() == tokenizer.encode(text)
+        # Few characters in a row can be one piece.
+        assert max(map(len, parts)) < 400 and (len(text) < 400 or len(parts) > len(text) / 30)
+
+
+@_property
+@given(text=_text)
+def test_the_ids_of_the_parts_of_any_text_are_the_ids_of_the_whole(bpe, phrases, shortest_parts, text):
+    for tokenizer in (bpe, phrases):
+        ids = np.concatenate(tokenizer.encode_batch(list(tokenizer.parts(text))))
+        assert ids.tolist() == tokenizer.encode(text)
+
+
+def test_tokenizers_that_look_at_the_whole_text_do_not_cut_it(unigram, t5_like, llama_like, source_files):
+    for tokenizer in (unigram, t5_like, llama_like):
+        assert list(tokenizer.parts(source_files[0])) == [source_files[0]]
 
 
 def test_ids_lie_in_the_vocabulary(any_tokenizer, source_files):
