@@ -77,3 +77,13 @@ def test_a_damaged_file_is_named(tmp_path, damage):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="no file .*nowhere.parquet"):
         read(tmp_path / "nowhere.parquet")
+
+
+def test_text_that_is_no_text_follows_the_policies(tmp_path):
+    path = tmp_path / "a.parquet"
+    write(path, pyarrow.array(["\ufeffone", "", "\ufeff"]))
+    assert read(path) == [("a.parquet:0", "one")]
+    assert [text for _, text in read(path, empty="keep")] == ["one", "", ""]
+    with pytest.raises(ValueError, match=r"a\.parquet:1: the text is empty"):
+        read(path, empty="error")
+    assert ParquetConfig((str(path),)).build().empty == 2
