@@ -159,8 +159,7 @@ def _hooks(
     first: int,
 ) -> list[Hook]:
     experiment = parts.experiment
-    rate = experiment.optimizer.learning_rate(experiment.steps)
-    log = hooks.Log(recorder, display, _throughput(parts), rate, experiment.log_every, seconds)
+    log = hooks.Log(recorder, display, _throughput(parts), experiment.log_every, seconds)
     evaluations = [
         hooks.Evaluate(
             found.name,

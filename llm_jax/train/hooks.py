@@ -85,12 +85,10 @@ class Log(Hook):
         recorder: Recorder,
         display: "Display",
         throughput: Throughput,
-        learning_rate: Callable[[int], float],
         every: int,
         total_seconds: float = 0.0,
     ):
-        self._recorder, self._display, self._throughput = recorder, display, throughput
-        self._learning_rate, self._every = learning_rate, every
+        self._recorder, self._display, self._throughput, self._every = recorder, display, throughput, every
         self._seconds, self._steps = 0.0, 0
         self.total_seconds = total_seconds
 
@@ -99,7 +97,6 @@ class Log(Hook):
         self.total_seconds += metrics["seconds"]
         self._steps += 1
         values = {name: value for name, value in metrics.items() if name != "seconds"}
-        values["learning_rate"] = float(self._learning_rate(step - 1))
         values |= self._throughput.rates(self._seconds, self._steps)
         self._display.update(step, values)
         if step % self._every == 0:

@@ -85,6 +85,8 @@ def _read(pending: tuple[int, StepReport] | None, hooks: list[Hook], mark: float
     metrics["gradient_norm"] = (
         sum(float(norm) ** 2 for norm in jax.tree.leaves(jax.device_get(report.gradient_norms))) ** 0.5
     )
+    if report.learning_rate is not None:
+        metrics["learning_rate"] = float(jax.device_get(report.learning_rate))
     metrics["seconds"] = now - mark
     for hook in hooks:
         hook.on_metrics(step, metrics)

@@ -72,7 +72,8 @@ def programs(
     abstract = jax.eval_shape(fresh)
     shardings = state_shardings(abstract, logical_axes, layout)
     resting = at_rest(shardings, layout)
-    update = functools.partial(train_step, model, objective, transformation, config, seed)
+    rate = optimizer.learning_rate(steps)
+    update = functools.partial(train_step, model, objective, transformation, config, seed, rate=rate)
     return Programs(
         model=model,
         transformation=transformation,

@@ -18,6 +18,7 @@ from llm_jax.core.metrics import Metrics, add
 from llm_jax.data.batch import Batch
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.optim.schedules import Rate
 from llm_jax.train.biases import moved
 from llm_jax.train.state import TrainState
 
@@ -30,11 +31,13 @@ class StepReport:
       metrics: sums and counts of the objective.
       gradient_norms: tree of float32 scalars, the norm of each parameter's gradient before clipping.
       finite: boolean; where false the loss or a gradient was not finite and the update was not applied.
+      learning_rate: float32 scalar, the rate of this update; None where the step was made without a schedule.
     """
 
     metrics: Metrics
     gradient_norms: Any
     finite: jax.Array
+    learning_rate: jax.Array | None = None
 
 
 class Places(NamedTuple):
@@ -67,12 +70,14 @@ def train_step(
     seed: int,
     places: Places | None = None,
     axis: str | None = None,
+    rate: Rate | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """The pure update function (state, batch) -> (state, report), to be compiled with the state donated.
 
     Args:
       places: where gradients and the optimizer's state lie while they are used; None: wherever they are.
       axis: name of the axis of `jax.pmap` over which the batch is divided; None: the function sees all of it.
+      rate: the schedule, for the report: the host would wait for the device to evaluate it between two updates.
 
     An update that is not finite leaves the state as it was, so that what is saved afterwards is sound.
     """
@@ -81,6 +86,7 @@ def train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = rng.key(seed, "dropout", state.step)
+        learning_rate = None if rate is None else jnp.asarray(rate(state.step), jnp.float32)
         if places is not None:
             state = state.replace(opt_state=jax.device_put(state.opt_state, places.opt_state))
         if axis is None:
@@ -101,7 +107,7 @@ def train_step(
             ema = jax.tree.map(lambda old, new: old + (1 - config.ema_decay) * (new - old), ema, params)
         updated = TrainState(state.step + 1, params, opt_state, ema)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-        return state, StepReport(metrics, norms, finite)
+        return state, StepReport(metrics, norms, finite, learning_rate)
 
     return step
 

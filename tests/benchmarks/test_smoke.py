@@ -51,10 +51,10 @@ def test_of_all_attention_kernels_the_chunked_one_needs_least_memory():
     assert 0.5 < work["ChunkedKernel"] < 1
 
 
-def test_nothing_is_compiled_in_the_loop_after_its_first_step():
+def test_the_loop_dispatches_ahead_and_compiles_nothing_after_its_first_step():
     (row,) = cells(smoke("loop_overhead"))
-    assert row[-1] == "0"
-    assert float(row[-2]) > 0
+    assert row[-1] == "0" and float(row[-3]) > 0
+    assert float(row[-2]) > 0.3
 
 
 def _sent(*arguments: str) -> dict[str, float]:

@@ -1,0 +1,93 @@
+"""The host never waits for the update just dispatched: the hooks of a real run, between updates that take long."""
+
+import contextlib
+import dataclasses
+import io
+
+import jax
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from llm_jax.assemble import Assembly, assemble
+from llm_jax.checkpoints.manager import Checkpoints
+from llm_jax.core import config
+from llm_jax.core.run_directory import RunDirectory
+from llm_jax.data import ModularAdditionConfig
+from llm_jax.experiment import EvaluationConfig
+from llm_jax.hosts import Hosts
+from llm_jax.optim import WSD, AdamWConfig
+from llm_jax.sharding.mesh import MeshConfig
+from llm_jax.sharding.rules import DataParallel, ShardingConfig
+from llm_jax.train import hooks
+from llm_jax.train.loop import Hook, train
+from llm_jax.train.pace import Pace
+from llm_jax.train.step import StepConfig
+from llm_jax.training_run import _hooks
+from tests.helpers import tiny_run
+from tests.helpers.tiny import tiny_gpt2
+
+STEPS = 5
+
+
+class Watch(Hook):
+    """Notes for each update whether the next one, dispatched already, still ran when all hooks had its figures."""
+
+    def __init__(self, step):
+        self._step, self._reports, self.ahead = step, [], {}
+
+    def step(self, state, batch):
+        state, report = self._step(state, batch)
+        self._reports.append(report)
+        return state, report
+
+    def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        if step < len(self._reports):
+            self.ahead[step] = not self._reports[step].finite.is_ready()
+
+
+def _slowed(update):
+    """`update` after a few tenths of a second of work: Python's callbacks would make the CPU's client wait for it."""
+
+    def slow(state, batch):
+        work = jax.lax.fori_loop(0, 10_000, lambda _, x: jnp.sin(x @ x), jnp.full((64, 64), 0.01))
+        return update(state.replace(step=state.step + (0 * work[0, 0]).astype(jnp.int32)), batch)
+
+    return slow
+
+
+def _parts(folder, sharding: ShardingConfig) -> Assembly:
+    made = tiny_run.experiment(folder, steps=STEPS, log_every=1, evaluation=EvaluationConfig(every=100))
+    made = tiny_run.with_source(made, ModularAdditionConfig(5))
+    optimizer = AdamWConfig(peak_lr=1e-2, schedule=WSD(warmup_steps=2, decay_fraction=0.4))
+    changes = {"model": tiny_gpt2(layers=1), "update": StepConfig(), "optimizer": optimizer, "sharding": sharding}
+    return assemble(dataclasses.replace(made, tokenizer=None, **changes), folder / "cache")
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_all_hooks_see_the_figures_of_an_update_while_the_next_one_runs(tmp_path, mapped):
+    parts = _parts(tmp_path, ShardingConfig(MeshConfig(data=1), DataParallel(mapped)))
+    run, experiment = RunDirectory(tmp_path / "run"), parts.experiment
+    run.open(experiment)
+
+    update = parts.programs.step
+    mapped_update = dataclasses.replace(update, update=_slowed(update.update)) if mapped else None
+    watch = Watch(mapped_update or jax.jit(_slowed(update), donate_argnums=0))
+    iterator = parts.dataset.train_iterator(0, *parts.share)
+    console = Console(file=io.StringIO(), width=200)
+    with (
+        parts.programs.activated(),
+        Checkpoints(run.checkpoints, experiment.checkpoint, "none", config.to_text(experiment)) as checkpoints,
+        contextlib.closing(hooks.Recorder(run)) as recorder,
+        hooks.Display(0, STEPS, 1, console) as display,
+        hooks.StopOnSignal() as signals,
+    ):
+        attached = _hooks(parts, run, checkpoints, iterator, recorder, display, signals, 0.0, 0)
+        attached = [hook for hook in attached if not isinstance(hook, hooks.Evaluate)]  # due at the end
+        pace = Pace(Hosts(), recorder.write, display.print, 1)
+        batches = pace.timed(map(parts.place, iterator))
+        train(parts.initial_state(), watch.step, batches, [pace, *attached, watch], 0, STEPS)
+    # Not all: a busy machine may hold up the host itself.
+    assert len(watch.ahead) == STEPS - 1 and sum(watch.ahead.values()) >= 2, watch.ahead
+    rates = {record["step"]: record["learning_rate"] for record in run.records() if record["kind"] == "train"}
+    assert rates == pytest.approx({1: 1e-2 / 3, 2: 2e-2 / 3, 3: 1e-2, 4: 1e-2, 5: 1e-2 * (1 - 0.5**0.5)}, rel=1e-6)
