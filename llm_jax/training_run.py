@@ -250,7 +250,7 @@ def _card(parts: Assembly) -> dict[str, Any]:
     return machine_card() | {
         "experiment_digest": config.digest(experiment),
         "seed": experiment.seed,
-        "data": parts.dataset.manifest(),
+        "data": parts.dataset.card(),
         "mesh": dict(parts.layout.mesh.shape),
         "pipeline": dataclasses.asdict(plan) | {"bubble": plan.bubble} if plan else None,
         "peak_flops": chip.peak_flops if chip else None,

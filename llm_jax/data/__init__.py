@@ -15,7 +15,7 @@ from llm_jax.data.sources import (
     TextFilesConfig,
     TFDSConfig,
 )
-from llm_jax.data.splits import HashSplit, RangeSplit, SeparateSources
+from llm_jax.data.splits import ContentSplit, HashSplit, RangeSplit, SeparateSources
 from llm_jax.data.synthetic import CopyConfig, InductionConfig, ModularAdditionConfig
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "ArrayRecordConfig",
     "TFDSConfig",
     "StandardLibraryConfig",
+    "ContentSplit",
     "HashSplit",
     "RangeSplit",
     "SeparateSources",

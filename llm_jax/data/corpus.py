@@ -1,14 +1,17 @@
 """A corpus: text, its parts, and how its tokens become rows."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import Literal
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, check_one_of
 from llm_jax.data.cache import TokenDocuments, tokenized
+from llm_jax.data.duplicates import Distinct, DocumentSet
 from llm_jax.data.packing import PackedConfig, PackingConfig
 from llm_jax.data.rows import EvaluationRows, RowContext, Rows, RowSource
 from llm_jax.data.sources import SourceConfig, TextSource
-from llm_jax.data.splits import HashSplit, Limited, Part, SplitConfig
+from llm_jax.data.splits import ContentSplit, Limited, Part, SeparateSources, SplitConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,16 +19,32 @@ class CorpusConfig:
     """Text, cut by the experiment's tokenizer and made into rows. A document is [bos] + ids + [eos]."""
 
     source: SourceConfig
-    split: SplitConfig = HashSplit()
+    split: SplitConfig = ContentSplit()
     packing: PackingConfig = PackedConfig()
     bos: bool = True
     """Whether documents begin with the tokenizer's bos. Without it a document's first token is never predicted."""
     eos: bool = True
     """Whether documents end with the tokenizer's eos, which is a target like any other."""
+    duplicates: Literal["keep", "skip"] = "keep"
+    """What becomes of documents whose text an earlier one has. skip: they are left out before the split, and
+    counted; where parts have sources of their own, training text loses what a held-out part has."""
+
+    def __post_init__(self) -> None:
+        check_one_of("duplicates", self.duplicates, ("keep", "skip"))
 
     def text(self, part: Part) -> TextSource:
         """The documents of `part`, before tokenising."""
-        return self.split.part(self.source.build(), part)
+        return self.text_of(self.source.build(), part)
+
+    def text_of(self, source: TextSource, part: Part) -> TextSource:
+        """The documents of `part` where `source` is what the config's own gives."""
+        if self.duplicates == "keep":
+            return self.split.part(source, part)
+        if not isinstance(self.split, SeparateSources):
+            return self.split.part(Distinct(source), part)
+        parts = self.split.parts()
+        later = parts[parts.index(part) + 1 :]
+        return Distinct(self.split.part(source, part), [self.split.part(source, held_out) for held_out in later])
 
     def build(self, context: RowContext) -> "Corpus":
         return Corpus(self, context)
@@ -67,8 +86,27 @@ class Corpus(RowSource):
         parts = {part: self._text(part) for part in self._config.split.parts()}
         return {part: _card(text, self._tokenized(text)) for part, text in parts.items()}
 
+    def document_sets(self) -> dict[str, DocumentSet]:
+        return {
+            part: DocumentSet(functools.partial(self._tokenized, self._text(part)), self._config.bos, self._config.eos)
+            for part in self._config.split.parts()
+        }
+
+    def duplicates_left_out(self) -> int:
+        if self._config.duplicates == "keep":
+            return 0
+        if isinstance(self._config.split, SeparateSources):
+            return sum(self._text(part).left_out for part in self._config.split.parts())
+        return Distinct(self._source).left_out
+
+    def empty_texts(self) -> int:
+        split = self._config.split
+        # Parts of one source all have its count.
+        parts = split.parts() if isinstance(split, SeparateSources) else ("train",)
+        return sum(self._text(part).empty for part in parts)
+
     def _text(self, part: Part) -> TextSource:
-        return self._config.split.part(self._source, part)
+        return self._config.text_of(self._source, part)
 
     def _tokenized(self, text: TextSource) -> TokenDocuments:
         context = self._context

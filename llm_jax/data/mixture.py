@@ -5,12 +5,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 
 from llm_jax.core import rng
 from llm_jax.core.checks import check, check_positive
 from llm_jax.data.corpus import CorpusConfig
+from llm_jax.data.duplicates import DocumentSet
 from llm_jax.data.markov import MarkovConfig
 from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, RowSource
 from llm_jax.data.splits import Part
@@ -111,10 +113,7 @@ class Mixture(RowSource):
         return max(source.vocab_size for source in self._sources.values())
 
     def train(self) -> Rows:
-        used = [
-            any(self._config.counts_at(step)[i] for step in self._config.steps()) for i in range(len(self._sources))
-        ]
-        rows = [source.train() if needed else None for source, needed in zip(self._sources.values(), used, strict=True)]
+        rows = [source.train() if name in self._trained else None for name, source in self._sources.items()]
         return MixedRows(self._config, rows, self._context.batch_size, self._context.seed)
 
     def evaluation(self, part: Part, max_bytes: int | None) -> dict[str, EvaluationRows]:
@@ -122,6 +121,27 @@ class Mixture(RowSource):
 
     def manifest(self) -> dict:
         return {name: source.manifest() for name, source in self._sources.items()}
+
+    def document_sets(self) -> dict[str, DocumentSet]:
+        found = {name: source.document_sets() for name, source in self._sources.items()}
+        return {
+            f"{part}/{name}": sets[part]
+            for part in get_args(Part)
+            for name, sets in found.items()
+            if part in sets and (part != "train" or name in self._trained)
+        }
+
+    def duplicates_left_out(self) -> int:
+        return sum(source.duplicates_left_out() for source in self._sources.values())
+
+    def empty_texts(self) -> int:
+        return sum(source.empty_texts() for source in self._sources.values())
+
+    @property
+    def _trained(self) -> set[str]:
+        """The sources that have a weight at some step."""
+        counts = sum(self._config.counts_at(step) for step in self._config.steps())
+        return {name for name, count in zip(self._sources, counts, strict=True) if count}
 
 
 @dataclasses.dataclass(frozen=True)

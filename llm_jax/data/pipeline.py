@@ -12,6 +12,7 @@ import numpy as np
 from llm_jax.core import rng
 from llm_jax.core.checks import check, check_divides, check_not_negative, check_positive
 from llm_jax.data.corpus import CorpusConfig
+from llm_jax.data.duplicates import census, fingerprints, remembered
 from llm_jax.data.mixture import MixtureConfig, SingleSourceConfig
 from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, Transform, padding_row
 from llm_jax.data.sources import TextSource
@@ -134,6 +135,24 @@ class Dataset:
         tokenizer = self._context.tokenizer
         content = {"tokenizer": tokenizer.digest if tokenizer else None, "source": self._source.manifest()}
         return {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16], **content}
+
+    def card(self) -> dict:
+        """The manifest and, for text, what a reader of the run's figures should know of it: `documents`, the duplicates
+        within each set and between sets (see `census`); `duplicates_left_out`; and `empty_texts`, how many documents
+        without a character were read."""
+        manifest = self.manifest()
+        sets = self._source.document_sets()
+        if not sets:
+            return manifest
+        counts = remembered(
+            self._context.cache,
+            [manifest["digest"], *sets],
+            lambda: {
+                "documents": census({name: fingerprints(documents) for name, documents in sets.items()}),
+                "duplicates_left_out": self._source.duplicates_left_out(),
+            },
+        )
+        return manifest | counts | {"empty_texts": self._source.empty_texts()}
 
     def _evaluation_set(self, name: str, found: EvaluationRows, host: int, hosts: int) -> EvaluationSet:
         batches = self._batches(found.rows, found.count, name, host, hosts)

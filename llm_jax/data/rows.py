@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from llm_jax.data.duplicates import DocumentSet
 from llm_jax.data.splits import Part
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -74,6 +75,19 @@ class RowSource(abc.ABC):
     @abc.abstractmethod
     def manifest(self) -> dict:
         """What the rows are made from, as JSON: digests, documents, tokens and bytes."""
+
+    def document_sets(self) -> dict[str, DocumentSet]:
+        """The documents of every part by name, `<part>` or `<part>/<source>`, training first; none where rows are no
+        text."""
+        return {}
+
+    def duplicates_left_out(self) -> int:
+        """Documents that are not among those of `document_sets` because their text is another's. Reads all text."""
+        return 0
+
+    def empty_texts(self) -> int:
+        """Documents without a character that were read, which their source's policy skips or keeps."""
+        return 0
 
 
 def whole_row(tokens: np.ndarray) -> Row:

@@ -1,7 +1,9 @@
 """Splits: which documents, or which stretch of the text, are for training, for validation and for the final test."""
 
+import abc
 import dataclasses
 import hashlib
+import heapq
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -12,8 +14,38 @@ Part = Literal["train", "validation", "test"]
 
 
 @dataclasses.dataclass(frozen=True)
+class ContentSplit:
+    """Splits by document: a hash of its text decides.
+
+    Documents with the same text are in the same part, whatever their names and sources are, so that no held-out text is
+    trained on. Adding documents moves none of the others.
+    """
+
+    validation: float = 0.05
+    """Expected fraction of the distinct texts held out for evaluation during training."""
+    test: float = 0.05
+    """Expected fraction of the distinct texts held out for the end."""
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.validation, self.test)
+
+    def parts(self) -> tuple[Part, ...]:
+        return _parts(self.validation, self.test)
+
+    def part(self, source: TextSource, part: Part) -> TextSource:
+        """The documents of `source` that belong to `part`."""
+        _check_part(self, part)
+        start, stop = _borders(part, self.validation, self.test)
+        return _PartByContent(source, part, start, stop)
+
+
+@dataclasses.dataclass(frozen=True)
 class HashSplit:
-    """Splits by document: a hash of its name decides, so that adding documents moves none of the others."""
+    """Splits by document: a hash of its name decides, so that adding documents moves none of the others.
+
+    Documents with the same text and other names may be in different parts, as may documents that are renamed; see
+    `ContentSplit`.
+    """
 
     validation: float = 0.05
     """Expected fraction of the documents held out for evaluation during training."""
@@ -30,7 +62,7 @@ class HashSplit:
         """The documents of `source` that belong to `part`."""
         _check_part(self, part)
         start, stop = _borders(part, self.validation, self.test)
-        return _HashedPart(source, part, start, stop)
+        return _PartByName(source, part, start, stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +106,7 @@ class SeparateSources:
         return source if config is None else config.build()
 
 
-SplitConfig = HashSplit | RangeSplit | SeparateSources
+SplitConfig = ContentSplit | HashSplit | RangeSplit | SeparateSources
 
 
 class DerivedSource(TextSource):
@@ -114,43 +146,74 @@ class Joined(DerivedSource):
 
 
 class Limited(DerivedSource):
-    """A sample of at most `max_bytes` of UTF-8 text: whole documents in the order of their names' hashes, up to the
-    first that does not fit. If that is the very first, its beginning is the sample.
+    """A sample of `max_bytes` of UTF-8 text: documents in the order of their names' hashes, the last of them cut where
+    the sample ends. A character is never cut, so that up to three bytes may be missing.
+
+    The documents of the sample are in memory while they are read.
     """
 
     def __init__(self, base: TextSource, max_bytes: int):
-        super().__init__([base], f"sample of {max_bytes} bytes")
+        super().__init__([base], f"first {max_bytes} bytes by hash")
         check(max_bytes > 0, f"max_bytes is {max_bytes}: it must be greater than 0, or None for the whole text")
         self._max_bytes = max_bytes
 
     def __iter__(self) -> Iterator[Document]:
         (base,) = self._bases
-        sizes = [(_hash(document.name), len(document.text.encode()), index) for index, document in enumerate(base)]
-        chosen, left = set(), self._max_bytes
-        for _, size, index in sorted(sizes):
-            if size > left and chosen:
-                break
-            chosen.add(index)
-            left -= size
+        # A heap whose first entry has the largest hash: entries beyond the budget leave it as soon as they are known.
+        sample: list[tuple[float, int, int, Document]] = []
+        total = 0
         for index, document in enumerate(base):
-            if index in chosen:
-                yield Document(document.name, _beginning(document.text, self._max_bytes))
+            size = len(document.text.encode())
+            heapq.heappush(sample, (-_hash(document.name), -index, size, document))
+            total += size
+            while total - sample[0][2] >= self._max_bytes:
+                total -= heapq.heappop(sample)[2]
+        if total > self._max_bytes:
+            *order, size, last = heapq.heappop(sample)
+            beginning = _beginning(last.text, self._max_bytes - (total - size))
+            if beginning:
+                sample.append((*order, len(beginning), Document(last.name, beginning)))
+        for _, _, _, document in sorted(sample, key=lambda entry: -entry[1]):
+            yield document
 
 
 class _HashedPart(DerivedSource):
-    def __init__(self, base: TextSource, part: Part, start: float, stop: float):
-        super().__init__([base], f"{part} part by hash from {start:.6g} to {stop:.6g}")
+    """The documents whose hash lies in a stretch of [0, 1)."""
+
+    def __init__(self, base: TextSource, part: Part, by: str, start: float, stop: float):
+        super().__init__([base], f"{part} part by {by} from {start:.6g} to {stop:.6g}")
         self._start, self._stop = start, stop
 
     def __iter__(self) -> Iterator[Document]:
-        return (document for document in self._bases[0] if self._holds(document.name))
+        return (document for document in self._bases[0] if self._holds(self._place(document)))
 
     @property
     def invalid(self) -> tuple[str, ...]:
-        return tuple(filter(self._holds, super().invalid))
+        """By name, since a record that is left out has no text to hash."""
+        return tuple(name for name in super().invalid if self._holds(_hash(name)))
 
-    def _holds(self, name: str) -> bool:
-        return self._start <= _hash(name) < self._stop
+    def _holds(self, place: float) -> bool:
+        return self._start <= place < self._stop
+
+    @abc.abstractmethod
+    def _place(self, document: Document) -> float:
+        """Where in [0, 1) a document is."""
+
+
+class _PartByName(_HashedPart):
+    def __init__(self, base: TextSource, part: Part, start: float, stop: float):
+        super().__init__(base, part, "hash", start, stop)
+
+    def _place(self, document: Document) -> float:
+        return _hash(document.name)
+
+
+class _PartByContent(_HashedPart):
+    def __init__(self, base: TextSource, part: Part, start: float, stop: float):
+        super().__init__(base, part, "content", start, stop)
+
+    def _place(self, document: Document) -> float:
+        return _fraction(document.digest)
 
 
 class _Stretch(DerivedSource):
@@ -172,7 +235,12 @@ class _Stretch(DerivedSource):
 
 def _hash(name: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
+    return _fraction(hashlib.sha256(name.encode()).digest())
+
+
+def _fraction(digest: bytes) -> float:
+    """The first 48 bits of a digest as a number in [0, 1)."""
+    return int.from_bytes(digest[:6]) / 2**48
 
 
 def _beginning(text: str, max_bytes: int) -> str:

@@ -7,7 +7,7 @@ from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.packing import PackedConfig, RandomWindowsConfig
 from llm_jax.data.rows import RowContext
 from llm_jax.data.sources import TextFilesConfig
-from llm_jax.data.splits import HashSplit, RangeSplit
+from llm_jax.data.splits import ContentSplit, HashSplit, RangeSplit
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
 
@@ -116,3 +116,11 @@ def test_the_manifest_follows_text_and_tokenizer(folder):
 def test_the_config_survives_its_own_text(folder):
     config = corpus(folder, packing=RandomWindowsConfig(), split=RangeSplit())
     assert core_config.parse(core_config.to_text(config)) == config
+
+
+def test_a_split_is_by_content_unless_a_config_names_another():
+    assert CorpusConfig(TextFilesConfig(("a",))).split == ContentSplit()
+    # As runs wrote it when the default was a split by name, and no field `duplicates` was there.
+    text = core_config.to_text(CorpusConfig(TextFilesConfig(("a",)), HashSplit()))
+    before = "\n".join(line for line in text.splitlines() if not line.startswith("duplicates"))
+    assert core_config.parse(before) == CorpusConfig(TextFilesConfig(("a",)), HashSplit(), duplicates="keep")

@@ -33,8 +33,13 @@ class Document:
     """One text that a model reads from its beginning to its end."""
 
     name: str
-    """Where it stands in its corpus, not on this machine: splits hash it, so a corpus may be moved."""
+    """Where it stands in its corpus, not on this machine, so that a corpus may be moved."""
     text: str
+
+    @property
+    def digest(self) -> bytes:
+        """Sixteen bytes that depend on the text alone, exactly as it is: documents with one digest are duplicates."""
+        return hashlib.blake2b(self.text.encode(), digest_size=16).digest()
 
 
 class TextSource(abc.ABC):

@@ -46,7 +46,9 @@ class TFDSConfig:
 
 
 class TFDS(RecordSource):
-    """Documents of one TFDS split, named `set/split:index`."""
+    """Documents of one TFDS split, named `set/config/split:index`.
+
+    The index counts within the whole split, so that a document has one name in every slice that holds it."""
 
     def __init__(self, config: TFDSConfig):
         parsing = (config.name, config.split, config.field)
@@ -54,15 +56,13 @@ class TFDS(RecordSource):
         self._config = config
 
     def storages(self) -> list[Storage]:
-        config = self._config
-        split = _builder(config).info.splits[config.split]
-        paths = sorted({Path(instruction.filename) for instruction in split.file_instructions})
-        return [Storage(f"{config.name}/{config.split}", tuple(paths))]
+        return [storage for storage, _ in _slices(self._config)]
 
     def records(self, storage: Storage) -> Iterator[Record]:
-        config = self._config
-        for index, example in enumerate(_builder(config).as_data_source(split=config.split)):
-            name = f"{config.name}/{config.split}:{index}"
+        config, part = self._config, dict(_slices(self._config))[storage]
+        examples = _builder(config).as_data_source(split=part.split)
+        for index in part.indices:
+            name, example = f"{part.name}:{index}", examples[index]
             if not isinstance(example.get(config.field), bytes | str):
                 self._refuse(name, example)
             value = example[config.field]
@@ -74,8 +74,45 @@ class TFDS(RecordSource):
         raise ValueError(f"TFDS {name}: feature {field!r} holds {type(example[field]).__name__}, not text; {remedy}")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Slice:
+    """Consecutive examples of one split."""
+
+    split: str
+    name: str
+    """Set, configuration and split."""
+    indices: range
+
+
+def _slices(config: TFDSConfig) -> list[tuple[Storage, _Slice]]:
+    """What `train[:10%]+test` means, and the files that hold it.
+
+    Raises:
+      ValueError: as `_builder`, and for a split that the data set does not have.
+    """
+    builder = _builder(config)
+    splits = builder.info.splits
+    prefix = [builder.name, builder.builder_config.name] if builder.builder_config else [builder.name]
+    try:
+        parts = tensorflow_datasets.core.ReadInstruction.from_spec(config.split).to_absolute(splits)
+    except (ValueError, NotImplementedError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"TFDS {config.name} has no split {config.split!r} ({reason}): its splits are {sorted(splits)}, and a "
+            "slice is written train[:10%] or train[100:200]"
+        ) from error
+    found = []
+    for part in parts:
+        info, name = splits[part.splitname], "/".join([*prefix, part.splitname])
+        indices = range(info.num_examples)[part.from_ : part.to]
+        paths = sorted({Path(instruction.filename) for instruction in info.file_instructions})
+        storage = Storage(f"{name}[{indices.start}:{indices.stop}]", tuple(paths))
+        found.append((storage, _Slice(part.splitname, name, indices)))
+    return found
+
+
 def _builder(config: TFDSConfig) -> tensorflow_datasets.core.DatasetBuilder:
-    """Raises ValueError if the data set is not known or not prepared, or has no such split."""
+    """Raises ValueError if the data set is not known or not prepared."""
     place = config.data_dir or "the default folder of TFDS"
     try:
         builder = tensorflow_datasets.builder(config.name, data_dir=config.data_dir, file_format="array_record")
@@ -86,10 +123,6 @@ def _builder(config: TFDSConfig) -> tensorflow_datasets.core.DatasetBuilder:
     check(
         builder.is_prepared(),
         f"TFDS {config.name} is not prepared as array_record in {place}: set download to True to do so",
-    )
-    check(
-        config.split.partition("[")[0] in builder.info.splits or "+" in config.split,
-        f"TFDS {config.name} has no split {config.split!r}: its splits are {sorted(builder.info.splits)}",
     )
     return builder
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm_jax.data.sources import TFDSConfig
+from llm_jax.data.splits import HashSplit
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -66,9 +67,13 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def read(prepared, split="train", **settings):
+def source(prepared, split="train", **settings):
     settings = {"field": "body", **settings}
-    return list(TFDSConfig("tiny_set", split, data_dir=str(prepared / "data"), **settings).build())
+    return TFDSConfig("tiny_set", split, data_dir=str(prepared / "data"), **settings).build()
+
+
+def read(prepared, split="train", **settings):
+    return list(source(prepared, split, **settings))
 
 
 def test_tensorflow_is_never_imported(prepared):
@@ -83,12 +88,34 @@ def test_splits_and_slices_are_read_whole(prepared):
     assert len(read(prepared, "train+validation")) == 25
 
 
+def test_a_document_has_one_name_in_every_slice(prepared):
+    texts = {document.name: document.text for document in read(prepared)}
+    assert list(texts) == [f"tiny_set/train:{index}" for index in range(20)]
+    for split in ("train[:10%]", "train[50%:]", "train[-3:]", "train[0shard]", "validation+train[5:7]"):
+        found = [document for document in read(prepared, split) if "/train:" in document.name]
+        assert found and all(texts[document.name] == document.text for document in found)
+    versioned = TFDSConfig("tiny_set:1.0.0", "train", "body", str(prepared / "data"))
+    assert [document.name for document in versioned.build()] == list(texts)
+
+
+def test_held_out_documents_of_a_slice_are_no_training_documents_of_a_larger_one(prepared):
+    def part(split, part):
+        return {document.text for document in HashSplit(0.3, 0.2).part(source(prepared, split), part)}
+
+    for slice_ in ("train[:75%]", "train[25%:]", "train[10:]"):
+        assert part(slice_, "validation") and part(slice_, "test")
+        assert part(slice_, "validation") <= part("train", "validation")
+        assert part(slice_, "train") <= part("train", "train")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"field": "bdy"}, r"tiny_set/train:0 has no feature 'bdy'; did you mean 'body'\?.*\['body', 'label'\]"),
         ({"field": "label"}, "feature 'label' holds int, not text"),
-        ({"split": "tset"}, r"no split 'tset': its splits are \['odd', 'train', 'validation'\]"),
+        ({"split": "train[:10"}, r"no split 'train\[:10' .*a slice is written train\[:10%\]"),
+        ({"split": "train+tset"}, r"no split 'train\+tset' .*: its splits are"),
+        ({"split": "tset"}, r"no split 'tset' .*: its splits are \['odd', 'train', 'validation'\]"),
     ],
 )
 def test_what_the_set_does_not_have_is_named_with_what_it_has(prepared, settings, message):
