@@ -71,15 +71,20 @@ def answers(questions: Sequence[Question], answer: Callable[[Question], Any]) ->
         for start in range(0, len(missing), _PER_TRANSACTION):
             group = missing[start : start + _PER_TRANSACTION]
             new = dict(zip(group, threads.map(answer, group), strict=True))
-            # A file that has just been written can be written again without a change of its times.
-            settled = [
-                question
-                for question in group
-                if states[question].is_settled and _FileState.of_all(question.paths) == states[question]
-            ]
-            _keep({question.key: (identities[question.key], new[question]) for question in settled})
+            remember({question: new[question] for question in group}, states)
             found |= {question.key: value for question, value in new.items()}
     return [found[question.key] for question in questions]
+
+
+def remember(found: Mapping[Question, Any], states: Mapping[Question, "_FileState"] | None = None) -> None:
+    """Keeps answers, found while the files were in `states` or, without, as they are now."""
+    kept = {}
+    for question, answer in found.items():
+        state = _FileState.of_all(question.paths)
+        # A file that has just been written can be written again without a change of its times.
+        if state.is_settled and (states is None or states[question] == state):
+            kept[question.key] = (state.identity, answer)
+    _keep(kept)
 
 
 def checksum(path: Path) -> int:

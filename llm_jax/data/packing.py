@@ -45,8 +45,8 @@ PackingConfig = PackedConfig | RandomWindowsConfig
 class _Epoch:
     """The order of one epoch: D documents, N rows."""
 
-    documents: np.ndarray
-    """int64 [D], the documents in the order in which they are laid end to end."""
+    documents: np.ndarray | None
+    """int64 [D], the documents in the order in which they are laid end to end; None: in the order of the source."""
     ends: np.ndarray
     """int64 [D], where each of them ends in that stream."""
     rows: np.ndarray | None
@@ -62,7 +62,7 @@ class PackedRows:
     (1, 2, ...) whose positions begin at 0.
 
     Indices go on without end, into later epochs, each in an order of its own that is a pure function of (seed, epoch).
-    Nothing but the order of the two epochs read last is kept in memory.
+    Nothing but the order of the two epochs read last is kept in memory: for each, 16 bytes a document and 8 a row.
     """
 
     def __init__(
@@ -74,7 +74,6 @@ class PackedRows:
             f"the documents hold {documents.total} tokens: at least 2 are needed to predict one from the other",
         )
         self._documents = documents
-        self._lengths = documents.lengths
         self._sequence_length = sequence_length
         self._seed = seed
         self._shuffle = shuffle
@@ -96,16 +95,17 @@ class PackedRows:
     def _row(self, epoch: _Epoch, start: int, stop: int) -> Row:
         """The stream's tokens [start, stop), padded to a row."""
         first, last = np.searchsorted(epoch.ends, (start, stop - 1), side="right")
-        parts = epoch.documents[first : last + 1]
+        parts = np.arange(first, last + 1) if epoch.documents is None else epoch.documents[first : last + 1]
         ends = epoch.ends[first : last + 1]
-        begins = ends - self._lengths[parts]
+        offsets = self._documents.offsets
+        begins = ends - (offsets[parts + 1] - offsets[parts])
         part_starts = np.maximum(begins, start)
         part_lengths = np.minimum(ends, stop) - part_starts
         stream = np.arange(start, stop)
         size = self._sequence_length + 1
         row = {name: np.zeros(size, np.int32) for name in ("tokens", "segment_ids", "positions")}
         count = stop - start
-        in_storage = np.repeat(self._documents.offsets[parts] - begins, part_lengths)
+        in_storage = np.repeat(offsets[parts] - begins, part_lengths)
         row["tokens"][:count] = self._documents.tokens[stream + in_storage]
         if self._isolate:
             # Documents without tokens take no number.
@@ -119,10 +119,12 @@ class PackedRows:
 
     def _make_epoch(self, number: int) -> _Epoch:
         if not self._shuffle:
-            return _Epoch(np.arange(len(self._lengths)), np.cumsum(self._lengths), None)
-        documents = rng.generator(self._seed, "documents", number).permutation(len(self._lengths))
+            return _Epoch(None, self._documents.offsets[1:], None)
+        lengths = self._documents.lengths
+        documents = rng.generator(self._seed, "documents", number).permutation(len(lengths))
         rows = rng.generator(self._seed, "rows", number).permutation(self.rows_per_epoch)
-        return _Epoch(documents, np.cumsum(self._lengths[documents]), rows)
+        ends = lengths[documents]
+        return _Epoch(documents, np.cumsum(ends, out=ends), rows)
 
 
 class RandomWindows:
