@@ -5,6 +5,8 @@ import functools
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
+
 from llm_jax.core.checks import check, check_one_of
 from llm_jax.data.cache import TokenDocuments, tokenized
 from llm_jax.data.duplicates import Distinct, DocumentSet
@@ -80,7 +82,8 @@ class Corpus(RowSource):
         text = self._text(part)
         documents = self._tokenized(text if max_bytes is None else Limited(text, max_bytes))
         rows = self._config.packing.evaluation(documents, self._context.sequence_length)
-        return {"": EvaluationRows(rows, rows.rows_per_epoch, documents.text_bytes, optimal_loss=None)}
+        predicted = documents.text_bytes - self._bytes_of_first(rows.unpredicted)
+        return {"": EvaluationRows(rows, rows.rows_per_epoch, predicted, optimal_loss=None)}
 
     def manifest(self) -> dict:
         parts = {part: self._text(part) for part in self._config.split.parts()}
@@ -104,6 +107,13 @@ class Corpus(RowSource):
         # Parts of one source all have its count.
         parts = split.parts() if isinstance(split, SeparateSources) else ("train",)
         return sum(self._text(part).empty for part in parts)
+
+    def _bytes_of_first(self, ids: np.ndarray) -> int:
+        """UTF-8 bytes of the first ids of documents; boundary tokens have none."""
+        if self._config.bos:
+            return 0
+        found, counts = np.unique(ids, return_counts=True)
+        return sum(self._context.tokenizer.first_bytes(int(i)) * int(n) for i, n in zip(found, counts, strict=True))
 
     def _text(self, part: Part) -> TextSource:
         return self._config.text_of(self._source, part)

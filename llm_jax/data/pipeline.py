@@ -83,7 +83,8 @@ class EvaluationSet:
     """`validation`, or `validation/<source>` in a mixture."""
     batches: "Batches"
     text_bytes: int | None
-    """UTF-8 bytes of its text over all hosts: bits per byte = sum of nats over all targets / ln 2 / text_bytes."""
+    """UTF-8 bytes of its text that are predicted, over all hosts: bits per byte = sum of nats over all targets / ln 2 /
+    text_bytes."""
     optimal_loss: float | None
     """For synthetic sources, the expected loss of a perfect model in nats per target."""
 

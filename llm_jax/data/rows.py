@@ -28,13 +28,15 @@ class Rows(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationRows:
-    """An evaluation set: rows in which every token of it is a target exactly once."""
+    """An evaluation set: rows in which every token of it is a target exactly once, but for those that have nothing
+    before them."""
 
     rows: Rows
     count: int
     """The set is the first `count` rows."""
     text_bytes: int | None
-    """UTF-8 bytes of the text that the rows hold, for bits per byte; None where the rows are not text."""
+    """UTF-8 bytes of the text that the rows predict, for bits per byte; None where the rows are not text. The first
+    token of a document that has no bos before it is not predicted, and its bytes do not count."""
     optimal_loss: float | None
     """Nats per counted target that no model can beat on average; None where it is not known."""
 

@@ -48,5 +48,8 @@ class ByteTokenizer(Tokenizer):
     def parts(self, text: str) -> Iterator[str]:
         return pieces_of(text, _CHARACTERS_PER_PART)
 
+    def first_bytes(self, token_id: int) -> int:
+        return int(token_id < _BYTES)
+
     def _decode(self, ids: list[int]) -> str:
         return bytes(token_id for token_id in ids if token_id < _BYTES).decode(errors="replace")

@@ -13,6 +13,7 @@ from llm_jax.core.checks import did_you_mean
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
 
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -77,6 +78,13 @@ class HuggingFaceTokenizer(Tokenizer):
             check_unicode(text)
         batch = self._model.encode_batch(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in batch]
+
+    def first_bytes(self, token_id: int) -> int:
+        text, token = self.decode([token_id]), self._model.id_to_token(int(token_id)) or ""
+        if _BYTE_TOKEN.fullmatch(token):
+            return 1
+        # Part of a character: in a vocabulary of bytes every character of a token is one of them.
+        return len(token) if _REPLACEMENT in text else len(text.encode())
 
     def _decode(self, ids: list[int]) -> str:
         kept = [token_id for token_id in ids if token_id not in self._silent]

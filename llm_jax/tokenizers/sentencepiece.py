@@ -85,6 +85,9 @@ class SentencePieceTokenizer(Tokenizer):
             return super().parts(text)
         return uncrossed(text, _CHARACTERS_PER_PART, self._pairs)
 
+    def first_bytes(self, token_id: int) -> int:
+        return 1 if self._model.is_byte(int(token_id)) else super().first_bytes(token_id)
+
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
 

@@ -115,6 +115,10 @@ class Tokenizer(abc.ABC):
     def _decode(self, ids: list[int]) -> str:
         """`decode` of ids known to be in range."""
 
+    def first_bytes(self, token_id: int) -> int:
+        """UTF-8 bytes of a text that an id stands for if it is the text's first; 0 for a special id."""
+        return len(self.decode([token_id]).encode())
+
     def stream(self, prompt: Iterable[int] = ()) -> StreamDecoder:
         """Decodes ids one at a time, as a continuation of `prompt`, whose own text is not repeated."""
         return StreamDecoder(self.decode, self._is_undecided, prompt)

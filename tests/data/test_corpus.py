@@ -7,7 +7,7 @@ from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.packing import PackedConfig, RandomWindowsConfig
 from llm_jax.data.rows import RowContext
 from llm_jax.data.sources import TextFilesConfig
-from llm_jax.data.splits import ContentSplit, HashSplit, RangeSplit
+from llm_jax.data.splits import ContentSplit, HashSplit, Limited, RangeSplit
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
 
@@ -63,7 +63,23 @@ def test_without_boundary_tokens_windows_see_one_stream(folder):
         assert bytes(row["tokens"].tolist()) in text
         assert (row["segment_ids"] == 1).all()
     found = source.evaluation("validation", None)[""]
-    assert len(targets(found)) == found.text_bytes - 1
+    assert len(targets(found)) == found.text_bytes
+
+
+@pytest.mark.parametrize("max_bytes", [None, 100])
+@pytest.mark.parametrize("sequence_length", [4, 16, 1000])
+@pytest.mark.parametrize("eos", [True, False])
+@pytest.mark.parametrize("packing", [PackedConfig(), PackedConfig(isolate=False), RandomWindowsConfig()])
+def test_without_bos_only_predicted_bytes_count(folder, packing, eos, sequence_length, max_bytes):
+    source = built(folder, sequence_length=sequence_length, packing=packing, bos=False, eos=eos)
+    found = source.evaluation("validation", max_bytes)[""]
+    # Every target below 256 is one byte of text.
+    assert found.text_bytes == sum(i < 256 for i in targets(found))
+    part = corpus(folder).text("validation")
+    documents = list(part if max_bytes is None else Limited(part, max_bytes))
+    everything = sum(len(document.text.encode()) for document in documents)
+    isolated = packing == PackedConfig()
+    assert found.text_bytes == everything - (len(documents) if isolated else 1)
 
 
 def test_training_rows_hold_training_documents_only(folder):

@@ -25,5 +25,8 @@ class FakeTokenizer:
     def parts(self, text: str) -> Iterator[str]:
         yield text
 
+    def first_bytes(self, token_id: int) -> int:
+        return int(token_id < 256)
+
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(int(i) for i in ids if i < 256).decode(errors="replace")

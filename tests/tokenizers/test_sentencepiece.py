@@ -25,6 +25,14 @@ def test_space_mark_is_spelt_in_bytes_where_it_would_be_lost(bpe):
     assert bpe.decode(bpe.encode(text)) == text
 
 
+@pytest.mark.parametrize(("text", "piece"), [("def", "def"), (" def", " "), ("漢字", ""), ("the x", "the")])
+def test_a_space_that_the_model_puts_in_front_is_no_byte_of_the_text(llama_like, text, piece):
+    library = sentencepiece.SentencePieceProcessor(model_proto=llama_like.content)
+    first, *_ = library.encode(text, out_type=str)
+    assert first == "\u2581" + piece.replace(" ", "\u2581")
+    assert llama_like.first_bytes(llama_like.encode(text)[0]) == len(piece.encode())
+
+
 def test_llama_like_special_ids(llama_like):
     assert (llama_like.bos_id, llama_like.eos_id, llama_like.pad_id) == (1, 2, 0)
 

@@ -53,6 +53,13 @@ def test_any_text_comes_back_exactly(lossless, text):
     assert lossless.decode(lossless.encode(text)) == text
 
 
+@pytest.mark.parametrize("text", _HARD_TEXTS)
+def test_bytes_of_ids_add_up_to_those_of_the_text(lossless, text):
+    ids = lossless.encode(text)
+    assert sum(map(lossless.first_bytes, ids)) == len(text.encode())
+    assert lossless.first_bytes(lossless.bos_id) == lossless.first_bytes(lossless.eos_id) == 0
+
+
 def test_real_files_come_back_exactly(any_tokenizer, source_files):
     for text in source_files:
         assert any_tokenizer.decode(any_tokenizer.encode(text)) == text
