@@ -11,7 +11,8 @@ from types import ModuleType
 import tyro
 
 from llm_jax.checkpoints.manager import CheckpointConfig
-from llm_jax.core.checks import check, check_positive
+from llm_jax.core.checks import check, check_positive, check_seed
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.data.pipeline import DataConfig
 from llm_jax.inference.sampling import SamplingConfig
@@ -24,7 +25,7 @@ from llm_jax.tokenizers import AnyTokenizerConfig, Tokenizer
 from llm_jax.train.step import StepConfig
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SampleConfig:
     """Text that the model writes while it trains, to be looked at."""
 
@@ -40,7 +41,7 @@ class SampleConfig:
         check_positive(every=self.every, new_tokens=self.new_tokens)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class EvaluationConfig:
     """How often held-out text is scored, and against what."""
 
@@ -58,7 +59,7 @@ class EvaluationConfig:
         check(self.test or not self.compressors, "evaluation.compressors needs the test part: set evaluation.test")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configclass(kw_only=True)
 class Experiment:
     """Everything that decides what a run computes."""
 
@@ -71,7 +72,10 @@ class Experiment:
     tokenizer: AnyTokenizerConfig | None
     """None where the data are tokens already (synthetic sources)."""
     data: DataConfig
-    model: TransformerConfig
+    model: TransformerConfig = dataclasses.field(
+        metadata={"remedy": "only causal language models can be trained, until there are objectives for others"}
+    )
+    """A causal one: there is no objective for others yet."""
     start: str | None = None
     """Folder in the format of Hugging Face's transformers, of the same model, with whose weights training begins, or of
     the same without experts, which then begin as copies of its ffn (models/upcycle.py); None: fresh ones."""
@@ -88,6 +92,7 @@ class Experiment:
 
     def __post_init__(self):
         check_positive(steps=self.steps, log_every=self.log_every)
+        check_seed(seed=self.seed)
         check(
             self.name not in ("", ".", "..") and Path(self.name).name == self.name,
             f"name is {self.name!r}: it becomes a folder, so it must be a plain name without slashes",

@@ -1,5 +1,7 @@
 import dataclasses
+import math
 
+import optax
 import pytest
 
 from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig, load_experiment
@@ -9,6 +11,7 @@ from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.models.families import SIZES
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
@@ -83,6 +86,14 @@ def test_two_files_of_one_name_do_not_meet(tmp_path):
         ({"update": StepConfig(accumulate=3)}, "update.accumulate is 3"),
         ({"objective": CausalLMConfig(chunks=5)}, "objective.chunks is 5"),
         ({"steps": 2}, "warmup_steps is 2 and the run has 2 steps"),
+        ({"steps": 2e1}, "Experiment.steps is 20.0: it must be an int; write 20"),
+        ({"steps": math.inf}, "Experiment.steps is inf: it must be an int"),
+        ({"seed": -1}, "seed is -1: a seed must be at least 0 and less than 2^32"),
+        ({"seed": 2**32}, "seed is 4294967296: a seed must be at least 0 and less than 2^32"),
+        ({"model": SIZES["t5-small"]()}, "EncoderDecoderConfig: it must be TransformerConfig; only causal language mo"),
+        ({"model": SIZES["bert-base"]()}, "there is no other objective yet"),
+        ({"optimizer": optax.adamw(1e-3)}, "Experiment.optimizer is of type optax"),
+        ({"data": None}, "Experiment.data is None: it must be DataConfig"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(experiment, change, message):

@@ -19,11 +19,12 @@ from llm_jax.checkpoints.noise import quiet_orbax
 from llm_jax.checkpoints.record import Record, describe, root_cause
 from llm_jax.checkpoints.restore import RECORD, STATE, Restored
 from llm_jax.core.checks import check, check_not_negative, check_positive
+from llm_jax.core.configclass import configclass
 
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class CheckpointConfig:
     """When to save and what to keep."""
 

@@ -1,6 +1,7 @@
 """Rules that configs check when they are built. Each raises ValueError: value found, rule, remedy."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -36,12 +37,23 @@ def check_fraction(**values: float) -> None:
 def check_divides(divisor: int, number: int, divisor_name: str, number_name: str) -> None:
     """`number` is a multiple of `divisor`; the message names the nearest numbers that would do."""
     if divisor < 1 or number % divisor:
-        near = [d for d in range(1, number + 1) if number % d == 0]
-        near = sorted(near, key=lambda d: abs(d - divisor))[:4]
+        near = sorted(_divisors(number), key=lambda d: abs(d - divisor))[:4]
         raise ValueError(
             f"{divisor_name} is {divisor} and {number_name} is {number}: {divisor_name} must divide {number_name}; "
             f"set {divisor_name} to one of {sorted(near)} or change {number_name}"
         )
+
+
+def _divisors(number: int) -> set[int]:
+    """All divisors of a number of a model's size; of one that is far larger, those that are found at once."""
+    small = [d for d in range(1, min(math.isqrt(max(number, 0)), 10**6) + 1) if number % d == 0]
+    return {*small, *(number // d for d in small)}
+
+
+def check_seed(**values: int) -> None:
+    """Every named value is a seed: jax's and numpy's generators both tell seeds in [0, 2^32) apart."""
+    for name, value in values.items():
+        check(0 <= value < 2**32, f"{name} is {value}: a seed must be at least 0 and less than 2^32 = 4294967296")
 
 
 def check_one_of(name: str, value: str, choices: Iterable[str]) -> None:

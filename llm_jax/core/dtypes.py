@@ -6,11 +6,12 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check_one_of
+from llm_jax.core.configclass import configclass
 
 Float = Literal["float32", "bfloat16"]
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Precision:
     """Number types of a run.
 

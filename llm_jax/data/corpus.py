@@ -1,6 +1,5 @@
 """A corpus: text, its parts, and how its tokens become rows."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Literal
@@ -8,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from llm_jax.core.checks import check, check_one_of
+from llm_jax.core.configclass import configclass
 from llm_jax.data.cache import TokenDocuments, tokenized
 from llm_jax.data.duplicates import Distinct, DocumentSet
 from llm_jax.data.packing import PackedConfig, PackingConfig
@@ -16,7 +16,7 @@ from llm_jax.data.sources import SourceConfig, TextSource
 from llm_jax.data.splits import ContentSplit, Limited, Part, SeparateSources, SplitConfig
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class CorpusConfig:
     """Text, cut by the experiment's tokenizer and made into rows. A document is [bos] + ids + [eos]."""
 

@@ -1,19 +1,20 @@
 """Markov chains: the synthetic source that resembles text, with an exact entropy."""
 
 import bisect
-import dataclasses
+import math
 
 import numpy as np
 
 from llm_jax.core import rng
-from llm_jax.core.checks import check, check_positive
+from llm_jax.core.checks import check, check_positive, check_seed
+from llm_jax.core.configclass import configclass
 from llm_jax.data.synthetic import SyntheticConfig, Task
 
 _MOST_PROBABILITIES = 2**18
 _UNIFORM_SHARE = 0.01
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class MarkovConfig(SyntheticConfig):
     """A stationary chain: each token is drawn given the `order` tokens before it, from a fixed random table.
 
@@ -41,11 +42,12 @@ class MarkovConfig(SyntheticConfig):
             concentration=self.concentration,
             evaluation_rows=self.evaluation_rows,
         )
-        size = self.symbols ** (self.order + 1)
+        check_seed(table_seed=self.table_seed)
+        # In logarithms: the number itself may have any number of digits.
         check(
-            size <= _MOST_PROBABILITIES,
-            f"symbols is {self.symbols} and order is {self.order}: the table has symbols^(order + 1) = {size} entries "
-            f"and may have at most {_MOST_PROBABILITIES}; lower one of them",
+            (self.order + 1) * math.log2(self.symbols) <= math.log2(_MOST_PROBABILITIES),
+            f"symbols is {self.symbols} and order is {self.order}: the table has symbols^(order + 1) entries and may "
+            f"have at most {_MOST_PROBABILITIES}; lower one of them",
         )
 
     def task(self, row_length: int) -> Task:

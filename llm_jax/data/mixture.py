@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_jax.core import rng
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.duplicates import DocumentSet
 from llm_jax.data.markov import MarkovConfig
@@ -21,7 +22,7 @@ from llm_jax.data.synthetic import CopyConfig, InductionConfig, ModularAdditionC
 SingleSourceConfig = CorpusConfig | MarkovConfig | CopyConfig | ModularAdditionConfig | InductionConfig
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class WeightedSource:
     """One source of a mixture."""
 
@@ -51,7 +52,7 @@ class WeightedSource:
         return [self.weight, *(weight for start, weight in self.changes if start <= step)][-1]
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class MixtureConfig:
     """Rows of several sources. Proportions are exact in every `block` rows; within a block the order is random.
 

@@ -7,11 +7,12 @@ import numpy as np
 
 from llm_jax.core import rng
 from llm_jax.core.checks import check
+from llm_jax.core.configclass import configclass
 from llm_jax.data.cache import TokenDocuments
 from llm_jax.data.rows import Row, Rows, whole_row
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class PackedConfig:
     """Documents are shuffled anew for every epoch, laid end to end and cut into rows."""
 
@@ -27,7 +28,7 @@ class PackedConfig:
         return PackedRows(documents, sequence_length, seed=0, shuffle=False, isolate=self.isolate)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class RandomWindowsConfig:
     """Each row is a window at a random place of one long stream, as in nanoGPT. Documents are not told apart."""
 

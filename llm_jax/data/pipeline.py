@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_jax.core import rng
 from llm_jax.core.checks import check, check_divides, check_not_negative, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.duplicates import census, fingerprints, remembered
 from llm_jax.data.mixture import MixtureConfig, SingleSourceConfig
@@ -22,7 +23,7 @@ from llm_jax.tokenizers.tokenizer import Tokenizer
 _ENDLESS = 2**40
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class DataConfig:
     """What is trained and evaluated on, and in what portions."""
 

@@ -1,19 +1,19 @@
 """Splits: which documents, or which stretch of the text, are for training, for validation and for the final test."""
 
 import abc
-import dataclasses
 import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from llm_jax.core.checks import check, check_fraction
+from llm_jax.core.configclass import configclass
 from llm_jax.data.sources import Document, SourceConfig, TextSource
 
 Part = Literal["train", "validation", "test"]
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ContentSplit:
     """Splits by document: a hash of its text decides.
 
@@ -39,7 +39,7 @@ class ContentSplit:
         return _PartByContent(source, part, start, stop)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class HashSplit:
     """Splits by document: a hash of its name decides, so that adding documents moves none of the others.
 
@@ -65,7 +65,7 @@ class HashSplit:
         return _PartByName(source, part, start, stop)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class RangeSplit:
     """Splits by character, for a corpus of one or few files: training text first, then validation, then test."""
 
@@ -87,7 +87,7 @@ class RangeSplit:
         return _Stretch(source, part, start, stop)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SeparateSources:
     """The corpus itself is for training; the other parts have sources of their own."""
 

@@ -7,7 +7,6 @@ as good.
 """
 
 import abc
-import dataclasses
 import math
 from typing import Protocol
 
@@ -16,6 +15,7 @@ import numpy as np
 from llm_jax.core import config as core_config
 from llm_jax.core import rng
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, RowSource, padding_row
 from llm_jax.data.splits import Part
 
@@ -34,7 +34,7 @@ class Task(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configclass(kw_only=True)
 class SyntheticConfig(abc.ABC):
     """What all tasks have in common. Training, validation and test parts are independent draws."""
 
@@ -49,7 +49,7 @@ class SyntheticConfig(abc.ABC):
         return SyntheticSource(self, context)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class CopyConfig(SyntheticConfig):
     """A random string, a separator, and the same string again: can the model look back `length` tokens?
 
@@ -84,7 +84,7 @@ class CopyTask:
         return np.concatenate([strings, separators, strings], axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ModularAdditionConfig(SyntheticConfig):
     """a, b, =, (a + b) mod modulus (Power et al. 2022, https://arxiv.org/abs/2201.02177).
 
@@ -115,7 +115,7 @@ class ModularAdditionTask:
         return np.stack([a, b, np.full(count, self._modulus), (a + b) % self._modulus], axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class InductionConfig(SyntheticConfig):
     """Pairs of key and value, then some of the keys again, each followed by its value: what induction heads do
     (Olsson et al. 2022, https://arxiv.org/abs/2209.11895; as associative recall in Ba et al. 2016,

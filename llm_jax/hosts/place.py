@@ -6,9 +6,10 @@ import os
 from jax._src.clusters import GceTpuCluster, GkeTpuCluster, OmpiCluster, SlurmCluster
 
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class HostsConfig:
     """The processes that train together. SLURM, Open MPI and TPU pods tell by themselves; elsewhere address, count and
     index say it, and one process alone needs none of it."""

@@ -5,15 +5,14 @@ Filters and their order are those of Hugging Face transformers: repetition penal
 Legend: B batch, V vocabulary.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
+from llm_jax.core.configclass import configclass
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SamplingConfig:
     """How the next token is chosen. Hashable: pass it to jit as a static argument."""
 

@@ -3,7 +3,6 @@
 Legend: B batch, T length, D model width, E width of the table, V vocabulary.
 """
 
-import dataclasses
 from typing import Literal
 
 import flax.linen as nn
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_fraction, check_not_negative, check_one_of, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal, contract
 from llm_jax.layers.mixers.masks import Placement
@@ -20,7 +20,7 @@ from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class FactorizedConfig:
     """The table is narrower than the model, and a matrix widens it (Lan et al. 2020, arXiv:1909.11942, 3.1)."""
 
@@ -36,7 +36,7 @@ class FactorizedConfig:
         check_one_of("of", self.of, ("tokens", "sum"))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class EmbedConfig:
     """From token ids to vectors."""
 

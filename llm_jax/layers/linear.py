@@ -4,7 +4,6 @@ Legend: B batch, T query length, D model width, N heads or blocks, H head or blo
 F ffn width, V vocabulary, E experts.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -16,11 +15,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.sharding import axes, partition
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Normal:
     """Gaussian with a fixed standard deviation."""
 
@@ -33,7 +33,7 @@ class Normal:
         return self.stddev
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class FanIn:
     """Gaussian of variance gain^2 / fan_in, fan_in the product of the contracted dimensions (LeCun et al. 1998)."""
 
@@ -46,7 +46,7 @@ class FanIn:
         return self.gain / math.sqrt(fan_in)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Zero:
     """Zeros."""
 

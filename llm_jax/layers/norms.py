@@ -3,7 +3,6 @@
 Legend: B batch, T length, D model width.
 """
 
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -11,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.fence import fence_gradients
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class LayerNormConfig:
     """Ba et al. 2016, arXiv:1607.06450, eq. 4."""
 
@@ -33,7 +33,7 @@ class LayerNormConfig:
         return width * (1 + self.bias)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class RMSNormConfig:
     """Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4."""
 

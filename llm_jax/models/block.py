@@ -13,7 +13,6 @@ report is what a layer of experts tells (layers/ffn/tally.py), and None of other
 Legend: B batch, T length, D model width.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ import flax.linen as nn
 import jax
 
 from llm_jax.core.checks import check, check_fraction
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import MoEConfig
@@ -51,7 +51,7 @@ Branch = Callable[[str, jax.Array], jax.Array]
 """(name of the branch, what it reads) -> what it gives."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Serial:
     """The mixer, then the ffn, each x -> stream(x + after(f(before(x)))), where the three are norms or nothing.
 
@@ -72,7 +72,7 @@ class Serial:
         return branches * (self.before + self.after + self.stream)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Parallel:
     """x + mixer(norm(x)) + ffn(norm(x)) (GPT-J; Chowdhery et al. 2022, arXiv:2204.02311, 2)."""
 
@@ -84,7 +84,7 @@ class Parallel:
         return 1 if self.shared_norm else branches
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Chain:
     """ffn(mixer(x)): no residual stream and no norms, as networks were before 2015."""
 
@@ -96,7 +96,7 @@ class Chain:
 Wiring = Serial | Parallel | Chain
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class BlockConfig:
     """Branches wired to the residual stream: a token mixer, an ffn, and between them what reads an encoder."""
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Self
 
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
@@ -24,7 +25,11 @@ LOOK_BACK = (
 """How a model is made causal."""
 
 
-@dataclasses.dataclass(frozen=True)
+MAX_DEPTH = 100_000
+"""Ten times the deepest network that was ever trained (Xiao et al. 2018, arXiv:1806.05393, has 10,000 layers)."""
+
+
+@configclass
 class TransformerConfig:
     """A stack of blocks between an embedding and a head."""
 
@@ -57,6 +62,12 @@ class TransformerConfig:
             "a `transform` from the one to the other",
         )
         check(len(self.segments) > 0, "segments is empty: a model needs at least one segment")
+        if self.depth > MAX_DEPTH:
+            weights = sum(one.repeats * block.parameters(self.width) for one in self.segments for block in one.blocks)
+            raise ValueError(
+                f"segments have {self.depth:,} blocks, which would hold {weights:.3g} weights, {4e-12 * weights:,.3g} "
+                f"TB in float32: a model has at most {MAX_DEPTH:,} blocks; lower `repeats`"
+            )
         remat = self.execution.remat
         check(
             isinstance(remat, str) or len(remat) == len(self.segments),
@@ -153,7 +164,7 @@ class TransformerConfig:
         ]
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class EncoderDecoderConfig:
     """Two stacks, of which the second reads what the first made of another row (Vaswani et al. 2017, 3)."""
 

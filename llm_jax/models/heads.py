@@ -3,7 +3,6 @@
 Legend: B batch, T length, D model width, E width of the embedding, V vocabulary, C classes.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_fraction, check_one_of, check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, Activation
 from llm_jax.layers.linear import Init, Linear, Normal
@@ -19,7 +19,7 @@ from llm_jax.layers.norms import NormConfig
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class TransformConfig:
     """norm(activation(dense(x))), before the scores (Devlin et al. 2019, arXiv:1810.04805, A.2: BERT's code has it)."""
 
@@ -37,7 +37,7 @@ class TransformConfig:
         return (width + self.bias) * out + (self.norm.parameters(out) if self.norm else 0)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class HeadConfig:
     """Scores of all tokens of the vocabulary from a matrix of its own."""
 
@@ -60,7 +60,7 @@ class HeadConfig:
         return 2 * width * (vocab_size + (width if self.transform else 0))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class TiedHead:
     """Scores of all tokens of the vocabulary from the embedding table (Press and Wolf 2017, arXiv:1608.05859)."""
 
@@ -86,7 +86,7 @@ class TiedHead:
         return 2 * embed_width * (vocab_size + (width if self.transform else 0))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ClassHead:
     """Scores of classes: of every token (its tag; one class: replaced or not), of the ends of a span (class 0: of being
     its start, 1: its end; the tokens of a row compete), or of the whole row, read from one token."""

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 
 from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.mixers.context import Context
@@ -40,7 +41,7 @@ _FEW = 8
 """Repeats up to which a segment is written out unless told otherwise."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Segment:
     """`blocks` in order, the whole group repeated `repeats` times."""
 
@@ -54,7 +55,7 @@ class Segment:
         check(len(self.blocks) > 0, "segment.blocks is empty: a segment needs at least one block")
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Execution:
     """How a stack is run. It changes speed and memory, never results or parameters."""
 

@@ -3,13 +3,13 @@
 Legend: B batch, T length.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.layers.mixers.masks import Placement
@@ -19,7 +19,7 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.losses import balance, cross_entropy
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class CausalLMConfig:
     """Next-token prediction (Radford et al. 2018)."""
 
@@ -41,8 +41,8 @@ class CausalLMConfig:
         check(
             model.causal,
             "objective CausalLMConfig predicts tokens from those before them, and "
-            f"{' and '.join(model.looking_ahead)} of the model tells tokens of later ones: {LOOK_BACK}, or choose "
-            "another objective",
+            f"{' and '.join(model.looking_ahead)} of the model shows them later ones: {LOOK_BACK}; there is no other "
+            "objective yet, so encoders can be loaded and converted, not trained",
         )
         check(
             isinstance(model.head, HeadConfig | TiedHead),

@@ -1,6 +1,5 @@
 """Which parameters weight decay shrinks."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 import jax
 
 from llm_jax.core.checks import check
+from llm_jax.core.configclass import configclass
 from llm_jax.optim.layouts import Layout
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class DecayMatrices:
     """Kernels and embedding tables decay; biases, norm scales and other vectors do not (GPT-2, LLaMA, nanoGPT)."""
 
@@ -26,7 +26,7 @@ class DecayMatrices:
         return _without(self.exclude, layouts, lambda layout: layout.is_matrix)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class DecayAll:
     """Every parameter decays."""
 
@@ -41,7 +41,7 @@ class DecayAll:
         return _without(self.exclude, layouts, lambda layout: True)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class DecayMatching:
     """Parameters decay whose path has a match for one of the patterns, and no others."""
 

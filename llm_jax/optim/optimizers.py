@@ -7,7 +7,6 @@ A layer of a stack is updated just as if it were a parameter of its own.
 """
 
 import abc
-import dataclasses
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.optim.adafactor import scale_by_adafactor
 from llm_jax.optim.layouts import layouts
 from llm_jax.optim.masks import DecayMask, DecayMatrices
@@ -37,7 +37,7 @@ def _check_optional(remedy: str, **values: float | None) -> None:
         check(value is None or value > 0, f"{name} is {value}: it must be greater than 0, or None for {remedy}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configclass(kw_only=True)
 class OptimizerConfig(abc.ABC):
     """What every optimizer has: rate, decay, clipping."""
 
@@ -94,7 +94,7 @@ class OptimizerConfig(abc.ABC):
         """From clipped gradients to the ascent direction; `tree` holds the parameters' Layouts."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configclass(kw_only=True)
 class AdamWConfig(OptimizerConfig):
     """Adam with decoupled decay (Kingma and Ba 2015, arXiv:1412.6980; Loshchilov and Hutter 2019)."""
 
@@ -115,7 +115,7 @@ class AdamWConfig(OptimizerConfig):
         return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configclass(kw_only=True)
 class AdafactorConfig(OptimizerConfig):
     """Adam's second moment in the memory of a row and a column (Shazeer and Stern 2018, arXiv:1804.04235).
 
@@ -146,7 +146,7 @@ class AdafactorConfig(OptimizerConfig):
         return optax.chain(scale, optax.ema(self.momentum, debias=False)) if self.momentum else scale
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configclass(kw_only=True)
 class LionConfig(OptimizerConfig):
     """The sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675).
 
@@ -166,7 +166,7 @@ class LionConfig(OptimizerConfig):
         return optax.scale_by_lion(self.b1, self.b2)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configclass(kw_only=True)
 class SGDConfig(OptimizerConfig):
     """Stochastic gradient descent with momentum; weight decay is decoupled here too."""
 
@@ -187,7 +187,7 @@ class SGDConfig(OptimizerConfig):
         return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configclass(kw_only=True)
 class AdamConfig:
     """Adam for the parameters of Muon that are not maps between hidden spaces."""
 
@@ -205,7 +205,7 @@ class AdamConfig:
         _check_adam(self.b1, self.b2, self.epsilon)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configclass(kw_only=True)
 class MuonConfig(OptimizerConfig):
     """Momentum made orthogonal by Newton-Schulz iteration (Jordan 2024, github.com/KellerJordan/Muon).
 
@@ -245,7 +245,7 @@ class MuonConfig(OptimizerConfig):
         return optax.partition({"muon": muon, "adam": adam}, _muon_or_adam(tree))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@configclass(kw_only=True)
 class ScheduleFreeAdamWConfig(OptimizerConfig):
     """AdamW that averages its iterates in place of decaying the rate (Defazio et al. 2024, arXiv:2405.15682).
 

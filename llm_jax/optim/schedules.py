@@ -5,7 +5,6 @@ step `warmup_steps` is the first at the peak. A decay that ends at step `e` reac
 run of e steps, whose last update is e - 1, this is the rate the next update would have had.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -13,12 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_fraction, check_not_negative, check_one_of, check_positive
+from llm_jax.core.configclass import configclass
 
 Rate = Callable[[int | jax.Array], jax.Array]
 """From the number of updates made so far, which may be traced, to the learning rate of the next, float32 []."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Constant:
     """Warm-up, then the peak."""
 
@@ -34,7 +34,7 @@ class Constant:
         return _warmed(peak, self.warmup_steps, lambda step: jnp.ones_like(step))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Cosine:
     """Warm-up, half a cosine down to the final rate, then that (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
 
@@ -55,7 +55,7 @@ class Cosine:
         return _warmed(peak, self.warmup_steps, lambda step: _between(self.final_fraction, shape(step)))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Linear:
     """Warm-up, a straight line down to the final rate, then that."""
 
@@ -75,7 +75,7 @@ class Linear:
         return _warmed(peak, self.warmup_steps, lambda step: _between(self.final_fraction, 1 - progress(step)))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class InverseSqrt:
     """Warm-up, then peak * sqrt((warmup_steps + 1) / (step + 1)) (Vaswani et al. 2017, arXiv:1706.03762, eq. 3)."""
 
@@ -91,7 +91,7 @@ class InverseSqrt:
         return _warmed(peak, self.warmup_steps, lambda step: jnp.sqrt((self.warmup_steps + 1) / (step + 1)))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class WSD:
     """Warm-up, stable, decay: the peak until the last part of the run, then down to the final rate.
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.layers.ffn.balance import ZLoss
@@ -60,7 +61,7 @@ MODELS: dict[str, Callable[[], ModelConfig]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ContinuationConfig(CausalLMConfig):
     """Next-token prediction by a decoder that reads the same row through an encoder: a loss to compare, no task."""
 

@@ -10,6 +10,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 
 DATA = "data"
 FSDP = "fsdp"
@@ -19,7 +20,7 @@ CONTEXT = "context"
 TENSOR = "tensor"
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Axes:
     """A size for each mesh axis, the axes that move most bytes per step last: they get the nearest devices."""
 
@@ -40,7 +41,7 @@ class Axes:
         check_positive(**dataclasses.asdict(self))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class MeshConfig(Axes):
     """Sizes of the mesh axes. One of them may be -1: it takes the devices that the others leave."""
 

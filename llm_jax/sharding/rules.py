@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from llm_jax.core.checks import check, check_one_of, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.sharding import axes
 from llm_jax.sharding.mesh import CONTEXT, DATA, EXPERT, FSDP, STAGE, TENSOR, Axes, MeshConfig
 from llm_jax.sharding.schedule import Schedule
@@ -30,7 +31,7 @@ class _OneTable:
         return self.table()
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class DataParallel(_OneTable):
     """Every device holds all parameters and sees its own examples."""
 
@@ -42,7 +43,7 @@ class DataParallel(_OneTable):
         return dict.fromkeys(axes.WORDS) | {axes.BATCH: _BATCH}
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class FullySharded:
     """FSDP, or ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): what replicas would hold twice is divided along the
     model width. Norm scales, a few kilobytes, stay whole.
@@ -69,7 +70,7 @@ class FullySharded:
         return DataParallel().table() | {axes.EMBED: (FSDP, EXPERT) if divided else None}
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class TensorParallel(_OneTable):
     """Every layer is cut: attention by heads, feed-forward layers by their inner features, embedding and scores by
     tokens (Shoeybi et al. 2019, arXiv:1909.08053, section 3)."""
@@ -83,7 +84,7 @@ class TensorParallel(_OneTable):
         return DataParallel().table() | cut | {axes.STREAM: TENSOR if self.sequence else None}
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ExpertParallel(_OneTable):
     """Every device holds some of the experts, which tokens are sent to (Lepikhin et al. 2020, arXiv:2006.16668, 3.3);
     all else is data parallel."""
@@ -92,7 +93,7 @@ class ExpertParallel(_OneTable):
         return DataParallel().table() | {axes.EXPERTS: EXPERT}
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class PipelineParallel(_OneTable):
     """Every device holds a part of the depth, a stage, and passes rows on to the next (pipeline.py).
 
@@ -120,7 +121,7 @@ class PipelineParallel(_OneTable):
         return DataParallel().table() | {axes.BATCH: (DATA, FSDP, STAGE, EXPERT), axes.LAYERS: STAGE}
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Ring:
     """Keys and values go from device to device, and the queries of every device meet them as they pass (Liu et al.
     2023, arXiv:2310.01889). It takes the place of the model's kernel."""
@@ -135,7 +136,7 @@ class Ring:
         check_positive(block=self.block)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class AllToAll:
     """Every device gets whole rows of some of the heads, and the model's own kernel runs on them (Jacobs et al. 2023,
     arXiv:2309.14509, 3.1). The heads of one device must divide among those that share a row."""
@@ -144,7 +145,7 @@ class AllToAll:
 Exchange = Ring | AllToAll
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ContextParallel(_OneTable):
     """Every device sees a stretch of each row; where tokens see others, the stretches are exchanged."""
 
@@ -156,7 +157,7 @@ class ContextParallel(_OneTable):
         return DataParallel().table() | {axes.LENGTH: CONTEXT, axes.STREAM: CONTEXT}
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Both:
     """Two strategies at once, each over mesh axes of its own, such as FullySharded and TensorParallel."""
 
@@ -227,7 +228,7 @@ def _merged(one: Table, other: Table) -> Table:
     return {word: tuple(axis for axis in _ORDER if axis in names) or None for word, names in used.items()}
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ShardingConfig:
     """How arrays are laid over devices."""
 

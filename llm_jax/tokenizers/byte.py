@@ -1,12 +1,12 @@
 """Raw UTF-8 bytes as tokens: no training, no unknown text, a vocabulary of 259."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers.cuts import pieces_of
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
 
@@ -14,7 +14,7 @@ _BYTES = 256
 _CHARACTERS_PER_PART = 2**18
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ByteTokenizerConfig:
     """Text as its UTF-8 bytes, as in ByT5 (Xue et al., 2022)."""
 

@@ -1,11 +1,11 @@
 """Characters as tokens: the alphabet is the set of characters that a text file holds."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
 from llm_jax.core.checks import check
+from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers.cuts import pieces_of
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer
@@ -13,7 +13,7 @@ from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer
 _CHARACTERS_PER_PART = 2**18
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class CharacterTokenizerConfig:
     """The sorted characters of one text, as in nanoGPT's character-level data sets."""
 

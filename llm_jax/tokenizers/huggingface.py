@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from llm_jax.core.checks import did_you_mean
+from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
 
@@ -17,7 +18,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class HuggingFaceTokenizerConfig:
     """A `tokenizer.json`, with the names of its special tokens, which that file does not tell.
 

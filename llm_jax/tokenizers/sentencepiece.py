@@ -1,6 +1,5 @@
 """SentencePiece models (Kudo & Richardson, 2018): any `.model` file, and those that `train.py` makes."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -10,6 +9,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from llm_jax.core.checks import check
+from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers.cuts import uncrossed
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
@@ -19,7 +19,7 @@ _SPACE_MARK = "\u2581"
 _CHARACTERS_PER_PART = 2**13
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SentencePieceTokenizerConfig:
     """A model trained before, here or elsewhere."""
 

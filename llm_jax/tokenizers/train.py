@@ -1,6 +1,5 @@
 """Trains SentencePiece models that lose nothing: every text, code above all, comes back exactly as it was."""
 
-import dataclasses
 import hashlib
 import io
 import re
@@ -11,6 +10,7 @@ import sentencepiece
 
 from llm_jax.core import config
 from llm_jax.core.checks import check, check_fraction, check_one_of, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.files import write_atomically
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llm_jax.tokenizers.tokenizer import check_unicode
@@ -25,7 +25,7 @@ _LONGEST_CHUNK = 4 * _CHUNK
 _RESERVED = "\u2585"
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class TrainSentencePieceConfig:
     """A SentencePiece model learnt from the experiment's own training text.
 

@@ -3,7 +3,6 @@
 Legend: B batch, T length.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import optax
 
 from llm_jax.core import rng
 from llm_jax.core.checks import check_fraction, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics, add
 from llm_jax.data.batch import Batch
 from llm_jax.models.transformer import Transformer
@@ -47,7 +47,7 @@ class Places(NamedTuple):
     opt_state: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class StepConfig:
     """How an update is made from a batch."""
 

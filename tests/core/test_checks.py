@@ -62,3 +62,15 @@ def test_did_you_mean_is_silent_without_a_near_word():
     assert checks.did_you_mean("peak_lr", ["peak_learning_rate", "peak_rl"]) == "; did you mean 'peak_rl'?"
     assert checks.did_you_mean("zzz", ["peak_lr"]) == ""
     assert checks.did_you_mean("zzz", []) == ""
+
+
+@pytest.mark.parametrize("value", [-1, 2**32])
+def test_seeds_are_those_that_generators_tell_apart(value):
+    checks.check_seed(seed=0, other=2**32 - 1)
+    with pytest.raises(ValueError, match=f"^seed is {value}: a seed must be at least 0 and less than"):
+        checks.check_seed(seed=value)
+
+
+def test_divisors_of_a_number_beyond_any_model_are_not_searched_for_one_by_one():
+    with pytest.raises(ValueError, match=r"heads must divide width; set heads to one of \[1, 2, 4, 5\]"):
+        checks.check_divides(3, 10**18, "heads", "width")

@@ -38,6 +38,17 @@ def test_bad_values_are_refused(change, message):
         dataclasses.replace(tiny.tiny_llama(), **change)
 
 
+def test_a_stack_of_a_billion_blocks_is_refused_with_its_size():
+    (segment,) = tiny.tiny_gpt2().segments
+    # 4 matrices of attention and 2 of the ffn, 16 wide and 64 in the ffn; biases; two norms.
+    weights = 4 * (16 * 16 + 16) + 2 * 16 * 64 + 64 + 16 + 2 * 2 * 16
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(tiny.tiny_gpt2(), segments=(dataclasses.replace(segment, repeats=10**9),))
+    assert f"1,000,000,000 blocks, which would hold {weights * 1e9:.3g} weights, {weights * 4e-3:.3g} TB" in str(
+        error.value
+    )
+
+
 GPT2, BERT, BART, T5 = PUBLISHED["gpt2"], ENCODERS["bert"], PAIRS["bart"], PAIRS["t5"]
 
 

@@ -1,12 +1,12 @@
 """array_record files: the container of random-access records that grain and TFDS use."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordReader
 
 from llm_jax.core.checks import check
+from llm_jax.core.configclass import configclass
 from llm_jax.data.sources import files
 from llm_jax.data.sources.json_lines import text_field
 from llm_jax.data.sources.text_source import (
@@ -23,7 +23,7 @@ from llm_jax.data.sources.text_source import (
 _RECORDS_PER_READ = 1024
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ArrayRecordConfig:
     """array_record files, one document per record."""
 

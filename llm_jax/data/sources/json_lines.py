@@ -1,10 +1,10 @@
 """JSON lines: one object per line, one of whose fields is the text."""
 
-import dataclasses
 import json
 from collections.abc import Iterator
 
 from llm_jax.core.checks import check, did_you_mean
+from llm_jax.core.configclass import configclass
 from llm_jax.data.sources import files
 from llm_jax.data.sources.text_source import (
     Document,
@@ -22,7 +22,7 @@ from llm_jax.data.sources.text_source import (
 _JSON = json.JSONDecoder(parse_int=lambda _: 0, parse_float=lambda _: 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class JsonLinesConfig:
     """JSON lines files, one document per line. Blank lines are passed over."""
 

@@ -1,6 +1,5 @@
 """Parquet files, the format in which the Hugging Face Hub keeps text."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pyarrow
 import pyarrow.parquet
 
 from llm_jax.core.checks import check, did_you_mean
+from llm_jax.core.configclass import configclass
 from llm_jax.data.sources import files
 from llm_jax.data.sources.text_source import (
     EmptyText,
@@ -23,7 +23,7 @@ _ROWS_PER_READ = 1024
 _READ_BUFFER = 2**20
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ParquetConfig:
     """Parquet files, one document per row."""
 

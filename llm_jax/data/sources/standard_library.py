@@ -1,18 +1,18 @@
 """The source code of the Python standard library that runs: a corpus of 31 MB that every user already has."""
 
-import dataclasses
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 from llm_jax.core.checks import check, check_one_of
+from llm_jax.core.configclass import configclass
 from llm_jax.data.sources import files
 from llm_jax.data.sources.text_source import InvalidUtf8, Record, RecordSource, Storage, TextSource
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class StandardLibraryConfig:
     """Every `.py` file of the running Python's standard library, a document each, sorted by path.
 

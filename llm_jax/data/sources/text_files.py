@@ -1,11 +1,11 @@
 """Plain text files."""
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Literal
 
 from llm_jax.core.checks import check, check_one_of
+from llm_jax.core.configclass import configclass
 from llm_jax.data.sources import files
 from llm_jax.data.sources.text_source import (
     Document,
@@ -20,7 +20,7 @@ from llm_jax.data.sources.text_source import (
 _LINE_END = r"\r?\n"
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class TextFilesConfig:
     """Text files, one document each, in the order of `paths` and sorted by name within a folder or glob."""
 

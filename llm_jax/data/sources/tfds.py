@@ -8,6 +8,7 @@ from typing import NoReturn
 import tensorflow_datasets
 
 from llm_jax.core.checks import check, did_you_mean
+from llm_jax.core.configclass import configclass
 from llm_jax.data.sources.text_source import (
     EmptyText,
     InvalidUtf8,
@@ -19,7 +20,7 @@ from llm_jax.data.sources.text_source import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class TFDSConfig:
     """One split of a TFDS data set, one document per example."""
 

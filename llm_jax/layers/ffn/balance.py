@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_not_negative
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.routing import Choice, Routed, Router, load
 from llm_jax.layers.ffn.tally import Report, Tally
 
@@ -38,7 +39,7 @@ class _Loss:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class LoadLoss(_Loss):
     """E * sum over experts of (share of choices) * (mean share of the scores) over the batch: 1 where either is even
     (Fedus et al. 2021, arXiv:2101.03961, eq. 4 to 6).
@@ -59,7 +60,7 @@ class LoadLoss(_Loss):
         return jnp.broadcast_to(_evenness(load_BTE, shares(routed.scores_BTE), real_BT, (0, 1)), real_BT.shape[:1])
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SequenceLoss(_Loss):
     """As LoadLoss with all choices, of every row by itself (DeepSeek-V2, arXiv:2405.04434, eq. 23 to 25; DeepSeek-V3,
     arXiv:2412.19437, eq. 17 to 20). Documents packed into one row count as one sequence."""
@@ -77,7 +78,7 @@ class SequenceLoss(_Loss):
         return _evenness(load_BTE, shares(routed.scores_BTE), real_BT, (1,))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ImportanceLoss(_Loss):
     """Square of the coefficient of variation over experts of the weights given to them in the batch: 0 where they are
     even (Shazeer et al. 2017, arXiv:1701.06538, eq. 6 and 7)."""
@@ -91,7 +92,7 @@ class ImportanceLoss(_Loss):
         return jnp.broadcast_to(variation, real_BT.shape[:1])
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ZLoss(_Loss):
     """Mean over the tokens of a row of log(sum(exp(logits)))^2, which keeps logits small (Zoph et al. 2022,
     arXiv:2202.08906, eq. 5)."""
@@ -113,7 +114,7 @@ class ZLoss(_Loss):
         return jnp.sum(squares_BT * real_BT, axis=1) / jnp.maximum(jnp.sum(real_BT, axis=1), 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class BiasUpdate:
     """No loss: after every update the router's bias for an expert rises by `rate` where the expert had less than the
     mean load of the batch, and falls where it had more (Wang et al. 2024, arXiv:2408.15664, algorithm 1; DeepSeek-V3,

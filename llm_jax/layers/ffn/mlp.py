@@ -3,13 +3,12 @@
 Legend: B batch, T length, D model width, F ffn width.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check_one_of, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED, Activation, Gate
 from llm_jax.layers.fence import fence, fence_gradients
@@ -18,7 +17,7 @@ from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class MLPConfig:
     """down(activation(up(x))) (Vaswani et al. 2017, arXiv:1706.03762, eq. 2)."""
 
@@ -47,7 +46,7 @@ class MLPConfig:
         return 4 * width * self.hidden
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class GLUConfig:
     """down(activation(gate(x)) * up(x)): SwiGLU with silu (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 

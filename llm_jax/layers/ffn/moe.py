@@ -3,7 +3,6 @@
 Legend: B batch, T length, D model width, E experts, P parts of their inner features.
 """
 
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.balance import Balance, check_balance, report
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
@@ -39,7 +39,7 @@ DispatchConfig = Capacity | Dense | Dropless | Slots
 _TOKENS = (axes.BATCH, axes.LENGTH)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class MoEConfig:
     """sum over the experts that a router chose of weight * expert(x) (Shazeer et al. 2017, arXiv:1701.06538, eq. 1)."""
 

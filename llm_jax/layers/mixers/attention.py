@@ -3,7 +3,6 @@
 Legend: B batch, T query length, S key length, D model width, N heads, K key/value heads, H head size.
 """
 
-import dataclasses
 from typing import Literal
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check, check_divides, check_one_of, check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers import exchange
@@ -28,7 +28,7 @@ from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class QKNormConfig:
     """Queries and keys are normalised before they are rotated (Henry et al. 2020, arXiv:2010.04245; Dehghani et al.
     2023, arXiv:2302.05442, 2)."""
@@ -56,7 +56,7 @@ class QKNormConfig:
         return x_BTM.reshape(batch, length, heads, head_dim).transpose(0, 2, 1, 3)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class AttentionConfig:
     """Attention as in Vaswani et al. 2017 (arXiv:1706.03762, 3.2); with `kv_heads` < `heads` grouped-query attention
     (Ainslie et al. 2023, arXiv:2305.13245), with `kv_heads` = 1 multi-query (Shazeer 2019, arXiv:1911.02150)."""
@@ -197,7 +197,7 @@ class Attention(nn.Module):
         return Linear(einsum, shape, words, init, self.precision, self.config.bias, name=name)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class CrossAttentionConfig(AttentionConfig):
     """Attention from the tokens of the stream to those of an encoder (Vaswani et al. 2017, arXiv:1706.03762, 3.2.3)."""
 

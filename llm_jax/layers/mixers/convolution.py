@@ -3,14 +3,13 @@
 Legend: B batch, T length, C channels, W taps, P earlier inputs that a tap may reach (W - 1), S earlier and new inputs.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import FanIn, Init
 from llm_jax.layers.mixers.documents import segment_ids
@@ -31,7 +30,7 @@ class Recent:
     segment_ids_BP: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ConvolutionConfig:
     """y_t = bias + sum over j < taps of kernel[taps - 1 - j] x_(t-j), within a document; before it stand zeros."""
 

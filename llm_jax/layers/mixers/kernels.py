@@ -8,7 +8,6 @@ nowhere.
 Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size.
 """
 
-import dataclasses
 import functools
 from typing import Literal
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_one_of, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.mixers import chunked, fused, splash
 from llm_jax.layers.mixers.pairs import WHOLE, Pairs
 from llm_jax.layers.mixers.scores import ScoresConfig
@@ -29,7 +29,7 @@ class OwnKernel:
         """Nothing to refuse."""
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class PlainKernel(OwnKernel):
     """All scores at once: memory and work grow with T * S."""
 
@@ -38,7 +38,7 @@ class PlainKernel(OwnKernel):
         return _attend_part(q_BNTH, k_BKSH, v_BKSH, pairs, WHOLE, WHOLE)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class BlockedKernel(OwnKernel):
     """Blocks of queries, each against only those keys that its mask can reach: causal attention costs half.
 
@@ -61,7 +61,7 @@ class BlockedKernel(OwnKernel):
         return jnp.concatenate(blocks, axis=2)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ChunkedKernel(OwnKernel):
     """Blocks of queries against blocks of keys in a loop: memory grows with T + S, forward and backward (Rabe and
     Staats 2021, arXiv:2112.05682). Blocks that a mask cannot reach are not visited, so causal attention costs half
@@ -78,7 +78,7 @@ class ChunkedKernel(OwnKernel):
         return chunked.attend(self.block, q_BNTH, k_BKSH, v_BKSH, pairs)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class DotProductKernel:
     """jax.nn.dot_product_attention: cuDNN's flash attention on GPUs, XLA's fusion of the plain formula elsewhere.
 
@@ -122,7 +122,7 @@ class DotProductKernel:
         return fused.attend(function, q_BNTH, k_BKSH, v_BKSH, pairs)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class TokamaxKernel:
     """tokamax.dot_product_attention: Pallas kernels for GPUs and TPUs, and an XLA form where those do not serve
     (github.com/openxla/tokamax). Padding, packing and caches reach it as an array over all pairs."""
@@ -159,7 +159,7 @@ class TokamaxKernel:
         return fused.attend(function, q_BNTH, k_BKSH, v_BKSH, pairs)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SplashKernel:
     """jax's splash attention, a Pallas kernel for TPUs: linear memory, forward and backward, for packed rows too, and
     blocks that a mask cannot reach are not visited (jax.experimental.pallas.ops.tpu.splash_attention).

@@ -5,7 +5,6 @@ Legend: B batch, T query length, S key length, D model width, N heads, H feature
 features, V features of a value, Q rank of queries, R rank of keys and values, L = R + P.
 """
 
-import dataclasses
 import math
 
 import flax.linen as nn
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check, check_not_negative, check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers import exchange
@@ -29,7 +29,7 @@ from llm_jax.layers.positions.rope_scaling import YaRNScaling
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class LatentAttentionConfig:
     """Queries, keys and values by way of short vectors; positions in features of their own (equations 9 to 19).
 

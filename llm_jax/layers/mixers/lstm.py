@@ -4,8 +4,6 @@
 Legend: B batch, T length, D model width, G gates (4), H hidden size, K as H.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import flax.struct
 import jax
@@ -13,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers.context import Context
@@ -38,7 +37,7 @@ class LSTMState:
     segment_ids_B: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class LSTMConfig:
     """One layer of memory cells; what it gives is as wide as the stream."""
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check, check_divides, check_positive
+from llm_jax.core.configclass import Unbounded, configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED
 from llm_jax.layers.linear import Init, Linear, Normal
@@ -32,7 +33,7 @@ class Mamba2State:
     memory: Memory
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class TimeScales:
     """How fast fresh heads forget (Gu and Dao 2023, arXiv:2312.00752, 3.6; Dao and Gu 2024, 7.3)."""
 
@@ -57,7 +58,7 @@ class TimeScales:
         return jnp.log(jax.random.uniform(key, shape, minval=low, maxval=high)).astype(dtype)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Mamba2Config:
     """The parallel block of Dao and Gu 2024 (arXiv:2405.21060, 7.1 and figure 6).
 
@@ -81,7 +82,7 @@ class Mamba2Config:
     """Biases on the projections into and out of the mixer."""
     epsilon: float = 1e-5
     """Of the norm before the output projection."""
-    step_limit: tuple[float, float] = (0.0, math.inf)
+    step_limit: tuple[float, Unbounded] = (0.0, math.inf)
     """Steps are clipped to this range."""
     time_scales: TimeScales = TimeScales()
     init: Init = Normal(0.02)

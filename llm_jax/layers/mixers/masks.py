@@ -3,14 +3,13 @@
 Legend: B batch, T query length, S key length.
 """
 
-import dataclasses
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.checks import check_positive_if_given
+from llm_jax.core.configclass import configclass
 
 
 @flax.struct.dataclass
@@ -47,7 +46,7 @@ class Placement:
         return jax.tree.map(take, self)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Causal:
     """A token sees itself and what stands before it in its document."""
 
@@ -77,7 +76,7 @@ class Causal:
         return (distance >= 0) if self.window is None else (distance >= 0) & (distance < self.window)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Bidirectional:
     """A token sees all of its document."""
 
@@ -94,7 +93,7 @@ class Bidirectional:
         return length
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Permuted:
     """A token sees what comes before it in the order of prediction, whichever side of it that stands, and itself; one
     that asks does not see the token it asks for (Yang et al. 2019, arXiv:1906.08237, 2.2 and 2.3).

@@ -10,13 +10,12 @@ Legend: B batch, T length, N heads, K key heads, G heads per key head, N = K * G
 Q and S places in a chunk.
 """
 
-import dataclasses
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.mixers.documents import Documents, documents
 from llm_jax.layers.mixers.masks import Placement
 
@@ -40,7 +39,7 @@ class Memory:
         return Memory(matrix_BNHP, jnp.zeros(batch, jnp.int32))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ChunkwiseForm:
     """Scores within chunks, a state from each chunk to the next: matrix products, and cost and memory that grow with
     the length (Sun et al. 2023, eq. 7; Dao and Gu 2024, 6)."""
@@ -78,7 +77,7 @@ class ChunkwiseForm:
         return within + (4 * heads * key_size * value_size if length > chunk else 0)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ParallelForm:
     """All scores at once, as in attention: memory and work grow with T^2 (Sun et al. 2023, eq. 5)."""
 
@@ -99,7 +98,7 @@ class ParallelForm:
         return ChunkwiseForm(length).flops(length, key_heads, heads, key_size, value_size)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class RecurrentForm:
     """Token by token, in float32 (Sun et al. 2023, eq. 6). Its gradient keeps a state for each token."""
 

@@ -8,14 +8,13 @@ keys and values come from the content stream alone, because nothing sees a token
 Legend: B batch, T query length, S key length, D model width, N heads, H head size, R distances.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers.cache import KeyValues
@@ -26,7 +25,7 @@ from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class RelativeAttentionConfig:
     """The score of a query q for a key k at distance d: (q + u) k + (q + v) W sinusoid(d) + (q + w) s, over the root of
     the head size. u, v and w are learned, and s is one learned vector for keys of the query's part of the document and

@@ -13,6 +13,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import GATED
 from llm_jax.layers.linear import Init, Linear, Normal
@@ -23,7 +24,7 @@ from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class PowerDecays:
     """1 - 2^(-5 - h) for head h = 0, 1, ... (Sun et al. 2023, arXiv:2307.08621, eq. 8)."""
 
@@ -32,7 +33,7 @@ class PowerDecays:
         return np.log1p(-(2.0 ** (-5.0 - np.arange(heads)))).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SpacedDecays:
     """One minus what is spaced evenly in its logarithm from `first` to `last`: the same span at every number of heads,
     as the models of the paper have (Sun et al. 2023, 3.1)."""
@@ -52,7 +53,7 @@ class SpacedDecays:
 Decays = PowerDecays | SpacedDecays
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class RetentionConfig:
     """Retention as in Sun et al. 2023 (arXiv:2307.08621, 2.1 and 2.2).
 

@@ -4,8 +4,6 @@ sections 2.3 and 2.4).
 Legend: B batch, T length, D model width, R channels of the recurrence.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import flax.struct
 import jax
@@ -13,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check_divides, check_one_of, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, Activation
 from llm_jax.layers.linear import BlockDiagonal, FanIn, Init, Linear
@@ -45,7 +44,7 @@ class RGLRUState:
     recent: Recent
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class RGLRUConfig:
     """out(activation(y(x)) * rg_lru(convolution(x(x)))) (section 2.3, figure 2c)."""
 

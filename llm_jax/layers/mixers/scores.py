@@ -3,17 +3,16 @@
 Legend: B batch, T query length, S key length, N heads, R buckets of relative places.
 """
 
-import dataclasses
-
 import jax
 
 from llm_jax.core.checks import check_positive_if_given
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ScoresConfig:
     """softcap(q k^T * scale) + bias, in float32."""
 

@@ -3,7 +3,6 @@
 Legend: B batch, T query length, S key length, N heads.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -11,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.checks import check_positive
+from llm_jax.core.configclass import configclass
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ALiBiConfig:
     """Every head lowers the score of a pair in proportion to its distance, each by a slope of its own.
 

@@ -1,6 +1,5 @@
 """Learned absolute positions: a table added to the token embeddings (Gehring et al. 2017, arXiv:1705.03122, 3.1)."""
 
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -8,13 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check_not_negative
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Normal
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import constrain, constrain_gradient
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class LearnedPositionsConfig:
     """One trained vector per position, up to the model's `max_length`."""
 

@@ -3,7 +3,6 @@
 Legend: B batch, T query length, S key length, N heads, R buckets of relative places.
 """
 
-import dataclasses
 import itertools
 import math
 
@@ -13,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Normal
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class RelativeBiasConfig:
     """A score is raised by a number for how far its key stands from its query, one per head and bucket of distances.
 

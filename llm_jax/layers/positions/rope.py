@@ -3,7 +3,6 @@
 Legend: B batch, N heads, T length, H head size, h pairs of features.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -11,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.positions.rope_scaling import Scaling, Unscaled
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class RoPEConfig:
     """Rotates pairs (i, i + H/2) of each head by an angle that grows with the position."""
 

@@ -3,7 +3,6 @@
 Legend: B batch, T length, h pairs of features.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -11,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Unscaled:
     """Pair i of n features turns by base^(-2i/n) a position."""
 
@@ -22,7 +22,7 @@ class Unscaled:
         return _plain(base, features), 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class LinearScaling:
     """Positions are divided by `factor` (Chen et al. 2023, arXiv:2306.15595)."""
 
@@ -36,7 +36,7 @@ class LinearScaling:
         return _plain(base, features) / np.float32(self.factor), 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class DynamicScaling:
     """The base grows with the longest row of the batch beyond `original_length` ("dynamic NTK"; Peng et al. 2023,
     arXiv:2309.00071, B.2). A cached prefix keeps the angles it was written with, so cached decoding beyond that length
@@ -57,7 +57,7 @@ class DynamicScaling:
         return (base * growth ** (features / (features - 2))) ** -exponent, 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Llama3Scaling:
     """Slow pairs are slowed down by `factor`, fast ones kept, those between blended (Llama Team 2024,
     arXiv:2407.21783, 3.4.2, and the published code)."""
@@ -81,7 +81,7 @@ class Llama3Scaling:
         return (plain * (kept + (1 - kept) / self.factor)).astype(np.float32), 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class YaRNScaling:
     """As `Llama3Scaling`, blended over pairs instead of turns, with scores sharpened by `magnitude` squared (Peng et
     al. 2023, arXiv:2309.00071, section 3)."""
@@ -117,7 +117,7 @@ class YaRNScaling:
         return features * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class LongRoPEScaling:
     """Every pair has a divisor of its own, found by search: one set for rows up to `original_length`, another beyond
     (Ding et al. 2024, arXiv:2402.13753). As with `DynamicScaling` a cached prefix keeps its angles."""

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SinusoidalConfig:
     """Sines of frequencies that fall from 1 to 1 / base in a geometric series, and their cosines (Vaswani et al. 2017,
     arXiv:1706.03762, 3.5)."""

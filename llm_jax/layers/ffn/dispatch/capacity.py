@@ -4,7 +4,6 @@ Legend: B batch, T length, D model width, E experts, K choices of a token, G gro
 P choices of a group, C places of an expert in a group.
 """
 
-import dataclasses
 import math
 from typing import Literal
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_one_of, check_positive_if_given
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.rows import ordered
 from llm_jax.layers.ffn.dispatch.seats import ByIndex, Seats, SeatsConfig
@@ -21,7 +21,7 @@ from llm_jax.layers.ffn.routing import Choice, Router
 Priority = Literal["position", "score"]
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Capacity(Dispatch):
     """Each expert takes ceil(factor * choices of a group / experts) of a group of tokens, at least one and at most all
     (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2).

@@ -3,17 +3,16 @@
 Legend: B batch, T length, D model width, E experts, K choices of a token, R tokens of all rows.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Choice, Picks, load, spread
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Dense(Dispatch):
     """All experts for all tokens; those not chosen count for nothing. For small models and tests."""
 

@@ -3,18 +3,17 @@
 Legend: B batch, T length, D model width, E experts, K choices of a token, P choices of all tokens.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.dispatch import Dispatch, picked, rows
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Choice, Picks
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Dropless(Dispatch):
     """Choices sorted by expert, and products of groups of any sizes (Gale et al. 2022, arXiv:2211.15841, section 4).
 

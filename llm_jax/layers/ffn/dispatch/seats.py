@@ -4,12 +4,11 @@ Legend: G groups, N tokens of a group, K choices of a token, E experts, C places
 S places of all experts in all groups, R tokens of all groups.
 """
 
-import dataclasses
-
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.dispatch.rows import Rows
 from llm_jax.layers.ffn.experts import Local
 
@@ -33,7 +32,7 @@ class Seats:
     served_GNK: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ByIndex:
     """Rows are gathered."""
 
@@ -51,7 +50,7 @@ class ByIndex:
         return rows.sums(y_ERD.reshape(-1, x_ERD.shape[-1])).reshape(x_GND.shape)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ByProducts:
     """Rows are moved by products with matrices of zeros and ones, tokens by places of a group (Lepikhin et al. 2020,
     arXiv:2006.16668, algorithm 1): nothing is gathered, at work and memory that grow with the square of the group."""

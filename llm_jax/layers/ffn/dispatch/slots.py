@@ -3,17 +3,16 @@
 Legend: B batch, T length, D model width, E experts, S slots of an expert.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Mixture, load
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Slots(Dispatch):
     """Every expert computes its slots of each row (Puigcerver et al. 2023, arXiv:2308.00951, algorithm 1)."""
 

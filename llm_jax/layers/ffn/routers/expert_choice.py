@@ -4,7 +4,6 @@ Legend: B batch, T length, D model width, E experts, G groups of a row, N tokens
 picks of a group.
 """
 
-import dataclasses
 import math
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_divides, check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.routers.scores import Scoring
 from llm_jax.layers.ffn.routing import Picks, Routed, Router
@@ -20,7 +20,7 @@ from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class ExpertChoiceConfig(Router):
     """Every expert picks the tokens of a group that give it the highest of their probabilities softmax(x W), as many as
     every other; a token is served by all that pick it, or by none (Zhou et al. 2022, arXiv:2202.09368, section 3.2).

@@ -3,7 +3,6 @@
 Legend: B batch, T length, V vocabulary, E experts, K choices of a token.
 """
 
-import dataclasses
 import heapq
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.routers.groups import best
 from llm_jax.layers.ffn.routing import Choice, Routed, Router
@@ -46,7 +46,7 @@ class _FixedConfig(Router):
         return self.top
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class HashConfig(_FixedConfig):
     """A token's experts are fixed by its id (Roller et al. 2021, arXiv:2106.04426, section 3.1)."""
 
@@ -77,7 +77,7 @@ class HashConfig(_FixedConfig):
         return HashRouter(self, experts, name=name)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class RandomConfig(_FixedConfig):
     """Experts drawn for every token anew in training, and by its position otherwise: what a router has to beat."""
 

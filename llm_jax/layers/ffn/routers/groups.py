@@ -4,16 +4,15 @@ may be.
 Legend: B batch, T length, E experts, K choices of a token, G groups, S experts of a group.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_divides, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.sharding import axes, partition
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class GroupLimit:
     """Neighbouring experts form groups, and a token chooses from the best of them only (DeepSeek-V2,
     arXiv:2405.04434, 2.2.2; DeepSeek-V3, arXiv:2412.19437, 2.1.2)."""

@@ -3,19 +3,19 @@
 Legend: B batch, T length, D model width, E experts.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.linear import Init, Linear, Zero
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Jitter:
     """What the router reads is multiplied by numbers drawn evenly from 1 - amount to 1 + amount (Fedus et al. 2021,
     arXiv:2101.03961, table 11 of the appendix: 0.01)."""
@@ -30,7 +30,7 @@ class Jitter:
         return 0
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class Noisy:
     """Gaussian noise of the deviation softplus(x W) is added to the logits (Shazeer et al. 2017, arXiv:1701.06538,
     eq. 4). W starts at zero, so that the deviation is log 2 at first, as in the paper (appendix A), which starts the

@@ -3,13 +3,12 @@
 Legend: B batch, T length, D model width, E experts, K choices of a token.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.routers.groups import best
 from llm_jax.layers.ffn.routers.scores import Scoring
@@ -18,7 +17,7 @@ from llm_jax.layers.linear import Init, Normal
 from llm_jax.layers.mixers.context import Context
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SinkhornConfig(Router):
     """In training the assignment of tokens to experts that balances their load, at evaluation the experts of the
     highest logits; weights sigmoid(logit) either way (BASE: Lewis et al. 2021, arXiv:2103.16716, section 3; by

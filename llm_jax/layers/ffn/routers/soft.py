@@ -3,13 +3,12 @@
 Legend: B batch, T length, D model width, E experts, S slots of an expert, Z slots of all experts.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.routers.scores import Scoring
 from llm_jax.layers.ffn.routing import Mixture, Routed, Router
@@ -18,7 +17,7 @@ from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SoftConfig(Router):
     """Every slot of an expert is a weighted mean of all tokens of a row, and every token gets a weighted mean of the
     results for all slots (Soft MoE; Puigcerver et al. 2023, arXiv:2308.00951, section 2).

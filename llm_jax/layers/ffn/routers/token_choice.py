@@ -5,13 +5,12 @@ Of equal scores the expert of the lowest number is chosen.
 Legend: B batch, T length, D model width, E experts, K choices of a token.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.routers.groups import GroupLimit, best
 from llm_jax.layers.ffn.routers.scores import Noise, Scoring
@@ -41,7 +40,7 @@ class _TopConfig(Router):
         return self.top
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SoftmaxConfig(_TopConfig):
     """The experts of the highest probabilities softmax(x W) (Shazeer et al. 2017, arXiv:1701.06538, section 2.1)."""
 
@@ -82,7 +81,7 @@ class SoftmaxConfig(_TopConfig):
         return 2 * (self.parameters(width, experts) - self.bias * experts)
 
 
-@dataclasses.dataclass(frozen=True)
+@configclass
 class SigmoidConfig(_TopConfig):
     """The experts of the highest sigmoid(x W) + bias, where the bias serves their choice only, and their weights are
     without it (DeepSeek-V3, arXiv:2412.19437, eq. 13 to 16)."""

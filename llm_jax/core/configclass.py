@@ -1,0 +1,278 @@
+"""`@configclass`: a frozen dataclass that checks its fields before its own rules run.
+
+    @configclass
+    class Cosine:
+        warmup_steps: int = 0
+
+        def __post_init__(self):  # sees an int
+            check_not_negative(warmup_steps=self.warmup_steps)
+
+Every field must hold a value of its annotated type, to every depth of tuples, unions and literals:
+
+- A float field takes an int; an int field takes neither bool nor float. Floats are finite, unless they are annotated
+  `Unbounded`. Integers fit into 64 bits.
+- A scalar of numpy becomes the equal number of Python: numpy's would decide the number type of arrays that it meets.
+- A tuple is a tuple: a list can change after it was checked, and a str is a sequence of characters.
+- Where a config of this package is required, a frozen dataclass that is defined elsewhere is taken too: a user's own
+  part. If it is no configclass, its fields are checked with those of the config that holds it.
+
+The rules that relate fields to one another are a class's `__post_init__`, as in any dataclass. In `deferred` both kinds
+of rules are recorded instead of raised, so that a config can be completed before `validate` decides.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import numpy as np
+
+_PACKAGE = __name__.split(".")[0]
+_INFINITE = "may be infinite"
+
+Unbounded = Annotated[float, _INFINITE]
+"""A float that may be infinite."""
+
+Class = TypeVar("Class", bound=type)
+
+OnRefusal = Callable[[ValueError], None]
+_on_refusal: contextvars.ContextVar[OnRefusal | None] = contextvars.ContextVar("on_refusal", default=None)
+
+
+@typing.overload
+def configclass(cls: Class, /) -> Class: ...
+@typing.overload
+def configclass(*, kw_only: bool = False) -> Callable[[Class], Class]: ...
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def configclass(cls: Any = None, /, *, kw_only: bool = False) -> Any:
+    """Makes a frozen dataclass whose instances hold what their annotations say.
+
+    The annotations are resolved when the first instance is built, so they may name classes that are defined later.
+    """
+    if cls is None:
+        return functools.partial(configclass, kw_only=kw_only)
+    rules = getattr(cls, "__post_init__", None) or (lambda self: None)
+
+    def __post_init__(self: Any) -> None:
+        if type(self).__post_init__ is not __post_init__ and _is_configclass(type(self)):
+            rules(self)  # a subclass calls its parent's rules, and has checked the fields already
+            return
+        on_refusal = _on_refusal.get()
+        try:
+            check_fields(self)
+            rules(self)
+        except ValueError as error:
+            if on_refusal is None:
+                raise
+            on_refusal(error)
+
+    __post_init__.__doc__ = rules.__doc__
+    cls.__post_init__ = __post_init__
+    cls.__configclass__ = cls
+    return dataclasses.dataclass(frozen=True, kw_only=kw_only)(cls)
+
+
+@contextlib.contextmanager
+def deferred(on_refusal: OnRefusal) -> Iterator[None]:
+    """Configs that break a rule are built nevertheless, and the error is given to `on_refusal`.
+
+    `validate` decides about the config that matters in the end.
+    """
+    token = _on_refusal.set(on_refusal)
+    try:
+        yield
+    finally:
+        _on_refusal.reset(token)
+
+
+def validate(config: Any) -> None:
+    """Applies all rules to `config` and the configs that it holds, those it holds first.
+
+    Raises:
+      ValueError: for the first value that breaks a rule.
+    """
+    if isinstance(config, tuple):
+        for item in config:
+            validate(item)
+    elif dataclasses.is_dataclass(config) and not isinstance(config, type):
+        for field in dataclasses.fields(config):
+            validate(getattr(config, field.name))
+        if _is_configclass(type(config)):
+            config.__post_init__()
+
+
+def check_fields(config: Any, path: str | None = None) -> None:
+    """Every field of a dataclass holds what its annotation says; scalars of numpy are replaced by Python's.
+
+    Args:
+      path: how messages name the config; None: by its type.
+
+    Raises:
+      ValueError: naming the field, the value, the type that it must have, and what to write.
+    """
+    path = type(config).__name__ if path is None else path
+    for name, (kind, remedy) in _annotations(type(config)).items():
+        value = getattr(config, name)
+        plain = _plain(value)
+        if plain is not value:
+            object.__setattr__(config, name, plain)
+        if fault := _fault(plain, kind, f"{path}.{name}"):
+            raise ValueError(fault + remedy)
+
+
+def _is_configclass(cls: type) -> bool:
+    """Whether `cls` itself was decorated, or adds no rules to a class that was."""
+    made = getattr(cls, "__configclass__", None)
+    return made is not None and cls.__post_init__ is made.__post_init__
+
+
+@functools.cache
+def _annotations(cls: type) -> dict[str, tuple[Any, str]]:
+    """The type of each field by its name, and what its `metadata` adds to the message as 'remedy'."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError as error:
+        raise ValueError(
+            f"{cls.__name__} has an annotation that names {error.name!r}, which its module does not define: import or "
+            "define it at the top of the file"
+        ) from error
+    remedies = {field.name: field.metadata.get("remedy") for field in dataclasses.fields(cls)}
+    return {name: (hints[name], f"; {remedy}" if remedy else "") for name, remedy in remedies.items()}
+
+
+def _plain(value: Any) -> Any:
+    """`value` without scalars of numpy; the same object where there are none."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is tuple:
+        items = tuple(map(_plain, value))
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return value
+
+
+def _fault(value: Any, kind: Any, path: str) -> str | None:
+    """What is wrong with `value` in a place of type `kind`; None if nothing is."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        faults = [_fault(value, one, path) for one in arguments]
+        if None in faults:
+            return None
+        nested = [fault for fault in faults if fault and not fault.startswith(f"{path} ")]
+        return nested[0] if len(nested) == 1 else _mismatch(value, kind, path)
+    if origin is tuple:
+        if type(value) is not tuple:  # a named tuple is another type, and would be written as a plain one
+            return _mismatch(value, kind, path)
+        variadic = arguments[1:] == (...,)
+        if not variadic and len(value) != len(arguments):
+            return f"{path} is {_shown(value)}: it must have {len(arguments)} values, and has {len(value)}"
+        kinds = arguments[:1] * len(value) if variadic else arguments
+        items = enumerate(zip(value, kinds, strict=True))
+        return next(filter(None, (_fault(item, one, f"{path}[{index}]") for index, (item, one) in items)), None)
+    if not _fits(value, kind):
+        return _mismatch(value, kind, path)
+    if dataclasses.is_dataclass(value) and not _is_configclass(type(value)):
+        check_fields(value, f"{path} ({type(value).__name__})")
+    return None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind)
+    if origin is Annotated:
+        plain, *marks = get_args(kind)
+        return _fits(value, plain) or (_INFINITE in marks and isinstance(value, float) and not math.isnan(value))
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(kind))
+    if kind in (int, float):
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return number and (math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63)
+    if kind is None or kind is type(None):
+        return value is None
+    if dataclasses.is_dataclass(kind) and _is_ours(kind) and _is_frozen(value) and not _is_ours(type(value)):
+        return True
+    kind = origin or kind
+    return not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or isinstance(value, kind)
+
+
+def _is_ours(cls: Any) -> bool:
+    return cls.__module__.split(".")[0] == _PACKAGE
+
+
+def _is_frozen(value: Any) -> bool:
+    """Whether it is an instance of a frozen dataclass."""
+    made = getattr(type(value), "__dataclass_params__", None)
+    return made is not None and made.frozen
+
+
+def _mismatch(value: Any, kind: Any, path: str) -> str:
+    return f"{path} is {_shown(value)}: it must be {_words(kind)}{_remedy(value, kind)}"
+
+
+def _shown(value: Any) -> str:
+    """The value as it was found, and its type where that does not show."""
+    kind = type(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or kind in (bool, int, float, str, tuple, list, dict, set):
+        text = repr(value)
+        text = text if len(text) <= 60 else f"{text[:57]}..."
+        return text if value is None or isinstance(value, (float, str, tuple)) else f"{text} ({kind.__name__})"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    return f"of type {kind.__module__}.{kind.__qualname__}"
+
+
+def _words(kind: Any) -> str:
+    """A type, for a reader: 'an int or None'."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        parts = [_words(one) for one in arguments]
+        return ", ".join(parts[:-1]) + f" or {parts[-1]}"
+    if origin is Annotated:
+        return "a float, which may be infinite" if _INFINITE in arguments else _words(arguments[0])
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin is tuple:
+        variadic = arguments[1:] == (...,)
+        words = [_words(one).removeprefix("an ").removeprefix("a ") for one in arguments if one is not ...]
+        return f"a tuple of {words[0]}" if variadic else f"a tuple ({', '.join(words)})"
+    simple = {int: "an int", float: "a finite float", str: "a str", bool: "a bool", type(None): "None"}
+    return simple.get(kind) or getattr(kind, "__name__", str(kind))
+
+
+def _names(word: str, option: Any) -> bool:
+    return word.replace("_", "").lower() in (name := option.__name__.lower(), name.removesuffix("config"))
+
+
+def _is_str(value: Any) -> bool:
+    return type(value) is str
+
+
+def _remedy(value: Any, kind: Any) -> str:
+    """What to write instead, where it can be told."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    choices = [one for option in kinds if get_origin(option) is Literal for one in get_args(option)]
+    if isinstance(value, str) and (near := difflib.get_close_matches(value, filter(_is_str, choices), 1)):
+        return f"; did you mean {near[0]!r}?"
+    if hasattr(value, "item") and hasattr(value, "shape"):
+        return "; write a number, such as .item() of an array gives"
+    converted: list[Any] = []
+    for option in kinds:
+        if isinstance(value, str) and dataclasses.is_dataclass(option) and _names(value, option):
+            return f"; write {option.__name__}(...)"
+        if get_origin(option) is tuple:
+            converted.append(tuple(value) if isinstance(value, (list, set)) else (value,))
+        elif option is int and isinstance(value, float) and math.isfinite(value) and value == int(value):
+            converted.append(int(value))
+        elif option in (int, float) and isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                converted.append(option(value))
+        elif isinstance(value, type) and isinstance(option, type) and issubclass(value, option):
+            return f"; write {value.__name__}(...)"
+    fitting = [one for one in converted if _fault(one, kind, "") is None]
+    return f"; write {fitting[0]!r}" if fitting and not isinstance(value, (bytes, dict)) else ""
