@@ -238,8 +238,12 @@ def _is_finished(run: RunDirectory, steps: int) -> bool:
 
 
 def _say_where(run: RunDirectory) -> None:
+    try:
+        report = f"Its report: {write_report(run.path)}"
+    except OSError as error:  # the run is complete without it
+        report = f"Its report cannot be written: {error}"
     print(
-        f"\nThe run is complete. Its report: {write_report(run.path)}\n"
+        f"\nThe run is complete. {report}\n"
         "Next:\n"
         f"  llm-jax generate {run.path} --prompt 'def main('\n"
         f"  llm-jax report {run.path}\n"

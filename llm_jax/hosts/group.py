@@ -5,7 +5,6 @@ import ctypes
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ import jax
 
 from llm_jax.core.checks import check
 from llm_jax.hosts import facts
-from llm_jax.hosts.line import Line
+from llm_jax.hosts.line import Line, say_last
 from llm_jax.hosts.place import HostsConfig, find
 from llm_jax.hosts.stop import AgreedStop
 
@@ -190,8 +189,7 @@ def _end_with(error: BaseException, line: Line) -> None:
         # process.
         time.sleep(_ECHO_SECONDS)
     text, code = _last_words(error)
-    sys.stdout.flush()
-    print(f"llm-jax: {text}", file=sys.stderr, flush=True)
+    say_last(f"llm-jax: {text}")
     line.fail(text)
     os._exit(code)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import sys
 import threading
@@ -17,9 +18,16 @@ _RETRY_SECONDS = 0.1
 
 def end_process(message: str) -> None:
     """Prints `message` and ends this process at once: it may be inside a collective that nothing else ends."""
-    sys.stdout.flush()
-    print(f"llm-jax: {message}. All hosts stop; the same command resumes", file=sys.stderr, flush=True)
+    say_last(f"llm-jax: {message}. All hosts stop; the same command resumes")
     os._exit(1)
+
+
+def say_last(text: str) -> None:
+    """Prints to stderr before the process ends; a pipe that nobody reads or a full disk does not keep it from that."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Line:

@@ -1,9 +1,11 @@
 """What happens around the updates: progress, records, evaluation, saving, samples, stopping on signals."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,36 +13,39 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from llm_jax.core.metrics import Metrics, means
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
 from llm_jax.hosts import Hosts
+from llm_jax.train.display import Display
+from llm_jax.train.event_files import EventFiles
 from llm_jax.train.loop import Hook, Stop
 from llm_jax.train.state import TrainState
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Recorder:
     """Appends records to metrics.jsonl and to TensorBoard's event files. Each line is whole once written."""
 
-    def __init__(self, run: RunDirectory):
+    def __init__(self, run: RunDirectory, say: Callable[[str], None] = _say):
         _end_last_line(run.metrics_file)
         self._file: TextIO = open(run.metrics_file, "a", buffering=1)  # noqa: SIM115 - closed by close()
-        self._board = SummaryWriter(str(run.tensorboard), write_to_disk=True)
+        self._events = EventFiles(run.tensorboard, say)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Writes one record; numbers also become TensorBoard scalars named '<kind>/<name>'."""
         self._file.write(json.dumps({"kind": kind, "step": step, "time": time.time()} | values) + "\n")
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        self._events.add(step, {f"{kind}/{name}": value for name, value in numbers.items()})
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        self._events.close()
 
 
 class Silent(Recorder):
@@ -83,7 +88,7 @@ class Log(Hook):
     def __init__(
         self,
         recorder: Recorder,
-        display: "Display",
+        display: Display,
         throughput: Throughput,
         every: int,
         total_seconds: float = 0.0,
@@ -103,47 +108,6 @@ class Log(Hook):
             tokens = step * self._throughput.tokens_per_step
             self._recorder.write("train", step, **values, tokens=tokens, seconds=self.total_seconds)
             self._seconds, self._steps = 0.0, 0
-
-
-class Display:
-    """A live bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, first: int, last: int, every: int, console: Console | None = None):
-        self._console = console or Console(stderr=True)
-        self._every, self._last = every, last
-        self._bar = Progress(
-            BarColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("first step compiles", total=last, completed=first)
-
-    def __enter__(self) -> "Display":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
-
-    def update(self, step: int, values: dict[str, float]) -> None:
-        """Shows the figures of a step."""
-        text = (
-            f"step {step}/{self._last}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  "
-            f"{values['tokens_per_second']:,.0f} tokens/s"
-        )
-        if "mfu" in values:
-            text += f"  MFU {values['mfu']:.1%}"
-        self._bar.update(self._task, completed=step, description=text)
-        if not self._console.is_terminal and (step % self._every == 0 or step == self._last):
-            self.print(text)
-
-    def print(self, text: str) -> None:
-        """A line above the bar."""
-        self._console.print(text, highlight=False, markup=False)
 
 
 class Evaluate(Hook):
@@ -216,7 +180,8 @@ class Save(Hook):
 
 
 class Sample(Hook):
-    """Gives what the model says to `write(step, text)` every `every` steps and after step `last`."""
+    """Gives what the model says to `write(step, text)` every `every` steps and after step `last`. A text that cannot be
+    written costs a message."""
 
     def __init__(
         self,
@@ -225,14 +190,20 @@ class Sample(Hook):
         every: int,
         last: int,
         write: Callable[[int, str], None],
+        say: Callable[[str], None] = _say,
     ):
-        self._sample, self._weights, self._every, self._last, self._write = sample, weights, every, last, write
+        self._sample, self._weights, self._every, self._last = sample, weights, every, last
+        self._write, self._tell = write, say
 
     def due(self, step: int) -> bool:
         return step % self._every == 0 or step == self._last
 
     def on_step(self, step: int, state: TrainState) -> None:
-        self._write(step, self._sample(self._weights(state)))
+        text = self._sample(self._weights(state))
+        try:
+            self._write(step, text)
+        except OSError as error:
+            self._tell(f"the samples of step {step} cannot be written ({error}); the run continues")
 
 
 class StopOnSignal(Hook):
