@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check, check_fraction, check_not_negative, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.broadcast import broadcast, look_up
 from llm_jax.layers.linear import Init, Linear, Normal, contract
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.norms import NormConfig
-from llm_jax.layers.positions.learned import LearnedPositionsConfig, look_up
+from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
 from llm_jax.sharding import axes
 
@@ -118,13 +119,13 @@ class Embed(nn.Module):
         config = self.config
         if placement.targets_BT is not None:
             check(config.target, "placement has targets_BT and embed.target is False: the model has no vector for them")
-            x_BTE = jnp.where(placement.targets_BT[..., None], self.target_E.astype(x_BTE.dtype), x_BTE)
+            target_BTE = broadcast(self.target_E, x_BTE.shape, x_BTE.dtype)
+            x_BTE = jnp.where(placement.targets_BT[..., None], target_BTE, x_BTE)
         x_BTD = x_BTE if config.scale == 1 else x_BTE * config.scale
         if config.factorized and config.factorized.of == "tokens":
             x_BTD = self.widen(x_BTD)
         if config.types:
-            types_BT = placement.types_BT
-            x_BTD += self.types_RE[0].astype(x_BTD.dtype) if types_BT is None else self._types(types_BT)
+            x_BTD += self._types(placement.types_BT, x_BTD)
         if config.position:
             x_BTD += self.positions(placement.positions_BT)
         if config.norm:
@@ -134,14 +135,17 @@ class Embed(nn.Module):
 
     def tokens(self, tokens_BT: jax.Array) -> jax.Array:
         """Vectors of the tokens, [B, T, E]."""
-        return look_up(self.table_VE, tokens_BT, axes.VOCAB, self.precision.dtype)
+        return look_up(self.table_VE, tokens_BT, self.precision.dtype, axes.VOCAB)
 
     def attend(self, x_BTE: jax.Array) -> jax.Array:
         """Scores of all tokens against the table, [B, T, V] (Press and Wolf 2017, arXiv:1608.05859)."""
         return contract("BTE,EV->BTV", x_BTE, self.table_VE.T.astype(self.precision.dtype))
 
-    def _types(self, types_BT: jax.Array) -> jax.Array:
-        return look_up(self.types_RE, types_BT, axes.TYPES, self.precision.dtype)
+    def _types(self, types_BT: jax.Array | None, x_BTD: jax.Array) -> jax.Array:
+        """What is added to x for the types of its tokens, all of the first type where they are None."""
+        if types_BT is None:
+            return broadcast(self.types_RE[0], x_BTD.shape, x_BTD.dtype)
+        return look_up(self.types_RE, types_BT, x_BTD.dtype, axes.TYPES)
 
     def _table(self, name: str, shape: tuple[int, int], words: tuple[str, str]) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(self.config.init.scale(shape[1])), words)

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.broadcast import broadcast
 from llm_jax.sharding import axes, partition
 
 
@@ -95,7 +96,8 @@ class Linear(nn.Module):
         y = contract(self.einsum, x.astype(dtype), self.kernel.astype(dtype), "highest" if self.exact else None)
         y = checkpoint_name(y, "product")
         if self.bias:
-            y += _align(self.offset.astype(dtype), self.offset_letters, _letters(self.einsum)[2])
+            offset = _align(self.offset, self.offset_letters, _letters(self.einsum)[2])
+            y += broadcast(offset, y.shape, dtype)
         return y
 
     def product(self, einsum: str, x: jax.Array) -> jax.Array:
@@ -137,13 +139,13 @@ class BlockDiagonal(nn.Module):
             self.precision.param_dtype,
         )
         x_BTNH = x_BTC.astype(dtype).reshape(*x_BTC.shape[:2], self.blocks, size)
-        y_BTNM = jnp.einsum("BTNH,NHM->BTNM", x_BTNH, kernel_NHM.astype(dtype)) + bias_NM.astype(dtype)
-        return y_BTNM.reshape(x_BTC.shape)
+        y_BTNM = jnp.einsum("BTNH,NHM->BTNM", x_BTNH, kernel_NHM.astype(dtype))
+        return (y_BTNM + broadcast(bias_NM, y_BTNM.shape, dtype)).reshape(x_BTC.shape)
 
 
 class StackedLinear(nn.Module):
-    """() -> kernel [E, D, F] and bias [E, F], or None, of E linear maps in the compute type: what is multiplied with
-    which is their caller's.
+    """() -> kernel [E, D, F] in the compute type and bias [E, F] in that of parameters, or None, of E linear maps: what
+    is multiplied with which, and which rows read a bias, is their caller's.
 
     Attributes:
       axes: logical word of each kernel axis.
@@ -165,7 +167,7 @@ class StackedLinear(nn.Module):
             return kernel_EDF, None
         zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (number, feature))
         bias_EF = self.param("bias", zeros, (count, outputs), self.precision.param_dtype)
-        return kernel_EDF, bias_EF.astype(self.precision.dtype)
+        return kernel_EDF, bias_EF
 
 
 def contract(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None = None) -> jax.Array:

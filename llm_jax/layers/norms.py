@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.fence import fence_gradients
 from llm_jax.sharding import axes
 
@@ -65,7 +66,8 @@ class LayerNorm(nn.Module):
         scale_D = _vector(self, "scale", nn.initializers.ones_init(), x.shape[-1])
         y = normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, centred=True)
         if self.config.bias:
-            y += _vector(self, "bias", nn.initializers.zeros_init(), x.shape[-1]).astype(y.dtype)
+            bias_D = _vector(self, "bias", nn.initializers.zeros_init(), x.shape[-1])
+            y += broadcast(bias_D, y.shape, y.dtype)
         return fence_gradients(y)
 
 

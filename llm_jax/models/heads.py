@@ -14,6 +14,7 @@ from llm_jax.core.checks import check, check_fraction, check_one_of, check_posit
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, Activation
+from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.norms import NormConfig
 from llm_jax.sharding import axes
@@ -167,7 +168,9 @@ class Head(nn.Module):
 
     def _tied(self, x_BTE: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
         scores_BTV = attend(x_BTE if self.config.scale == 1 else x_BTE * self.config.scale)
-        return scores_BTV + self.bias_V.astype(scores_BTV.dtype) if self.config.bias else scores_BTV
+        if not self.config.bias:
+            return scores_BTV
+        return scores_BTV + broadcast(self.bias_V, scores_BTV.shape, scores_BTV.dtype)
 
 
 class Transform(nn.Module):

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED
+from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.ffn import windows as sent
 from llm_jax.layers.ffn.grouped import grouped
 from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig
@@ -23,7 +24,7 @@ from llm_jax.sharding import axes
 from llm_jax.sharding.line import Line
 
 Weights = dict[str, tuple[jax.Array, jax.Array | None]]
-"""Kernel [E, D, F] and bias [E, F] of each of an expert's matrices, by name."""
+"""Of each of an expert's matrices by name: kernel [E, D, F] in the compute type, bias [E, F] in that of parameters."""
 
 _INTO, _OUT = (axes.EXPERTS, axes.EMBED, axes.MLP), (axes.EXPERTS, axes.MLP, axes.EMBED)
 
@@ -40,7 +41,7 @@ def words(config: DenseConfig) -> dict[str, tuple[tuple[str, ...], tuple[str, ..
 
 
 class Experts(nn.Module):
-    """() -> Weights of `count` experts in the compute type."""
+    """() -> Weights of `count` experts."""
 
     config: DenseConfig
     count: int
@@ -98,7 +99,8 @@ class Local:
         rows_ERD = self.others.swapped(rows_ERD, cut=0, joined=1)
         if weights_ER is not None:
             weights_ER = self.others.swapped(weights_ER, cut=0, joined=1)
-        y_ERD = self._computed(rows_ERD, weights_ER, products, lambda bias_EF: bias_EF[:, None])
+        of_rows = lambda bias_EF, y_ERF: broadcast(bias_EF[:, None], y_ERF.shape, y_ERF.dtype)  # noqa: E731
+        y_ERD = self._computed(rows_ERD, weights_ER, products, of_rows)
         return self.others.swapped(y_ERD, cut=1, joined=0)
 
     def ragged(self, rows_PD: jax.Array, weights_P: jax.Array, sizes_E: jax.Array, windows: int) -> jax.Array:
@@ -121,8 +123,11 @@ class Local:
     def _grouped(self, rows_PD: jax.Array, weights_P: jax.Array, sizes_E: jax.Array) -> jax.Array:
         """As `ragged`, where the weights of experts are those of all of them."""
         expert_P = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(len(rows_PD)), side="right")
+
         # A product, because the gradient of rows gathered is scattered; it gives 0 past the last expert.
-        of_rows = lambda bias_EF: jax.nn.one_hot(expert_P, len(bias_EF), dtype=bias_EF.dtype) @ bias_EF  # noqa: E731
+        def of_rows(bias_EF: jax.Array, y_PF: jax.Array) -> jax.Array:
+            return jax.nn.one_hot(expert_P, len(bias_EF), dtype=y_PF.dtype) @ bias_EF.astype(y_PF.dtype)
+
         return self._computed(rows_PD, weights_P, lambda rows_PD, kernels: grouped(rows_PD, kernels, sizes_E), of_rows)
 
     def _computed(
@@ -130,10 +135,10 @@ class Local:
         rows: jax.Array,
         weights: jax.Array | None,
         products: Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]],
-        of_rows: Callable[[jax.Array], jax.Array],
+        of_rows: Callable[[jax.Array, jax.Array], jax.Array],
     ) -> jax.Array:
-        """Results for rows, where `products` multiplies each by its expert's kernels, and `of_rows` gives each its
-        expert's bias."""
+        """Results for rows, where `products` multiplies each by its expert's kernels, and `of_rows` gives
+        for each, and the products of one matrix, its expert's bias."""
 
         def multiplied(rows: jax.Array, *by: str) -> list[jax.Array]:
             made = products(rows, tuple(self.weights[name][0] for name in by))
@@ -145,7 +150,7 @@ class Local:
 
         def biased(y: jax.Array, name: str) -> jax.Array:
             bias_EF = self.weights[name][1]
-            return y if bias_EF is None else y + of_rows(bias_EF)
+            return y if bias_EF is None else y + of_rows(bias_EF, y)
 
         *into, _ = names(self.config)
         found = multiplied(rows, *into)
@@ -156,4 +161,4 @@ class Local:
         bias_ED = self.weights["down"][1]
         if bias_ED is None:
             return y
-        return y + weighted(of_rows(jnp.where(self.inner.place == 0, bias_ED, 0)))
+        return y + weighted(of_rows(jnp.where(self.inner.place == 0, bias_ED, 0), y))

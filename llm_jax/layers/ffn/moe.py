@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.ffn.balance import Balance, check_balance, report
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dense import Dense
@@ -137,7 +138,7 @@ class MoE(nn.Module):
             return y_BTD
         init, words = config.shared.init, (axes.EMBED, axes.ROUTES)
         gate = Linear("BTD,DE->BTE", (self.width, 1), words, init, self.precision, name="shared_gate")
-        return jax.nn.sigmoid(gate(x_BTD)) * y_BTD
+        return broadcast(jax.nn.sigmoid(gate(x_BTD)), y_BTD.shape, y_BTD.dtype) * y_BTD
 
     def _dispatched(
         self, weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array

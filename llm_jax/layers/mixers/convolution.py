@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.linear import FanIn, Init
 from llm_jax.layers.mixers.documents import segment_ids
 from llm_jax.layers.mixers.masks import Placement
@@ -72,20 +73,20 @@ class Convolution(nn.Module):
         x_BTC = x_BTC.astype(self.precision.dtype)
         kernel_WC = self._parameter(
             "kernel", nn.initializers.normal(self.config.init.scale(self.config.taps)), (self.config.taps,)
-        )
+        ).astype(self.precision.dtype)
         if state is None:
             y_BTC = convolve(x_BTC, kernel_WC, place.segment_ids_BT)
         else:
             y_BTC, state = _continued(x_BTC, kernel_WC, segment_ids(place), state)
         if self.config.bias:
-            y_BTC += self._parameter("bias", nn.initializers.zeros_init(), ())
+            bias_C = self._parameter("bias", nn.initializers.zeros_init(), ())
+            y_BTC += broadcast(bias_C, y_BTC.shape, y_BTC.dtype)
         return y_BTC, state
 
     def _parameter(self, name: str, init: nn.initializers.Initializer, taps: tuple[int, ...]) -> jax.Array:
         words = (axes.POSITIONS, axes.MLP)[-1 - len(taps) :]
         init = nn.with_logical_partitioning(init, words)
-        parameter = self.param(name, init, (*taps, self.channels), self.precision.param_dtype)
-        return parameter.astype(self.precision.dtype)
+        return self.param(name, init, (*taps, self.channels), self.precision.param_dtype)
 
 
 @jax.custom_vjp

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check, check_not_negative, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.context import Context
@@ -207,7 +208,7 @@ class LatentAttention(nn.Module):
         c_BSR, k_BSP = jnp.split(c_BSL, [config.rank], axis=-1)
         k_BNSH = self._up("key", config.rank, config.head_dim)(c_BSR)
         v_BNSV = self._up("value", config.rank, config.value_dim)(c_BSR)
-        k_BNSP = jnp.broadcast_to(k_BSP[:, None], (*k_BNSH.shape[:3], config.rotary_dim))
+        k_BNSP = broadcast(k_BSP[:, None], (*k_BNSH.shape[:3], config.rotary_dim), k_BSP.dtype)
         q, k = jnp.concatenate([q_BNTH, q_BNTP], axis=-1), jnp.concatenate([k_BNSH, k_BNSP], axis=-1)
         return self._attend(q, k, v_BNSV, context)
 

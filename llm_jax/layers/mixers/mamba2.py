@@ -17,6 +17,7 @@ from llm_jax.core.checks import check, check_divides, check_positive
 from llm_jax.core.configclass import Unbounded, configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED
+from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.convolution import ConvolutionConfig, Recent
@@ -228,4 +229,4 @@ class GroupedNorm(nn.Module):
         size = features // self.groups
         parts = x_BTF.reshape(*x_BTF.shape[:-1], self.groups, size)
         normal_BTF = normalise(parts, jnp.ones(size), self.epsilon, centred=False).reshape(x_BTF.shape)
-        return normal_BTF * scale_F.astype(x_BTF.dtype)
+        return normal_BTF * broadcast(scale_F, x_BTF.shape, x_BTF.dtype)

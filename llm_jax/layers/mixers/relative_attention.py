@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.linear import Init, Linear, Normal
 from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context
@@ -164,4 +165,4 @@ class HeadBias(nn.Module):
         config, words = self.config, (axes.HEADS, axes.HEAD_DIM)
         init = nn.with_logical_partitioning(nn.initializers.normal(config.init.scale(config.head_dim)), words)
         bias_NH = self.param("bias", init, (config.heads, config.head_dim), self.precision.param_dtype)
-        return x_BNTH + bias_NH[:, None].astype(x_BNTH.dtype)
+        return x_BNTH + broadcast(bias_NH[:, None], x_BNTH.shape, x_BNTH.dtype)

@@ -52,7 +52,7 @@ class RelativeBiasConfig:
     def across(self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array, bias_RN: jax.Array) -> jax.Array:
         """Bias between positions, [B, N, T, S] float32."""
         distance_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
-        return bias_RN.astype(jnp.float32).T[:, self.bucket(distance_BTS)].swapaxes(0, 1)
+        return bias_RN.T[:, self.bucket(distance_BTS)].swapaxes(0, 1)
 
     def bucket(self, distance: jax.Array | np.ndarray) -> jax.Array:
         """Bucket of a key that stands `distance` after its query; int32, elementwise."""
@@ -84,7 +84,7 @@ class RelativeBiasConfig:
 
 
 class RelativeBias(nn.Module):
-    """The table [R, N] that the layers of a stack share."""
+    """The table float32 [R, N] that the layers of a stack share, in which their gradients are added up."""
 
     config: RelativeBiasConfig
     heads: int
@@ -94,4 +94,5 @@ class RelativeBias(nn.Module):
     def __call__(self) -> jax.Array:
         init = nn.initializers.normal(self.config.init.scale(self.heads))
         words, shape = (axes.POSITIONS, axes.HEADS), (self.config.buckets, self.heads)
-        return self.param("table", nn.with_logical_partitioning(init, words), shape, self.precision.param_dtype)
+        table_RN = self.param("table", nn.with_logical_partitioning(init, words), shape, self.precision.param_dtype)
+        return table_RN.astype(jnp.float32)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.configclass import configclass
+from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Choice, Picks, load, spread
@@ -22,7 +23,7 @@ class Dense(Dispatch):
         """See dispatch.__init__."""
         weights_BTE = _weights(routes, experts.count, real_BT)
         rows_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
-        y_ERD = experts.batched(jnp.broadcast_to(rows_RD, (experts.count, *rows_RD.shape)))
+        y_ERD = experts.batched(broadcast(rows_RD, (experts.count, *rows_RD.shape), rows_RD.dtype))
         y_BTD = jnp.einsum("ERD,RE->RD", y_ERD, weights_BTE.reshape(-1, experts.count).astype(y_ERD.dtype))
         return y_BTD.reshape(x_BTD.shape), jnp.sum(load(routes, experts.count, real_BT), axis=-1)
 

@@ -7,6 +7,7 @@ D model width.
 import jax
 import jax.numpy as jnp
 
+from llm_jax.layers.broadcast import look_up
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Picks, load
 
@@ -20,6 +21,6 @@ def serve(experts: Local, x_BTD: jax.Array, routes: Picks, real_BT: jax.Array) -
     weights_ES = jnp.moveaxis(routes.weights_BGEC, 2, 0).reshape(count, -1)
     weights_ES = jnp.where(real_BT.reshape(-1)[tokens_ES], weights_ES, 0)
     x_RD = x_BTD.reshape(-1, width)
-    y_ESD = experts.batched(x_RD[tokens_ES], weights_ES)
+    y_ESD = experts.batched(look_up(x_RD, tokens_ES, x_RD.dtype), weights_ES)
     y_RD = jnp.zeros(x_RD.shape, jnp.float32).at[tokens_ES].add(y_ESD).astype(x_BTD.dtype)
     return y_RD.reshape(x_BTD.shape), jnp.sum(load(routes, count, real_BT), axis=-1)
