@@ -26,7 +26,7 @@ from llm_jax.evals.specialisation import specialisation
 from llm_jax.experiment import Experiment, load_ablation, load_experiment
 from llm_jax.hosts import joined
 from llm_jax.inference.generate import Generator
-from llm_jax.interop import catalogue, load_hf, save_hf
+from llm_jax.interop import catalogue, initialisations, load_hf, save_hf
 from llm_jax.models.families import SIZES
 from llm_jax.models.summary import summary
 from llm_jax.parity import table as parity
@@ -167,8 +167,8 @@ def _console() -> Console:
 
 
 def _families(arguments: list[str]) -> None:
-    _parse_all(Families, arguments)
-    print(catalogue())
+    options = _parse_all(Families, arguments)
+    print(initialisations() if options.init else catalogue())
 
 
 def _convert(arguments: list[str]) -> None:

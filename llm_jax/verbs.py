@@ -150,6 +150,9 @@ class Parity:
 class Families:
     """List the published families and sizes, and how they are proven against transformers."""
 
+    init: bool = False
+    """Show instead what the parameters of each family are drawn from, and where that was published."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Convert:

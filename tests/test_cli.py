@@ -1,12 +1,14 @@
 """The verbs, their options and their messages. What training does is tests/integration's."""
 
+import re
+
 import pytest
 
 from llm_jax.cli import VERBS
 from llm_jax.core import config
 from llm_jax.experiment import load_experiment
 from llm_jax.interop.families import FAMILIES
-from llm_jax.models.families import SIZES
+from llm_jax.models.families import MODULES, SIZES
 from tests.helpers import tiny_run
 from tests.helpers.command_line import llm_jax, start, wait
 
@@ -102,6 +104,17 @@ def test_families_lists_every_size_and_proof():
     assert {line[1] for line in lines if len(line) > 4} >= set(SIZES)
     proofs = {line[0]: float(line[2]) for line in lines if len(line) > 3 and line[0] in FAMILIES and "e-" in line[2]}
     assert set(proofs) == set(FAMILIES) and max(proofs.values()) <= 1e-4
+
+
+def test_families_shows_what_parameters_are_drawn_from():
+    outcome = llm_jax("families", "--init")
+    assert outcome.code == 0
+    shown = {part.split(" ", 1)[0]: part for part in outcome.out.split("\n\n")}
+    assert re.search(r"embed\.init +N\(0, 1\)\n", shown["palm"]) and "arXiv:2204" not in shown["palm"]
+    assert re.search(r"embed\.position\.init +N\(0, 0\.01\)\n", shown["gpt2"])
+    assert re.search(r"mixer\.init +N\(0, 0\.02\) cut at 2 deviations\n", shown["bert"])
+    assert re.search(r"ffn\.init +N\(0, 0\.3162 / sqrt\(fan-in\)\) cut at 2", shown["switch"])
+    assert shown.keys() == {module.__name__.rpartition(".")[2] for module in MODULES}
 
 
 def test_params_says_what_a_size_costs():

@@ -4,7 +4,8 @@ Paper:    Fedus et al. 2021, arXiv:2101.03961, figure 1 and section 3.1. Every o
           experts, of which a token visits one; capacity 1.25, balance loss 0.01, jitter 0.01.
 Claim:    held-out loss after as many updates falls with every doubling of the experts; models with experts come to the
           dense model's last loss in fewer updates (the paper: 7.5 times fewer with 64 experts of T5-Base's size).
-          Here the model is a decoder, of a million parameters, and sees two million tokens.
+          Here the model is a decoder, of a million parameters, and sees two million tokens. Its initial values are
+          LLaMA's; the variance of 0.1 / fan-in of section 2.4 is in `models/families/switch.py` alone.
 Command:  llm-jax ablate experiments/reproductions/switch_sample_efficiency.py
 Hardware: two CPU cores.
 Measured: experiments/README.md. Not reproduced at this size: no number of experts differs from the dense model by more

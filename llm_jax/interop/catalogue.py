@@ -6,7 +6,7 @@ from pathlib import Path
 from llm_jax.interop.families import FAMILIES
 from llm_jax.models import count
 from llm_jax.models.families import MODULES
-from llm_jax.models.summary import short
+from llm_jax.models.summary import initialisers, short
 
 PROOFS = Path(__file__).with_name("proofs.json")
 """Measured differences from transformers, written by tests/parity/regenerate.py."""
@@ -37,6 +37,17 @@ def catalogue() -> str:
         measured = f"transformers {proofs['transformers']}, {proofs['date']}"
         kinds.append((kind, family.architecture, _proof(differences[kind]), measured))
     return f"{_columns(sizes)}\n\n{_columns(kinds)}"
+
+
+def initialisations() -> str:
+    """What the parameters of every family are drawn from, by the fields of its config, and where that was published."""
+    found = []
+    for module in MODULES:
+        name, build = next(iter(module.SIZES.items()))
+        (source,) = [part for part in module.__doc__.split("\n\n") if part.startswith("Initialisation: ")]
+        rows = [(f"  {part}", words) for part, words in initialisers(build()).items()]
+        found.append(f"{module.__name__.rpartition('.')[2]} ({name})\n{_columns(rows)}\n{source.strip()}")
+    return "\n\n".join(found)
 
 
 def _proof(difference: float | None) -> str:

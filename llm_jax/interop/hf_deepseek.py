@@ -17,7 +17,7 @@ from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.positions.rope_scaling import DynamicScaling
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.deepseek import deepseek
+from llm_jax.models.families.deepseek import INIT, deepseek
 from llm_jax.models.families.deepseek import experts as experts_of
 from llm_jax.models.heads import TiedHead
 
@@ -147,7 +147,6 @@ def _first(settings: Settings, default: int) -> int:
 def _experts(settings: Settings, router: RouterConfig, count: int, hidden: int, shared: int) -> MoEConfig:
     """The experts of a file, with the defaults of one of the two families."""
     return experts_of(
-        settings.need("num_hidden_layers"),
         settings.given("n_routed_experts", default=count),
         settings.given("moe_intermediate_size", default=hidden),
         router,
@@ -179,7 +178,7 @@ def _read_v2(settings: Settings) -> TransformerConfig:
     check(method in known, f"config.json has topk_method = {method!r}: supported are {' and '.join(known)}")
     limit = None if method == "greedy" else _limit(settings, None, None, best=1)
     scale = float(settings.given("routed_scaling_factor", default=1.0))
-    router = SoftmaxConfig(settings.need("num_experts_per_tok"), normalized=False, scale=scale, limit=limit)
+    router = SoftmaxConfig(settings.need("num_experts_per_tok"), normalized=False, scale=scale, limit=limit, init=INIT)
     return _read(settings, layer=_experts(settings, router, 64, 1407, 2), first=first)
 
 
@@ -194,6 +193,7 @@ def _read_v3(settings: Settings) -> TransformerConfig:
         settings.given("norm_topk_prob", default=True),
         float(settings.given("routed_scaling_factor", default=2.5)),
         limit=_limit(settings, 8, 4, best=2),
+        init=INIT,
     )
     return _read(settings, layer=_experts(settings, router, 256, 2048, 1), first=first)
 

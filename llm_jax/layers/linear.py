@@ -14,48 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.core.checks import check_positive
-from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
+from llm_jax.layers.initialisers import Init, Zero
 from llm_jax.sharding import axes, partition
-
-
-@configclass
-class Normal:
-    """Gaussian with a fixed standard deviation."""
-
-    stddev: float = 0.02
-
-    def __post_init__(self):
-        check_positive(stddev=self.stddev)
-
-    def scale(self, fan_in: int) -> float:
-        return self.stddev
-
-
-@configclass
-class FanIn:
-    """Gaussian of variance gain^2 / fan_in, fan_in the product of the contracted dimensions (LeCun et al. 1998)."""
-
-    gain: float = 1.0
-
-    def __post_init__(self):
-        check_positive(gain=self.gain)
-
-    def scale(self, fan_in: int) -> float:
-        return self.gain / math.sqrt(fan_in)
-
-
-@configclass
-class Zero:
-    """Zeros."""
-
-    def scale(self, fan_in: int) -> float:
-        return 0.0
-
-
-Init = Normal | FanIn | Zero
 
 
 class Linear(nn.Module):
@@ -66,8 +28,9 @@ class Linear(nn.Module):
         come first.
       shape: kernel shape.
       axes: logical word of each kernel axis.
-      kernel_init: initialiser of the kernel; the bias starts at zero.
+      kernel_init: initialiser of the kernel.
       bias: whether there is one; its shape is that of the kernel's output letters.
+      bias_init: its initialiser, by the kernel's fan-in and fan-out.
       exact: whether float32 products are computed as such on accelerators too, which else round their operands.
     """
 
@@ -77,18 +40,18 @@ class Linear(nn.Module):
     kernel_init: Init
     precision: Precision
     bias: bool = False
+    bias_init: Init = Zero()
     exact: bool = False
 
     def setup(self):
         _, kernel_letters, outputs = _letters(self.einsum)
         contracted = sum(letter not in outputs for letter in kernel_letters)
-        normal = nn.initializers.normal(self.kernel_init.scale(math.prod(self.shape[:contracted])))
-        self.kernel = self.param(
-            "kernel", nn.with_logical_partitioning(normal, self.axes), self.shape, self.precision.param_dtype
-        )
+        fans = math.prod(self.shape[:contracted]), math.prod(self.shape[contracted:])
+        init = nn.with_logical_partitioning(self.kernel_init.draw(*fans), self.axes)
+        self.kernel = self.param("kernel", init, self.shape, self.precision.param_dtype)
         if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[contracted:])
-            self.offset = self.param("bias", zeros, self.shape[contracted:], self.precision.param_dtype)
+            init = nn.with_logical_partitioning(self.bias_init.draw(*fans), self.axes[contracted:])
+            self.offset = self.param("bias", init, self.shape[contracted:], self.precision.param_dtype)
             self.offset_letters = kernel_letters[contracted:]
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -125,10 +88,10 @@ class BlockDiagonal(nn.Module):
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
         size, dtype, words = self.features // self.blocks, self.precision.dtype, (axes.BLOCKS, axes.HEAD_DIM)
-        normal = nn.initializers.normal(self.kernel_init.scale(size))
+        init = self.kernel_init.draw(size, size)
         kernel_NHM = self.param(
             "kernel",
-            nn.with_logical_partitioning(normal, (*words, axes.HEAD_DIM)),
+            nn.with_logical_partitioning(init, (*words, axes.HEAD_DIM)),
             (self.blocks, size, size),
             self.precision.param_dtype,
         )
@@ -161,8 +124,8 @@ class StackedLinear(nn.Module):
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array | None]:
         (count, inputs, outputs), (number, _, feature) = self.shape, self.axes
-        normal = nn.with_logical_partitioning(nn.initializers.normal(self.kernel_init.scale(inputs)), self.axes)
-        kernel_EDF = self.param("kernel", normal, self.shape, self.precision.param_dtype).astype(self.precision.dtype)
+        init = nn.with_logical_partitioning(self.kernel_init.draw(inputs, outputs), self.axes)
+        kernel_EDF = self.param("kernel", init, self.shape, self.precision.param_dtype).astype(self.precision.dtype)
         if not self.bias:
             return kernel_EDF, None
         zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (number, feature))

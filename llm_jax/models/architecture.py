@@ -6,7 +6,7 @@ from typing import Any
 from llm_jax.layers.ffn.balance import BiasUpdate
 from llm_jax.layers.ffn.dispatch.dense import Dense
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.linear import Normal
+from llm_jax.layers.initialisers import Normal, Zero
 from llm_jax.layers.mixers.kernels import BlockedKernel
 from llm_jax.layers.mixers.mamba2 import TimeScales
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
@@ -28,6 +28,8 @@ def architecture(config: Any) -> Any:
         "init": Normal(),
         "out_init": Normal(),
         "query_init": None,
+        "value_init": None,
+        "bias_init": Zero(),
         "dropout": 0.0,
         "execution": Execution(),
         "kernel": BlockedKernel(),

@@ -15,7 +15,8 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, Activation
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.initialisers import Init, Normal, Zero
+from llm_jax.layers.linear import Linear
 from llm_jax.layers.norms import NormConfig
 from llm_jax.sharding import axes
 
@@ -47,6 +48,7 @@ class HeadConfig:
     softcap: float | None = None
     """c in c * tanh(score / c), which keeps scores between -c and c (Gemma 2); None: they stay as they are."""
     transform: TransformConfig | None = None
+    bias_init: Init = Zero()
 
     def __post_init__(self):
         check_positive_if_given(softcap=self.softcap)
@@ -149,7 +151,8 @@ class Head(nn.Module):
         self.drop = nn.Dropout(config.dropout if of_classes else 0.0)
         shape = (self.width, config.classes if of_classes else self.vocab_size)
         words = (axes.EMBED, axes.CLASSES if of_classes else axes.VOCAB)
-        self.scores = Linear("BTD,DV->BTV", shape, words, config.init, self.precision, config.bias)
+        bias_init = Zero() if of_classes else config.bias_init
+        self.scores = Linear("BTD,DV->BTV", shape, words, config.init, self.precision, config.bias, bias_init)
         # Its kernel and bias lie beside the transform, not one level further down.
         nn.share_scope(self, self.scores)
 

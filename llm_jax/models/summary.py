@@ -1,7 +1,11 @@
 """What a model costs, in words: one line a fact."""
 
+import dataclasses
+from typing import Any, get_args
+
 from llm_jax.core.checks import check
 from llm_jax.core.dtypes import MIXED
+from llm_jax.layers.initialisers import Init
 from llm_jax.models import count
 from llm_jax.models.config import ModelConfig
 
@@ -43,6 +47,29 @@ def summary(config: ModelConfig, length: int) -> dict[str, str]:
             "before activations"
         ),
     }
+
+
+def initialisers(config: ModelConfig) -> dict[str, str]:
+    """{part of the config: what its parameters are drawn from}, parts by their fields, such as 'mixer.out_init'.
+    Vectors that are not named start at zero, and the scales of norms at one."""
+    found: dict[str, list[str]] = {}
+
+    def visit(name: str, value: Any) -> None:
+        if isinstance(value, get_args(Init)):
+            if value.words not in found.setdefault(name, []):
+                found[name].append(value.words)
+        elif isinstance(value, tuple):
+            for item in value:
+                visit(name, item)
+        elif dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                # Blocks are alike: a part is named by what it is, not by where it stands.
+                inner = name if field.name in ("segments", "blocks") else f"{name}.{field.name}".lstrip(".")
+                visit(inner, getattr(value, field.name))
+
+    for side in config.sides:
+        visit("", side)
+    return {name: " or ".join(words) for name, words in found.items()}
 
 
 def _active(config: ModelConfig, parameters: int) -> str:

@@ -56,8 +56,8 @@ LATENT = (12, 8, 4, 2, 6)
 """Ranks of queries and of keys and values, features of a head without position, with position, of a value."""
 
 
-_DEEPSEEK_V2 = experts(2, 4, 10, SoftmaxConfig(2, False, 2.0, limit=GroupLimit(2, 1, best=1)), shared=2)
-_DEEPSEEK_V3 = experts(2, 8, 10, SigmoidConfig(2, scale=2.5, limit=GroupLimit(4, 2)), shared=1)
+_DEEPSEEK_V2 = experts(4, 10, SoftmaxConfig(2, False, 2.0, limit=GroupLimit(2, 1, best=1)), shared=2)
+_DEEPSEEK_V3 = experts(8, 10, SigmoidConfig(2, scale=2.5, limit=GroupLimit(4, 2)), shared=1)
 
 
 def executed(config: ModelConfig, execution: Execution) -> ModelConfig:

@@ -12,7 +12,7 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.layers.linear import Normal
+from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.models.families.encoder import row_head
 from llm_jax.models.heads import AnyHead, ClassHead, Head, HeadConfig, TiedHead, TransformConfig

@@ -12,7 +12,8 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED, Activation, Gate
 from llm_jax.layers.fence import fence, fence_gradients
-from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes
 

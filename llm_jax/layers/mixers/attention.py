@@ -13,7 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check, check_divides, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context

@@ -12,7 +12,7 @@ from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.linear import FanIn, Init
+from llm_jax.layers.initialisers import FanIn, Init, Zero
 from llm_jax.layers.mixers.documents import segment_ids
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.sharding import axes
@@ -38,7 +38,8 @@ class ConvolutionConfig:
     taps: int = 4
     bias: bool = True
     init: Init = FanIn()
-    """Of the kernel; its fan-in is the number of taps."""
+    """Of the kernel; its fan-in, and its fan-out, is the number of taps."""
+    bias_init: Init = Zero()
 
     def __post_init__(self):
         check_positive(taps=self.taps)
@@ -71,15 +72,14 @@ class Convolution(nn.Module):
     ) -> tuple[jax.Array, Recent | None]:
         """Convolves; `state` holds the inputs of earlier calls, which the tokens of this one continue."""
         x_BTC = x_BTC.astype(self.precision.dtype)
-        kernel_WC = self._parameter(
-            "kernel", nn.initializers.normal(self.config.init.scale(self.config.taps)), (self.config.taps,)
-        ).astype(self.precision.dtype)
+        taps = self.config.taps
+        kernel_WC = self._parameter("kernel", self.config.init.draw(taps, taps), (taps,)).astype(self.precision.dtype)
         if state is None:
             y_BTC = convolve(x_BTC, kernel_WC, place.segment_ids_BT)
         else:
             y_BTC, state = _continued(x_BTC, kernel_WC, segment_ids(place), state)
         if self.config.bias:
-            bias_C = self._parameter("bias", nn.initializers.zeros_init(), ())
+            bias_C = self._parameter("bias", self.config.bias_init.draw(taps, taps), ())
             y_BTC += broadcast(bias_C, y_BTC.shape, y_BTC.dtype)
         return y_BTC, state
 

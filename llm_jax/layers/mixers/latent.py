@@ -17,7 +17,8 @@ from llm_jax.core.checks import check, check_not_negative, check_positive, check
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, OwnKernel

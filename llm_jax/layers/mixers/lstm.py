@@ -13,7 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.initialisers import Init, Normal, Zero
+from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.documents import documents
 from llm_jax.sharding import axes
@@ -44,6 +45,7 @@ class LSTMConfig:
     hidden: int
     """Number of cells."""
     init: Init = Normal(0.02)
+    bias_init: Init = Zero()
 
     def __post_init__(self):
         check_positive(hidden=self.hidden)
@@ -105,7 +107,7 @@ class LSTM(nn.Module):
         row = documents(context.queries, before.segment_ids_B)
         # The inputs' share of the gates is one product for all tokens; only the recurrent one must wait its turn.
         shape, words = (self.width, _GATES, config.hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
-        into = Linear("BTD,DGH->BTGH", shape, words, config.init, self.precision, bias=True, name="input")
+        into = Linear("BTD,DGH->BTGH", shape, words, config.init, self.precision, True, config.bias_init, name="input")
         gates_BTGH = checkpoint_name(into(x_BTD), "qkv")
         run = nn.scan(Cell, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, 1, 1), out_axes=1)(
             config, self.precision, name="cell"

@@ -18,7 +18,8 @@ from llm_jax.core.configclass import Unbounded, configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.convolution import ConvolutionConfig, Recent
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form, Memory, recur

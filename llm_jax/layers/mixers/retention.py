@@ -16,7 +16,8 @@ from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import GATED
-from llm_jax.layers.linear import Init, Linear, Normal
+from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form, Memory, recur
 from llm_jax.layers.norms import normalise
@@ -78,6 +79,8 @@ class RetentionConfig:
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the output projection, which writes to the residual stream."""
+    value_init: Init | None = None
+    """Initialiser of the projection of values; None: `init`."""
     form: Form = ChunkwiseForm()
 
     def __post_init__(self):
@@ -146,4 +149,5 @@ class Retention(nn.Module):
 
     def _project(self, name: str, size: int) -> Linear:
         shape, words = (self.width, self.config.heads, size), (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
-        return Linear("BTD,DNP->BNTP", shape, words, self.config.init, self.precision, name=name)
+        init = self.config.value_init if name == "value" and self.config.value_init else self.config.init
+        return Linear("BTD,DNP->BNTP", shape, words, init, self.precision, name=name)

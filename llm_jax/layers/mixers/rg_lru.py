@@ -14,7 +14,8 @@ from llm_jax.core.checks import check_divides, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, Activation
-from llm_jax.layers.linear import BlockDiagonal, FanIn, Init, Linear
+from llm_jax.layers.initialisers import FanIn, Init
+from llm_jax.layers.linear import BlockDiagonal, Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.convolution import ConvolutionConfig, Recent
 from llm_jax.layers.mixers.documents import Documents, documents

@@ -1,4 +1,7 @@
-"""ALBERT (Lan et al. 2020, arXiv:1909.11942, 3.1): BERT with one block for all layers and a narrow embedding."""
+"""ALBERT (Lan et al. 2020, arXiv:1909.11942, 3.1): BERT with one block for all layers and a narrow embedding.
+
+Initialisation: as BERT's, N(0, 0.02) cut at two standard deviations (github.com/google-research/albert, modeling.py).
+"""
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation

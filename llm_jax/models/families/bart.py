@@ -1,5 +1,10 @@
 """The 2017 Transformer (Vaswani et al. 2017, arXiv:1706.03762, table 3) and BART (Lewis et al. 2020, arXiv:1910.13461,
-2): post-norm encoder and decoder over one table of tokens; sinusoids in the one, learned positions in the other."""
+2): post-norm encoder and decoder over one table of tokens; sinusoids in the one, learned positions in the other.
+
+Initialisation: of the 2017 Transformer uniform as Glorot's for matrices, N(0, 1 / sqrt(width)) for token vectors
+(github.com/tensorflow/tensor2tensor, `transformer_base` and layers/modalities.py); of BART N(0, 0.02) for all matrices
+and tables (github.com/facebookresearch/fairseq, models/bart/model.py: `init_bert_params`). Biases 0.
+"""
 
 import math
 
@@ -7,6 +12,7 @@ from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.initialisers import FanIn, Init, Normal, UniformGlorot
 from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
 from llm_jax.layers.mixers.masks import Bidirectional
 from llm_jax.layers.norms import LayerNormConfig
@@ -41,9 +47,12 @@ def original(
       bias: whether scores have a bias for each token.
       decoder_layers: None: as many as the encoder's.
     """
-    embed = EmbedConfig(position=SinusoidalConfig(), scale=math.sqrt(width) if scaled else 1.0, dropout=dropout)
+    scale = math.sqrt(width) if scaled else 1.0
+    embed = EmbedConfig(FanIn(), SinusoidalConfig(), scale=scale, dropout=dropout)
     depths = (layers, decoder_layers or layers)
-    return _pair(depths, heads, width, vocab_size, max_length, hidden, activation, embed, bias, dropout)
+    return _pair(
+        depths, heads, width, vocab_size, max_length, hidden, activation, embed, bias, dropout, UniformGlorot()
+    )
 
 
 def bart(
@@ -62,7 +71,7 @@ def bart(
     scale, position = math.sqrt(width) if scaled else 1.0, LearnedPositionsConfig(offset=2)
     embed = EmbedConfig(position=position, scale=scale, norm=LayerNormConfig(), dropout=dropout)
     depths = (layers, decoder_layers or layers)
-    return _pair(depths, heads, width, vocab_size, max_length, hidden, activation, embed, True, dropout)
+    return _pair(depths, heads, width, vocab_size, max_length, hidden, activation, embed, True, dropout, Normal())
 
 
 def _pair(
@@ -76,14 +85,15 @@ def _pair(
     embed: EmbedConfig,
     bias: bool,
     dropout: float,
+    init: Init,
 ) -> EncoderDecoderConfig:
     """Encoder and decoder, of `layers` each."""
     check_divides(heads, width, "heads", "width")
-    shape = (heads, width // heads, heads)
-    ffn, norm = MLPConfig(hidden or 4 * width, activation), LayerNormConfig()
-    reads = BlockConfig(AttentionConfig(*shape, mask=Bidirectional(), bias=True), ffn, norm, _POST_NORM, dropout)
-    cross = CrossAttentionConfig(*shape, bias=True)
-    writes = BlockConfig(AttentionConfig(*shape, bias=True), ffn, norm, _POST_NORM, dropout, cross)
+    shape, inits = (heads, width // heads, heads), {"bias": True, "init": init, "out_init": init}
+    ffn, norm = MLPConfig(hidden or 4 * width, activation, init=init, out_init=init), LayerNormConfig()
+    reads = BlockConfig(AttentionConfig(*shape, mask=Bidirectional(), **inits), ffn, norm, _POST_NORM, dropout)
+    cross = CrossAttentionConfig(*shape, **inits)
+    writes = BlockConfig(AttentionConfig(*shape, **inits), ffn, norm, _POST_NORM, dropout, cross)
     sides = ((None, reads, layers[0], None), (vocab_size, writes, layers[1], TiedHead(bias=bias)))
     return EncoderDecoderConfig(
         *(

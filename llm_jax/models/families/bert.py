@@ -1,10 +1,16 @@
 """BERT (Devlin et al. 2019, arXiv:1810.04805, 3), RoBERTa (Liu et al. 2019, arXiv:1907.11692) and ELECTRA (Clark et al.
-2020, arXiv:2003.10555, 3): post-norm encoders, which differ in what they are trained on."""
+2020, arXiv:2003.10555, 3): post-norm encoders, which differ in what they are trained on.
+
+Initialisation: N(0, 0.02) cut at two standard deviations for matrices and tables, biases 0
+(github.com/google-research/bert, modeling.py, and electra, model/modeling.py); RoBERTa's is not cut
+(github.com/facebookresearch/fairseq, modules/transformer_sentence_encoder.py).
+"""
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.initialisers import Normal
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.encoder import block, embedding, masked_lm_head
+from llm_jax.models.families.encoder import INIT, block, embedding, masked_lm_head
 from llm_jax.models.heads import AnyHead, ClassHead, TransformConfig
 from llm_jax.models.stack import Segment
 
@@ -23,6 +29,7 @@ def bert(
     narrow: int | None = None,
     head: AnyHead | None = None,
     dropout: float = 0.0,
+    init: Normal = INIT,
 ) -> TransformerConfig:
     """A BERT of any size.
 
@@ -34,20 +41,20 @@ def bert(
       head: None: scores of the tokens that were masked.
     """
     check_divides(heads, width, "heads", "width")
-    layer = block(heads, width, hidden or 4 * width, activation, epsilon, dropout)
-    embed = embedding(types, epsilon, offset, narrow, dropout)
-    head = masked_lm_head(activation, epsilon) if head is None else head
+    layer = block(heads, width, hidden or 4 * width, activation, epsilon, dropout, init)
+    embed = embedding(types, epsilon, offset, narrow, dropout, init)
+    head = masked_lm_head(activation, epsilon, init) if head is None else head
     return TransformerConfig(vocab_size, width, max_length, (Segment((layer,), layers),), None, embed, head)
 
 
 def roberta(layers: int, heads: int, width: int) -> TransformerConfig:
     """A RoBERTa: byte-level tokens, one token type."""
-    return bert(layers, heads, width, 50265, epsilon=1e-5, types=1, offset=2)
+    return bert(layers, heads, width, 50265, epsilon=1e-5, types=1, offset=2, init=Normal(0.02))
 
 
 def discriminator(activation: Activation = "gelu") -> ClassHead:
     """ELECTRA's: one score of every token, of having been replaced."""
-    return ClassHead(1, transform=TransformConfig(activation))
+    return ClassHead(1, transform=TransformConfig(activation, init=INIT), init=INIT)
 
 
 SIZES = {

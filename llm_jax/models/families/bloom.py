@@ -1,9 +1,19 @@
 """BLOOM (BigScience 2022, arXiv:2211.05100, table 3) and MPT (MosaicML 2023, mosaicml.com/blog/mpt-7b): linear biases
-in the place of positions; BLOOM norms the embedding, MPT has no other biases at all."""
+in the place of positions; BLOOM norms the embedding, MPT has no other biases at all.
+
+Initialisation: BLOOM N(0, 0.0048) at every size, smaller by 1 / sqrt(2 layers) for matrices that write to the residual
+stream (`--init-method-std` in train/tr11-176B-ml of github.com/bigscience-workshop/bigscience, where 0.0048 is 1 /
+sqrt(3 width) of the largest). MPT Gaussian of variance 2 / fan-in (He et al. 2015, arXiv:1502.01852), token vectors by
+the width, smaller by 1 / sqrt(2 layers) for matrices that write to the residual stream (`init_config` of its
+config.json; github.com/mosaicml/llm-foundry, param_init_fns.py). Biases 0.
+"""
+
+import math
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.initialisers import FanIn, Normal
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import LayerNormConfig
@@ -26,11 +36,11 @@ def bloom(
 ) -> TransformerConfig:
     """A BLOOM of any size."""
     check_divides(heads, width, "heads", "width")
-    norm, out_init = LayerNormConfig(epsilon), residual_init(layers)
-    mixer = AttentionConfig(heads, width // heads, heads, scores=_ALIBI, bias=True, out_init=out_init)
-    ffn = MLPConfig(4 * width, activation="gelu_tanh", out_init=out_init)
-    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, head_config(tied)
-    return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(norm=norm), head)
+    norm, init, out_init = LayerNormConfig(epsilon), Normal(0.0048), residual_init(layers, 0.0048)
+    mixer = AttentionConfig(heads, width // heads, heads, scores=_ALIBI, bias=True, init=init, out_init=out_init)
+    ffn = MLPConfig(4 * width, activation="gelu_tanh", init=init, out_init=out_init)
+    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, head_config(tied, init)
+    return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(init, norm=norm), head)
 
 
 def mpt(
@@ -45,12 +55,12 @@ def mpt(
 ) -> TransformerConfig:
     """An MPT of any size; `scale` None means 1 / sqrt(head size)."""
     check_divides(heads, width, "heads", "width")
-    norm, out_init = LayerNormConfig(epsilon, bias=False), residual_init(layers)
+    norm, init, out_init = LayerNormConfig(epsilon, bias=False), FanIn(math.sqrt(2)), FanIn(1 / math.sqrt(layers))
     scores = ScoresConfig(scale, bias=ALiBiConfig())
-    mixer = AttentionConfig(heads, width // heads, heads, scores=scores, out_init=out_init)
-    ffn = MLPConfig(4 * width, activation="gelu", bias=False, out_init=out_init)
-    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, head_config(tied)
-    return decoder(blocks, width, vocab_size, max_length, norm, head=head)
+    mixer = AttentionConfig(heads, width // heads, heads, scores=scores, init=init, out_init=out_init)
+    ffn = MLPConfig(4 * width, activation="gelu", bias=False, init=init, out_init=out_init)
+    blocks, head = (BlockConfig(mixer, ffn, norm),) * layers, head_config(tied, init)
+    return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(init), head)
 
 
 SIZES = {

@@ -1,5 +1,9 @@
 """DBRX (Databricks 2024, databricks.com/blog/introducing-dbrx-new-state-art-open-llm; sizes of its config.json): 4 of
-16 experts a token, clipped queries, keys and values, norms without bias."""
+16 experts a token, clipped queries, keys and values, norms without bias.
+
+Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to
+the residual stream, routers N(0, 0.02), biases 0.
+"""
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over

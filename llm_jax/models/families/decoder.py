@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from llm_jax.core.checks import check
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.linear import Normal
+from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.norms import NormConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
@@ -62,11 +62,11 @@ def with_experts(
     return dataclasses.replace(config, segments=segments(tuple(mixed)))
 
 
-def head_config(tied: bool) -> HeadConfig | TiedHead:
+def head_config(tied: bool, init: Init = Normal()) -> HeadConfig | TiedHead:  # noqa: B008
     """The embedding's table, or a matrix of its own."""
-    return TiedHead() if tied else HeadConfig()
+    return TiedHead() if tied else HeadConfig(init)
 
 
-def residual_init(layers: int) -> Normal:
+def residual_init(layers: int, stddev: float = 0.02) -> Normal:
     """Of the weights that write to the residual stream: smaller by 1 / sqrt(2 layers) (Radford et al. 2019, 2.3)."""
-    return Normal(0.02 / math.sqrt(2 * layers))
+    return Normal(stddev / math.sqrt(2 * layers))

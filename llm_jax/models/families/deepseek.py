@@ -3,21 +3,28 @@ latent attention, and after the first layers many fine experts beside some for a
 
 Youtu-LLM (Tencent 2025, arXiv:2512.24618) has latent attention and no experts; its sizes are those of its model card
 and config.json. The layer of DeepSeek-V3 that predicts a second token is left out.
+
+Initialisation: N(0, 0.006) for all matrices, routers included, and for token vectors, however deep the model (V2:
+3.1.2, V3: 4.2). Youtu-LLM's is not published; it has N(0, 0.02) here.
 """
 
+from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.balance import BiasUpdate, SequenceLoss
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig, RouterConfig
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
+from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import YaRNScaling
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.decoder import decoder, head_config, residual_init, with_experts
+from llm_jax.models.families.decoder import decoder, head_config, with_experts
+
+INIT = Normal(0.006)
 
 
 def deepseek(
@@ -38,6 +45,7 @@ def deepseek(
     tied: bool = False,
     layer: MoEConfig | None = None,
     first: int = 1,
+    init: Normal = INIT,
 ) -> TransformerConfig:
     """A DeepSeek of any size.
 
@@ -48,8 +56,9 @@ def deepseek(
       epsilon: of the norms of the stream; those of the short vectors have 1e-6 in all published models.
       layer: of experts, as of `experts`; None: no layer has any.
       first: layers before those with experts.
+      init: of matrices and token vectors but for those of `layer`.
     """
-    norm, out_init = RMSNormConfig(epsilon), residual_init(layers)
+    norm = RMSNormConfig(epsilon)
     mixer = LatentAttentionConfig(
         heads,
         query_rank,
@@ -59,32 +68,32 @@ def deepseek(
         value_dim,
         position=rope,
         sharpening=sharpening,
-        out_init=out_init,
+        init=init,
+        out_init=init,
     )
-    block = BlockConfig(mixer, GLUConfig(hidden, out_init=out_init), norm)
-    dense = decoder((block,) * layers, width, vocab_size, max_length, norm, head=head_config(tied))
+    block = BlockConfig(mixer, GLUConfig(hidden, init=init, out_init=init), norm)
+    embed, head = EmbedConfig(init), head_config(tied, init)
+    dense = decoder((block,) * layers, width, vocab_size, max_length, norm, embed, head)
     return dense if layer is None else with_experts(dense, layer, range(first, layers))
 
 
 def experts(
-    layers: int,
     count: int,
     hidden: int,
     router: RouterConfig,
     shared: int,
     dispatch: DispatchConfig = Dropless(),  # noqa: B008
 ) -> MoEConfig:
-    """The experts of a DeepSeek of so many layers, balanced as V3's are where the router has a bias for that.
+    """The experts of a DeepSeek, balanced as V3's are where the router has a bias for that.
 
     Args:
       hidden: width of each.
       shared: how many are for all tokens.
     """
-    out_init = residual_init(layers)
     # V2 has losses over devices as well.
     of_v3 = (SequenceLoss(1e-4, as_chosen=False), BiasUpdate())
     balance = of_v3 if isinstance(router, SigmoidConfig) else (SequenceLoss(0.003),)
-    expert, common = (GLUConfig(width, out_init=out_init) for width in (hidden, shared * hidden))
+    expert, common = (GLUConfig(width, init=INIT, out_init=INIT) for width in (hidden, shared * hidden))
     return MoEConfig(count, expert, router, dispatch, balance, common)
 
 
@@ -98,19 +107,19 @@ _LONG = {
 
 def v2_lite() -> TransformerConfig:
     """DeepSeek-V2-Lite (arXiv:2405.04434, appendix B)."""
-    layer = experts(27, 64, 1408, SoftmaxConfig(6, normalized=False), shared=2)
+    layer = experts(64, 1408, SoftmaxConfig(6, normalized=False, init=INIT), shared=2)
     return deepseek(27, 16, 2048, 10944, query_rank=None, **_LONG, layer=layer)
 
 
 def v2() -> TransformerConfig:
     """DeepSeek-V2 (arXiv:2405.04434, 3.1.2)."""
-    router = SoftmaxConfig(6, normalized=False, scale=16.0, limit=GroupLimit(8, 3, best=1))
-    return deepseek(60, 128, 5120, 12288, **_LONG, layer=experts(60, 160, 1536, router, shared=2))
+    router = SoftmaxConfig(6, normalized=False, scale=16.0, limit=GroupLimit(8, 3, best=1), init=INIT)
+    return deepseek(60, 128, 5120, 12288, **_LONG, layer=experts(160, 1536, router, shared=2))
 
 
 def v3() -> TransformerConfig:
     """DeepSeek-V3 (arXiv:2412.19437, 4.2)."""
-    layer = experts(61, 256, 2048, SigmoidConfig(8, scale=2.5, limit=GroupLimit(8, 4)), shared=1)
+    layer = experts(256, 2048, SigmoidConfig(8, scale=2.5, limit=GroupLimit(8, 4), init=INIT), shared=1)
     long = _LONG | {"vocab_size": 129_280, "sharpening": 1.0}
     return deepseek(61, 128, 7168, 18432, **long, layer=layer, first=3)
 
@@ -120,6 +129,6 @@ SIZES = {
     "deepseek-v2": v2,
     "deepseek-v3": v3,
     "youtu-llm-2b": lambda: deepseek(
-        32, 16, 2048, 6144, vocab_size=128_256, max_length=131_072, rope=RoPEConfig(1.6e6), tied=True
+        32, 16, 2048, 6144, vocab_size=128_256, max_length=131_072, rope=RoPEConfig(1.6e6), tied=True, init=Normal()
     ),
 }

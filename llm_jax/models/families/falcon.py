@@ -1,5 +1,9 @@
 """Falcon (Almazrouei et al. 2023, arXiv:2311.16867, table 16) and RefinedWeb's baseline models (Penedo et al. 2023,
-arXiv:2306.01116): attention and ffn side by side, few key/value heads; the baselines serial, with linear biases."""
+arXiv:2306.01116): attention and ffn side by side, few key/value heads; the baselines serial, with linear biases.
+
+Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to
+the residual stream, biases 0.
+"""
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation

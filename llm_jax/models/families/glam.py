@@ -4,20 +4,28 @@ other layer, and a gated ffn in the others. Its weights were never published: on
 The paper gives every layer relative biases (of Dai et al. 2019, arXiv:1901.02860); here one table of T5's serves all
 layers. It names a vocabulary of 256K; the counts of the smaller models are those of 32K. What it leaves unsaid is as in
 T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1).
+
+Initialisation: the paper names none. As in the code of GShard: Gaussian of variance 1 / fan-in in attention; in ffn,
+experts and routers uniform of variance 1 / fan-in; biases by distance N(0, 1 / sqrt(heads buckets)); token vectors
+N(0, 1), and logits scaled by 1 / sqrt(width) (github.com/tensorflow/lingvo, core/gshard_builder.py).
 """
 
+from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.balance import LoadLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.initialisers import FanIn, Normal, UniformFanIn
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.decoder import decoder, residual_init, with_experts
+from llm_jax.models.families.decoder import decoder, with_experts
+from llm_jax.models.families.lamda import distance_bias
+from llm_jax.models.heads import TiedHead
 
 
 def glam(
@@ -29,22 +37,24 @@ def glam(
     hidden: int | None = None,
     vocab_size: int = 32_768,
     max_length: int = 1024,
-    bias: RelativeBiasConfig = RelativeBiasConfig(),  # noqa: B008
+    bias: RelativeBiasConfig | None = None,
     dispatch: DispatchConfig = Capacity(1.0),  # noqa: B008
 ) -> TransformerConfig:
     """A GLaM of any size; `hidden` None means four times the width, of dense layers and of experts alike.
 
     Args:
-      bias: of scores by relative place, one table for all layers.
+      bias: of scores by relative place, one table for all layers; None: with T5's buckets.
       dispatch: with the capacity of GShard, after which its layers are made.
     """
-    norm, out_init, hidden = RMSNormConfig(), residual_init(layers), hidden or 4 * width
-    mixer = AttentionConfig(heads, head_dim, heads, scores=ScoresConfig(bias=bias), out_init=out_init)
-    block = BlockConfig(mixer, GLUConfig(hidden, "gelu_tanh", out_init=out_init), norm)
-    expert = MLPConfig(hidden, "gelu_tanh", bias=False, out_init=out_init)
+    norm, init, hidden = RMSNormConfig(), UniformFanIn(), hidden or 4 * width
+    scores = ScoresConfig(bias=distance_bias(heads) if bias is None else bias)
+    mixer = AttentionConfig(heads, head_dim, heads, scores=scores, init=FanIn(), out_init=FanIn())
+    block = BlockConfig(mixer, GLUConfig(hidden, "gelu_tanh", init=init, out_init=init), norm)
+    expert = MLPConfig(hidden, "gelu_tanh", bias=False, init=init, out_init=init)
     # The coefficient of section 5.1.
-    layer = MoEConfig(experts, expert, SoftmaxConfig(2), dispatch, (LoadLoss(0.01),))
-    dense = decoder((block,) * layers, width, vocab_size, max_length, norm)
+    layer = MoEConfig(experts, expert, SoftmaxConfig(2, init=init), dispatch, (LoadLoss(0.01),))
+    embed, head = EmbedConfig(Normal(1.0)), TiedHead(scale=width**-0.5)
+    dense = decoder((block,) * layers, width, vocab_size, max_length, norm, embed, head)
     return with_experts(dense, layer, range(1, layers, 2))
 
 

@@ -1,10 +1,16 @@
 """GPT-2 (Radford et al. 2019, 'Language Models are Unsupervised Multitask Learners', section 2.3 and table 2) and GPT-3
-(Brown et al. 2020, arXiv:2005.14165, table 2.1)."""
+(Brown et al. 2020, arXiv:2005.14165, table 2.1).
+
+Initialisation: matrices and token vectors N(0, 0.02), positions N(0, 0.01), biases 0 (github.com/openai/gpt-2,
+src/model.py); matrices that write to the residual stream smaller by 1 / sqrt(2 layers) (section 2.3). GPT-3 has the
+same (its section 2.1).
+"""
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.mixers.masks import Causal
 from llm_jax.layers.norms import LayerNormConfig
@@ -42,7 +48,7 @@ def gpt2(
         return BlockConfig(mixer, ffn, norm, dropout=dropout)
 
     blocks = tuple(block(windows[layer % len(windows)]) for layer in range(layers))
-    embed = EmbedConfig(position=LearnedPositionsConfig(), dropout=dropout)
+    embed = EmbedConfig(position=LearnedPositionsConfig(Normal(0.01)), dropout=dropout)
     return decoder(blocks, width, vocab_size, max_length, norm, embed)
 
 

@@ -1,15 +1,24 @@
 """GPT-NeoX 20B (Black et al. 2022, arXiv:2204.06745, section 2) and Pythia (Biderman et al. 2023, arXiv:2304.01373,
-table 1): attention and ffn side by side, each on a norm of its own."""
+table 1): attention and ffn side by side, each on a norm of its own.
+
+Initialisation: N(0, 2 / (layers sqrt(width))) of what writes to the residual stream, N(0, sqrt(2 / (5 width))) of all
+other matrices and of token vectors, biases 0 (Black et al. 2022, section 2; github.com/EleutherAI/gpt-neox,
+megatron/model/init_functions.py and configs/20B.yml; the files of Pythia name the same two).
+"""
+
+import math
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig, Parallel, Serial
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.decoder import decoder, head_config, residual_init
+from llm_jax.models.families.decoder import decoder, head_config
 
 
 def gpt_neox(
@@ -34,14 +43,14 @@ def gpt_neox(
       bias: of the attention's projections; the ffn's have them always.
     """
     check_divides(heads, width, "heads", "width")
-    norm, out_init = LayerNormConfig(epsilon), residual_init(layers)
+    norm, init = LayerNormConfig(epsilon), Normal(math.sqrt(2 / (5 * width)))
+    out_init = Normal(2 / (layers * math.sqrt(width)))
     head_dim = width // heads
     rope = RoPEConfig(features=head_dim // 4) if rope is None else rope
-    mixer = AttentionConfig(heads, head_dim, heads, position=rope, bias=bias, out_init=out_init)
-    ffn = MLPConfig(hidden or 4 * width, activation=activation, out_init=out_init)
+    mixer = AttentionConfig(heads, head_dim, heads, position=rope, bias=bias, init=init, out_init=out_init)
+    ffn = MLPConfig(hidden or 4 * width, activation=activation, init=init, out_init=out_init)
     blocks = (BlockConfig(mixer, ffn, norm, Parallel(shared_norm=False) if parallel else Serial()),) * layers
-    head = head_config(tied)
-    return decoder(blocks, width, vocab_size, max_length, norm, head=head)
+    return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(init), head_config(tied, init))
 
 
 SIZES = {

@@ -1,5 +1,9 @@
 """gpt-oss (OpenAI 2025, arXiv:2508.10925, section 2 and table 1): 4 experts a token, attention with sinks, which sees
-128 tokens and all in turn, biases everywhere."""
+128 tokens and all in turn, biases everywhere.
+
+Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to
+the residual stream, routers N(0, 0.02), biases and sinks 0.
+"""
 
 from llm_jax.layers.ffn.balance import Balance, LoadLoss
 from llm_jax.layers.ffn.dispatch.dropless import Dropless

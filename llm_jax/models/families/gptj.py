@@ -1,15 +1,24 @@
 """GPT-J (Wang and Komatsuzaki 2021, github.com/kingoflolz/mesh-transformer-jax): attention and ffn side by side on one
-norm, a quarter of each head rotated."""
+norm, a quarter of each head rotated.
+
+Initialisation: Gaussians cut at two standard deviations: 1 / sqrt(vocabulary) of token vectors, 2 / (layers
+sqrt(width)) of what writes to the residual stream, 1 / sqrt(fan-in) of the other matrices and of the scores; biases 0
+(github.com/kingoflolz/mesh-transformer-jax, mesh_transformer/layers.py and transformer_shard.py).
+"""
+
+import math
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.initialisers import FanIn, Normal
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig, Parallel
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.families.decoder import decoder
 from llm_jax.models.heads import HeadConfig
 
 
@@ -31,13 +40,15 @@ def gptj(
       hidden: None: four times the width.
     """
     check_divides(heads, width, "heads", "width")
-    norm, out_init = LayerNormConfig(epsilon), residual_init(layers)
+    norm, init = LayerNormConfig(epsilon), FanIn(cut=2.0)
+    out_init = Normal(2 / (layers * math.sqrt(width)), cut=2.0)
     head_dim = width // heads
     rope = RoPEConfig(features=None if rotated == head_dim else rotated)
-    mixer = AttentionConfig(heads, head_dim, heads, position=rope, out_init=out_init)
-    ffn = MLPConfig(hidden or 4 * width, activation=activation, out_init=out_init)
+    mixer = AttentionConfig(heads, head_dim, heads, position=rope, init=init, out_init=out_init)
+    ffn = MLPConfig(hidden or 4 * width, activation=activation, init=init, out_init=out_init)
     blocks = (BlockConfig(mixer, ffn, norm, Parallel()),) * layers
-    return decoder(blocks, width, vocab_size, max_length, norm, head=HeadConfig(bias=True))
+    embed = EmbedConfig(Normal(vocab_size**-0.5, cut=2.0))
+    return decoder(blocks, width, vocab_size, max_length, norm, embed, HeadConfig(init, bias=True))
 
 
 SIZES = {"gpt-j-6b": lambda: gptj(28, 16, 4096)}

@@ -3,6 +3,9 @@
 those of the paper are 3 to 7% below what its shapes make.
 
 What the paper leaves unsaid is as in T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1).
+
+Initialisation: that of its code; in attention as T5; in ffn, experts and routers uniform of variance 1 / fan-in; token
+vectors N(0, 1) (github.com/tensorflow/lingvo, core/gshard_builder.py).
 """
 
 import dataclasses
@@ -12,7 +15,7 @@ from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.linear import FanIn
+from llm_jax.layers.initialisers import UniformFanIn
 from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.t5 import t5
@@ -35,9 +38,10 @@ def gshard(
       layers: of each side; the paper counts those of both.
       dispatch: with places for twice an even load of first choices, which is an even load of both (2.2).
     """
-    pair = t5(layers, heads, width, hidden, head_dim, vocab_size, max_length)
-    expert = MLPConfig(hidden, "relu", bias=False, init=FanIn(), out_init=FanIn())
-    router = SoftmaxConfig(2, random_second=True, init=FanIn())
+    init = UniformFanIn()
+    pair = t5(layers, heads, width, hidden, head_dim, vocab_size, max_length, dense_init=init)
+    expert = MLPConfig(hidden, "relu", bias=False, init=init, out_init=init)
+    router = SoftmaxConfig(2, random_second=True, init=init)
     layer = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))
     encoder, decoder = (with_experts(side, layer, range(1, layers, 2)) for side in pair.sides)
     return dataclasses.replace(pair, encoder=encoder, decoder=decoder)

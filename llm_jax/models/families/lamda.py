@@ -4,16 +4,25 @@ relative biases and gated ffn. Its weights were never published: only counts can
 What the paper leaves unsaid is as in T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1): norms without mean and bias before
 each half of a block, no biases, the embedding's table for the scores. The paper gives the width of the ffn for the
 largest model alone, eight times the model's; the others have it so here.
+
+Initialisation: the paper names none. As in the code of GShard: Gaussian of variance 1 / fan-in in attention; in ffn
+uniform of variance 1 / fan-in; biases by distance N(0, 1 / sqrt(heads buckets)); token vectors N(0, 1), and logits
+scaled by 1 / sqrt(width) (github.com/tensorflow/lingvo, core/gshard_builder.py).
 """
 
+import dataclasses
+
+from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.initialisers import FanIn, Normal, UniformFanIn
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.families.decoder import decoder
+from llm_jax.models.heads import TiedHead
 
 
 def lamda(
@@ -24,18 +33,26 @@ def lamda(
     hidden: int | None = None,
     vocab_size: int = 32_000,
     max_length: int = 2048,
-    bias: RelativeBiasConfig = RelativeBiasConfig(),  # noqa: B008
+    bias: RelativeBiasConfig | None = None,
 ) -> TransformerConfig:
     """A LaMDA of any size; `hidden` None means eight times the width.
 
     Args:
       max_length: of a row; the paper names none, and positions set none.
-      bias: of scores by relative place, one table for all layers.
+      bias: of scores by relative place, one table for all layers; None: with T5's buckets.
     """
-    norm, out_init = RMSNormConfig(), residual_init(layers)
-    mixer = AttentionConfig(heads, head_dim, heads, scores=ScoresConfig(bias=bias), out_init=out_init)
-    ffn = GLUConfig(hidden or 8 * width, activation="gelu_tanh", out_init=out_init)
-    return decoder((BlockConfig(mixer, ffn, norm),) * layers, width, vocab_size, max_length, norm)
+    norm, init, bias = RMSNormConfig(), UniformFanIn(), distance_bias(heads) if bias is None else bias
+    scores = ScoresConfig(bias=bias)
+    mixer = AttentionConfig(heads, head_dim, heads, scores=scores, init=FanIn(), out_init=FanIn())
+    ffn = GLUConfig(hidden or 8 * width, activation="gelu_tanh", init=init, out_init=init)
+    embed, head = EmbedConfig(Normal(1.0)), TiedHead(scale=width**-0.5)
+    return decoder((BlockConfig(mixer, ffn, norm),) * layers, width, vocab_size, max_length, norm, embed, head)
+
+
+def distance_bias(heads: int) -> RelativeBiasConfig:
+    """T5's, with the initial values of GShard's code."""
+    plain = RelativeBiasConfig()
+    return dataclasses.replace(plain, init=Normal((heads * plain.buckets) ** -0.5))
 
 
 SIZES = {

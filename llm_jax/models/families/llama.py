@@ -2,11 +2,15 @@
 
 Touvron et al. 2023, arXiv:2302.13971 table 2 and arXiv:2307.09288 table 1; Llama Team 2024, arXiv:2407.21783 table 3;
 Roziere et al. 2023, arXiv:2308.12950.
+
+Initialisation: none is published. As in GPT-2: N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to
+the residual stream; 0.02 is the `initializer_range` of the published config.json files.
 """
 
 from llm_jax.core.checks import check, check_divides
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.mixers.attention import AttentionConfig, QKNormConfig
 from llm_jax.layers.mixers.masks import Causal
 from llm_jax.layers.norms import RMSNormConfig
@@ -36,6 +40,8 @@ def llama(
     qk_norm: QKNormConfig | None = None,
     clip: float | None = None,
     wiring: Serial = Serial(),  # noqa: B008
+    init: Init = Normal(),  # noqa: B008
+    out_init: Init | None = None,
 ) -> TransformerConfig:
     """A LLaMA of any size; `kv_heads` None means as many as heads, `head_dim` None the width over the heads.
 
@@ -43,12 +49,14 @@ def llama(
 
     Args:
       window: tokens that every layer sees, or each of the layers; None: all before.
+      init: of matrices and token vectors.
+      out_init: of what writes to the residual stream; None: as in GPT-2.
     """
     if head_dim is None:
         check_divides(heads, width, "heads", "width")
     windows = window if isinstance(window, tuple) else (window,) * layers
     check(len(windows) == layers, f"window has {len(windows)} entries and there are {layers} layers: give one a layer")
-    norm, out_init = RMSNormConfig(epsilon), residual_init(layers)
+    norm, out_init = RMSNormConfig(epsilon), out_init or residual_init(layers)
 
     def block(window: int | None) -> BlockConfig:
         mixer = AttentionConfig(
@@ -61,13 +69,13 @@ def llama(
             clip=clip,
             bias=bias,
             out_bias=out_bias,
+            init=init,
             out_init=out_init,
         )
-        return BlockConfig(mixer, GLUConfig(hidden, bias=ffn_bias, out_init=out_init), norm, wiring)
+        return BlockConfig(mixer, GLUConfig(hidden, bias=ffn_bias, init=init, out_init=out_init), norm, wiring)
 
     blocks = tuple(block(window) for window in windows)
-    head = head_config(tied)
-    return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(), head)
+    return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(init), head_config(tied, init))
 
 
 def llama2(layers: int, heads: int, width: int, hidden: int, kv_heads: int | None = None) -> TransformerConfig:

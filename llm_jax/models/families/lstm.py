@@ -1,10 +1,12 @@
 """Language models of long short-term memory, the baseline before attention (Zaremba et al. 2014, arXiv:1409.2329,
-section 4.1): layers one on the other without a residual stream, dropout wherever no recurrence passes."""
+section 4.1): layers one on the other without a residual stream, dropout wherever no recurrence passes.
 
-import math
+Initialisation: all parameters, biases included, uniform between minus and plus a limit (section 4.1: 0.1, 0.05 and
+0.04).
+"""
 
 from llm_jax.layers.embed import EmbedConfig
-from llm_jax.layers.linear import Normal
+from llm_jax.layers.initialisers import Uniform
 from llm_jax.layers.mixers.lstm import LSTMConfig
 from llm_jax.models.block import BlockConfig, Chain
 from llm_jax.models.config import HeadConfig, TransformerConfig
@@ -23,11 +25,11 @@ def lstm(
 
     Args:
       max_length: nothing in the model depends on it; the paper trains on 35 tokens at a time.
-      limit: the paper's weights start uniform between minus and plus this, ours Gaussian of the same variance.
+      limit: of the initial values.
     """
-    init = Normal(limit / math.sqrt(3))
-    block = BlockConfig(LSTMConfig(width, init), ffn=None, norm=None, wiring=Chain(), dropout=dropout)
-    embed, head = EmbedConfig(init, dropout=dropout), HeadConfig(init, bias=True)
+    init = Uniform(limit)
+    block = BlockConfig(LSTMConfig(width, init, init), ffn=None, norm=None, wiring=Chain(), dropout=dropout)
+    embed, head = EmbedConfig(init, dropout=dropout), HeadConfig(init, bias=True, bias_init=init)
     return decoder((block,) * layers, width, vocab_size, max_length, None, embed, head)
 
 

@@ -1,13 +1,21 @@
-"""Mamba-2 (Dao and Gu 2024, arXiv:2405.21060, section 9.1; sizes are those of the checkpoints)."""
+"""Mamba-2 (Dao and Gu 2024, arXiv:2405.21060, section 9.1; sizes are those of the checkpoints).
+
+Initialisation: token vectors N(0, 0.02); matrices, convolutions and their biases uniform between -1 / sqrt(fan-in) and
+1 / sqrt(fan-in), which are PyTorch's defaults; the output projection smaller by 1 / sqrt(layers); other biases 0
+(github.com/state-spaces/mamba, models/mixer_seq_simple.py and modules/mamba2.py). Steps and rates: `TimeScales`.
+"""
+
+import math
 
 from llm_jax.core.checks import check_divides
+from llm_jax.layers.initialisers import TORCH_DEFAULT, UniformFanIn
 from llm_jax.layers.mixers.convolution import ConvolutionConfig
 from llm_jax.layers.mixers.mamba2 import Mamba2Config
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.decoder import decoder, head_config, residual_init
+from llm_jax.models.families.decoder import decoder, head_config
 
 
 def mamba2(
@@ -19,7 +27,7 @@ def mamba2(
     head_dim: int = 64,
     groups: int = 1,
     state_size: int = 128,
-    convolution: ConvolutionConfig = ConvolutionConfig(),  # noqa: B008
+    convolution: ConvolutionConfig = ConvolutionConfig(init=TORCH_DEFAULT, bias_init=TORCH_DEFAULT),  # noqa: B008
     bias: bool = False,
     epsilon: float = 1e-5,
     step_limit: tuple[float, float] = (0.0, float("inf")),
@@ -44,11 +52,12 @@ def mamba2(
         bias,
         epsilon,
         step_limit,
-        out_init=residual_init(layers),
+        init=TORCH_DEFAULT,
+        out_init=UniformFanIn(1 / math.sqrt(3 * layers)),
         form=form,
     )
     blocks = (BlockConfig(mixer, None, norm),) * layers
-    return decoder(blocks, width, vocab_size, max_length, norm, head=head_config(tied))
+    return decoder(blocks, width, vocab_size, max_length, norm, head=head_config(tied, TORCH_DEFAULT))
 
 
 SIZES = {

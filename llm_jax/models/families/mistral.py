@@ -1,4 +1,7 @@
-"""Mistral 7B (Jiang et al. 2023, arXiv:2310.06825, table 1): LLaMA with a sliding window."""
+"""Mistral 7B (Jiang et al. 2023, arXiv:2310.06825, table 1): LLaMA with a sliding window.
+
+Initialisation: none is published; as LLaMA's here (llama.py).
+"""
 
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.families.llama import llama

@@ -1,4 +1,7 @@
-"""Mixtral 8x7B and 8x22B (Jiang et al. 2024, arXiv:2401.04088, table 1): Mistral with two of eight experts a token."""
+"""Mixtral 8x7B and 8x22B (Jiang et al. 2024, arXiv:2401.04088, table 1): Mistral with two of eight experts a token.
+
+Initialisation: none is published; as LLaMA's here (llama.py), routers N(0, 0.02).
+"""
 
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
 from llm_jax.layers.ffn.dispatch.dropless import Dropless

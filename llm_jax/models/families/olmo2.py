@@ -1,12 +1,19 @@
 """OLMo 2 (OLMo Team 2025, arXiv:2501.00656, table 1 and section 3.1): norms on what the halves of a block give, and on
-all queries and all keys together."""
+all queries and all keys together.
 
+Initialisation: N(0, 0.02) for every matrix and for token vectors, however deep the model (section 3.2), cut at three
+standard deviations (`init_cutoff_factor` in the configs of github.com/allenai/OLMo).
+"""
+
+from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import Serial
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.llama import llama
+
+INIT = Normal(0.02, cut=3.0)
 
 
 def olmo2(
@@ -26,7 +33,7 @@ def olmo2(
     """An OLMo 2 of any size."""
     qk_norm, wiring = QKNormConfig(RMSNormConfig(epsilon), over="heads"), Serial(before=False, after=True)
     shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
-    return llama(*shape, bias=bias, qk_norm=qk_norm, wiring=wiring)
+    return llama(*shape, bias=bias, qk_norm=qk_norm, wiring=wiring, init=INIT, out_init=INIT)
 
 
 SIZES = {

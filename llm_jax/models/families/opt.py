@@ -1,9 +1,14 @@
-"""OPT (Zhang et al. 2022, arXiv:2205.01068, table 1): GPT-3's shapes, all layers dense, relu."""
+"""OPT (Zhang et al. 2022, arXiv:2205.01068, table 1): GPT-3's shapes, all layers dense, relu.
+
+Initialisation: N(0, 0.006), smaller by 1 / sqrt(2 layers) for matrices that write to the residual stream, biases 0
+(section 2.2). The paper names no exception for token vectors and positions.
+"""
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
@@ -32,15 +37,15 @@ def opt(
       post_norm: whether the stream is normalised after each addition; only 350M is so, and has a narrower table.
     """
     check_divides(heads, width, "heads", "width")
-    norm, out_init = LayerNormConfig(), residual_init(layers)
-    mixer = AttentionConfig(heads, width // heads, heads, bias=bias, out_init=out_init)
-    ffn = MLPConfig(hidden or 4 * width, activation=activation, bias=bias, out_init=out_init)
+    norm, init, out_init = LayerNormConfig(), Normal(0.006), residual_init(layers, 0.006)
+    mixer = AttentionConfig(heads, width // heads, heads, bias=bias, init=init, out_init=out_init)
+    ffn = MLPConfig(hidden or 4 * width, activation=activation, bias=bias, init=init, out_init=out_init)
     block = BlockConfig(mixer, ffn, norm, Serial(before=not post_norm, stream=post_norm))
     narrow, head = None, TiedHead()
     if embed_width not in (None, width):
-        narrow = FactorizedConfig(embed_width, of="tokens", bias=False)
-        head = TiedHead(transform=TransformConfig(activation=None, bias=False))
-    embed = EmbedConfig(position=LearnedPositionsConfig(offset=2), factorized=narrow)
+        narrow = FactorizedConfig(embed_width, of="tokens", bias=False, init=init)
+        head = TiedHead(transform=TransformConfig(activation=None, bias=False, init=init))
+    embed = EmbedConfig(init, LearnedPositionsConfig(init, offset=2), factorized=narrow)
     return decoder((block,) * layers, width, vocab_size, max_length, None if post_norm else norm, embed, head)
 
 

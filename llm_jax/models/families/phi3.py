@@ -1,4 +1,7 @@
-"""Phi-3 (Abdin et al. 2024, arXiv:2404.14219, section 2): LLaMA, its published checkpoints with a sliding window."""
+"""Phi-3 (Abdin et al. 2024, arXiv:2404.14219, section 2): LLaMA, its published checkpoints with a sliding window.
+
+Initialisation: none is published; as LLaMA's here (llama.py).
+"""
 
 from llm_jax.models.families.llama import llama
 

@@ -1,5 +1,8 @@
 """Qwen 2 and 2.5 (Yang et al. 2024, arXiv:2407.10671, table 1): biases on queries, keys and values. Qwen 3 (Yang et al.
-2025, arXiv:2505.09388, table 1): normalised queries and keys instead."""
+2025, arXiv:2505.09388, table 1): normalised queries and keys instead.
+
+Initialisation: none is published; as LLaMA's here (llama.py).
+"""
 
 from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig

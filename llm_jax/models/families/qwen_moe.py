@@ -1,6 +1,9 @@
 """Qwen 1.5 MoE (Qwen Team 2024, qwenlm.github.io/blog/qwen-moe) and Qwen 2 MoE (Yang et al. 2024, arXiv:2407.10671,
 table 1): fine experts beside a gated one for all tokens. Qwen 3 MoE (Yang et al. 2025, arXiv:2505.09388, table 2): none
-for all."""
+for all.
+
+Initialisation: none is published; as LLaMA's here (llama.py), routers and the gate of the shared expert N(0, 0.02).
+"""
 
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
 from llm_jax.layers.ffn.dispatch.dropless import Dropless

@@ -2,6 +2,10 @@
 
 Two recurrent blocks, then one of local multi-query attention, over and over; gated ffns with biases, norms and token
 vectors as in Gemma. Rows may be of any length: only the window and a state of fixed size look back.
+
+Initialisation: Gaussian of variance 1 / fan-in for matrices, gates and token vectors, 2 / (layers fan-in) for what
+writes to the residual stream, 0.01 / taps for convolutions; biases 0; decays as in `RGLRUConfig`
+(github.com/google-deepmind/recurrentgemma, recurrentgemma/jax/layers.py, modules.py and griffin.py).
 """
 
 import math
@@ -14,7 +18,7 @@ from llm_jax.core.checks import check, check_divides, check_one_of
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.linear import FanIn
+from llm_jax.layers.initialisers import FanIn
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.mixers.convolution import ConvolutionConfig
 from llm_jax.layers.mixers.masks import Causal

@@ -1,14 +1,21 @@
 """RetNet (Sun et al. 2023, arXiv:2307.08621, section 3.1 and table 2). Its weights were never published: only counts
-can be compared."""
+can be compared.
+
+Initialisation: as in DeepNet (Wang et al. 2022, arXiv:2203.00555, section 2 and figure 2; Sun et al. 2023, 3.1):
+Gaussian of variance 2 / (fan-in + fan-out) for queries, keys and gates, smaller by (8 layers)^(-1/4) for values, the
+output projection and the ffn; token vectors N(0, 1 / sqrt(width)) (github.com/microsoft/torchscale).
+"""
 
 from llm_jax.core.checks import check_divides
+from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
+from llm_jax.layers.initialisers import FanIn, Glorot
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form
 from llm_jax.layers.mixers.retention import Decays, RetentionConfig, SpacedDecays
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.decoder import decoder, residual_init
+from llm_jax.models.families.decoder import decoder
 
 
 def retnet(
@@ -25,12 +32,14 @@ def retnet(
     The paper names no vocabulary; this one is GPT-2's, and the head is tied to it.
     """
     check_divides(heads, width, "heads", "width")
-    norm, out_init = LayerNormConfig(), residual_init(layers)
+    norm, init, deep_init = LayerNormConfig(), Glorot(), Glorot((8 * layers) ** -0.25)
     size = width // heads
-    mixer = RetentionConfig(heads, size, 2 * size, decays, out_init=out_init, form=form)
-    ffn = MLPConfig(2 * width, activation="gelu", bias=False, out_init=out_init)
+    mixer = RetentionConfig(
+        heads, size, 2 * size, decays, init=init, out_init=deep_init, value_init=deep_init, form=form
+    )
+    ffn = MLPConfig(2 * width, activation="gelu", bias=False, init=deep_init, out_init=deep_init)
     blocks = (BlockConfig(mixer, ffn, norm),) * layers
-    return decoder(blocks, width, vocab_size, max_length, norm)
+    return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(FanIn()))
 
 
 SIZES = {

@@ -2,6 +2,10 @@
 
 The sizes are those of the published checkpoints, which differ from the paper's in that no ffn is gated; their hidden
 width is half as large again, so that they have the same number of parameters.
+
+Initialisation: Gaussian of variance 0.1 / fan-in cut at two standard deviations, for every matrix of every layer and
+router (section 2.4), otherwise as T5; table 3 has it reduce the spread between runs. Token vectors are N(0, 1) as in
+T5 (github.com/google/flaxformer, t5x/configs/moe, whose routers alone are N(0, 0.02)).
 """
 
 import dataclasses
@@ -12,7 +16,7 @@ from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.ffn.routers.scores import Jitter
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.linear import FanIn
+from llm_jax.layers.initialisers import FanIn
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.t5 import t5
@@ -47,9 +51,9 @@ def switch(
     """
     shape = (layers, heads, width, hidden, head_dim, vocab_size, max_length, decoder_layers)
     near = {"buckets": buckets, "max_distance": max_distance, "epsilon": epsilon}
-    pair = t5(*shape, tied=tied, dropout=dropout, **near)
-    # "Initializing with a tenth of T5's scale" (2.4).
-    init = FanIn(0.1**0.5)
+    # The paper's scale s is that of the variance, s / fan-in, and a tenth of T5's.
+    init = FanIn(0.1**0.5, cut=2.0)
+    pair = t5(*shape, tied=tied, dropout=dropout, **near, attention_init=init, dense_init=init)
     expert = MLPConfig(hidden, "relu", bias=False, init=init, out_init=init)
     router = SoftmaxConfig(1, normalized=False, bias=bias, noise=Jitter(0.01), init=init)
     layer = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))

@@ -1,10 +1,18 @@
 """T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1), and T5 1.1 with a gated ffn (Shazeer 2020, arXiv:2002.05202) and a
-head of its own."""
+head of its own.
+
+Initialisation: that of Mesh TensorFlow, which trained it; Gaussian of variance 1 / fan-in in attention, smaller by 1 /
+sqrt(head size) for queries, which takes the place of the scale of scores; the same cut at two standard deviations in
+the ffn and in a head of its own; token vectors N(0, 1); biases by distance uniform as Glorot's
+(github.com/tensorflow/mesh, transformer/attention.py, layers.py and transformer_layers.py).
+"""
+
+import dataclasses
 
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
-from llm_jax.layers.linear import FanIn, Normal
+from llm_jax.layers.initialisers import FanIn, Init, Normal, UniformGlorot
 from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
 from llm_jax.layers.mixers.masks import Bidirectional, Causal
 from llm_jax.layers.mixers.scores import ScoresConfig
@@ -32,20 +40,27 @@ def t5(
     max_distance: int = 128,
     epsilon: float = 1e-6,
     dropout: float = 0.0,
+    attention_init: FanIn = FanIn(),  # noqa: B008
+    dense_init: Init = FanIn(cut=2.0),  # noqa: B008
 ) -> EncoderDecoderConfig:
     """A T5 of any size: pre-norm, no biases, scores unscaled and raised by learned biases of relative places.
 
     Args:
       decoder_layers: None: as many as the encoder's.
       tied: whether the scores come from the embedding table, of hidden states scaled by one over the root of the width.
+      attention_init: of its matrices, before that of queries is scaled; its gain is that of the biases by distance too.
+      dense_init: of the ffn, and of the scores where they are not tied.
     """
     norm = RMSNormConfig(epsilon)
     # The scale that scores lack is in the queries' initial weights.
-    inits = {"init": FanIn(), "query_init": FanIn(head_dim**-0.5), "out_init": FanIn()}
-    ffn = (GLUConfig if gated else MLPConfig)(hidden, activation, bias=False, init=FanIn(), out_init=FanIn())
+    query_init = dataclasses.replace(attention_init, gain=attention_init.gain * head_dim**-0.5)
+    inits = {"init": attention_init, "query_init": query_init, "out_init": attention_init}
+    ffn = (GLUConfig if gated else MLPConfig)(hidden, activation, bias=False, init=dense_init, out_init=dense_init)
 
     def attention(bidirectional: bool) -> AttentionConfig:
-        scores = ScoresConfig(1.0, bias=RelativeBiasConfig(buckets, max_distance, bidirectional))
+        scores = ScoresConfig(
+            1.0, bias=RelativeBiasConfig(buckets, max_distance, bidirectional, UniformGlorot(attention_init.gain))
+        )
         mask = Bidirectional() if bidirectional else Causal()
         return AttentionConfig(heads, head_dim, heads, mask, scores=scores, **inits)
 
@@ -53,7 +68,7 @@ def t5(
     reads = BlockConfig(attention(True), ffn, norm, dropout=dropout)
     writes = BlockConfig(attention(False), ffn, norm, dropout=dropout, cross=cross)
     embed = EmbedConfig(Normal(1.0), dropout=dropout)
-    head = TiedHead(scale=width**-0.5) if tied else HeadConfig(FanIn())
+    head = TiedHead(scale=width**-0.5) if tied else HeadConfig(dense_init)
     decoder = (Segment((writes,), decoder_layers or layers),)
     return EncoderDecoderConfig(
         TransformerConfig(None, width, max_length, (Segment((reads,), layers),), norm, embed, None),

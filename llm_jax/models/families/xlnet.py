@@ -2,6 +2,9 @@
 
 Its placement says what it does: with neither order nor targets it is an encoder like BERT; with `order_BT` its tokens
 see only what comes before them in that order; the tokens of `targets_BT`, put after the others, predict.
+
+Initialisation: N(0, 0.02) for matrices, tables and vectors, the biases of scores included; biases of layers 0
+(github.com/zihangdai/xlnet, xlnet.py).
 """
 
 from llm_jax.core.checks import check_divides

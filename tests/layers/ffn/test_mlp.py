@@ -9,7 +9,7 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
-from llm_jax.layers.linear import Normal
+from llm_jax.layers.initialisers import Normal
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(2, 3, 4))

@@ -8,7 +8,7 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.layers.linear import FanIn
+from llm_jax.layers.initialisers import FanIn
 from llm_jax.layers.mixers.convolution import ConvolutionConfig
 from llm_jax.layers.mixers.masks import Placement
 

@@ -10,7 +10,7 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.layers.linear import Normal
+from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.kernels import DotProductKernel, PlainKernel
 from llm_jax.layers.mixers.latent import LatentAttentionConfig, Latents

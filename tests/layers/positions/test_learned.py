@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.layers.linear import Normal
+from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 
 

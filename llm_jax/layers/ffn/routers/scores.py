@@ -11,7 +11,8 @@ import jax
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.linear import Init, Linear, Zero
+from llm_jax.layers.initialisers import Init, Zero
+from llm_jax.layers.linear import Linear
 from llm_jax.sharding import axes
 
 

@@ -12,7 +12,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.routers.scores import Scoring
 from llm_jax.layers.ffn.routing import Mixture, Routed, Router
-from llm_jax.layers.linear import Init, Normal
+from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes
 

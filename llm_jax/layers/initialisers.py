@@ -1,0 +1,200 @@
+"""Initial values of parameters: a distribution is a config type.
+
+A type has `stddev_of(fan_in, fan_out)`, the scale of its values, `draw(fan_in, fan_out)`, a Flax initialiser, and
+`words`, the distribution in short. Fan-in and fan-out are the numbers of features that a matrix reads and writes; of a
+table of vectors they are the width and the number of rows.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+
+from llm_jax.core.checks import check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
+
+
+@configclass
+class Normal:
+    """Gaussian with a fixed standard deviation."""
+
+    stddev: float = 0.02
+    cut: float | None = None
+    """Values beyond this many standard deviations are drawn again, as `truncated_normal` of TensorFlow and
+    `trunc_normal_` of PyTorch do. The cut makes the deviation of what is left smaller: by 12% for a cut of 2."""
+
+    def __post_init__(self):
+        check_positive(stddev=self.stddev)
+        check_positive_if_given(cut=self.cut)
+
+    def stddev_of(self, fan_in: int, fan_out: int) -> float:
+        """Standard deviation before the cut."""
+        return self.stddev
+
+    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+        """Flax initialiser for a parameter of this fan-in and fan-out."""
+        return _gaussian(self.stddev, self.cut)
+
+    @property
+    def words(self) -> str:
+        """The distribution in short."""
+        return f"N(0, {self.stddev:.4g}){_cut_words(self.cut)}"
+
+
+@configclass
+class FanIn:
+    """Gaussian of variance gain^2 / fan_in (LeCun et al. 1998)."""
+
+    gain: float = 1.0
+    cut: float | None = None
+    """As in `Normal`."""
+
+    def __post_init__(self):
+        check_positive(gain=self.gain)
+        check_positive_if_given(cut=self.cut)
+
+    def stddev_of(self, fan_in: int, fan_out: int) -> float:
+        """Standard deviation before the cut."""
+        return self.gain / math.sqrt(fan_in)
+
+    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+        """Flax initialiser for a parameter of this fan-in and fan-out."""
+        return _gaussian(self.stddev_of(fan_in, fan_out), self.cut)
+
+    @property
+    def words(self) -> str:
+        """The distribution in short."""
+        return f"N(0, {self.gain:.4g} / sqrt(fan-in)){_cut_words(self.cut)}"
+
+
+@configclass
+class Glorot:
+    """Gaussian of variance 2 gain^2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 12)."""
+
+    gain: float = 1.0
+
+    def __post_init__(self):
+        check_positive(gain=self.gain)
+
+    def stddev_of(self, fan_in: int, fan_out: int) -> float:
+        """Standard deviation."""
+        return self.gain * math.sqrt(2 / (fan_in + fan_out))
+
+    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+        """Flax initialiser for a parameter of this fan-in and fan-out."""
+        return _gaussian(self.stddev_of(fan_in, fan_out))
+
+    @property
+    def words(self) -> str:
+        """The distribution in short."""
+        return f"N(0, {self.gain:.4g} / sqrt(mean of fan-in and fan-out))"
+
+
+@configclass
+class Uniform:
+    """Uniform between -limit and limit."""
+
+    limit: float
+
+    def __post_init__(self):
+        check_positive(limit=self.limit)
+
+    def stddev_of(self, fan_in: int, fan_out: int) -> float:
+        """Standard deviation."""
+        return self.limit / math.sqrt(3)
+
+    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+        """Flax initialiser for a parameter of this fan-in and fan-out."""
+        return _uniform(self.stddev_of(fan_in, fan_out))
+
+    @property
+    def words(self) -> str:
+        """The distribution in short."""
+        return f"uniform within {self.limit:.4g}"
+
+
+@configclass
+class UniformFanIn:
+    """Uniform around zero of variance gain^2 / fan_in. With a gain of 1 / sqrt(3) it is the default of PyTorch's Linear
+    and Conv1d, uniform between -1 / sqrt(fan_in) and 1 / sqrt(fan_in)."""
+
+    gain: float = 1.0
+
+    def __post_init__(self):
+        check_positive(gain=self.gain)
+
+    def stddev_of(self, fan_in: int, fan_out: int) -> float:
+        """Standard deviation."""
+        return self.gain / math.sqrt(fan_in)
+
+    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+        """Flax initialiser for a parameter of this fan-in and fan-out."""
+        return _uniform(self.stddev_of(fan_in, fan_out))
+
+    @property
+    def words(self) -> str:
+        """The distribution in short."""
+        return f"uniform within {self.gain * math.sqrt(3):.4g} / sqrt(fan-in)"
+
+
+@configclass
+class UniformGlorot:
+    """Uniform around zero of variance 2 gain^2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 16)."""
+
+    gain: float = 1.0
+
+    def __post_init__(self):
+        check_positive(gain=self.gain)
+
+    def stddev_of(self, fan_in: int, fan_out: int) -> float:
+        """Standard deviation."""
+        return self.gain * math.sqrt(2 / (fan_in + fan_out))
+
+    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+        """Flax initialiser for a parameter of this fan-in and fan-out."""
+        return _uniform(self.stddev_of(fan_in, fan_out))
+
+    @property
+    def words(self) -> str:
+        """The distribution in short."""
+        return f"uniform within {self.gain * math.sqrt(3):.4g} / sqrt(mean of fan-in and fan-out)"
+
+
+@configclass
+class Zero:
+    """Zeros."""
+
+    def stddev_of(self, fan_in: int, fan_out: int) -> float:
+        """Zero."""
+        return 0.0
+
+    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+        """Flax initialiser of zeros."""
+        return nn.initializers.zeros_init()
+
+    @property
+    def words(self) -> str:
+        """The distribution in short."""
+        return "0"
+
+
+Init = Normal | FanIn | Glorot | Uniform | UniformFanIn | UniformGlorot | Zero
+
+TORCH_DEFAULT = UniformFanIn(1 / math.sqrt(3))
+"""What PyTorch's Linear and Conv1d start with, kernels and biases alike; the fan-in of a bias is that of its kernel."""
+
+
+def _gaussian(stddev: float, cut: float | None = None) -> nn.initializers.Initializer:
+    if cut is None:
+        return nn.initializers.normal(stddev)
+    # Flax's own initialiser divides by the deviation of what is left, which the published codes do not.
+    return lambda key, shape, dtype: jax.random.truncated_normal(key, -cut, cut, shape, dtype) * stddev
+
+
+def _uniform(stddev: float) -> nn.initializers.Initializer:
+    limit = stddev * math.sqrt(3)
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def _cut_words(cut: float | None) -> str:
+    return "" if cut is None else f" cut at {cut:.4g} deviations"
