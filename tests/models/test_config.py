@@ -10,6 +10,7 @@ from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.fixed import HashConfig
+from llm_jax.layers.initialisers import UniformGlorot
 from llm_jax.layers.mixers.attention import CrossAttentionConfig
 from llm_jax.layers.mixers.kernels import BlockedKernel, ChunkedKernel
 from llm_jax.layers.mixers.scores import ScoresConfig
@@ -147,7 +148,9 @@ def test_sizes_of_a_pair_are_those_of_its_sides():
     assert (config.width, config.vocab_size, config.max_length) == (16, tiny.VOCAB, tiny.MAX_LENGTH)
     assert config.sides == (config.encoder, config.decoder) and BERT.sides == (BERT,)
     assert config.decoder.reads_memory and not config.encoder.reads_memory
-    assert T5.decoder.relative_bias == (RelativeBiasConfig(8, 12), 4) and BERT.relative_bias is None
+    assert (
+        T5.decoder.relative_bias == (RelativeBiasConfig(8, 12, init=UniformGlorot()), 4) and BERT.relative_bias is None
+    )
 
 
 def test_dropout_is_a_fraction():
