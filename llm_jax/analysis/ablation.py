@@ -7,7 +7,7 @@ import numpy as np
 
 from llm_jax.analysis import plots
 from llm_jax.analysis.report import markdown_table
-from llm_jax.analysis.runs import Run, held_out_set, last, median, swept
+from llm_jax.analysis.runs import NATS, LossUnit, Run, comparable, held_out_set, last, loss_unit, median, swept
 from llm_jax.core.files import write_atomically
 
 Results = dict[str, list[Run]]
@@ -24,7 +24,8 @@ def table(
 ) -> str:
     """Mean and standard deviation over seeds of each variant, and how far its held-out loss lies from the first one's.
 
-    The difference is that of the means, and its error sqrt(s1^2 / n1 + s2^2 / n2) (Welch 1947).
+    The loss is in nats per token, or in bits per byte where the variants have different tokenizers. The difference is
+    that of the means, and its error sqrt(s1^2 / n1 + s2^2 / n2) (Welch 1947).
 
     Args:
       measures: further columns, as (measure, format of its numbers); where some seeds have none, how many have one is
@@ -32,16 +33,17 @@ def table(
       facts: the last columns, for what all seeds of a variant share: its text, by name of the variant.
     """
     measures, facts = measures or {}, facts or {}
+    results, unit = _comparable(results)
     baseline, *_ = results.values()
-    first = values(baseline, held_out_loss)
+    first = values(baseline, held_out(unit))
     rows = []
     for name, runs in results.items():
-        losses = values(runs, held_out_loss)
+        losses = values(runs, held_out(unit))
         away = "-" if runs is baseline else f"{np.mean(losses) - np.mean(first):+.4f} ± {_error(losses, first):.4f}"
         found = [_cell(runs, measure, form) for measure, form in measures.values()]
         told = [texts[name] for texts in facts.values()]
         rows.append((name, f"{len(runs)}", spread(losses, ".4f"), away, *found, *told))
-    return markdown_table(("variant", "seeds", "held-out loss", "to the first", *measures, *facts), rows)
+    return markdown_table(("variant", "seeds", unit.title, "to the first", *measures, *facts), rows)
 
 
 def write(results: Results, folder: Path, report: Callable[[Results, Path], str] | None) -> str:
@@ -68,25 +70,36 @@ def differences(results: Results, measure: Measure) -> dict[str, list[float]]:
 
 def _pictures(results: Results, folder: Path) -> list[str]:
     """Draws the pictures of the report into `folder`; returns the lines of Markdown that show them."""
+    results, unit = _comparable(results)
+    measure = held_out(unit)
     plots.save(plots.variants_figure(results), folder / "loss.png")
     lines = ["![held-out loss of each variant](loss.png)"]
-    found = differences(results, held_out_loss)
+    found = differences(results, measure)
     if any(found.values()):
         name = next(iter(results))
-        plots.save(plots.differences_figure(found, name, "nats per token"), folder / "differences.png")
+        plots.save(plots.differences_figure(found, name, unit.name), folder / "differences.png")
         lines.append(f"![difference to {name}, seed by seed](differences.png)")
-    runs = [run for found in results.values() for run in found if held_out_loss(run) is not None]
+    runs = [run for found in results.values() for run in found if measure(run) is not None]
     if (sweep := swept(runs)) is not None:
-        losses = values(runs, held_out_loss)
-        plots.save(plots.sweep_figure(*sweep, losses, "nats per token"), folder / "sweep.png")
+        losses = values(runs, measure)
+        plots.save(plots.sweep_figure(*sweep, losses, unit.name), folder / "sweep.png")
         lines.append("![final loss against the swept field](sweep.png)")
     return lines
 
 
 def held_out_loss(run: Run) -> float | None:
-    """Last loss on the held-out set, in nats per token."""
-    name = held_out_set([run])
-    return last(run.evals[name], "loss") if name else None
+    """Last loss on the held-out set, in nats per token. See `held_out` for runs of different tokenizers."""
+    return held_out(NATS)(run)
+
+
+def held_out(unit: LossUnit) -> Measure:
+    """Last loss on the held-out set."""
+
+    def measure(run: Run) -> float | None:
+        name = held_out_set([run])
+        return last(run.evals[name], unit.column) if name else None
+
+    return measure
 
 
 def tokens_per_second(run: Run) -> float | None:
@@ -135,6 +148,13 @@ def spread(found: Sequence[float], form: str) -> str:
         return "-"
     mean = format(float(np.mean(found)), form)
     return f"{mean} ± {float(np.std(found, ddof=1)):{form}}" if len(found) > 1 else mean
+
+
+def _comparable(results: Results) -> tuple[Results, LossUnit]:
+    """The results as `comparable` makes them, and what their losses are compared in."""
+    runs = [run for found in results.values() for run in found]
+    alike = iter(comparable(runs))
+    return {name: [next(alike) for _ in found] for name, found in results.items()}, loss_unit(runs)
 
 
 def _cell(runs: Sequence[Run], measure: Measure, form: str) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, NullLocator
 
-from llm_jax.analysis.runs import Curve, Run, held_out_set, labels, last, median
+from llm_jax.analysis.runs import NATS, Curve, Run, held_out_set, labels, last, loss_unit, median
 from llm_jax.evals.specialisation import CLASSES, Specialisation
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -31,18 +32,26 @@ _SMOOTHED_FRACTION = 50
 def loss_figure(runs: Sequence[Run]) -> Figure:
     """Loss against tokens seen, or against steps if a run did not record tokens.
 
-    Faint: every train record. Line: their moving mean over a fiftieth of the run. Markers: evaluation sets.
+    Faint: every train record. Line: their moving mean over a fiftieth of the run. Markers: evaluation sets. Of runs
+    with different tokenizers, whose tokens do not compare, held-out bits per byte against steps.
     """
-    figure, axes = _figure("loss", "loss (nats per token)", height=4.4)
-    counter = "tokens" if all("tokens" in run.train for run in runs) else "step"
-    several = len(runs) > 1
+    unit, several = loss_unit(runs), len(runs) > 1
+    figure, axes = _figure("loss", f"loss ({unit.name})", height=4.4)
+    counter = "tokens" if unit == NATS and all("tokens" in run.train for run in runs) else "step"
     sets = sorted({name for run in runs for name in run.evals})
-    names = _equal_named(labels(runs) if several else ["train"], [run.train.get("loss") for run in runs])
+    drawn = [run.train.get("loss") if unit == NATS else None for run in runs]
+    names = _equal_named(labels(runs) if several else ["train"], drawn)
     for index, (run, label) in enumerate(zip(runs, names, strict=True)):
-        _draw_training(axes, run, index, counter, label)
+        _draw_training(axes, run, index, counter, drawn[index], label)
         for number, name in enumerate(sets):
             colour, marker = _style(index if several else 1 + number)[0], _MARKERS[number % len(_MARKERS)]
-            _draw_evaluation(axes, run, name, counter, colour, marker, joined=not several, hollow=index % 2 == 1)
+            curve = run.evals.get(name, {})
+            if unit.column in curve:
+                places, losses = _positions(run, curve, counter), curve[unit.column]
+                joined = not several or unit != NATS
+                line = _draw_evaluation(axes, places, losses, colour, marker, joined, hollow=index % 2 == 1)
+                if not several:
+                    line.set_label(name)
     if several:
         for number, name in enumerate(sets):
             axes.plot([], [], _MARKERS[number % len(_MARKERS)], color=_GREY, label=f"evaluated on {name}")
@@ -52,10 +61,12 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
 
 
 def variants_figure(results: dict[str, Sequence[Run]], title: str = "held-out loss") -> Figure:
-    """Held-out loss of variants against steps: mean over the runs of each, and a band of one standard deviation."""
-    figure, axes = _figure(title, "loss (nats per token)", height=4.4)
+    """Held-out loss of variants against steps: mean over the runs of each, and a band of one standard deviation. In
+    bits per byte where the variants have different tokenizers."""
+    unit = loss_unit([run for runs in results.values() for run in runs])
+    figure, axes = _figure(title, f"loss ({unit.name})", height=4.4)
     evaluated = {label: runs for label, runs in results.items() if held_out_set(runs) is not None}
-    curves = [_held_out_losses(runs) for runs in evaluated.values()]
+    curves = [_held_out_losses(runs, unit.column) for runs in evaluated.values()]
     names = _equal_named(list(evaluated), [losses for _, losses in curves])
     for index, (label, (steps, losses)) in enumerate(zip(names, curves, strict=True)):
         (colour, dashes), mean = _style(index), losses.mean(axis=0)
@@ -232,28 +243,28 @@ def quantity(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _draw_training(axes: Axes, run: Run, index: int, counter: str, label: str) -> None:
-    if "loss" not in run.train:
-        return
+def _draw_training(axes: Axes, run: Run, index: int, counter: str, losses: np.ndarray | None, label: str) -> None:
+    """Without losses the legend still names the run."""
     colour, dashes = _style(index)
-    axes.plot(run.train[counter], run.train["loss"], color=colour, linewidth=0.8, alpha=0.22)
-    axes.plot(run.train[counter], moving_mean(run.train["loss"]), dashes, color=colour, linewidth=1.8, label=label)
+    if losses is None:
+        axes.plot([], [], dashes, color=colour, linewidth=1.8, label=label)
+        return
+    axes.plot(run.train[counter], losses, color=colour, linewidth=0.8, alpha=0.22)
+    axes.plot(run.train[counter], moving_mean(losses), dashes, color=colour, linewidth=1.8, label=label)
 
 
 def _draw_evaluation(
-    axes: Axes, run: Run, name: str, counter: str, colour: str, marker: str, joined: bool, hollow: bool
-) -> None:
-    """Points of one evaluation set, joined by a line and named in the legend where there is but one run."""
-    curve = run.evals.get(name, {})
-    if "loss" not in curve:
-        return
-    (line,) = axes.plot(_positions(run, curve, counter), curve["loss"], marker, color=colour, zorder=3)
+    axes: Axes, places: np.ndarray, losses: np.ndarray, colour: str, marker: str, joined: bool, hollow: bool
+) -> Line2D:
+    """Points of one evaluation set."""
+    (line,) = axes.plot(places, losses, marker, color=colour, zorder=3)
     if hollow:
         line.set(markersize=9, markerfacecolor="none", markeredgewidth=1.5)
     else:
         line.set(markersize=6, markeredgecolor="white", markeredgewidth=0.8)
     if joined:
-        line.set(linestyle="-", linewidth=1, label=name)
+        line.set(linestyle="-", linewidth=1)
+    return line
 
 
 def _draw_experts(axes: Axes, run: Run, index: int, name: str, label: str | None) -> None:
@@ -291,11 +302,16 @@ def _equal_named(names: Sequence[str], curves: Sequence[np.ndarray | None]) -> l
     return shown
 
 
-def _held_out_losses(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
+def _held_out_losses(runs: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps [n], losses [runs, n]) at the steps that every run was evaluated at."""
     curves = [run.evals[held_out_set(runs)] for run in runs if run.evals]
     steps = functools.reduce(np.intersect1d, [curve["step"] for curve in curves])
-    return steps, np.array([curve["loss"][np.isin(curve["step"], steps)] for curve in curves])
+    return steps, np.array([_column(curve, column)[np.isin(curve["step"], steps)] for curve in curves])
+
+
+def _column(curve: Curve, name: str) -> np.ndarray:
+    """nan where a run did not record it."""
+    return curve.get(name, np.full(len(curve["step"]), np.nan))
 
 
 def _figure(title: str, ylabel: str, height: float = 3.2) -> tuple[Figure, Axes]:

@@ -11,7 +11,23 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from llm_jax.analysis import plots
-from llm_jax.analysis.runs import Run, differences, held_out_set, labels, last, load_run, median, setting, swept
+from llm_jax.analysis.runs import (
+    BITS,
+    NATS,
+    LossUnit,
+    Run,
+    described,
+    differences,
+    held_out_set,
+    labels,
+    last,
+    load_run,
+    load_runs,
+    loss_unit,
+    median,
+    setting,
+    swept,
+)
 from llm_jax.core.checks import check
 from llm_jax.core.files import write_atomically
 from llm_jax.core.run_directory import RunDirectory
@@ -26,6 +42,11 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     "bits per byte": "{:.4f}".format,
     "tokens/s": "{:,.0f}".format,
     "time": lambda value: _duration(value),
+}
+_PER_TOKEN = ("train loss", "held-out loss")
+_NOTES: dict[LossUnit, str] = {
+    NATS: "Losses are in nats per token",
+    BITS: "The runs have different tokenizers, so that their losses per token do not compare: see bits per byte",
 }
 _SPREAD = ("train loss", "held-out loss", "bits per byte", "tokens/s")
 
@@ -59,7 +80,7 @@ def compare(runs: Sequence[Path], output: Path) -> str:
       ValueError: if there are no runs, or one of them is not a run directory.
     """
     check(len(runs) > 0, "there are 0 runs to compare: name at least one run directory")
-    loaded = [load_run(path) for path in runs]
+    loaded = load_runs(runs)
     parts = ["# Comparison of runs", *_comparison(loaded), *_seeds(loaded)]
     if any("loss" in curve for run in loaded for curve in (run.train, *run.evals.values())):
         picture = plots.save(plots.loss_figure(loaded), output.with_suffix(".png"))
@@ -91,7 +112,9 @@ def _summary(run: Run) -> str:
         text += f". The training loss ended at {found['train loss']} nats per token (mean of the last {_tail(run)[1]}"
         text += " records)"
     if "held-out loss" in found:
-        text += f". On the held-out set `{held_out}` the loss is {found['held-out loss']} nats per token"
+        text += (
+            f". On the held-out set {described([run], held_out)} the loss is {found['held-out loss']} nats per token"
+        )
     if metrics["bits per byte"] is not None:
         text += f", which is {metrics['bits per byte']:.3f} bits per byte{_verdict(run, metrics['bits per byte'])}"
     if len(starts := run.card.get("starts", [])) > 1:
@@ -186,13 +209,15 @@ def _comparison(runs: Sequence[Run]) -> list[str]:
     """The table of all runs; where experiments differ in many fields, those get a table of their own."""
     names, changed, held_out = labels(runs), differences(runs, ignore=["name"]), held_out_set(runs)
     metrics = [_metrics(run, held_out) for run in runs]
-    recorded = [metric for metric in _FORMATS if any(values[metric] is not None for values in metrics)]
+    unit = loss_unit(runs)
+    shown = [metric for metric in _FORMATS if unit == NATS or metric not in _PER_TOKEN]
+    recorded = [metric for metric in shown if any(values[metric] is not None for values in metrics)]
     columns = changed if len(changed) <= _MAX_COLUMNS else []
     rows = [
         (name, *(setting(run, path) for path in columns), *(_written(metric, values[metric]) for metric in recorded))
         for name, run, values in zip(names, runs, metrics, strict=True)
     ]
-    note = "Losses are in nats per token" + (f"; held out is the set `{held_out}`." if held_out else ".")
+    note = _NOTES[unit] + (f"; held out is the set {described(runs, held_out)}." if held_out else ".")
     parts = [markdown_table(("run", *columns, *recorded), rows), note]
     if changed != columns:
         rows = [(path, *(setting(run, path) for run in runs)) for path in changed]
@@ -205,25 +230,28 @@ def _sweep(runs: Sequence[Run]) -> Figure | None:
     found, name = swept(runs), held_out_set(runs)
     if found is None or name is None:
         return None
-    losses = [last(run.evals.get(name, {}), "loss") for run in runs]
-    return plots.sweep_figure(*found, [np.nan if loss is None else loss for loss in losses], "nats per token")
+    unit = loss_unit(runs)
+    losses = [last(run.evals.get(name, {}), unit.column) for run in runs]
+    return plots.sweep_figure(*found, [np.nan if loss is None else loss for loss in losses], unit.name)
 
 
 def _seeds(runs: Sequence[Run]) -> list[str]:
-    """Mean and standard deviation of each metric over runs that differ only in seed and name."""
+    """Mean and standard deviation of each metric over runs of one tokenizer that differ only in seed and name."""
     groups: dict[tuple, list[int]] = collections.defaultdict(list)
     for index, run in enumerate(runs):
-        groups[tuple((path, text) for path, text in run.fields.items() if path not in ("seed", "name"))].append(index)
+        same = tuple((path, text) for path, text in run.fields.items() if path not in ("seed", "name"))
+        groups[run.tokenizer, same].append(index)
     names, held_out = labels(runs), held_out_set(runs)
+    shown = [metric for metric in _SPREAD if loss_unit(runs) == NATS or metric not in _PER_TOKEN]
     rows = []
     for group in groups.values():
         if len(group) > 1:
             metrics = [_metrics(runs[index], held_out) for index in group]
-            spreads = [_spread(metric, [values[metric] for values in metrics]) for metric in _SPREAD]
+            spreads = [_spread(metric, [values[metric] for values in metrics]) for metric in shown]
             rows.append((_listed([names[index] for index in group]), f"{len(group)}", *spreads))
     if not rows:
         return []
-    return ["## Mean ± standard deviation over seeds", markdown_table(("runs", "n", *_SPREAD), rows)]
+    return ["## Mean ± standard deviation over seeds", markdown_table(("runs", "n", *shown), rows)]
 
 
 def _metrics(run: Run, held_out: str | None) -> dict[str, float | None]:

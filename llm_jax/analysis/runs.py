@@ -1,8 +1,9 @@
 """A run directory as arrays: settings, card, curves, baselines and samples of one run."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,22 @@ Curve = dict[str, np.ndarray]
 """Columns of one kind of record, float64 [records] each, in the order of steps; nan where a record lacks the field."""
 
 _EVAL = "eval/"
+_AVERAGED = ("loss", "bits_per_byte")
 _BASELINE = "baseline/"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossUnit:
+    """What held-out losses are compared in."""
+
+    column: str
+    """Name in the evaluation records."""
+    name: str
+    title: str
+
+
+NATS = LossUnit("loss", "nats per token", "held-out loss")
+BITS = LossUnit("bits_per_byte", "bits per byte", "held-out bits per byte")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +49,39 @@ class Run:
     train: Curve
     """Columns of the train records; empty before the first."""
     evals: dict[str, Curve]
-    """Columns of the evaluation records, by name of the evaluation set."""
+    """Columns of the evaluation records, by name of the evaluation set. The mean over the sets `<part>/<source>` of a
+    mixture is named `<part>`; see `means`."""
     baselines: dict[str, float]
     """Bits per byte of other compressors on the run's held-out text, by name."""
     seconds: float
     """Time from the first record to the last, pauses between restarts included; 0 without records."""
     samples: tuple[Path, ...]
     """Sample files, in the order of steps."""
+    means: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """For each mean in `evals` the sets that it is over, and their shares."""
 
     @property
     def fields(self) -> dict[str, str]:
         """Paths of the experiment's fields and their text; the experiment's own type has the path ''."""
         lines = (line.partition("= ") for line in self.experiment.splitlines() if line.strip())
         return {path.strip(): value.strip() for path, _, value in lines}
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """The weights of a mixture's sources at the end of training, by name; empty for a single source."""
+        found, fields, source = {}, self.fields, "data.source.sources.0"
+        while f"{source}.name" in fields:
+            weights = [json.loads(fields.get(f"{source}.weight", "1.0"))]
+            weights += [weight for _, weight in json.loads(fields.get(f"{source}.changes", "[]"))]
+            found[json.loads(fields[f"{source}.name"])] = weights[-1]
+            source = f"data.source.sources.{len(found)}"
+        return found
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Digest of its tokenizer; None for a run that recorded none."""
+        data = self.facts.get("data")
+        return data.get("tokenizer") if isinstance(data, dict) else None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -69,7 +105,7 @@ def load_run(path: Path) -> Run:
     directory = RunDirectory(path)
     records = list(directory.records())
     times = [record["time"] for record in records if "time" in record]
-    return Run(
+    run = Run(
         name=path.resolve().name,
         path=path,
         experiment=experiment.read_text(encoding="utf-8"),
@@ -80,6 +116,32 @@ def load_run(path: Path) -> Run:
         seconds=max(times) - min(times) if times else 0.0,
         samples=tuple(sorted(directory.samples.glob("step_*.md"), key=lambda file: (len(file.name), file.name))),
     )
+    parts = dict.fromkeys(name.partition("/")[0] for name in run.evals if "/" in name)
+    expected = [f"{part}/{name}" for part in parts for name in run.mixture]
+    return _with_means(run, run.mixture, list(dict.fromkeys([*run.evals, *expected])))
+
+
+def load_runs(paths: Sequence[Path]) -> list[Run]:
+    """Several run directories, to be compared; as `load_run` and `comparable`."""
+    return comparable([load_run(path) for path in paths])
+
+
+def comparable(runs: Sequence[Run]) -> list[Run]:
+    """The runs with means over the same sets by the same shares: over those sets of mixtures that every run with an
+    evaluation has, by the weights of the first of these."""
+    evaluated = [run for run in runs if run.evals]
+    if all(run.means == evaluated[0].means for run in evaluated):
+        return list(runs)
+    shared = [name for name in evaluated[0].evals if all(name in run.evals for run in evaluated)]
+    return [_with_means(run, evaluated[0].mixture, shared) for run in runs]
+
+
+def loss_unit(runs: Sequence[Run]) -> LossUnit:
+    """Nats per token where all runs have one tokenizer, else bits per byte."""
+    digests = [run.tokenizer for run in runs]
+    if None in digests:
+        digests = [tuple(line for line in run.fields.items() if line[0].startswith("tokenizer")) for run in runs]
+    return NATS if len(set(digests)) < 2 else BITS
 
 
 def last(curve: Curve, column: str) -> float | None:
@@ -98,10 +160,18 @@ def median(curve: Curve, column: str) -> float | None:
 
 def held_out_set(runs: Sequence[Run]) -> str | None:
     """The evaluation set that speaks for the runs: test, else validation, else the first by name, of those that every
-    run with an evaluation has; None if there is none."""
+    run with an evaluation has; None if there is none. No single source speaks for a mixture, only the mean does."""
     names = [set(run.evals) for run in runs if run.evals]
     shared = set.intersection(*names) if names else set()
-    return min(shared, key=lambda name: (name != "test", name != "validation", name), default=None)
+    whole = [name for name in shared if "/" not in name]
+    return min(whole, key=lambda name: (name != "test", name != "validation", name), default=None)
+
+
+def described(runs: Sequence[Run], name: str) -> str:
+    """An evaluation set of the runs in Markdown; of a mean also what it is over."""
+    shares = next((run.means[name] for run in runs if name in run.means), {})
+    listed = ", ".join(f"{share:.3g} of `{one}`" for one, share in shares.items())
+    return f"`{name}`" + f" (the mean, {listed})" * bool(listed)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -157,6 +227,31 @@ def _plain_number(text: str | None) -> float | None:
     except json.JSONDecodeError:
         return None
     return float(value) if _is_number(value) and np.isfinite(value) else None
+
+
+def _with_means(run: Run, weights: Mapping[str, float], sets: Sequence[str]) -> Run:
+    """The run with a mean over each part's sets of a mixture among `sets`, by `weights` of their sources. Sources
+    without a weight have equal ones if none of the part's has any."""
+    evals = {name: curve for name, curve in run.evals.items() if name not in run.means}
+    means = {}
+    for part in dict.fromkeys(name.partition("/")[0] for name in sets if "/" in name):
+        own = {name: weights.get(name.partition("/")[2], 0.0) for name in sets if name.startswith(f"{part}/")}
+        own = {name: weight for name, weight in own.items() if weight} or dict.fromkeys(own, 1.0)
+        if part not in evals and all(name in evals for name in own):
+            means[part] = {name: weight / sum(own.values()) for name, weight in own.items()}
+            evals[part] = _mean([evals[name] for name in own], list(means[part].values()))
+    return dataclasses.replace(run, evals=evals, means=means)
+
+
+def _mean(curves: Sequence[Curve], shares: Sequence[float]) -> Curve:
+    """At the steps that all curves have."""
+    steps = functools.reduce(np.intersect1d, [curve["step"] for curve in curves])
+    mean = {"step": steps}
+    for column in _AVERAGED:
+        if all(column in curve for curve in curves):
+            values = [curve[column][np.isin(curve["step"], steps)] for curve in curves]
+            mean[column] = np.average(values, axis=0, weights=shares)
+    return mean
 
 
 def _evals(records: list[dict]) -> dict[str, Curve]:
