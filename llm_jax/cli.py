@@ -1,5 +1,6 @@
 """The command line: `llm-jax <verb> ...`. Each verb is one small function over the library."""
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -22,6 +23,7 @@ from llm_jax.core import config
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.files import write_atomically
 from llm_jax.core.run_directory import RunDirectory
+from llm_jax.data import known_files
 from llm_jax.evals.specialisation import specialisation
 from llm_jax.experiment import Experiment, load_ablation, load_experiment
 from llm_jax.hosts import joined
@@ -64,7 +66,8 @@ def _train(arguments: list[str]) -> None:
     with joined(options.hosts) as hosts:
         experiment = load_experiment(options.file, overrides)
         _keep_compiled_programs(options.cache_dir)
-        run = run_training(experiment, options.runs_dir, options.cache_dir, options.fresh, hosts)
+        with known_files.distrusted() if options.verify_data else contextlib.nullcontext():
+            run = run_training(experiment, options.runs_dir, options.cache_dir, options.fresh, hosts)
     if hosts.leads and _is_finished(run, experiment.steps):
         _say_where(run)
 

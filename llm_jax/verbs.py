@@ -28,6 +28,8 @@ class Train:
     """Folder of run directories."""
     cache_dir: Path = Path(".cache")
     """Folder of trained tokenizers, tokenised data and compiled programs."""
+    verify_data: bool = False
+    """Read corpus and tokenised data again, even if size, times and inode of their files have not changed."""
     fresh: bool = False
     """Delete an earlier run of that name and begin anew."""
     hosts: HostsConfig = HostsConfig()

@@ -29,18 +29,19 @@ _WAIT_FOR_OTHERS = 10.0
 _PER_TRANSACTION = 256
 _BLOCK = 2**20
 
-_trusted = True
+_found_anew: set[str] | None = None
+"""Keys of the answers found within a `distrusted` block, which alone count there."""
 
 
 @contextlib.contextmanager
 def distrusted() -> Iterator[None]:
-    """Within the block every answer is found by reading the files, and replaces the one that is kept."""
-    global _trusted
-    before, _trusted = _trusted, False
+    """Within the block every answer is found once by reading the files, and replaces the one that is kept."""
+    global _found_anew
+    before, _found_anew = _found_anew, set()
     try:
         yield
     finally:
-        _trusted = before
+        _found_anew = before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +139,15 @@ def _known(identities: Mapping[str, str]) -> dict[str, Any]:
 
     def read(database: sqlite3.Connection) -> None:
         for key, identity in identities.items():
+            if _found_anew is not None and key not in _found_anew:
+                continue
             row = database.execute(
                 "select answer, checksum from answers where question = ? and identity = ?", (key, identity)
             ).fetchone()
             if row and row[1] == _row_checksum(key, identity, row[0]):
                 known[key] = json.loads(row[0])
 
-    if _trusted:
-        _with_database(read)
+    _with_database(read)
     return known
 
 
@@ -155,6 +157,8 @@ def _keep(found: Mapping[str, tuple[str, Any]]) -> None:
     for key, (identity, answer) in found.items():
         fields = (key, identity, json.dumps(answer))
         rows.append((*fields, _row_checksum(*fields)))
+    if _found_anew is not None:
+        _found_anew.update(found)
     _with_database(lambda database: database.executemany("insert or replace into answers values (?, ?, ?, ?)", rows))
 
 

@@ -1,14 +1,15 @@
 """Plain text files."""
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Literal
 
 from llm_jax.core.checks import check, check_one_of
 from llm_jax.core.configclass import configclass
 from llm_jax.data.sources import files
 from llm_jax.data.sources.text_source import (
-    Document,
     InvalidUtf8,
     Record,
     RecordSource,
@@ -18,6 +19,7 @@ from llm_jax.data.sources.text_source import (
 )
 
 _LINE_END = r"\r?\n"
+_BLOCK = 2**20
 
 
 @configclass
@@ -50,27 +52,49 @@ class TextFiles(RecordSource):
         title = f"text files {', '.join(config.paths)}"
         super().__init__(title, config.invalid_utf8, empty="skip", parsing=(config.separator,))
         self._config = config
-        # A file without `\r\n` is cut at the separator's plain text, which is faster than its pattern.
         lines = re.split(_LINE_END, config.separator or "")
-        self._separator, self._pattern = "\n".join(lines), re.compile(_LINE_END.join(map(re.escape, lines)))
+        self._separator = re.compile(_LINE_END.encode().join(re.escape(line.encode()) for line in lines))
 
     def storages(self) -> list[Storage]:
         return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
 
     def records(self, storage: Storage) -> Iterator[Record]:
+        """One record for each document; a file is held in memory as a whole only where it is a document."""
         name, (path,) = storage.name, storage.paths
         with files.opened(path) as file:
-            data = file.read()
+            if self._config.separator is None:
+                yield Record(name, str(path), self._not_empty(path, file.read()))
+                return
+            first = self._not_empty(path, without_bom(file.read(_BLOCK)))
+            if not first:
+                yield Record(name, str(path), first)
+            # UTF-8 may be cut by bytes: no character's bytes hold those of another.
+            pieces = filter(
+                None, _split(itertools.chain([first], iter(lambda: file.read(_BLOCK), b"")), self._separator)
+            )
+            for number, piece in enumerate(pieces):
+                yield Record(f"{name}#{number}", f"{path}#{number}", piece)
+
+    def _not_empty(self, path: Path, data: bytes) -> bytes:
         check(
             len(without_bom(data)) > 0 or self._config.empty_files == "skip",
             f"{path} is empty: remove it, or set empty_files to 'skip' to pass over empty files",
         )
-        yield Record(name, str(path), data)
+        return data
 
-    def documents(self, record: Record, text: str) -> Iterator[Document]:
-        if not self._separator or not text:
-            yield Document(record.name, text)
-            return
-        pieces = self._pattern.split(text) if "\r\n" in text else text.split(self._separator)
-        for number, piece in enumerate(filter(None, pieces)):
-            yield Document(f"{record.name}#{number}", piece)
+
+def _split(blocks: Iterable[bytes], separator: re.Pattern[bytes]) -> Iterator[bytes]:
+    """What `separator.split` gives for all blocks together, holding one piece and one block of them."""
+    unsearched, parts = b"", []
+    # A separator that is longer than its pattern has \r before some of its line ends.
+    longest = 2 * len(separator.pattern)
+    for block in blocks:
+        data, start = unsearched + block, 0
+        for match in separator.finditer(data):
+            yield b"".join([*parts, data[start : match.start()]])
+            parts, start = [], match.end()
+        # The beginning of a separator may stand at the end.
+        kept = max(start, len(data) - longest)
+        parts.append(data[start:kept])
+        unsearched = data[kept:]
+    yield b"".join([*parts, unsearched])

@@ -1,9 +1,12 @@
 import gzip
+import random
+import re
+import tracemalloc
 from codecs import BOM_UTF8
 
 import pytest
 
-from llm_jax.data.sources import TextFilesConfig
+from llm_jax.data.sources import TextFilesConfig, text_files
 
 
 def write(folder, **files: bytes):
@@ -169,3 +172,30 @@ def test_damaged_gzip_is_named(tmp_path, damage):
 def test_bad_settings_are_refused_when_the_config_is_made(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         TextFilesConfig(**{"paths": ("a.txt",), **settings})
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 64])
+@pytest.mark.parametrize("separator", ["\n\n", "\n---\n", "<|end|>", "aab", "\n"])
+def test_a_file_that_is_read_in_blocks_has_the_documents_of_the_whole(tmp_path, monkeypatch, block, separator):
+    generator = random.Random(f"{block} {separator}")
+    words = ["é", "a", "aa", "b", "\n", "\r\n", "\r", "---", "<|end|", ">", separator, separator[:-1], separator[1:]]
+    text = "".join(generator.choices(words, k=400))
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    monkeypatch.setattr(text_files, "_BLOCK", block)
+    pattern = "\r?\n".join(map(re.escape, separator.split("\n")))
+    expected = [piece for piece in re.split(pattern, text) if piece]
+    found = read(tmp_path / "a.txt", separator=separator)
+    assert found == [(f"a.txt#{number}", piece) for number, piece in enumerate(expected)]
+
+
+def test_a_file_with_a_separator_is_never_held_as_a_whole(tmp_path):
+    with open(tmp_path / "a.txt", "wb") as file:
+        for _ in range(64):
+            file.write((b"x" * 999 + b"\n--\n") * 500)
+    source = TextFilesConfig((str(tmp_path / "a.txt"),), separator="\n--\n").build()
+    tracemalloc.start()
+    try:
+        assert sum(len(document.text) for document in source) == 64 * 500 * 999
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
