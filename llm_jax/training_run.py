@@ -229,8 +229,8 @@ def _sampler(parts: Assembly) -> Callable[[Any], str]:
 
     def sample(params: Any) -> str:
         rows = generator.generate(params, prompts, samples.new_tokens, parts.experiment.seed)
-        texts = [prompt + tokenizer.decode(row) for prompt, row in zip(samples.prompts, rows, strict=True)]
-        return "\n\n---\n\n".join(texts) + "\n"
+        written = [tokenizer.continuation(*found) for found in zip(prompts, rows, strict=True)]
+        return "\n\n---\n\n".join(map(str.__add__, samples.prompts, written)) + "\n"
 
     return sample
 

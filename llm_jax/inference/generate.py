@@ -58,12 +58,13 @@ class Generator:
     """Continues prompts with a model; compiled functions are kept between calls.
 
     Args:
-      eos_id: the token that ends a row; None lets every row run to its full length.
-      pad_id: what a row yields after its end.
+      eos_id: the token that ends a sequence; None lets every sequence run to its full length.
+      pad_id: what a sequence yields after its end.
       vocab_size: number of the tokenizer's tokens, where the model has room for more; the rest are never sampled.
 
     Raises:
-      ValueError: for a model that cannot write a row from its start alone.
+      ValueError: for a model that cannot continue a sequence token by token, a vocabulary larger than the model's, and
+        an end or padding token outside it.
     """
 
     def __init__(
@@ -78,6 +79,16 @@ class Generator:
         config = dataclasses.replace(model.config, segments=unstacked(model.config.segments), execution=Execution())
         self._model, self._sampling, self._eos_id, self._pad_id = model.clone(config=config), sampling, eos_id, pad_id
         self._vocab_size = model.config.vocab_size if vocab_size is None else vocab_size
+        check(
+            1 <= self._vocab_size <= model.config.vocab_size,
+            f"vocab_size is {vocab_size} and the model's is {model.config.vocab_size}: the model scores no other "
+            "tokens; use the tokenizer that it was trained with",
+        )
+        for name, token in (("eos_id", eos_id), ("pad_id", pad_id)):
+            check(
+                token is None or 0 <= token < self._vocab_size,
+                f"{name} is {token}: it must be a token of the vocabulary, from 0 to {self._vocab_size - 1}",
+            )
         self._unstack = jax.jit(lambda stack: unstack(stack, model.config.segments))
         self._prefill = jax.jit(self._prefill_step, static_argnums=(3,))
         self._decode = jax.jit(self._decode_step, donate_argnums=(1,))
@@ -88,10 +99,12 @@ class Generator:
         """Yields int32 [B], the next token of every row, until all rows have ended or `new_tokens` were made.
 
         Raises:
-          ValueError: for an empty prompt, or prompts that leave no room for `new_tokens` in the model's positions.
+          ValueError: for an empty prompt, a token outside the model's vocabulary, or prompts that leave no room for
+            `new_tokens` in the model's positions.
         """
         check(new_tokens >= 1, f"new_tokens is {new_tokens}: ask for at least 1")
         check(all(map(len, prompts)) and len(prompts) > 0, "a prompt is empty: give it at least one token, such as bos")
+        self._check_tokens(prompts)
         tokens_BP, segments_BP = self._pad(prompts, new_tokens)
         params = in_compute_type(params, self._model.precision.dtype)
         params = params | {"stack": self._unstack(params["stack"])}
@@ -112,6 +125,21 @@ class Generator:
         columns = list(self.stream(params, prompts, new_tokens, seed))
         rows = np.stack(columns, axis=1).tolist()
         return [row[: row.index(self._eos_id)] if self._eos_id in row else row for row in rows]
+
+    def _check_tokens(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Every token has a row in the model's table: jax would take the nearest one for another."""
+        for number, prompt in enumerate(prompts):
+            found = np.asarray(prompt)
+            check(
+                found.ndim == 1 and np.issubdtype(found.dtype, np.integer),
+                f"prompt {number} has shape {found.shape} and type {found.dtype}: give the ids of its tokens",
+            )
+            wrong = found[(found < 0) | (found >= self._model.config.vocab_size)]
+            check(
+                not wrong.size,
+                f"prompt {number} holds token {wrong[:1].sum()}, and the model's tokens are 0 to "
+                f"{self._model.config.vocab_size - 1}: use the tokenizer that it was trained with",
+            )
 
     def _pad(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         longest, room = max(map(len, prompts)), self._model.config.max_length - new_tokens

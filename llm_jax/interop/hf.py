@@ -25,6 +25,7 @@ from llm_jax.interop.permutation import permuted
 from llm_jax.interop.settings import Settings
 from llm_jax.interop.weights import WeightFolder, read_json, write_folder
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.models.build import Model, abstract_parameters, build
 from llm_jax.models.config import ModelConfig, TransformerConfig
@@ -153,8 +154,8 @@ def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
         `target_mapping` [B, P, T].
 
     Raises:
-      ValueError: for an input that the model does not take, and where tokens are missing; for masks that are no order
-        of prediction.
+      ValueError: for an input that the model does not take, and where tokens are missing; for an id, a position or a
+        type outside its table, a mask of other values than 0 and 1, and masks that are no order of prediction.
     """
     config, pair = model.config, isinstance(model, EncoderDecoder)
     asks = not pair and config.embed.target
@@ -164,7 +165,9 @@ def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
     missing = {"input_ids", "decoder_input_ids"} & known - set(inputs)
     check(not missing, f"forward is given no {' and no '.join(sorted(missing))}: the model reads them")
     order = {name: inputs[name] for name in _ORDER & set(inputs)}
-    given = {name: jnp.asarray(array, jnp.int32) for name, array in inputs.items() if name not in order}
+    encoder, decoder = config.sides[0], config.sides[-1]
+    sides = {name: decoder if name.startswith("decoder_") else encoder for name in inputs if name not in order}
+    given = {name: _checked(name, inputs[name], side, decoder.vocab_size) for name, side in sides.items()}
     if pair:
         target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}
         source = {name: array for name, array in given.items() if not name.startswith("decoder_")}
@@ -173,6 +176,40 @@ def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
     targets = placement.positions_BT.shape[1] - given["input_ids"].shape[1]
     # A token that asks has one vector whatever its id.
     return jnp.pad(given["input_ids"], ((0, 0), (0, targets))), placement
+
+
+def _checked(name: str, array: np.ndarray, side: TransformerConfig, vocab_size: int) -> jax.Array:
+    """An input as int32, of which every value has a row in its table: jax would take the nearest one for another.
+
+    Args:
+      vocab_size: of a stack without a table of its own.
+    """
+    limits = {
+        "input_ids": (side.vocab_size or vocab_size, "the model's vocabulary"),
+        "attention_mask": (2, "a mask"),
+        "position_ids": (side.max_length, "the model's positions"),
+        "token_type_ids": (_types(side), "the model's token types"),
+    }
+    limit, table = limits[name.removeprefix("decoder_")]
+    check(limit > 0, f"{name} is given and the model has no token types: leave it out")
+    found = np.asarray(array)
+    check(
+        found.ndim == 2 and found.size > 0 and np.issubdtype(found.dtype, np.number) | (found.dtype == bool),
+        f"{name} has shape {found.shape} and type {found.dtype}: give whole numbers [rows, tokens]",
+    )
+    wrong = found[(found < 0) | (found >= limit) | (found != np.floor(found))]
+    check(
+        not wrong.size,
+        f"{name} holds {wrong[:1].tolist()[:1]}: values of {table} are whole numbers from 0 to {limit - 1}",
+    )
+    return jnp.asarray(found, jnp.int32)
+
+
+def _types(side: TransformerConfig) -> int:
+    """Number of token types. XLNet compares those of two tokens and knows no limit."""
+    mixers = [block.mixer for segment in side.segments for block in segment.blocks]
+    compared = any(isinstance(mixer, RelativeAttentionConfig) for mixer in mixers)
+    return np.iinfo(np.int32).max if compared else side.embed.types
 
 
 def _counts_tokens(config: TransformerConfig) -> bool:
@@ -192,7 +229,9 @@ def _placement(given: dict[str, jax.Array], counts_tokens: bool = False) -> Plac
         positions_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)
     else:
         positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
-    return Placement(positions_BT, mask_BT, given.get("token_type_ids"))
+    # transformers takes the last position of the whole batch, padding included, for the length of every sequence.
+    lengths_BT = jnp.broadcast_to(jnp.max(positions_BT) + 1, shape)
+    return Placement(positions_BT, mask_BT, given.get("token_type_ids"), fixed_lengths_BT=lengths_BT)
 
 
 def _options(folder: Path) -> dict[str, Any]:

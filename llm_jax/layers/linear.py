@@ -32,6 +32,8 @@ class Linear(nn.Module):
       bias: whether there is one; its shape is that of the kernel's output letters.
       bias_init: its initialiser, by the kernel's fan-in and fan-out.
       exact: whether float32 products are computed as such on accelerators too, which else round their operands.
+      copies: how often each entry of the kernel's first output axis is repeated in the result, next to one another. The
+        parameters have none: devices that share an entry compute one copy each.
     """
 
     einsum: str
@@ -42,10 +44,11 @@ class Linear(nn.Module):
     bias: bool = False
     bias_init: Init = Zero()
     exact: bool = False
+    copies: int = 1
 
     def setup(self):
         _, kernel_letters, outputs = _letters(self.einsum)
-        contracted = sum(letter not in outputs for letter in kernel_letters)
+        contracted = self.contracted = sum(letter not in outputs for letter in kernel_letters)
         fans = math.prod(self.shape[:contracted]), math.prod(self.shape[contracted:])
         init = nn.with_logical_partitioning(self.kernel_init.draw(*fans), self.axes)
         self.kernel = self.param("kernel", init, self.shape, self.precision.param_dtype)
@@ -56,12 +59,20 @@ class Linear(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.precision.dtype
-        y = contract(self.einsum, x.astype(dtype), self.kernel.astype(dtype), "highest" if self.exact else None)
+        kernel = self._repeated(self.kernel.astype(dtype), self.axes)
+        y = contract(self.einsum, x.astype(dtype), kernel, "highest" if self.exact else None)
         y = checkpoint_name(y, "product")
         if self.bias:
-            offset = _align(self.offset, self.offset_letters, _letters(self.einsum)[2])
+            offset = self._repeated(self.offset, self.axes[self.contracted :])
+            offset = _align(offset, self.offset_letters, _letters(self.einsum)[2])
             y += broadcast(offset, y.shape, dtype)
         return y
+
+    def _repeated(self, parameter: jax.Array, words: tuple[str, ...]) -> jax.Array:
+        if self.copies == 1:
+            return parameter
+        axis = words.index(self.axes[self.contracted])
+        return partition.constrain(jnp.repeat(parameter, self.copies, axis=axis), *words)
 
     def product(self, einsum: str, x: jax.Array) -> jax.Array:
         """einsum(x, kernel) in other letters than those of the layer, and without its bias: the transposed map, or one

@@ -195,6 +195,13 @@ def divides(shape: tuple[int, ...], words: Axes) -> bool:
     return all(size % parts(word) == 0 for size, word in zip(shape, words, strict=False))
 
 
+def head_copies(kv_heads: int) -> int:
+    """How often each key/value head is repeated so that they divide over the devices that divide the query heads, as
+    Megatron-LM does (megatron/core/transformer/attention.py, `num_query_groups` below the tensor parallel size)."""
+    devices = parts(axes.KV_HEADS)
+    return devices // math.gcd(devices, kv_heads)
+
+
 def line(word: str, *before: str) -> Line:
     """The devices over which the layout of `activate` divides arrays along `word`, where axes before have the words
     `before`; outside of it one by itself."""
@@ -275,15 +282,17 @@ def logical_axes(boxed: Any) -> Any:
 
 
 def shardings(shapes: Any, axes_tree: Any, mesh: Mesh, table: Table) -> Any:
-    """NamedShardings for a tree of shapes whose logical axes are `axes_tree`. Fewer layers than parts stay whole.
+    """NamedShardings for a tree of shapes whose logical axes are `axes_tree`. Fewer layers than parts stay whole, as
+    do key/value heads that do not divide: attention repeats them (`head_copies`).
 
     Raises:
       ValueError: where a dimension does not divide over its mesh axes.
     """
 
     def over(size: int, word: str, names: tuple[str, ...]) -> tuple[str, ...] | None:
+        devices = math.prod(mesh.shape[axis] for axis in names)
         # The layers of a short segment are not cut into stages (schedule.py).
-        whole = word == axes.LAYERS and size < math.prod(mesh.shape[axis] for axis in names)
+        whole = (word == axes.LAYERS and size < devices) or (word == axes.KV_HEADS and size % devices != 0)
         return None if whole else names or None
 
     def place(path: tuple, shape: Any, words: Axes) -> NamedSharding:

@@ -73,7 +73,8 @@ class FullySharded:
 @configclass
 class TensorParallel(_OneTable):
     """Every layer is cut: attention by heads, feed-forward layers by their inner features, embedding and scores by
-    tokens (Shoeybi et al. 2019, arXiv:1909.08053, section 3)."""
+    tokens (Shoeybi et al. 2019, arXiv:1909.08053, section 3). Of fewer key/value heads than devices every device holds
+    all, and computes those that its query heads read."""
 
     sequence: bool = False
     """Whether the residual stream between the layers is divided too, by places of the row (Korthikanti et al. 2022,

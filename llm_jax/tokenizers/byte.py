@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from llm_jax.core.configclass import configclass
+from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import pieces_of
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
 
@@ -50,6 +51,9 @@ class ByteTokenizer(Tokenizer):
 
     def first_bytes(self, token_id: int) -> int:
         return int(token_id < _BYTES)
+
+    def pipeline(self) -> dict[str, Any]:
+        return pipelines.of_bytes(self.special.names)
 
     def _decode(self, ids: list[int]) -> str:
         return bytes(token_id for token_id in ids if token_id < _BYTES).decode(errors="replace")

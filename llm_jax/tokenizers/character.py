@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
+from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import pieces_of
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer
@@ -62,6 +63,9 @@ class CharacterTokenizer(Tokenizer):
 
     def parts(self, text: str) -> Iterator[str]:
         return pieces_of(text, _CHARACTERS_PER_PART)
+
+    def pipeline(self) -> dict[str, Any]:
+        return pipelines.of_characters(self.alphabet, self.special.names)
 
     def _decode(self, ids: list[int]) -> str:
         return "".join(self.alphabet[token_id] for token_id in ids if token_id < len(self.alphabet))

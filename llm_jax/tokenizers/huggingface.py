@@ -87,6 +87,9 @@ class HuggingFaceTokenizer(Tokenizer):
         # Part of a character: in a vocabulary of bytes every character of a token is one of them.
         return len(token) if _REPLACEMENT in text else len(text.encode())
 
+    def pipeline(self) -> dict[str, Any]:
+        return json.loads(self.content) | {"truncation": None, "padding": None}
+
     def _decode(self, ids: list[int]) -> str:
         kept = [token_id for token_id in ids if token_id not in self._silent]
         return self._model.decode(kept, skip_special_tokens=False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import sentencepiece
@@ -10,6 +10,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
+from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import uncrossed
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
@@ -87,6 +88,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def first_bytes(self, token_id: int) -> int:
         return 1 if self._model.is_byte(int(token_id)) else super().first_bytes(token_id)
+
+    def pipeline(self) -> dict[str, Any]:
+        return pipelines.of_sentencepiece(self.content, bool(self._space_mark_ids))
 
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)

@@ -10,15 +10,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
 from llm_jax.core.checks import check
 from llm_jax.core.files import write_atomically
+from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.stream import StreamDecoder
 
 DESCRIPTION = "tokenizer.json"
+DIGEST_KEY = "llm_jax_digest"
+"""Under which an exported tokenizer_config.json names the tokenizer's digest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,11 @@ class SpecialIds:
     """Ends a document."""
     pad: int
     """Fills rows; carries no loss and is attended by nothing, so that it may coincide with another id."""
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Names by id, for tokenizers whose special tokens have none of their own."""
+        return {self.bos: "<bos>", self.eos: "<eos>", self.pad: "<pad>"}
 
     @classmethod
     def choose(cls, bos: int | None, eos: int | None, pad: int | None, unknown: int | None, source: str) -> Self:
@@ -123,9 +131,56 @@ class Tokenizer(abc.ABC):
         """Decodes ids one at a time, as a continuation of `prompt`, whose own text is not repeated."""
         return StreamDecoder(self.decode, self._is_undecided, prompt)
 
+    def continuation(self, prompt: Iterable[int], ids: Iterable[int]) -> str:
+        """The text that `ids` add to that of `prompt`. It is not `decode(ids)`, which drops the space before the first
+        word with tokenizers that mark it there.
+
+        Raises:
+          ValueError: as `decode`.
+        """
+        decoder = self.stream(prompt)
+        return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
+
     def _is_undecided(self, token_id: int) -> bool:
         """Whether the text of a token can only be told from the tokens after it."""
         return False
+
+    @abc.abstractmethod
+    def pipeline(self) -> dict[str, Any]:
+        """This tokenizer as a `tokenizer.json` of Hugging Face's `tokenizers`: the same ids for every text, but that
+        the format has no way to refuse text that is not Unicode.
+
+        Raises:
+          ValueError: for a tokenizer that the format cannot express.
+        """
+
+    def export(self, directory: str | Path, max_length: int) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`, from which transformers' AutoTokenizer loads this
+        tokenizer; the second holds its digest.
+
+        Args:
+          max_length: of the model, in tokens.
+
+        Raises:
+          ValueError: as `pipeline`.
+        """
+        pipeline = self.pipeline()
+        special = {
+            f"{name}_token": pipelines.token_name(pipeline, token_id)
+            for name, token_id in dataclasses.asdict(self.special).items()
+        }
+        facts = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_length,
+            "clean_up_tokenization_spaces": False,
+            # The name of a special token in a text is text.
+            "split_special_tokens": True,
+            DIGEST_KEY: self.digest,
+        }
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / "tokenizer.json", json.dumps(pipeline, ensure_ascii=False) + "\n")
+        write_atomically(directory / "tokenizer_config.json", json.dumps(facts | special, indent=2) + "\n")
 
     def save(self, directory: str | Path) -> None:
         """Writes a folder from which `load_tokenizer` rebuilds this tokenizer, wherever it is moved to."""

@@ -38,6 +38,10 @@ LAYOUTS = {
     "data": ShardingConfig(MeshConfig(data=8), DataParallel()),
     "fsdp": ShardingConfig(MeshConfig(data=2, fsdp=4), FullySharded()),
     "tensor": ShardingConfig(MeshConfig(data=4, tensor=2), TensorParallel()),
+    "wide tensor": ShardingConfig(MeshConfig(data=2, tensor=4), TensorParallel()),
+    "wide tensor and ring": ShardingConfig(
+        MeshConfig(data=1, context=2, tensor=4), Both(ContextParallel(Ring()), TensorParallel())
+    ),
     "sequence": ShardingConfig(MeshConfig(data=4, tensor=2), TensorParallel(sequence=True)),
     "fsdp and tensor": ShardingConfig(MeshConfig(data=2, fsdp=2, tensor=2), Both(FullySharded(), TensorParallel(True))),
     "pipeline": ShardingConfig(MeshConfig(data=2, fsdp=2, stage=2), Both(FullySharded(), PipelineParallel(2))),
@@ -74,8 +78,11 @@ def train(found: Programs) -> tuple[TrainState, dict[str, Any]]:
     for _ in range(STEPS):
         state, report = compiled(state, batch)
         losses.append(float(report.metrics["loss"].mean))
-    query = state.params["stack"]["segment_0"]["block_0"]["mixer"]["query"]["kernel"]
+    mixer = state.params["stack"]["segment_0"]["block_0"]["mixer"]
+    query = mixer["query"]["kernel"]
     facts |= {
+        "key_values": _bytes([mixer["key"], mixer["value"]])["all"],
+        "scores": np.asarray(continued(found, state.params)).tolist(),
         "losses": losses,
         "query_shards": len({str(shard.index) for shard in query.addressable_shards}),
         "parameters": _bytes(state.params),
@@ -84,6 +91,19 @@ def train(found: Programs) -> tuple[TrainState, dict[str, Any]]:
         "norms": _bytes([leaf for name, leaf in trees.named_leaves(state.params) if name.endswith("scale")])["all"],
     }
     return jax.device_get(state), facts
+
+
+def continued(found: Programs, params: Any) -> jax.Array:
+    """Scores [8, V] of the token after five, the last two of them read with a cache of the others."""
+    tokens, model = tiny.tokens(8, 5), found.model
+
+    def scores(params: Any, tokens: jax.Array) -> jax.Array:
+        cache = model.allocate(8, 5)
+        cache = model.apply({"params": params}, tokens[:, :3], cache=cache).cache
+        return model.apply({"params": params}, tokens[:, 3:], cache=cache).logits_BTV[:, -1]
+
+    with found.activated():
+        return jax.jit(scores)(params, jax.device_put(tokens, found.layout.rows))
 
 
 def _gathered(program: str) -> list[list[int]]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,8 +12,19 @@ from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
 from llm_jax.inference.generate import Generator, in_compute_type
 from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.layers.positions.rope_scaling import DynamicScaling, LongRoPEScaling, Unscaled
 from llm_jax.models.build import build
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families import llama as llama_family
 from llm_jax.models.families.bert import bert
+from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.heads import ClassHead
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
@@ -168,6 +180,43 @@ def test_matrices_in_the_compute_type_change_nothing(name):
     np.testing.assert_array_equal(forward(params), forward(served))
 
 
+ROTARY = {
+    "dynamic": DynamicScaling(4.0, original_length=8),
+    "longrope": LongRoPEScaling(short=(1.0, 1.5), long=(3.0, 9.0), original_length=8),
+}
+EXPERTS = {
+    "capacity": MoEConfig(4, GLUConfig(16), SoftmaxConfig(2), Capacity(0.5)),
+    "capacity by groups": MoEConfig(4, GLUConfig(16), SoftmaxConfig(2), Capacity(0.5, group=6)),
+    "expert choice": MoEConfig(4, GLUConfig(16), ExpertChoiceConfig(1.0, allow_future=True)),
+}
+
+
+def _long(name: str) -> TransformerConfig:
+    """A model of 128 positions, longer than the multiple to which prompts are padded."""
+    rope = RoPEConfig(scaling=ROTARY.get(name, Unscaled()))
+    model = llama_family.llama(2, 2, 8, 16, vocab_size=31, max_length=128, rope=rope)
+    return with_experts(model, EXPERTS[name], (1,)) if name in EXPERTS else model
+
+
+@pytest.mark.parametrize("name", [*ROTARY, *EXPERTS])
+def test_the_first_token_is_that_of_the_prompt_alone(name):
+    """Padding, and longer prompts beside it, count for nothing: neither in lengths nor in capacities."""
+    model = Transformer(_long(name))
+    params = tiny.parameters(model, seed=3)
+    prompts = [[5, 9, 2], [7, 3, 9, 1], tiny.tokens(1, 20)[0].tolist()]
+    forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens).logits_BTV[0, -1])
+    alone = [np.asarray(forward(np.array([prompt], np.int32))) for prompt in prompts]
+    padded, segments = (np.zeros((3, 64), np.int32) for _ in range(2))
+    for row, prompt in enumerate(prompts):
+        padded[row, : len(prompt)], segments[row, : len(prompt)] = prompt, 1
+    place = Placement(jnp.broadcast_to(jnp.arange(64), (3, 64)), jnp.asarray(segments))
+    together = jax.jit(lambda tokens: model.apply({"params": params}, tokens, place).logits_BTV)(padded)
+    for row, prompt in enumerate(prompts):
+        np.testing.assert_allclose(together[row, len(prompt) - 1], alone[row], atol=2e-5)
+    firsts = Generator(model, GREEDY, eos_id=None, pad_id=PAD).generate(params, prompts, 1)
+    assert firsts == [[int(np.argmax(scores))] for scores in alone]
+
+
 @pytest.mark.parametrize(
     ("prompts", "new", "message"),
     [
@@ -180,11 +229,31 @@ def test_matrices_in_the_compute_type_change_nothing(name):
         ([[1], []], 3, "a prompt is empty"),
         ([], 3, "a prompt is empty"),
         ([[1]], 0, "new_tokens is 0"),
+        ([[1], [2, 97]], 3, "prompt 1 holds token 97, and the model's tokens are 0 to"),
+        ([[-1]], 3, "prompt 0 holds token -1"),
+        ([[1.5]], 3, "prompt 0 has shape .1,. and type float64"),
+        ([[[1, 2]]], 3, "prompt 0 has shape .1, 2."),
+        ([[2**40]], 3, "prompt 0 holds token 1099511627776"),
     ],
 )
 def test_bad_requests_are_refused(llama, prompts, new, message):
     with pytest.raises(ValueError, match=message):
         llama.generator.generate(llama.params, prompts, new)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 10_000}, "vocab_size is 10000 and the model's is"),
+        ({"vocab_size": 0}, "vocab_size is 0 and the model's is"),
+        ({"eos_id": -1}, "eos_id is -1"),
+        ({"pad_id": 10_000}, "pad_id is 10000"),
+        ({"vocab_size": 9, "eos_id": 9}, "eos_id is 9.*from 0 to 8"),
+    ],
+)
+def test_a_vocabulary_that_is_not_the_models_is_refused(llama, change, message):
+    with pytest.raises(ValueError, match=message):
+        Generator(llama.model, GREEDY, **({"eos_id": None, "pad_id": PAD} | change))
 
 
 LLAMA = PUBLISHED["llama"]

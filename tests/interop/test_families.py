@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
+from llm_jax.interop.hf import arguments
 from llm_jax.models.architecture import architecture
 from llm_jax.models.build import build
 from llm_jax.models.families import SIZES
@@ -226,6 +227,32 @@ def test_forward_names_inputs_that_are_missing_or_unknown():
         ValueError, match="forward knows no input decoder_input_ids: it takes attention_mask, input_ids"
     ):
         forward(build(EVERY["bert"]), None, **tokens, decoder_input_ids=tiny.tokens(1, 4))
+
+
+IDS = np.array([[1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("family", "inputs", "message"),
+    [
+        ("llama", {"input_ids": IDS + 1000}, "input_ids holds .1001.: values of the model's vocabulary .* from 0 to"),
+        ("llama", {"input_ids": -IDS}, "input_ids holds .-1."),
+        ("llama", {"input_ids": IDS * 2**40}, "input_ids holds"),
+        ("llama", {"input_ids": IDS + 0.5}, "input_ids holds .1.5."),
+        ("llama", {"input_ids": IDS[0]}, "input_ids has shape .3,."),
+        ("llama", {"input_ids": IDS, "attention_mask": IDS}, "attention_mask holds .2.*a mask .* from 0 to 1"),
+        ("llama", {"input_ids": IDS, "position_ids": IDS - 2}, "position_ids holds .-1."),
+        ("gpt2", {"input_ids": IDS, "position_ids": IDS + 1000}, "position_ids holds .1001.*the model's positions"),
+        ("bert", {"input_ids": IDS, "token_type_ids": IDS}, "token_type_ids holds .2.*the model's token types"),
+        ("gpt2", {"input_ids": IDS, "token_type_ids": 0 * IDS}, "the model has no token types"),
+        ("t5", {"input_ids": IDS, "decoder_input_ids": IDS + 1000}, "decoder_input_ids holds .1001."),
+        ("t5", {"input_ids": IDS + 1000, "decoder_input_ids": IDS}, "input_ids holds .1001."),
+    ],
+)
+def test_forward_refuses_what_no_table_has(family, inputs, message):
+    """jax takes the last row for an index beyond the table, and the last but one for -2."""
+    with pytest.raises(ValueError, match=message):
+        arguments(build(EVERY[family]), **inputs)
 
 
 def test_every_activation_can_be_exported(tmp_path: Path):

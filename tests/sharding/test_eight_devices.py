@@ -8,7 +8,9 @@ from tests.helpers import devices, tiny
 pytestmark = pytest.mark.slow
 
 DIVIDED_ROWS = ("ring", "all to all", "fsdp and ring", "fsdp, ring and tensor")
-LAYOUTS = ("data", "fsdp", "tensor", "sequence", "fsdp and tensor", "pipeline", *DIVIDED_ROWS)
+WIDE = ("wide tensor", "wide tensor and ring")
+"""With twice as many devices along the heads as there are key/value heads."""
+LAYOUTS = ("data", "fsdp", "tensor", *WIDE, "sequence", "fsdp and tensor", "pipeline", *DIVIDED_ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def run():
 
 
 def test_layouts_differ(run):
-    assert [run[name]["query_shards"] for name in ("one", *LAYOUTS)] == [1, 1, 4, 2, 2, 4, 4, 1, 1, 2, 4]
+    assert [run[name]["query_shards"] for name in ("one", *LAYOUTS)] == [1, 1, 4, 2, 4, 4, 2, 4, 4, 1, 1, 2, 4]
     assert run["one"]["gathered"] == [] and run["fsdp"]["gathered"] != []
 
 
@@ -33,6 +35,20 @@ def test_loss_gradients_and_weights_are_those_of_one_device(run, layout):
     np.testing.assert_allclose(run[layout]["losses"], run["one"]["losses"], rtol=1e-6)
     for part in ("opt_state", "params", "ema"):
         assert run[layout][f"{part}_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("layout", WIDE)
+def test_more_devices_than_key_value_heads_hold_them_whole_and_divide_all_else(run, layout):
+    facts = run[layout]
+    whole = facts["key_values"] + facts["norms"]
+    share = (facts["parameters"]["all"] - whole) / 4 + whole
+    assert facts["parameters"]["device"] == share
+    assert not [shape for shape in facts["gathered"] if tiny.VOCAB in shape and len(shape) > 2]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_cache_is_read_as_on_one_device(run, layout):
+    np.testing.assert_allclose(run[layout]["scores"], run["one"]["scores"], atol=1e-4)
 
 
 def test_data_parallel_holds_everything_everywhere(run):

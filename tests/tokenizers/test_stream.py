@@ -1,5 +1,6 @@
 """Streamed text equals decoded text, whatever the ids."""
 
+import pytest
 import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -87,3 +88,19 @@ def test_cost_of_a_push_does_not_grow(byte):
     for _ in range(200):
         decoder.push(65)
     assert max(decoded) == 2
+
+
+@pytest.mark.parametrize("name", ["llama_like", "t5_like", "bpe", "byte", "huggingface"])
+def test_a_continuation_keeps_the_space_before_its_first_word(name, request):
+    """Tokenizers that put a space in front of a text drop it from what they decode alone."""
+    tokenizer = request.getfixturevalue(name)
+    whole = tokenizer.encode("return the value")
+    cut = next(n for n in range(1, len(whole)) if tokenizer.decode(whole[:n]) == "return")
+    prompt, ids = [tokenizer.bos_id, *whole[:cut]], whole[cut:]
+    assert tokenizer.continuation(prompt, ids) == " the value"
+    assert tokenizer.continuation([tokenizer.bos_id], whole) == "return the value"
+
+
+def test_a_continuation_is_not_what_its_ids_decode_to_alone(llama_like):
+    whole = llama_like.encode("return the value")
+    assert not llama_like.decode(whole[len(llama_like.encode("return")) :]).startswith(" ")

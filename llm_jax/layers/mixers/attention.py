@@ -26,7 +26,7 @@ from llm_jax.layers.mixers.softmax import zero_where_blind
 from llm_jax.layers.norms import NormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
-from llm_jax.sharding import axes
+from llm_jax.sharding import axes, partition
 
 
 @configclass
@@ -145,7 +145,7 @@ class Attention(nn.Module):
         """Mixes tokens; `state` holds keys and values of earlier ones, to which this call's are added."""
         config = self.config
         q_BNTH = self.queries(x_BTD, context.queries)
-        k_BKSH, v_BKSH = self.keys_values(x_BTD, context.queries)
+        k_BKSH, v_BKSH = self.keys_values(x_BTD, context.queries, cached=state is not None)
         if state is not None:
             state = state.write(k_BKSH, v_BKSH, context.slot)
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
@@ -158,10 +158,15 @@ class Attention(nn.Module):
         q_BNTH = self._project("query", "BTD,DNH->BNTH", self.config.heads, axes.HEADS)(x_BTD)
         return checkpoint_name(self._placed(q_BNTH, place, "query_norm"), "qkv")
 
-    def keys_values(self, x_BSD: jax.Array, place: Placement) -> tuple[jax.Array, jax.Array]:
-        """[B, K, S, H] each, the keys normalised and rotated."""
-        k_BKSH = self._project("key", "BTD,DKH->BKTH", self.config.kv_heads, axes.KV_HEADS)(x_BSD)
-        v_BKSH = self._project("value", "BTD,DKH->BKTH", self.config.kv_heads, axes.KV_HEADS)(x_BSD)
+    def keys_values(self, x_BSD: jax.Array, place: Placement, cached: bool) -> tuple[jax.Array, jax.Array]:
+        """[B, K, S, H] each, the keys normalised and rotated. Where heads divide over more devices than there are
+        key/value heads, those are repeated, but for a cache and for a norm over all of them (exchange.py repeats them
+        then)."""
+        kv_heads, norm = self.config.kv_heads, self.config.qk_norm
+        as_they_are = cached or (norm is not None and norm.over == "heads")
+        copies = 1 if as_they_are else partition.head_copies(kv_heads)
+        k_BKSH = self._project("key", "BTD,DKH->BKTH", kv_heads, axes.KV_HEADS, copies)(x_BSD)
+        v_BKSH = self._project("value", "BTD,DKH->BKTH", kv_heads, axes.KV_HEADS, copies)(x_BSD)
         k_BKSH, v_BKSH = self._placed(k_BKSH, place, "key_norm"), self._clipped(v_BKSH)
         return checkpoint_name(k_BKSH, "qkv"), checkpoint_name(v_BKSH, "qkv")
 
@@ -184,18 +189,18 @@ class Attention(nn.Module):
             x_BNTH = self.config.qk_norm.apply(x_BNTH, self.precision, norm)
         x_BNTH = self._clipped(x_BNTH)
         if self.config.position is not None:
-            x_BNTH = self.config.position.rotate(x_BNTH, place.positions_BT)
+            x_BNTH = self.config.position.rotate(x_BNTH, place.positions_BT, place.lengths_BT)
         return x_BNTH
 
     def _clipped(self, x_BNTH: jax.Array) -> jax.Array:
         limit = self.config.clip
         return x_BNTH if limit is None else jnp.clip(x_BNTH, -limit, limit)
 
-    def _project(self, name: str, einsum: str, heads: int, heads_axis: str) -> Linear:
+    def _project(self, name: str, einsum: str, heads: int, heads_axis: str, copies: int = 1) -> Linear:
         shape = (self.width, heads, self.config.head_dim)
         words = (axes.EMBED, heads_axis, axes.HEAD_DIM)
         init = self.config.query_init if name == "query" and self.config.query_init else self.config.init
-        return Linear(einsum, shape, words, init, self.precision, self.config.bias, name=name)
+        return Linear(einsum, shape, words, init, self.precision, self.config.bias, copies=copies, name=name)
 
 
 @configclass
@@ -230,7 +235,7 @@ class CrossAttention(Attention):
         """Reads the memory; `state` keeps its keys and values for the calls that are given it no more."""
         config, keys_values = self.config, state
         if context.memory_BSD is not None:
-            keys_values = KeyValues(*self.keys_values(context.memory_BSD, context.memory))
+            keys_values = KeyValues(*self.keys_values(context.memory_BSD, context.memory, cached=state is not None))
             state = None if state is None else state.replaced(keys_values)
         pairs = Pairs(config.mask, context.queries, context.memory, config.scores, context.bias_RN, self.sinks())
         q_BNTH = self.queries(x_BTD, context.queries)

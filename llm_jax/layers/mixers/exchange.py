@@ -29,6 +29,7 @@ def attend(
     Raises:
       ValueError: for lengths or heads that do not divide as the exchange needs it.
     """
+    k_BKSH, v_BKSH = _repeated(k_BKSH), _repeated(v_BKSH)
     layout = partition.active()
     exchange = None if layout is None else layout.exchange
     if exchange is None or cached or pairs.shape[0] == 1:
@@ -36,6 +37,14 @@ def attend(
     if isinstance(exchange, Ring):
         return ring.attend(layout, q_BNTH, k_BKSH, v_BKSH, pairs)
     return _all_to_all(kernel, q_BNTH, k_BKSH, v_BKSH, pairs)
+
+
+def _repeated(x_BKSH: jax.Array) -> jax.Array:
+    """Each key/value head as often as devices share it; see `partition.head_copies`."""
+    copies = partition.head_copies(x_BKSH.shape[1])
+    if copies == 1:
+        return x_BKSH
+    return partition.constrain(jnp.repeat(x_BKSH, copies, axis=1), axes.BATCH, axes.KV_HEADS)
 
 
 def _all_to_all(kernel: Kernel, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:

@@ -189,7 +189,9 @@ class LatentAttention(nn.Module):
             x_BTD = config.norm.build(self.precision, "query_norm")(x_BTD)
         rank = x_BTD.shape[-1]
         q_BNTH = self._up("query", rank, config.head_dim)(x_BTD)
-        q_BNTP = config.position.rotate(self._up("query_rotary", rank, config.rotary_dim)(x_BTD), place.positions_BT)
+        q_BNTP = config.position.rotate(
+            self._up("query_rotary", rank, config.rotary_dim)(x_BTD), place.positions_BT, place.lengths_BT
+        )
         if config.query_rank is None:
             q_BNTH, q_BNTP = checkpoint_name(q_BNTH, "qkv"), checkpoint_name(q_BNTP, "qkv")
         return q_BNTH, q_BNTP
@@ -200,7 +202,9 @@ class LatentAttention(nn.Module):
         c_BTR = checkpoint_name(self._down("latent", config.rank)(x_BTD), "qkv")
         c_BTR = config.norm.build(self.precision, "latent_norm")(c_BTR)
         k_BTP = self._down("key_rotary", config.rotary_dim)(x_BTD)
-        k_BTP = checkpoint_name(config.position.rotate(k_BTP[:, None], place.positions_BT)[:, 0], "qkv")
+        k_BTP = checkpoint_name(
+            config.position.rotate(k_BTP[:, None], place.positions_BT, place.lengths_BT)[:, 0], "qkv"
+        )
         return jnp.concatenate([c_BTR, k_BTP], axis=-1)
 
     def _expanded(self, q_BNTH: jax.Array, q_BNTP: jax.Array, c_BSL: jax.Array, context: Context) -> jax.Array:

@@ -26,6 +26,7 @@ class Placement:
         tokens see. None: all is given.
       targets_BT: bool, whether a token asks what stands at its position: its rank is that of the token it asks for, it
         has a vector that is no token's, and nothing sees it. None: no token asks.
+      fixed_lengths_BT: int32, what `lengths_BT` is where the caller defines it otherwise. None: it is computed.
     """
 
     positions_BT: jax.Array
@@ -33,6 +34,20 @@ class Placement:
     types_BT: jax.Array | None = None
     order_BT: jax.Array | None = None
     targets_BT: jax.Array | None = None
+    fixed_lengths_BT: jax.Array | None = None
+
+    @property
+    def lengths_BT(self) -> jax.Array:
+        """int32 [B, T] or [B, 1], the length of a token's document: one more than the last position of
+        its tokens, padding and other documents left out. Every rule that depends on the length of a sequence reads it
+        here, so that results do not depend on padding, nor on the rest of the batch. Padding has the length 0."""
+        if self.fixed_lengths_BT is not None:
+            return self.fixed_lengths_BT
+        ends_BT = self.positions_BT + 1
+        if self.segment_ids_BT is None:
+            return jnp.max(ends_BT, axis=1, keepdims=True)
+        same_BTS = _same_document(self.segment_ids_BT, self.segment_ids_BT)
+        return jnp.max(jnp.where(same_BTS, ends_BT[:, None, :], 0), axis=2)
 
     @property
     def real_BT(self) -> jax.Array:

@@ -136,7 +136,9 @@ class Retention(nn.Module):
         v_BNTP = checkpoint_name(self._project("value", config.value_dim)(x_BTD), "qkv")
         gate_BNTP = checkpoint_name(self._project("gate", config.value_dim)(x_BTD), "qkv")
         if config.position is not None:
-            q_BNTH, k_BNTH = (config.position.rotate(x_BNTH, place.positions_BT) for x_BNTH in (q_BNTH, k_BNTH))
+            q_BNTH, k_BNTH = (
+                config.position.rotate(x_BNTH, place.positions_BT, place.lengths_BT) for x_BNTH in (q_BNTH, k_BNTH)
+            )
         q_BNTH, k_BNTH = checkpoint_name(q_BNTH, "qkv"), checkpoint_name(k_BNTH, "qkv")
         log_BNT = jnp.broadcast_to(config.decays.logarithms(config.heads)[:, None], (1, config.heads, x_BTD.shape[1]))
         y_BNTP, state = recur(config.form, q_BNTH, k_BNTH, v_BNTP, log_BNT, place, state)

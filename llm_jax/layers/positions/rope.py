@@ -44,10 +44,18 @@ class RoPEConfig:
             f"position.features is {rotated} and head_dim is {head_dim}: no more can be rotated than there are",
         )
 
-    def rotate(self, x_BNTH: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Rotated x, same shape and type. Angles are float32: bfloat16 cannot tell position 256 from 257."""
+    def rotate(self, x_BNTH: jax.Array, positions_BT: jax.Array, lengths_BT: jax.Array | None = None) -> jax.Array:
+        """Rotated x, same shape and type. Angles are float32: bfloat16 cannot tell position 256 from 257.
+
+        Args:
+          lengths_BT: int32 [B, T] or [B, 1], length of each token's sequence, which some scalings read; None: a
+            sequence ends at its last position.
+        """
         features = x_BNTH.shape[-1] if self.features is None else self.features
-        frequencies, magnitude = self.scaling.frequencies(self.base, features, positions_BT)
+        if lengths_BT is None:
+            lengths_BT = jnp.max(positions_BT, axis=1, keepdims=True) + 1
+        frequencies, magnitude = self.scaling.frequencies(self.base, features, lengths_BT)
+        frequencies = frequencies[:, None] if frequencies.ndim == 3 else frequencies
         angles_B1Th = positions_BT[:, None, :, None].astype(jnp.float32) * frequencies
         cos, sin = ((magnitude * turn(angles_B1Th)).astype(x_BNTH.dtype) for turn in (jnp.cos, jnp.sin))
         return _turn(x_BNTH, cos, sin)

@@ -1,6 +1,7 @@
-"""Rotary frequencies for rows longer than those of pretraining.
+"""Rotary frequencies for sequences longer than those of pretraining.
 
-Legend: B batch, T length, h pairs of features.
+Legend: B batch, T length, h pairs of features. `lengths_BT` is the length of each token's sequence (see
+`Placement.lengths_BT`), int32 [B, T] or [B, 1].
 """
 
 import math
@@ -17,8 +18,9 @@ from llm_jax.core.configclass import configclass
 class Unscaled:
     """Pair i of n features turns by base^(-2i/n) a position."""
 
-    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
-        """Radians a position of each pair, [h] float32, and the factor of cosine and sine."""
+    def frequencies(self, base: float, features: int, lengths_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+        """Radians a position of each pair, float32 [h], or [B, T or 1, h] where they depend on the length; and the
+        factor of cosine and sine."""
         return _plain(base, features), 1.0
 
 
@@ -31,14 +33,14 @@ class LinearScaling:
     def __post_init__(self):
         check_positive(factor=self.factor)
 
-    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+    def frequencies(self, base: float, features: int, lengths_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
         """As `Unscaled.frequencies`."""
         return _plain(base, features) / np.float32(self.factor), 1.0
 
 
 @configclass
 class DynamicScaling:
-    """The base grows with the longest row of the batch beyond `original_length` ("dynamic NTK"; Peng et al. 2023,
+    """The base grows with the length of the sequence beyond `original_length` ("dynamic NTK"; Peng et al. 2023,
     arXiv:2309.00071, B.2). A cached prefix keeps the angles it was written with, so cached decoding beyond that length
     differs from the whole forward pass, in every implementation."""
 
@@ -48,13 +50,13 @@ class DynamicScaling:
     def __post_init__(self):
         check_positive(factor=self.factor, original_length=self.original_length)
 
-    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+    def frequencies(self, base: float, features: int, lengths_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
         """As `Unscaled.frequencies`."""
         check(features > 2, f"{features} features are rotated: dynamic scaling needs at least 4")
-        length = jnp.maximum(jnp.max(positions_BT) + 1, self.original_length).astype(jnp.float32)
-        growth = self.factor * length / self.original_length - (self.factor - 1)
+        length_BT1 = jnp.maximum(lengths_BT, self.original_length).astype(jnp.float32)[..., None]
+        growth_BT1 = self.factor * length_BT1 / self.original_length - (self.factor - 1)
         exponent = np.arange(0, features, 2, dtype=np.float32) / features
-        return (base * growth ** (features / (features - 2))) ** -exponent, 1.0
+        return (base * growth_BT1 ** (features / (features - 2))) ** -exponent, 1.0
 
 
 @configclass
@@ -73,7 +75,7 @@ class Llama3Scaling:
         check_positive(factor=self.factor, low=self.low, original_length=self.original_length)
         check(self.high > self.low, f"high is {self.high} and low is {self.low}: high must be greater than low")
 
-    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+    def frequencies(self, base: float, features: int, lengths_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
         """As `Unscaled.frequencies`."""
         plain = _plain(base, features)
         turns = self.original_length * plain / (2 * math.pi)
@@ -101,7 +103,7 @@ class YaRNScaling:
         check_positive(factor=self.factor, original_length=self.original_length, slow=self.slow)
         check(self.fast > self.slow, f"fast is {self.fast} and slow is {self.slow}: fast must be greater than slow")
 
-    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+    def frequencies(self, base: float, features: int, lengths_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
         """As `Unscaled.frequencies`."""
         plain = _plain(base, features)
         first, last = (self._pair(turns, base, features) for turns in (self.fast, self.slow))
@@ -119,8 +121,8 @@ class YaRNScaling:
 
 @configclass
 class LongRoPEScaling:
-    """Every pair has a divisor of its own, found by search: one set for rows up to `original_length`, another beyond
-    (Ding et al. 2024, arXiv:2402.13753). As with `DynamicScaling` a cached prefix keeps its angles."""
+    """Every pair has a divisor of its own, found by search: one set for sequences up to `original_length`, another
+    beyond (Ding et al. 2024, arXiv:2402.13753). As with `DynamicScaling` a cached prefix keeps its angles."""
 
     short: tuple[float, ...]
     long: tuple[float, ...]
@@ -135,16 +137,16 @@ class LongRoPEScaling:
             f"short has {len(self.short)} divisors and long has {len(self.long)}: both need one a pair of features",
         )
 
-    def frequencies(self, base: float, features: int, positions_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
+    def frequencies(self, base: float, features: int, lengths_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
         """As `Unscaled.frequencies`."""
         check(
             len(self.short) == features // 2,
             f"rope scaling has {len(self.short)} divisors and {features} features are rotated: it needs one a pair",
         )
         plain = _plain(base, features)
-        beyond = jnp.max(positions_BT) >= self.original_length
-        divisors = jnp.where(beyond, np.float32(self.long), np.float32(self.short))
-        return plain / divisors, self.magnitude
+        beyond_BT1 = (lengths_BT > self.original_length)[..., None]
+        divisors_BTh = jnp.where(beyond_BT1, np.float32(self.long), np.float32(self.short))
+        return plain / divisors_BTh, self.magnitude
 
 
 Scaling = Unscaled | LinearScaling | DynamicScaling | Llama3Scaling | YaRNScaling | LongRoPEScaling

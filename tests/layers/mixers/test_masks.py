@@ -147,3 +147,11 @@ def test_what_tokens_see_in_an_order():
     assert not expected[:, 6:].any() and expected[7].tolist() == [False, True, True] + [False] * 7
     # Of two tokens of one rank neither sees the other, and the first to be predicted has nothing to see.
     assert expected[3].nonzero()[0] == [3] and expected[4].nonzero()[0] == [4] and not expected[8].any()
+
+
+def test_lengths_are_those_of_documents_without_padding():
+    positions = jnp.array([[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]])
+    segments = jnp.array([[1, 1, 1, 2, 2, 0], [0, 3, 3, 0, 3, 0]])
+    np.testing.assert_array_equal(Placement(positions, segments).lengths_BT, [[3, 3, 3, 2, 2, 0], [0, 4, 4, 0, 4, 0]])
+    # Without segment ids a row is one document; a call that continues it counts from its start.
+    np.testing.assert_array_equal(Placement(jnp.array([[0, 1, 2], [7, 8, 9]])).lengths_BT, [[3], [10]])

@@ -15,13 +15,13 @@ from llm_jax.layers.positions.rope_scaling import (
 )
 
 BASE, FEATURES = 10_000.0, 32
-SHORT, LONG = jnp.arange(20)[None], jnp.arange(300)[None]
+SHORT, LONG = jnp.array([[20]]), jnp.array([[300]])
 PLAIN = BASE ** (-np.arange(0, FEATURES, 2) / FEATURES)
 
 
-def _frequencies(scaling, positions=SHORT):
-    frequencies, magnitude = scaling.frequencies(BASE, FEATURES, positions)
-    return np.asarray(frequencies), magnitude
+def _frequencies(scaling, lengths=SHORT):
+    frequencies, magnitude = scaling.frequencies(BASE, FEATURES, lengths)
+    return np.squeeze(np.asarray(frequencies)), magnitude
 
 
 def test_unscaled_and_linear():
@@ -66,6 +66,20 @@ def test_longrope_has_a_set_of_divisors_for_long_rows():
     np.testing.assert_allclose(_frequencies(scaling, LONG)[0], PLAIN / long, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "scaling",
+    [DynamicScaling(2.0, 100), LongRoPEScaling(tuple(np.linspace(1, 2, 16)), tuple(np.linspace(2, 9, 16)), 100)],
+)
+def test_each_sequence_is_scaled_by_its_own_length(scaling):
+    """Also where sequences of several lengths are in one batch, and documents in one row."""
+    lengths = jnp.array([[20, 20, 20], [300, 300, 20], [100, 101, 0]])
+    found, _ = scaling.frequencies(BASE, FEATURES, lengths)
+    for index in np.ndindex(lengths.shape):
+        alone, _ = scaling.frequencies(BASE, FEATURES, lengths[index].reshape(1, 1))
+        np.testing.assert_array_equal(found[index], alone[0, 0])
+    assert not np.array_equal(found[2, 0], found[2, 1]), "101 tokens are beyond the original length of 100"
+
+
 def test_a_part_of_a_head_is_rotated_and_the_rest_left():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 5, 12)), jnp.float32)
     positions = jnp.arange(5)[None]
@@ -76,7 +90,9 @@ def test_a_part_of_a_head_is_rotated_and_the_rest_left():
 
 def test_the_magnitude_multiplies_what_is_rotated():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 5, 32)), jnp.float32)
-    scaled, plain = (RoPEConfig(scaling=YaRNScaling(1.5, 64, magnitude=m)).rotate(x, SHORT[:, :5]) for m in (2.0, 1.0))
+    scaled, plain = (
+        RoPEConfig(scaling=YaRNScaling(1.5, 64, magnitude=m)).rotate(x, jnp.arange(5)[None]) for m in (2.0, 1.0)
+    )
     np.testing.assert_allclose(scaled, 2 * plain, rtol=1e-5)
 
 

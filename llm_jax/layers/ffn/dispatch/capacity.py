@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.core.checks import check, check_one_of, check_positive_if_given
 from llm_jax.core.configclass import configclass
@@ -24,10 +25,11 @@ Priority = Literal["position", "score"]
 @configclass
 class Capacity(Dispatch):
     """Each expert takes ceil(factor * choices of a group / experts) of a group of tokens, at least one and at most all
-    (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2).
+    (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2). Padding counts
+    for nothing: the capacity is that of the group's real tokens.
 
     First choices come before second ones: whether a token's second choice is served may depend on later tokens. A token
-    whose choices are all dropped gets 0. A row's last group may be short; it has the places of a whole one.
+    whose choices are all dropped gets 0.
     """
 
     factor: float = 1.25
@@ -83,7 +85,7 @@ class Capacity(Dispatch):
         )
 
     def places(self, tokens: int, choices: int, experts: int) -> int:
-        """Places of each expert for a group of so many tokens."""
+        """Places of each expert for a group of this number of real tokens."""
         # A product that is a whole number but for rounding is that number.
         return min(tokens, math.ceil(self.factor * choices * tokens / experts - 1e-9))
 
@@ -102,9 +104,12 @@ class Capacity(Dispatch):
 
         weights_GNK = grouped(routes.weights_BTK * real_BT[..., None])
         chosen_GNK = jnp.where(weights_GNK > 0, grouped(routes.experts_BTK), experts.count)
-        places = self.places(self.group or length, chosen_GNK.shape[-1], experts.count)
+        choices = chosen_GNK.shape[-1]
+        by_tokens = np.array([self.places(tokens, choices, experts.count) for tokens in range(group + 1)], np.int32)
+        places_G = jnp.asarray(by_tokens)[jnp.sum(grouped(real_BT), axis=1, dtype=jnp.int32)]
         best_BT = jnp.max(routes.weights_BTK, axis=-1) if routes.best_BT is None else routes.best_BT
-        seats = _seats(chosen_GNK, self._first(grouped(best_BT * real_BT)), experts.count, min(places, group))
+        first_GN = self._first(grouped(best_BT * real_BT))
+        seats = _seats(chosen_GNK, first_GN, experts.count, places_G, int(by_tokens.max()))
         y_GND = self.moves.serve(experts, grouped(x_BTD), weights_GNK, seats)
         return whole(y_GND), whole(jnp.sum(seats.served_GNK, axis=-1, dtype=jnp.float32))
 
@@ -115,22 +120,24 @@ class Capacity(Dispatch):
         return jnp.broadcast_to(jnp.arange(best_GN.shape[1]), best_GN.shape)
 
 
-def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, places: int) -> Seats:
+def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, places_G: jax.Array, most: int) -> Seats:
     """Gives the places of experts away.
 
     Args:
       chosen_GNK: experts from 0 to `count`, which stands for none.
       first_GN: tokens in the order in which they are served.
+      places_G: int32, places of each expert in each group.
+      most: upper bound of `places_G`, the size of the buffer.
     """
     groups, tokens, choices = chosen_GNK.shape
     queue_GNK = jnp.take_along_axis(chosen_GNK, first_GN[..., None], axis=1)
     order_GP, place_GP, sizes_GE = ordered(queue_GNK.swapaxes(1, 2).reshape(groups, -1), count)
     starts_GE = jnp.cumsum(sizes_GE, axis=1) - sizes_GE
     # From the places of experts to choices...
-    entry_GEC = jnp.minimum(starts_GE[..., None] + jnp.arange(places), tokens * choices - 1)
+    entry_GEC = jnp.minimum(starts_GE[..., None] + jnp.arange(most), tokens * choices - 1)
     queued_GEC = jnp.take_along_axis(order_GP[:, None], entry_GEC, axis=2)
     token_GEC = jnp.take_along_axis(first_GN[:, None], queued_GEC % tokens, axis=2)
-    used_GEC = jnp.arange(places) < sizes_GE[..., None]
+    used_GEC = jnp.arange(most) < jnp.minimum(sizes_GE, places_G[:, None])[..., None]
     # ... and back.
     served_in_GN = jnp.argsort(first_GN, axis=1)
     entry_GNK = place_GP.reshape(groups, choices, tokens).swapaxes(1, 2)
@@ -142,5 +149,5 @@ def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, places: int) 
         used_GEC=used_GEC,
         expert_GNK=real_GNK,
         place_GNK=place_GNK,
-        served_GNK=(chosen_GNK < count) & (place_GNK < places),
+        served_GNK=(chosen_GNK < count) & (place_GNK < places_G[:, None, None]),
     )

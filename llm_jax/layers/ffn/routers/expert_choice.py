@@ -9,6 +9,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.core.checks import check, check_divides, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
@@ -87,7 +88,7 @@ class ExpertChoiceConfig(Router):
         return self.factor
 
     def picks(self, tokens: int, experts: int) -> int:
-        """Tokens that an expert picks of a group of so many: at least one."""
+        """Tokens that an expert picks of a group of this number of real tokens: at least one if there is one."""
         return min(tokens, math.ceil(tokens * self.factor / experts))
 
 
@@ -100,12 +101,15 @@ class ExpertChoiceRouter(Scoring):
         group = length if self.config.group is None else min(self.config.group, length)
         logits_BTE = self.logits(x_BTD)
         scores_BTE = jax.nn.softmax(logits_BTE)
-        # What is padding is picked last, and its weight says that it is no pick.
+        # Padding is picked last, with weight 0, and does not count in the number of picks.
         known_BTE = jnp.where(context.queries.real_BT[..., None], scores_BTE, 0)
         known_BGEN = jnp.swapaxes(known_BTE.reshape(batch, -1, group, self.experts), 2, 3)
-        picks = self.config.picks(group, self.experts)
+        by_tokens = np.array([self.config.picks(tokens, self.experts) for tokens in range(group + 1)], np.int32)
+        picks = int(by_tokens[-1])
         words = (axes.BATCH, axes.LENGTH) if length > group else (axes.BATCH,)
         picked = partition.apart(lambda known_BGEN: jax.lax.top_k(known_BGEN, picks)[1], *words)
         places_BGEC = picked(jax.lax.stop_gradient(known_BGEN))
-        weights_BGEC = jnp.take_along_axis(known_BGEN, places_BGEC, axis=-1)
+        real_BG = jnp.sum(context.queries.real_BT.reshape(batch, -1, group), axis=-1, dtype=jnp.int32)
+        counts_BGEC = jnp.arange(picks) < jnp.asarray(by_tokens)[real_BG][..., None, None]
+        weights_BGEC = jnp.where(counts_BGEC, jnp.take_along_axis(known_BGEN, places_BGEC, axis=-1), 0)
         return Routed(Picks(places_BGEC, weights_BGEC), logits_BTE, scores_BTE)

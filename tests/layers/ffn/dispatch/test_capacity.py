@@ -30,12 +30,11 @@ def _served(dispatch: Capacity, routes: Choice, real_BT, count: int = E) -> np.n
     best_BT = weights_BTK.max(-1) if routes.best_BT is None else np.asarray(routes.best_BT)
     batch, length, top = experts_BTK.shape
     group = dispatch.group or length
-    places = max(1, math.ceil(dispatch.factor * top * group / count))
     served_BTK = np.zeros(experts_BTK.shape, bool)
     for row in range(batch):
         for start in range(0, length, group):
-            free = [places] * count
             queue = [t for t in range(start, min(start + group, length)) if real_BT[row, t]]
+            free = [math.ceil(dispatch.factor * top * len(queue) / count)] * count
             if dispatch.priority == "score":
                 queue.sort(key=lambda t: -best_BT[row, t])
             for k in range(top):

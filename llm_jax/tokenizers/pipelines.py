@@ -1,0 +1,166 @@
+"""Tokenizers in the `tokenizer.json` format of Hugging Face's `tokenizers`, written from what they are made of: nothing
+is trained or approximated, and neither `tokenizers` nor `transformers` is needed.
+
+In that format a text passes a normalizer, a pre-tokenizer and a model; a decoder makes text of tokens
+(https://huggingface.co/docs/tokenizers/pipeline). A special token is listed under `added_tokens`.
+"""
+
+import base64
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sentencepiece import sentencepiece_model_pb2
+
+from llm_jax.core.checks import check
+
+SPACE_MARK = "\u2581"
+_PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
+_UNREACHABLE = -1e6
+"""Score of pieces that no text yields, so low that the unigram model never takes them for their spelling."""
+
+
+def of_bytes(special: dict[int, str]) -> dict[str, Any]:
+    """Tokens 0 to 255 are the bytes of the text as UTF-8.
+
+    Args:
+      special: names of special tokens by id.
+    """
+    vocab = {character: byte for byte, character in enumerate(_byte_characters())}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return _pipeline(_bpe(vocab, []), special, pre_tokenizer=level, decoder=level)
+
+
+def of_characters(alphabet: str, special: dict[int, str]) -> dict[str, Any]:
+    """Token i is the i-th character of `alphabet`; other characters are an error."""
+    vocab = {character: index for index, character in enumerate(alphabet)}
+    # The model has no token of this name: `tokenizers` then refuses a character outside the vocabulary.
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unknown character>"}
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    return _pipeline(model, special, pre_tokenizer=split, decoder={"type": "Fuse"})
+
+
+def of_sentencepiece(content: bytes, keeps_space_marks: bool) -> dict[str, Any]:
+    """What a SentencePiece model of type BPE or unigram does.
+
+    Args:
+      content: a serialised ModelProto.
+      keeps_space_marks: whether U+2581 in a text is a character of its own, and no space.
+
+    Raises:
+      ValueError: for a model of another type, or with symbols defined by its user.
+    """
+    model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    kinds = {piece.type for piece in model.pieces}
+    check(
+        _PIECE.USER_DEFINED not in kinds,
+        "the SentencePiece model has symbols defined by its user, which cannot be exported: leave its tokenizer out",
+    )
+    # A space is written as itself: U+2581 in a text is then spelt in bytes like any other character.
+    names = [
+        piece.piece.replace(SPACE_MARK, " ") if piece.type == _PIECE.NORMAL else piece.piece for piece in model.pieces
+    ]
+    normal = {name: piece.score for name, piece in zip(names, model.pieces, strict=True) if piece.type == _PIECE.NORMAL}
+    special = {
+        index: piece.piece for index, piece in enumerate(model.pieces) if piece.type in (_PIECE.CONTROL, _PIECE.UNKNOWN)
+    }
+    unknown = next(index for index, piece in enumerate(model.pieces) if piece.type == _PIECE.UNKNOWN)
+    fallback = _PIECE.BYTE in kinds
+    kind = model.trainer_spec.ModelType.Name(model.trainer_spec.model_type)
+    check(kind in ("BPE", "UNIGRAM"), f"the SentencePiece model is of type {kind}: only BPE and UNIGRAM are exported")
+    if kind == "BPE":
+        vocab = {name: index for index, name in enumerate(names)}
+        made = _bpe(vocab, _merges(normal), names[unknown], fallback)
+    else:
+        scores = [[name, normal.get(name, _UNREACHABLE)] for name in names]
+        made = {"type": "Unigram", "unk_id": unknown, "vocab": scores, "byte_fallback": fallback}
+    normalizer, decoder = _spaces(model.normalizer_spec, keeps_space_marks)
+    split = None if kind == "BPE" else _apart(normal, [name for name in names if name not in normal], fallback)
+    return _pipeline(made, special, normalizer=normalizer, pre_tokenizer=split, decoder=decoder)
+
+
+def _apart(normal: Iterable[str], others: Iterable[str], fallback: bool) -> dict[str, Any] | None:
+    """Cuts a text at characters that no piece holds, if the spelling of a piece that no text yields, such as '<0x41>',
+    has one: unknown characters score below that piece. Pieces never cross such a cut."""
+    known = set().union(*normal)
+    missing = set().union(*others) - known
+    if not missing:
+        return None
+    of = lambda characters: "".join(f"\\x{{{ord(character):X}}}" for character in sorted(characters))  # noqa: E731
+    # Without bytes a run of unknown characters is one unknown piece, which must not be cut.
+    pattern = f"[{of(missing)}]" if fallback else f"[^{of(known)}]+"
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def token_name(pipeline: dict[str, Any], token_id: int) -> str:
+    """How a pipeline writes the token of an id.
+
+    Raises:
+      ValueError: for an id that it does not have.
+    """
+    vocab = pipeline["model"]["vocab"]
+    names = (
+        enumerate(name for name, _ in vocab) if isinstance(vocab, list) else ((i, name) for name, i in vocab.items())
+    )
+    found = dict(names) | {token["id"]: token["content"] for token in pipeline["added_tokens"]}
+    check(token_id in found, f"the tokenizer has no token of id {token_id}: choose another special id")
+    return found[token_id]
+
+
+def _spaces(spec: sentencepiece_model_pb2.NormalizerSpec, keeps_space_marks: bool) -> tuple[dict | None, dict]:
+    """Normalizer and decoder: what happens to characters, and to spaces in front and between."""
+    steps: list[dict[str, Any]] = []
+    if spec.precompiled_charsmap:
+        charsmap = base64.b64encode(spec.precompiled_charsmap).decode()
+        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if not keeps_space_marks:
+        steps.append({"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "})
+    if spec.remove_extra_whitespaces:
+        steps.append({"type": "Replace", "pattern": {"Regex": r"\A +| +\z|(?<= ) +"}, "content": ""})
+    if spec.add_dummy_prefix:
+        steps.append({"type": "Prepend", "prepend": " "})
+    decoders: list[dict[str, Any]] = [{"type": "ByteFallback"}, {"type": "Fuse"}]
+    if spec.add_dummy_prefix:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {"type": "Sequence", "normalizers": steps} if steps else None, {"type": "Sequence", "decoders": decoders}
+
+
+def _merges(scores: dict[str, float]) -> list[list[str]]:
+    """Pairs of pieces that make a piece, the piece of the highest score first."""
+    ranked = sorted(scores, key=lambda piece: -scores[piece])
+    halves = ((piece[:cut], piece[cut:]) for piece in ranked for cut in range(1, len(piece)))
+    return [[left, right] for left, right in halves if left in scores and right in scores]
+
+
+def _bpe(vocab: dict[str, int], merges: Sequence[Sequence[str]], unknown: str | None = None, fallback=False) -> dict:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unknown,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": unknown is not None,
+        "byte_fallback": fallback,
+        "ignore_merges": False,
+        "vocab": vocab,
+        "merges": merges,
+    }
+
+
+def _pipeline(model: dict[str, Any], special: dict[int, str], **parts: dict[str, Any] | None) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": index, "content": name} | flags for index, name in sorted(special.items())]
+    fixed = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
+    return (
+        fixed
+        | {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None}
+        | parts
+        | {"model": model}
+    )
+
+
+def _byte_characters() -> Iterable[str]:
+    """The character by which byte-level pipelines write each byte: itself where it is printable Latin-1, else the next
+    one of those from U+0100 (Radford et al. 2019, `bytes_to_unicode` in the code of GPT-2)."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
