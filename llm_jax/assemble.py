@@ -17,7 +17,7 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.models.upcycle import check_upcycles, has_experts, upcycled
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import Layout
-from llm_jax.tokenizers import Tokenizer
+from llm_jax.tokenizers import Tokenizer, check_same_ids
 from llm_jax.train.programs import Programs, programs
 from llm_jax.train.state import TrainState
 
@@ -55,6 +55,8 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
       ValueError: for data that cannot be read, a vocabulary larger than the model's, or a mesh that does not fit.
     """
     tokenizer = _tokenizer(experiment, cache)
+    if experiment.start is not None and tokenizer is not None:
+        check_same_ids(experiment.start, tokenizer)
     layout = Layout.of(experiment.sharding)
     _check_rows(experiment, layout)
     dataset = experiment.data.build(tokenizer, cache, experiment.seed, experiment.objective.example)

@@ -179,14 +179,15 @@ def _convert(arguments: list[str]) -> None:
     run = RunDirectory(options.source)
     if run.experiment_file.exists():
         trained = Trained.of(run, options.step, options.best)
-        model, params = trained.model, trained.params
+        model, params, tokenizer = trained.model, trained.params, trained.tokenizer
     else:
         check((options.source / "config.json").exists(), f"{options.source} is neither a run nor a transformers folder")
         check(
             options.step is None and not options.best, "--step and --best choose a checkpoint of a run: leave them out"
         )
-        model, params = load_hf(options.source)
-    save_hf(model, params, options.destination, options.family, options.dtype)
+        (model, params), tokenizer = load_hf(options.source), options.source
+    tokenizer = tokenizer if options.tokenizer else None
+    save_hf(model, params, options.destination, options.family, options.dtype, tokenizer=tokenizer)
     print(f"wrote {options.destination}")
 
 

@@ -78,7 +78,8 @@ class Experiment:
     """A causal one: there is no objective for others yet."""
     start: str | None = None
     """Folder in the format of Hugging Face's transformers, of the same model, with whose weights training begins, or of
-    the same without experts, which then begin as copies of its ffn (models/upcycle.py); None: fresh ones."""
+    the same without experts, which then begin as copies of its ffn (models/upcycle.py); None: fresh ones. The tokenizer
+    of the folder, if it has one, must be the experiment's."""
     objective: CausalLMConfig = CausalLMConfig()
     optimizer: Optimizer
     update: StepConfig = StepConfig()

@@ -175,3 +175,5 @@ class Convert:
     """Checkpoint of a run; the newest if not given."""
     best: bool = False
     """Take the checkpoint of lowest validation loss instead of the newest."""
+    tokenizer: bool = True
+    """Whether the folder gets the tokenizer of the source, for AutoTokenizer."""

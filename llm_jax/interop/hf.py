@@ -3,6 +3,7 @@
 Legend: B batch, T length, V vocabulary.
 """
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -31,8 +32,14 @@ from llm_jax.models.build import Model, abstract_parameters, build
 from llm_jax.models.config import ModelConfig, TransformerConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.heads import ClassHead
+from llm_jax.tokenizers import Tokenizer
 
-_CONFIG = "config.json"
+_CONFIG, _GENERATION = "config.json", "generation_config.json"
+_TOKENIZER_FILES = (
+    *(_GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt"),
+    "chat_template.jinja",
+)
 _INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 _ORDER = {"perm_mask", "target_mapping"}
 _TARGETS = {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"}
@@ -84,18 +91,30 @@ def save_hf(
     family: str | None = None,
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
+    tokenizer: Tokenizer | Path | None = None,
 ) -> None:
-    """Writes what transformers' `from_pretrained` loads. Its config.json names no special tokens: a model knows none.
+    """Writes what transformers' `from_pretrained` loads.
 
     Args:
+      tokenizer: that of the model, written for AutoTokenizer, or a folder of transformers' whose tokenizer is copied;
+        config.json and generation_config.json name its special tokens. None: the folder has no tokenizer, and
+        config.json names no special tokens.
       family: a `model_type`; None: the first one whose config.json can say all of the model.
       dtype: of the files: "float32", "bfloat16" or "float16".
       shard_bytes: size above which another file is begun.
 
     Raises:
-      ValueError: if no family, or not the one asked for, can say all of the model; if the folder holds weights; for a
-        value that the type cannot hold. Nothing is left behind.
+      ValueError: if no family, or not the one asked for, can say all of the model; if the folder holds anything; for a
+        value that the type cannot hold, or a tokenizer that cannot be exported or has more tokens than the model.
+        Nothing is left behind.
     """
+    if isinstance(tokenizer, Tokenizer):
+        check(
+            tokenizer.vocab_size <= model.config.sides[-1].vocab_size,
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.sides[-1].vocab_size}: it is "
+            "not the tokenizer that the model was trained with",
+        )
+        tokenizer.pipeline()  # which may raise, before anything is written
     check(dtype in _DTYPES, f"dtype is {dtype!r}: it must be one of {', '.join(_DTYPES)}")
     found = _expressing(model.config, family)
     folder, kind = Path(directory), np.dtype(_DTYPES[dtype])
@@ -115,10 +134,25 @@ def save_hf(
     sizes = {name: kind.itemsize * int(np.prod(item.shape)) for name, item in tensors.items()}
     write_folder(folder, sizes, tensor, shard_bytes)
     facts = {"model_type": found.model_type, "architectures": [found.architecture], "torch_dtype": dtype}
-    # Left out, they would be a class's own defaults: ids of another vocabulary, at which generation would stop.
-    facts |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    facts |= _write_tokenizer(tokenizer, folder, model.config.sides[-1].max_length)
+    # Some families state a pad token of their own, from which positions are counted.
     options = facts | found.write(model.config)
     write_atomically(folder / _CONFIG, json.dumps(options, indent=2, sort_keys=True) + "\n")
+
+
+def _write_tokenizer(tokenizer: Tokenizer | Path | None, folder: Path, max_length: int) -> dict[str, int | None]:
+    """Writes the tokenizer into `folder`; returns the fields of config.json that name its special tokens."""
+    # Left out, they would be a class's own defaults: ids of another vocabulary, at which generation would stop.
+    special: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if isinstance(tokenizer, Tokenizer):
+        special |= {f"{name}_token_id": token for name, token in dataclasses.asdict(tokenizer.special).items()}
+        tokenizer.export(folder, max_length)
+        write_atomically(folder / _GENERATION, json.dumps(special, indent=2) + "\n")
+    elif tokenizer is not None:
+        special |= {name: value for name, value in _options(tokenizer).items() if name in special}
+        for file in (file for name in _TOKENIZER_FILES if (file := tokenizer / name).is_file()):
+            write_atomically(folder / file.name, file.read_bytes())
+    return special
 
 
 def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:

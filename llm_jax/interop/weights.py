@@ -78,10 +78,12 @@ def write_folder(folder: Path, sizes: dict[str, int], tensor: Callable[[str], np
       tensor: the tensor of a name; asked for once each, when its file is written.
 
     Raises:
-      ValueError: if the folder holds weights already.
+      ValueError: if the folder holds anything, or is a file.
     """
-    there = sorted(path.name for pattern in ("*.safetensors*", "config.json") for path in folder.glob(pattern))
-    check(not there, f"{folder} already holds {', '.join(there)}: choose an empty folder")
+    check(folder.is_dir() or not folder.exists(), f"{folder} is a file: choose an empty folder")
+    there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    more = f" and {len(there) - 4} more" if len(there) > 4 else ""
+    check(not there, f"{folder} already holds {', '.join(there[:4])}{more}: choose an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     shards = list(_shards(sizes, shard_bytes))
     names = [_SINGLE] if len(shards) == 1 else [_shard_name(number, len(shards)) for number in range(len(shards))]

@@ -2,19 +2,65 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from llm_jax.core.checks import check, check_one_of
+from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.byte import ByteTokenizer
 from llm_jax.tokenizers.character import CharacterTokenizer
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
-from llm_jax.tokenizers.tokenizer import DESCRIPTION, SpecialIds, Tokenizer
+from llm_jax.tokenizers.tokenizer import DESCRIPTION, DIGEST_KEY, SpecialIds, Tokenizer
 
 _KINDS = {
     tokenizer.kind: tokenizer
     for tokenizer in (ByteTokenizer, CharacterTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer)
 }
+
+
+def check_same_ids(folder: str | Path, tokenizer: Tokenizer) -> None:
+    """Token ids mean the same in a folder of transformers' and in `tokenizer`, whichever way the two are written. A
+    folder without tokenizer says nothing of its ids and passes.
+
+    Raises:
+      ValueError: naming a token whose ids differ.
+    """
+    digest = _read(Path(folder) / "tokenizer_config.json").get(DIGEST_KEY)
+    if digest == tokenizer.digest:
+        return
+    remedy = "train with the tokenizer of that folder, or start from weights that were trained with this one"
+    check(digest is None, f"{folder} was trained with tokenizer {digest} and this one is {tokenizer.digest}: {remedy}")
+    theirs = _token_ids(Path(folder))
+    if theirs:
+        ours = pipelines.token_ids(tokenizer.pipeline())
+        name = next((name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)), None)
+        check(
+            name is None,
+            f"token {name!r} has id {theirs.get(name)} in {folder} and {ours.get(name)} in this tokenizer: {remedy}",
+        )
+
+
+def _token_ids(folder: Path) -> dict[str, int]:
+    """Id of each token by the tokenizer files of a folder; empty without such files."""
+    if pipeline := _read(folder / "tokenizer.json"):
+        return pipelines.token_ids(pipeline)
+    for file in (file for name in ("tokenizer.model", "spiece.model") if (file := folder / name).exists()):
+        model = SentencePieceTokenizer(read_file(str(file), "SentencePiece model"), str(file))
+        return pipelines.token_ids(model.pipeline())
+    return _read(folder / "vocab.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): restore it") from error
+    check(isinstance(found, dict), f"{path} holds no JSON object: restore it")
+    return found
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:

@@ -91,6 +91,21 @@ def _apart(normal: Iterable[str], others: Iterable[str], fallback: bool) -> dict
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
+def token_ids(pipeline: dict[str, Any]) -> dict[str, int]:
+    """Id of each token of a pipeline, U+2581 for a space written as a space.
+
+    Raises:
+      ValueError: for a pipeline without a vocabulary.
+    """
+    try:
+        vocab = pipeline["model"]["vocab"]
+        ids = {name: i for i, (name, *_) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+        ids |= {token["content"]: token["id"] for token in pipeline["added_tokens"] or ()}
+        return {name.replace(SPACE_MARK, " "): token_id for name, token_id in ids.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"tokenizer.json has no vocabulary ({error!r}): restore it") from error
+
+
 def token_name(pipeline: dict[str, Any], token_id: int) -> str:
     """How a pipeline writes the token of an id.
 

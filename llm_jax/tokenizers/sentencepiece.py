@@ -13,9 +13,9 @@ from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import uncrossed
 from llm_jax.tokenizers.files import read_file
+from llm_jax.tokenizers.pipelines import SPACE_MARK
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
 
-_SPACE_MARK = "\u2581"
 # The shorter the faster: SentencePiece's queue of merges grows with the text.
 _CHARACTERS_PER_PART = 2**13
 
@@ -60,7 +60,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         check_unicode(text)
-        if self._space_mark_ids and _SPACE_MARK in text:
+        if self._space_mark_ids and SPACE_MARK in text:
             return self._encode_with_space_marks(text)
         return self._model.encode(text)
 
@@ -72,7 +72,7 @@ class SentencePieceTokenizer(Tokenizer):
         batch = self._model.encode(texts)
         if self._space_mark_ids:
             for index, text in enumerate(texts):
-                if _SPACE_MARK in text:
+                if SPACE_MARK in text:
                     batch[index] = self._encode_with_space_marks(text)
         return [np.asarray(ids, np.int32) for ids in batch]
 
@@ -96,14 +96,14 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model.decode(ids)
 
     def _encode_with_space_marks(self, text: str) -> list[int]:
-        first, *rest = self._model.encode(text.split(_SPACE_MARK))
+        first, *rest = self._model.encode(text.split(SPACE_MARK))
         return first + [token_id for part in rest for token_id in (*self._space_mark_ids, *part)]
 
     def _find_space_mark_ids(self) -> list[int]:
         """Ids of the bytes of U+2581; empty where bytes or the spaces of a text are not kept."""
-        ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
         probe = "  a  "
-        keeps_spaces = "".join(self._model.encode(probe, out_type=str)) == probe.replace(" ", _SPACE_MARK)
+        keeps_spaces = "".join(self._model.encode(probe, out_type=str)) == probe.replace(" ", SPACE_MARK)
         return ids if keeps_spaces and all(map(self._model.is_byte, ids)) else []
 
 
@@ -132,5 +132,5 @@ def _joined_pairs(content: bytes) -> set[str] | None:
     )
     if trainer.model_type != trainer.BPE or not takes_text_as_it_is:
         return None
-    pieces = [entry.piece.replace(_SPACE_MARK, " ") for entry in model.pieces]
+    pieces = [entry.piece.replace(SPACE_MARK, " ") for entry in model.pieces]
     return {piece[i : i + 2] for piece in pieces for i in range(len(piece) - 1)}
