@@ -63,6 +63,7 @@ def _train(arguments: list[str]) -> None:
     options, overrides = _parse(Train, arguments)
     if {"-h", "--help"} & set(overrides):
         load_experiment(options.file, overrides)  # prints the help and ends, while no host counts on this one
+    _simulate(options.cpu_devices)
     with joined(options.hosts) as hosts:
         experiment = load_experiment(options.file, overrides)
         _keep_compiled_programs(options.cache_dir)
@@ -110,6 +111,7 @@ def _experts(arguments: list[str]) -> None:
 
 def _ablate(arguments: list[str]) -> None:
     options, overrides = _parse(Ablate, arguments)
+    _simulate(options.cpu_devices)
     found = load_ablation(options.file, overrides)
     unknown = [name for name in options.only if name not in found.variants]
     check(not unknown, f"--only names {unknown}, and the variants are {list(found.variants)}: take some of those")
@@ -148,8 +150,7 @@ def _parity(arguments: list[str]) -> None:
     options = _parse_all(Parity, arguments)
     if options.publish is not None:
         check_markers(options.publish, "parity")
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", DEVICES)
+    _simulate(DEVICES)
     with Console(stderr=True).status("parity") as status:
         ways = tuple(WAYS) if options.ways == ("all",) else options.ways
         cells = list(parity.matrix(options.models, options.strategies, ways, status.update))
@@ -229,6 +230,14 @@ def _parse(kind: type, arguments: list[str]) -> tuple:
 
 def _parse_all(kind: type, arguments: list[str]):
     return tyro.cli(kind, args=arguments, prog=f"llm-jax {kind.__name__.lower()}")
+
+
+def _simulate(cpu_devices: int | None) -> None:
+    """Makes jax see this number of devices of the CPU and no others; it must not have seen any yet."""
+    if cpu_devices is not None:
+        check(cpu_devices >= 1, f"--cpu-devices is {cpu_devices}: simulate at least 1")
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
 
 
 def _keep_compiled_programs(cache: Path) -> None:

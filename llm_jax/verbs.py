@@ -32,6 +32,9 @@ class Train:
     """Read corpus and tokenised data again, even if size, times and inode of their files have not changed."""
     fresh: bool = False
     """Delete an earlier run of that name and begin anew."""
+    cpu_devices: int | None = None
+    """Train on the CPU as this number of simulated devices, to try a mesh without the hardware; None: on the devices of
+    the machine."""
     hosts: HostsConfig = HostsConfig()
     """Needed only where several processes train together and no scheduler says so."""
 
@@ -103,6 +106,8 @@ class Ablate:
     runs_dir: Path = Path("runs")
     """Where the runs and the report go, into a folder of the file's name."""
     cache_dir: Path = Path(".cache")
+    """As for `train`."""
+    cpu_devices: int | None = None
     """As for `train`."""
     publish: Path | None = None
     """Markdown file in which the result is put too, between <!-- NAME --> and <!-- /NAME -->, NAME the file's, and

@@ -73,7 +73,8 @@ class MeshConfig(Axes):
           ValueError: if the sizes do not multiply to the number of devices, or `across` to that of the slices.
         """
         devices = jax.devices() if devices is None else devices
-        sizes = self._filled(len(devices))
+        simulated = "; `llm-jax train FILE --cpu-devices N` simulates N devices on a CPU"
+        sizes = self._filled(len(devices), simulated * (jax.default_backend() == "cpu"))
         # Auto axes: the compiler propagates shardings from the annotations. jax.make_mesh would make Explicit ones.
         return Mesh(self._arranged(devices, sizes), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -86,7 +87,7 @@ class MeshConfig(Axes):
         sizes = self._filled(devices)
         return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
-    def _filled(self, devices: int) -> dict[str, int]:
+    def _filled(self, devices: int, hint: str = "") -> dict[str, int]:
         sizes = self.sizes
         fixed = math.prod(size for size in sizes.values() if size != -1)
         free = next((name for name, size in sizes.items() if size == -1), None)
@@ -97,6 +98,7 @@ class MeshConfig(Axes):
             raise ValueError(
                 f"mesh {self.sizes} does not fit {devices} devices: the sizes must multiply to that number; (data, "
                 f"fsdp) that do beside {others or 'axes of size 1'}: {_pairs(devices, math.prod(others.values()))}"
+                + hint
             )
         self._check_across(sizes)
         return sizes

@@ -62,6 +62,10 @@ def test_weights_of_another_model_are_refused(finished, train, run, tmp_path):
     assert outcome.code != 0
     assert "holds another model than the experiment's: width: 24 -> 16" in outcome.said
     assert not run.checkpoints.exists()
+    tokenizer = tmp_path / "folder" / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"llm_jax_digest": "', '"llm_jax_digest": "0'))
+    outcome = train("--start", tmp_path / "folder")
+    assert outcome.code != 0 and "was trained with tokenizer 0" in outcome.said
 
 
 def test_a_run_is_exported_and_converted_again(finished, tmp_path):
@@ -78,6 +82,8 @@ def test_a_run_is_exported_and_converted_again(finished, tmp_path):
     words = ("convert", tmp_path / "whole", tmp_path / "half", "--dtype", "bfloat16")
     assert llm_jax(*words).code == 0
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "half" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     _, half = load_hf(tmp_path / "half")
     for (path, leaf), (_, other) in zip(*map(trees.named_leaves, (params, half)), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=2**-7, err_msg=path)
