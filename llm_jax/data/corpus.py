@@ -82,8 +82,9 @@ class Corpus(RowSource):
         text = self._text(part)
         documents = self._tokenized(text if max_bytes is None else Limited(text, max_bytes))
         rows = self._config.packing.evaluation(documents, self._context.sequence_length)
-        predicted = documents.text_bytes - self._bytes_of_first(rows.unpredicted)
-        return {"": EvaluationRows(rows, rows.rows_per_epoch, predicted, optimal_loss=None)}
+        # With bos it is bos alone that is not predicted, and it has no bytes.
+        given = 0 if self._config.bos else self._bytes_of_first(rows.unpredicted)
+        return {"": EvaluationRows(rows, rows.rows_per_epoch, documents.text_bytes - given, optimal_loss=None)}
 
     def manifest(self) -> dict:
         parts = {part: self._text(part) for part in self._config.split.parts()}
@@ -109,9 +110,7 @@ class Corpus(RowSource):
         return sum(self._text(part).empty for part in parts)
 
     def _bytes_of_first(self, ids: np.ndarray) -> int:
-        """UTF-8 bytes of the first ids of documents; boundary tokens have none."""
-        if self._config.bos:
-            return 0
+        """UTF-8 bytes of ids that begin documents; eos has none."""
         found, counts = np.unique(ids, return_counts=True)
         return sum(self._context.tokenizer.first_bytes(int(i)) * int(n) for i, n in zip(found, counts, strict=True))
 

@@ -88,9 +88,9 @@ class PackedRows:
     @property
     def unpredicted(self) -> np.ndarray:
         """Ids that are no target in any row: the first of every document or, where documents are not told apart, the
-        first of the stream in the order of the source. The document's that a row begins within is the last target of
-        the row before."""
-        begins = self._documents.offsets[:-1][self._lengths > 0]
+        first of the stream in the order of the source. The first input of any other row is a target of the row before.
+        """
+        begins = self._documents.offsets[:-1][self._documents.lengths > 0]
         return self._documents.tokens[begins if self._isolate else begins[:1]]
 
     def __getitem__(self, index: int) -> Row:

@@ -21,6 +21,10 @@ def again(finished, tmp_path):
     return RunDirectory(tmp_path / "tiny"), words
 
 
+def tiny_texts(run, part):
+    return [document.text for document in run.experiment().data.text(part)]
+
+
 def test_the_same_command_again_changes_no_figure_and_says_where_the_report_is(again, cache):
     run, words = again
     before = {path: path.read_bytes() for path in (run.metrics_file, run.experiment_file, run.path / "card.json")}
@@ -40,6 +44,10 @@ def test_a_complete_run_leaves_all_that_a_run_leaves(finished):
     assert kinds == {"train", "eval/validation", "eval/test"}
     start = finished.card()["starts"][0]
     assert start["data"]["source"]["train"]["documents"] > 10
+    train, test = (tiny_texts(finished, part) for part in ("train", "test"))
+    counts = start["data"]["documents"]["test"]
+    assert (counts["documents"], counts["in_train"]) == (len(test), sum(text in train for text in test))
+    assert start["data"]["duplicates_left_out"] == start["data"]["empty_texts"] == 0
     assert start["model"]["active_parameters"] == start["model"]["parameters"] > 1000 and start["device_kind"]
     assert starts(finished) == [None]
 
