@@ -18,6 +18,7 @@ from llm_jax.analysis import ablation, experts, plots
 from llm_jax.analysis.documents import check_markers, publish, with_pictures
 from llm_jax.analysis.report import compare, markdown_table, write_report
 from llm_jax.assemble import experiment_programs
+from llm_jax.branch import Branch
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core import config
 from llm_jax.core.checks import check, did_you_mean
@@ -67,8 +68,11 @@ def _train(arguments: list[str]) -> None:
     with joined(options.hosts) as hosts:
         experiment = load_experiment(options.file, overrides)
         _keep_compiled_programs(options.cache_dir)
+        branch = None if options.from_ is None else Branch.named(options.from_, options.runs_dir)
         with known_files.distrusted() if options.verify_data else contextlib.nullcontext():
-            run = run_training(experiment, options.runs_dir, options.cache_dir, options.fresh, hosts)
+            run = run_training(
+                experiment, options.runs_dir, options.cache_dir, options.fresh, hosts, options.step, branch
+            )
     if hosts.leads and _is_finished(run, experiment.steps):
         _say_where(run)
 
@@ -221,7 +225,7 @@ def _parse(kind: type, arguments: list[str]) -> tuple:
     names_file = len(arguments) > len(asks) and not arguments[0].startswith("-")
     own = [word for word in arguments if word not in asks] if names_file else arguments
     options, rest = tyro.cli(kind, args=own, prog=f"llm-jax {kind.__name__.lower()}", return_unknown_args=True)
-    known = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)]
+    known = ["--" + field.name.rstrip("_").replace("_", "-") for field in dataclasses.fields(kind)]
     for word in rest:
         if word.startswith("--") and word not in _FIELDS and (hint := did_you_mean(word.split("=")[0], known, 0.8)):
             raise ValueError(f"there is no option {word}{hint}")

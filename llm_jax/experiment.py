@@ -11,7 +11,7 @@ from types import ModuleType
 import tyro
 
 from llm_jax.checkpoints.manager import CheckpointConfig
-from llm_jax.core.checks import check, check_positive, check_seed
+from llm_jax.core.checks import check, check_positive, check_seed, did_you_mean
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.data.pipeline import DataConfig
@@ -111,6 +111,12 @@ class Experiment:
             batch % parts == 0,
             f"data.batch_size is {batch} and update.accumulate is {parts}: the batch is cut into that many equal "
             "microbatches; change one of them",
+        )
+        names, best = self.data.held_out.names, self.checkpoint.best_metric
+        check(
+            best in names or not self.checkpoint.keep_best,
+            f"checkpoint.best_metric is {best!r}, and this experiment records {', '.join(names)}"
+            f"{did_you_mean(best, names)}; name one of those, or set checkpoint.keep_best to 0",
         )
         self._check_experts(self.sharding.mesh.expert)
         if (plan := self.sharding.schedule) is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from llm_jax.checkpoints import restore
+from llm_jax.core import config
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
@@ -30,19 +31,25 @@ class Trained:
         """
         Args:
           step: of the checkpoint; None for the newest.
-          best: whether to take the checkpoint of the lowest held-out loss.
+          best: whether to take the checkpoint with the lowest `checkpoint.best_metric`.
 
         Raises:
           ValueError: for a run without a tokenizer, or without such a checkpoint.
         """
-        experiment, tokenizer = run.experiment(), load_tokenizer(run.tokenizer)
+        check(step is None or not best, f"--step {step} and --best each choose a checkpoint: leave one of them out")
+        found = restore.readable_records(run.checkpoints)
+        check(bool(found) or run.experiment_file.exists(), f"{run.path} is not a run directory")
+        check(bool(found), f"{run.path} has no checkpoint that can be read: train it, or wait for its first save")
+        tokenizer = load_tokenizer(run.tokenizer)
+        # The record of a checkpoint says more surely than any other file what was trained.
+        experiment = config.parse(found.get(step, found[max(found)]).run.experiment)
+        if best:
+            step = restore.best_step(run.checkpoints, experiment.checkpoint.best_metric)
         model = Transformer(experiment.model, experiment.precision)
         shapes, _ = abstract_parameters(model)
         part = "params" if experiment.update.ema_decay is None else "ema"
-        step = restore.best_step(run.checkpoints) if best else step
-        found = restore.restore_params(run.checkpoints, shapes, tokenizer.digest, step, part)
-        check(found is not None, f"{run.path} has no checkpoint yet: train it, or wait for its first save")
-        return cls(experiment, tokenizer, model, found.state)
+        restored = restore.restore_params(run.checkpoints, shapes, tokenizer.digest, step, part)
+        return cls(experiment, tokenizer, model, restored.state)
 
     def held_out(self, cache: Path) -> Iterator[Batch]:
         """The text of every set that the run was evaluated on, tokenised in `cache` if it is not there."""

@@ -4,35 +4,44 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import rich.console
 
 from llm_jax.assemble import Assembly, assemble
+from llm_jax.branch import Branch
+from llm_jax.checkpoints.digest import not_finite
 from llm_jax.checkpoints.manager import Checkpoints
+from llm_jax.checkpoints.record import Identity, Record
 from llm_jax.checkpoints.restore import Restored, saved_steps
 from llm_jax.core import chips, config, trees
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import FollowedRun, RunDirectory, machine_card
-from llm_jax.data.batch import Batch
-from llm_jax.data.pipeline import EvaluationSet
+from llm_jax.core.run_lock import RunHeld, RunLock
 from llm_jax.evals import compression
 from llm_jax.experiment import Experiment
 from llm_jax.hosts import Hosts
-from llm_jax.inference.generate import Generator
 from llm_jax.models import count
+from llm_jax.resumption import changes, check_same_data, newest, open_run, step_to_resume
+from llm_jax.run_hooks import Saver, attached, placed
 from llm_jax.train import hooks
-from llm_jax.train.loop import Hook, train
+from llm_jax.train.loop import train
 from llm_jax.train.pace import Pace
 from llm_jax.train.state import TrainState
 
 
 def run_training(
-    experiment: Experiment, runs: Path, cache: Path, fresh: bool = False, hosts: Hosts | None = None
+    experiment: Experiment,
+    runs: Path,
+    cache: Path,
+    fresh: bool = False,
+    hosts: Hosts | None = None,
+    step: int | None = None,
+    branch: Branch | None = None,
 ) -> RunDirectory:
     """Trains `experiment` in `runs`/<name>, resuming where an earlier call stopped.
 
@@ -41,10 +50,13 @@ def run_training(
       cache: shared, or each host's own. The first host fills it before the others look.
       fresh: deletes an earlier run of that name first.
       hosts: what `hosts.joined` gives, where several processes train together.
+      step: the checkpoint to resume from; later ones, and their records and samples, are set aside. None: the newest.
+      branch: what a new run begins with; a run that has begun must have begun with the same.
 
     Raises:
       ValueError: if the directory holds a run of another experiment or on other data, or with `fresh` something
-        that is no run; if the hosts do not agree on experiment, data or run directory, or are not jax's processes.
+        that is no run; if another process trains in it; if a state that was read is not finite; if the hosts do not
+        agree on experiment, data or run directory, or are not jax's processes.
       FloatingPointError: if loss or gradients stop being finite.
     """
     hosts = Hosts() if hosts is None else hosts
@@ -53,37 +65,164 @@ def run_training(
         f"jax runs on {jax.process_count()} processes and `hosts` has {hosts.count}: in place of "
         "jax.distributed.initialize use `with llm_jax.hosts.joined(HostsConfig(...)) as hosts`, and give that here",
     )
+    check(step is None or not fresh, "--step resumes a run and --fresh deletes it: leave one of them out")
     hosts.agree("experiment", config.flatten(experiment))
     run = (RunDirectory if hosts.leads else FollowedRun)(runs / experiment.name)
-    if not fresh:
-        # How arrays are laid over devices decides no result but for rounding, and what dropout draws under jax.pmap and
-        # in stages: a run goes on under another layout.
-        run.open(experiment, free="sharding")
-    with hosts.leader_first("tokenizer and data"):
-        parts = assemble(experiment, cache)
-    if fresh:
-        # Only now is it known that the new run can start.
-        run.delete()
-        run.open(experiment)
-    _check_hosts(hosts, parts, run)
-    digest = parts.tokenizer.digest if parts.tokenizer else "none"
+    if branch is not None:
+        check(
+            branch.run.path.resolve() != run.path.resolve(), f"--from {branch} is the run itself: give another --name"
+        )
+        branch.changes(experiment)
+    with run.locked(_say(hosts)) as lock:
+        step = hosts.gather("step", step_to_resume(run, step))[0]
+        if hosts.leads and not fresh:
+            open_run(run, experiment, step, _say(hosts))
+        with hosts.leader_first("tokenizer and data"):
+            parts = assemble(experiment, cache)
+        if fresh:
+            # Only now is it known that the new run can start.
+            run.delete()
+            run.open(experiment)
+        _check_hosts(hosts, parts, run)
+        _run(_Opened(parts, run, lock, hosts), step, branch)
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A run whose directory this process has, with what it takes to train it."""
+
+    parts: Assembly
+    run: RunDirectory
+    lock: RunLock
+    hosts: Hosts
+
+
+def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
+    """Restores, trains and finishes."""
+    parts, run, hosts = opened.parts, opened.run, opened.hosts
+    experiment, data = parts.experiment, parts.dataset.manifest()["digest"]
+    begun = newest(run, step)
+    source = _source(run, begun, branch, experiment)
+    identity = Identity(config.to_text(experiment), _tokenizer_digest(parts), data, source)
     with (
         parts.programs.activated(),
-        Checkpoints(run.checkpoints, experiment.checkpoint, digest, config.to_text(experiment)) as checkpoints,
+        Checkpoints(run.checkpoints, experiment.checkpoint, identity) as checkpoints,
     ):
+        if begun is not None:
+            check_same_data(run, begun.run.data, data)
         if parts.tokenizer is not None:
             run.write_tokenizer(parts.tokenizer)
-        restored = checkpoints.restore(parts.programs.abstract_state)
-        if restored is not None:
-            _check_same_data(run, parts.dataset.manifest())
-        if restored is None or restored.step < experiment.steps:
-            run.write_card(**_card(parts), resumed_from=restored.step if restored else None)
-            state, finished = _train(parts, run, checkpoints, restored, hosts)
-        else:
-            state, finished = restored.state, True
-        if finished:
-            _finish(parts, run, state, hosts)
-    return run
+        restored = checkpoints.restore(parts.programs.abstract_state, step)
+        finished = restored is not None and restored.step >= experiment.steps
+        state = restored.state if finished else None
+        if not finished:
+            begin, facts = _beginning(opened, checkpoints, restored, branch if begun is None else None)
+            if step is not None:
+                facts |= _gone_back(run, checkpoints, step)
+            run.write_card(**_card(parts), **facts, source=source)
+            run.write_experiment(identity.experiment)
+        with _noted_end(run):
+            if not finished:
+                state, finished = _train(opened, checkpoints, begin)
+            if finished:
+                _finish(parts, run, state, hosts)
+                run.end_card("finished")
+
+
+def _source(run: RunDirectory, begun: Record | None, branch: Branch | None, experiment: Experiment) -> dict[str, Any]:
+    """Where the weights of the run came from, as its checkpoints keep it."""
+    if begun is None:
+        if branch is None:
+            return {"start": experiment.start}
+        check(not run.has_begun, f"{run.path} holds a run already: give the branch another --name, or pass --fresh")
+        return branch.source
+    found = begun.run.source
+    check(
+        branch is None or all(found.get(name) == branch.source[name] for name in ("run", "step")),
+        f"{run.path} holds a run that did not begin with {branch}, but with {found}: leave --from out to resume it, or "
+        "give the new run another --name",
+    )
+    return dict(found)
+
+
+def _beginning(
+    opened: _Opened, checkpoints: Checkpoints, restored: Restored | None, branch: Branch | None
+) -> tuple[Restored, dict[str, Any]]:
+    """What training begins with, and what the card says of it."""
+    parts, run = opened.parts, opened.run
+    experiment, tokenizer = parts.experiment, _tokenizer_digest(parts)
+    if restored is not None:
+        facts = {"changes": changes(restored.run.experiment, experiment, restored.step, str(run.path))}
+        _check_finite(restored.state, f"checkpoint {restored.step} in {run.checkpoints}")
+        return restored, {"resumed_from": restored.step, **facts}
+    facts = {"resumed_from": None}
+    if branch is not None:
+        check_same_data(branch.run, branch.data, parts.dataset.manifest()["digest"])
+        facts["changes"] = branch.changes(experiment)
+        found = branch.restored(parts.programs.abstract_state, tokenizer)
+        _check_finite(found.state, f"checkpoint {branch.step} in {branch.run.checkpoints}")
+        # The new run has the state itself: it can be resumed before its first own save, and without the other run.
+        checkpoints.save(found.step, found.state, found.data, found.loop)
+        checkpoints.wait()
+        return dataclasses.replace(found, loop=found.loop | {"records": {}}), facts
+    state = parts.initial_state()
+    if experiment.start is not None:
+        _check_finite(state, experiment.start)
+    identity = Identity(config.to_text(experiment), tokenizer)
+    return Restored(0, state, {}, {"seconds": 0.0}, identity), facts
+
+
+def _check_finite(state: TrainState, where: str) -> None:
+    """
+    Raises:
+      ValueError: if a value of the state is not finite: no update could repair it.
+    """
+    bad = not_finite(state)
+    check(
+        not bad,
+        f"{where} holds values that are not finite in {len(bad)} arrays: {', '.join(bad[:4])}. Training from it would "
+        "give nothing else: begin with an earlier checkpoint, by --step or --from RUN:STEP, or with other weights",
+    )
+
+
+def _gone_back(run: RunDirectory, checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    """Sets aside what came after `step`; what the card says of it."""
+    later = [f"checkpoint {other}" for other in checkpoints.go_back(step)]
+    moved = [path.name for path in run.set_aside_after(step)]
+    return {"went_back_to": step, "set_aside": later + moved}
+
+
+@contextlib.contextmanager
+def _noted_end(run: RunDirectory) -> Iterator[None]:
+    """Notes on the card how the block ended, where that was by an exception."""
+    try:
+        yield
+    except RunHeld:
+        raise  # the card is another process's now
+    except FloatingPointError as error:
+        _note(run, "diverged", str(error))
+        raise
+    except KeyboardInterrupt:
+        _note(run, "interrupted", "a second SIGINT came before the run was saved")
+        raise
+    except Exception as error:
+        _note(run, "failed", f"{type(error).__name__}: {error}")
+        raise
+
+
+def _note(run: RunDirectory, how: str, why: str) -> None:
+    with contextlib.suppress(OSError):  # the disk may be full: the exception says so
+        run.end_card(how, why)
+
+
+def _tokenizer_digest(parts: Assembly) -> str:
+    return parts.tokenizer.digest if parts.tokenizer else "none"
+
+
+def _say(hosts: Hosts) -> Callable[[str], None]:
+    """Shows a line, on the first host alone."""
+    return functools.partial(_console(hosts).print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_hosts(hosts: Hosts, parts: Assembly, run: RunDirectory) -> None:
@@ -99,43 +238,31 @@ def _check_hosts(hosts: Hosts, parts: Assembly, run: RunDirectory) -> None:
     hosts.agree("run directory, which --runs-dir must put on a file system that they share", seen)
 
 
-def _check_same_data(run: RunDirectory, manifest: dict[str, Any]) -> None:
-    """A run goes on only with the data it began with: positions in other data would mean nothing."""
-    starts = run.card().get("starts")
-    begun = starts[-1]["data"]["digest"] if starts else manifest["digest"]
-    check(
-        begun == manifest["digest"],
-        f"{run.path} was trained on data of digest {begun} and the data found have {manifest['digest']}: what the "
-        "paths name has changed since; bring it back, give the new run another --name, or pass --fresh",
-    )
-
-
-def _train(
-    parts: Assembly, run: RunDirectory, checkpoints: Checkpoints, restored: Restored | None, hosts: Hosts
-) -> tuple[TrainState, bool]:
-    experiment = parts.experiment
+def _train(opened: _Opened, checkpoints: Checkpoints, begin: Restored) -> tuple[TrainState, bool]:
+    """The state at the end, and whether that is the end of the run."""
+    parts, run, hosts = opened.parts, opened.run, opened.hosts
+    experiment, first = parts.experiment, begin.step
     iterator = parts.dataset.train_iterator(0, *parts.share)
-    first, seconds = 0, 0.0
-    if restored is None:
-        state = parts.initial_state()
-    else:
-        state, first, seconds = restored.state, restored.step, restored.loop["seconds"]
-        iterator.set_state(restored.data)
+    if begin.data:
+        iterator.set_state(begin.data)
     with (
         contextlib.closing(_recorder(run, hosts)) as recorder,
         hooks.Display(first, experiment.steps, experiment.log_every, _console(hosts)) as display,
         hooks.StopOnSignal(hosts) as signals,
     ):
-        for step, reason in restored.skipped if restored else ():
+        for step, reason in begin.skipped:
             display.print(f"checkpoint {step} is damaged ({reason}); resuming from {first}")
-        if restored:
+        if first:
             display.print(f"resuming {run.path} after step {first}")
-        attached = _hooks(parts, run, checkpoints, iterator, recorder, display, signals, seconds, first)
+        recorder.write_again(begin.loop.get("records", {}))
+        saver = Saver(run, opened.lock, checkpoints, iterator, recorder)
+        attached_hooks = attached(parts, run, saver, recorder, display, signals, begin)
         pace = Pace(hosts, recorder.write, display.print, experiment.log_every)
         batches = pace.timed(map(parts.place, iterator))
-        state = train(state, parts.programs.step, batches, [pace, *attached], first, experiment.steps)
+        state = train(begin.state, parts.programs.step, batches, [pace, *attached_hooks], first, experiment.steps)
         if stopped := signals.reason():
             display.print(f"stopped by {stopped} and saved; the same command resumes")
+            run.end_card("stopped", stopped)
     return state, not stopped
 
 
@@ -147,100 +274,28 @@ def _console(hosts: Hosts) -> rich.console.Console:
     return rich.console.Console(stderr=True, quiet=not hosts.leads)
 
 
-def _hooks(
-    parts: Assembly,
-    run: RunDirectory,
-    checkpoints: Checkpoints,
-    iterator: grain.DatasetIterator,
-    recorder: hooks.Recorder,
-    display: hooks.Display,
-    signals: hooks.StopOnSignal,
-    seconds: float,
-    first: int,
-) -> list[Hook]:
-    experiment = parts.experiment
-    log = hooks.Log(recorder, display, _throughput(parts), experiment.log_every, seconds)
-    evaluations = [
-        hooks.Evaluate(
-            found.name,
-            functools.partial(_placed, parts, found),
-            parts.programs.evaluate,
-            parts.programs.weights,
-            found.text_bytes,
-            experiment.evaluation.every,
-            experiment.steps,
-            recorder,
-            display,
-        )
-        for found in _evaluation_sets(parts)
-    ]
-
-    def save(step: int, state: TrainState) -> None:
-        losses = {f"{item.name}/loss": item.loss for item in evaluations if item.step == step}
-        best = losses if experiment.checkpoint.best_metric in losses else None
-        checkpoints.save(step, state, iterator.get_state(), {"seconds": log.total_seconds}, best)
-
-    samples = []
-    if experiment.samples.prompts:
-        samples = [
-            hooks.Sample(
-                _sampler(parts), parts.programs.weights, experiment.samples.every, experiment.steps, run.write_sample
-            )
-        ]
-    # Evaluation comes before saving, so that a checkpoint knows its loss; stopping comes last, when all has been done.
-    saving = hooks.Save(save, checkpoints.wait, experiment.checkpoint.every, first)
-    return [log, *evaluations, *samples, saving, signals]
-
-
 def _finish(parts: Assembly, run: RunDirectory, state: TrainState, hosts: Hosts) -> None:
     """Scores the test part and its baselines, once."""
     evaluation = parts.experiment.evaluation
-    done = set(hosts.gather("records", sorted({record["kind"] for record in run.records()}))[0])
+    done = {tuple(pair) for pair in hosts.gather("records", _recorded(run))[0]}
+    steps = parts.experiment.steps
     with contextlib.closing(_recorder(run, hosts)) as recorder:
         for found in parts.dataset.evaluation("test", *parts.share) if evaluation.test else ():
-            if f"eval/{found.name}" not in done:
+            if (f"eval/{found.name}", steps) not in done:
                 values = hooks.evaluate(
-                    parts.programs.evaluate, parts.programs.weights(state), _placed(parts, found), found.text_bytes
+                    parts.programs.evaluate, parts.programs.weights(state), placed(parts, found), found.text_bytes
                 )
-                recorder.write(f"eval/{found.name}", parts.experiment.steps, **values)
-        if hosts.leads and evaluation.compressors and not any(kind.startswith("baseline/") for kind in done):
+                recorder.write(f"eval/{found.name}", steps, **values)
+        names = {f"baseline/{name}" for name in compression.BASELINES}
+        if hosts.leads and evaluation.compressors and not names <= {kind for kind, _ in done}:
             texts = [[doc.text.encode() for doc in parts.experiment.data.text(part)] for part in ("train", "test")]
             for name, bits in compression.baselines(*texts).items():
                 recorder.write(f"baseline/{name}", 0, bits_per_byte=bits)
 
 
-def _evaluation_sets(parts: Assembly) -> tuple[EvaluationSet, ...]:
-    limit = parts.experiment.evaluation.max_bytes
-    return parts.dataset.evaluation("validation", *parts.share, limit)
-
-
-def _placed(parts: Assembly, found: EvaluationSet) -> Iterator[Batch]:
-    return map(parts.place, found.batches)
-
-
-def _sampler(parts: Assembly) -> Callable[[Any], str]:
-    """A function from weights to a page of samples."""
-    samples, tokenizer = parts.experiment.samples, parts.tokenizer
-    check(tokenizer is not None, "samples.prompts are text, and the experiment has no tokenizer: leave them out")
-    generator = Generator(
-        parts.programs.model, samples.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size
-    )
-    prompts = [parts.experiment.prompt(tokenizer, prompt) for prompt in samples.prompts]
-
-    def sample(params: Any) -> str:
-        rows = generator.generate(params, prompts, samples.new_tokens, parts.experiment.seed)
-        written = [tokenizer.continuation(*found) for found in zip(prompts, rows, strict=True)]
-        return "\n\n---\n\n".join(map(str.__add__, samples.prompts, written)) + "\n"
-
-    return sample
-
-
-def _throughput(parts: Assembly) -> hooks.Throughput:
-    data = parts.experiment.data
-    chip = chips.chip(jax.devices()[0].device_kind)
-    peak = chip.peak_flops * jax.device_count() if chip else None
-    flops = count.training_flops(parts.experiment.model, data.sequence_length)
-    return hooks.Throughput(data.batch_size * data.sequence_length, flops, peak)
+def _recorded(run: RunDirectory) -> list[tuple[str, int]]:
+    """Kind and step of every record."""
+    return [(record["kind"], record["step"]) for record in run.records()]
 
 
 def _card(parts: Assembly) -> dict[str, Any]:
@@ -249,6 +304,7 @@ def _card(parts: Assembly) -> dict[str, Any]:
     chip, plan = chips.chip(jax.devices()[0].device_kind), parts.layout.schedule
     return machine_card() | {
         "experiment_digest": config.digest(experiment),
+        "job": os.environ.get("SLURM_JOB_ID"),
         "seed": experiment.seed,
         "data": parts.dataset.card(),
         "mesh": dict(parts.layout.mesh.shape),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,7 +16,10 @@ Arg = tyro.conf.Positional
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train an experiment, or resume it: the same command goes on where it was stopped.
+    """Train an experiment, or resume it: the same command continues where it was stopped.
+
+    A resumed run may be longer where its schedule allows that, and may differ in log_every, evaluation, checkpoint,
+    samples and sharding.
 
     Fields of the experiment are overridden by name: `llm-jax train FILE --steps 200 --optimizer.peak-lr 1e-3`;
     `llm-jax train FILE --help` lists them all.
@@ -32,6 +35,11 @@ class Train:
     """Read corpus and tokenised data again, even if size, times and inode of their files have not changed."""
     fresh: bool = False
     """Delete an earlier run of that name and begin anew."""
+    step: int | None = None
+    """Resume from this checkpoint of the run instead of the newest; later ones are set aside."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN[:STEP]")] = None
+    """Begin a new run as a branch of another: with weights, optimizer state and data position of its checkpoint STEP,
+    or of its newest one."""
     cpu_devices: int | None = None
     """Train on the CPU as this number of simulated devices, to try a mesh without the hardware; None: on the devices of
     the machine."""
@@ -60,7 +68,7 @@ class Generate:
     step: int | None = None
     """Checkpoint; the newest if not given."""
     best: bool = False
-    """Take the checkpoint of lowest validation loss instead of the newest."""
+    """Take the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
     seed: int = 0
     """Decides the sample."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.95)
@@ -85,7 +93,7 @@ class Experts:
     step: int | None = None
     """Checkpoint to take; the newest if not given."""
     best: bool = False
-    """Take the checkpoint of lowest validation loss instead of the newest."""
+    """Take the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
     cache_dir: Path = Path(".cache")
     """As for `train`."""
 
@@ -179,6 +187,6 @@ class Convert:
     step: int | None = None
     """Checkpoint of a run; the newest if not given."""
     best: bool = False
-    """Take the checkpoint of lowest validation loss instead of the newest."""
+    """Take the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
     tokenizer: bool = True
     """Whether the folder gets the tokenizer of the source, for AutoTokenizer."""

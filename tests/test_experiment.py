@@ -4,6 +4,8 @@ import math
 import optax
 import pytest
 
+from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.data import MarkovConfig, MixtureConfig, WeightedSource
 from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig, load_experiment
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
@@ -193,3 +195,34 @@ def test_prompts_begin_as_documents_do(experiment, tmp_path, bos):
 def test_an_experiment_is_frozen(experiment):
     with pytest.raises(dataclasses.FrozenInstanceError):
         experiment.optimizer = AdamWConfig(peak_lr=1.0)
+
+
+def _mixture(tmp_path):
+    sources = (
+        WeightedSource("one", MarkovConfig(symbols=4)),
+        WeightedSource("two", MarkovConfig(symbols=4), weight=1.0, changes=((2, 3.0),)),
+    )
+    return tiny_run.with_source(tiny_run.experiment(tmp_path), MixtureConfig(sources))
+
+
+NEVER_RECORDED = ("validation/los", "loss", "validation", "test/loss", "train/loss", "validation/one/loss")
+
+
+@pytest.mark.parametrize("metric", NEVER_RECORDED)
+def test_a_best_metric_that_is_never_recorded_is_refused(tmp_path, metric):
+    config = CheckpointConfig(best_metric=metric)
+    with pytest.raises(ValueError, match=rf"best_metric is '{metric}'.*validation/loss, validation/bits_per_byte"):
+        tiny_run.experiment(tmp_path, checkpoint=config)
+    tiny_run.experiment(tmp_path, checkpoint=dataclasses.replace(config, keep_best=0))
+    for name in ("validation/loss", "validation/bits_per_byte"):
+        tiny_run.experiment(tmp_path, checkpoint=CheckpointConfig(best_metric=name))
+
+
+def test_a_mixture_records_each_set_and_their_mean_by_the_weights_it_ends_with(tmp_path):
+    held_out = _mixture(tmp_path).data.held_out
+    assert set(held_out.names) == {"validation/one/loss", "validation/two/loss", "validation/loss"}
+    with pytest.raises(ValueError, match="best_metric is 'validation/three/loss'.*did you mean 'validation/"):
+        dataclasses.replace(_mixture(tmp_path), checkpoint=CheckpointConfig(best_metric="validation/three/loss"))
+    found = held_out.figures({"validation/one": {"loss": 1.0, "accuracy": 0.5}, "validation/two": {"loss": 2.0}})
+    assert found == {"validation/one/loss": 1.0, "validation/two/loss": 2.0, "validation/loss": (1 * 1 + 3 * 2) / 4}
+    assert held_out.figures({"validation/one": {"loss": 1.0}}) == {"validation/one/loss": 1.0}

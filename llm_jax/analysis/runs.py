@@ -104,12 +104,13 @@ def load_run(path: Path) -> Run:
     check(experiment.is_file(), f"{path} is not a run directory: it has no experiment.txt; a run lies at runs/<name>")
     directory = RunDirectory(path)
     records = list(directory.records())
+    starts, _ = directory.read_card()
     times = [record["time"] for record in records if "time" in record]
     run = Run(
         name=path.resolve().name,
         path=path,
-        experiment=experiment.read_text(encoding="utf-8"),
-        card=directory.card(),
+        experiment=directory.experiment_text(),
+        card={"starts": starts} if starts else {},
         train=_curve(record for record in records if record["kind"] == "train"),
         evals=_evals(records),
         baselines=_baselines(records),

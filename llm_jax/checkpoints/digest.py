@@ -23,6 +23,13 @@ def digests(tree: Any) -> dict[str, int]:
     return {name: int(digest) for name, digest in jax.device_get(found).items()}
 
 
+def not_finite(tree: Any) -> list[str]:
+    """Path names of the leaves that hold a NaN or an infinity. Blocks until the leaves are computed."""
+    numbers = {name: leaf for name, leaf in named_leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    finite = jax.device_get(_finite({name: _plain(name, leaf) for name, leaf in numbers.items()}))
+    return [name for name, sound in finite.items() if not sound]
+
+
 def _plain(name: str, leaf: jax.Array) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ValueError(
@@ -33,6 +40,11 @@ def _plain(name: str, leaf: jax.Array) -> jax.Array:
         # Nothing is computed in the host's memory.
         leaf = jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
     return leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+
+
+@jax.jit
+def _finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), leaves)
 
 
 @jax.jit

@@ -2,24 +2,26 @@
 
 import contextlib
 import dataclasses
-import itertools
 import logging
-import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.noise import quiet_orbax
-from llm_jax.checkpoints.record import Record, describe, root_cause
-from llm_jax.checkpoints.restore import RECORD, STATE, Restored
+from llm_jax.checkpoints.record import Identity, Record, describe, root_cause
+from llm_jax.checkpoints.restore import RECORD, STATE, Restored, ranked
 from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.configclass import configclass
+from llm_jax.core.files import unused
 
 _log = logging.getLogger(__name__)
 
@@ -33,9 +35,9 @@ class CheckpointConfig:
     keep_last: int = 2
     """Newest checkpoints kept. With 1 there is nothing to fall back to if that one is damaged."""
     keep_best: int = 1
-    """Checkpoints of lowest evaluation loss kept beside the newest; one saved without a loss is never among them."""
+    """Checkpoints with the lowest `best_metric` kept beside the newest; one saved without a value is none."""
     best_metric: str = "validation/loss"
-    """Name, in the metrics given to `save`, of the loss that `keep_best` goes by."""
+    """Held-out figure by which checkpoints are compared, lower being better: `<evaluation set>/<figure>`."""
 
     def __post_init__(self) -> None:
         check_positive(every=self.every, keep_last=self.keep_last)
@@ -51,7 +53,7 @@ class Checkpoints:
     In a job of several processes every process makes the same calls; `data` and `loop` are those of the first.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, tokenizer_digest: str, experiment_text: str):
+    def __init__(self, directory: Path, config: CheckpointConfig, run: Identity):
         """Opens or makes `directory`.
 
         Raises:
@@ -60,14 +62,14 @@ class Checkpoints:
         quiet_orbax()
         self._directory = directory.absolute()
         self._config = config
-        self._tokenizer_digest = tokenizer_digest
-        self._experiment = experiment_text
-        self._losses: dict[int, float] = {}
+        self._run = run
+        self._metrics: dict[int, Mapping[str, float]] = {}
         for step, record in restore.readable_records(self._directory).items():
-            restore.check_tokenizer(self._directory, record, tokenizer_digest)
-            self._note_loss(step, record.loss)
+            restore.check_tokenizer(self._directory, record, run.tokenizer)
+            self._metrics[step] = record.metrics
         self._prepare_directory()
         self._unfinished: int | None = None
+        self._closed = False
         self._orbax = self._open_orbax()
 
     @property
@@ -77,9 +79,9 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """Step of lowest evaluation loss among those on disk, or None if none was saved with a loss."""
-        steps = [step for step in restore.saved_steps(self._directory) if step in self._losses]
-        return next(iter(_ranked(steps, self._losses)), None)
+        """Step of the lowest `best_metric` among those on disk, or None if none was saved with a value."""
+        found = {step: self._metrics.get(step, {}) for step in restore.saved_steps(self._directory)}
+        return next(iter(ranked(found, self._config.best_metric)), None)
 
     def save(
         self,
@@ -87,7 +89,7 @@ class Checkpoints:
         state: Any,
         data: Mapping[str, Any],
         loop: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] = MappingProxyType({}),
     ) -> bool:
         """Starts saving; returns once `state` may be donated or overwritten. Waits for a save still under way.
 
@@ -97,25 +99,26 @@ class Checkpoints:
           state: tree of jax.Array, sharded in any way.
           data: state of the data iterator: dicts, lists, str, int, float, bool, None, bytes.
           loop: whatever else the loop needs to go on, of the same types.
-          metrics: evaluation at this step, with the config's `best_metric` among them; None if there was none.
+          metrics: held-out figures at this step by name; none if it was not evaluated.
 
         Returns:
           False if the step was saved already.
 
         Raises:
           OSError: if this or the previous save could not be written (full disk); earlier checkpoints are untouched.
-          ValueError: for metrics without `best_metric`, or content that cannot be stored.
+          ValueError: for metrics without the `best_metric` by which checkpoints are kept, or content that cannot be
+            stored.
         """
+        if self._is_deleted():
+            self._begin_again()
         self.wait()
         if step in self._orbax.all_steps():
             return False
-        loss = self._loss(metrics)
-        record = Record(
-            step, self._tokenizer_digest, self._experiment, dict(data), dict(loop), loss, describe(state)
-        ).to_json()
+        self._check_metrics(metrics)
+        record = Record(step, self._run, dict(data), dict(loop), dict(metrics), describe(state)).to_json()
         items = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
         self._remove_temporaries()
-        self._note_loss(step, loss)
+        self._metrics[step] = metrics
         self._unfinished = step
         try:
             return self._orbax.save(step, args=ocp.args.Composite(**items), force=True)
@@ -141,11 +144,19 @@ class Checkpoints:
         `restore.restore_state` says what it takes and raises.
         """
         self.wait()
-        restored = restore.restore_state(self._directory, abstract_state, self._tokenizer_digest, step)
+        restored = restore.restore_state(self._directory, abstract_state, self._run.tokenizer, step)
         if restored and restored.skipped:
-            self._set_aside([damaged for damaged, _ in restored.skipped])
+            self._set_aside([damaged for damaged, _ in restored.skipped], "corrupt")
             _log.warning("resuming from checkpoint %d", restored.step)
         return restored
+
+    def go_back(self, step: int) -> list[int]:
+        """Sets the checkpoints after `step` aside as `later-<step>`, the newest first, so that their steps can be saved
+        again; returns their steps. A process killed meanwhile leaves the earlier of them as they were."""
+        self.wait()
+        later = [other for other in reversed(restore.saved_steps(self._directory)) if other > step]
+        self._set_aside(later, "later")
+        return later
 
     def close(self) -> None:
         """Waits for the save under way, then ends the background threads. May be called twice."""
@@ -153,6 +164,9 @@ class Checkpoints:
             self.wait()
         finally:
             self._orbax.close()
+            if not self._closed:
+                os.close(self._opened)
+            self._closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -163,6 +177,7 @@ class Checkpoints:
     def _prepare_directory(self) -> None:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            self._opened = os.open(self._directory, os.O_RDONLY)
             self._remove_temporaries()
         except OSError as error:
             raise ValueError(
@@ -170,9 +185,32 @@ class Checkpoints:
                 "make it writable, or choose another place for the run"
             ) from error
 
+    def _is_deleted(self) -> bool:
+        """Whether the directory that was opened is gone; a write under way may have made another of its name."""
+        try:
+            gone = not os.path.samestat(os.fstat(self._opened), os.stat(self._directory))
+        except FileNotFoundError:
+            gone = True
+        if jax.process_count() > 1:
+            gone = bool(multihost_utils.broadcast_one_to_all(np.asarray(gone)))  # before the first process makes it
+        return gone
+
+    def _begin_again(self) -> None:
+        """Orbax remembers the checkpoints of a directory that is gone. A save under way is lost with it."""
+        _log.warning("%s was deleted; the next checkpoint is written to a new one", self._directory)
+        with contextlib.suppress(OSError):
+            self.wait()
+        with contextlib.suppress(Exception):
+            self._orbax.close()
+        os.close(self._opened)
+        self._metrics.clear()
+        self._unfinished = None
+        self._prepare_directory()
+        self._orbax = self._open_orbax()
+
     def _open_orbax(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Retention(self._config, self._losses),
+            preservation_policy=_Retention(self._config, self._metrics),
             create=False,
             lightweight_initialize=True,
             save_root_metadata=False,
@@ -184,33 +222,30 @@ class Checkpoints:
             for path in self._directory.glob(f"*{ocp.path.atomicity.TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(path, ignore_errors=True)  # writes of a failed save may still be under way in it
 
-    def _set_aside(self, steps: Sequence[int]) -> None:
+    def _set_aside(self, steps: Sequence[int], why: str) -> None:
         if jax.process_index() == 0:
             for step in steps:
-                (self._directory / str(step)).rename(_unused(self._directory / f"corrupt-{step}"))
+                (self._directory / str(step)).rename(unused(self._directory / f"{why}-{step}"))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints set aside")
         for step in steps:
-            self._losses.pop(step, None)
+            self._metrics.pop(step, None)
         self._orbax.reload()
 
-    def _loss(self, metrics: Mapping[str, float] | None) -> float | None:
-        if metrics is None or not self._config.keep_best:
-            return None
+    def _check_metrics(self, metrics: Mapping[str, float]) -> None:
         name = self._config.best_metric
-        check(name in metrics, f"best_metric is {name!r}, but the evaluation gave {sorted(metrics)}: name one of those")
-        return float(metrics[name]) if math.isfinite(metrics[name]) else None
-
-    def _note_loss(self, step: int, loss: float | None) -> None:
-        if loss is not None:
-            self._losses[step] = loss
+        check(
+            not metrics or not self._config.keep_best or name in metrics,
+            f"best_metric is {name!r}, but the evaluation gave {sorted(metrics)}: name one of those",
+        )
 
     def _failure(self, error: Exception) -> OSError:
-        free = shutil.disk_usage(self._directory).free
+        place = next(path for path in (self._directory, *self._directory.parents) if path.exists())
+        free = shutil.disk_usage(place).free
         for _ in range(3):  # every part of the save that failed raises once; a manager with errors left is of no use
             with contextlib.suppress(Exception):
                 self._orbax.close()
-        self._losses.pop(self._unfinished, None)
+        self._metrics.pop(self._unfinished, None)
         self._remove_temporaries()
         self._orbax = self._open_orbax()
         return OSError(
@@ -222,23 +257,13 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class _Retention:
-    """Orbax's preservation policy: the newest and the best. `losses` is shared with `Checkpoints`, which fills it."""
+    """Orbax's preservation policy: the newest and the best. `metrics` is shared with `Checkpoints`, which fills it."""
 
     config: CheckpointConfig
-    losses: Mapping[int, float]
+    metrics: Mapping[int, Mapping[str, float]]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = sorted(checkpoint.step for checkpoint in checkpoints)
-        best = _ranked([step for step in steps if step in self.losses], self.losses)[: self.config.keep_best]
-        kept = {*steps[-self.config.keep_last :], *best}
+        best = ranked({step: self.metrics.get(step, {}) for step in steps}, self.config.best_metric)
+        kept = {*steps[-self.config.keep_last :], *best[: self.config.keep_best]}
         return [checkpoint.step in kept for checkpoint in checkpoints]
-
-
-def _ranked(steps: Sequence[int], losses: Mapping[int, float]) -> list[int]:
-    """Best first; of equals the later."""
-    return sorted(steps, key=lambda step: (losses[step], -step))
-
-
-def _unused(path: Path) -> Path:
-    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    return next(other for other in itertools.chain([path], numbered) if not other.exists())

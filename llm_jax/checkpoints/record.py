@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any, Self
@@ -27,15 +28,30 @@ class Leaf:
 
 
 @dataclasses.dataclass(frozen=True)
+class Identity:
+    """Which run a checkpoint belongs to, independent of the other files of the run directory."""
+
+    experiment: str
+    """Flat text of the experiment."""
+    tokenizer: str
+    """Digest of the tokenizer; 'none' without one."""
+    data: str | None = None
+    """Digest of the data; None in a checkpoint of an earlier version, which did not keep it."""
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """JSON facts on where the weights came from: the commit, and the run and step of a branch."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """Everything of a checkpoint but the arrays, which it describes."""
 
     step: int
-    tokenizer_digest: str
-    experiment: str
+    run: Identity
     data: dict[str, Any]
+    """State of the data iterator."""
     loop: dict[str, Any]
-    loss: float | None
+    metrics: dict[str, float]
+    """Held-out figures at this step by name, such as 'validation/loss'; empty if none were taken."""
     leaves: dict[str, Leaf]
 
     def to_json(self) -> dict[str, Any]:
@@ -46,6 +62,7 @@ class Record:
             bytes.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {"run": dataclasses.asdict(self.run), "metrics": dict(self.metrics)}
         fields |= {"data": _encode(self.data, "data"), "loop": _encode(self.loop, "loop")}
         fields["leaves"] = {name: [list(leaf.shape), leaf.dtype, leaf.digest] for name, leaf in self.leaves.items()}
         text = json.dumps(fields)
@@ -60,9 +77,22 @@ class Record:
         """
         if zlib.crc32(value["text"].encode()) != value["crc32"]:
             raise Damaged("its record does not match its checksum")
-        fields = json.loads(value["text"])
+        fields = _present(json.loads(value["text"]))
         leaves = {name: Leaf(tuple(shape), dtype, digest) for name, (shape, dtype, digest) in fields["leaves"].items()}
-        return cls(**fields | {"data": _decode(fields["data"]), "loop": _decode(fields["loop"]), "leaves": leaves})
+        decoded = {name: _decode(fields[name]) for name in ("data", "loop")}
+        return cls(**fields | decoded | {"run": Identity(**fields["run"]), "leaves": leaves})
+
+
+def _present(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record, those that an earlier version wrote included: it kept one loss, under the name that its
+    experiment gives, and no digest of the data."""
+    if "run" in fields:
+        return fields
+    fields = dict(fields)
+    experiment, loss = fields.pop("experiment"), fields.pop("loss")
+    named = re.search(r'^checkpoint\.best_metric = "(.*)"$', experiment, re.MULTILINE)
+    fields["metrics"] = {} if loss is None else {named[1] if named else "validation/loss": loss}
+    return fields | {"run": {"experiment": experiment, "tokenizer": fields.pop("tokenizer_digest")}}
 
 
 def describe(state: Any) -> dict[str, Leaf]:

@@ -6,6 +6,8 @@
 
 import dataclasses
 import logging
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from llm_jax.checkpoints.digest import digests
 from llm_jax.checkpoints.noise import quiet_orbax
-from llm_jax.checkpoints.record import Damaged, Leaf, Record, root_cause
+from llm_jax.checkpoints.record import Damaged, Identity, Leaf, Record, root_cause
 from llm_jax.core.trees import named_leaves
 
 STATE = "state"
@@ -37,8 +39,8 @@ class Restored:
     data: dict[str, Any]
     """State of the data iterator."""
     loop: dict[str, Any]
-    experiment: str
-    """Flat text of the experiment that wrote it."""
+    run: Identity
+    """The run that wrote it."""
     skipped: tuple[tuple[int, str], ...] = ()
     """Later checkpoints that are damaged: (step, reason), newest first."""
 
@@ -70,10 +72,14 @@ def restore_params(
 
 
 def saved_steps(directory: Path) -> tuple[int, ...]:
-    """Steps of the complete checkpoints, ascending; some of them may turn out to be damaged."""
+    """Steps of the complete checkpoints, ascending; some of them may turn out to be damaged.
+
+    A checkpoint's folder is named by its step without leading zeros, as `save` names it; nothing else is one.
+    """
     if not directory.is_dir():
         return ()
-    return tuple(sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()))
+    named = [path for path in directory.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name, re.ASCII)]
+    return tuple(sorted(int(path.name) for path in named if path.is_dir()))
 
 
 def readable_records(directory: Path) -> dict[int, Record]:
@@ -88,18 +94,36 @@ def readable_records(directory: Path) -> dict[int, Record]:
     return records
 
 
-def best_step(directory: Path) -> int | None:
-    """Step of the lowest evaluation loss, the later one of equals; None if no checkpoint has one."""
-    losses = {step: record.loss for step, record in readable_records(directory).items() if record.loss is not None}
-    return min(losses, key=lambda step: (losses[step], -step), default=None)
+def best_step(directory: Path, metric: str) -> int:
+    """Step of the lowest value of `metric`, the later one of equals.
+
+    Raises:
+      ValueError: if no checkpoint has a finite value of it; the message lists what they have.
+    """
+    records = readable_records(directory)
+    found = ranked({step: record.metrics for step, record in records.items()}, metric)
+    if not found:
+        recorded = {step: sorted(record.metrics) for step, record in records.items()}
+        raise ValueError(
+            f"no checkpoint in {directory} has a finite value of {metric!r}, so none is the best; recorded by step: "
+            f"{recorded}. Choose a checkpoint with --step, leave out --best for the newest, or train with "
+            "evaluation.every such that saved steps are evaluated"
+        )
+    return found[0]
+
+
+def ranked(metrics: Mapping[int, Mapping[str, float]], name: str) -> list[int]:
+    """Steps with a finite value of the metric `name`, lowest first; of equals the later."""
+    values = {step: found[name] for step, found in metrics.items() if math.isfinite(found.get(name, math.nan))}
+    return sorted(values, key=lambda step: (values[step], -step))
 
 
 def check_tokenizer(directory: Path, record: Record, tokenizer_digest: str) -> None:
     """Raises ValueError if another tokenizer than the present one made the tokens that `record`'s run was fed."""
-    if record.tokenizer_digest != tokenizer_digest:
+    if record.run.tokenizer != tokenizer_digest:
         raise ValueError(
             f"the tokenizer has digest {tokenizer_digest}, but checkpoint {record.step} in {directory} was trained "
-            f"with {record.tokenizer_digest}: its parameters mean nothing under another vocabulary; give the tokenizer "
+            f"with {record.run.tokenizer}: its parameters mean nothing under another vocabulary; give the tokenizer "
             "it was trained with, or start a run under a new name"
         )
 
@@ -146,7 +170,7 @@ def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part
     changed = [name for name, digest in digests(state).items() if digest != saved[name].digest]
     if changed:
         raise Damaged(f"the content of {len(changed)} arrays differs from what was saved: {', '.join(changed[:4])}")
-    return Restored(step, state, record.data, record.loop, record.experiment)
+    return Restored(step, state, record.data, record.loop, record.run)
 
 
 def _read_record(directory: Path, step: int) -> Record:

@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 _PACKAGE = __name__.split(".")[0] + "."
@@ -60,7 +61,24 @@ def digest(config: Any) -> str:
 
 def diff(old: Any, new: Any) -> list[str]:
     """One readable line per path at which two configs differ; empty if they are equal."""
-    a, b = flatten(old), flatten(new)
+    return differences(flatten(old), flatten(new))
+
+
+def saved_fields(text: str) -> dict[str, str]:
+    """What `flatten` gives for the config whose text an earlier process wrote.
+
+    Fields that the present code has beside those of the text take their defaults. A text that the present code cannot
+    rebuild, such as one with types of the user's own, gives its own lines.
+    """
+    try:
+        return flatten(parse(text))
+    except (ValueError, TypeError):
+        lines = (line.partition("= ") for line in filter(str.strip, text.splitlines()))
+        return {path.strip(): value.strip() for path, _, value in lines}
+
+
+def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """One readable line per path at which two flattened configs differ."""
     paths = [*a, *(path for path in b if path not in a)]
     return [
         f"{path or 'experiment'}: {a.get(path, '(absent)')} -> {b.get(path, '(absent)')}"

@@ -1,5 +1,6 @@
 """Writing files so that a crash leaves none half written."""
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -21,3 +22,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the first of `path`-2, `path`-3 and so on that is not there yet."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(other for other in itertools.chain([path], numbered) if not other.exists())

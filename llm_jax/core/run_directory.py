@@ -3,24 +3,28 @@
 runs/<name>/experiment.txt   resolved experiment, flat text      card.json      what made the run
             metrics.jsonl    one JSON object per record           checkpoints/   samples/
             tensorboard/     the same curves as event files       report.md      report and its plots
+            lock.json        the process that trains it, while one does
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from llm_jax.core import config
+from llm_jax.core import config, records
 from llm_jax.core.checks import check
-from llm_jax.core.files import write_atomically
+from llm_jax.core.files import unused, write_atomically
+from llm_jax.core.run_lock import RunLock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,69 +61,173 @@ class RunDirectory:
     def report(self) -> Path:
         return self.path / "report.md"
 
-    def open(self, experiment: Any, free: str | None = None) -> None:
-        """Makes the directory for `experiment`, or accepts it if it already holds the same experiment.
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
 
-        An experiment that has left neither metrics nor checkpoints, since it could not start, gives way to another.
+    @property
+    def card_file(self) -> Path:
+        return self.path / "card.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "lock.json"
+
+    @contextlib.contextmanager
+    def locked(self, say: Callable[[str], None]) -> Iterator[RunLock]:
+        """Makes the directory and keeps other processes from writing to it.
 
         Args:
-          free: field in which the experiments may differ; the file then says what `experiment` has there.
+          say: shows a line to the user while this process waits for another.
 
         Raises:
-          ValueError: if the directory holds another experiment, or cannot be written.
+          RunHeld: if another process has it.
+          ValueError: if it cannot be written.
+        """
+        lock = RunLock(self.lock_file)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.take(say)
+        except OSError as error:
+            raise ValueError(self._not_writable(error)) from error
+        try:
+            yield lock
+        finally:
+            lock.release()
+
+    def open(self, experiment: Any) -> None:
+        """Makes the directory if there is none, and writes the experiment into it.
+
+        Raises:
+          ValueError: if it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if self._has_begun():
-                self._check_same(experiment, free)
-            write_atomically(self.experiment_file, config.to_text(experiment))
+            self.write_experiment(config.to_text(experiment))
         except OSError as error:
-            raise ValueError(
-                f"run directory {self.path} cannot be written ({error.strerror or error}): "
-                "choose another place with --runs-dir, or make this one writable"
-            ) from error
+            raise ValueError(self._not_writable(error)) from error
+
+    def write_experiment(self, text: str) -> None:
+        """Writes experiment.txt."""
+        write_atomically(self.experiment_file, text)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an experiment has left metrics or checkpoints here."""
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return saved or self.metrics_file.exists()
 
     def delete(self) -> None:
-        """Deletes the run with everything in it; nothing happens if there is none.
+        """Deletes the run with everything in it but the lock; nothing happens if there is none.
 
         Raises:
           ValueError: if the path holds something that is no run.
         """
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir():
             return
+        found = [path for path in self.path.iterdir() if not path.name.startswith(self.lock_file.name)]
+        files = [getattr(self, name) for name in _OWN]
         check(
-            self.experiment_file.exists(),
+            self.experiment_file.exists() or all(path in files for path in found),
             f"{self.path} is not a run directory, so it is not deleted; give the run another --name",
         )
-        shutil.rmtree(self.path)
+        # The file that makes it a run goes last, lest a kill leave something that no command knows.
+        for path in sorted(found, key=lambda path: path == self.experiment_file):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def experiment_text(self) -> str:
+        """The flat text of the experiment.
+
+        Raises:
+          ValueError: if the file is missing, or is damaged by what the card says of it.
+        """
+        file = self.experiment_file
+        if not file.exists():
+            raise ValueError(f"{self.path} is not a run directory: it has no {file.name}")
+        text = file.read_bytes().decode(errors="replace")
+        starts, _ = self.read_card()
+        digests = {start["experiment_digest"] for start in starts if "experiment_digest" in start}
+        check(
+            not digests or hashlib.sha256(text.encode()).hexdigest()[:16] in digests,
+            f"{file} is damaged: it is not the experiment that {self.card_file.name} names by its digest. The command "
+            "that trained the run writes it again, from the newest checkpoint",
+        )
+        return text
 
     def experiment(self) -> Any:
         """The experiment this run was made from."""
-        if not self.experiment_file.exists():
-            raise ValueError(f"{self.path} is not a run directory: it has no {self.experiment_file.name}")
-        return config.parse(self.experiment_file.read_text(encoding="utf-8"))
+        text = self.experiment_text()
+        try:
+            return config.parse(text)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.experiment_file} cannot be read: {error}") from error
 
     def write_card(self, **facts: Any) -> None:
-        """Writes card.json; each (re)start of the run adds itself to its list `starts`."""
-        starts = self.card().get("starts", [])
-        write_atomically(self._card_file, json.dumps({"starts": [*starts, facts]}, indent=2) + "\n")
+        """Writes card.json; each (re)start of the run adds itself to its list `starts`. A damaged file is kept beside
+        it."""
+        starts, damage = self.read_card()
+        if damage:
+            self.card_file.rename(unused(self.path / f"{self.card_file.stem}.damaged.json"))
+        self._write_card([*starts, facts])
+
+    def end_card(self, how: str, why: str = "") -> None:
+        """Notes on the card how the last start of the run has ended. A start without this note was killed."""
+        starts, _ = self.read_card()
+        ended = {"how": how, "why": why}
+        if starts and starts[-1].get("ended") != ended:
+            self._write_card([*starts[:-1], starts[-1] | {"ended": ended}])
 
     def card(self) -> dict[str, Any]:
-        return json.loads(self._card_file.read_text(encoding="utf-8")) if self._card_file.exists() else {}
+        """The content of card.json; empty without one.
+
+        Raises:
+          ValueError: if the file is damaged.
+        """
+        starts, damage = self.read_card()
+        check(not damage, damage)
+        return {"starts": starts} if self.card_file.exists() else {}
+
+    def read_card(self) -> tuple[list[dict[str, Any]], str]:
+        """The starts that card.json lists, and what is wrong with the file: '' if nothing is."""
+        if not self.card_file.exists():
+            return [], ""
+        try:
+            found = json.loads(self.card_file.read_bytes().decode())
+            if all(isinstance(start, dict) for start in found["starts"]):
+                return list(found["starts"]), ""
+            problem = "'starts' is no list of JSON objects"
+        except (ValueError, RecursionError, TypeError, KeyError) as error:
+            problem = f"no JSON object with a list 'starts': {type(error).__name__} {str(error)[:80]}"
+        return [], f"{self.card_file} is damaged ({problem})"
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Metric records in the order of steps. A resumed run repeats the steps since its last save: the last one
-        written of each (kind, step) counts. A line cut short by a crash is passed over."""
-        if not self.metrics_file.exists():
-            return
-        latest: dict[tuple, dict] = {}
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            latest[record["kind"], record["step"]] = record
-        yield from sorted(latest.values(), key=lambda record: record["step"])
+        """Metric records in the order of steps, as `records.read` finds them."""
+        yield from records.read(self.metrics_file)[0]
+
+    def damage(self) -> list[str]:
+        """What is wrong with the files that analysis reads, one message for each place."""
+        return [*filter(None, [self.read_card()[1]]), *records.read(self.metrics_file)[1]]
+
+    def set_aside_after(self, step: int) -> list[Path]:
+        """Moves records and samples of later steps to other files, and returns those."""
+        moved = [path for path in [records.split(self.metrics_file, step)] if path]
+        for sample in sorted(self.samples.glob("step_*.md")):
+            number = sample.stem.removeprefix("step_")
+            if number.isdecimal() and int(number) > step:
+                moved.append(sample.rename(unused(sample.with_name(f"later-{sample.name}"))))
+        return moved
+
+    def small_files(self) -> dict[Path, bytes]:
+        """Content of the files that a start of the run writes, for `put_back`."""
+        files = [self.experiment_file, self.card_file, *self.tokenizer.glob("*")]
+        return {path: path.read_bytes() for path in files if path.is_file()}
+
+    def put_back(self, files: Mapping[Path, bytes]) -> None:
+        """Writes those of the files again that were deleted meanwhile."""
+        for path, content in files.items():
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, content)
 
     def write_tokenizer(self, tokenizer: Any) -> None:
         """Keeps a `tokenizers.Tokenizer` with the run."""
@@ -127,39 +235,63 @@ class RunDirectory:
 
     def write_sample(self, step: int, text: str) -> None:
         """Keeps what the model wrote after update `step`."""
-        self.samples.mkdir(exist_ok=True)
+        self.samples.mkdir(exist_ok=True, parents=True)
         write_atomically(self.samples / f"step_{step:08d}.md", text)
 
-    @property
-    def _card_file(self) -> Path:
-        return self.path / "card.json"
+    def _write_card(self, starts: list[dict[str, Any]]) -> None:
+        write_atomically(self.card_file, json.dumps({"starts": starts}, indent=2) + "\n")
 
-    def _has_begun(self) -> bool:
-        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
-        return self.experiment_file.exists() and (saved or self.metrics_file.exists())
+    def _not_writable(self, error: OSError) -> str:
+        return (
+            f"run directory {self.path} cannot be written ({error.strerror or error}): "
+            "choose another place with --runs-dir, or make this one writable"
+        )
 
-    def _check_same(self, experiment: Any, free: str | None) -> None:
-        changes = config.diff(self.experiment(), experiment)
-        if changes := [line for line in changes if free is None or line.partition(":")[0].split(".")[0] != free]:
-            listed = "\n  ".join(changes)
-            raise ValueError(
-                f"{self.path} already holds a run of another experiment; what changed:\n  {listed}\n"
-                "Give the new run another --name, or pass --fresh to delete the old one."
-            )
+
+_OWN = (
+    "experiment_file",
+    "card_file",
+    "metrics_file",
+    "checkpoints",
+    "samples",
+    "tensorboard",
+    "tokenizer",
+    "report",
+    "plots",
+)
+"""Properties of a run directory that name what a run leaves in it."""
 
 
 class FollowedRun(RunDirectory):
     """A run as the hosts beside the first have it: they read it, save their part of its checkpoints, and write nothing
     else."""
 
-    def open(self, experiment: Any, free: str | None = None) -> None:
+    @contextlib.contextmanager
+    def locked(self, say: Callable[[str], None]) -> Iterator[RunLock]:
+        """The first host has the lock, and ends the others if it loses it."""
+        yield RunLock(self.lock_file)
+
+    def open(self, experiment: Any) -> None:
         """The first host opens it."""
 
     def delete(self) -> None:
         """The first host deletes it."""
 
+    def write_experiment(self, text: str) -> None:
+        """The first host writes it."""
+
     def write_card(self, **facts: Any) -> None:
         """The first host writes it."""
+
+    def end_card(self, how: str, why: str = "") -> None:
+        """The first host writes it."""
+
+    def set_aside_after(self, step: int) -> list[Path]:
+        """The first host moves them."""
+        return []
+
+    def put_back(self, files: Mapping[Path, bytes]) -> None:
+        """The first host writes them."""
 
     def write_tokenizer(self, tokenizer: Any) -> None:
         """The first host writes it."""

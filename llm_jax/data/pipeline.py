@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grain
@@ -20,6 +20,8 @@ from llm_jax.data.sources import TextSource
 from llm_jax.data.splits import Joined, Limited, Part
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
+VALIDATION = "validation"
+"""Name of the held-out set that is evaluated during training, or of the mean over several."""
 _ENDLESS = 2**40
 
 
@@ -43,6 +45,14 @@ class DataConfig:
     def bos(self) -> bool:
         """Whether documents begin with the tokenizer's bos; prompts then must as well."""
         return all(isinstance(source, CorpusConfig) and source.bos for source in self._sources)
+
+    @property
+    def held_out(self) -> "HeldOut":
+        """The sets that are evaluated during training."""
+        if not isinstance(self.source, MixtureConfig):
+            return HeldOut({VALIDATION: (self.source, 1.0)})
+        last = self.source.steps()[-1]
+        return HeldOut({f"{VALIDATION}/{one.name}": (one.source, one.weight_at(last)) for one in self.source.sources})
 
     def text(self, part: Part, max_bytes: int | None = None) -> TextSource:
         """The text of `part`, before tokenising: of all sources of a mixture, one after the other; or the sample of it
@@ -74,6 +84,31 @@ class DataConfig:
         if isinstance(self.source, MixtureConfig):
             return [weighted.source for weighted in self.source.sources]
         return [self.source]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out sets of an experiment: by name the source of each, and its weight in the mean over all sets."""
+
+    sets: Mapping[str, tuple[SingleSourceConfig, float]]
+    """Weights are those with which the training ends, so that the mean is one measure during the whole run."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the figures by which checkpoints can be compared, all of them the lower the better."""
+        text = [name for name, (source, _) in self.sets.items() if isinstance(source, CorpusConfig)]
+        names = [f"{name}/loss" for name in self.sets] + [f"{name}/bits_per_byte" for name in text]
+        return tuple(dict.fromkeys([*names, f"{VALIDATION}/loss"]))
+
+    def figures(self, found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """The figures `names` from those of each set, some of which may not have been evaluated. Of several sets
+        'validation/loss' is the weighted mean."""
+        flat = {f"{name}/{figure}": value for name, values in found.items() for figure, value in values.items()}
+        if found.keys() == self.sets.keys():
+            weights = {name: weight for name, (_, weight) in self.sets.items()}
+            mean = sum(weight * found[name]["loss"] for name, weight in weights.items() if weight)
+            flat[f"{VALIDATION}/loss"] = mean / sum(weights.values())
+        return {name: flat[name] for name in self.names if name in flat}
 
 
 @dataclasses.dataclass(frozen=True)

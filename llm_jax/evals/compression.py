@@ -24,6 +24,9 @@ _MAX_ORDER = 64 // _SYMBOL_BITS
 _CHUNK_BYTES = 2**22
 _PRESET_6_DICTIONARY = 2**23
 
+BASELINES = ("gzip-9", "xz-9", "byte-5-gram")
+"""Names of the coders that `baselines` scores."""
+
 
 def baselines(train_docs: Iterable[bytes], test_docs: Iterable[bytes]) -> dict[str, float]:
     """Bits per byte over `test_docs` of gzip-9, xz-9 and a byte-5-gram trained on `train_docs`, by those names.
@@ -32,12 +35,8 @@ def baselines(train_docs: Iterable[bytes], test_docs: Iterable[bytes]) -> dict[s
       ValueError: if there is no training document, or the test documents hold no byte.
     """
     test_docs = list(test_docs)
-    coders = {
-        "gzip-9": gzip_bits,
-        "xz-9": xz_bits,
-        "byte-5-gram": ByteNGram.train(train_docs, order=5).bits,
-    }
-    return {name: bits_per_byte(coder, test_docs) for name, coder in coders.items()}
+    coders = (gzip_bits, xz_bits, ByteNGram.train(train_docs, order=5).bits)
+    return {name: bits_per_byte(coder, test_docs) for name, coder in zip(BASELINES, coders, strict=True)}
 
 
 def bits_per_byte(bits: Callable[[bytes], float], documents: Sequence[bytes]) -> float:

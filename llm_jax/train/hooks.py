@@ -2,18 +2,20 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
+from llm_jax.core import records
 from llm_jax.core.metrics import Metrics, means
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
@@ -30,22 +32,62 @@ def _say(text: str) -> None:
 
 
 class Recorder:
-    """Appends records to metrics.jsonl and to TensorBoard's event files. Each line is whole once written."""
+    """Appends records to metrics.jsonl and to TensorBoard's event files. Each line is whole once written.
+
+    `latest` holds the last record of each kind, for a checkpoint to keep: where a crash takes the end of the file,
+    `write_again` brings them back.
+    """
 
     def __init__(self, run: RunDirectory, say: Callable[[str], None] = _say):
-        _end_last_line(run.metrics_file)
-        self._file: TextIO = open(run.metrics_file, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        records.repair(run.metrics_file)
+        self._path = run.metrics_file
+        self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()
+        self.latest: dict[str, dict[str, Any]] = {}
         self._events = EventFiles(run.tensorboard, say)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Writes one record; numbers also become TensorBoard scalars named '<kind>/<name>'."""
-        self._file.write(json.dumps({"kind": kind, "step": step, "time": time.time()} | values) + "\n")
+        line = json.dumps({"kind": kind, "step": step, "time": time.time()} | values)
+        self.keep_file()
+        self._append(line)
+        self.latest[kind] = json.loads(line)
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         self._events.add(step, {f"{kind}/{name}": value for name, value in numbers.items()})
+
+    def write_again(self, kept: Mapping[str, dict[str, Any]]) -> None:
+        """Writes those of the records that the file lacks."""
+        there = {(record["kind"], record["step"]) for record in records.read(self._path)[0]}
+        for kind, record in kept.items():
+            if (kind, record["step"]) not in there:
+                self._append(json.dumps(record))
+        self.latest |= kept
+
+    def keep_file(self) -> None:
+        """Where the file was deleted under its name, writes it again, with all that it held."""
+        if self._path.exists() and os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
+            return
+        self._file.seek(0)
+        content = self._file.read()
+        self._file.close()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()
+        self._file.write(content)
 
     def close(self) -> None:
         self._file.close()
         self._events.close()
+
+    def _append(self, line: str) -> None:
+        """A line that a full disk cuts short is taken away, so that it can be written again."""
+        before = os.fstat(self._file.fileno()).st_size
+        content = line.encode() + b"\n"
+        try:
+            written = self._file.write(content)
+            if written != len(content):
+                raise OSError(errno.ENOSPC, f"{self._path}: {os.strerror(errno.ENOSPC)}")
+        except OSError:
+            self._file.truncate(before)
+            raise
 
 
 class Silent(Recorder):
@@ -53,6 +95,13 @@ class Silent(Recorder):
 
     def __init__(self):
         """Opens nothing."""
+        self.latest = {}
+
+    def write_again(self, kept: Mapping[str, dict[str, Any]]) -> None:
+        """The first host writes them."""
+
+    def keep_file(self) -> None:
+        """The first host keeps it."""
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """The first host writes it."""
@@ -111,7 +160,7 @@ class Log(Hook):
 
 
 class Evaluate(Hook):
-    """Evaluates a held-out set every `every` steps and after step `last`. `loss` is that of `step`."""
+    """Evaluates a held-out set every `every` steps and after step `last`. `values` are the figures of `step`."""
 
     def __init__(
         self,
@@ -128,7 +177,7 @@ class Evaluate(Hook):
         self.name, self._batches, self._function, self._weights = name, batches, function, weights
         self._bytes, self._every, self._last = bytes_of_text, every, last
         self._recorder, self._display = recorder, display
-        self.loss: float | None = None
+        self.values: dict[str, float] = {}
         self.step = -1
 
     def due(self, step: int) -> bool:
@@ -136,7 +185,7 @@ class Evaluate(Hook):
 
     def on_step(self, step: int, state: TrainState) -> None:
         values = evaluate(self._function, self._weights(state), self._batches(), self._bytes)
-        self.loss, self.step = values["loss"], step
+        self.values, self.step = values, step
         self._recorder.write(f"eval/{self.name}", step, **values)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "targets" and "/" not in key)
         self._display.print(f"step {step}  {self.name}: {shown}")
@@ -253,10 +302,3 @@ def weights_for_use(evaluation_params: Callable[[Any, Any], Any]) -> Callable[[T
         return evaluation_params(state.opt_state, state.params)
 
     return weights
-
-
-def _end_last_line(path: Path) -> None:
-    """A crash may have cut the last line short; the next record must not be lost with it."""
-    if path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n"):
-        with open(path, "a") as file:
-            file.write("\n")

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from llm_jax.checkpoints.manager import CheckpointConfig, Checkpoints
+from llm_jax.checkpoints.record import Identity
 
 
 @flax.struct.dataclass
@@ -49,7 +50,7 @@ def assert_identical(left: Any, right: Any) -> None:
 
 
 def checkpoints(directory: Path, tokenizer_digest: str = "0123456789abcdef", **config: Any) -> Checkpoints:
-    return Checkpoints(directory, CheckpointConfig(**config), tokenizer_digest, "= an experiment\n")
+    return Checkpoints(directory, CheckpointConfig(**config), Identity("= an experiment\n", tokenizer_digest))
 
 
 def saved(directory: Path, *steps: int, **config: Any) -> None:

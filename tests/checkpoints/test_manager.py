@@ -30,7 +30,7 @@ def test_everything_comes_back(tmp_path):
     assert_identical(restored.state, state)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(n) for n in ("float32", "bfloat16", "int32")}
     assert (restored.step, restored.data, restored.loop, restored.skipped) == (3, data, loop, ())
-    assert restored.experiment == "= an experiment\n"
+    assert restored.run.experiment == "= an experiment\n"
 
 
 def test_nothing_to_restore(tmp_path):
@@ -43,7 +43,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: None, 4: 2.0, 5: float("nan"), 6: None, 7: 1.5}
     with checkpoints(tmp_path, keep_last=2, keep_best=2) as opened:
         for step, loss in losses.items():
-            opened.save(step, train_state(step), {}, {}, None if loss is None else {"validation/loss": loss})
+            opened.save(step, train_state(step), {}, {}, {} if loss is None else {"validation/loss": loss})
             opened.wait()
     assert saved_steps(tmp_path) == (2, 6, 7)
     with checkpoints(tmp_path, keep_last=1, keep_best=1) as opened:

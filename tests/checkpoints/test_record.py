@@ -3,14 +3,19 @@ import json
 import numpy as np
 import pytest
 
-from llm_jax.checkpoints.record import Damaged, Leaf, Record
+from llm_jax.checkpoints.record import Damaged, Identity, Leaf, Record
 
 DATA = {"iterator": b"\x00\xff state", "shards": [{"position": 3, "done": False}, None], "share": 0.1, "big": 2**90}
 
 
 def _record(**changes) -> Record:
-    fields = dict(step=7, tokenizer_digest="0123456789abcdef", experiment="= a\nb = 1\n", data=DATA, loop={"tokens": 5})
-    return Record(**fields | {"loss": 1.5, "leaves": {"params/kernel": Leaf((2, 3), "float32", 2**32 - 1)}} | changes)
+    run = Identity("= a\nb = 1\n", "0123456789abcdef", "fedc", {"run": "runs/a", "step": 3})
+    fields = dict(step=7, run=run, data=DATA, loop={"tokens": 5})
+    return Record(
+        **fields
+        | {"metrics": {"validation/loss": 1.5}, "leaves": {"params/kernel": Leaf((2, 3), "float32", 2**32 - 1)}}
+        | changes
+    )
 
 
 def test_a_record_survives_json():

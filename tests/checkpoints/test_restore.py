@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from llm_jax.checkpoints.digest import not_finite
 from llm_jax.checkpoints.noise import quiet_orbax
 from llm_jax.checkpoints.restore import best_step, restore_params, restore_state, saved_steps
 from tests.checkpoints.states import abstract, assert_identical, checkpoints, saved, train_state
@@ -204,9 +205,51 @@ def test_the_best_step_is_read_from_disk(tmp_path):
     with checkpoints(tmp_path, keep_last=4, best_metric="loss") as opened:
         for step, loss in ((1, float("nan")), (2, 1.0), (3, 1.5), (4, 2.0)):
             opened.save(step, train_state(step), {}, {}, {"loss": loss})
-    assert best_step(tmp_path) == 2
+    assert best_step(tmp_path, "loss") == 2
     _remove_everything(tmp_path / "2")
-    assert best_step(tmp_path) == 3
+    assert best_step(tmp_path, "loss") == 3
+    for never in ("validation/loss", ""):
+        with pytest.raises(ValueError, match=rf"no checkpoint in .* has a finite value of '{never}'.*'loss'.*--step"):
+            best_step(tmp_path, never)
+
+
+def test_without_a_finite_value_no_checkpoint_is_the_best(tmp_path):
+    with checkpoints(tmp_path, best_metric="loss") as opened:
+        opened.save(1, train_state(1), {}, {}, {"loss": float("nan")})
+    with pytest.raises(ValueError, match="no checkpoint in .* has a finite value of 'loss'"):
+        best_step(tmp_path, "loss")
+
+
+def test_only_a_folder_named_as_a_save_names_it_is_a_checkpoint(run):
+    for name in ("00016", "-3", "1e3", "7.5", "٣", "3 ", "+4"):
+        (run / name).mkdir()
+    (run / "9").write_text("no folder")
+    assert saved_steps(run) == (1, 2)
+    with checkpoints(run) as opened:
+        assert opened.restore(LIKE).step == 2
+        assert opened.save(3, train_state(3), {}, {})
+    assert saved_steps(run) == (2, 3) and (run / "00016").is_dir()
+
+
+def test_later_checkpoints_are_set_aside_and_can_be_brought_back(run):
+    for attempt in range(2):
+        with checkpoints(run) as opened:
+            assert opened.go_back(1) == [2] and opened.latest_step == 1
+            assert opened.save(2, train_state(2), {"position": 2}, {})
+        assert len(list(run.glob("later-2*"))) == attempt + 1
+    shutil.rmtree(run / "2")
+    (run / "later-2").rename(run / "2")
+    assert_identical(restore_state(run, LIKE, DIGEST).state, train_state(2))
+
+
+def test_a_value_that_is_not_finite_is_found_in_any_array():
+    state = train_state(1)
+    assert not_finite(state) == []
+    bad = state.replace(params=state.params | {"embed": state.params["embed"].at[3, 5].set(jnp.nan)})
+    assert not_finite(bad) == ["params/embed"]
+    average = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf) if x.dtype == jnp.float32 else x, state.opt_state)
+    found = not_finite(state.replace(opt_state=average))
+    assert found and all(name.startswith("opt_state/") for name in found)
 
 
 SHARDED = """

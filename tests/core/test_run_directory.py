@@ -1,8 +1,8 @@
 """A run directory belongs to one experiment, survives crashes, and gives every record once."""
 
-import dataclasses
 import json
 import os
+import shutil
 
 import pytest
 
@@ -13,42 +13,84 @@ from llm_jax.models.families.llama import llama
 EXPERIMENT = llama(2, 4, 16, 24)
 
 
-def _record(kind, step, **values):
-    return json.dumps({"kind": kind, "step": step, "time": 0.0} | values)
-
-
-def test_opening_twice_with_the_same_experiment_changes_nothing(tmp_path):
+def test_an_experiment_comes_back_from_its_file(tmp_path):
     run = RunDirectory(tmp_path / "deep" / "run")
     run.open(EXPERIMENT)
-    written = (run.path / "experiment.txt").read_text()
-    run.open(EXPERIMENT)
-    assert (run.path / "experiment.txt").read_text() == written == config.to_text(EXPERIMENT)
+    assert run.experiment_file.read_text() == config.to_text(EXPERIMENT)
     assert run.experiment() == EXPERIMENT
 
 
-def test_another_experiment_is_refused_with_the_difference_and_the_way_out(tmp_path):
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, "line"])
+def test_a_truncated_experiment_is_named_and_never_read_as_another(tmp_path, share):
     run = RunDirectory(tmp_path / "run")
     run.open(EXPERIMENT)
-    run.metrics_file.write_text("kept")
-    other = dataclasses.replace(EXPERIMENT, vocab_size=7)
-    with pytest.raises(ValueError, match="vocab_size: 32000 -> 7") as caught:
-        run.open(other)
-    assert "--fresh" in str(caught.value) and "--name" in str(caught.value)
-    assert "width" not in str(caught.value)
+    run.write_card(experiment_digest=config.digest(EXPERIMENT))
     assert run.experiment() == EXPERIMENT
-    assert run.metrics_file.read_text() == "kept"
+    text = run.experiment_file.read_text()
+    # Without its last line it is whole to a parser, which gives the missing field its default.
+    run.experiment_file.write_text(
+        "".join(text.splitlines(True)[:-1]) if share == "line" else text[: int(share * len(text))]
+    )
+    with pytest.raises(ValueError, match=r"experiment.txt is damaged"):
+        run.experiment()
 
 
-def test_a_free_field_may_change_and_no_other(tmp_path):
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.experiment_file.write_bytes(b"\xff\x00" * 9)
+    with pytest.raises(ValueError, match=r"experiment.txt cannot be read"):
+        run.experiment()
+
+
+@pytest.mark.parametrize("content", ["[]", "", "{", '{"starts": 3}', '{"starts": [1]}', "null", "[" * 9999, '{"a": 1}'])
+def test_a_damaged_card_is_named_kept_and_followed_by_a_new_one(tmp_path, content):
+    run = RunDirectory(tmp_path)
+    run.card_file.write_text(content)
+    with pytest.raises(ValueError, match="card.json is damaged"):
+        run.card()
+    assert run.read_card()[0] == [] and "card.json is damaged" in run.damage()[0]
+    run.write_card(seed=1)
+    assert run.card() == {"starts": [{"seed": 1}]} and run.damage() == []
+    assert (tmp_path / "card.damaged.json").read_text() == content
+
+
+def test_the_card_says_how_a_start_ended(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.end_card("finished")
+    assert run.card() == {}, "there was no start"
+    run.write_card(seed=1)
+    run.end_card("diverged", "update 3")
+    run.write_card(seed=2)
+    assert [start.get("ended") for start in run.card()["starts"]] == [{"how": "diverged", "why": "update 3"}, None]
+
+
+def test_only_a_run_is_deleted_and_its_lock_stays(tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.open(EXPERIMENT)
-    run.metrics_file.write_text("kept")
-    other = dataclasses.replace(EXPERIMENT, vocab_size=7)
-    run.open(other, free="vocab_size")
-    assert run.experiment() == other and run.metrics_file.read_text() == "kept"
-    with pytest.raises(ValueError, match="max_length") as caught:
-        run.open(dataclasses.replace(EXPERIMENT, max_length=9), free="vocab_size")
-    assert "vocab_size" not in str(caught.value) and run.experiment() == other
+    run.metrics_file.write_text("{}")
+    run.checkpoints.mkdir()
+    with run.locked(print):
+        run.delete()
+        assert [path.name for path in run.path.iterdir()] == ["lock.json"]
+    assert list(run.path.iterdir()) == []
+    run.metrics_file.write_text("{}")
+    run.delete()  # what a kill left of an earlier deletion
+    (run.path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is not a run directory, so it is not deleted"):
+        run.delete()
+
+
+def test_files_that_were_deleted_are_put_back(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.open(EXPERIMENT)
+    run.write_card(seed=1)
+    files = run.small_files()
+    shutil.rmtree(run.path)
+    run.put_back(files)
+    assert run.experiment() == EXPERIMENT and run.card() == {"starts": [{"seed": 1}]}
+    run.write_card(seed=2)
+    run.put_back(files)
+    assert len(run.card()["starts"]) == 2, "a file that is there stays as it is"
 
 
 def test_a_followed_run_is_read_and_never_written(tmp_path):
@@ -61,7 +103,10 @@ def test_a_followed_run_is_read_and_never_written(tmp_path):
     run.open(EXPERIMENT)
     followed.delete()
     assert followed.experiment() == EXPERIMENT and [path.name for path in run.path.iterdir()] == ["experiment.txt"]
-    writing = [name for name in vars(RunDirectory) if name.startswith("write_") or name in ("open", "delete")]
+    with followed.locked(print):
+        assert not run.lock_file.exists()
+    others = ("open", "delete", "locked", "put_back", "set_aside_after", "end_card")
+    writing = [name for name in vars(RunDirectory) if name.startswith("write_") or name in others]
     assert set(writing) <= vars(FollowedRun).keys()
 
 
@@ -97,40 +142,6 @@ def test_a_full_disk_is_a_clear_error_and_leaves_no_half_experiment(tmp_path, mo
 def test_a_folder_that_is_no_run_says_so(tmp_path):
     with pytest.raises(ValueError, match="is not a run directory: it has no experiment.txt"):
         RunDirectory(tmp_path).experiment()
-
-
-def test_records_pass_over_a_line_cut_by_a_crash(tmp_path):
-    run = RunDirectory(tmp_path)
-    whole = _record("train", 2, loss=0.5)
-    for cut in range(len(whole)):
-        run.metrics_file.write_text(_record("train", 1, loss=1.0) + "\n" + whole[:cut])
-        assert [record["step"] for record in run.records()] == [1]
-    run.metrics_file.write_text(_record("train", 1, loss=1.0) + "\n" + whole)
-    assert [record["step"] for record in run.records()] == [1, 2]
-
-
-def test_of_a_repeated_step_the_last_written_counts_within_its_kind(tmp_path):
-    run = RunDirectory(tmp_path)
-    lines = [
-        _record("train", 1, loss=1.0),
-        _record("train", 2, loss=2.0),
-        _record("eval/validation", 2, loss=9.0),
-        _record("train", 3, loss=3.0),
-        _record("train", 2, loss=2.5),  # a resumed run goes over steps 2 and 3 again
-        _record("eval/validation", 2, loss=9.5),
-        _record("eval/test", 2, loss=8.0),
-    ]
-    run.metrics_file.write_text("\n".join(lines) + "\n")
-    found = {(record["kind"], record["step"]): record["loss"] for record in run.records()}
-    assert found == {
-        ("train", 1): 1.0,
-        ("train", 2): 2.5,
-        ("train", 3): 3.0,
-        ("eval/validation", 2): 9.5,
-        ("eval/test", 2): 8.0,
-    }
-    steps = [record["step"] for record in run.records()]
-    assert steps == sorted(steps) and len(steps) == 5
 
 
 def test_no_records_before_the_first_step(tmp_path):

@@ -69,7 +69,7 @@ def test_the_last_checkpoint_knows_its_loss_so_that_it_can_be_the_best(tmp_path,
     run = RunDirectory(tmp_path / "tiny")
     losses = {record["step"]: record["loss"] for record in run.records() if record["kind"] == "eval/validation"}
     assert list(losses) == [5, 10, 12] and min(losses, key=losses.get) == 12
-    assert best_step(run.checkpoints.absolute()) == 12
+    assert best_step(run.checkpoints.absolute(), "validation/loss") == 12
 
 
 def test_the_test_parts_of_a_mixture_are_scored_once(tmp_path, cache):

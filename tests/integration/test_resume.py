@@ -1,10 +1,13 @@
 """Stopping and resuming inside one process, after every update there is; test_signals.py does it from outside."""
 
+import contextlib
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import threading
+import time
 
 import pytest
 
@@ -13,6 +16,7 @@ from llm_jax.assemble import assemble
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core.run_directory import RunDirectory
+from llm_jax.core.run_lock import RunHeld
 from llm_jax.training_run import run_training
 from tests.helpers import tiny_run
 from tests.integration.outcome import assert_identical, records, starts
@@ -38,7 +42,7 @@ def train(monkeypatch, parts, cache):
     """Starts or resumes the run in a folder; a signal comes while update `stop` is made, or `moment` seconds after the
     first."""
 
-    def train(runs, stop=None, moment=None) -> RunDirectory:
+    def train(runs, stop=None, moment=None, experiment=parts.experiment, **options) -> RunDirectory:
         timers = []
 
         def step(state, batch):
@@ -50,8 +54,9 @@ def train(monkeypatch, parts, cache):
             return parts.programs.step(state, batch)
 
         programs = dataclasses.replace(parts.programs, step=step)
-        monkeypatch.setattr(training_run, "assemble", lambda *_: dataclasses.replace(parts, programs=programs))
-        run = run_training(parts.experiment, runs, cache)
+        changed = dataclasses.replace(parts, programs=programs, experiment=experiment)
+        monkeypatch.setattr(training_run, "assemble", lambda *_: changed)
+        run = run_training(experiment, runs, cache, **options)
         for timer in timers:
             timer.join()
         return run
@@ -135,6 +140,109 @@ def test_a_record_cut_short_by_a_crash_costs_no_other_record(uninterrupted, trai
         file.write('{"kind": "train", "ste')
     train(tmp_path)
     assert_identical(run, uninterrupted, parts)
+    assert run.damage() == []
+
+
+@pytest.mark.parametrize("lost", ["half of the last line", "the last two lines"])
+def test_records_that_a_crash_took_before_the_checkpoint_are_written_again(uninterrupted, train, tmp_path, parts, lost):
+    run = train(tmp_path, 6)  # an evaluation, too, comes after update 6
+    lines = run.metrics_file.read_bytes().splitlines(keepends=True)
+    kept = lines[:-2] if lost == "the last two lines" else [*lines[:-1], lines[-1][:30]]
+    run.metrics_file.write_bytes(b"".join(kept))
+    train(tmp_path)
+    assert_identical(run, uninterrupted, parts)
+
+
+def test_bad_lines_and_files_beside_the_checkpoints_stop_no_run(uninterrupted, train, tmp_path, parts, capsys):
+    run = train(tmp_path, 6)
+    run.card_file.write_text("[]")
+    (run.checkpoints / "00016").mkdir()
+    (run.checkpoints / "17").write_text("no folder")
+    with open(run.metrics_file, "a") as file:
+        file.write('[]\n{"kind": "train"}\n')
+    train(tmp_path)
+    assert_identical(run, uninterrupted, parts)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "card.json is damaged" in said and said.count("metrics.jsonl, line") == 2
+    assert starts(run) == [6] and (run.path / "card.damaged.json").read_text() == "[]"
+    assert (run.checkpoints / "00016").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "of another run"])
+def test_a_run_without_its_small_files_is_the_run_of_its_checkpoints(
+    uninterrupted, train, tmp_path, parts, damage, capsys
+):
+    run = train(tmp_path, 6)
+    run.card_file.unlink()
+    text = run.experiment_file.read_text()
+    if damage == "missing":
+        run.experiment_file.unlink()
+    else:
+        run.experiment_file.write_text(text[:200] if damage == "truncated" else text.replace("0.01", "0.5"))
+    other = dataclasses.replace(
+        parts.experiment, optimizer=dataclasses.replace(parts.experiment.optimizer, peak_lr=0.5)
+    )
+    with pytest.raises(ValueError, match=r"checkpoint 6 in .* another experiment[^$]*optimizer.peak_lr: 0.01 -> 0.5"):
+        train(tmp_path, experiment=other)
+    with monkeypatched_data(parts), pytest.raises(ValueError, match="what the paths name has changed since"):
+        train(tmp_path)
+    train(tmp_path)
+    assert_identical(run, uninterrupted, parts)
+    assert run.experiment_file.read_text() == text and starts(run) == [6]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "experiment.txt is" in said and "written again from checkpoint 6" in said and "card.json is missing" in said
+
+
+@contextlib.contextmanager
+def monkeypatched_data(parts):
+    """The dataset has another digest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts.dataset, "manifest", lambda: {"digest": "another"})
+        yield
+
+
+def test_metrics_of_a_run_that_nothing_names_are_not_added_to(train, tmp_path):
+    run = RunDirectory(tmp_path / "tiny")
+    run.path.mkdir()
+    run.metrics_file.write_text("")
+    with pytest.raises(ValueError, match="holds a run and no experiment.txt that says of which experiment"):
+        train(tmp_path)
+    train(tmp_path, 2, fresh=True)
+    assert saved_steps(run.checkpoints) == (2,)
+
+
+def test_a_run_deleted_while_it_trains_is_made_again(uninterrupted, tmp_path, parts, cache, monkeypatch):
+    def step(state, batch):
+        if int(state.step) == 7:
+            while saved_steps(tmp_path / "tiny" / "checkpoints") != (5,):
+                time.sleep(0.01)
+            shutil.rmtree(tmp_path / "tiny")
+        return parts.programs.step(state, batch)
+
+    changed = dataclasses.replace(parts, programs=dataclasses.replace(parts.programs, step=step))
+    monkeypatch.setattr(training_run, "assemble", lambda *_: changed)
+    run = run_training(parts.experiment, tmp_path, cache)
+    assert_identical(run, uninterrupted, parts)
+    assert run.experiment() == parts.experiment and starts(run) == [None] and run.tokenizer.is_dir()
+    assert saved_steps(run.checkpoints)[-1] == STEPS and not run.lock_file.exists()
+
+
+def test_a_second_process_is_refused_while_a_run_trains(tmp_path, parts, cache, monkeypatch):
+    refused = []
+
+    def step(state, batch):
+        if not refused:
+            with pytest.raises(RunHeld, match=f"is in use by process {os.getpid()} on") as caught:
+                run_training(parts.experiment, tmp_path, cache)
+            with pytest.raises(RunHeld):
+                run_training(parts.experiment, tmp_path, cache, fresh=True)
+            refused.append(caught.value)
+        return parts.programs.step(state, batch)
+
+    changed = dataclasses.replace(parts, programs=dataclasses.replace(parts.programs, step=step))
+    monkeypatch.setattr(training_run, "assemble", lambda *_: changed)
+    run = run_training(parts.experiment, tmp_path, cache)
+    assert refused and saved_steps(run.checkpoints)[-1] == STEPS and len(starts(run)) == 1
 
 
 def test_the_clock_of_a_run_goes_on(train, tmp_path):

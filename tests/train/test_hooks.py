@@ -124,7 +124,7 @@ def test_evaluation_comes_every_few_steps_and_once_at_the_end(run, recorder, dis
     assert [(record["kind"], record["step"], record["loss"]) for record in records] == [
         ("eval/validation", step, 1.5) for step in steps
     ]
-    assert held_out.loss == 1.5
+    assert held_out.values["loss"] == 1.5
 
 
 def test_saving_comes_every_few_steps_and_at_any_end_but_never_twice():

@@ -1,0 +1,96 @@
+"""A branch: a new run that begins with the whole state of another run at one of its checkpoints."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, Self
+
+from llm_jax.checkpoints import restore
+from llm_jax.checkpoints.restore import Restored
+from llm_jax.core import config
+from llm_jax.core.checks import check
+from llm_jax.core.run_directory import RunDirectory
+from llm_jax.experiment import Experiment
+
+_KEPT = ("seed", "tokenizer", "data")
+"""Fields that decide which batch comes at which step. `data.read_ahead` decides nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """The checkpoint that a new run begins with: weights, optimizer state, moving average, step and data position."""
+
+    run: RunDirectory
+    step: int
+    experiment: str
+    """Flat text of the experiment that wrote it."""
+    data: str | None
+    """Digest of the data that it was trained on."""
+
+    @classmethod
+    def named(cls, name: str, runs: Path) -> Self:
+        """
+        Args:
+          name: RUN or RUN:STEP, RUN being a run directory or the name of one in `runs`; without a step the newest.
+
+        Raises:
+          ValueError: if there is no such run or checkpoint.
+        """
+        run, _, step = name.rpartition(":")
+        if not run or not step.isdecimal():
+            run, step = name, ""
+        found = [path for path in (Path(run), runs / run) if path.is_dir()]
+        check(bool(found), f"--from {name}: neither {run} nor {runs / run} is a run directory")
+        directory = RunDirectory(found[0])
+        records = restore.readable_records(directory.checkpoints)
+        chosen = int(step) if step else max(records, default=None)
+        check(
+            chosen in records,
+            f"--from {name}: {directory.path} has no checkpoint {'at all' if chosen is None else f'of step {chosen}'} "
+            f"that can be read; it has those of steps {sorted(records)}",
+        )
+        return cls(directory, chosen, records[chosen].run.experiment, records[chosen].run.data)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What card and checkpoints of the new run keep of it."""
+        digest = hashlib.sha256(self.experiment.encode()).hexdigest()[:16]
+        return {"run": str(self.run.path.resolve()), "step": self.step, "experiment_digest": digest}
+
+    def changes(self, experiment: Experiment) -> list[str]:
+        """How `experiment`, that of the new run, differs from the branch's own, one line for each field.
+
+        Raises:
+          ValueError: if the position in the data would mean nothing, or the run would be over.
+        """
+        found = config.differences(config.saved_fields(self.experiment), config.flatten(experiment))
+        moved = [line for line in found if _decides_data(line.partition(":")[0])]
+        check(
+            not moved,
+            f"--from {self}: {'; '.join(moved)}: a branch continues at the same position in the same data, so seed, "
+            "tokenizer and data stay as they are; with other data begin from the weights alone, by `llm-jax convert` "
+            "and --start",
+        )
+        check(
+            experiment.steps > self.step,
+            f"--from {self}: steps is {experiment.steps}, and {self.step} are made: steps counts from the beginning of "
+            "the first run; set it higher",
+        )
+        return found
+
+    def restored(self, abstract: Any, tokenizer_digest: str) -> Restored:
+        """Reads the state.
+
+        Raises:
+          ValueError: if the checkpoint is damaged, or holds another state than the new experiment makes.
+        """
+        found = restore.restore_state(self.run.checkpoints, abstract, tokenizer_digest, self.step)
+        check(found is not None, f"--from {self}: the checkpoint is gone")
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.run.path}:{self.step}"
+
+
+def _decides_data(path: str) -> bool:
+    return path.split(".")[0] in _KEPT and path != "data.read_ahead"

@@ -1,0 +1,174 @@
+"""How a run continues: what its directory says of it, and what of its experiment may change.
+
+The record of a checkpoint says which experiment, data and tokenizer its run has; files beside it that are missing or
+damaged are written again from it. A change of anything else than FREE is another experiment, which needs another run.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from llm_jax.checkpoints.record import Record
+from llm_jax.checkpoints.restore import readable_records
+from llm_jax.core import config
+from llm_jax.core.checks import check
+from llm_jax.core.run_directory import RunDirectory
+from llm_jax.experiment import Experiment
+
+FREE = (
+    "name",  # a directory may be renamed
+    "sharding",  # changes rounding, and what dropout draws under jax.pmap and in stages
+    "log_every",
+    "evaluation",
+    "checkpoint",
+    "samples",
+    "hooks",
+    "data.read_ahead",
+)
+"""Fields that decide nothing of what is computed, but for rounding."""
+
+
+def open_run(run: RunDirectory, experiment: Experiment, step: int | None, say: Callable[[str], None]) -> None:
+    """Makes sure that `run` is one of `experiment`, which may continue from checkpoint `step`, or the newest.
+
+    An experiment that has left neither metrics nor checkpoints, since it could not start, gives way to another.
+
+    Raises:
+      ValueError: if it is a run of another experiment, or nothing says of which.
+    """
+    records = readable_records(run.checkpoints)
+    check(
+        step is None or step in records,
+        f"{run.path} has no checkpoint of step {step} that can be read: choose one of {sorted(records)} for --step",
+    )
+    if not records and not run.has_begun:
+        run.open(experiment)
+        return
+    if not records:
+        check(
+            run.experiment_file.exists(),
+            f"{run.path} holds a run and no {run.experiment_file.name} that says of which experiment: bring that file "
+            "back, give the new run another --name, or pass --fresh to delete what is there",
+        )
+        changes(run.experiment_text(), experiment, 0, str(run.experiment_file))
+        return
+    at = max(records) if step is None else step
+    saved = records[at].run.experiment
+    changes(saved, experiment, at, f"checkpoint {at} in {run.checkpoints}")
+    if problem := _problem(run, [record.run.experiment for record in records.values()]):
+        run.write_experiment(saved)
+        say(f"{problem}; it is written again from checkpoint {at}")
+    if not run.card_file.exists():
+        say(f"{run.card_file} is missing: a new one begins")
+    for damage in run.damage():
+        say(damage)
+
+
+def newest(run: RunDirectory, step: int | None) -> Record | None:
+    """The record of checkpoint `step`, or of the newest that can be read; None if there is none."""
+    records = readable_records(run.checkpoints)
+    return records.get(max(records, default=None) if step is None else step)
+
+
+def check_same_data(run: RunDirectory, trained_on: str | None, found: str) -> None:
+    """
+    Args:
+      trained_on: digest of the data by the checkpoint's record; None in one of an earlier version, for which the card
+        counts.
+      found: digest of the data that the experiment names.
+
+    Raises:
+      ValueError: if they differ: positions in other data would mean nothing.
+    """
+    starts, _ = run.read_card()
+    on_card = [start["data"]["digest"] for start in starts if "digest" in (start.get("data") or {})]
+    begun = trained_on or (on_card[-1] if on_card else found)
+    check(
+        begun == found,
+        f"{run.path} was trained on data of digest {begun} and the data found have {found}: what the paths name has "
+        "changed since; bring it back, give the new run another --name, or pass --fresh",
+    )
+
+
+def step_to_resume(run: RunDirectory, step: int | None) -> int | None:
+    """`step`, unless the scheduler has started again a job that went back to it already: that job continues from the
+    newest checkpoint."""
+    starts, _ = run.read_card()
+    job = os.environ.get("SLURM_JOB_ID")
+    again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    went_back = any(start.get("went_back_to") == step and start.get("job") == job for start in starts)
+    return None if again and went_back else step
+
+
+def changes(saved: str, experiment: Experiment, made: int, where: str) -> list[str]:
+    """How `experiment` differs from the one that was saved, one line for each field, all of which may change.
+
+    Args:
+      saved: flat text of the experiment that the run had.
+      made: updates that the run continues after.
+      where: file or checkpoint that holds `saved`.
+
+    Raises:
+      ValueError: if a field differs that may not; the message lists all of those.
+    """
+    old = config.saved_fields(saved)
+    found = config.differences(old, config.flatten(experiment))
+    refused = [line for line in found if not _is_free(_path(line))]
+    if any(_path(line) != "steps" for line in refused):
+        listed = "\n  ".join(refused)
+        raise ValueError(
+            f"{where} is of another experiment; what changed:\n  {listed}\n"
+            "Give the new run another --name, with --from RUN:STEP to continue from this one, or pass --fresh to "
+            "delete the old one."
+        )
+    if refused:
+        _check_steps(old, experiment, made, where)
+    return found
+
+
+def _is_free(path: str) -> bool:
+    return any(path == field or path.startswith(f"{field}.") for field in FREE)
+
+
+def _path(line: str) -> str:
+    return line.partition(":")[0]
+
+
+def _check_steps(old: Mapping[str, str], experiment: Experiment, made: int, where: str) -> None:
+    """A run is made longer where its schedule gives the updates that are made the rates that they had."""
+    before, after = json.loads(old["steps"]), experiment.steps
+    change = f"steps: {before} -> {after}"
+    check(
+        after > before,
+        f"{where} is of a longer run ({change}): a run can be extended and not shortened; stop it with SIGTERM where "
+        "it shall end, or give the shorter run another --name with --from RUN:STEP",
+    )
+    updates = np.arange(made)
+    had, would = (np.asarray(experiment.optimizer.learning_rate(steps)(updates)) for steps in (before, after))
+    differing = np.flatnonzero(had != would)
+    if len(differing):
+        first = int(differing[0])
+        raise ValueError(
+            f"{where} is of a run of {before} steps ({change}), and the learning rate of update {first + 1}, which is "
+            f"made already, was {had[first]:.4g} and would be {would[first]:.4g} in the longer run: the schedule "
+            f"depends on steps. Continue from a checkpoint of step {first} or before, with --step; or branch with "
+            "--name NEW --from RUN:STEP; schedules that extend at any step are Constant, InverseSqrt and those with "
+            "decay_steps, and WSD before its decay"
+        )
+
+
+def _problem(run: RunDirectory, texts: list[str]) -> str:
+    """What is wrong with experiment.txt, which holds one of `texts` or what the card names; '' if nothing is."""
+    if not run.experiment_file.exists():
+        return f"{run.experiment_file} is missing"
+    if run.experiment_file.read_bytes().decode(errors="replace") in texts:
+        return ""
+    starts, _ = run.read_card()
+    try:
+        run.experiment_text()
+    except ValueError:
+        return f"{run.experiment_file} is damaged"
+    known = any("experiment_digest" in start for start in starts)
+    return "" if known else f"{run.experiment_file} is not that of the checkpoints"

@@ -1,0 +1,134 @@
+"""The hooks of a training run, made from its experiment: figures, evaluations, samples, checkpoints."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import grain
+import jax
+
+from llm_jax.assemble import Assembly
+from llm_jax.checkpoints.manager import Checkpoints
+from llm_jax.checkpoints.restore import Restored
+from llm_jax.core import chips
+from llm_jax.core.checks import check
+from llm_jax.core.run_directory import RunDirectory
+from llm_jax.core.run_lock import RunLock
+from llm_jax.data.batch import Batch
+from llm_jax.data.pipeline import EvaluationSet
+from llm_jax.inference.generate import Generator
+from llm_jax.models import count
+from llm_jax.train import hooks
+from llm_jax.train.loop import Hook
+from llm_jax.train.state import TrainState
+
+
+class Saver:
+    """Saves what the run is resumed from."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        lock: RunLock,
+        checkpoints: Checkpoints,
+        iterator: grain.DatasetIterator,
+        recorder: hooks.Recorder,
+    ):
+        self._run, self._lock, self._checkpoints = run, lock, checkpoints
+        self._iterator, self._recorder = iterator, recorder
+        self._files = run.small_files()
+
+    def save(self, step: int, state: TrainState, seconds: float, metrics: Mapping[str, float]) -> None:
+        """Where the directory was deleted meanwhile, it is made again with all that this process still has.
+
+        Raises:
+          RunHeld: if another process has taken the directory.
+          OSError: if the checkpoint cannot be written.
+        """
+        self._lock.check()
+        self._run.put_back(self._files)
+        self._recorder.keep_file()
+        loop = {"seconds": seconds, "records": self._recorder.latest}
+        self._checkpoints.save(step, state, self._iterator.get_state(), loop, metrics)
+
+    def wait(self) -> None:
+        """Returns once everything saved is on disk."""
+        self._checkpoints.wait()
+
+
+def attached(
+    parts: Assembly,
+    run: RunDirectory,
+    saver: Saver,
+    recorder: hooks.Recorder,
+    display: hooks.Display,
+    signals: hooks.StopOnSignal,
+    begin: Restored,
+) -> list[Hook]:
+    """The hooks of a run, in the order in which the loop calls them."""
+    experiment = parts.experiment
+    log = hooks.Log(recorder, display, _throughput(parts), experiment.log_every, begin.loop["seconds"])
+    evaluations = [
+        hooks.Evaluate(
+            found.name,
+            functools.partial(placed, parts, found),
+            parts.programs.evaluate,
+            parts.programs.weights,
+            found.text_bytes,
+            experiment.evaluation.every,
+            experiment.steps,
+            recorder,
+            display,
+        )
+        for found in _evaluation_sets(parts)
+    ]
+
+    def save(step: int, state: TrainState) -> None:
+        found = {item.name: item.values for item in evaluations if item.step == step}
+        saver.save(step, state, log.total_seconds, experiment.data.held_out.figures(found))
+
+    samples = []
+    if experiment.samples.prompts:
+        samples = [
+            hooks.Sample(
+                _sampler(parts), parts.programs.weights, experiment.samples.every, experiment.steps, run.write_sample
+            )
+        ]
+    # Evaluation comes before saving, so that a checkpoint knows its loss; stopping comes last, when all has been done.
+    saving = hooks.Save(save, saver.wait, experiment.checkpoint.every, begin.step)
+    return [log, *evaluations, *samples, saving, signals]
+
+
+def _evaluation_sets(parts: Assembly) -> tuple[EvaluationSet, ...]:
+    limit = parts.experiment.evaluation.max_bytes
+    return parts.dataset.evaluation("validation", *parts.share, limit)
+
+
+def placed(parts: Assembly, found: EvaluationSet) -> Iterator[Batch]:
+    """The batches of an evaluation set over all devices."""
+    return map(parts.place, found.batches)
+
+
+def _sampler(parts: Assembly) -> Callable[[Any], str]:
+    """A function from weights to a page of samples."""
+    samples, tokenizer = parts.experiment.samples, parts.tokenizer
+    check(tokenizer is not None, "samples.prompts are text, and the experiment has no tokenizer: leave them out")
+    generator = Generator(
+        parts.programs.model, samples.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size
+    )
+    prompts = [parts.experiment.prompt(tokenizer, prompt) for prompt in samples.prompts]
+
+    def sample(params: Any) -> str:
+        rows = generator.generate(params, prompts, samples.new_tokens, parts.experiment.seed)
+        written = [tokenizer.continuation(*found) for found in zip(prompts, rows, strict=True)]
+        return "\n\n---\n\n".join(map(str.__add__, samples.prompts, written)) + "\n"
+
+    return sample
+
+
+def _throughput(parts: Assembly) -> hooks.Throughput:
+    data = parts.experiment.data
+    chip = chips.chip(jax.devices()[0].device_kind)
+    peak = chip.peak_flops * jax.device_count() if chip else None
+    flops = count.training_flops(parts.experiment.model, data.sequence_length)
+    return hooks.Throughput(data.batch_size * data.sequence_length, flops, peak)
