@@ -74,7 +74,7 @@ def _train(arguments: list[str]) -> None:
                 experiment, options.runs_dir, options.cache_dir, options.fresh, hosts, options.step, branch
             )
     if hosts.leads and _is_finished(run, experiment.steps):
-        _say_where(run)
+        _say_where(run, experiment)
 
 
 def _show(arguments: list[str]) -> None:
@@ -89,8 +89,9 @@ def _generate(arguments: list[str]) -> None:
     generator = Generator(trained.model, options.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
     prompt = trained.experiment.prompt(tokenizer, options.prompt)
     decoder = tokenizer.stream(prompt)
+    stream = generator.stream(trained.params, [prompt], options.new_tokens, options.seed)
     print(options.prompt, end="", flush=True)
-    for tokens_B in generator.stream(trained.params, [prompt], options.new_tokens, options.seed):
+    for tokens_B in stream:
         if tokens_B[0] == tokenizer.eos_id:
             break
         print(decoder.push(int(tokens_B[0])), end="", flush=True)
@@ -254,15 +255,17 @@ def _is_finished(run: RunDirectory, steps: int) -> bool:
     return max(saved_steps(run.checkpoints), default=0) == steps
 
 
-def _say_where(run: RunDirectory) -> None:
+def _say_where(run: RunDirectory, experiment: Experiment) -> None:
     try:
         report = f"Its report: {write_report(run.path)}"
     except OSError as error:  # the run is complete without it
         report = f"Its report cannot be written: {error}"
+    prompt = shlex.quote(next(iter(experiment.samples.prompts), "TEXT"))
+    generate = "" if experiment.tokenizer is None else f"  llm-jax generate {run.path} --prompt {prompt}\n"
     print(
         f"\nThe run is complete. {report}\n"
         "Next:\n"
-        f"  llm-jax generate {run.path} --prompt 'def main('\n"
+        f"{generate}"
         f"  llm-jax report {run.path}\n"
         f"  tensorboard --logdir {run.tensorboard}    (pip install tensorboard)"
     )

@@ -1,19 +1,18 @@
 """The Experiment: one frozen dataclass that says everything about a run, and the files that define one."""
 
+import contextlib
 import dataclasses
-import difflib
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-
-import tyro
+from typing import Any, Self
 
 from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.core import user_file
 from llm_jax.core.checks import check, check_positive, check_seed, did_you_mean
-from llm_jax.core.configclass import configclass
+from llm_jax.core.configclass import configclass, deferred
 from llm_jax.core.dtypes import Precision
+from llm_jax.core.overrides import overridden
 from llm_jax.data.pipeline import DataConfig
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.models.config import TransformerConfig
@@ -163,9 +162,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
       ValueError: if the file is missing or defines no experiment.
       SystemExit: for an override that does not fit; the message names it and what was probably meant.
     """
-    module = _module(Path(path))
-    check(hasattr(module, "experiment"), f"{path} defines no function experiment() that returns an Experiment")
-    return _overridden(module.experiment(), path, overrides, module.__doc__)
+    file = _File.read(path, overrides, _experiment)
+    return file.overridden(file.found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,39 +184,71 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> Ablation:
       ValueError: if the file is missing or defines no variants, or one has a name that cannot be a folder's.
       SystemExit: as `load_experiment`.
     """
-    module = _module(Path(path))
+    file = _File.read(path, overrides, _variants)
+    named, report = file.found
+    return Ablation({name: file.overridden(one) for name, one in named.items()}, report)
+
+
+def _experiment(module: ModuleType) -> Experiment:
+    return _checked(user_file.call(module, "experiment", "an Experiment"), f"experiment() of {module.__file__}")
+
+
+def _variants(module: ModuleType) -> tuple[dict[str, Experiment], Callable[..., str] | None]:
+    """The variants that a module defines, named as they are to be, and its function `report`."""
+    place = f"variants() of {module.__file__}"
+    found = user_file.call(module, "variants", "a dict from names to Experiments")
+    check(isinstance(found, dict), f"{place} returned a {type(found).__name__}: it must return a dict by name")
+    check(len(found) > 0, f"{place} returned none: it must return at least one Experiment")
+    named = {name: dataclasses.replace(_checked(one, f"{name!r} in {place}"), name=name) for name, one in found.items()}
+    return named, getattr(module, "report", None)
+
+
+def _checked(found: Any, place: str) -> Experiment:
     check(
-        hasattr(module, "variants"),
-        f"{path} defines no function variants() that returns a dict from names to Experiments",
+        isinstance(found, Experiment),
+        f"{place} is a {type(found).__name__}, no Experiment: return an Experiment of llm_jax",
     )
-    found = module.variants()
-    check(len(found) > 0, f"variants() of {path} returned none: it must return at least one Experiment")
-    named = {name: dataclasses.replace(one, name=name) for name, one in found.items()}
-    variants = {name: _overridden(one, path, overrides, module.__doc__) for name, one in named.items()}
-    return Ablation(variants, module.report if hasattr(module, "report") else None)
+    return found
 
 
-def _module(path: Path) -> ModuleType:
-    """The Python file at `path`, run."""
-    if not path.is_file():
-        near = difflib.get_close_matches(str(path), map(str, path.parent.glob("*.py")), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"there is no experiment file {path}{hint}")
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """What `read` finds in an experiment file, and how overrides change it."""
 
+    path: Path
+    overrides: Sequence[str]
+    found: Any
+    text: str | None
+    """The file's docstring."""
+    refused: ValueError | None
+    """Why the file is not valid without the overrides."""
 
-def _overridden(default: Experiment, path: str | Path, overrides: Sequence[str], text: str | None) -> Experiment:
-    kind = type(default).__name__
-    check(isinstance(default, Experiment), f"{path} returned a {kind}, no Experiment: give experiments of llm_jax")
-    return tyro.cli(
-        Experiment,
-        default=default,
-        args=list(overrides),
-        prog=f"llm-jax train {path}",
-        description=text,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str], read: Callable[[ModuleType], Any]) -> Self:
+        """Runs the file.
+
+        Where overrides may correct configs that break a rule, the file is run once more, without rules: `overridden`
+        applies them to the changed experiment. The first run has them, since a file may itself try what is valid.
+        """
+        path, refused = Path(path), None
+        for rules in (contextlib.nullcontext(), deferred()):
+            try:
+                with rules, user_file.user_code(path):
+                    module = user_file.run_file(path)
+                    return cls(path, overrides, read(module), module.__doc__, refused)
+            except ValueError as error:
+                refused = refused or error
+                if not overrides:
+                    break
+        raise refused
+
+    def overridden(self, default: Experiment) -> Experiment:
+        """`default` with the overrides."""
+        if not self.overrides:
+            return default
+        try:
+            return overridden(default, self.overrides, f"llm-jax train {self.path}", self.text, str(self.path))
+        except ValueError as error:
+            if self.refused is not None and str(error) in str(self.refused):
+                raise self.refused from error  # it names the line
+            raise

@@ -1,12 +1,16 @@
 """The verbs, their options and their messages. What training does is tests/integration's."""
 
+import contextlib
+import io
 import re
 
 import pytest
 
+from llm_jax import cli
 from llm_jax.cli import VERBS
 from llm_jax.core import config
-from llm_jax.experiment import load_experiment
+from llm_jax.core.run_directory import RunDirectory
+from llm_jax.experiment import SampleConfig, load_experiment
 from llm_jax.interop.families import FAMILIES
 from llm_jax.models.families import MODULES, SIZES
 from tests.helpers import tiny_run
@@ -65,8 +69,18 @@ def test_show_prints_the_resolved_experiment(file):
     ("words", "message"),
     [
         (("--optimizer.peek-lr", 1), "Perhaps you meant: --optimizer.peak-lr"),
-        (("--steps", "many"), "invalid literal for int() with base 10: 'many'"),
-        (("--steps", "1.5"), "invalid literal for int()"),
+        (("--steps", "many"), "--steps is 'many': it must be an int, such as 12 in"),
+        (("--steps", "1.5"), "--steps is '1.5': it must be an int"),
+        (("--steps=1e3",), "--steps is '1e3': it must be an int"),
+        (("--optimizer.peak-lr", "fast"), "--optimizer.peak-lr is 'fast': it must be a float, such as 0.01"),
+        (("--optimizer.peak-lr", "nan"), "AdamWConfig.peak_lr is nan: it must be a finite float"),
+        (("--optimizer.clip-norm", "off"), "it must be a float or None"),
+        (("--optimizer", "muon"), "--optimizer is of type AdamWConfig (or another of AdamWConfig, AdafactorConfig"),
+        (("--optimizer", "muon"), "the command line changes values, not types of configs; set optimizer in"),
+        (("--optimizer", "muon"), "its fields are --optimizer.peak-lr, --optimizer.schedule"),
+        (("--optimizer.schedule=cosine",), "set optimizer.schedule in"),
+        (("--model.segments", "3"), "set model.segments in"),
+        (("--sharding.schedule", "x"), "Unrecognized options"),
         (("--steps",), "--steps"),
     ],
 )
@@ -76,11 +90,35 @@ def test_an_override_that_does_not_fit_is_refused(file, verb, words, message):
     assert message in outcome.said
 
 
+def test_a_mesh_of_no_devices_is_refused(file):
+    for devices in (0, -3):
+        outcome = llm_jax("shardings", file, "--devices", devices)
+        assert outcome.code != 0 and f"devices is {devices}: it must be greater than 0" in outcome.said
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"samples": SampleConfig(prompts=("To be,",))}, "--prompt 'To be,'"),
+        ({}, "--prompt TEXT"),
+        ({"tokenizer": None}, ""),
+    ],
+)
+def test_the_hint_after_training_is_of_this_experiment(tmp_path, change, hint, monkeypatch):
+    experiment = tiny_run.experiment(tmp_path, **change)
+    monkeypatch.setattr(cli, "write_report", lambda path: path / "report.md")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        cli._say_where(RunDirectory(tmp_path / "tiny"), experiment)
+    assert ("llm-jax generate" in said.getvalue()) == bool(hint)
+    assert hint in said.getvalue() and "llm-jax report" in said.getvalue()
+
+
 @pytest.mark.parametrize("verb", ["train", "show"])
 def test_a_missing_file_is_refused_with_the_nearest_one(file, verb):
     outcome = llm_jax(verb, file.with_name("tiny_experimnt.py"))
     assert outcome.code != 0
-    assert f"did you mean {file}?" in outcome.said
+    assert f"did you mean '{file}'?" in outcome.said
     assert llm_jax(verb).code != 0
 
 

@@ -51,7 +51,14 @@ def test_overrides_reach_every_depth_and_touch_nothing_else(tmp_path):
     ("text", "message"),
     [
         ("x = 1", "defines no function experiment()"),
-        ("def experiment(): return 3", "returned a int, no Experiment"),
+        ("def experiment(): return 3", "experiment() of {file} is a int, no Experiment"),
+        ("def experiment(): pass", "is a NoneType, no Experiment"),
+        ("experiment = 3", "experiment is of type int; write `def experiment():`"),
+        ("def experiment(size): pass", "called without arguments, and the file has experiment(size)"),
+        (
+            "def experimnt(): pass",
+            "defines no function experiment() that returns an Experiment; did you mean 'experimnt'",
+        ),
     ],
 )
 def test_a_file_without_an_experiment_is_refused(tmp_path, text, message):
@@ -59,12 +66,12 @@ def test_a_file_without_an_experiment_is_refused(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(ValueError, match="(?i)experiment") as error:
         load_experiment(file)
-    assert message in str(error.value)
+    assert message.format(file=file) in str(error.value)
 
 
 def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
     tiny_run.write_experiment(tmp_path / "lab")
-    with pytest.raises(ValueError, match=r"no experiment file .*tiny_experimnt.py; did you mean .*tiny_experiment.py"):
+    with pytest.raises(ValueError, match=r"no experiment file .*experimnt.py; did you mean '.*experiment.py'"):
         load_experiment(tmp_path / "lab" / "tiny_experimnt.py")
     with pytest.raises(ValueError, match=r"absent.py$"):
         load_experiment(tmp_path / "nowhere" / "absent.py")
@@ -74,6 +81,32 @@ def test_two_files_of_one_name_do_not_meet(tmp_path):
     files = [tiny_run.write_experiment(tmp_path / name) for name in ("one", "two")]
     paths = [load_experiment(file).data.source.source.paths for file in files]
     assert paths == [(str(tmp_path / name / "corpus"),) for name in ("one", "two")]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("steps=1", ["--steps", "20"]),
+        ("steps=2.5", ["--steps", "20"]),
+        ("optimizer=AdamWConfig(peak_lr=-1)", ["--optimizer.peak-lr", "1e-3"]),
+        ("objective=CausalLMConfig(chunks=5)", ["--objective.chunks=2"]),
+    ],
+)
+def test_overrides_correct_values_of_the_file_that_break_a_rule(tmp_path, change, words):
+    file = tiny_run.write_experiment(tmp_path / "lab")
+    valid = load_experiment(file)
+    file.write_text(
+        f"from pathlib import Path\nfrom tests.helpers import tiny_run\nfrom {__name__} import *\n"
+        f"def experiment():\n    return tiny_run.experiment(Path(__file__).parent, {change})\n"
+    )
+    for wrong in ([], ["--log-every", "2"]):
+        with pytest.raises(ValueError) as error:
+            load_experiment(file, wrong)
+        assert f"{file}:5: " in str(error.value) or "tiny_run.py:" in str(error.value)
+    loaded = load_experiment(file, words)
+    assert type(loaded) is type(valid) and loaded.model == valid.model and loaded.steps in (12, 20)
+    with pytest.raises(ValueError, match="log_every is 0"):
+        load_experiment(file, [*words, "--log-every", "0"])
 
 
 @pytest.mark.parametrize(

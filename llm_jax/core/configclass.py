@@ -17,7 +17,7 @@ Every field must hold a value of its annotated type, to every depth of tuples, u
   part. If it is no configclass, its fields are checked with those of the config that holds it.
 
 The rules that relate fields to one another are a class's `__post_init__`, as in any dataclass. In `deferred` both kinds
-of rules are recorded instead of raised, so that a config can be completed before `validate` decides.
+of rules wait, so that a config can be changed before `validate` decides.
 """
 
 import contextlib
@@ -41,8 +41,7 @@ Unbounded = Annotated[float, _INFINITE]
 
 Class = TypeVar("Class", bound=type)
 
-OnRefusal = Callable[[ValueError], None]
-_on_refusal: contextvars.ContextVar[OnRefusal | None] = contextvars.ContextVar("on_refusal", default=None)
+_deferred = contextvars.ContextVar("deferred", default=False)
 
 
 @typing.overload
@@ -63,14 +62,9 @@ def configclass(cls: Any = None, /, *, kw_only: bool = False) -> Any:
         if type(self).__post_init__ is not __post_init__ and _is_configclass(type(self)):
             rules(self)  # a subclass calls its parent's rules, and has checked the fields already
             return
-        on_refusal = _on_refusal.get()
-        try:
+        if not _deferred.get():
             check_fields(self)
             rules(self)
-        except ValueError as error:
-            if on_refusal is None:
-                raise
-            on_refusal(error)
 
     __post_init__.__doc__ = rules.__doc__
     cls.__post_init__ = __post_init__
@@ -79,16 +73,13 @@ def configclass(cls: Any = None, /, *, kw_only: bool = False) -> Any:
 
 
 @contextlib.contextmanager
-def deferred(on_refusal: OnRefusal) -> Iterator[None]:
-    """Configs that break a rule are built nevertheless, and the error is given to `on_refusal`.
-
-    `validate` decides about the config that matters in the end.
-    """
-    token = _on_refusal.set(on_refusal)
+def deferred() -> Iterator[None]:
+    """Configs that are built in it may break rules; `validate` applies them to what becomes of it."""
+    token = _deferred.set(True)
     try:
         yield
     finally:
-        _on_refusal.reset(token)
+        _deferred.reset(token)
 
 
 def validate(config: Any) -> None:

@@ -80,13 +80,14 @@ def specialisation(model: Transformer, params: Any, batches: Iterable[Batch], to
     Raises:
       ValueError: for a model without layers of experts, or no batches.
     """
+    check(len(model.config.experts) > 0, "there is nothing to count: take a model with layers of experts")
     classes, found = TokenClasses.of(tokenizer), {}
     run = jax.jit(lambda params, batch, classes_BT: _counts(model, params, batch, classes_BT))
     for batch in batches:
         classes_BT = np.where(np.asarray(batch.segment_ids_BT) != 0, classes.rows(np.asarray(batch.tokens_BT)), _NONE)
         for path, counts_LCE in jax.device_get(run(params, batch, classes_BT)).items():
             found[path] = found.get(path, 0) + counts_LCE.astype(np.float64)
-    check(len(found) > 0, "there is nothing to count: give at least one batch, and a model with layers of experts")
+    check(len(found) > 0, "there is nothing to count: give at least one batch")
     return Specialisation(found)
 
 

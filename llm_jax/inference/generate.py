@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core import rng, trees
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, check_seed
 from llm_jax.inference.sampling import SamplingConfig, sample
 from llm_jax.layers.mixers.cache import Cache
 from llm_jax.layers.mixers.masks import Placement
@@ -99,13 +99,18 @@ class Generator:
         """Yields int32 [B], the next token of every row, until all rows have ended or `new_tokens` were made.
 
         Raises:
-          ValueError: for an empty prompt, a token outside the model's vocabulary, or prompts that leave no room for
-            `new_tokens` in the model's positions.
+          ValueError: when it is called, for an empty prompt, a token outside the model's vocabulary, prompts that leave
+            no room for `new_tokens` in the model's positions, or a seed that is none.
         """
+        check_seed(seed=seed)
         check(new_tokens >= 1, f"new_tokens is {new_tokens}: ask for at least 1")
         check(all(map(len, prompts)) and len(prompts) > 0, "a prompt is empty: give it at least one token, such as bos")
         self._check_tokens(prompts)
-        tokens_BP, segments_BP = self._pad(prompts, new_tokens)
+        return self._stream(params, *self._pad(prompts, new_tokens), new_tokens, seed)
+
+    def _stream(
+        self, params: Any, tokens_BP: np.ndarray, segments_BP: np.ndarray, new_tokens: int, seed: int
+    ) -> Iterator[np.ndarray]:
         params = in_compute_type(params, self._model.precision.dtype)
         params = params | {"stack": self._unstack(params["stack"])}
         cache, progress = self._prefill(params, tokens_BP, segments_BP, new_tokens, seed)

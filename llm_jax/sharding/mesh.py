@@ -88,6 +88,7 @@ class MeshConfig(Axes):
         return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
     def _filled(self, devices: int, hint: str = "") -> dict[str, int]:
+        check_positive(devices=devices)
         sizes = self.sizes
         fixed = math.prod(size for size in sizes.values() if size != -1)
         free = next((name for name, size in sizes.items() if size == -1), None)

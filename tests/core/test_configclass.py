@@ -178,14 +178,10 @@ def test_an_annotation_that_names_nothing_is_refused():
         Lost()
 
 
-def test_deferred_rules_are_recorded_and_validate_applies_them():
-    found: list[ValueError] = []
-    with deferred(found.append):
+def test_deferred_rules_are_applied_by_validate():
+    with deferred():
         wrong, right = Outer(inner=Inner(size=0)), Outer(inner=Inner(size=1))
         untyped = Outer(many=(Inner(), Inner(size="x")))
-    assert [str(error) for error in found] == ["size is 0: it must be greater than 0"] + [
-        "Inner.size is 'x': it must be an int"
-    ]
     validate(right)
     with pytest.raises(ValueError, match="size is 0"):
         validate(wrong)
@@ -276,7 +272,7 @@ SOMEWHERE = (
 def test_wrong_values_of_every_field_of_every_config_come_back_as_a_value_error(cls):
     if getattr(cls, "__abstractmethods__", None):
         pytest.skip("an abstract base: its subclasses are tried")
-    with deferred(lambda error: None):
+    with deferred():
         valid = _samples(cls)
     for field in dataclasses.fields(cls):
         for value in NOWHERE:

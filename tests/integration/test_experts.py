@@ -4,7 +4,10 @@ import dataclasses
 import math
 import re
 
+import pytest
+
 from llm_jax.analysis.report import write_report
+from llm_jax.data import DataConfig
 from llm_jax.layers.ffn.balance import BiasUpdate, SequenceLoss
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.scores import Jitter
@@ -48,6 +51,7 @@ def test_records_display_and_report_tell_what_experts_did(tmp_path, cache, capsy
     assert (run.path / "specialisation.png").stat().st_size > 1000
 
 
-def test_the_experts_of_a_dense_model_are_refused(finished, cache):
+def test_the_experts_of_a_dense_model_are_refused_before_its_corpus_is_read(finished, cache, monkeypatch):
+    monkeypatch.setattr(DataConfig, "build", lambda *_: pytest.fail("the corpus was read"))
     outcome = llm_jax("experts", finished.path, "--cache-dir", cache)
     assert outcome.code != 0 and "a model with layers of experts" in outcome.said

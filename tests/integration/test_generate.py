@@ -59,6 +59,7 @@ def test_relative_paths_work(finished, monkeypatch):
         (("--step", 7), "has no checkpoint of step 7: choose one of [10, 12]"),
         (("--new-tokens", 100), "the model holds 64 in all"),
         (("--new-tokens", 0), "ask for at least 1"),
+        (("--seed", -1), "seed is -1: a seed must be at least 0"),
         (("--sampling.top-p", 2), "it must be greater than 0 and at most 1"),
         (("--sampling.top-q", 2), "--sampling.top-p"),
     ],
@@ -67,6 +68,7 @@ def test_what_cannot_be_generated_is_refused(generate, words, message):
     outcome = generate(*words)
     assert outcome.code != 0
     assert message in outcome.said
+    assert outcome.out == "", "something was printed before the options were checked"
 
 
 def test_a_run_without_a_tokenizer_cannot_be_prompted(tmp_path):

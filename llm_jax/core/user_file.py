@@ -1,0 +1,184 @@
+"""Python files of a user's: how they are run, and where in them a mistake is."""
+
+import builtins
+import contextlib
+import importlib.machinery
+import importlib.util
+import inspect
+import linecache
+import pkgutil
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import CodeType, FrameType, ModuleType
+from typing import Any
+
+from llm_jax.core.checks import check, did_you_mean
+
+_LIBRARIES = {
+    Path(__file__).resolve().parents[1],
+    *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+}
+"""Folders whose code is no user's."""
+
+_siblings: set[str] = set()
+"""Modules that files which were run have imported from their own folder."""
+
+
+def run_file(path: Path) -> ModuleType:
+    """The module that the file at `path` defines. Call it in `user_code`.
+
+    Raises:
+      ValueError: if there is no such file, naming the nearest one.
+    """
+    if not path.is_file():
+        hint = did_you_mean(str(path), map(str, path.parent.glob("*.py")))
+        raise ValueError(f"there is no experiment file {path}{hint}")
+    name = f"experiment_{path.stem}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader, origin=str(path)))
+    module.__file__ = str(path)
+    sys.modules[name] = module
+    # Compiled here: a cache of byte code takes a file that was written twice within a second for unchanged.
+    exec(_compiled(path), vars(module))
+    return module
+
+
+def _compiled(path: Path) -> CodeType:
+    try:
+        return compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError) as error:
+        if isinstance(error, SyntaxError) and error.filename:
+            raise
+        raise ValueError(f"{path} is no Python source: {error}") from error
+
+
+def call(module: ModuleType, function: str, returns: str) -> Any:
+    """What a function of a user's module returns. Call it in `user_code`.
+
+    Args:
+      returns: what messages say that it must return, such as 'an Experiment'.
+
+    Raises:
+      ValueError: if the module has no such function that takes no arguments.
+    """
+    found = getattr(module, function, None)
+    rule = f"{module.__file__} defines no function {function}() that returns {returns}"
+    check(found is not None, f"{rule}{did_you_mean(function, vars(module))}")
+    check(callable(found), f"{rule}: {function} is of type {type(found).__name__}; write `def {function}():`")
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        given = f"{function}{inspect.signature(found)}"
+        raise ValueError(f"{rule}: it is called without arguments, and the file has {given}") from error
+    return found()
+
+
+@contextlib.contextmanager
+def user_code(path: Path) -> Iterator[None]:
+    """Runs code of the file at `path`, which may import modules beside it.
+
+    Modules from its folder are forgotten when another file is run, so that two folders may have modules of one name.
+
+    Raises:
+      ValueError: for any error in it: 'file:line: what is wrong', and the line.
+    """
+    for name in _siblings:
+        sys.modules.pop(name, None)
+    _siblings.clear()
+    linecache.checkcache()
+    with _importing_from(path.parent.resolve()):
+        try:
+            yield
+        except Exception as error:
+            message = _message(error)
+            if message is None:
+                raise
+            raise ValueError(message) from error
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    if folder in {Path(entry or ".").resolve() for entry in sys.path}:
+        yield
+        return
+    before, known = set(sys.modules), {name.partition(".")[0] for name in sys.modules}
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if name.partition(".")[0] not in known and file and Path(file).resolve().is_relative_to(folder):
+                _siblings.add(name)
+
+
+def _message(error: Exception) -> str | None:
+    """'file:line: what is wrong', and the line; None where no line of a user's took part."""
+    if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
+        column = max((error.offset or 1) - 1, 0)
+        line = (error.text or "").rstrip("\n")
+        indent = len(line) - len(line.lstrip())
+        marked = f"\n    {line.strip()}\n    {' ' * max(column - indent, 0)}^" if line.strip() else ""
+        return f"{error.filename}:{error.lineno}: {error.msg}{marked}"
+    frames = list(traceback.walk_tb(error.__traceback__))
+    users = [(frame, line) for frame, line in frames if _is_users(frame.f_code.co_filename)]
+    if not users:
+        return None
+    frame, line = users[-1]
+    file = frame.f_code.co_filename
+    source = linecache.getline(file, line).strip()
+    return f"{file}:{line}: {_described(error, frames[-1][0])}" + (f"\n    {source}" if source else "")
+
+
+def _is_users(file: str) -> bool:
+    path = Path(file)
+    return path.is_file() and not any(path.resolve().is_relative_to(folder) for folder in _LIBRARIES)
+
+
+def _described(error: Exception, frame: FrameType) -> str:
+    """What an error says to who wrote the line, with what was probably meant."""
+    text = str(error)
+    if isinstance(error, (ValueError, OSError)):
+        return text or type(error).__name__
+    if isinstance(error, TypeError) and (found := re.search(r"([\w.]+)\(\) got an unexpected keyword .*'(\w+)'", text)):
+        name, keyword = found[1].removesuffix(".__init__"), found[2]
+        known = _parameters(name, frame)
+        listed = f"; it has {', '.join(known)}" if known else ""
+        return f"{name} has no argument {keyword!r}{did_you_mean(keyword, known)}{listed}"
+    if isinstance(error, ImportError):
+        if "no known parent package" in text:
+            return "an experiment file is no part of a package: write `import module` for a file in the same folder"
+        return text + did_you_mean(*_imported(error))
+    if isinstance(error, (NameError, AttributeError)) and error.name:
+        known = [*frame.f_locals, *frame.f_globals, *vars(builtins)]
+        return text + did_you_mean(error.name, known if isinstance(error, NameError) else dir(error.obj))
+    return f"{type(error).__name__}: {text.replace('.__init__()', '')}" if text else type(error).__name__
+
+
+def _parameters(name: str, frame: FrameType) -> list[str]:
+    """Of the class or function called `name` that a frame sees."""
+    seen = [*frame.f_locals.values(), *frame.f_globals.values()]
+    seen += [vars(module).get(name) for module in seen if isinstance(module, ModuleType)]
+    for one in seen:
+        if callable(one) and getattr(one, "__qualname__", None) == name:
+            return list(inspect.signature(one).parameters)
+    return []
+
+
+def _imported(error: ImportError) -> tuple[str, Iterable[str]]:
+    """The word that an import did not find, and those that are there."""
+    missing = re.search(r"cannot import name '(\w+)'", error.msg)
+    if missing and error.name in sys.modules:
+        return missing[1], dir(sys.modules[error.name])
+    *parents, word = (error.name or "").split(".")
+    if not parents:
+        return word, [found.name for found in pkgutil.iter_modules()]
+    package = sys.modules.get(".".join(parents))
+    return word, [found.name for found in pkgutil.iter_modules(getattr(package, "__path__", []))]
