@@ -10,6 +10,7 @@ Checksums are CRC-32 by zlib: it comes with Python, is as fast as a disk, contin
 must find is damage, not forgery. The content's digest is SHA-256 over the stream, however that is cut.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -42,23 +43,30 @@ class ShardedTokens:
         self.dtype = dtype
         self._paths = tuple(paths)
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        # For single slices, which Python's bisection finds ten times as fast as numpy.
+        self._borders = self._starts.tolist()
         self._mapped = functools.lru_cache(_MOST_MAPPED)(self._map)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._borders[-1]
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        """The tokens of a slice without a step, or at places int64 [M] in any order."""
+        """The tokens of a slice without a step, or at places int64 [M] in any order. A slice of one shard is a view."""
         if len(self._paths) == 1:
             return self._mapped(0)[index]
-        places = np.arange(*index.indices(len(self))) if isinstance(index, slice) else index
-        shards = np.searchsorted(self._starts, places, side="right") - 1
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(self._borders[-1])
+            shard = bisect.bisect_right(self._borders, start) - 1
+            if start < stop <= self._borders[shard + 1]:
+                return self._mapped(shard)[start - self._borders[shard] : stop - self._borders[shard]]
+            index = np.arange(start, stop)
+        shards = np.searchsorted(self._starts, index, side="right") - 1
         # Rows are made of stretches: few neighbours are in different shards.
-        borders = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(places)]
-        found = np.empty(len(places), self.dtype)
-        for begin, end in itertools.pairwise(borders) if len(places) else ():
+        borders = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(index)]
+        found = np.empty(len(index), self.dtype)
+        for begin, end in itertools.pairwise(borders) if len(index) else ():
             shard = shards[begin]
-            found[begin:end] = self._mapped(shard)[places[begin:end] - self._starts[shard]]
+            found[begin:end] = self._mapped(shard)[index[begin:end] - self._starts[shard]]
         return found
 
     def _map(self, shard: int) -> np.ndarray:

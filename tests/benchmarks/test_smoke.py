@@ -17,7 +17,7 @@ PEERS = {
     "tpu_aot": ("libtpu",),
     "tpu_cost": ("libtpu",),
 }
-ALONE = ("attention_memory", "loop_overhead", "memory", "moe", "sharding_overhead", "strategies")
+ALONE = ("attention_memory", "loop_overhead", "memory", "moe", "sharding_overhead", "strategies", "token_cache")
 
 
 def smoke(name: str, *arguments: str) -> str:
@@ -89,6 +89,12 @@ def test_mixtures_stand_beside_the_dense_model_of_their_active_parameters():
     total, active = ([int(row[column].replace(",", "")) for row in (dense, *mixtures)] for column in (2, 3))
     # Routers are all that a token passes besides.
     assert total[0] == active[0] < min(active[1:]) and max(active) < 1.2 * active[0] < min(total[1:])
+
+
+def test_text_is_tokenised_in_little_more_memory_than_the_imports_take():
+    imports, text = cells(smoke("token_cache"))
+    assert text[:2] == ["one text file", "1 MB"] and float(text[3]) > 0
+    assert float(imports[-1]) < float(text[-1]) < 2 * float(imports[-1])
 
 
 @pytest.mark.parametrize("name", PEERS)
