@@ -19,6 +19,7 @@ from llm_jax.data.pipeline import EvaluationSet
 from llm_jax.inference.generate import Generator
 from llm_jax.models import count
 from llm_jax.train import hooks
+from llm_jax.train.display import Display
 from llm_jax.train.loop import Hook
 from llm_jax.train.state import TrainState
 
@@ -61,7 +62,7 @@ def attached(
     run: RunDirectory,
     saver: Saver,
     recorder: hooks.Recorder,
-    display: hooks.Display,
+    display: Display,
     signals: hooks.StopOnSignal,
     begin: Restored,
 ) -> list[Hook]:
@@ -91,7 +92,12 @@ def attached(
     if experiment.samples.prompts:
         samples = [
             hooks.Sample(
-                _sampler(parts), parts.programs.weights, experiment.samples.every, experiment.steps, run.write_sample
+                _sampler(parts),
+                parts.programs.weights,
+                experiment.samples.every,
+                experiment.steps,
+                run.write_sample,
+                display.print,
             )
         ]
     # Evaluation comes before saving, so that a checkpoint knows its loss; stopping comes last, when all has been done.

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,17 @@ from llm_jax.core import chips, config, trees
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import FollowedRun, RunDirectory, machine_card
 from llm_jax.core.run_lock import RunHeld, RunLock
+from llm_jax.data.batch import Batch
 from llm_jax.evals import compression
 from llm_jax.experiment import Experiment
 from llm_jax.hosts import Hosts
 from llm_jax.models import count
 from llm_jax.resumption import changes, check_same_data, newest, open_run, step_to_resume
+from llm_jax.run_header import header
 from llm_jax.run_hooks import Saver, attached, placed
+from llm_jax.sharding.connect import connect
 from llm_jax.train import hooks
+from llm_jax.train.display import Display, LogConsole
 from llm_jax.train.loop import train
 from llm_jax.train.pace import Pace
 from llm_jax.train.state import TrainState
@@ -84,6 +90,7 @@ def run_training(
             run.delete()
             run.open(experiment)
         _check_hosts(hosts, parts, run)
+        connect(parts.layout.mesh, hosts)
         _run(_Opened(parts, run, lock, hosts), step, branch)
     return run
 
@@ -247,8 +254,8 @@ def _train(opened: _Opened, checkpoints: Checkpoints, begin: Restored) -> tuple[
         iterator.set_state(begin.data)
     with (
         contextlib.closing(_recorder(run, hosts)) as recorder,
-        hooks.Display(first, experiment.steps, experiment.log_every, _console(hosts)) as display,
-        hooks.StopOnSignal(hosts) as signals,
+        Display(first, experiment.steps, experiment.log_every, _console(hosts)) as display,
+        hooks.StopOnSignal(hosts, display.print, functools.partial(_kept, run)) as signals,
     ):
         for step, reason in begin.skipped:
             display.print(f"checkpoint {step} is damaged ({reason}); resuming from {first}")
@@ -258,7 +265,8 @@ def _train(opened: _Opened, checkpoints: Checkpoints, begin: Restored) -> tuple[
         saver = Saver(run, opened.lock, checkpoints, iterator, recorder)
         attached_hooks = attached(parts, run, saver, recorder, display, signals, begin)
         pace = Pace(hosts, recorder.write, display.print, experiment.log_every)
-        batches = pace.timed(map(parts.place, iterator))
+        display.print(header(parts, run))
+        batches = _compiled(parts, hosts, display, pace.timed(map(parts.place, iterator)))
         state = train(begin.state, parts.programs.step, batches, [pace, *attached_hooks], first, experiment.steps)
         if stopped := signals.reason():
             display.print(f"stopped by {stopped} and saved; the same command resumes")
@@ -266,12 +274,32 @@ def _train(opened: _Opened, checkpoints: Checkpoints, begin: Restored) -> tuple[
     return state, not stopped
 
 
+def _compiled(parts: Assembly, hosts: Hosts, display: Display, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, once the update is compiled on all hosts: a host that compiles for longer than another would keep
+    it waiting in a collective, and the first figures would be those of the compiler."""
+    begun, batch = time.perf_counter(), next(batches)
+    display.print("compiling the update")
+    parts.programs.compile_step(batch)
+    hosts.gather("update compiled")
+    display.print(f"compiled after {time.perf_counter() - begun:.1f} s")
+    display.begin()
+    return itertools.chain((batch,), batches)
+
+
+def _kept(run: RunDirectory) -> str:
+    """What an interruption leaves of a run."""
+    saved = saved_steps(run.checkpoints)
+    if not saved:
+        return f"no checkpoint of {run.path} is complete; the same command begins again"
+    return f"the run is kept up to checkpoint {saved[-1]} in {run.checkpoints}; the same command resumes after it"
+
+
 def _recorder(run: RunDirectory, hosts: Hosts) -> hooks.Recorder:
     return hooks.Recorder(run) if hosts.leads else hooks.Silent()
 
 
 def _console(hosts: Hosts) -> rich.console.Console:
-    return rich.console.Console(stderr=True, quiet=not hosts.leads)
+    return LogConsole(quiet=not hosts.leads)
 
 
 def _finish(parts: Assembly, run: RunDirectory, state: TrainState, hosts: Hosts) -> None:

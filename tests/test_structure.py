@@ -34,7 +34,7 @@ LEVELS = (
     ("experiment",),
     ("resumption",),
     ("assemble", "branch", "trained"),
-    ("run_hooks",),
+    ("run_header", "run_hooks"),
     ("training_run",),
     ("variants", "verbs"),
     ("__init__",),

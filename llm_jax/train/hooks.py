@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -24,6 +25,9 @@ from llm_jax.train.display import Display
 from llm_jax.train.event_files import EventFiles
 from llm_jax.train.loop import Hook, Stop
 from llm_jax.train.state import TrainState
+
+_GRACE_SECONDS = 2.0
+"""Between a second Ctrl-C and the end of the process."""
 
 
 def _say(text: str) -> None:
@@ -257,25 +261,63 @@ class Sample(Hook):
 
 class StopOnSignal(Hook):
     """SIGTERM or SIGINT on any host ends training after the update under way, the same on all; the closing hooks then
-    save. A second SIGINT interrupts at once. Use as a context: the former handlers come back on leaving."""
+    save. A second SIGINT interrupts at once. Use as a context: the former handlers come back on leaving.
 
-    def __init__(self, hosts: Hosts | None = None):
+    Python calls its handlers between two of its own operations, which may be minutes away while a program compiles or
+    runs. So a thread that is woken by the signal itself answers, and ends the process where that has not ended it.
+
+    Args:
+      say: shows a line.
+      kept: tells, when an interruption ends the process, what of the run is kept.
+      end: ends the process with an exit code.
+    """
+
+    def __init__(
+        self,
+        hosts: Hosts | None = None,
+        say: Callable[[str], None] = _say,
+        kept: Callable[[], str] = str,
+        end: Callable[[int], None] = os._exit,
+    ):
         self._hosts = Hosts() if hosts is None else hosts
+        self._tell, self._kept, self._end = say, kept, end
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> "StopOnSignal":
+        self._wakes, self._woken = os.pipe()
+        os.set_blocking(self._woken, False)
+        self._thread = threading.Thread(target=self._answer, name="signals", daemon=True)
+        self._thread.start()
+        self._former_wakeup = signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._former_wakeup)
+        os.close(self._woken)
 
     def _receive(self, number: int, frame: Any) -> None:
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
         self._hosts.ask_to_stop()
+
+    def _answer(self) -> None:
+        """Reads the numbers of the signals that arrive, until the context is left."""
+        interrupts = 0
+        while numbers := os.read(self._wakes, 64):
+            for number in numbers:
+                interrupts += number == signal.SIGINT
+                if number == signal.SIGTERM or number == signal.SIGINT and interrupts == 1:
+                    self._tell(f"{signal.Signals(number).name}: the run stops after the update under way and saves; "
+                               "a second Ctrl-C ends it at once")  # fmt: skip
+                elif number == signal.SIGINT and interrupts == 2:
+                    self._tell(f"interrupted: {self._kept()}")
+                    # For the main thread to leave what it has opened, and to tell other hosts, if it can.
+                    threading.Timer(_GRACE_SECONDS, self._end, (128 + signal.SIGINT,)).start()
+        os.close(self._wakes)
 
     def due(self, step: int) -> bool:
         return self._hosts.must_stop(step)

@@ -1,8 +1,11 @@
 """Signals from outside, at moments that nothing inside the run can foresee."""
 
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,7 +14,7 @@ from llm_jax.assemble import assemble
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import load_experiment
 from tests.helpers import tiny_run
-from tests.helpers.command_line import start, wait
+from tests.helpers.command_line import ENVIRONMENT, ROOT, start, wait
 from tests.integration.outcome import assert_identical, records, starts
 
 KILLS = 10
@@ -67,6 +70,18 @@ def test_a_kill_loses_at_most_the_steps_since_the_last_save(chain):
     assert 0 < max(lost) <= 2 * EVERY
 
 
+def _check_log(log: str, found: list[dict]) -> None:
+    """A log that is no terminal says what is trained before it is, and what it shows of speed is not the compiler's."""
+    lines = log.splitlines()
+    header = lines.index("compiling the update")
+    assert {line.split()[0] for line in lines[:header]} >= {"tiny", "training", "data", "devices", "log"}
+    assert "11,760 parameters" in log and "5,000 steps of 64 tokens, 320,000 in all" in log
+    compiling = float(lines[header + 1].removeprefix("compiled after ").removesuffix(" s"))
+    assert lines[header + 2].startswith("step 1/5000 ") and lines[header + 2].endswith(" left")
+    first = next(record for record in found if record["kind"] == "train")
+    assert first["step"] == 1 and first["seconds"] < compiling / 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_saves_says_so_and_exits_cleanly(tmp_path, cache, number):
     file = tiny_run.write_experiment(tmp_path / "lab")
@@ -81,7 +96,36 @@ def test_the_command_saves_says_so_and_exits_cleanly(tmp_path, cache, number):
     assert outcome.code == 0, outcome.err
     assert f"stopped by {number.name} and saved; the same command resumes" in outcome.said
     assert "Traceback" not in outcome.err and "complete" not in outcome.out
+    _check_log(outcome.err, list(run.records()))
     last = max(record["step"] for record in records(run))
     assert target <= last < 5000
     assert [path.name for path in run.checkpoints.iterdir()] == [str(last)]
     assert load_experiment(file, ["--steps", "5000", "--checkpoint.every", "5000"]) == run.experiment()
+
+
+WAITING = """
+import ctypes
+from llm_jax.train import hooks
+
+libc = ctypes.CDLL(None)
+with hooks.StopOnSignal(kept=lambda: "checkpoint 5 is kept"):
+    mutex, condition = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)
+    print("waiting", flush=True)
+    while True:
+        libc.pthread_cond_wait(condition, mutex)
+"""
+
+
+def test_a_second_interrupt_ends_at_once_while_the_process_waits_for_a_device():
+    # As for a long update or compilation: in a call that no signal ends, between whose begin and end no handler of
+    # Python's is called.
+    environment = {**os.environ, **ENVIRONMENT}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", WAITING], cwd=ROOT, env=environment, **pipes)
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    assert "SIGINT: the run stops after the update under way and saves" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    outcome = wait(process, 30)
+    assert outcome.code == 128 + signal.SIGINT and "interrupted: checkpoint 5 is kept" in outcome.err

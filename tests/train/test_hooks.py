@@ -151,9 +151,11 @@ def test_samples_are_files_named_by_step(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_update_under_way(number):
+def test_a_signal_stops_after_the_update_under_way(number, monkeypatch):
+    monkeypatch.setattr(hooks, "_GRACE_SECONDS", 0.2)
     before = signal.getsignal(number)
-    with hooks.StopOnSignal() as stop:
+    said, codes = [], []
+    with hooks.StopOnSignal(say=said.append, kept=lambda: "checkpoint 5 is kept", end=codes.append) as stop:
         assert not stop.due(1)
         os.kill(os.getpid(), number)
         assert stop.due(2) and stop.received == number
@@ -163,6 +165,12 @@ def test_a_signal_stops_after_the_update_under_way(number):
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), number)
                 time.sleep(5)
+    stop._thread.join()
+    assert f"{number.name}: the run stops after the update under way and saves" in said[0]
+    assert said[1:] == (["interrupted: checkpoint 5 is kept"] if number == signal.SIGINT else [])
+    if number == signal.SIGINT:
+        time.sleep(1)
+    assert codes == ([130] if number == signal.SIGINT else [])
     assert signal.getsignal(number) is before
 
 

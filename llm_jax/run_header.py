@@ -1,0 +1,37 @@
+"""The first lines of a run's log: what is trained, on what, where, and where its records are."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from llm_jax.assemble import Assembly
+from llm_jax.core.run_directory import RunDirectory
+from llm_jax.models import count
+
+
+def header(parts: Assembly, run: RunDirectory) -> str:
+    """Five lines: parameters, steps and tokens, data, devices and mesh, records."""
+    experiment, layout = parts.experiment, parts.layout
+    data, devices = experiment.data, layout.mesh.devices
+    tokens = data.batch_size * data.sequence_length
+    total, active = count.parameters(experiment.model), round(count.active_parameters(experiment.model))
+    axes = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items() if size > 1)
+    lines = {
+        experiment.name: f"{total:,} parameters" + (f", {active:,} active for a token" if active != total else ""),
+        "training": f"{experiment.steps:,} steps of {tokens:,} tokens, {experiment.steps * tokens:,} in all",
+        "data": "; ".join([type(data.source).__name__, *_amounts(parts.dataset.manifest()["source"])]),
+        "devices": f"{devices.size} x {devices.flat[0].device_kind}, processes: {jax.process_count()}, "
+        f"mesh: {axes or 'one device'}",
+        "log": f"{run.metrics_file}, tensorboard --logdir {run.tensorboard}",
+    }
+    return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def _amounts(manifest: Mapping[str, Any], name: str = "") -> Iterator[str]:
+    """Tokens of each part of each source, where its size is known."""
+    for key, value in manifest.items():
+        if isinstance(value, Mapping):
+            yield from _amounts(value, f"{name} {key}".strip())
+        elif key == "tokens" and isinstance(value, int):
+            yield f"{value:,} tokens in {name}"
