@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import rich.console
 
 from llm_jax.assemble import Assembly, assemble
 from llm_jax.branch import Branch
@@ -298,7 +297,7 @@ def _recorder(run: RunDirectory, hosts: Hosts) -> hooks.Recorder:
     return hooks.Recorder(run) if hosts.leads else hooks.Silent()
 
 
-def _console(hosts: Hosts) -> rich.console.Console:
+def _console(hosts: Hosts) -> LogConsole:
     return LogConsole(quiet=not hosts.leads)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +11,19 @@ import pytest
 from rich.console import Console
 
 from llm_jax.assemble import Assembly, assemble
-from llm_jax.checkpoints.manager import Checkpoints
-from llm_jax.core import config
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import ModularAdditionConfig
 from llm_jax.experiment import EvaluationConfig
 from llm_jax.hosts import Hosts
 from llm_jax.optim import WSD, AdamWConfig
+from llm_jax.run_hooks import attached
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import DataParallel, ShardingConfig
 from llm_jax.train import hooks
+from llm_jax.train.display import Display
 from llm_jax.train.loop import Hook, train
 from llm_jax.train.pace import Pace
 from llm_jax.train.step import StepConfig
-from llm_jax.training_run import _hooks
 from tests.helpers import tiny_run
 from tests.helpers.tiny import tiny_gpt2
 
@@ -77,16 +77,17 @@ def test_all_hooks_see_the_figures_of_an_update_while_the_next_one_runs(tmp_path
     console = Console(file=io.StringIO(), width=200)
     with (
         parts.programs.activated(),
-        Checkpoints(run.checkpoints, experiment.checkpoint, "none", config.to_text(experiment)) as checkpoints,
         contextlib.closing(hooks.Recorder(run)) as recorder,
-        hooks.Display(0, STEPS, 1, console) as display,
+        Display(0, STEPS, 1, console) as display,
         hooks.StopOnSignal() as signals,
     ):
-        attached = _hooks(parts, run, checkpoints, iterator, recorder, display, signals, 0.0, 0)
-        attached = [hook for hook in attached if not isinstance(hook, hooks.Evaluate)]  # due at the end
+        saver = types.SimpleNamespace(save=lambda *_: None, wait=lambda: None)
+        begin = types.SimpleNamespace(step=0, loop={"seconds": 0.0})
+        made = attached(parts, run, saver, recorder, display, signals, begin)
+        made = [hook for hook in made if not isinstance(hook, hooks.Evaluate)]  # due at the end
         pace = Pace(Hosts(), recorder.write, display.print, 1)
         batches = pace.timed(map(parts.place, iterator))
-        train(parts.initial_state(), watch.step, batches, [pace, *attached, watch], 0, STEPS)
+        train(parts.initial_state(), watch.step, batches, [pace, *made, watch], 0, STEPS)
     # Not all: a busy machine may hold up the host itself.
     assert len(watch.ahead) == STEPS - 1 and sum(watch.ahead.values()) >= 2, watch.ahead
     rates = {record["step"]: record["learning_rate"] for record in run.records() if record["kind"] == "train"}
