@@ -31,6 +31,7 @@ def architecture(config: Any) -> Any:
         "value_init": None,
         "bias_init": Zero(),
         "dropout": 0.0,
+        "layer_drop": 0.0,
         "execution": Execution(),
         "kernel": BlockedKernel(),
         "form": ChunkwiseForm(),

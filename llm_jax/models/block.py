@@ -18,6 +18,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_fraction
 from llm_jax.core.configclass import configclass
@@ -109,9 +110,12 @@ class BlockConfig:
     dropout: float = 0.0
     """Share of features dropped, in training, from what each branch adds to the stream."""
     cross: CrossAttentionConfig | None = None
+    layer_drop: float = 0.0
+    """Probability with which, in training, a step skips the block (Huang et al. 2016, arXiv:1603.09382; Fan et al.
+    2020, arXiv:1909.11556, 3.2, whose form this is: one draw for all rows, and nothing is scaled)."""
 
     def __post_init__(self):
-        check_fraction(dropout=self.dropout)
+        check_fraction(dropout=self.dropout, layer_drop=self.layer_drop)
         check(
             (self.norm is None) == (self.wiring.norms(1) == 0),
             f"norm is {self.norm} and wiring {self.wiring}: a wiring with norms needs one, a Chain takes None",
@@ -173,8 +177,13 @@ class Block(nn.Module):
             return constrain(y_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
 
         names = [name for name in ("mixer", "cross", "ffn") if getattr(self.config, name) is not None]
-        x_BTD = wire(x_BTD, names, branch)
-        return x_BTD, after if states is not None else None, next(iter(reports), None)
+        y_BTD, report = wire(x_BTD, names, branch), next(iter(reports), None)
+        if self.config.layer_drop and self.has_rng("dropout"):
+            stays = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.config.layer_drop)
+            y_BTD = jnp.where(stays, y_BTD, x_BTD)
+            # A step that skips the block does not balance its router either.
+            report = report and report.replace(loss_B=jnp.where(stays, report.loss_B, 0))
+        return y_BTD, after if states is not None else None, report
 
     def _serial(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
         wiring = self.config.wiring

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Self
 
-from llm_jax.core.checks import check, check_positive, check_positive_if_given
+from llm_jax.core.checks import check, check_fraction, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.moe import MoEConfig
@@ -46,8 +46,11 @@ class TransformerConfig:
     head: AnyHead | None = TiedHead()
     """None: the hidden states are the result."""
     execution: Execution = Execution()
+    dropout: float = 0.0
+    """Share of features dropped, in training, from what the final norm gives (T5, XLNet)."""
 
     def __post_init__(self):
+        check_fraction(dropout=self.dropout)
         check_positive(width=self.width, max_length=self.max_length)
         check_positive_if_given(vocab_size=self.vocab_size)
         check(

@@ -55,6 +55,7 @@ class Transformer(nn.Module):
         if config.relative_bias:
             self.relative_bias = RelativeBias(*config.relative_bias, self.precision)
         self.final_norm = config.final_norm.build(self.precision, None) if config.final_norm else lambda x_BTD: x_BTD
+        self.drop = nn.Dropout(config.dropout)
         if config.head:
             table = config.embed.table_width(config.width)
             self.head = Head(config.head, config.width, config.vocab_size, table, self.precision)
@@ -121,7 +122,8 @@ class Transformer(nn.Module):
             x_BTD, layers, reports = self.stack(x_BTD, context, cache.layers)
             cache = cache.replace(layers=layers, length=cache.length + length)
         reports = {f"stack/{path}": report for path, report in reports.items()}
-        return Output(hidden_BTD=self.final_norm(x_BTD), cache=cache, reports=reports)
+        hidden_BTD = self.drop(self.final_norm(x_BTD), deterministic=not self.has_rng("dropout"))
+        return Output(hidden_BTD=hidden_BTD, cache=cache, reports=reports)
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """Float32 scores of hidden states, as in `Output.logits_BTV`."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from llm_jax.core.checks import check
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED
 from llm_jax.layers.broadcast import broadcast
@@ -77,6 +78,8 @@ class Local:
     """The devices among which the experts are divided."""
     inner: Line
     """The devices among which their inner features are divided."""
+    key: jax.Array | None = None
+    """Of the inner features that dropout takes; each device has another. None: it takes none."""
 
     @classmethod
     def of(cls, config: DenseConfig, count: int, weights: Weights, others: Line, width: Line, inner: Line) -> Self:
@@ -112,6 +115,12 @@ class Local:
         """
         if self.others.size == 1:
             return self._grouped(rows_PD, weights_P, sizes_E)
+
+        check(
+            self.key is None,
+            f"expert.dropout is {self.config.dropout} and Dropless sends rows to the devices of their experts, where "
+            "none of it is drawn: set expert.dropout to 0, dispatch to Capacity, or a sharding without ExpertParallel",
+        )
 
         def compute(weights: Weights, rows_RD: jax.Array, weights_R: jax.Array, sizes_L: jax.Array) -> jax.Array:
             own = Local(self.config, weights, len(sizes_L), Line((), 1), self.inner)
@@ -157,8 +166,14 @@ class Local:
         found = [biased(checkpoint_name(y, "ffn"), name) for y, name in zip(found, into, strict=True)]
         act = (GATED if isinstance(self.config, GLUConfig) else ACTIVATIONS)[self.config.activation]
         # Weighted before the last product, whose result the gradient of the weights then does not need.
-        (y,) = multiplied(weighted(act(*found)), "down")
+        (y,) = multiplied(weighted(self._dropped(act(*found))), "down")
         bias_ED = self.weights["down"][1]
         if bias_ED is None:
             return y
         return y + weighted(of_rows(jnp.where(self.inner.place == 0, bias_ED, 0), y))
+
+    def _dropped(self, x: jax.Array) -> jax.Array:
+        if self.key is None:
+            return x
+        left = 1 - self.config.dropout
+        return jnp.where(jax.random.bernoulli(self.key, left, x.shape), x / left, 0).astype(x.dtype)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.core.checks import check_one_of, check_positive
+from llm_jax.core.checks import check_fraction, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED, Activation, Gate
@@ -28,6 +28,8 @@ class MLPConfig:
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the down projection, which writes to the residual stream."""
+    dropout: float = 0.0
+    """Share of what the down projection reads that is dropped in training."""
 
     def __post_init__(self):
         _check(self)
@@ -57,6 +59,8 @@ class GLUConfig:
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the down projection, which writes to the residual stream."""
+    dropout: float = 0.0
+    """Share of what the down projection reads that is dropped in training."""
 
     def __post_init__(self):
         _check(self)
@@ -90,7 +94,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, None]:
         up_BTF = fence_gradients(checkpoint_name(_into(self, "up")(x_BTD), "ffn"))
-        return _out(self)(fence(ACTIVATIONS[self.config.activation](up_BTF))), None
+        return _out(self)(fence(_dropped(self, ACTIVATIONS[self.config.activation](up_BTF)))), None
 
 
 class GLU(nn.Module):
@@ -105,12 +109,17 @@ class GLU(nn.Module):
         gate_BTF = checkpoint_name(_into(self, "gate")(x_BTD), "ffn")
         up_BTF = checkpoint_name(_into(self, "up")(x_BTD), "ffn")
         gate_BTF, up_BTF = fence_gradients((gate_BTF, up_BTF))
-        return _out(self)(fence(GATED[self.config.activation](gate_BTF, up_BTF))), None
+        return _out(self)(fence(_dropped(self, GATED[self.config.activation](gate_BTF, up_BTF)))), None
 
 
 def _check(config: DenseConfig) -> None:
     check_positive(hidden=config.hidden)
+    check_fraction(dropout=config.dropout)
     check_one_of("activation", config.activation, GATED if isinstance(config, GLUConfig) else ACTIVATIONS)
+
+
+def _dropped(module: MLP | GLU, x_BTF: jax.Array) -> jax.Array:
+    return nn.Dropout(module.config.dropout, deterministic=not module.has_rng("dropout"))(x_BTF)
 
 
 def _into(module: MLP | GLU, name: str) -> Linear:

@@ -3,7 +3,9 @@
 Legend: B batch, T length, D model width, E experts, P parts of their inner features.
 """
 
+import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -65,6 +67,10 @@ class MoEConfig:
         check(
             self.shared is not None or not self.shared_gate,
             "shared_gate is True and shared None: there is nothing to gate; set shared, or shared_gate to False",
+        )
+        check(
+            self.expert.dropout < 1,
+            f"expert.dropout is {self.expert.dropout}: a share from 0 to below 1 of inner features can be dropped",
         )
         self.router.check(self.count)
         kind, serves = self.router.routes, self.dispatch.serves
@@ -148,18 +154,32 @@ class MoE(nn.Module):
         layout = partition.active() if partition.divides(x_BTD.shape, _TOKENS) else None
         config, dtype = self.config, self.precision.dtype
 
-        def serve(lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array):
-            local = Local.of(config.expert, config.count, weights, *lines)
+        key = self.make_rng("dropout") if config.expert.dropout and self.has_rng("dropout") else None
+
+        def serve(
+            lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array, key: Any
+        ) -> tuple[jax.Array, jax.Array]:
+            local = Local.of(config.expert, config.count, weights, *lines[:3])
+            if key is not None:
+                # Devices compute other rows, or other inner features of the same.
+                places = [line.place for line in lines if line.axes]
+                local = dataclasses.replace(local, key=functools.reduce(jax.random.fold_in, places, key))
             y_BTD, served_BT = config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
             return y_BTD[None], served_BT
 
         with partition.using(layout):
             lines = [partition.line(word, axes.EXPERTS) for word in (axes.EMBED, axes.MLP)]
-            lines = [partition.line(axes.EXPERTS), *lines]
+            lines = [partition.line(axes.EXPERTS), *lines, *map(partition.line, _TOKENS)]
             tokens = routes.words
-            inputs = (words(config.expert), tokens, jax.tree.map(lambda _: tokens, routes), tokens)
+            inputs = (
+                words(config.expert),
+                tokens,
+                jax.tree.map(lambda _: tokens, routes),
+                tokens,
+                None if key is None else (),
+            )
             # Of each part of the inner features a result, for the compiler to add up: it knows where the sum is to lie.
             outputs = ((axes.MLP, *tokens), tokens)
             run = partition.mapped(functools.partial(serve, lines), inputs, outputs)
-            y_PBTD, served_BT = run(weights, x_BTD, routes, real_BT)
+            y_PBTD, served_BT = run(weights, x_BTD, routes, real_BT, key)
         return jnp.sum(y_PBTD, axis=0), served_BT

@@ -18,9 +18,9 @@ from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel
+from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, check_dropout
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Placement
-from llm_jax.layers.mixers.pairs import Pairs
+from llm_jax.layers.mixers.pairs import Pairs, drop_of
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.mixers.softmax import zero_where_blind
 from llm_jax.layers.norms import NormConfig
@@ -82,8 +82,11 @@ class AttentionConfig:
     query_init: Init | None = None
     """Initialiser of the projection of queries; None: `init`."""
     kernel: Kernel = BlockedKernel()
+    dropout: float = 0.0
+    """Share of the weights of attention that is dropped in training."""
 
     def __post_init__(self):
+        check_dropout(self.kernel, self.dropout)
         check_positive(heads=self.heads, head_dim=self.head_dim, kv_heads=self.kv_heads)
         check_divides(self.kv_heads, self.heads, "kv_heads", "heads")
         check_positive_if_given(clip=self.clip)
@@ -149,7 +152,8 @@ class Attention(nn.Module):
         if state is not None:
             state = state.write(k_BKSH, v_BKSH, context.slot)
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
-        pairs = Pairs(config.mask, context.queries, context.slots, config.scores, context.bias_RN, self.sinks())
+        given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
+        pairs = Pairs(config.mask, context.queries, context.slots, config.scores, **given)
         y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         return self.out(y_BNTH), state
 
@@ -237,7 +241,8 @@ class CrossAttention(Attention):
         if context.memory_BSD is not None:
             keys_values = KeyValues(*self.keys_values(context.memory_BSD, context.memory, cached=state is not None))
             state = None if state is None else state.replaced(keys_values)
-        pairs = Pairs(config.mask, context.queries, context.memory, config.scores, context.bias_RN, self.sinks())
+        given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
+        pairs = Pairs(config.mask, context.queries, context.memory, config.scores, **given)
         q_BNTH = self.queries(x_BTD, context.queries)
         k_BKSH, v_BKSH = keys_values.k_BKSH, keys_values.v_BKSH
         y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)

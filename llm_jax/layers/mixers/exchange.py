@@ -34,6 +34,11 @@ def attend(
     exchange = None if layout is None else layout.exchange
     if exchange is None or cached or pairs.shape[0] == 1:
         return kernel.attend(q_BNTH, k_BKSH, v_BKSH, pairs)
+    check(
+        pairs.drop is None,
+        "mixer.dropout drops weights of attention, and the sharding divides rows over devices, which never hold the "
+        "weights of whole rows: set mixer.dropout to 0, or a sharding without ContextParallel",
+    )
     if isinstance(exchange, Ring):
         return ring.attend(layout, q_BNTH, k_BKSH, v_BKSH, pairs)
     return _all_to_all(kernel, q_BNTH, k_BKSH, v_BKSH, pairs)

@@ -203,6 +203,19 @@ class SplashKernel:
 Kernel = BlockedKernel | ChunkedKernel | DotProductKernel | PlainKernel | SplashKernel | TokamaxKernel
 
 
+def check_dropout(kernel: Kernel, rate: float) -> None:
+    """
+    Raises:
+      ValueError: for a rate that is no share below 1, and for dropout with a kernel that never holds the weights.
+    """
+    check(0 <= rate < 1, f"dropout is {rate}: a share of the weights of attention from 0 to below 1 can be dropped")
+    check(
+        rate == 0 or isinstance(kernel, BlockedKernel | PlainKernel),
+        f"dropout is {rate} and kernel {type(kernel).__name__}, which never holds the weights of attention that are to "
+        "be dropped: set kernel to BlockedKernel or PlainKernel, or dropout to 0",
+    )
+
+
 def _check_no_sinks(kernel: Kernel, scores: ScoresConfig) -> None:
     check(
         not scores.sinks,
@@ -217,4 +230,9 @@ def _attend_part(
     """Output of the queries `rows`, which look at the keys `columns`."""
     q_BNTH, k_BKSH, v_BKSH = q_BNTH[:, :, rows], k_BKSH[:, :, columns], v_BKSH[:, :, columns]
     allowed, bias = pairs.allowed(rows, columns), pairs.bias(q_BNTH.shape[1], rows, columns)
-    return attend(q_BNTH, k_BKSH, v_BKSH, allowed, bias, pairs.sink_N, pairs.scores.scale, pairs.scores.softcap)
+    kept, rate = None, 0.0
+    if pairs.drop is not None:
+        shape, rate = (*q_BNTH.shape[:3], k_BKSH.shape[2]), pairs.drop.rate
+        kept = pairs.drop.kept(shape, rows.start or 0)
+    scores = pairs.scores
+    return attend(q_BNTH, k_BKSH, v_BKSH, allowed, bias, pairs.sink_N, scores.scale, scores.softcap, kept, rate)

@@ -21,9 +21,9 @@ from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, OwnKernel
+from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, OwnKernel, check_dropout
 from llm_jax.layers.mixers.masks import Causal, Mask, Placement
-from llm_jax.layers.mixers.pairs import Pairs
+from llm_jax.layers.mixers.pairs import Pairs, drop_of
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import NormConfig, RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
@@ -59,8 +59,11 @@ class LatentAttentionConfig:
     out_init: Init = Normal(0.02)
     """Initialiser of the output projection, which writes to the residual stream."""
     kernel: Kernel = BlockedKernel()
+    dropout: float = 0.0
+    """Share of the weights of attention that is dropped in training."""
 
     def __post_init__(self):
+        check_dropout(self.kernel, self.dropout)
         check_positive(heads=self.heads, rank=self.rank, head_dim=self.head_dim, value_dim=self.value_dim)
         check_positive(rotary_dim=self.rotary_dim)
         check_positive_if_given(query_rank=self.query_rank)
@@ -228,7 +231,8 @@ class LatentAttention(nn.Module):
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> jax.Array:
         config = self.config
-        pairs = Pairs(config.mask, context.queries, context.slots, config.scores)
+        drop = drop_of(self, config.dropout)
+        pairs = Pairs(config.mask, context.queries, context.slots, config.scores, drop=drop)
         return exchange.attend(config.kernel, q, k, v, pairs, cached=context.slots is not None)
 
     def _down(self, name: str, size: int) -> Linear:

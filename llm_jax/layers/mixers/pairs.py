@@ -3,6 +3,7 @@
 Legend: B batch, T query length, S key length, N heads, R buckets of relative places.
 """
 
+import flax.linen as nn
 import flax.struct
 import jax
 import numpy as np
@@ -16,6 +17,24 @@ WHOLE = slice(None)
 
 
 @flax.struct.dataclass
+class Drop:
+    """Dropout of the weights of attention (Srivastava et al. 2014): each is zero with the probability `rate`, and all
+    others are divided by 1 - rate."""
+
+    key: jax.Array
+    rate: float = flax.struct.field(pytree_node=False)
+
+    def kept(self, shape: tuple[int, ...], first: int = 0) -> jax.Array:
+        """Boolean, which weights of a block stay; `first` is the number of its first query, by which blocks differ."""
+        return jax.random.bernoulli(jax.random.fold_in(self.key, first), 1 - self.rate, shape)
+
+
+def drop_of(module: nn.Module, rate: float) -> Drop | None:
+    """With a key of a module that is given one for dropout; None where it is not, or nothing is dropped."""
+    return Drop(module.make_rng("dropout"), rate) if rate and module.has_rng("dropout") else None
+
+
+@flax.struct.dataclass
 class Pairs:
     """What a kernel is told of T queries and S keys besides the arrays.
 
@@ -26,6 +45,7 @@ class Pairs:
       sink_N: float32, the scores of no token, where `scores` has such.
       heads: number of heads where the arrays, table and sinks hold but some of them; None: they hold all.
       first_head: int32 scalar, the first of those that they hold.
+      drop: which weights of attention are dropped; None: none is.
     """
 
     mask: Mask = flax.struct.field(pytree_node=False)
@@ -36,6 +56,7 @@ class Pairs:
     sink_N: jax.Array | None = None
     heads: int | None = flax.struct.field(pytree_node=False, default=None)
     first_head: jax.Array | None = None
+    drop: Drop | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

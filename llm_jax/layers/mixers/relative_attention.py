@@ -21,7 +21,9 @@ from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context
+from llm_jax.layers.mixers.kernels import PlainKernel, check_dropout
 from llm_jax.layers.mixers.masks import Causal, Mask, Permuted
+from llm_jax.layers.mixers.pairs import drop_of
 from llm_jax.layers.mixers.softmax import attend, zero_where_blind
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
 from llm_jax.sharding import axes
@@ -44,8 +46,11 @@ class RelativeAttentionConfig:
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the output projection, which writes to the residual stream."""
+    dropout: float = 0.0
+    """Share of the weights of attention that is dropped in training."""
 
     def __post_init__(self):
+        check_dropout(PlainKernel(), self.dropout)
         check_positive(heads=self.heads, head_dim=self.head_dim)
         check_positive_if_given(farthest=self.farthest)
 
@@ -105,7 +110,10 @@ class RelativeAttention(nn.Module):
         q_BNTH, k_BNSH, v_BNSH = (self._project(name, x_BTD) for name in ("query", "key", "value"))
         allowed = config.mask.across(place, place)
         bias_BNTS = self._of_distances(q_BNTH, place.positions_BT) + self._of_parts(q_BNTH, place.types_BT)
-        y_BNTH = attend(self._biased("by_content", q_BNTH), k_BNSH, v_BNSH, allowed, bias_BNTS)
+        drop = drop_of(self, config.dropout)
+        kept = None if drop is None else drop.kept(bias_BNTS.shape)
+        content_BNTH = self._biased("by_content", q_BNTH)
+        y_BNTH = attend(content_BNTH, k_BNSH, v_BNSH, allowed, bias_BNTS, kept=kept, rate=config.dropout)
         # The first token to be predicted sees nothing where nothing is given.
         y_BNTH = zero_where_blind(y_BNTH, allowed)
         shape, words = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)

@@ -20,6 +20,8 @@ def attend(
     sink_N: jax.Array | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    kept: jax.Array | None = None,
+    rate: float = 0.0,
 ) -> jax.Array:
     """softmax(softcap(q k^T * scale) + bias) v, [B, N, T, H]; scores and softmax in float32.
 
@@ -30,6 +32,7 @@ def attend(
       sink_N: float32, one more score of each head, whose value is zero.
       scale: None: 1 / sqrt(H).
       softcap: None: scores stay as they are.
+      kept: boolean [B, N, T, S], the weights that dropout at `rate` leaves, divided by 1 - rate; None: all of them.
     """
     batch, heads, length, head_dim = q_BNTH.shape
     kv_heads, slots = k_BKSH.shape[1:3]
@@ -38,7 +41,9 @@ def attend(
     allowed_B1MS = fold_mask(allowed, heads // kv_heads, length, slots)
     sink_BKM1 = None if sink_N is None else fold_sinks(sink_N, length, kv_heads)
     scale = head_dim**-0.5 if scale is None else scale
-    y_BKMH = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, scale, softcap)
+    kept_BKMS = None if kept is None else fold(kept, kv_heads)
+    factor = 1.0 if kept is None else 1 / (1 - rate)
+    y_BKMH = _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BKMS, scale, softcap, factor)
     return y_BKMH.reshape(batch, heads, length, v_BKSH.shape[-1])
 
 
@@ -69,12 +74,13 @@ def fold_mask(allowed: jax.Array, groups: int, length: int, slots: int) -> jax.A
     return jnp.tile(allowed, (1, groups, 1))[:, None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, scale, softcap):
-    return _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, scale, softcap)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
+def _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BKMS, scale, softcap, factor):
+    """`factor` multiplies the weights that are kept."""
+    return _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BKMS, scale, softcap, factor)[0]
 
 
-def _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, scale, softcap):
+def _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BKMS, scale, softcap, factor):
     """Keeps the exponentials in the compute type and divides the context by their sum: one pass over the scores less
     than a softmax, and half its memory in bfloat16."""
     scores, _ = products(q_BKMH, k_BKSH, scale, softcap)
@@ -91,11 +97,21 @@ def _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, scale, 
         total_BKM1 += sunk_BKM1
     inverse_BKM1 = 1 / total_BKM1
     exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
-    y_BKMH = (jnp.einsum("BKMS,BKSH->BKMH", exp_BKMS, v_BKSH) * inverse_BKM1).astype(v_BKSH.dtype)
+    y_BKMH = jnp.einsum("BKMS,BKSH->BKMH", _thinned(exp_BKMS, kept_BKMS), v_BKSH)
+    y_BKMH = (y_BKMH * _times(inverse_BKM1, factor)).astype(v_BKSH.dtype)
     # Named here and not by the caller: the backward pass needs this array, and a remat policy that keeps another
     # would compute it again.
     y_BKMH = checkpoint_name(y_BKMH, "context")
-    return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, sunk_BKM1, inverse_BKM1, y_BKMH)
+    return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, sunk_BKM1, inverse_BKM1, kept_BKMS, y_BKMH)
+
+
+def _thinned(x_BKMS: jax.Array, kept_BKMS: jax.Array | None) -> jax.Array:
+    """Zeros in the place of what dropout takes."""
+    return x_BKMS if kept_BKMS is None else jnp.where(kept_BKMS, x_BKMS, 0)
+
+
+def _times(x: jax.Array, factor: float) -> jax.Array:
+    return x if factor == 1 else x * factor
 
 
 def products(
@@ -109,11 +125,12 @@ def products(
     return softcap * squashed_BKMS, scale * (1 - jnp.square(squashed_BKMS))
 
 
-def _backward(scale, softcap, residuals, dy_BKMH):
-    q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, sunk_BKM1, inverse_BKM1, y_BKMH = residuals
-    scaled = (dy_BKMH * inverse_BKM1).astype(v_BKSH.dtype)
-    dv_BKSH = jnp.einsum("BKMS,BKMH->BKSH", exp_BKMS, scaled)
+def _backward(scale, softcap, factor, residuals, dy_BKMH):
+    q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, sunk_BKM1, inverse_BKM1, kept_BKMS, y_BKMH = residuals
+    scaled = (dy_BKMH * _times(inverse_BKM1, factor)).astype(v_BKSH.dtype)
+    dv_BKSH = jnp.einsum("BKMS,BKMH->BKSH", _thinned(exp_BKMS, kept_BKMS), scaled)
     dweights = jnp.einsum("BKMH,BKSH->BKMS", dy_BKMH, v_BKSH, preferred_element_type=jnp.float32)
+    dweights = _times(_thinned(dweights, kept_BKMS), factor)
     # sum_S(weights * dweights), which the softmax needs, is dy . y (Dao et al. 2022, arXiv:2205.14135, B.2).
     mean_BKM1 = jnp.sum(dy_BKMH.astype(jnp.float32) * y_BKMH.astype(jnp.float32), axis=-1, keepdims=True)
     # The capped scores are computed again: keeping them would cost as much memory as the exponentials.
@@ -124,7 +141,7 @@ def _backward(scale, softcap, residuals, dy_BKMH):
     dk_BKSH = jnp.einsum("BKMS,BKMH->BKSH", dscores, q_BKMH)
     # The value of a sink is zero, and so is the gradient of its weight.
     dsink = None if sunk_BKM1 is None else -jnp.sum(sunk_BKM1 * inverse_BKM1 * mean_BKM1, axis=0, keepdims=True)
-    return dq_BKMH, dk_BKSH, dv_BKSH, bias_gradient(bias_BKMS, exp_BKMS * dlogits), None, dsink
+    return dq_BKMH, dk_BKSH, dv_BKSH, bias_gradient(bias_BKMS, exp_BKMS * dlogits), None, dsink, None
 
 
 def bias_gradient(bias_BKMS: jax.Array | None, dbias_BKMS: jax.Array) -> jax.Array | None:

@@ -1,0 +1,214 @@
+"""Dropout of each kind: in training the share that a rate says, in the mean the model without it, and never without a
+key."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.mixers.context import Context
+from llm_jax.layers.mixers.kernels import (
+    BlockedKernel,
+    ChunkedKernel,
+    DotProductKernel,
+    PlainKernel,
+    SplashKernel,
+    TokamaxKernel,
+)
+from llm_jax.layers.mixers.latent import LatentAttentionConfig
+from llm_jax.layers.mixers.masks import Causal, Placement
+from llm_jax.layers.mixers.pairs import Drop, Pairs
+from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
+from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.mixers.softmax import attend
+from llm_jax.models.build import build
+from llm_jax.models.dropout import Rates, rates_of, with_dropout
+from llm_jax.models.families.mamba2 import mamba2
+from llm_jax.models.families.t5 import t5
+from llm_jax.models.stack import Execution
+from tests.helpers import tiny
+
+B, T, D, KEYS = 2, 7, 8, 1500
+PLACE = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
+X = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, D)), jnp.float32)
+
+PARTS = {
+    "attention": AttentionConfig(2, 4, 1, dropout=0.3),
+    "attention, plain": AttentionConfig(2, 4, 2, kernel=PlainKernel(), dropout=0.3),
+    "attention in blocks": AttentionConfig(2, 4, 1, kernel=BlockedKernel(3), dropout=0.3),
+    "latent attention": LatentAttentionConfig(2, None, 6, 4, 2, 4, dropout=0.3),
+    "relative attention": RelativeAttentionConfig(2, 4, Causal(), dropout=0.3),
+    "mlp": MLPConfig(12, "relu", dropout=0.3),
+    "glu": GLUConfig(12, dropout=0.3),
+    "experts": MoEConfig(3, MLPConfig(12, "relu", dropout=0.3), SoftmaxConfig(2), Capacity(4.0)),
+    "experts, sorted": MoEConfig(3, GLUConfig(12, dropout=0.3), SoftmaxConfig(2), Dropless()),
+    "experts, dense": MoEConfig(3, GLUConfig(12, dropout=0.3), SoftmaxConfig(2), Dense()),
+    "expert for all tokens": MoEConfig(3, MLPConfig(4), SoftmaxConfig(1), shared=GLUConfig(12, dropout=0.3)),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_mean_over_keys_is_the_part_without_dropout(name):
+    """And a key changes the result: means of many draws, within 5 standard errors of each value."""
+    config = PARTS[name]
+    layer = config.build(D, Precision(), "part")
+    context = Context(PLACE)
+    params = nn.unbox(layer.init(jax.random.key(0), X, context))
+    params = jax.tree.map(lambda leaf: leaf * 20, params)
+    run = lambda key: layer.apply(params, X, context, rngs={"dropout": key})[0]  # noqa: E731
+    drawn = np.asarray(jax.jit(lambda keys: jax.lax.map(run, keys))(jax.random.split(jax.random.key(1), KEYS)))
+    plain = np.asarray(layer.apply(params, X, context)[0])
+    assert (drawn[0] != drawn[1]).any()
+    error = drawn.std(0) / np.sqrt(KEYS)
+    assert (np.abs(drawn.mean(0) - plain) < 5 * error + 1e-5 * np.abs(plain).max()).all()
+
+
+def _dropped_reference(q, k, v, kept, rate):
+    """Softmax over earlier tokens, weights dropped, in numpy: every step by itself."""
+    scores = np.einsum("BNTH,BNSH->BNTS", q, k) / np.sqrt(q.shape[-1])
+    scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("BNTS,BNSH->BNTH", weights * kept / (1 - rate), v)
+
+
+def test_weights_that_are_kept_are_scaled_and_gradients_are_theirs():
+    """Against autodiff of the written-out formula, with two query heads to a key head."""
+    generator, rate = np.random.default_rng(0), 0.4
+    q = jnp.asarray(generator.normal(size=(B, 4, T, 3)), jnp.float32)
+    k, v = (jnp.asarray(generator.normal(size=(B, 2, T, 3)), jnp.float32) for _ in range(2))
+    kept = generator.random((B, 4, T, T)) > rate
+    allowed = np.tril(np.ones((1, T, T), bool))
+    ours = lambda q, k, v: attend(q, k, v, jnp.asarray(allowed), kept=jnp.asarray(kept), rate=rate)  # noqa: E731
+    repeated = [np.repeat(np.asarray(x), 2, axis=1) for x in (k, v)]
+    np.testing.assert_allclose(ours(q, k, v), _dropped_reference(np.asarray(q), *repeated, kept, rate), atol=1e-5)
+
+    def formula(q, k, v):
+        k, v = (jnp.repeat(x, 2, axis=1) for x in (k, v))
+        scores = jnp.where(allowed, jnp.einsum("BNTH,BNSH->BNTS", q, k) / np.sqrt(3), -1e30)
+        return jnp.einsum("BNTS,BNSH->BNTH", jax.nn.softmax(scores) * kept / (1 - rate), v)
+
+    weight = generator.normal(size=q.shape)
+    gradients = [jax.grad(lambda *a, f=f: jnp.sum(f(*a) * weight), (0, 1, 2))(q, k, v) for f in (ours, formula)]
+    for mine, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(mine, expected, atol=2e-5)
+
+
+def test_the_rate_is_the_share_that_is_dropped_and_blocks_differ():
+    drop = Drop(jax.random.key(0), 0.1)
+    first, second = (np.asarray(drop.kept((4, 4, 50, 50), start)) for start in (0, 50))
+    assert 1 - first.mean() == pytest.approx(0.1, abs=5 * np.sqrt(0.09 / first.size))
+    assert (first != second).any()
+    # Heads, rows and queries are drawn apart.
+    assert (
+        (first[0] != first[1]).any() and (first[:, 0] != first[:, 1]).any() and (first[:, :, 0] != first[:, :, 1]).any()
+    )
+
+
+@pytest.mark.parametrize("kernel", [ChunkedKernel(), DotProductKernel(), SplashKernel(), TokamaxKernel()])
+def test_a_kernel_that_never_holds_the_weights_is_refused(kernel):
+    with pytest.raises(ValueError, match=f"dropout is 0.1 and kernel {type(kernel).__name__}.*set kernel to Blocked"):
+        AttentionConfig(2, 4, 2, kernel=kernel, dropout=0.1)
+    with pytest.raises(ValueError, match="dropout is 0.1 and kernel"):
+        with_dropout(tiny.tiny_gpt2(), Rates(attention=0.1)).with_kernel(kernel)
+
+
+def test_all_of_the_weights_cannot_be_dropped():
+    with pytest.raises(ValueError, match="dropout is 1"):
+        AttentionConfig(2, 4, 2, dropout=1.0)
+    with pytest.raises(ValueError, match=r"expert.dropout is 1"):
+        MoEConfig(3, GLUConfig(12, dropout=1.0), SoftmaxConfig(2))
+    with pytest.raises(ValueError, match="layer_drop is 1.5"):
+        dataclasses.replace(tiny.tiny_gpt2().segments[0].blocks[0], layer_drop=1.5)
+
+
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_layers_are_skipped_with_the_probability_of_layer_drop(unroll):
+    """Three layers that each add one: what is left counts those that stayed."""
+    config = dataclasses.replace(
+        with_dropout(tiny.tiny_gpt2(3), Rates(layers=0.25)), execution=Execution(unroll=unroll)
+    )
+    model = build(config)
+    params = jax.tree.map(jnp.zeros_like, tiny.parameters(model))
+    block = params["stack"]["segment_0"]["block_0"]
+    block["ffn"]["down"]["bias"] = jnp.ones_like(block["ffn"]["down"]["bias"])
+    tokens = tiny.tokens(1, 2)
+
+    def layers(key):
+        module = model.bind({"params": params}, rngs={"dropout": key})
+        embedded = module.embed(module.embed.tokens(tokens), Placement(jnp.arange(2)[None]))
+        return module.stack(embedded, Context(Placement(jnp.arange(2)[None])))[0][0, 0, 0]
+
+    counted = np.asarray(jax.jit(jax.vmap(layers))(jax.random.split(jax.random.key(0), KEYS)))
+    shares = [(counted == number).mean() for number in range(4)]
+    expected = [0.25**3, 3 * 0.75 * 0.25**2, 3 * 0.75**2 * 0.25, 0.75**3]
+    np.testing.assert_allclose(shares, expected, atol=5 * 0.5 / np.sqrt(KEYS))
+
+
+def test_what_the_final_norm_gives_is_dropped():
+    model = build(dataclasses.replace(tiny.tiny_gpt2(), dropout=0.5))
+    params, tokens = tiny.parameters(model), tiny.tokens(8, 16)
+    plain = np.asarray(model.apply({"params": params}, tokens).hidden_BTD)
+    hidden = np.asarray(model.apply({"params": params}, tokens, rngs={"dropout": jax.random.key(0)}).hidden_BTD)
+    assert (hidden == 0).mean() == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(hidden.size))
+    np.testing.assert_allclose(hidden[hidden != 0], 2 * plain[hidden != 0], rtol=1e-6)
+
+
+ALL = Rates(embed=0.1, residual=0.2, attention=0.3, ffn=0.4, final=0.5, layers=0.05)
+
+
+def test_rates_are_set_and_read_at_every_place():
+    for config in (tiny.tiny_gpt2(), t5(2, 2, 8, 12, 4, vocab_size=16)):
+        assert rates_of(with_dropout(config, ALL)) == ALL
+        assert with_dropout(with_dropout(config, ALL), Rates(*(0.0,) * 7)) == config
+        assert with_dropout(config, Rates()) == config
+
+
+def test_a_rate_without_its_place_is_refused():
+    with pytest.raises(ValueError, match=r"rates.experts is 0.4 and the model has no such place"):
+        with_dropout(tiny.tiny_llama(), Rates(experts=0.4))
+    with pytest.raises(ValueError, match=r"rates.attention is 0.1"):
+        with_dropout(mamba2(1, 32, 16), Rates(attention=0.1))
+
+
+def test_without_a_key_nothing_is_dropped_and_with_one_layers_and_keys_differ():
+    plain, model = build(tiny.tiny_gpt2(3)), build(with_dropout(tiny.tiny_gpt2(3), ALL))
+    params, tokens = tiny.parameters(plain), tiny.tokens(2, 8)
+    run = jax.jit(lambda key: model.apply({"params": params}, tokens, rngs={"dropout": key}).logits_BTV)
+    np.testing.assert_array_equal(
+        model.apply({"params": params}, tokens).logits_BTV, plain.apply({"params": params}, tokens).logits_BTV
+    )
+    one, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
+    np.testing.assert_array_equal(one, again)
+    assert (np.asarray(one) != np.asarray(other)).any()
+
+
+@pytest.mark.parametrize("remat", ["full", "projections"])
+def test_what_is_computed_again_drops_the_same(remat):
+    config = with_dropout(tiny.tiny_gpt2(2), ALL)
+    models = [build(dataclasses.replace(config, execution=Execution(how, unroll=1))) for how in ("none", remat)]
+    params, tokens = tiny.parameters(models[0]), tiny.tokens(2, 8)
+
+    def gradient(model):
+        loss = lambda p: jnp.sum(  # noqa: E731
+            jnp.square(model.apply({"params": p}, tokens, rngs={"dropout": jax.random.key(3)}).logits_BTV)
+        )
+        return jax.jit(jax.grad(loss))(params)
+
+    for one, other in zip(*map(jax.tree.leaves, map(gradient, models)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4 * np.abs(one).max())
+
+
+def test_a_place_of_pairs_without_dropout_has_none():
+    assert Pairs(Causal(), PLACE, None, ScoresConfig()).drop is None
