@@ -49,7 +49,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """Whatever pipeline the file describes; whether a text comes back exactly is up to it.
 
     Special tokens are never read from text: `<s>` in a document is three characters. Truncation and padding that
-    the file may ask for are off.
+    the file may ask for are off. A document is encoded as a whole (see `Tokenizer.parts`): what a pipeline of
+    normaliser, pretokens and added tokens makes of a text may depend on any text before and after.
     """
 
     kind = "huggingface"

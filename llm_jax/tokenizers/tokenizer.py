@@ -93,7 +93,7 @@ class Tokenizer(abc.ABC):
         """
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array per text, equal to `encode` of it."""
+        """One int32 array per text, equal to `encode` of it. The token cache calls it from several threads at once."""
         return [np.asarray(self.encode(text), np.int32) for text in texts]
 
     def parts(self, text: str) -> Iterator[str]:
