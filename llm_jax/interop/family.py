@@ -33,6 +33,8 @@ class Family:
     them: buffers that hold no weights, and heads beside the one that is read."""
     absent: tuple[str, ...] = ()
     """Tensors that are zeros where a checkpoint lacks them."""
+    counts_tokens: Callable[[TransformerConfig], bool] = lambda config: False
+    """Whether transformers counts positions, or the distances of linear biases, over real tokens only."""
     renamed: tuple[tuple[str, str], ...] = ()
     """What parts of names were called in old checkpoints: (regular expression, name now)."""
 

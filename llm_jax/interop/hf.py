@@ -1,13 +1,10 @@
-"""Checkpoints in the format of Hugging Face's transformers: a folder with config.json and safetensors.
-
-Legend: B batch, T length, V vocabulary.
-"""
+"""Checkpoints in the format of Hugging Face's transformers: a folder with config.json and safetensors."""
 
 import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +19,12 @@ from llm_jax.core.files import write_atomically
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.permutation import permuted
 from llm_jax.interop.settings import Settings
 from llm_jax.interop.weights import WeightFolder, read_json, write_folder
-from llm_jax.layers.mixers.masks import Placement
-from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
-from llm_jax.layers.positions.learned import LearnedPositionsConfig
+from llm_jax.models import count
 from llm_jax.models.build import Model, abstract_parameters, build
-from llm_jax.models.config import ModelConfig, TransformerConfig
-from llm_jax.models.encoder_decoder import EncoderDecoder
-from llm_jax.models.heads import ClassHead
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.summary import short
 from llm_jax.tokenizers import Tokenizer
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
@@ -40,20 +33,23 @@ _TOKENIZER_FILES = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt"),
     "chat_template.jinja",
 )
-_INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
-_ORDER = {"perm_mask", "target_mapping"}
-_TARGETS = {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"}
+_LISTED = 8
+"""Names that a message lists."""
 _DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
 
 def read_config(directory: str | Path) -> ModelConfig:
-    """The model that a folder's config.json describes; its weights are not read.
+    """The model that a folder's config.json describes. Of weights only the names are read, where there are any.
 
     Raises:
-      ValueError: for a family or an option that is not supported, by name.
+      ValueError: for a family or an option that is not supported, or of a wrong type or size, by name.
     """
-    options = _options(Path(directory))
-    return _family(options).read(Settings(options))
+    folder = Path(directory)
+    options = _options(folder)
+    if not any(folder.glob("*.safetensors")):
+        return _read(folder, options)
+    with WeightFolder(folder) as stored:
+        return _read(folder, options, stored.names)
 
 
 def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Model, Any]:
@@ -63,21 +59,20 @@ def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Model, Any]:
       dtype: of parameters and computation, "float32" or "bfloat16", whatever the files hold.
 
     Raises:
-      ValueError: for a family or an option that is not supported, pickled or quantized weights, a missing, surplus,
-        misshapen or unreadable tensor. Each by name.
+      ValueError: for a family or an option that is not supported, or of a wrong type or size; pickled or quantized
+        weights; a missing, surplus, misshapen or unreadable tensor; a value that `dtype` cannot hold. Each by name.
     """
     folder, precision = Path(directory), Precision(params=dtype, compute=dtype)
     options = _options(folder)
-    family = _family(options)
-    config = family.read(Settings(options))
-    model = build(config, precision)
-    abstract, _ = abstract_parameters(model)
-    wanted = dict(trees.named_leaves(abstract))
-    tensors = list(family.tensors(config))
-    _check_whole(tensors, wanted)
     leaves = {}
     with WeightFolder(folder) as stored:
-        names = _names(stored, family, tensors, folder)
+        config = _read(folder, options, stored.names)
+        # Before any memory is taken for what the config asks for.
+        tensors, names = _matched(stored, _family(options), config, folder)
+        model = build(config, precision)
+        abstract, _ = abstract_parameters(model)
+        wanted = dict(trees.named_leaves(abstract))
+        _check_whole(tensors, wanted)
         # The largest first: the copies with which a leaf is made then stand beside few others.
         for path, leaf in sorted(wanted.items(), key=lambda item: -item[1].size):
             leaves[path] = jax.device_put(_filled(path, leaf, tensors, stored, names))
@@ -127,8 +122,7 @@ def save_hf(
         exact = tensors[name].join(parts)
         with np.errstate(over="ignore"):
             rounded = exact.astype(kind)
-        fits = np.isfinite(rounded).all() or not np.isfinite(exact).all()
-        check(bool(fits), f"{name} has values too large for {dtype}: write bfloat16 or float32")
+        check(_same_finite(rounded, exact), f"{name} has values too large for {dtype}: write bfloat16 or float32")
         return rounded
 
     sizes = {name: kind.itemsize * int(np.prod(item.shape)) for name, item in tensors.items()}
@@ -155,119 +149,6 @@ def _write_tokenizer(tokenizer: Tokenizer | Path | None, folder: Path, max_lengt
     return special
 
 
-def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
-    """What transformers calls `logits`, float32: of the vocabulary [B, T, V], of classes [B, T, C] or [B, C]; of tokens
-    that may have been replaced [B, T]; of spans `start_logits` and `end_logits` [B, T, 2]; of targets [B, P, V].
-
-    Args:
-      inputs: as of `arguments`.
-
-    Raises:
-      ValueError: as `arguments`.
-    """
-    output = jax.jit(model.apply)({"params": params}, *arguments(model, **inputs))
-    logits = np.asarray(output.logits_BTV, np.float32)
-    if "target_mapping" in inputs:
-        logits = logits[:, -np.shape(inputs["target_mapping"])[1] :]
-    head = model.config.sides[-1].head
-    if not isinstance(head, ClassHead):
-        return logits
-    if head.of == "row":
-        return logits[:, 0]
-    replaced = head.of == "token" and head.classes == 1 and head.transform is not None
-    return logits[..., 0] if replaced else logits
-
-
-def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
-    """What the model is called with where transformers' is called with `inputs`.
-
-    Args:
-      inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding,
-        `position_ids` and `token_type_ids` [B, T]. Of an encoder-decoder `input_ids` [B, S], `decoder_input_ids` [B, T]
-        and the `attention_mask` and `decoder_attention_mask` of each. Of a model with targets `perm_mask` [B, T, T] and
-        `target_mapping` [B, P, T].
-
-    Raises:
-      ValueError: for an input that the model does not take, and where tokens are missing; for an id, a position or a
-        type outside its table, a mask of other values than 0 and 1, and masks that are no order of prediction.
-    """
-    config, pair = model.config, isinstance(model, EncoderDecoder)
-    asks = not pair and config.embed.target
-    known = _TARGETS if pair else _INPUTS | (_ORDER if asks else set())
-    unknown = set(inputs) - known
-    check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
-    missing = {"input_ids", "decoder_input_ids"} & known - set(inputs)
-    check(not missing, f"forward is given no {' and no '.join(sorted(missing))}: the model reads them")
-    order = {name: inputs[name] for name in _ORDER & set(inputs)}
-    encoder, decoder = config.sides[0], config.sides[-1]
-    sides = {name: decoder if name.startswith("decoder_") else encoder for name in inputs if name not in order}
-    given = {name: _checked(name, inputs[name], side, decoder.vocab_size) for name, side in sides.items()}
-    if pair:
-        target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}
-        source = {name: array for name, array in given.items() if not name.startswith("decoder_")}
-        return source["input_ids"], target["input_ids"], _placement(source), _placement(target)
-    placement = permuted(_placement(given, _counts_tokens(config)), **order)
-    targets = placement.positions_BT.shape[1] - given["input_ids"].shape[1]
-    # A token that asks has one vector whatever its id.
-    return jnp.pad(given["input_ids"], ((0, 0), (0, targets))), placement
-
-
-def _checked(name: str, array: np.ndarray, side: TransformerConfig, vocab_size: int) -> jax.Array:
-    """An input as int32, of which every value has a row in its table: jax would take the nearest one for another.
-
-    Args:
-      vocab_size: of a stack without a table of its own.
-    """
-    limits = {
-        "input_ids": (side.vocab_size or vocab_size, "the model's vocabulary"),
-        "attention_mask": (2, "a mask"),
-        "position_ids": (side.max_length, "the model's positions"),
-        "token_type_ids": (_types(side), "the model's token types"),
-    }
-    limit, table = limits[name.removeprefix("decoder_")]
-    check(limit > 0, f"{name} is given and the model has no token types: leave it out")
-    found = np.asarray(array)
-    check(
-        found.ndim == 2 and found.size > 0 and np.issubdtype(found.dtype, np.number) | (found.dtype == bool),
-        f"{name} has shape {found.shape} and type {found.dtype}: give whole numbers [rows, tokens]",
-    )
-    wrong = found[(found < 0) | (found >= limit) | (found != np.floor(found))]
-    check(
-        not wrong.size,
-        f"{name} holds {wrong[:1].tolist()[:1]}: values of {table} are whole numbers from 0 to {limit - 1}",
-    )
-    return jnp.asarray(found, jnp.int32)
-
-
-def _types(side: TransformerConfig) -> int:
-    """Number of token types. XLNet compares those of two tokens and knows no limit."""
-    mixers = [block.mixer for segment in side.segments for block in segment.blocks]
-    compared = any(isinstance(mixer, RelativeAttentionConfig) for mixer in mixers)
-    return np.iinfo(np.int32).max if compared else side.embed.types
-
-
-def _counts_tokens(config: TransformerConfig) -> bool:
-    """Whether positions count only what is no padding, as in the families whose table begins later. BART's does too,
-    and counts all."""
-    learned = config.embed.position
-    return isinstance(learned, LearnedPositionsConfig) and learned.offset > 0
-
-
-def _placement(given: dict[str, jax.Array], counts_tokens: bool = False) -> Placement:
-    """Where tokens stand by transformers' rules."""
-    shape = given["input_ids"].shape
-    mask_BT = given["attention_mask"] if "attention_mask" in given else jnp.ones(shape, jnp.int32)
-    if "position_ids" in given:
-        positions_BT = given["position_ids"]
-    elif counts_tokens:
-        positions_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)
-    else:
-        positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
-    # transformers takes the last position of the whole batch, padding included, for the length of every sequence.
-    lengths_BT = jnp.broadcast_to(jnp.max(positions_BT) + 1, shape)
-    return Placement(positions_BT, mask_BT, given.get("token_type_ids"), fixed_lengths_BT=lengths_BT)
-
-
 def _options(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
     check(path.exists(), f"{folder} has no {_CONFIG}: it is not a folder that save_pretrained wrote")
@@ -277,6 +158,14 @@ def _options(folder: Path) -> dict[str, Any]:
         f"{path} has quantization_config: quantized weights are not supported; take the unquantized checkpoint",
     )
     return options
+
+
+def _read(folder: Path, options: dict[str, Any], tensors: Set[str] | None = None) -> ModelConfig:
+    """The model that the options describe. Its ValueErrors name the folder."""
+    try:
+        return _family(options).read(Settings(options, tensors=tensors))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def _family(options: dict[str, Any]) -> Family:
@@ -299,31 +188,66 @@ def _expressing(config: ModelConfig, name: str | None) -> Family:
     return found
 
 
-def _names(stored: WeightFolder, family: Family, tensors: Iterable[Tensor], folder: Path) -> dict[str, str]:
-    """Where each tensor is stored: {its name: its name in the folder}."""
-    bare = not any(name.startswith(family.prefix) for name in stored.names)
-    wanted, names = {tensor.name for tensor in tensors}, {}
-    for name in stored.names:
-        called = family.prefix * (bare and name not in family.copies) + name
-        for pattern, now in family.renamed:
-            called = re.sub(pattern, now, called)
-        if called in wanted or not any(re.search(pattern, called) for pattern in family.unread):
-            names[called] = name
+def _matched(
+    stored: WeightFolder, family: Family, config: ModelConfig, folder: Path
+) -> tuple[list[Tensor], dict[str, str]]:
+    """The tensors that the config asks for, and where each is stored: {its name: its name in the folder}.
+
+    Raises:
+      ValueError: for a tensor that is missing, surplus or misshapen, with the size of the model; for two stored tensors
+        that are one.
+    """
+    names = _called(stored, family)
+    borrowed = {original: copy for copy, original in family.copies.items() if copy in names and original not in names}
+    tensors, missing = [], []
+    size = f"in a model of {short(count.parameters(config))} parameters"
+    # The first few suffice, where a wrong number of layers or experts asks for more tensors than memory holds.
+    for tensor in family.tensors(config):
+        tensors.append(tensor)
+        source = names.get(tensor.name) or names.get(borrowed.get(tensor.name, ""))
+        if source is not None:
+            shape = stored.shape(source)
+            check(
+                shape == tensor.shape,
+                f"{folder}: tensor {tensor.name} has shape {list(shape)} and {_CONFIG} asks for {list(tensor.shape)} "
+                f"{size}: they do not belong together",
+            )
+        elif tensor.name not in family.absent:
+            missing.append(tensor.name)
+            check(
+                len(missing) <= _LISTED,
+                f"{folder} lacks {', '.join(missing)} and more, which {_CONFIG} asks for {size}",
+            )
+    wanted = {tensor.name for tensor in tensors}
+    missing += [original for original, copy in borrowed.items() if {original, copy} <= wanted]
+    check(not missing, f"{folder} lacks {_listed(sorted(missing))}, which {_CONFIG} asks for {size}")
     for copy, original in family.copies.items():
         if copy in names and copy not in wanted:
             names.setdefault(original, names[copy])
             same = np.array_equal(stored.read(names[original]), stored.read(names.pop(copy)))
             check(same, f"{folder}: {copy} differs from {original}, and {_CONFIG} says that they are one tensor")
-    missing, surplus = sorted(wanted - {*names, *family.absent}), sorted(set(names) - wanted)
-    check(not missing, f"{folder} lacks {_listed(missing)}, which {_CONFIG} asks for")
-    check(not surplus, f"{folder} has {_listed(surplus)}, for which {_CONFIG} has no place")
+    unread = [name for name in set(names) - wanted if not any(re.search(one, name) for one in family.unread)]
+    check(not unread, f"{folder} has {_listed(sorted(unread))}, for which {_CONFIG} has no place")
+    return tensors, names
+
+
+def _called(stored: WeightFolder, family: Family) -> dict[str, str]:
+    """The stored tensors by the names that the family has for them: {its name: its name in the folder}."""
+    bare = not any(name.startswith(family.prefix) for name in stored.names)
+    names: dict[str, str] = {}
+    for name in sorted(stored.names):
+        called = family.prefix * (bare and name not in family.copies) + name
+        for pattern, now in family.renamed:
+            called = re.sub(pattern, now, called)
+        check(called not in names, f"{name} and {names.get(called)} are two names of {called}: take one of them out")
+        names[called] = name
     return names
 
 
 def _filled(
     path: str, leaf: jax.ShapeDtypeStruct, tensors: list[Tensor], stored: WeightFolder, names: dict[str, str]
 ) -> np.ndarray:
-    """The leaf at `path`, of all tensors that hold parts of it."""
+    """The leaf at `path`, of all tensors that hold parts of it. ValueError for a value that its type cannot hold."""
     array = _empty(leaf)
     for tensor in tensors:
         if any(part.path == path for part in tensor.leaves):
@@ -331,8 +255,20 @@ def _filled(
             parts = tensor.split(stored.read(names[tensor.name]) if there else np.zeros(tensor.shape, np.float32))
             for part, values in zip(tensor.leaves, parts, strict=True):
                 if part.path == path:
-                    array[part.place] = values
+                    with np.errstate(over="ignore"):
+                        array[part.place] = values
+                    narrower = jnp.finfo(leaf.dtype).max < jnp.finfo(values.dtype).max
+                    check(
+                        not narrower or _same_finite(array[part.place], values),
+                        f"{tensor.name} has {values.dtype} values too large for {leaf.dtype}: the weights are damaged, "
+                        "or need a wider type",
+                    )
     return array
+
+
+def _same_finite(rounded: np.ndarray, exact: np.ndarray) -> bool:
+    """Whether rounding has made no number infinite."""
+    return bool((np.isfinite(rounded) | ~np.isfinite(exact)).all())
 
 
 def _empty(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -356,5 +292,5 @@ def _check_whole(tensors: Iterable[Tensor], leaves: dict[str, Any]) -> None:
             check(shape == found, f"{tensor.name} becomes {leaf.path} of shape {shape}, and the model's has {found}")
 
 
-def _listed(names: list[str], most: int = 8) -> str:
+def _listed(names: list[str], most: int = _LISTED) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,12 +1,15 @@
 """Checkpoints of BART, and of Marian, whose model is the 2017 Transformer."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from llm_jax.core.checks import check_divides
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Leaf, Tensor
 from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
 from llm_jax.models.families.bart import bart, original
 
@@ -14,8 +17,6 @@ from llm_jax.models.families.bart import bart, original
 def _common(settings: Settings, length: int) -> dict[str, Any]:
     """What the functions of both families take; `length` where the file says none."""
     settings.only("tie_word_embeddings", True, default=True)
-    for option in ("attention_heads", "ffn_dim"):
-        settings.only(f"decoder_{option}", settings.need(f"encoder_{option}"), default=None)
     for option, supported in (("normalize_before", False), ("add_final_layer_norm", False)):
         settings.only(option, supported, default=supported)
     return {
@@ -31,14 +32,27 @@ def _common(settings: Settings, length: int) -> dict[str, Any]:
     }
 
 
+def _own_sizes(settings: Settings, pair: EncoderDecoderConfig) -> EncoderDecoderConfig:
+    """The pair with the heads and the ffn of its decoder, which may be other than the encoder's."""
+    heads, hidden = settings.need("decoder_attention_heads"), settings.need("decoder_ffn_dim")
+    check_divides(heads, pair.width, "decoder_attention_heads", "d_model")
+    shape = {"heads": heads, "head_dim": pair.width // heads, "kv_heads": heads}
+
+    def sized(_: int, block: BlockConfig) -> BlockConfig:
+        mixer, cross = (dataclasses.replace(one, **shape) for one in (block.mixer, block.cross))
+        return dataclasses.replace(block, mixer=mixer, cross=cross, ffn=dataclasses.replace(block.ffn, hidden=hidden))
+
+    return dataclasses.replace(pair, decoder=parts.changed(pair.decoder, sized))
+
+
 def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
-    decoder, block = config.decoder, parts.first(config.decoder)
+    decoder, block, reads = config.decoder, parts.first(config.decoder), parts.first(config.encoder)
     return {
         "encoder_layers": config.encoder.depth,
         "decoder_layers": decoder.depth,
-        "encoder_attention_heads": block.mixer.heads,
+        "encoder_attention_heads": reads.mixer.heads,
         "decoder_attention_heads": block.cross.heads,
-        "encoder_ffn_dim": block.ffn.hidden,
+        "encoder_ffn_dim": reads.ffn.hidden,
         "decoder_ffn_dim": block.ffn.hidden,
         "d_model": decoder.width,
         "vocab_size": decoder.vocab_size,
@@ -54,14 +68,14 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
 
 
 def _read_bart(settings: Settings) -> EncoderDecoderConfig:
-    return bart(**_common(settings, 1024))
+    return _own_sizes(settings, bart(**_common(settings, 1024)))
 
 
 def _read_marian(settings: Settings) -> EncoderDecoderConfig:
     settings.only("share_encoder_decoder_embeddings", True, default=True)
     settings.only("decoder_vocab_size", settings.need("vocab_size"), default=settings.need("vocab_size"))
     settings.only("normalize_embedding", False, default=False)
-    return original(bias=True, **_common(settings, 1024))
+    return _own_sizes(settings, original(bias=True, **_common(settings, 1024)))
 
 
 def _tensors(config: EncoderDecoderConfig) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.albert import albert
 from llm_jax.models.families.bert import bert, discriminator
 from llm_jax.models.families.encoder import masked_lm_head, row_head, span_head
-from llm_jax.models.heads import AnyHead, ClassHead, TiedHead
+from llm_jax.models.heads import AnyHead, ClassHead, HeadConfig, TiedHead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,6 @@ _ALBERT = _Names(
 
 
 def _head(settings: Settings, names: _Names, activation: Activation, epsilon: float) -> AnyHead:
-    settings.only("tie_word_embeddings", True, default=True)
     heads = {
         "ForMaskedLM": lambda: masked_lm_head(names.masked_activation or activation, epsilon),
         "ForSequenceClassification": lambda: row_head(settings.classes, names.activation),
@@ -90,8 +90,9 @@ def _head(settings: Settings, names: _Names, activation: Activation, epsilon: fl
 
 def _write_head(config: TransformerConfig, names: _Names) -> dict[str, Any]:
     head = config.head
-    if isinstance(head, TiedHead):
-        return {"architectures": [f"{names.prefix}ForMaskedLM"]}
+    if not isinstance(head, ClassHead):
+        tied = isinstance(head, TiedHead)
+        return {"architectures": [f"{names.prefix}ForMaskedLM"], "tie_word_embeddings": tied}
     kind = {"row": "ForSequenceClassification", "span": "ForQuestionAnswering", "token": "ForTokenClassification"}
     name = "ForPreTraining" if head.of == "token" and head.transform else kind[head.of]
     return {"architectures": [names.prefix + name]} | labels(head.classes)
@@ -134,14 +135,18 @@ def _write_common(config: TransformerConfig, names: _Names) -> dict[str, Any]:
 
 def _read_bert(settings: Settings) -> TransformerConfig:
     length = settings.given("max_position_embeddings", default=512)
-    return bert(max_length=length, **_common(settings, _BERT, "gelu"))
+    return _tied(settings, bert(max_length=length, **_common(settings, _BERT, "gelu")))
+
+
+def _tied(settings: Settings, config: TransformerConfig) -> TransformerConfig:
+    return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))
 
 
 def _read_roberta(settings: Settings) -> TransformerConfig:
     # Positions are counted from the row after that of the padding token.
     offset = settings.given("pad_token_id", default=1) + 1
     length = settings.given("max_position_embeddings", default=514) - offset
-    return bert(max_length=length, offset=offset, **_common(settings, _ROBERTA, "gelu"))
+    return _tied(settings, bert(max_length=length, offset=offset, **_common(settings, _ROBERTA, "gelu")))
 
 
 def _write_roberta(config: TransformerConfig) -> dict[str, Any]:
@@ -152,7 +157,8 @@ def _read_electra(settings: Settings) -> TransformerConfig:
     common = _common(settings, _ELECTRA, "gelu")
     narrow = settings.given("embedding_size", default=128)
     narrow = None if narrow == common["width"] else narrow
-    return bert(max_length=settings.given("max_position_embeddings", default=512), narrow=narrow, **common)
+    length = settings.given("max_position_embeddings", default=512)
+    return _tied(settings, bert(max_length=length, narrow=narrow, **common))
 
 
 def _write_electra(config: TransformerConfig) -> dict[str, Any]:
@@ -160,13 +166,14 @@ def _write_electra(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _read_albert(settings: Settings) -> TransformerConfig:
-    return albert(
+    config = albert(
         max_length=settings.given("max_position_embeddings", default=512),
         narrow=settings.given("embedding_size", default=128),
         groups=settings.given("num_hidden_groups", default=1),
         inner=settings.given("inner_group_num", default=1),
         **_common(settings, _ALBERT, "gelu_new"),
     )
+    return _tied(settings, config)
 
 
 def _write_albert(config: TransformerConfig) -> dict[str, Any]:
@@ -216,8 +223,12 @@ def _albert_tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 def _head_tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
     head = config.head
-    if isinstance(head, TiedHead):
+    if not isinstance(head, ClassHead):
         yield from parts.transform(config, *names.masked[:2])
+        if isinstance(head, HeadConfig):
+            # A bias of its own goes with a matrix of its own; transformers then reads no other.
+            yield from parts.head(config, names.decoder)
+            return
         yield Tensor(names.masked[2], "v", (Leaf("head/bias", "v"),), {"v": config.vocab_size})
         return
     scores = {"token": "classifier", "span": "qa_outputs", "row": names.pooled[1]}[head.of]
@@ -239,7 +250,8 @@ def _family(names: _Names, read: Any, write: Any, tensors: Any) -> Family:
         tensors,
         prefix=f"{names.model_type}.",
         copies={f"{names.decoder}.weight": embedding, f"{names.decoder}.bias": names.masked[2]},
-        unread=(r"embeddings\.position_ids$", *names.unread),
+        unread=(r"embeddings\.position_ids$", *names.unread, f"^{re.escape(names.masked[2])}$"),
+        counts_tokens=lambda config: names is _ROBERTA,
         renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     )
 

@@ -1,5 +1,7 @@
 """Checkpoints of BLOOM and MPT."""
 
+import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +9,7 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
+from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.bloom import bloom, mpt
 from llm_jax.models.heads import TiedHead
@@ -14,6 +17,9 @@ from llm_jax.models.heads import TiedHead
 
 def _read_bloom(settings: Settings) -> TransformerConfig:
     settings.only("apply_residual_connection_post_layernorm", False, default=False)
+    if settings.given("pretraining_tp", default=1) > 1:
+        # transformers then leaves the biases of both output projections out, which training had.
+        settings.only("slow_but_exact", False, default=False)
     return bloom(
         settings.need("n_layer", "num_hidden_layers"),
         settings.need("n_head", "num_attention_heads"),
@@ -53,15 +59,11 @@ def _bloom_tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 
 def _read_mpt(settings: Settings) -> TransformerConfig:
-    settings.only("no_bias", True, default=True)
-    settings.only("logit_scale", None, default=None)
-    attention = Settings(settings.given("attn_config", default={}))
-    for name, supported in (("alibi", True), ("alibi_bias_max", 8), ("qk_ln", False), ("prefix_lm", False)):
-        attention.only(name, supported, default=supported)
-    attention.only("clip_qkv", None, default=None)
+    """transformers' class has the shape of the published models whatever `no_bias`, `alibi`, `alibi_bias_max`, `qk_ln`,
+    `prefix_lm`, `expansion_ratio` and `logit_scale` are, and so has this. Weights of another shape do not fit."""
+    attention = settings.nested("attn_config")
     attention.only("attn_type", "multihead_attention", default="multihead_attention")
-    settings.only("expansion_ratio", 4, default=4)
-    return mpt(
+    config = mpt(
         settings.need("n_layers"),
         settings.need("n_heads"),
         settings.need("d_model"),
@@ -71,6 +73,12 @@ def _read_mpt(settings: Settings) -> TransformerConfig:
         scale=attention.given("softmax_scale"),
         tied=settings.given("tie_word_embeddings", default=True),
     )
+    clip = attention.given("clip_qkv")
+    return config if clip is None else parts.changed(config, functools.partial(_clipped, clip=clip))
+
+
+def _clipped(_: int, block: BlockConfig, clip: float) -> BlockConfig:
+    return dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, clip=clip))
 
 
 def _write_mpt(config: TransformerConfig) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def _write_mpt(config: TransformerConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "max_seq_len": config.max_length,
         "layer_norm_epsilon": block.norm.epsilon,
-        "attn_config": {"alibi": True, "softmax_scale": block.mixer.scores.scale},
+        "attn_config": {"alibi": True, "softmax_scale": block.mixer.scores.scale, "clip_qkv": block.mixer.clip},
         "no_bias": True,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
@@ -110,6 +118,7 @@ FAMILIES = (
         _bloom_tensors,
         prefix="transformer.",
         copies={"lm_head.weight": "transformer.word_embeddings.weight"},
+        counts_tokens=lambda config: True,
     ),
     Family(
         "mpt",

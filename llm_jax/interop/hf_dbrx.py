@@ -10,15 +10,14 @@ from typing import Any
 from llm_jax.interop import experts, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_rope, write_rope
+from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings
-from llm_jax.layers.positions.rope_scaling import DynamicScaling
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.dbrx import dbrx
 
 
 def _read(settings: Settings) -> TransformerConfig:
-    attention, ffn = (Settings(settings.given(name, default={})) for name in ("attn_config", "ffn_config"))
+    attention, ffn = (settings.nested(name) for name in ("attn_config", "ffn_config"))
     heads, width, length = settings.need("n_heads"), settings.need("d_model"), settings.need("max_seq_len")
     settings.only("tie_word_embeddings", False, default=False)
     ffn.only("ffn_act_fn", {"name": "silu"}, default={"name": "silu"})
@@ -46,7 +45,6 @@ def _read(settings: Settings) -> TransformerConfig:
 def _write(config: TransformerConfig) -> dict[str, Any]:
     mixer, layer = parts.first(config).mixer, parts.expert_layer(config)
     rope = mixer.position
-    length = rope.scaling.original_length if isinstance(rope.scaling, DynamicScaling) else config.max_length
     attention = {"kv_n_heads": mixer.kv_heads, "clip_qkv": mixer.clip, "rope_theta": rope.base}
     ffn = {
         "ffn_act_fn": {"name": "silu"},
@@ -60,7 +58,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "n_layers": config.depth,
         "n_heads": mixer.heads,
         "d_model": config.width,
-        "max_seq_len": length,
+        "max_seq_len": written_length(rope, config.max_length),
         "vocab_size": config.vocab_size,
         "attn_config": attention,
         "ffn_config": ffn,

@@ -10,12 +10,11 @@ from llm_jax.core.checks import check
 from llm_jax.interop import experts, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_rope, write_rope
+from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.ffn.moe import MoEConfig, RouterConfig
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.layers.positions.rope_scaling import DynamicScaling
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.deepseek import INIT, deepseek
 from llm_jax.models.families.deepseek import experts as experts_of
@@ -53,7 +52,7 @@ def _read(settings: Settings, tied: bool = False, layer: MoEConfig | None = None
 
 
 def _sharpening(settings: Settings) -> float:
-    scaling = Settings(settings.given("rope_scaling", "rope_parameters", default={}))
+    scaling = settings.nested("rope_scaling", "rope_parameters")
     if scaling.given("rope_type", "type", default="default") == "default":
         return 0.0
     return float(scaling.given("mscale_all_dim", default=0.0))
@@ -61,7 +60,7 @@ def _sharpening(settings: Settings) -> float:
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block, ffn = parts.first(config), parts.plain_ffn(config)
-    mixer, scaling = block.mixer, block.mixer.position.scaling
+    mixer = block.mixer
     return _write_sharpened(write_rope(mixer.position), mixer.sharpening) | {
         "num_hidden_layers": config.depth,
         "num_attention_heads": mixer.heads,
@@ -75,9 +74,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "intermediate_size": ffn.hidden,
         "hidden_act": activation_name(ffn.activation),
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": (
-            scaling.original_length if isinstance(scaling, DynamicScaling) else config.max_length
-        ),
+        "max_position_embeddings": written_length(mixer.position, config.max_length),
         "rms_norm_eps": block.norm.epsilon,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }

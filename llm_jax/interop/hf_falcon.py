@@ -11,7 +11,7 @@ from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import read_rope, write_rope
+from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.models.block import Parallel, Serial, Wiring
 from llm_jax.models.config import TransformerConfig
@@ -24,15 +24,16 @@ def _read(settings: Settings) -> TransformerConfig:
     grouped = settings.given("new_decoder_architecture", default=False)
     one = settings.given("multi_query", default=True)
     length = settings.given("max_position_embeddings", default=2048)
+    rope = None if settings.given("alibi", default=False) else read_rope(settings, width // heads, length)
     return falcon(
         settings.need("num_hidden_layers"),
         heads,
         width,
         settings.given("num_kv_heads", default=heads) if grouped else 1 if one else heads,
         _read_wiring(settings, grouped),
-        None if settings.given("alibi", default=False) else read_rope(settings, width // heads, length),
+        rope,
         settings.need("vocab_size"),
-        length,
+        longest(rope, length) if rope else length,
         settings.given("ffn_hidden_size", default=4 * width),
         settings.given("bias", default=False),
         settings.activation("activation"),
@@ -51,6 +52,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
     mixer = block.mixer
     rope = write_rope(mixer.position) if mixer.position else {}
+    length = written_length(mixer.position, config.max_length) if mixer.position else config.max_length
     return rope | {
         "num_hidden_layers": config.depth,
         "num_attention_heads": mixer.heads,
@@ -62,7 +64,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "num_ln_in_parallel_attn": block.wiring.norms(2) if _grouped(config) else None,
         "alibi": mixer.position is None,
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_length,
+        "max_position_embeddings": length,
         "ffn_hidden_size": block.ffn.hidden,
         "bias": mixer.bias,
         "activation": activation_name(block.ffn.activation),
@@ -119,5 +121,6 @@ FAMILIES = (
         prefix="transformer.",
         copies={"lm_head.weight": "transformer.word_embeddings.weight"},
         unread=(r"rotary_emb\.inv_freq$",),
+        counts_tokens=lambda config: parts.first(config).mixer.position is None,
     ),
 )

@@ -7,19 +7,19 @@ from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.hf_llama import PRE_NORM, tensors
-from llm_jax.interop.rope import read_rope, write_rope
+from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, layer_types, layer_windows
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gemma import gemma
+from llm_jax.models.heads import TiedHead
 
 
-def _read(settings: Settings, **of_kind: Any) -> TransformerConfig:
+def _read(settings: Settings, max_length: int, **of_kind: Any) -> TransformerConfig:
     """What all of them have in common."""
-    settings.only("tie_word_embeddings", True, default=True)
     settings.only("use_bidirectional_attention", False, default=False)
     head_dim = settings.given("head_dim", default=256)
-    return gemma(
+    config = gemma(
         settings.need("num_hidden_layers"),
         settings.need("num_attention_heads"),
         settings.need("hidden_size"),
@@ -27,11 +27,12 @@ def _read(settings: Settings, **of_kind: Any) -> TransformerConfig:
         settings.need("num_key_value_heads"),
         head_dim,
         settings.need("vocab_size"),
-        settings.need("max_position_embeddings"),
+        max_length,
         epsilon=settings.given("rms_norm_eps", default=1e-6),
         bias=settings.given("attention_bias", default=False),
         **of_kind,
     )
+    return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))
 
 
 def _read_1(settings: Settings) -> TransformerConfig:
@@ -58,6 +59,8 @@ def _read_3(settings: Settings) -> TransformerConfig:
     _check_activation(settings, "hidden_activation")
     return _read(
         settings,
+        # The scaling of global layers brings them to this length, which local layers have without it.
+        settings.need("max_position_embeddings"),
         rope=_rope_of_kind(settings, "full_attention", settings.given("rope_theta", default=1e6)),
         local_rope=_rope_of_kind(settings, "sliding_attention", settings.given("rope_local_base_freq", default=1e4)),
         windows=_windows(settings, settings.given("sliding_window_pattern", default=6)),
@@ -76,15 +79,16 @@ def _check_activation(settings: Settings, name: str) -> None:
 
 def _one_rope(settings: Settings) -> dict[str, Any]:
     head_dim, length = settings.given("head_dim", default=256), settings.need("max_position_embeddings")
-    return dict.fromkeys(("rope", "local_rope"), read_rope(settings, head_dim, length))
+    rope = read_rope(settings, head_dim, length)
+    return {"rope": rope, "local_rope": rope, "max_length": longest(rope, length)}
 
 
 def _rope_of_kind(settings: Settings, kind: str, base: float) -> RoPEConfig:
     """Of the layers of a kind: `rope_parameters` has options for each, `rope_scaling` those of global layers only."""
     head_dim, length = settings.given("head_dim", default=256), settings.need("max_position_embeddings")
-    by_kind = settings.given("rope_parameters", default={})
-    older = settings.given("rope_scaling", default={}) if kind == "full_attention" else {}
-    return read_rope(Settings({"rope_parameters": by_kind.get(kind) or older}), head_dim, length, base)
+    by_kind = settings.nested("rope_parameters").given(kind)
+    older = settings.given("rope_scaling") if kind == "full_attention" else None
+    return read_rope(Settings({"rope_parameters": by_kind or older}), head_dim, length, base)
 
 
 def _windows(settings: Settings, period: int) -> tuple[int | None, ...]:
@@ -115,16 +119,21 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_length,
         "rms_norm_eps": block.norm.epsilon,
         "attention_bias": mixer.bias,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
 
 def _write_1(config: TransformerConfig) -> dict[str, Any]:
-    return _write(config) | write_rope(parts.first(config).mixer.position)
+    return _write(config) | _write_one_rope(config)
 
 
 def _write_2(config: TransformerConfig) -> dict[str, Any]:
-    return _write_layers(config) | write_rope(parts.first(config).mixer.position)
+    return _write_layers(config) | _write_one_rope(config)
+
+
+def _write_one_rope(config: TransformerConfig) -> dict[str, Any]:
+    rope = parts.first(config).mixer.position
+    return write_rope(rope) | {"max_position_embeddings": written_length(rope, config.max_length)}
 
 
 def _write_3(config: TransformerConfig) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """GPT-2's checkpoints: weights are [input, output], queries, keys and values one matrix."""
 
+import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,16 +9,15 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gpt2 import gpt2
+from llm_jax.models.heads import TiedHead
 
 
 def _read(settings: Settings) -> TransformerConfig:
-    settings.only("scale_attn_weights", True, default=True)
-    settings.only("scale_attn_by_inverse_layer_idx", False, default=False)
     settings.only("add_cross_attention", False, default=False)
-    settings.only("tie_word_embeddings", True, default=True)
-    return gpt2(
+    config = gpt2(
         settings.need("n_layer"),
         settings.need("n_head"),
         settings.need("n_embd"),
@@ -26,11 +27,28 @@ def _read(settings: Settings) -> TransformerConfig:
         activation=settings.activation("activation_function", default="gelu_new"),
         epsilon=settings.given("layer_norm_epsilon", default=1e-5),
     )
+    scaled = settings.given("scale_attn_weights", default=True)
+    inverse = settings.given("scale_attn_by_inverse_layer_idx", default=False)
+    if inverse or not scaled:
+        config = parts.changed(config, functools.partial(_scaled, scaled=scaled, inverse=inverse))
+    return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))
+
+
+def _scaled(layer: int, block: BlockConfig, scaled: bool, inverse: bool) -> BlockConfig:
+    """The block with the factor of its scores: 1 / sqrt(head size) where they are `scaled`, over the number of the
+    layer, from 1, with `inverse`."""
+    scale = (block.mixer.head_dim**-0.5 if scaled else 1.0) / (layer + 1 if inverse else 1)
+    mixer = dataclasses.replace(block.mixer, scores=dataclasses.replace(block.mixer.scores, scale=scale))
+    return dataclasses.replace(block, mixer=mixer)
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
+    scales = [place.block.mixer.scores.scale for place in parts.places(config)]
     return {
+        "scale_attn_weights": scales[0] != 1.0,
+        "scale_attn_by_inverse_layer_idx": len(set(scales)) > 1 or scales[0] == block.mixer.head_dim**-0.5,
+        "tie_word_embeddings": isinstance(config.head, TiedHead),
         "n_layer": config.depth,
         "n_head": block.mixer.heads,
         "n_embd": config.width,
@@ -53,6 +71,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         yield from parts.layer_norm(place, f"{name}.ln_2", "ffn_norm")
         yield from parts.ffn(place, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj", transposed=True)
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
+    yield from parts.head(config, "lm_head")
 
 
 FAMILIES = (

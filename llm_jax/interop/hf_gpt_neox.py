@@ -6,7 +6,7 @@ from typing import Any
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import read_partial_rope, write_partial_rope
+from llm_jax.interop.rope import longest, read_partial_rope, write_partial_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.models.block import Parallel
 from llm_jax.models.config import TransformerConfig
@@ -17,13 +17,14 @@ from llm_jax.models.heads import TiedHead
 def _read(settings: Settings) -> TransformerConfig:
     heads, width = settings.need("num_attention_heads"), settings.need("hidden_size")
     length = settings.given("max_position_embeddings", default=2048)
+    rope = read_partial_rope(settings, width // heads, length, share=0.25)
     return gpt_neox(
         settings.need("num_hidden_layers"),
         heads,
         width,
         settings.need("vocab_size"),
-        length,
-        read_partial_rope(settings, width // heads, length, share=0.25),
+        longest(rope, length),
+        rope,
         settings.need("intermediate_size"),
         settings.activation("hidden_act"),
         settings.given("layer_norm_eps", default=1e-5),
@@ -41,7 +42,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "num_attention_heads": block.mixer.heads,
         "hidden_size": config.width,
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_length,
+        "max_position_embeddings": written_length(block.mixer.position, config.max_length),
         "rotary_pct": rope["partial_rotary_factor"],
         "rotary_emb_base": rope["rope_theta"],
         "intermediate_size": block.ffn.hidden,

@@ -16,6 +16,7 @@ from llm_jax.models.families.gpt_oss import gpt_oss
 
 
 def _read(settings: Settings) -> TransformerConfig:
+    settings.only("hidden_act", "silu", default="silu")
     settings.only("swiglu_alpha", 1.702, default=1.702)
     settings.only("swiglu_limit", 7.0, default=7.0)
     layers = settings.need("num_hidden_layers")

@@ -9,12 +9,12 @@ from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gptj import gptj
+from llm_jax.models.heads import TiedHead
 
 
 def _read(settings: Settings) -> TransformerConfig:
-    settings.only("tie_word_embeddings", False, default=False)
     heads, width = settings.need("n_head"), settings.need("n_embd")
-    return gptj(
+    config = gptj(
         settings.need("n_layer"),
         heads,
         width,
@@ -25,6 +25,7 @@ def _read(settings: Settings) -> TransformerConfig:
         settings.activation("activation_function", default="gelu_new"),
         settings.given("layer_norm_epsilon", default=1e-5),
     )
+    return parts.with_tied(config, settings.given("tie_word_embeddings", default=False))
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "n_inner": block.ffn.hidden,
         "activation_function": activation_name(block.ffn.activation),
         "layer_norm_epsilon": block.norm.epsilon,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
 
@@ -67,6 +68,7 @@ FAMILIES = (
         _write,
         _tensors,
         prefix="transformer.",
+        copies={"lm_head.weight": "transformer.wte.weight"},
         unread=(r"\.attn\.(masked_)?bias$", r"\.attn\.embed_positions$"),
     ),
 )

@@ -9,11 +9,11 @@ from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope
+from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name, layer_types, layer_windows
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.positions.rope import RoPEConfig
-from llm_jax.layers.positions.rope_scaling import DynamicScaling, LongRoPEScaling, Unscaled
+from llm_jax.layers.positions.rope_scaling import LongRoPEScaling, Unscaled
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.olmo2 import olmo2
@@ -41,8 +41,7 @@ def read_decoder(
     head_dim = settings.given("head_dim", default=head_dim or width // heads)
     length = settings.need("max_position_embeddings")
     rope = read_rope(settings, head_dim, length) if rope is None else rope
-    settings.only("hidden_act", "silu", default="silu")
-    return build(
+    config = build(
         settings.need("num_hidden_layers"),
         heads,
         width,
@@ -56,6 +55,8 @@ def read_decoder(
         head_dim,
         **of_family,
     )
+    activation = settings.activation("hidden_act", default="silu")
+    return config if activation == "silu" else parts.with_activation(config, activation)
 
 
 def _head_dim(settings: Settings) -> int:
@@ -66,8 +67,6 @@ def write_decoder(config: TransformerConfig, rope: RoPEConfig | None = None) -> 
     """What all of them have in common; `rope` None means that of the first block."""
     block, ffn = parts.first(config), parts.plain_ffn(config)
     mixer, rope = block.mixer, rope or block.mixer.position
-    scaling = rope.scaling
-    length = scaling.original_length if isinstance(scaling, DynamicScaling) else config.max_length
     return write_rope(rope) | {
         "num_hidden_layers": config.depth,
         "num_attention_heads": mixer.heads,
@@ -77,7 +76,7 @@ def write_decoder(config: TransformerConfig, rope: RoPEConfig | None = None) -> 
         "intermediate_size": ffn.hidden,
         "hidden_act": activation_name(ffn.activation),
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": length,
+        "max_position_embeddings": written_length(rope, config.max_length),
         "rms_norm_eps": block.norm.epsilon,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }

@@ -9,13 +9,13 @@ from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.opt import opt
+from llm_jax.models.heads import TiedHead
 
 
 def _read(settings: Settings) -> TransformerConfig:
     settings.only("_remove_final_layer_norm", False, default=False)
     settings.only("layer_norm_elementwise_affine", True, default=True)
-    settings.only("tie_word_embeddings", True, default=True)
-    return opt(
+    config = opt(
         settings.need("num_hidden_layers"),
         settings.need("num_attention_heads"),
         settings.need("hidden_size"),
@@ -27,6 +27,7 @@ def _read(settings: Settings) -> TransformerConfig:
         settings.given("word_embed_proj_dim"),
         post_norm=not settings.given("do_layer_norm_before", default=True),
     )
+    return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "ffn_dim": block.ffn.hidden,
         "activation_function": activation_name(block.ffn.activation),
         "enable_bias": block.mixer.bias,
+        "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
 
@@ -61,6 +63,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         yield from parts.ffn(place, {"up": f"{name}.fc1"}, f"{name}.fc2")
     if before:
         yield from parts.norm("model.decoder.final_layer_norm", config.final_norm, "final_norm", config.width)
+    yield from parts.head(config, "lm_head")
 
 
 FAMILIES = (
@@ -71,6 +74,7 @@ FAMILIES = (
         _write,
         _tensors,
         prefix="model.",
+        counts_tokens=lambda config: True,
         copies={"lm_head.weight": "model.decoder.embed_tokens.weight"},
     ),
 )

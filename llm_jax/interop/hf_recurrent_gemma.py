@@ -15,12 +15,12 @@ from llm_jax.layers.positions.rope_scaling import Unscaled
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.recurrent_gemma import PATTERN, recurrent_gemma
+from llm_jax.models.heads import TiedHead
 
 _KINDS = {RGLRUConfig: "recurrent", AttentionConfig: "attention"}
 
 
 def _read(settings: Settings) -> TransformerConfig:
-    settings.only("tie_word_embeddings", True, default=True)
     heads, width = settings.need("num_attention_heads"), settings.need("hidden_size")
     settings.only("head_dim", width // heads, default=width // heads)
     layers, length = settings.need("num_hidden_layers"), settings.given("max_position_embeddings", default=8192)
@@ -31,7 +31,7 @@ def _read(settings: Settings) -> TransformerConfig:
         isinstance(rope.scaling, Unscaled),
         f"config.json scales rotations by {type(rope.scaling).__name__}: RecurrentGemma does not",
     )
-    return recurrent_gemma(
+    config = recurrent_gemma(
         layers,
         heads,
         width,
@@ -49,6 +49,7 @@ def _read(settings: Settings) -> TransformerConfig:
         settings.given("rms_norm_eps", default=1e-6),
         settings.given("attention_bias", default=False),
     )
+    return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))
 
 
 def _half(size: int) -> int:
@@ -84,7 +85,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_length,
         "rms_norm_eps": block.norm.epsilon,
         "logits_soft_cap": config.head.softcap,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
 
@@ -101,6 +102,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         into = {part: f"{name}.mlp_block.{part}_proj" for part in ("gate", "up")}
         yield from parts.ffn(place, into, f"{name}.mlp_block.down_proj")
     yield from parts.norm("model.final_norm", config.final_norm, "final_norm", config.width)
+    yield from parts.head(config, "lm_head")
 
 
 def _recurrent(place: parts.Place, name: str) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import read_rope, write_rope
+from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.starcoder import starcoder, starcoder2
@@ -68,6 +68,7 @@ def _tensors_1(config: TransformerConfig) -> Iterator[Tensor]:
 def _read_2(settings: Settings) -> TransformerConfig:
     heads, width = settings.need("num_attention_heads"), settings.need("hidden_size")
     length = settings.need("max_position_embeddings")
+    rope = read_rope(settings, width // heads, length)
     return starcoder2(
         settings.need("num_hidden_layers"),
         heads,
@@ -75,8 +76,8 @@ def _read_2(settings: Settings) -> TransformerConfig:
         settings.given("num_key_value_heads", default=2),
         settings.need("intermediate_size"),
         settings.need("vocab_size"),
-        length,
-        read_rope(settings, width // heads, length),
+        longest(rope, length),
+        rope,
         settings.stated("sliding_window", default=None),
         settings.activation("hidden_act", default="gelu_pytorch_tanh"),
         settings.given("norm_epsilon", default=1e-5),
@@ -94,7 +95,7 @@ def _write_2(config: TransformerConfig) -> dict[str, Any]:
         "hidden_size": config.width,
         "intermediate_size": block.ffn.hidden,
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_length,
+        "max_position_embeddings": written_length(block.mixer.position, config.max_length),
         "sliding_window": block.mixer.mask.window,
         "hidden_act": activation_name(block.ffn.activation),
         "norm_epsilon": block.norm.epsilon,

@@ -15,7 +15,7 @@ from llm_jax.interop import experts, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.hf_t5 import COPIES, UNREAD, read_pair, tensors, write_pair
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.settings import Settings
+from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.models.config import EncoderDecoderConfig
@@ -23,8 +23,8 @@ from llm_jax.models.families.switch import switch
 
 
 def _read(settings: Settings) -> EncoderDecoderConfig:
-    settings.only("dense_act_fn", "relu", default="relu")
-    settings.only("feed_forward_proj", "relu", default="relu")
+    # transformers' class reads no other option of its ffns: `feed_forward_proj` and `is_gated_act` gate nothing.
+    activation = settings.activation("dense_act_fn", default="relu")
     settings.only("router_dtype", "float32", default="float32")
     layers, length = settings.need("num_layers"), settings.given("n_positions", default=512)
     decoder_layers = settings.given("num_decoder_layers", default=layers)
@@ -41,7 +41,8 @@ def _read(settings: Settings) -> EncoderDecoderConfig:
     )
     names = ("router_aux_loss_coef", "router_z_loss_coef")
     coefficients = [settings.given(name, default=0.001) for name in names]
-    encoder, decoder = (experts.balanced(side, *coefficients) for side in pair.sides)
+    sides = (parts.with_activation(side, activation) for side in pair.sides)
+    encoder, decoder = (experts.balanced(side, *coefficients) for side in sides)
     return dataclasses.replace(pair, encoder=encoder, decoder=decoder)
 
 
@@ -61,7 +62,7 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "router_bias": layer.router.bias,
         "router_aux_loss_coef": experts.load_coefficient(decoder),
         "router_z_loss_coef": experts.z_coefficient(decoder),
-        "dense_act_fn": layer.expert.activation,
+        "dense_act_fn": activation_name(layer.expert.activation),
     }
 
 

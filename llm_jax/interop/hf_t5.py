@@ -1,5 +1,6 @@
 """Checkpoints of T5 and T5 1.1."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,15 +62,21 @@ def write_pair(config: EncoderDecoderConfig) -> dict[str, Any]:
 def _read(settings: Settings) -> EncoderDecoderConfig:
     stated = settings.given("feed_forward_proj", default="relu")
     activation = settings.activation("feed_forward_proj", default=stated, prefix="gated-")
-    # Files of transformers 5 always say that weights are tied. Outputs that are not scaled tell those that are not.
     tied = settings.given("tie_word_embeddings", default=True)
-    return read_pair(
+    scaled = settings.given("scale_decoder_outputs", default=tied)
+    # Files of transformers 5 always say that weights are tied, which they are unless a matrix lies beside the table.
+    stored = settings.stores("lm_head.weight")
+    own = not scaled and (not tied if stored is None else stored)
+    pair = read_pair(
         settings,
         # "gated-gelu" has always meant the tanh form.
         activation="gelu_tanh" if stated == "gated-gelu" else activation,
         gated=stated.startswith("gated-"),
-        tied=settings.given("scale_decoder_outputs", default=tied),
+        tied=not own,
     )
+    if own or scaled:
+        return pair
+    return dataclasses.replace(pair, decoder=dataclasses.replace(pair.decoder, head=TiedHead()))
 
 
 def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
     name = {"gelu_tanh": "gelu"}.get(ffn.activation) if gated else None
     return write_pair(config) | {
         "feed_forward_proj": "gated-" * gated + (name or activation_name(ffn.activation)),
-        "scale_decoder_outputs": isinstance(config.decoder.head, TiedHead),
+        "scale_decoder_outputs": isinstance(config.decoder.head, TiedHead) and config.decoder.head.scale != 1,
     }
 
 

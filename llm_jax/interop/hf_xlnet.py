@@ -10,14 +10,14 @@ from llm_jax.interop.settings import Settings, activation_name, labels
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.encoder import span_head
 from llm_jax.models.families.xlnet import last_head, xlnet
-from llm_jax.models.heads import AnyHead, ClassHead, TiedHead
+from llm_jax.models.heads import AnyHead, ClassHead, HeadConfig
 
 _CLASSES = {
     "row": "XLNetForSequenceClassification",
     "token": "XLNetForTokenClassification",
     "span": "XLNetForQuestionAnsweringSimple",
 }
-_TIED = "XLNetLMHeadModel"
+_TOKENS = "XLNetLMHeadModel"
 
 
 def _head(settings: Settings) -> AnyHead | None:
@@ -28,7 +28,7 @@ def _head(settings: Settings) -> AnyHead | None:
 
     heads = {"row": row, "token": lambda: ClassHead(settings.classes), "span": span_head}
     makers = {_CLASSES[of]: head for of, head in heads.items()}
-    return settings.head(makers | {_TIED: lambda: None}, default=_TIED)
+    return settings.head(makers | {_TOKENS: lambda: None}, default=_TOKENS)
 
 
 def _read(settings: Settings) -> TransformerConfig:
@@ -36,9 +36,8 @@ def _read(settings: Settings) -> TransformerConfig:
     settings.only("attn_type", "bi", default="bi")
     settings.only("bi_data", False, default=False)
     settings.only("untie_r", True, default=True)
-    settings.only("tie_word_embeddings", True, default=True)
     farthest = settings.given("clamp_len", default=-1)
-    return xlnet(
+    config = xlnet(
         settings.need("n_layer"),
         settings.need("n_head"),
         settings.need("d_model"),
@@ -49,13 +48,15 @@ def _read(settings: Settings) -> TransformerConfig:
         farthest=farthest if farthest > 0 else None,
         head=_head(settings),
     )
+    return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block, head = parts.first(config), config.head
-    tied = isinstance(head, TiedHead)
+    of_classes = isinstance(head, ClassHead)
     return {
-        "architectures": [_TIED if tied else _CLASSES[head.of]],
+        "architectures": [_CLASSES[head.of] if of_classes else _TOKENS],
+        "tie_word_embeddings": not isinstance(head, HeadConfig),
         "n_layer": config.depth,
         "n_head": block.mixer.heads,
         "d_model": config.width,
@@ -65,7 +66,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "layer_norm_eps": block.norm.epsilon,
         "clamp_len": block.mixer.farthest or -1,
         "mem_len": None,
-    } | ({} if tied else labels(head.classes))
+    } | (labels(head.classes) if of_classes else {})
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -97,8 +98,8 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 def _head_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     head = config.head
-    if isinstance(head, TiedHead):
-        yield Tensor("lm_loss.bias", "v", (Leaf("head/bias", "v"),), {"v": config.vocab_size})
+    if not isinstance(head, ClassHead):
+        yield from parts.head(config, "lm_loss")
         return
     yield from parts.transform(config, "sequence_summary.summary")
     scores = {"token": "classifier", "span": "qa_outputs", "row": "logits_proj"}[head.of]
@@ -108,7 +109,7 @@ def _head_tensors(config: TransformerConfig) -> Iterator[Tensor]:
 FAMILIES = (
     Family(
         "xlnet",
-        _TIED,
+        _TOKENS,
         _read,
         _write,
         _tensors,

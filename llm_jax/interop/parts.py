@@ -5,18 +5,20 @@ A family names its tensors with the number of the layer put in; the letters are 
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from llm_jax.core.checks import check
 from llm_jax.interop.mapping import Leaf, Tensor
+from llm_jax.layers.activations import Activation
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig, NormConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.heads import TiedHead
+from llm_jax.models.families.decoder import segments
+from llm_jax.models.heads import ClassHead, HeadConfig, TiedHead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,41 @@ def first(config: TransformerConfig) -> BlockConfig:
     return config.segments[0].blocks[0]
 
 
+def changed(config: TransformerConfig, change: Callable[[int, BlockConfig], BlockConfig]) -> TransformerConfig:
+    """The model with every block changed; `change` is given the number of the layer. Layers that share their weights
+    keep their segments, and are given the number of the first."""
+    if any(segment.shared for segment in config.segments):
+        kept = (
+            dataclasses.replace(one, blocks=tuple(change(0, block) for block in one.blocks)) for one in config.segments
+        )
+        return dataclasses.replace(config, segments=tuple(kept))
+    blocks = (block for segment in config.segments for _ in range(segment.repeats) for block in segment.blocks)
+    return dataclasses.replace(config, segments=segments(tuple(change(i, block) for i, block in enumerate(blocks))))
+
+
+def with_activation(config: TransformerConfig, activation: Activation) -> TransformerConfig:
+    """The model with another nonlinearity in every ffn, experts included."""
+
+    def of(ffn: Any) -> Any:
+        if isinstance(ffn, MoEConfig):
+            shared = None if ffn.shared is None else of(ffn.shared)
+            return dataclasses.replace(ffn, expert=of(ffn.expert), shared=shared)
+        return dataclasses.replace(ffn, activation=activation)
+
+    return changed(config, lambda _, block: dataclasses.replace(block, ffn=of(block.ffn)))
+
+
+def with_tied(config: TransformerConfig, tied: bool) -> TransformerConfig:
+    """The model with the scores of its vocabulary from the embedding's table, or from a matrix of their own."""
+    head, narrow = config.head, config.embed.table_width(config.width)
+    if head is None or isinstance(head, ClassHead) or isinstance(head, TiedHead) == tied:
+        return config
+    transform, width = head.transform, None if tied or narrow == config.width else narrow
+    transform = transform and dataclasses.replace(transform, width=width)
+    alike = {"softcap": head.softcap, "bias": head.bias, "transform": transform}
+    return dataclasses.replace(config, head=TiedHead(**alike) if tied else HeadConfig(**alike))
+
+
 def embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The table of token vectors."""
     sizes = {"v": config.vocab_size, "d": config.embed.table_width(config.width)}
@@ -70,11 +107,11 @@ def learned_positions(config: TransformerConfig, name: str) -> Iterator[Tensor]:
 
 
 def head(config: TransformerConfig, name: str) -> Iterator[Tensor]:
-    """The matrix of the scores and its bias, where they are not the embedding's."""
-    if isinstance(config.head, TiedHead):
-        return
+    """The matrix of the scores, where it is not the embedding's, and their bias."""
     sizes = {"v": config.vocab_size, "d": config.width}
-    yield Tensor(f"{name}.weight", "v d", (Leaf("head/kernel", "d v"),), sizes)
+    if isinstance(config.head, HeadConfig):
+        sizes["d"] = config.head.read_width(config.width)
+        yield Tensor(f"{name}.weight", "v d", (Leaf("head/kernel", "d v"),), sizes)
     if config.head.bias:
         yield Tensor(f"{name}.bias", "v", (Leaf("head/bias", "v"),), sizes)
 
@@ -96,7 +133,7 @@ def transform(config: TransformerConfig, linear: str, layer_norm: str = "") -> I
     if config.head is None or config.head.transform is None:
         return
     transform, tied = config.head.transform, isinstance(config.head, TiedHead)
-    out = config.embed.table_width(config.width) if tied else config.width
+    out = config.embed.table_width(config.width) if tied else transform.width or config.width
     yield from dense(linear, "head/transform/dense", config.width, out, transform.bias)
     if transform.norm:
         yield from norm(layer_norm, transform.norm, "head/transform/norm", out)

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from llm_jax.core.checks import check
+from llm_jax.interop.options import LARGEST
 from llm_jax.interop.settings import Settings
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import (
@@ -31,11 +32,12 @@ def read_rope(settings: Settings, head_dim: int, max_length: int, base: float = 
       ValueError: for a scaling that is not supported or incomplete, or a share of the head.
     """
     rope = read_partial_rope(settings, head_dim, max_length, base)
+    # transformers' classes of these families take the option for scaled rotations only, which then do not fit heads.
     check(
-        rope.features is None,
+        rope.features is None or isinstance(rope.scaling, Unscaled),
         f"config.json rotates {rope.features} of {head_dim} features: this family rotates all; take the option out",
     )
-    return rope
+    return rope if rope.features is None else dataclasses.replace(rope, base=_base(settings, base), features=None)
 
 
 def read_partial_rope(
@@ -46,14 +48,25 @@ def read_partial_rope(
     Args:
       share: where the file names none.
     """
-    rope = Settings(settings.given("rope_scaling", "rope_parameters", default={}))
+    rope, base = settings.nested("rope_scaling", "rope_parameters"), _base(settings, base)
     older = settings.given("partial_rotary_factor", "rotary_pct", default=share)
     features = int(head_dim * rope.given("partial_rotary_factor", default=older))
-    return RoPEConfig(
-        base=float(rope.given("rope_theta", default=settings.given("rope_theta", "rotary_emb_base", default=base))),
-        features=None if features == head_dim else features,
-        scaling=_scaling(rope, max_length, settings.given("original_max_position_embeddings")),
-    )
+    scaling = _scaling(rope, max_length, settings.given("original_max_position_embeddings"))
+    if features % 2 and features < head_dim:
+        # Of an odd number n transformers rotates n + 1 features, by base^(-2i/n): those of n + 1 by another base.
+        check(
+            isinstance(scaling, Unscaled | LinearScaling),
+            f"config.json rotates {features} features and scales them by {type(scaling).__name__}: give an even number",
+        )
+        base, features = base ** ((features + 1) / features), features + 1
+    scaled = isinstance(scaling, YaRNScaling)
+    check(base > 1 or not scaled, f"config.json has rope_theta = {base}: YaRN takes its logarithm, so it must exceed 1")
+    return RoPEConfig(base, None if features == head_dim else features, scaling)
+
+
+def _base(settings: Settings, default: float) -> float:
+    older = settings.given("rope_theta", "rotary_emb_base", default=default)
+    return float(settings.nested("rope_scaling", "rope_parameters").given("rope_theta", default=older))
 
 
 def write_rope(rope: RoPEConfig) -> dict[str, Any]:
@@ -82,8 +95,38 @@ def write_partial_rope(rope: RoPEConfig | None, head_dim: int) -> dict[str, Any]
 
 
 def longest(rope: RoPEConfig, max_length: int) -> int:
-    """Rows that a model of `max_position_embeddings` takes: dynamic scaling exists in order to go beyond it."""
-    return int(max_length * rope.scaling.factor) if isinstance(rope.scaling, DynamicScaling) else max_length
+    """Longest row of a model whose config.json has `max_length` for `max_position_embeddings`.
+
+    Linear and dynamic scaling multiply it. YaRN reaches `factor` times its original length; files give either that
+    (DeepSeek) or the original (Qwen 2.5). LLaMA 3 and LongRoPE give the length after scaling.
+    """
+    reached = max_length
+    match rope.scaling:
+        case LinearScaling(factor) | DynamicScaling(factor):
+            reached = max(max_length, int(max_length * factor))
+        case YaRNScaling(factor, original):
+            reached = max(max_length, int(original * factor))
+    check(
+        reached <= LARGEST, f"config.json has {rope.scaling}, which reaches {reached} tokens: at most {LARGEST} can be"
+    )
+    return reached
+
+
+def written_length(rope: RoPEConfig, max_length: int) -> int:
+    """The `max_position_embeddings` from which `longest` gives `max_length`.
+
+    Raises:
+      ValueError: where there is none.
+    """
+    stated = max_length
+    if isinstance(rope.scaling, LinearScaling | DynamicScaling) and rope.scaling.factor > 1:
+        stated = math.ceil(max_length / rope.scaling.factor)
+    found = longest(rope, stated)
+    check(
+        found == max_length,
+        f"max_length is {max_length} and {rope.scaling} reaches {found}: set max_length to that, or change the factor",
+    )
+    return stated
 
 
 def _scaling(rope: Settings, max_length: int, original: int | None) -> Scaling:
@@ -104,6 +147,7 @@ def _scaling(rope: Settings, max_length: int, original: int | None) -> Scaling:
             magnitude = _yarn_magnitude(rope, factor)
             return YaRNScaling(factor, original, *limits, magnitude, rope.given("truncate", default=True))
         case "longrope" | "su":
+            check(original > 1, f"config.json has original_max_position_embeddings = {original}: LongRoPE needs more")
             factor = rope.given("factor", default=max_length / original)
             default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
             divisors = (tuple(rope.need(name)) for name in ("short_factor", "long_factor"))

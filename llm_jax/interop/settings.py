@@ -1,10 +1,11 @@
 """A published config.json, read option by option; one that would change the computation and is not supported is
 refused by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, get_args
 
 from llm_jax.core.checks import check, did_you_mean
+from llm_jax.interop.options import KINDS, shortened
 from llm_jax.layers.activations import Activation, Gate
 from llm_jax.models.heads import AnyHead
 
@@ -13,45 +14,76 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python": "gelu",
+    "quick_gelu": "quick_gelu",
+    "relu2": "relu_squared",
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
     "tanh": "tanh",
 }
 # Where a file has no name for one, ours is written, which every family but its own refuses when it reads.
-_NAMES = {name: name for name in get_args(Gate)} | {"gelu_tanh": "gelu_pytorch_tanh"}
+_NAMES = {name: name for name in get_args(Gate)} | {"gelu_tanh": "gelu_pytorch_tanh", "relu_squared": "relu2"}
 
 
 class Settings:
-    """The options of a config.json."""
+    """The options of a config.json, or of an object in it. Every option that is read is checked by `KINDS`."""
 
-    def __init__(self, options: dict[str, Any]):
-        self._stated = options
+    def __init__(self, options: dict[str, Any], path: str = "", tensors: Set[str] | None = None):
+        """
+        Args:
+          path: of the object in the file, up to the names of its options: 'rope_scaling.'.
+          tensors: names of the tensors beside the file; None: there are no weights.
+        """
+        self._stated, self._path, self._tensors = options, path, tensors
+
+    def stores(self, tensor: str) -> bool | None:
+        """Whether the weights have a tensor of this name; None where there are no weights."""
+        return None if self._tensors is None else tensor in self._tensors
 
     def given(self, *names: str, default: Any = None) -> Any:
-        """The first of these options that is given and not null, else the default."""
-        return next((self._stated[name] for name in names if self._stated.get(name) is not None), default)
+        """The first of these options that is given and not null, else the default.
+
+        Raises:
+          ValueError: for a value of the wrong type or out of range.
+        """
+        return next((self._checked(name) for name in names if self._stated.get(name) is not None), default)
 
     def stated(self, name: str, default: Any) -> Any:
         """The option even if it is null, which means none of it; the default only where it is absent."""
-        return self._stated.get(name, default)
+        return self.given(name) if name in self._stated else default
+
+    def nested(self, *names: str) -> "Settings":
+        """The options of the first of these objects that is given and not null; none where none is."""
+        name = next((name for name in names if self._stated.get(name) is not None), names[-1])
+        return Settings(self.given(name, default={}), f"{self._path}{name}.")
 
     def with_option(self, name: str, value: Any) -> "Settings":
         """The same options, but for one."""
-        return Settings(self._stated | {name: value})
+        return Settings(self._stated | {name: value}, self._path, self._tensors)
 
     def need(self, *names: str) -> Any:
         """As `given`. ValueError where none of them is given."""
         value = self.given(*names)
         check(
-            value is not None, f"config.json has no {' or '.join(names)}: the file is incomplete or of another family"
+            value is not None,
+            f"config.json has no {' or '.join(self._path + name for name in names)}: the file is incomplete or of "
+            "another family",
         )
+        return value
+
+    def _checked(self, name: str) -> Any:
+        value, kind = self._stated[name], KINDS[name]
+        found = f"config.json has {self._path}{name} = {shortened(value)}"
+        check(kind.holds(value), f"{found}: it must be {kind.rule}")
         return value
 
     def only(self, name: str, supported: Any, default: Any) -> None:
         """ValueError unless the option, or its default where it is absent, has the one supported value."""
         value = self.given(name, default=default)
-        check(value == supported, f"config.json has {name} = {value!r}: only {supported!r} is supported here")
+        found = f"config.json has {self._path}{name} = {value!r}"
+        check(value == supported, f"{found}: only {supported!r} is supported here")
 
     def activation(self, *names: str, default: str = "gelu", prefix: str = "") -> Activation:
         """The nonlinearity by our name; `prefix` is what may stand before theirs."""

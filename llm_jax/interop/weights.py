@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from llm_jax.core.checks import check
 from llm_jax.core.files import write_atomically
+from llm_jax.interop.options import shortened
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _REAL = ("F64", "F32", "F16", "BF16")
@@ -66,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
     # Python's parser raises ValueError for a number of thousands of digits, and RecursionError for deep nesting.
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
-    check(isinstance(found, dict), f"{path} holds {_shortened(found)}: it must be a JSON object; fetch it again")
+    check(isinstance(found, dict), f"{path} holds {shortened(found)}: it must be a JSON object; fetch it again")
     return found
 
 
@@ -134,12 +135,12 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     places = read_json(path).get("weight_map")
     check(
         isinstance(places, dict) and bool(places),
-        f"{path} has weight_map = {_shortened(places)}: it must name the file of each tensor; fetch it again",
+        f"{path} has weight_map = {shortened(places)}: it must name the file of each tensor; fetch it again",
     )
     wrong = {name: file for name, file in places.items() if not isinstance(file, str) or not _inside(file)}
     for name, file in wrong.items():
         raise ValueError(
-            f"{path} places {name} in {_shortened(file)}: it must be the name of a file inside the folder, without '..'"
+            f"{path} places {name} in {shortened(file)}: it must be the name of a file inside the folder, without '..'"
         )
     return places
 
@@ -199,9 +200,3 @@ def _paths(folder: Path, index: dict[str, str] | None) -> list[Path]:
     )
     check(bool(found), f"{folder} has no .safetensors file: it holds no weights")
     return found
-
-
-def _shortened(value: Any, most: int = 60) -> str:
-    """repr of a value found in a file, cut."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -11,8 +11,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
-Gate = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh", "clamped_swiglu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared", "tanh"]
+Gate = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared", "tanh", "clamped_swiglu"]
 """Of a gated layer: activation(gate) * x, or a function of both."""
 
 _GELU = 2 * math.sqrt(2 / math.pi)
@@ -32,6 +32,12 @@ def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x * phi, phi + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
 
 
+def _quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2), as CLIP has it."""
+    sigmoid = jax.nn.sigmoid(_SHARPNESS * x)
+    return x * sigmoid, sigmoid * (1 + _SHARPNESS * x * (1 - sigmoid))
+
+
 def _silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x sigmoid(x) (Elfwing et al. 2017, arXiv:1702.03118)."""
     sigmoid = jax.nn.sigmoid(x)
@@ -40,6 +46,12 @@ def _silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _relu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.maximum(x, 0), (x > 0).astype(x.dtype)
+
+
+def _relu_squared(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """max(x, 0)^2 (So et al. 2021, arXiv:2109.08668, section 4)."""
+    positive = jnp.maximum(x, 0)
+    return positive * positive, 2 * positive
 
 
 def _tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -96,7 +108,8 @@ def _clamped_backward(inputs: tuple[jax.Array, jax.Array], dy: jax.Array) -> tup
 
 _clamped_swiglu.defvjp(lambda gate, x: (_clamped_parts(gate, x)[0], (gate, x)), _clamped_backward)
 
-_PAIRS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "silu": _silu, "relu": _relu, "tanh": _tanh}
+_PAIRS = {"gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu, "silu": _silu}
+_PAIRS |= {"relu": _relu, "relu_squared": _relu_squared, "tanh": _tanh}
 
 ACTIVATIONS = {name: _plain(pair) for name, pair in _PAIRS.items()}
 GATED = {name: _gated(pair) for name, pair in _PAIRS.items()} | {"clamped_swiglu": _clamped_swiglu}

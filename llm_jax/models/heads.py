@@ -29,8 +29,12 @@ class TransformConfig:
     norm: NormConfig | None = None
     bias: bool = True
     init: Init = Normal(0.02)
+    width: int | None = None
+    """Features that it gives, where a head has a matrix of its own; None: as many as it reads, or, before the scores of
+    a tied head, as the embedding has."""
 
     def __post_init__(self):
+        check_positive_if_given(width=self.width)
         if self.activation is not None:
             check_one_of("activation", self.activation, ACTIVATIONS)
 
@@ -55,12 +59,17 @@ class HeadConfig:
 
     def parameters(self, width: int, vocab_size: int, embed_width: int) -> int:
         """Number of parameters that are the head's alone."""
-        transform = self.transform.parameters(width, width) if self.transform else 0
-        return transform + (width + self.bias) * vocab_size
+        read = self.read_width(width)
+        transform = self.transform.parameters(width, read) if self.transform else 0
+        return transform + (read + self.bias) * vocab_size
+
+    def read_width(self, width: int) -> int:
+        """Features that the scores are made of."""
+        return (self.transform and self.transform.width) or width
 
     def matrix_flops(self, width: int, vocab_size: int, embed_width: int) -> int:
         """Forward FLOPs per token."""
-        return 2 * width * (vocab_size + (width if self.transform else 0))
+        return 2 * self.read_width(width) * (vocab_size + (width if self.transform else 0))
 
 
 @configclass
@@ -78,6 +87,7 @@ class TiedHead:
     def __post_init__(self):
         check_positive(scale=self.scale)
         check_positive_if_given(softcap=self.softcap)
+        _check_no_width(self.transform)
 
     def parameters(self, width: int, vocab_size: int, embed_width: int) -> int:
         """Number of parameters that are the head's alone."""
@@ -114,6 +124,7 @@ class ClassHead:
         check(self.of != "span" or self.classes == 2, f"classes is {self.classes}: a span has 2, its start and its end")
         check_fraction(dropout=self.dropout)
         check_positive_if_given(softcap=self.softcap)
+        _check_no_width(self.transform)
 
     def parameters(self, width: int, vocab_size: int, embed_width: int) -> int:
         """Number of parameters that are the head's alone."""
@@ -123,6 +134,11 @@ class ClassHead:
     def matrix_flops(self, width: int, vocab_size: int, embed_width: int) -> int:
         """Forward FLOPs per token; of a whole row's scores none are counted."""
         return 0 if self.of == "row" else 2 * width * (self.classes + (width if self.transform else 0))
+
+
+def _check_no_width(transform: TransformConfig | None) -> None:
+    width = transform and transform.width
+    check(width is None, f"transform.width is {width}: only HeadConfig scores features of another number; set None")
 
 
 AnyHead = HeadConfig | TiedHead | ClassHead
@@ -139,8 +155,9 @@ class Head(nn.Module):
 
     def setup(self):
         config, tied = self.config, isinstance(self.config, TiedHead)
+        out = self.embed_width if tied else self.width
         if config.transform is not None:
-            out = self.embed_width if tied else self.width
+            out = config.transform.width or out
             self.transform = Transform(config.transform, self.width, out, self.precision)
         if tied:
             if config.bias:
@@ -149,7 +166,7 @@ class Head(nn.Module):
             return
         of_classes = isinstance(config, ClassHead)
         self.drop = nn.Dropout(config.dropout if of_classes else 0.0)
-        shape = (self.width, config.classes if of_classes else self.vocab_size)
+        shape = (out, config.classes if of_classes else self.vocab_size)
         words = (axes.EMBED, axes.CLASSES if of_classes else axes.VOCAB)
         bias_init = Zero() if of_classes else config.bias_init
         self.scores = Linear("BTD,DV->BTV", shape, words, config.init, self.precision, config.bias, bias_init)

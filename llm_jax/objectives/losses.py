@@ -93,14 +93,20 @@ def _chunk_loss(unembed, z_loss, parameters, hidden_BCD, targets_BC, weights_BC)
     else:
         target_logits_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
     loss = Ratio.of(log_z_BC - target_logits_BC, weights_BC)
-    # Correct where the target's score is the row's maximum: cheaper than an argmax, equal but for exact ties.
-    correct = Ratio.of(target_logits_BC >= jnp.max(logits_BCV, axis=-1), weights_BC)
-    metrics = {"loss": loss, "accuracy": correct}
+    metrics = {"loss": loss, "accuracy": Ratio.of(_is_argmax(logits_BCV, targets_BC, target_logits_BC), weights_BC)}
     total = loss.total
     if z_loss:
         metrics["z_loss"] = Ratio.of(jnp.square(log_z_BC), weights_BC)
         total += z_loss * metrics["z_loss"].total
     return total, metrics
+
+
+def _is_argmax(logits_BCV: jax.Array, targets_BC: jax.Array, target_logits_BC: jax.Array) -> jax.Array:
+    """Whether the target is the first of the largest scores, as argmax has it. One reduction without an index; of equal
+    scores, as rounding and untrained models give them, only one is the prediction."""
+    scores_BC1, places_V = target_logits_BC[..., None], jnp.arange(logits_BCV.shape[-1])
+    below_BCV = (logits_BCV < scores_BC1) | ((logits_BCV == scores_BC1) & (places_V >= targets_BC[..., None]))
+    return jnp.all(below_BCV, axis=-1)
 
 
 def _split(arrays: Any, chunks: int) -> Any:

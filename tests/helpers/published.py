@@ -91,7 +91,7 @@ PUBLISHED = {
     "llama": llama(*NEW, **LIMITS),
     "llama, linear": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=LinearScaling(2.0))),
     "llama, llama3": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=Llama3Scaling(original_length=8))),
-    "llama, yarn": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=YaRNScaling(4.0, original_length=8))),
+    "llama, yarn": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=YaRNScaling(4.0, original_length=4))),
     "mistral": llama(*NEW, **LIMITS, window=5),
     "qwen2": qwen2(*NEW, **LIMITS, tied=True),
     "qwen3": qwen3(*NEW, **LIMITS, head_dim=6),
@@ -113,7 +113,7 @@ PUBLISHED = {
     "deepseek, yarn": deepseek(
         *(*OLD, 24, None, *LATENT[1:]),
         **LIMITS,
-        rope=RoPEConfig(scaling=YaRNScaling(4.0, 8, magnitude=1.0)),
+        rope=RoPEConfig(scaling=YaRNScaling(4.0, 4, magnitude=1.0)),
         sharpening=1.0,
     ),
     "mixtral": mixtral(*NEW, **LIMITS, experts=3),

@@ -20,8 +20,10 @@ def _erf(x):
 FORMULAS = {
     "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "relu": lambda x: np.maximum(x, 0),
+    "relu_squared": lambda x: np.maximum(x, 0) ** 2,
     "tanh": np.tanh,
 }
 
@@ -77,5 +79,8 @@ def test_far_out_nothing_overflows_and_types_stay(name):
         assert value.dtype == slope.dtype == dtype
         far = np.asarray(x.astype(dtype), np.float32)
         values, slopes = (np.sign(far), [0, 0, 0, 0]) if name == "tanh" else (np.maximum(far, 0), [0, 0, 1, 1])
+        if name == "relu_squared":
+            squares = jnp.asarray(values**2).astype(dtype)
+            values, slopes = np.asarray(squares, np.float32), 2 * values[[0, 1, 3, 4]]
         np.testing.assert_allclose(np.asarray(value, np.float32), values, atol=1e-3)
         np.testing.assert_allclose(np.asarray(slope, np.float32)[[0, 1, 3, 4]], slopes, atol=1e-3)

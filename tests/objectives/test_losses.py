@@ -135,3 +135,12 @@ def test_memory_is_that_of_a_chunk():
     assert plain_bytes >= logits
     assert chunked_bytes <= plain_bytes / 3
     assert chunked_bytes < logits / 2
+
+
+def test_of_equal_scores_the_first_is_the_prediction():
+    logits = jnp.array([[[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [2.0, 2.0, 2.0]]])
+    for targets in ([0, 1, 0], [1, 2, 2], [2, 0, 1]):
+        targets_BT = jnp.array([targets])
+        weights_BT = jnp.ones_like(targets_BT)
+        _, metrics = cross_entropy(lambda _, hidden: hidden, {}, logits, targets_BT, weights_BT)
+        assert means(metrics)["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == targets_BT))

@@ -12,7 +12,7 @@ import pytest
 
 from llm_jax.interop import load_hf
 from llm_jax.interop.experts import balanced
-from llm_jax.interop.hf import arguments
+from llm_jax.interop.inputs import arguments
 from llm_jax.layers.ffn.routing import Choice, Routed, load
 from llm_jax.models.families.mixtral import mixtral
 from tests.parity.torch_models import CASES, Case

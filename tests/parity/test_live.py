@@ -12,8 +12,9 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
-from llm_jax.interop.hf import arguments
+from llm_jax.interop.inputs import arguments
 from tests.parity.inputs import difference, torch_logits
+from tests.parity.option_cases import OPTION_CASES
 from tests.parity.torch_models import CASES, Case
 
 for package in ("torch", "transformers"):
@@ -21,7 +22,7 @@ for package in ("torch", "transformers"):
         pytest.skip(f"{package} is not installed: test_golden.py compares what it gave", allow_module_level=True)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", (CASES | OPTION_CASES).values(), ids=CASES | OPTION_CASES)
 def test_logits_and_round_trip(case: Case, tmp_path: Path):
     import transformers
 

@@ -1,0 +1,132 @@
+"""Our models called as transformers calls its own: by the names of its inputs, for what it calls `logits`.
+
+Legend: B batch, S source length, T length, P targets, C classes, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.core.checks import check
+from llm_jax.interop.padding import check_padding, counts_tokens
+from llm_jax.interop.permutation import permuted
+from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
+from llm_jax.models.build import Model
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.heads import ClassHead
+
+_INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
+_ORDER = {"perm_mask", "target_mapping"}
+_TARGETS = {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"}
+
+
+def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
+    """What transformers calls `logits`, float32: of the vocabulary [B, T, V], of classes [B, T, C] or [B, C]; of tokens
+    that may have been replaced [B, T]; of spans `start_logits` and `end_logits` [B, T, 2]; of targets [B, P, V].
+
+    Args:
+      inputs: as of `arguments`.
+
+    Raises:
+      ValueError: as `arguments`.
+    """
+    output = jax.jit(model.apply)({"params": params}, *arguments(model, **inputs))
+    logits = np.asarray(output.logits_BTV, np.float32)
+    if "target_mapping" in inputs:
+        logits = logits[:, -np.shape(inputs["target_mapping"])[1] :]
+    head = model.config.sides[-1].head
+    if not isinstance(head, ClassHead):
+        return logits
+    if head.of == "row":
+        return logits[:, 0]
+    replaced = head.of == "token" and head.classes == 1 and head.transform is not None
+    return logits[..., 0] if replaced else logits
+
+
+def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
+    """What the model is called with where transformers' is called with `inputs`.
+
+    Args:
+      inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding,
+        `position_ids` and `token_type_ids` [B, T]. Of an encoder-decoder `input_ids` [B, S], `decoder_input_ids` [B, T]
+        and the `attention_mask` and `decoder_attention_mask` of each. Of a model with targets `perm_mask` [B, T, T] and
+        `target_mapping` [B, P, T].
+
+    Raises:
+      ValueError: for an input that the model does not take, and where tokens are missing; for an id, a position or a
+        type outside its table, a mask of other values than 0 and 1, and masks that are no order of prediction; for
+        padding on which transformers' results depend.
+    """
+    config, pair = model.config, isinstance(model, EncoderDecoder)
+    asks = not pair and config.embed.target
+    known = _TARGETS if pair else _INPUTS | (_ORDER if asks else set())
+    unknown = set(inputs) - known
+    check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
+    missing = {"input_ids", "decoder_input_ids"} & known - set(inputs)
+    check(not missing, f"forward is given no {' and no '.join(sorted(missing))}: the model reads them")
+    order = {name: inputs[name] for name in _ORDER & set(inputs)}
+    encoder, decoder = config.sides[0], config.sides[-1]
+    sides = {name: decoder if name.startswith("decoder_") else encoder for name in inputs if name not in order}
+    given = {name: _checked(name, inputs[name], side, decoder.vocab_size) for name, side in sides.items()}
+    check_padding(config, inputs)
+    if pair:
+        target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}
+        source = {name: array for name, array in given.items() if not name.startswith("decoder_")}
+        return source["input_ids"], target["input_ids"], _placement(source), _placement(target)
+    placement = permuted(_placement(given, counts_tokens(config)), **order)
+    targets = placement.positions_BT.shape[1] - given["input_ids"].shape[1]
+    # A token that asks has one vector whatever its id.
+    return jnp.pad(given["input_ids"], ((0, 0), (0, targets))), placement
+
+
+def _checked(name: str, array: np.ndarray, side: TransformerConfig, vocab_size: int) -> jax.Array:
+    """An input as int32, of which every value has a row in its table: jax would take the nearest one for another.
+
+    Args:
+      vocab_size: of a stack without a table of its own.
+    """
+    limits = {
+        "input_ids": (side.vocab_size or vocab_size, "the model's vocabulary"),
+        "attention_mask": (2, "a mask"),
+        "position_ids": (side.max_length, "the model's positions"),
+        "token_type_ids": (_types(side), "the model's token types"),
+    }
+    limit, table = limits[name.removeprefix("decoder_")]
+    check(limit > 0, f"{name} is given and the model has no token types: leave it out")
+    found = np.asarray(array)
+    check(
+        found.ndim == 2 and found.size > 0 and np.issubdtype(found.dtype, np.number) | (found.dtype == bool),
+        f"{name} has shape {found.shape} and type {found.dtype}: give whole numbers [rows, tokens]",
+    )
+    wrong = found[(found < 0) | (found >= limit) | (found != np.floor(found))]
+    check(
+        not wrong.size,
+        f"{name} holds {wrong[:1].tolist()[:1]}: values of {table} are whole numbers from 0 to {limit - 1}",
+    )
+    return jnp.asarray(found, jnp.int32)
+
+
+def _types(side: TransformerConfig) -> int:
+    """Number of token types. XLNet compares those of two tokens and knows no limit."""
+    mixers = [block.mixer for segment in side.segments for block in segment.blocks]
+    compared = any(isinstance(mixer, RelativeAttentionConfig) for mixer in mixers)
+    return np.iinfo(np.int32).max if compared else side.embed.types
+
+
+def _placement(given: dict[str, jax.Array], counts_tokens: bool = False) -> Placement:
+    """Where tokens stand by transformers' rules."""
+    shape = given["input_ids"].shape
+    mask_BT = given["attention_mask"] if "attention_mask" in given else jnp.ones(shape, jnp.int32)
+    if "position_ids" in given:
+        positions_BT = given["position_ids"]
+    elif counts_tokens:
+        positions_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)
+    else:
+        positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+    # transformers takes the last position of the whole batch, padding included, for the length of every sequence.
+    lengths_BT = jnp.broadcast_to(jnp.max(positions_BT) + 1, shape)
+    return Placement(positions_BT, mask_BT, given.get("token_type_ids"), fixed_lengths_BT=lengths_BT)

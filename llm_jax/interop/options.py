@@ -1,0 +1,116 @@
+"""What each option of a config.json may hold: the one table by which every option that a family reads is checked."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+LARGEST = 2**31 - 1
+"""Of whole numbers: positions are int32, and no published size comes near."""
+DEEPEST = 1024
+"""Of numbers of layers. The config of every layer is a Python object, made and checked before any weight is read; the
+deepest published transformer has 1,000 (Wang et al. 2022, arXiv:2203.00555)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A set of values."""
+
+    rule: str
+    """It, in words that follow 'it must be'."""
+    holds: Callable[[Any], bool]
+
+
+def _whole(low: int, high: int = LARGEST) -> Kind:
+    rule = f"a whole number from {low} to {high}"
+    return Kind(rule, lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high)
+
+
+def _real(value: Any) -> bool:
+    # Not by math.isfinite, which cannot take an integer of hundreds of digits. NaN fails both comparisons.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e38 <= value <= 1e38
+
+
+def _list(rule: str, holds: Callable[[Any], bool]) -> Kind:
+    return Kind(f"a list of {rule}", lambda value: isinstance(value, list | tuple) and all(map(holds, value)))
+
+
+def _limit(value: Any) -> bool:
+    """A number, or one that JSON has no word for as transformers writes it: {"__float__": "Infinity"}."""
+    stated = value.get("__float__") if isinstance(value, dict) else value
+    return stated in ("Infinity", "-Infinity") or _real(stated) or (isinstance(stated, float) and math.isinf(stated))
+
+
+_SIZE, _COUNT, _DEPTH = _whole(1), _whole(0), _whole(1, DEEPEST)
+_RATIO = Kind("a number greater than 0, from 1e-30 to 1e30", lambda value: _real(value) and 1e-30 <= value <= 1e30)
+_EPSILON = Kind("a number greater than 0, up to 1", lambda value: _real(value) and 0 < value <= 1)
+_WEIGHT = Kind("a number of at least 0, up to 1e38", lambda value: _real(value) and value >= 0)
+_SHARE = Kind("a number between 0 and 1", lambda value: _real(value) and 0 <= value <= 1)
+_FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+_WORD = Kind("a string", lambda value: isinstance(value, str))
+_OBJECT = Kind("an object of options", lambda value: isinstance(value, dict))
+_WORDS = _list("strings", lambda value: isinstance(value, str))
+_RATIOS = _list("numbers greater than 0", _RATIO.holds)
+_LAYERS = _list("numbers of layers", _whole(0, DEEPEST).holds)
+
+_NAMES: dict[Kind, str] = {
+    _DEPTH: """
+        decoder_layers encoder_layers inner_group_num n_layer n_layers num_decoder_layers num_hidden_groups
+        num_hidden_layers num_layers""",
+    _SIZE: """
+        attention_window_size chunk_size conv1d_width conv_kernel d_ff d_inner d_kv d_model decoder_attention_heads
+        decoder_ffn_dim decoder_sparse_step decoder_vocab_size embedding_size encoder_attention_heads encoder_ffn_dim
+        expert_capacity experts_per_token ffn_dim ffn_hidden_size head_dim hidden_size intermediate_size kv_lora_rank
+        kv_n_heads lru_width max_position_embeddings max_seq_len moe_intermediate_size moe_layer_freq moe_num_experts
+        moe_top_k n_ctx n_embd n_embed n_group n_groups n_head n_heads n_inner n_positions n_routed_experts
+        n_shared_experts num_attention_heads num_experts num_experts_per_tok num_heads num_key_value_heads num_kv_heads
+        num_labels num_ln_in_parallel_attn num_local_experts original_max_position_embeddings pretraining_tp
+        q_lora_rank qk_nope_head_dim qk_rope_head_dim relative_attention_max_distance relative_attention_num_buckets
+        rotary_dim seq_length shared_expert_intermediate_size sliding_window sliding_window_pattern state_size
+        topk_group type_vocab_size v_head_dim vocab_size word_embed_proj_dim""",
+    _COUNT: """
+        alibi_bias_max first_k_dense_replace max_window_layers num_sparse_decoder_layers num_sparse_encoder_layers
+        pad_token_id""",
+    _whole(-LARGEST): "clamp_len",
+    _RATIO: """
+        attention_factor attn_logit_softcapping beta_fast beta_slow clip_qkv expand expansion_ratio factor
+        final_logit_softcapping high_freq_factor logits_soft_cap low_freq_factor moe_normalize_expert_weights
+        query_pre_attn_scalar rope_local_base_freq rope_theta rotary_emb_base routed_scaling_factor softmax_scale
+        swiglu_alpha swiglu_limit""",
+    _EPSILON: "layer_norm_eps layer_norm_epsilon norm_epsilon rms_norm_eps",
+    _WEIGHT: """
+        initializer_factor initializer_range init_std moe_loss_weight mscale mscale_all_dim router_aux_loss_coef
+        router_z_loss_coef""",
+    _SHARE: """
+        activation_dropout attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout
+        classifier_dropout_prob decoder_layerdrop dropout dropout_rate embd_pdrop embedding_dropout emb_pdrop
+        encoder_layerdrop ffn_dropout hidden_dropout hidden_dropout_prob layerdrop partial_rotary_factor
+        residual_dropout resid_pdrop rotary_pct router_jitter_noise summary_first_dropout summary_last_dropout""",
+    _FLAG: """
+        _remove_final_layer_norm add_cross_attention add_final_layer_norm alibi
+        apply_residual_connection_post_layernorm attention_bias bi_data bias do_layer_norm_before enable_bias
+        is_decoder layer_norm_elementwise_affine mlp_bias multi_query new_decoder_architecture no_bias norm_topk_prob
+        normalize_before normalize_embedding parallel_attn prefix_lm qk_ln qkv_bias rope_interleave router_bias
+        scale_attn_by_inverse_layer_idx scale_attn_weights scale_decoder_outputs scale_embedding
+        share_encoder_decoder_embeddings slow_but_exact summary_use_proj tie_word_embeddings truncate untie_r use_bias
+        use_bidirectional_attention use_conv_bias use_parallel_residual use_sliding_window""",
+    _WORD: """
+        activation activation_function attn_type dense_act_fn feed_forward_proj ff_activation hidden_act
+        hidden_activation model_type position_embedding_type rope_type router_dtype scoring_func summary_activation
+        summary_type topk_method type""",
+    _OBJECT: """
+        attn_config ffn_act_fn ffn_config full_attention id2label rope_parameters rope_scaling sliding_attention""",
+    _WORDS: "_block_types architectures block_types layer_types",
+    _LAYERS: "mlp_only_layers",
+    _RATIOS: "long_factor short_factor",
+    _list("two numbers", _limit): "time_step_limit",
+    Kind("a number or a string", lambda value: isinstance(value, str) or _real(value)): "logit_scale",
+}
+KINDS: dict[str, Kind] = {name: kind for kind, names in _NAMES.items() for name in names.split()}
+"""{option: what it may hold, beside null}. An option means the same in every family that has it."""
+
+
+def shortened(value: Any, most: int = 60) -> str:
+    """repr of a value found in a file, cut."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
