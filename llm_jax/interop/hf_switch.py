@@ -1,8 +1,7 @@
 """Checkpoints of Switch Transformers: T5's tensors, but for the experts.
 
-transformers gives an expert the same number of places in every row, `expert_capacity`: `Capacity` with groups of
-`n_positions` tokens, which the published files state, is that for rows that are no longer. Tokens of padding take
-places there, and none here. Noise is in training only, as here. Its load loss is that of every row by itself, and here
+transformers gives an expert the same number of places in every row, `expert_capacity`. Tokens of padding take places
+there, and none here. Noise is in training only, as here. Its load loss is that of every row by itself, and here
 of the batch, as in the paper.
 """
 
@@ -16,7 +15,7 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.hf_t5 import COPIES, UNREAD, read_pair, tensors, write_pair
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, activation_name
-from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.capacity import Capacity, FixedCapacity
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.families.switch import switch
@@ -26,18 +25,17 @@ def _read(settings: Settings) -> EncoderDecoderConfig:
     # transformers' class reads no other option of its ffns: `feed_forward_proj` and `is_gated_act` gate nothing.
     activation = settings.activation("dense_act_fn", default="relu")
     settings.only("router_dtype", "float32", default="float32")
-    layers, length = settings.need("num_layers"), settings.given("n_positions", default=512)
+    layers = settings.need("num_layers")
     decoder_layers = settings.given("num_decoder_layers", default=layers)
-    count = settings.given("num_experts", default=8)
     pair = read_pair(
         settings,
         switch,
-        experts=count,
+        experts=settings.given("num_experts", default=8),
         every=_every(settings.given("num_sparse_encoder_layers", default=3), layers),
         decoder_every=_every(settings.given("num_sparse_decoder_layers", default=3), decoder_layers),
         bias=settings.given("router_bias", default=False),
         tied=settings.given("tie_word_embeddings", default=True),
-        dispatch=Capacity(settings.given("expert_capacity", default=64) * count / length, group=length),
+        dispatch=FixedCapacity(limit=settings.given("expert_capacity", default=64)),
     )
     names = ("router_aux_loss_coef", "router_z_loss_coef")
     coefficients = [settings.given(name, default=0.001) for name in names]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.checks import check, check_one_of, check_positive_if_given
+from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.rows import ordered
@@ -118,6 +118,23 @@ class Capacity(Dispatch):
         if self.priority == "score":
             return jnp.argsort(-best_GN, stable=True)
         return jnp.broadcast_to(jnp.arange(best_GN.shape[1]), best_GN.shape)
+
+
+@configclass
+class FixedCapacity(Capacity):
+    """As `Capacity`, with the same number of places in every group, however many tokens it has: `expert_capacity` of
+    transformers' Switch. It takes the place of `factor`, which changes nothing."""
+
+    limit: int = 64
+    """Places of each expert."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(limit=self.limit)
+
+    def places(self, tokens: int, choices: int, experts: int) -> int:
+        """Places of each expert for a group of this number of real tokens."""
+        return min(tokens, self.limit)
 
 
 def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, places_G: jax.Array, most: int) -> Seats:

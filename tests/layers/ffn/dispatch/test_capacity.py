@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.capacity import Capacity, FixedCapacity
 from llm_jax.layers.ffn.dispatch.dense import Dense
 from llm_jax.layers.ffn.dispatch.seats import ByIndex, ByProducts
 from llm_jax.layers.ffn.moe import MoEConfig
@@ -150,3 +150,9 @@ def test_groups_that_lie_on_several_devices_are_refused():
     for group in (None, 32, 12):
         with pytest.raises(ValueError, match="it must hold whole groups; set dispatch.group to a divisor of 16"):
             Capacity(group=group).check_rows(64, 4)
+
+
+def test_a_fixed_capacity_is_that_of_rows_of_every_length():
+    assert [FixedCapacity(limit=3).places(tokens, 1, 4) for tokens in (1, 3, 24, 600)] == [1, 3, 3, 3]
+    with pytest.raises(ValueError, match="limit is 0: it must be greater than 0"):
+        FixedCapacity(limit=0)
