@@ -125,8 +125,8 @@ def _ablate(arguments: list[str]) -> None:
         check_markers(options.publish, options.file.stem)
     _keep_compiled_programs(options.cache_dir)
     folder = options.runs_dir / options.file.stem
-    results = run_variants(chosen, options.seeds, folder, options.cache_dir)
-    print(text := ablation.write(results, folder, found.report))
+    results, unfinished = run_variants(chosen, options.seeds, folder, options.cache_dir)
+    print(text := ablation.write(results, folder, found.report, unfinished))
     if options.publish is not None:
         command = shlex.join(["llm-jax", "ablate", *arguments])
         text = with_pictures(text, folder, options.file, options.publish)

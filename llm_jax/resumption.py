@@ -30,8 +30,9 @@ FREE = (
 """Fields that decide nothing of what is computed, but for rounding."""
 
 
-def open_run(run: RunDirectory, experiment: Experiment, step: int | None, say: Callable[[str], None]) -> None:
-    """Makes sure that `run` is one of `experiment`, which may continue from checkpoint `step`, or the newest.
+def check_run(run: RunDirectory, experiment: Experiment, step: int | None = None) -> None:
+    """Makes sure that `run` is one of `experiment`, which may continue from checkpoint `step`, or the newest. Writes
+    nothing.
 
     An experiment that has left neither metrics nor checkpoints, since it could not start, gives way to another.
 
@@ -43,22 +44,30 @@ def open_run(run: RunDirectory, experiment: Experiment, step: int | None, say: C
         step is None or step in records,
         f"{run.path} has no checkpoint of step {step} that can be read: choose one of {sorted(records)} for --step",
     )
-    if not records and not run.has_begun:
-        run.open(experiment)
-        return
-    if not records:
+    if records:
+        at = max(records) if step is None else step
+        changes(records[at].run.experiment, experiment, at, f"checkpoint {at} in {run.checkpoints}")
+    elif run.has_begun:
         check(
             run.experiment_file.exists(),
             f"{run.path} holds a run and no {run.experiment_file.name} that says of which experiment: bring that file "
             "back, give the new run another --name, or pass --fresh to delete what is there",
         )
         changes(run.experiment_text(), experiment, 0, str(run.experiment_file))
+
+
+def open_run(run: RunDirectory, experiment: Experiment, step: int | None, say: Callable[[str], None]) -> None:
+    """Opens a new run, or one that passes `check_run`; what is missing or damaged of its small files is written again
+    from the checkpoints, and `say` tells."""
+    check_run(run, experiment, step)
+    records = readable_records(run.checkpoints)
+    if not records:
+        if not run.has_begun:
+            run.open(experiment)
         return
     at = max(records) if step is None else step
-    saved = records[at].run.experiment
-    changes(saved, experiment, at, f"checkpoint {at} in {run.checkpoints}")
     if problem := _problem(run, [record.run.experiment for record in records.values()]):
-        run.write_experiment(saved)
+        run.write_experiment(records[at].run.experiment)
         say(f"{problem}; it is written again from checkpoint {at}")
     if not run.card_file.exists():
         say(f"{run.card_file} is missing: a new one begins")

@@ -1,7 +1,9 @@
 """Variants of an experiment: trained with several seeds, and their updates timed side by side."""
 
 import dataclasses
+import itertools
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +11,16 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from llm_jax.analysis.ablation import Results
-from llm_jax.analysis.runs import load_run
+from llm_jax.analysis.ablation import Results, Unfinished
+from llm_jax.analysis.runs import Run, load_run
 from llm_jax.assemble import experiment_programs
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core.checks import check_positive
+from llm_jax.core.run_directory import RunDirectory
+from llm_jax.core.run_lock import RunHeld
 from llm_jax.data.feed import global_batch
 from llm_jax.experiment import Experiment
+from llm_jax.resumption import check_run
 from llm_jax.sharding.partition import Layout
 from llm_jax.training_run import run_training
 
@@ -23,27 +28,85 @@ WARM_UP = 2
 """Updates of each variant before its time is taken."""
 
 
-def run_variants(variants: dict[str, Experiment], seeds: int, folder: Path, cache: Path) -> Results:
+def run_variants(
+    variants: dict[str, Experiment], seeds: int, folder: Path, cache: Path
+) -> tuple[Results, list[Unfinished]]:
     """Trains each variant with seeds 0 to `seeds` - 1 in `folder`/<variant>-<seed>; those that are trained stay.
 
-    All variants come before the next seed, so that what was done until an interruption can be compared.
+    All variants come before the next seed, so that what was done until an interruption can be compared. A run that
+    diverges or fails ends none of the others. One that has diverged is not trained again, since it would diverge again;
+    one during which this command was killed comes after all others, and if it is killed twice without a new checkpoint,
+    that is its result. Its folder deleted, a run is trained from the beginning.
 
     Raises:
       ValueError: if a folder holds a run of another experiment.
       SystemExit: if a signal stops one of the runs, which then is saved.
     """
     check_positive(seeds=seeds)
-    console, results = Console(stderr=True), {name: [] for name in variants}
-    for number in range(seeds * len(variants)):
-        seed, name = number // len(variants), list(variants)[number % len(variants)]
-        console.print(f"[bold]{name}, seed {seed}[/] ({number + 1} of {seeds * len(variants)})")
-        experiment = dataclasses.replace(variants[name], seed=seed, name=f"{name}-{seed}")
-        run = run_training(experiment, folder, cache)
-        if max(saved_steps(run.checkpoints), default=0) < experiment.steps:
+    cells = [_Cell(name, seed, one, folder) for seed in range(seeds) for name, one in variants.items()]
+    for cell in cells:
+        check_run(cell.run, cell.experiment)
+    console, found = Console(stderr=True), {}
+    for number, cell in enumerate(sorted(cells, key=lambda cell: cell.kills > 0), 1):
+        console.print(f"[bold]{cell.variant}, seed {cell.seed}[/] ({number} of {len(cells)})")
+        found[cell] = one = cell.result(cache)
+        if isinstance(one, Unfinished):
+            console.print(f"{one.variant}, seed {one.seed}: {one.how} ({one.why})", markup=False, highlight=False)
+    complete = {name: [found[cell] for cell in cells if cell.variant == name] for name in variants}
+    complete = {name: [one for one in runs if isinstance(one, Run)] for name, runs in complete.items()}
+    unfinished = [found[cell] for cell in cells if isinstance(found[cell], Unfinished)]
+    return {name: runs for name, runs in complete.items() if runs}, unfinished
+
+
+class _Cell:
+    """One variant with one seed."""
+
+    def __init__(self, variant: str, seed: int, experiment: Experiment, folder: Path):
+        self.variant, self.seed, self._folder = variant, seed, folder
+        self.experiment = dataclasses.replace(experiment, seed=seed, name=f"{variant}-{seed}")
+        self.run = RunDirectory(folder / self.experiment.name)
+        self._starts, _ = self.run.read_card()
+
+    @property
+    def kills(self) -> int:
+        """How often, since its last new checkpoint, a process ended while it trained this without a word."""
+        silent = list(itertools.takewhile(lambda start: "ended" not in start, reversed(self._starts)))
+        return 0 if self._is_complete() else sum(start.get("resumed_from") == self._saved() for start in silent)
+
+    def result(self, cache: Path) -> Run | Unfinished:
+        """Trains it where that is of use.
+
+        Raises:
+          SystemExit: if a signal stops it.
+        """
+        ended = self._starts[-1].get("ended", {}) if self._starts else {}
+        if ended.get("how") == "diverged":
+            return self._unfinished("diverged", ended.get("why", ""))
+        if self.kills > 1:
+            return self._unfinished("killed", f"{self.kills} times in the same place, such as for want of memory")
+        try:
+            run_training(self.experiment, self._folder, cache)
+        except FloatingPointError as error:
+            return self._unfinished("diverged", str(error))
+        except RunHeld as error:
+            return self._unfinished("running", str(error))
+        except Exception as error:
+            if not isinstance(error, ValueError | OSError):
+                traceback.print_exc()
+            return self._unfinished("failed", f"{type(error).__name__}: {error}")
+        if not self._is_complete():
             # A signal asked the run to end; it is not for the next one to begin.
-            raise SystemExit(f"stopped in {name}, seed {seed}: the same command goes on from there")
-        results[name].append(load_run(run.path))
-    return results
+            raise SystemExit(f"stopped in {self.variant}, seed {self.seed}: the same command continues from there")
+        return load_run(self.run.path)
+
+    def _unfinished(self, how: str, why: str) -> Unfinished:
+        return Unfinished(self.variant, self.seed, how, self._saved() or 0, " ".join(why.split()))
+
+    def _saved(self) -> int | None:
+        return max(saved_steps(self.run.checkpoints), default=None)
+
+    def _is_complete(self) -> bool:
+        return (self._saved() or 0) >= self.experiment.steps
 
 
 def update_seconds(variants: dict[str, Experiment], rounds: int = 7) -> dict[str, float]:

@@ -103,6 +103,7 @@ class Ablate:
     """Train the variants that a file defines, each with several seeds, and say which differ by more than by chance.
 
     Fields of all variants are overridden by name, as for `train`. What is trained already is not trained again.
+    Runs that diverge, fail or are killed are listed in the report, and end none of the others.
     """
 
     file: Arg[Path]

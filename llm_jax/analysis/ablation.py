@@ -1,5 +1,6 @@
 """Variants of an experiment side by side, each trained with several seeds: what differs, and by more than by chance?"""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,21 @@ from llm_jax.analysis.runs import NATS, LossUnit, Run, comparable, held_out_set,
 from llm_jax.core.files import write_atomically
 
 Results = dict[str, list[Run]]
-"""Runs of every variant, one a seed; the first variant is what the others are compared with."""
+"""Complete runs of every variant that has one, one a seed; the first variant is what the others are compared with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+    """A run of an ablation that did not come to its end, which is a result as well."""
+
+    variant: str
+    seed: int
+    how: str
+    """'diverged', 'failed', 'killed', or 'running' where another process trains it."""
+    updates: int
+    """Updates of its newest checkpoint."""
+    why: str
+
 
 Measure = Callable[[Run], float | None]
 """A number that a run left behind; None if it did not."""
@@ -46,18 +61,42 @@ def table(
     return markdown_table(("variant", "seeds", unit.title, "to the first", *measures, *facts), rows)
 
 
-def write(results: Results, folder: Path, report: Callable[[Results, Path], str] | None) -> str:
+def write(
+    results: Results,
+    folder: Path,
+    report: Callable[[Results, Path], str] | None,
+    unfinished: Sequence[Unfinished] = (),
+) -> str:
     """Writes report.md into `folder` and returns its text: that of `report`, which may write pictures beside it, else
     the table of all variants, the curves of their losses, the differences seed by seed and, for a sweep over one
-    number, the final loss against that number."""
+    number, the final loss against that number. A table of the runs that did not finish follows."""
+    text = "\n\n".join([*([_complete(results, folder, report)] if results else []), *_unfinished(results, unfinished)])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "report.md", f"# {folder.name}\n\n{text}\n")
+    return text
+
+
+def _complete(results: Results, folder: Path, report: Callable[[Results, Path], str] | None) -> str:
     if report is None:
         text = f"{table(results, {'tokens/s': (tokens_per_second, ',.0f')})}\n\n" + "\n".join(
             _pictures(results, folder)
         )
     else:
         text = report(results, folder)
-    write_atomically(folder / "report.md", f"# {folder.name}\n\n{text}\n")
     return text
+
+
+def _unfinished(results: Results, found: Sequence[Unfinished]) -> list[str]:
+    """The section on runs that did not finish; nothing if all did."""
+    if not found:
+        return []
+    rows = [(one.variant, f"{one.seed}", one.how, f"{one.updates:,}", one.why) for one in found]
+    without = [name for name in dict.fromkeys(one.variant for one in found) if name not in results]
+    note = "Figures are of complete runs alone; a variant that diverges with some seeds looks better there than it is."
+    parts = ["## Runs that did not finish", note]
+    if without:
+        parts.append(f"No complete run at all: {', '.join(without)}.")
+    return [*parts, markdown_table(("variant", "seed", "outcome", "updates saved", "why"), rows)]
 
 
 def differences(results: Results, measure: Measure) -> dict[str, list[float]]:

@@ -63,3 +63,72 @@ def test_what_cannot_be_compared_is_refused(ablate, tmp_path):
     (tmp_path / "none.py").write_text("x = 1")
     outcome = llm_jax("ablate", tmp_path / "none.py")
     assert outcome.code != 0 and "defines no function variants()" in outcome.said
+
+
+def _outcomes(text):
+    """Outcome of every run in the section on those that did not finish, by (variant, seed)."""
+    section = text.partition("## Runs that did not finish")[2]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    return {(row[0], row[1]): (row[2], row[3]) for row in rows[2:]}
+
+
+UNSOUND = """
+def with_unsound():
+    found = sound()
+    base = found["base"]
+    wild = dataclasses.replace(base.optimizer, peak_lr=1e30, clip_norm=None)
+    missing = tiny_run.experiment(Path(__file__).parent / "absent")
+    return {
+        "wild": dataclasses.replace(base, optimizer=wild, checkpoint=dataclasses.replace(base.checkpoint, every=1)),
+        "missing": dataclasses.replace(missing, name="missing"),
+        **found,
+    }
+
+sound, variants = variants, with_unsound
+"""
+
+
+def test_runs_that_diverge_fail_or_are_killed_are_results_and_the_others_go_on(ablate, tmp_path):
+    file = tmp_path / "lab" / "rates.py"
+    file.write_text(FILE + UNSOUND)
+    outcome = ablate("--seeds", 1, "--steps", 6)
+    assert outcome.code == 0, outcome.said
+    found = _outcomes(outcome.out)
+    assert {cell: how for cell, (how, _) in found.items()} == {("wild", "0"): "diverged", ("missing", "0"): "failed"}
+    assert "No complete run at all: wild, missing" in outcome.out and "is not finite" in outcome.out
+    complete = [line for line in outcome.out.partition("## Runs")[0].splitlines() if "| 1 |" in line]
+    assert [line.split("|")[1].strip() for line in complete] == ["base", "fast"]
+    runs = tmp_path / "runs" / "rates"
+    names = ("wild-0", "base-0", "fast-0")
+    ended = [RunDirectory(runs / name).card()["starts"][-1]["ended"]["how"] for name in names]
+    assert ended == ["diverged", "finished", "finished"]
+    wild = RunDirectory(runs / "wild-0")
+    before = wild.metrics_file.read_bytes()
+
+    # A process that is killed leaves a start that nothing ends: twice in one place, and that is its result.
+    killed = RunDirectory(runs / "base-0")
+    (start,) = killed.card()["starts"]
+    killed.delete()
+    experiment = wild.experiment()
+    killed.open(experiment)
+    for _ in range(2):
+        killed.write_card(**{name: value for name, value in start.items() if name != "ended"})
+    again = ablate("--seeds", 1, "--steps", 6)
+    assert again.code == 0, again.said
+    assert {cell: how for cell, (how, _) in _outcomes(again.out).items()} == {
+        ("wild", "0"): "diverged",
+        ("missing", "0"): "failed",
+        ("base", "0"): "killed",
+    }
+    assert wild.metrics_file.read_bytes() == before, "what has diverged is not trained again"
+    (killed.path / "card.json").unlink()
+    with RunDirectory(runs / "fast-0").locked(print):
+        held = ablate("--seeds", 1, "--steps", 6, "--only", "base", "fast")
+    assert held.code == 0 and _outcomes(held.out) == {("fast", "0"): ("running", "6")}
+
+
+def test_folders_of_another_experiment_are_refused_before_anything_is_trained(ablate, tmp_path):
+    assert ablate("--seeds", 1, "--steps", 4, "--only", "fast").code == 0
+    outcome = ablate("--seeds", 1, "--steps", 4, "--data.batch-size", 8)
+    assert outcome.code != 0 and "data.batch_size: 4 -> 8" in outcome.said and "fast-0" in outcome.said
+    assert not (tmp_path / "runs" / "rates" / "base-0").exists()
