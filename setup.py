@@ -37,7 +37,14 @@ setup(
         "tpu": ["jax[tpu]", "tokamax"],
         "gpu": ["jax[cuda13]", "tokamax"],
         "parity": ["torch==2.13.0", "transformers==5.23.0"],  # what the live comparisons compare with
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.8", "tokenizers>=0.21"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6",
+            "ruff>=0.8",
+            "pyright[nodejs]>=1.1.400",
+            "tokenizers>=0.21",
+        ],
     },
     entry_points={"console_scripts": ["llm-jax = llm_jax.cli:main"]},
 )

@@ -227,8 +227,8 @@ def _parse(kind: type, arguments: list[str]) -> tuple:
     own = [word for word in arguments if word not in asks] if names_file else arguments
     options, rest = tyro.cli(kind, args=own, prog=f"llm-jax {kind.__name__.lower()}", return_unknown_args=True)
     known = ["--" + field.name.rstrip("_").replace("_", "-") for field in dataclasses.fields(kind)]
-    for word in rest:
-        if word.startswith("--") and word not in _FIELDS and (hint := did_you_mean(word.split("=")[0], known, 0.8)):
+    for word in (word.split("=")[0] for word in rest):
+        if word.startswith("--") and word not in _FIELDS and (hint := did_you_mean(word, known, 0.8)):
             raise ValueError(f"there is no option {word}{hint}")
     return options, rest + asks
 

@@ -134,7 +134,7 @@ class Experiment:
         layers = [layer for side in self.model.sides for layer in side.experts]
         counts = sorted({layer.count for layer in layers})
         check(
-            devices == 1 or counts,
+            devices == 1 or len(counts) > 0,
             f"sharding.mesh.expert is {devices} and the model has no experts: devices along that axis would be "
             "replicas; set it to 1 and mesh.data larger, or give blocks a MoEConfig as ffn",
         )

@@ -245,7 +245,8 @@ class Checkpoints:
         for _ in range(3):  # every part of the save that failed raises once; a manager with errors left is of no use
             with contextlib.suppress(Exception):
                 self._orbax.close()
-        self._metrics.pop(self._unfinished, None)
+        if self._unfinished is not None:
+            self._metrics.pop(self._unfinished, None)
         self._remove_temporaries()
         self._orbax = self._open_orbax()
         return OSError(

@@ -1,8 +1,12 @@
 """Keeps orbax from printing what its caller is told by an exception anyway."""
 
 import functools
+import importlib.metadata
 import logging
 import sys
+
+_KNOWN = "0."
+"""Versions of orbax that print so; of any other everything is shown."""
 
 
 @functools.cache
@@ -12,6 +16,8 @@ def quiet_orbax() -> None:
     Where one array fails, orbax closes its event loop under all others still in flight, and each of them prints a
     traceback of its own, hundreds of lines before the one that tells which checkpoint it is about.
     """
+    if not importlib.metadata.version("orbax-checkpoint").startswith(_KNOWN):
+        return
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).addFilter(lambda record: not _is_of_orbax(record))
     show = sys.unraisablehook

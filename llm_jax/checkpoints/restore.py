@@ -156,7 +156,10 @@ def _restore(
 
 def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part: str | None) -> Restored:
     """Raises Damaged in every process if it does in one, so that all resume from the same step."""
-    problem = None
+    problem: Damaged | None = None
+    record: Record | None = None
+    saved: dict[str, Leaf] = {}
+    state: Any = None
     try:
         record = _read_record(directory, step)
         check_tokenizer(directory, record, tokenizer_digest)
@@ -165,7 +168,7 @@ def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part
         state = _read_arrays(directory / str(step) / STATE, abstract)
     except Damaged as damage:
         problem = damage
-    if not _everywhere(problem is None):
+    if not _everywhere(problem is None) or record is None:
         raise problem or Damaged("another process could not read it")
     changed = [name for name, digest in digests(state).items() if digest != saved[name].digest]
     if changed:

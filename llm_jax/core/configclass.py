@@ -94,8 +94,9 @@ def validate(config: Any) -> None:
     elif dataclasses.is_dataclass(config) and not isinstance(config, type):
         for field in dataclasses.fields(config):
             validate(getattr(config, field.name))
-        if _is_configclass(type(config)):
-            config.__post_init__()
+        cls: Any = type(config)
+        if _is_configclass(cls):
+            cls.__post_init__(config)
 
 
 def check_fields(config: Any, path: str | None = None) -> None:
@@ -117,7 +118,7 @@ def check_fields(config: Any, path: str | None = None) -> None:
             raise ValueError(fault + remedy)
 
 
-def _is_configclass(cls: type) -> bool:
+def _is_configclass(cls: Any) -> bool:
     """Whether `cls` itself was decorated, or adds no rules to a class that was."""
     made = getattr(cls, "__configclass__", None)
     return made is not None and cls.__post_init__ is made.__post_init__
@@ -237,7 +238,8 @@ def _words(kind: Any) -> str:
 
 
 def _names(word: str, option: Any) -> bool:
-    return word.replace("_", "").lower() in (name := option.__name__.lower(), name.removesuffix("config"))
+    name = str(getattr(option, "__name__", "")).lower()
+    return word.replace("_", "").lower() in (name, name.removesuffix("config")) and dataclasses.is_dataclass(option)
 
 
 def _is_str(value: Any) -> bool:
@@ -254,7 +256,7 @@ def _remedy(value: Any, kind: Any) -> str:
         return "; write a number, such as .item() of an array gives"
     converted: list[Any] = []
     for option in kinds:
-        if isinstance(value, str) and dataclasses.is_dataclass(option) and _names(value, option):
+        if isinstance(value, str) and _names(value, option):
             return f"; write {option.__name__}(...)"
         if get_origin(option) is tuple:
             converted.append(tuple(value) if isinstance(value, (list, set)) else (value,))

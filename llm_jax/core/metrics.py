@@ -16,6 +16,7 @@ class Metric(Protocol):
 
     def told(self, name: str) -> dict[str, float]:
         """Of sums that have been fetched from the device: figures by name, of which `name` is the first part."""
+        ...
 
 
 Metrics = dict[str, Metric]
@@ -35,7 +36,7 @@ class Ratio:
         return cls(jnp.sum(values.astype(jnp.float32) * weights), jnp.sum(weights))
 
     def __add__(self, other: Self) -> Self:
-        return Ratio(self.total + other.total, self.count + other.count)
+        return type(self)(self.total + other.total, self.count + other.count)
 
     @property
     def mean(self) -> jax.Array:

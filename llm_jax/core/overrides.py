@@ -61,7 +61,7 @@ def _check(default: Any, name: str, value: str | None, file: str) -> None:
     if _holds_configs(found) or (found is None and any(map(dataclasses.is_dataclass, options)) and value != "None"):
         fields = [field.name for field in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
         changes = f"; its fields are {', '.join(f'{name}.{one}'.replace('_', '-') for one in fields)}" if fields else ""
-        choices = [one.__name__ for one in options if dataclasses.is_dataclass(one)]
+        choices = [one.__name__ for one in options if isinstance(one, type) and dataclasses.is_dataclass(one)]
         other = f" (or another of {', '.join(choices)})" if len(choices) > 1 else ""
         raise ValueError(
             f"{name} is {'None' if found is None else f'of type {type(found).__name__}'}{other}: the command line "

@@ -226,7 +226,7 @@ class RunLock:
 
     def _is_ours(self) -> bool:
         try:
-            return os.path.samestat(os.stat(self._path), os.fstat(self._file))
+            return self._file is not None and os.path.samestat(os.stat(self._path), os.fstat(self._file))
         except OSError:
             return False
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
-from llm_jax.core.checks import check, did_you_mean
+from llm_jax.core.checks import did_you_mean
 
 _LIBRARIES = {
     Path(__file__).resolve().parents[1],
@@ -67,8 +67,10 @@ def call(module: ModuleType, function: str, returns: str) -> Any:
     """
     found = getattr(module, function, None)
     rule = f"{module.__file__} defines no function {function}() that returns {returns}"
-    check(found is not None, f"{rule}{did_you_mean(function, vars(module))}")
-    check(callable(found), f"{rule}: {function} is of type {type(found).__name__}; write `def {function}():`")
+    if found is None:
+        raise ValueError(f"{rule}{did_you_mean(function, vars(module))}")
+    if not callable(found):
+        raise ValueError(f"{rule}: {function} is of type {type(found).__name__}; write `def {function}():`")
     try:
         inspect.signature(found).bind()
     except TypeError as error:

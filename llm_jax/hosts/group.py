@@ -169,9 +169,13 @@ def _delay_abort() -> None:
     """Lets the line say which host is lost. Without host 0, which runs jax's service, jax aborts every other process
     within a millisecond. Now the thread that does so first sleeps for as many seconds as SIGABRT's number; the line's
     thread ends the process before."""
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+    try:
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+        sleep = ctypes.cast(libc.sleep, ctypes.c_void_p)
+    except (OSError, TypeError, AttributeError):
+        return  # a C library without these: the process still ends, and jax's message is all that it says
+    libc.signal(signal.SIGABRT, sleep)
 
 
 def _free_port() -> int:

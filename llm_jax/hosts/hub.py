@@ -101,7 +101,7 @@ class Hub:
     def _greet(self, hello: dict[str, Any] | None, writer: asyncio.StreamWriter) -> int | None:
         """The index of a host that has come; None for one that does not belong here."""
         index = (hello or {}).get("hello")
-        if not isinstance(index, int):
+        if hello is None or not isinstance(index, int):
             return None
         if index in self._writers or not 0 <= index < self._count or hello["count"] != self._count:
             here = ", ".join(self._name(other) for other in sorted(self._names))

@@ -2,11 +2,15 @@
 
 import dataclasses
 import os
-
-from jax._src.clusters import GceTpuCluster, GkeTpuCluster, OmpiCluster, SlurmCluster
+from typing import Any
 
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
+
+try:
+    from jax._src import clusters
+except ImportError:  # no public part of jax
+    clusters = None
 
 
 @configclass
@@ -102,6 +106,20 @@ def _told_by_scheduler() -> dict:
     return next((facts for told in (_slurm, _open_mpi, _other_mpi, _tpu_pod) if (facts := told())), {})
 
 
+def _cluster(name: str) -> Any:
+    """What jax knows of a kind of cluster. It is no public part of jax: None where a version has it no more."""
+    return getattr(clusters, name, None)
+
+
+def _address(name: str) -> dict[str, str]:
+    """HOST:PORT of host 0 as jax finds it in a kind of cluster; empty, so that --hosts.address is asked for, where this
+    version of jax does not tell."""
+    try:
+        return {"address": _cluster(name).get_coordinator_address(None, os.environ.get("JAX_COORDINATOR_PORT"))}
+    except (AttributeError, TypeError):
+        return {}
+
+
 def _slurm() -> dict:
     # The step's own number of tasks: SLURM_NTASKS is the job's, also in the one shell that salloc gives.
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
@@ -109,7 +127,7 @@ def _slurm() -> dict:
         return {}
     on_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")[0].split("(")[0]
     return {
-        "address": SlurmCluster.get_coordinator_address(None, os.environ.get("JAX_COORDINATOR_PORT")),
+        **_address("SlurmCluster"),
         "count": tasks,
         "index": int(os.environ["SLURM_PROCID"]),
         "devices": _one_of(int(os.environ["SLURM_LOCALID"]), int(on_node)),
@@ -127,7 +145,7 @@ def _open_mpi() -> dict:
     }
     # Version 5 no longer says where mpirun runs.
     if "OMPI_MCA_orte_hnp_uri" in os.environ:
-        facts["address"] = OmpiCluster.get_coordinator_address(None, os.environ.get("JAX_COORDINATOR_PORT"))
+        facts |= _address("OmpiCluster")
     return facts
 
 
@@ -143,7 +161,7 @@ def _tpu_pod() -> dict:
     try:
         return _told_by_pod()
     except OSError as error:  # of `requests`: there is no metadata server
-        workers = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES", ""))
+        workers = _tpu_workers()
         check(
             workers != "" and "," not in workers,
             f"the workers of this TPU are {workers or 'not known'} and its metadata server does not answer ({error}): "
@@ -152,8 +170,19 @@ def _tpu_pod() -> dict:
         return {}
 
 
+def _tpu_workers() -> str:
+    """Of this TPU, as the environment names them, with commas between."""
+    return os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES", ""))
+
+
 def _told_by_pod() -> dict:
-    pod = next((cluster for cluster in (GkeTpuCluster, GceTpuCluster) if cluster.is_env_present()), None)
+    pods = [pod for name in ("GkeTpuCluster", "GceTpuCluster") if (pod := _cluster(name))]
+    check(
+        len(pods) > 0 or "," not in _tpu_workers(),
+        f"the workers of this TPU are {_tpu_workers()} and this version of jax does not tell their place among them: "
+        "give --hosts.address, --hosts.count and --hosts.index",
+    )
+    pod = next((cluster for cluster in pods if cluster.is_env_present()), None)
     if pod is None or pod.get_process_count() == 1:
         return {}
     return {

@@ -87,7 +87,7 @@ def test_a_tpu_without_metadata_server_is_single_or_asks_for_the_options(environ
     def absent(*_: object) -> None:
         raise ConnectionError("no route")
 
-    for cluster in (place.GkeTpuCluster, place.GceTpuCluster):
+    for cluster in (place.clusters.GkeTpuCluster, place.clusters.GceTpuCluster):
         monkeypatch.setattr(cluster, "is_env_present", absent)
     environment({"JAX_PLATFORMS": "tpu"}, workers)
     if alone:
@@ -96,6 +96,25 @@ def test_a_tpu_without_metadata_server_is_single_or_asks_for_the_options(environ
         with pytest.raises(ValueError, match="not known and its metadata server does not answer.*--hosts.count 1"):
             find(HostsConfig())
         assert find(HostsConfig(count=1)) is None
+
+
+@pytest.mark.parametrize("part", [None, object()])
+def test_a_jax_that_does_not_tell_asks_for_the_options(environment, monkeypatch, part):
+    monkeypatch.setattr(place, "clusters", part)  # a version without the private module, or without its classes
+    environment(OPEN_MPI | URI)
+    with pytest.raises(ValueError, match="nothing says the address: give --hosts.address"):
+        find(HostsConfig())
+    assert find(HostsConfig(address="node:1")).count == 4
+
+
+@pytest.mark.parametrize("part", [None, object()])
+def test_a_jax_that_does_not_tell_the_place_in_a_pod_asks_for_the_options(environment, monkeypatch, part):
+    monkeypatch.setattr(place, "clusters", part)
+    environment({"JAX_PLATFORMS": "tpu"}, {"TPU_WORKER_HOSTNAMES": "a,b"})
+    with pytest.raises(ValueError, match="workers of this TPU are a,b and this version of jax does not tell"):
+        find(HostsConfig())
+    environment({"JAX_PLATFORMS": "tpu"}, {"TPU_WORKER_HOSTNAMES": "a"})
+    assert find(HostsConfig()) is None
 
 
 def test_open_mpi_tells_everything(environment):
