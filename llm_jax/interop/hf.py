@@ -16,6 +16,7 @@ from llm_jax.core import trees
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.dtypes import Precision
 from llm_jax.core.files import write_atomically
+from llm_jax.interop import training
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
@@ -130,7 +131,7 @@ def save_hf(
     facts = {"model_type": found.model_type, "architectures": [found.architecture], "torch_dtype": dtype}
     facts |= _write_tokenizer(tokenizer, folder, model.config.sides[-1].max_length)
     # Some families state a pad token of their own, from which positions are counted.
-    options = facts | found.write(model.config)
+    options = facts | training.write(found, model.config)
     write_atomically(folder / _CONFIG, json.dumps(options, indent=2, sort_keys=True) + "\n")
 
 
@@ -163,7 +164,7 @@ def _options(folder: Path) -> dict[str, Any]:
 def _read(folder: Path, options: dict[str, Any], tensors: Set[str] | None = None) -> ModelConfig:
     """The model that the options describe. Its ValueErrors name the folder."""
     try:
-        return _family(options).read(Settings(options, tensors=tensors))
+        return training.read(_family(options), options, tensors)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 

@@ -1,0 +1,178 @@
+"""What a config.json says of training: the rates of dropout and the scale of initial values.
+
+Neither changes what a model with given weights computes. Both are kept when a model is read, and written with it.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Set
+from typing import Any, get_args
+
+from llm_jax.core.checks import check
+from llm_jax.interop.family import Family
+from llm_jax.interop.settings import Settings
+from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.dropout import Rates, rates_of, with_dropout
+from llm_jax.models.heads import ClassHead
+
+Option = tuple[str, float]
+"""Name of an option, parts of nested ones with dots between, and transformers' value where a file has none."""
+
+_ATTENTION: dict[str, Option] = {"attention": ("attention_dropout", 0.0)}
+_GPT2 = {"residual": ("resid_pdrop", 0.1), "embed": ("embd_pdrop", 0.1), "attention": ("attn_pdrop", 0.1)}
+_GPTJ = {place: (name, 0.0) for place, (name, _) in _GPT2.items()}
+_NESTED = {"residual": ("resid_pdrop", 0.0), "embed": ("emb_pdrop", 0.0), "attention": ("attn_config.attn_pdrop", 0.0)}
+_BERT = {
+    "residual": ("hidden_dropout_prob", 0.1),
+    "embed": ("hidden_dropout_prob", 0.1),
+    "attention": ("attention_probs_dropout_prob", 0.1),
+    "head": ("classifier_dropout", 0.1),
+}
+_ALBERT = {place: (name, 0.0) for place, (name, _) in _BERT.items()} | {"head": ("classifier_dropout_prob", 0.1)}
+_BART = {
+    "residual": ("dropout", 0.1),
+    "embed": ("dropout", 0.1),
+    "attention": ("attention_dropout", 0.0),
+    "ffn": ("activation_dropout", 0.0),
+}
+_T5 = dict.fromkeys(("residual", "embed", "attention", "ffn", "final"), ("dropout_rate", 0.1))
+
+_RATES: dict[str, dict[str, Option]] = {
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gptj": _GPTJ,
+    "gpt_neox": _ATTENTION | dict.fromkeys(("residual", "embed"), ("hidden_dropout", 0.0)),
+    "opt": _ATTENTION | {"residual": ("dropout", 0.1), "layers": ("layerdrop", 0.0)},
+    "phi3": _ATTENTION | {"residual": ("resid_pdrop", 0.0), "embed": ("embd_pdrop", 0.0)},
+    "starcoder2": _ATTENTION | {"residual": ("residual_dropout", 0.0), "embed": ("embedding_dropout", 0.0)},
+    "falcon": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
+    "bloom": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
+    "mpt": _NESTED,
+    "dbrx": _NESTED,
+    "bert": _BERT,
+    "roberta": _BERT,
+    "electra": _BERT,
+    "albert": _ALBERT,
+    "bart": _BART,
+    "marian": _BART,
+    "t5": _T5,
+    "switch_transformers": _T5 | {"experts": ("dropout_rate", 0.1)},
+    "xlnet": dict.fromkeys(("residual", "embed", "attention", "ffn", "final"), ("dropout", 0.1))
+    | {"head": ("summary_last_dropout", 0.1)},
+    "mamba2": {},
+}
+"""{model_type: {field of `Rates`: its option}}; where a type is missing, `attention_dropout` is all there is."""
+
+_LAYER_DROP = {"encoder": "encoder_layerdrop", "decoder": "decoder_layerdrop"}
+"""Of the sides of BART and Marian."""
+
+_DEVIATIONS = {"opt": "init_std", "bart": "init_std"}
+"""{model_type: option of the standard deviation of initial values}; `initializer_range` where a type is missing."""
+_FACTORS = {"t5", "switch_transformers"}
+"""Whose `initializer_factor` multiplies all initial values."""
+_BY_SIZE = {"gpt_neox", "gptj", "mpt", "marian", "recurrent_gemma"}
+"""Whose initial values follow from their sizes: the option has never served their training, and is left alone."""
+
+
+def read(family: Family, options: dict[str, Any], tensors: Set[str] | None = None) -> ModelConfig:
+    """The model that the options of a config.json describe, with the rates and the initial values that they state.
+
+    Args:
+      tensors: as of `Settings`.
+
+    Raises:
+      ValueError: as `family.read`, and for a rate or scale that is none, by its name.
+    """
+    config = family.read(Settings(options, tensors=tensors))
+    config = _with_initial_values(config, family.model_type, options)
+    rates, kind = {}, family.model_type
+    for place, (name, default) in _RATES.get(kind, _ATTENTION).items():
+        stated = _stated(options, name)
+        if stated is None and name == "classifier_dropout":
+            # transformers takes that of hidden states.
+            stated = _stated(options, "hidden_dropout_prob")
+        rates[place] = _share(name, default if stated is None else stated)
+    places = rates_of(config)
+    if not _drops_before_scores(config, kind):
+        rates.pop("head", None)
+    config = with_dropout(config, Rates(**{name: rate for name, rate in rates.items() if _has(places, name)}))
+    if kind in ("bart", "marian"):
+        for side, name in _LAYER_DROP.items():
+            layers = Rates(layers=_share(name, options.get(name) or 0.0))
+            config = dataclasses.replace(config, **{side: with_dropout(getattr(config, side), layers)})
+    return config
+
+
+def write(family: Family, config: ModelConfig) -> dict[str, Any]:
+    """The options from which `read` reads the model. Of places that share an option and differ the first is written."""
+    options, rates, kind = dict(family.write(config)), rates_of(config), family.model_type
+    for place, (name, _) in reversed(_RATES.get(kind, _ATTENTION).items()):
+        if (place != "head" or _drops_before_scores(config, kind)) and (rate := getattr(rates, place)) is not None:
+            parent, _, leaf = name.rpartition(".")
+            options |= {parent: options.get(parent, {}) | {leaf: rate}} if parent else {leaf: rate}
+    if kind in ("bart", "marian"):
+        options |= {name: rates_of(getattr(config, side)).layers for side, name in _LAYER_DROP.items()}
+    table = config.sides[-1].embed.init
+    if kind in _FACTORS and isinstance(table, Normal):
+        options["initializer_factor"] = table.stddev
+    elif kind not in _BY_SIZE and isinstance(table, Normal):
+        options[_DEVIATIONS.get(kind, "initializer_range")] = table.stddev
+    return options
+
+
+def _stated(options: dict[str, Any], name: str) -> Any:
+    """An option, or one of another; None where there is none."""
+    found: Any = options
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def _has(places: Rates, name: str) -> bool:
+    return getattr(places, name) is not None
+
+
+def _drops_before_scores(config: ModelConfig, kind: str) -> bool:
+    """Whether the class of transformers with this head drops what its scores read."""
+    head = config.sides[-1].head
+    if not isinstance(head, ClassHead):
+        return False
+    return head.of == "row" or (head.of == "token" and head.transform is None and kind != "xlnet")
+
+
+def _share(name: str, value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    check(number and 0 <= value < 1, f"config.json has {name} = {value!r}: a rate of dropout is from 0 to below 1")
+    return float(value)
+
+
+def _with_initial_values(config: ModelConfig, kind: str, options: dict[str, Any]) -> ModelConfig:
+    """With the scale that the options state; without one, as the family was published."""
+    name = "initializer_factor" if kind in _FACTORS else _DEVIATIONS.get(kind, "initializer_range")
+    stated, table = options.get(name), config.sides[-1].embed.init
+    if stated is None or kind in _BY_SIZE or not isinstance(table, Normal):
+        return config
+    number = isinstance(stated, int | float) and not isinstance(stated, bool)
+    check(number and stated > 0, f"config.json has {name} = {stated!r}: a scale of initial values is greater than 0")
+    if kind in _FACTORS:
+        return _scaled(config, float(stated), get_args(Init))
+    return _scaled(config, stated / table.stddev, (Normal,))
+
+
+def _scaled(config: Any, factor: float, kinds: tuple[type, ...]) -> Any:
+    """With initial values of these distributions multiplied."""
+    if factor == 1:
+        return config
+    if isinstance(config, tuple):
+        return tuple(_scaled(item, factor, kinds) for item in config)
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    if isinstance(config, kinds):
+        return dataclasses.replace(config, **{name: value * factor for name, value in _scales(config)})
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: _scaled(value, factor, kinds) for name, value in values.items()})
+
+
+def _scales(init: Any) -> Iterator[tuple[str, float]]:
+    """The field by which a distribution's values are multiplied: its first."""
+    yield from [(field.name, getattr(init, field.name)) for field in dataclasses.fields(init)[:1]]
