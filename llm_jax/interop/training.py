@@ -98,7 +98,7 @@ def read(family: Family, options: dict[str, Any], tensors: Set[str] | None = Non
     config = with_dropout(config, Rates(**{name: rate for name, rate in rates.items() if _has(places, name)}))
     if kind in ("bart", "marian"):
         for side, name in _LAYER_DROP.items():
-            layers = Rates(layers=_share(name, options.get(name) or 0.0))
+            layers = Rates(layers=_share(name, _stated(options, name) or 0.0))
             config = dataclasses.replace(config, **{side: with_dropout(getattr(config, side), layers)})
     return config
 
@@ -109,7 +109,7 @@ def write(family: Family, config: ModelConfig) -> dict[str, Any]:
     for place, (name, _) in reversed(_RATES.get(kind, _ATTENTION).items()):
         if (place != "head" or _drops_before_scores(config, kind)) and (rate := getattr(rates, place)) is not None:
             parent, _, leaf = name.rpartition(".")
-            options |= {parent: options.get(parent, {}) | {leaf: rate}} if parent else {leaf: rate}
+            options |= {parent: (_stated(options, parent) or {}) | {leaf: rate}} if parent else {leaf: rate}
     if kind in ("bart", "marian"):
         options |= {name: rates_of(getattr(config, side)).layers for side, name in _LAYER_DROP.items()}
     table = config.sides[-1].embed.init
@@ -149,7 +149,7 @@ def _share(name: str, value: Any) -> float:
 def _with_initial_values(config: ModelConfig, kind: str, options: dict[str, Any]) -> ModelConfig:
     """With the scale that the options state; without one, as the family was published."""
     name = "initializer_factor" if kind in _FACTORS else _DEVIATIONS.get(kind, "initializer_range")
-    stated, table = options.get(name), config.sides[-1].embed.init
+    stated, table = _stated(options, name), config.sides[-1].embed.init
     if stated is None or kind in _BY_SIZE or not isinstance(table, Normal):
         return config
     number = isinstance(stated, int | float) and not isinstance(stated, bool)
