@@ -87,14 +87,33 @@ class Mapped:
         return jax.pmap(self.update, devices=list(self.layout.mesh.devices.flat), **options)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
-        return self.program(state, self._by_device(batch))
+        # By an executable that is kept: jax.pmap compiles again for states that lie otherwise, as the second one does.
+        key = _shapes(batch)
+        if key not in self._executables:
+            self._executables[key] = self.lower(state, batch).compile()
+        return self._executables[key](state, self._by_device(batch))
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
-        """The program for states and batches of these shapes."""
-        return self.program.lower(state, jax.eval_shape(self._by_device, batch))
+        """The program for states and batches of these shapes; the same at every call, so that it is compiled once."""
+        key = _shapes(batch)
+        if key not in self._lowered:
+            self._lowered[key] = self.program.lower(state, jax.eval_shape(self._by_device, batch))
+        return self._lowered[key]
+
+    @functools.cached_property
+    def _lowered(self) -> dict[tuple, jax.stages.Lowered]:
+        return {}
+
+    @functools.cached_property
+    def _executables(self) -> dict[tuple, jax.stages.Compiled]:
+        return {}
 
     def _by_device(self, batch: Batch) -> Batch:
         return jax.tree.map(lambda x: x.reshape(self.layout.mesh.size, -1, *x.shape[1:]), batch)
+
+
+def _shapes(batch: Batch) -> tuple:
+    return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
 
 
 def compiler_options(device: jax.Device, precision: Precision) -> dict[str, Any]:
