@@ -34,6 +34,7 @@ from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.mixers.softmax import attend
 from llm_jax.models.build import build
 from llm_jax.models.dropout import Rates, rates_of, with_dropout
+from llm_jax.models.families import SIZES
 from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.stack import Execution
@@ -212,3 +213,29 @@ def test_what_is_computed_again_drops_the_same(remat):
 
 def test_a_place_of_pairs_without_dropout_has_none():
     assert Pairs(Causal(), PLACE, None, ScoresConfig()).drop is None
+
+
+SMALL = Rates(embed=0.1, residual=0.1, attention=0.1)
+PUBLISHED_RATES = {
+    "gpt2": SMALL,
+    "bert-base": SMALL,
+    "roberta-large": SMALL,
+    "electra-small": SMALL,
+    "t5-small": dataclasses.replace(SMALL, ffn=0.1, final=0.1),
+    "xlnet-base": dataclasses.replace(SMALL, ffn=0.1, final=0.1),
+    "switch-base-8": dataclasses.replace(SMALL, ffn=0.1, final=0.1, experts=0.4),
+    "switch-c-2048": dataclasses.replace(SMALL, final=0.1, experts=0.4),
+    "transformer-base": Rates(embed=0.1, residual=0.1),
+    "transformer-big": Rates(embed=0.3, residual=0.3),
+    "bart-large": Rates(embed=0.1, residual=0.1),
+    "t5-v1.1-small": Rates(),
+    "gpt3-small": Rates(),
+    "llama2-7b": Rates(),
+}
+
+
+@pytest.mark.parametrize("size", PUBLISHED_RATES)
+def test_sizes_drop_as_they_were_trained(size):
+    found = dataclasses.asdict(rates_of(SIZES[size]()))
+    stated = dataclasses.asdict(PUBLISHED_RATES[size])
+    assert {name: rate for name, rate in found.items() if rate} == {n: rate for n, rate in stated.items() if rate}

@@ -4,6 +4,10 @@
 Initialisation: of the 2017 Transformer uniform as Glorot's for matrices, N(0, 1 / sqrt(width)) for token vectors
 (github.com/tensorflow/tensor2tensor, `transformer_base` and layers/modalities.py); of BART N(0, 0.02) for all matrices
 and tables (github.com/facebookresearch/fairseq, models/bart/model.py: `init_bert_params`). Biases 0.
+
+Dropout of the sizes: of the embedding and of what branches add, 0.1 and in the big Transformer 0.3 (Vaswani et al.
+2017, 5.4 and table 3), 0.1 in BART (`bart_large_architecture` in the code above, which drops neither weights of
+attention nor inside the ffn).
 """
 
 import math
@@ -20,6 +24,7 @@ from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
 from llm_jax.models.block import BlockConfig, Serial
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
+from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.heads import TiedHead
 from llm_jax.models.stack import Segment
 
@@ -103,9 +108,13 @@ def _pair(
     )
 
 
+def _residual(rate: float) -> Rates:
+    return Rates(embed=rate, residual=rate)
+
+
 SIZES = {
-    "transformer-base": lambda: original(6, 8, 512),
-    "transformer-big": lambda: original(6, 16, 1024),
-    "bart-base": lambda: bart(6, 12, 768),
-    "bart-large": lambda: bart(12, 16, 1024),
+    "transformer-base": lambda: with_dropout(original(6, 8, 512), _residual(0.1)),
+    "transformer-big": lambda: with_dropout(original(6, 16, 1024), _residual(0.3)),
+    "bart-base": lambda: with_dropout(bart(6, 12, 768), _residual(0.1)),
+    "bart-large": lambda: with_dropout(bart(12, 16, 1024), _residual(0.1)),
 }

@@ -4,12 +4,16 @@
 Initialisation: N(0, 0.02) cut at two standard deviations for matrices and tables, biases 0
 (github.com/google-research/bert, modeling.py, and electra, model/modeling.py); RoBERTa's is not cut
 (github.com/facebookresearch/fairseq, modules/transformer_sentence_encoder.py).
+
+Dropout of the sizes: 0.1 of the embedding, of what branches add and of the weights of attention (Devlin et al. 2019,
+A.2; Liu et al. 2019, table 9; Clark et al. 2020, table 6).
 """
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.initialisers import Normal
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.families.encoder import INIT, block, embedding, masked_lm_head
 from llm_jax.models.heads import AnyHead, ClassHead, TransformConfig
 from llm_jax.models.stack import Segment
@@ -57,12 +61,14 @@ def discriminator(activation: Activation = "gelu") -> ClassHead:
     return ClassHead(1, transform=TransformConfig(activation, init=INIT), init=INIT)
 
 
+_RATES = Rates(embed=0.1, residual=0.1, attention=0.1)
+
 SIZES = {
-    "bert-base": lambda: bert(12, 12, 768),
-    "bert-large": lambda: bert(24, 16, 1024),
-    "roberta-base": lambda: roberta(12, 12, 768),
-    "roberta-large": lambda: roberta(24, 16, 1024),
-    "electra-small": lambda: bert(12, 4, 256, narrow=128, head=discriminator()),
-    "electra-base": lambda: bert(12, 12, 768, head=discriminator()),
-    "electra-large": lambda: bert(24, 16, 1024, head=discriminator()),
+    "bert-base": lambda: with_dropout(bert(12, 12, 768), _RATES),
+    "bert-large": lambda: with_dropout(bert(24, 16, 1024), _RATES),
+    "roberta-base": lambda: with_dropout(roberta(12, 12, 768), _RATES),
+    "roberta-large": lambda: with_dropout(roberta(24, 16, 1024), _RATES),
+    "electra-small": lambda: with_dropout(bert(12, 4, 256, narrow=128, head=discriminator()), _RATES),
+    "electra-base": lambda: with_dropout(bert(12, 12, 768, head=discriminator()), _RATES),
+    "electra-large": lambda: with_dropout(bert(24, 16, 1024, head=discriminator()), _RATES),
 }

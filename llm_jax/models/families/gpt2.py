@@ -4,6 +4,9 @@
 Initialisation: matrices and token vectors N(0, 0.02), positions N(0, 0.01), biases 0 (github.com/openai/gpt-2,
 src/model.py); matrices that write to the residual stream smaller by 1 / sqrt(2 layers) (section 2.3). GPT-3 has the
 same (its section 2.1).
+
+Dropout of the sizes of GPT-2: 0.1 of the embedding, of what branches add and of the weights of attention (config.json
+of the published checkpoints). The papers name no rate, and GPT-3's sizes have none.
 """
 
 from llm_jax.core.checks import check_divides
@@ -17,6 +20,7 @@ from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.families.decoder import decoder, residual_init
 
 
@@ -57,11 +61,13 @@ def gpt3(layers: int, heads: int, width: int, window: int = 256) -> TransformerC
     return gpt2(layers, heads, width, max_length=2048, windows=(None, window))
 
 
+_RATES = Rates(embed=0.1, residual=0.1, attention=0.1)
+
 SIZES = {
-    "gpt2": lambda: gpt2(12, 12, 768),
-    "gpt2-medium": lambda: gpt2(24, 16, 1024),
-    "gpt2-large": lambda: gpt2(36, 20, 1280),
-    "gpt2-xl": lambda: gpt2(48, 25, 1600),
+    "gpt2": lambda: with_dropout(gpt2(12, 12, 768), _RATES),
+    "gpt2-medium": lambda: with_dropout(gpt2(24, 16, 1024), _RATES),
+    "gpt2-large": lambda: with_dropout(gpt2(36, 20, 1280), _RATES),
+    "gpt2-xl": lambda: with_dropout(gpt2(48, 25, 1600), _RATES),
     "gpt3-small": lambda: gpt3(12, 12, 768),
     "gpt3-medium": lambda: gpt3(24, 16, 1024),
     "gpt3-large": lambda: gpt3(24, 16, 1536),

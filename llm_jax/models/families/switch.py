@@ -6,6 +6,9 @@ width is half as large again, so that they have the same number of parameters.
 Initialisation: Gaussian of variance 0.1 / fan-in cut at two standard deviations, for every matrix of every layer and
 router (section 2.4), otherwise as T5; table 3 has it reduce the spread between runs. Token vectors are N(0, 1) as in
 T5 (github.com/google/flaxformer, t5x/configs/moe, whose routers alone are N(0, 0.02)).
+
+Dropout of the sizes: 0.4 inside the experts and 0.1 wherever T5 drops, as they are fine-tuned (section 2.4 and table
+4); the paper names no rate of pre-training.
 """
 
 import dataclasses
@@ -18,6 +21,7 @@ from llm_jax.layers.ffn.routers.scores import Jitter
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.initialisers import FanIn
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
+from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.t5 import t5
 
@@ -66,8 +70,11 @@ def switch(
     return dataclasses.replace(pair, encoder=side(pair.encoder, every), decoder=side(pair.decoder, decoder_every))
 
 
+_RATES = Rates(embed=0.1, residual=0.1, attention=0.1, ffn=0.1, experts=0.4, final=0.1)
+
+
 def _base(experts: int) -> EncoderDecoderConfig:
-    return switch(12, 12, 768, 3072, experts=experts)
+    return with_dropout(switch(12, 12, 768, 3072, experts=experts), _RATES)
 
 
 SIZES = {
@@ -77,6 +84,8 @@ SIZES = {
     "switch-base-64": lambda: _base(64),
     "switch-base-128": lambda: _base(128),
     "switch-base-256": lambda: _base(256),
-    "switch-large-128": lambda: switch(24, 16, 1024, 4096, experts=128),
-    "switch-c-2048": lambda: switch(15, 32, 2080, 6144, experts=2048, every=1),
+    "switch-large-128": lambda: with_dropout(switch(24, 16, 1024, 4096, experts=128), _RATES),
+    "switch-c-2048": lambda: with_dropout(
+        switch(15, 32, 2080, 6144, experts=2048, every=1), dataclasses.replace(_RATES, ffn=None)
+    ),
 }

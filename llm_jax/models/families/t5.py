@@ -5,6 +5,9 @@ Initialisation: that of Mesh TensorFlow, which trained it; Gaussian of variance 
 sqrt(head size) for queries, which takes the place of the scale of scores; the same cut at two standard deviations in
 the ffn and in a head of its own; token vectors N(0, 1); biases by distance uniform as Glorot's
 (github.com/tensorflow/mesh, transformer/attention.py, layers.py and transformer_layers.py).
+
+Dropout of the sizes of T5: 0.1 of the embedding, of what branches add, of the weights of attention, inside the ffn and
+after the final norms (Raffel et al. 2020, 2.1). T5 1.1 was trained without.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
+from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.stack import Segment
 
@@ -81,12 +85,14 @@ def t5_1_1(layers: int, heads: int, width: int, hidden: int) -> EncoderDecoderCo
     return t5(layers, heads, width, hidden, activation="gelu_tanh", gated=True, tied=False)
 
 
+_RATES = Rates(embed=0.1, residual=0.1, attention=0.1, ffn=0.1, final=0.1)
+
 SIZES = {
-    "t5-small": lambda: t5(6, 8, 512, 2048),
-    "t5-base": lambda: t5(12, 12, 768, 3072),
-    "t5-large": lambda: t5(24, 16, 1024, 4096),
-    "t5-3b": lambda: t5(24, 32, 1024, 16384, head_dim=128),
-    "t5-11b": lambda: t5(24, 128, 1024, 65536, head_dim=128),
+    "t5-small": lambda: with_dropout(t5(6, 8, 512, 2048), _RATES),
+    "t5-base": lambda: with_dropout(t5(12, 12, 768, 3072), _RATES),
+    "t5-large": lambda: with_dropout(t5(24, 16, 1024, 4096), _RATES),
+    "t5-3b": lambda: with_dropout(t5(24, 32, 1024, 16384, head_dim=128), _RATES),
+    "t5-11b": lambda: with_dropout(t5(24, 128, 1024, 65536, head_dim=128), _RATES),
     "t5-v1.1-small": lambda: t5_1_1(8, 6, 512, 1024),
     "t5-v1.1-base": lambda: t5_1_1(12, 12, 768, 2048),
     "t5-v1.1-large": lambda: t5_1_1(24, 16, 1024, 2816),

@@ -5,6 +5,10 @@ see only what comes before them in that order; the tokens of `targets_BT`, put a
 
 Initialisation: N(0, 0.02) for matrices, tables and vectors, the biases of scores included; biases of layers 0
 (github.com/zihangdai/xlnet, xlnet.py).
+
+Dropout of the sizes: 0.1 of the embedding, of what branches add, of the weights of attention, inside the ffn and of
+what the last layer gives (`dropout` and `dropatt` in modeling.py of that repository). That of the encoded distances is
+left out.
 """
 
 from llm_jax.core.checks import check_divides
@@ -15,6 +19,7 @@ from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.models.block import BlockConfig, Serial
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.heads import AnyHead, ClassHead, TiedHead, TransformConfig
 from llm_jax.models.stack import Segment
 
@@ -53,7 +58,9 @@ def last_head(classes: int) -> ClassHead:
     return ClassHead(classes, "row", TransformConfig("tanh"), row="last")
 
 
+_RATES = Rates(embed=0.1, residual=0.1, attention=0.1, ffn=0.1, final=0.1)
+
 SIZES = {
-    "xlnet-base": lambda: xlnet(12, 12, 768),
-    "xlnet-large": lambda: xlnet(24, 16, 1024),
+    "xlnet-base": lambda: with_dropout(xlnet(12, 12, 768), _RATES),
+    "xlnet-large": lambda: with_dropout(xlnet(24, 16, 1024), _RATES),
 }
