@@ -138,6 +138,11 @@ def _annotations(cls: type) -> dict[str, tuple[Any, str]]:
     return {name: (hints[name], f"; {remedy}" if remedy else "") for name, remedy in remedies.items()}
 
 
+@functools.cache
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(kind), get_args(kind)
+
+
 def _plain(value: Any) -> Any:
     """`value` without scalars of numpy; the same object where there are none."""
     if isinstance(value, np.generic):
@@ -150,11 +155,13 @@ def _plain(value: Any) -> Any:
 
 def _fault(value: Any, kind: Any, path: str) -> str | None:
     """What is wrong with `value` in a place of type `kind`; None if nothing is."""
-    origin, arguments = get_origin(kind), get_args(kind)
+    origin, arguments = _parts(kind)
     if origin in (Union, types.UnionType):
-        faults = [_fault(value, one, path) for one in arguments]
-        if None in faults:
-            return None
+        faults = []
+        for one in sorted(arguments, key=lambda one: one is not type(value)):  # to write of the others takes time
+            faults.append(_fault(value, one, path))
+            if faults[-1] is None:
+                return None
         nested = [fault for fault in faults if fault and not fault.startswith(f"{path} ")]
         return nested[0] if len(nested) == 1 else _mismatch(value, kind, path)
     if origin is tuple:
@@ -174,7 +181,7 @@ def _fault(value: Any, kind: Any, path: str) -> str | None:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    origin = get_origin(kind)
+    origin, _ = _parts(kind)
     if origin is Annotated:
         plain, *marks = get_args(kind)
         return _fits(value, plain) or (_INFINITE in marks and isinstance(value, float) and not math.isnan(value))
