@@ -59,6 +59,7 @@ def write_report(run_dir: Path) -> Path:
     """
     run = load_run(run_dir)
     parts = [f"# {run.name}", _summary(run), *_compression(run), *_curves(run), *_sample(run)]
+    parts += ["## Damaged files", "\n".join(f"- {message}" for message in run.damage)] if run.damage else []
     parts += ["## What made this run", _facts(run), _details("Resolved experiment", run.experiment)]
     report = RunDirectory(run.path).report
     write_atomically(report, "\n\n".join(parts) + "\n")

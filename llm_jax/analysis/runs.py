@@ -59,6 +59,8 @@ class Run:
     """Sample files, in the order of steps."""
     means: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     """For each mean in `evals` the sets that it is over, and their shares."""
+    damage: tuple[str, ...] = ()
+    """What of the folder could not be read, one message for each place."""
 
     @property
     def fields(self) -> dict[str, str]:
@@ -115,7 +117,8 @@ def load_run(path: Path) -> Run:
         evals=_evals(records),
         baselines=_baselines(records),
         seconds=max(times) - min(times) if times else 0.0,
-        samples=tuple(sorted(directory.samples.glob("step_*.md"), key=lambda file: (len(file.name), file.name))),
+        samples=_samples(directory.samples),
+        damage=tuple(directory.damage()),
     )
     parts = dict.fromkeys(name.partition("/")[0] for name in run.evals if "/" in name)
     expected = [f"{part}/{name}" for part in parts for name in run.mixture]
@@ -264,8 +267,13 @@ def _baselines(records: list[dict]) -> dict[str, float]:
     return {
         record["kind"].removeprefix(_BASELINE): record["bits_per_byte"]
         for record in records
-        if record["kind"].startswith(_BASELINE)
+        if record["kind"].startswith(_BASELINE) and _is_number(record.get("bits_per_byte"))
     }
+
+
+def _samples(folder: Path) -> tuple[Path, ...]:
+    named = [file for file in folder.glob("step_*.md") if file.stem.removeprefix("step_").isdecimal()]
+    return tuple(sorted(named, key=lambda file: int(file.stem.removeprefix("step_"))))
 
 
 def _curve(records: Iterable[dict]) -> Curve:

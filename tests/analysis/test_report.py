@@ -220,3 +220,17 @@ def test_bad_runs_are_refused(make_run, tmp_path):
     with pytest.raises(ValueError, match="is not a run directory"):
         write_report(tmp_path / "nowhere")
     assert not (tmp_path / "out.md").exists()
+
+
+def test_damaged_files_are_named_in_the_report_and_cost_nothing_else(make_run, train_record):
+    path = make_run(records=[train_record(step, 2.0) for step in (1, 2)], samples={3: "a sample"})
+    whole = write_report(path).read_text()
+    (path / "card.json").write_text("[]")
+    (path / "samples" / "step_last.md").write_text("no sample")
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('[]\n{"kind": "baseline/gzip-9", "step": 0}\n{"kind": "tra')
+    text = write_report(path).read_text()
+    assert "## Damaged files" in text and "card.json is damaged" in text
+    assert "metrics.jsonl, line 3, is not a record" in text and "metrics.jsonl, line 5, is not a record" in text
+    assert "## Damaged files" not in whole
+    assert text.split("##")[0] == whole.split("##")[0], "the figures are those of the sound lines"
