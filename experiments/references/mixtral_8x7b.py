@@ -47,7 +47,8 @@ def experiment() -> Experiment:
             weight_decay=0.1,
             clip_norm=1.0,
         ),
-        update=StepConfig(accumulate=4),
+        # As the systems that it is compared with, which balance the load of each microbatch.
+        update=StepConfig(accumulate=4, balance_over="microbatch"),
         precision=MIXED,
         sharding=ShardingConfig(MeshConfig(data=1, fsdp=-1, expert=8), Both(FullySharded(), ExpertParallel())),
     )

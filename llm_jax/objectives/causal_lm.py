@@ -64,13 +64,20 @@ class CausalLMConfig:
         return Batch.from_rows(rows)
 
     def loss(
-        self, model: Transformer, params: Any, batch: Batch, key: jax.Array | None = None
+        self,
+        model: Transformer,
+        params: Any,
+        batch: Batch,
+        key: jax.Array | None = None,
+        whole: Metrics | None = None,
     ) -> tuple[jax.Array, Metrics]:
         """Summed loss over the batch's targets, and metrics: 'loss' (nats), 'accuracy', 'z_loss' where weighted, and
         those of layers of experts (`balance`).
 
         Args:
           key: for dropout; None where nothing shall be dropped.
+          whole: metrics of the batch of which this one is a part, 'balance_loss' at least: what is a loss of a whole
+            batch, as that of a load, is one of that batch. None: this is all of it.
         """
         rngs = None if key is None else {"dropout": key}
         placement = Placement(batch.positions_BT, batch.segment_ids_BT)
@@ -83,5 +90,5 @@ class CausalLMConfig:
         total, metrics = cross_entropy(
             unembed, head, output.hidden_BTD, batch.targets_BT, batch.loss_weights_BT, self.chunks, self.z_loss
         )
-        added, told = balance(output.reports, batch.loss_weights_BT)
+        added, told = balance(output.reports, batch.loss_weights_BT, whole)
         return total + added, metrics | told

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.metrics import Metrics, Ratio
-from llm_jax.layers.ffn.tally import Report, Tallies
+from llm_jax.layers.ffn.tally import BalanceLoss, Report, Tallies
 from llm_jax.sharding import axes, partition
 
 Unembed = Callable[[Any, jax.Array], jax.Array]
@@ -127,14 +127,21 @@ def _join(x: jax.Array) -> jax.Array:
     return x.reshape(batch, -1, width)
 
 
-def balance(reports: dict[str, Report], weights_BT: jax.Array) -> tuple[jax.Array, Metrics]:
-    """Balance losses of all layers of experts, each row's as often as it has targets, to be added to a sum over
-    targets; and metrics: 'balance_loss', and 'experts', what the layers did."""
+def balance(
+    reports: dict[str, Report], weights_BT: jax.Array, whole: Metrics | None = None
+) -> tuple[jax.Array, Metrics]:
+    """Balance losses of all layers of experts, each row's and the batch's as often as there are targets, to be added to
+    a sum over targets; and metrics: 'balance_loss', and 'experts', what the layers did.
+
+    Args:
+      whole: the metric 'balance_loss' of the batch of which these rows are a part; None: they are all of it.
+    """
     if not reports:
         return jnp.zeros(()), {}
     count_B = jnp.sum(weights_BT, axis=1, dtype=jnp.float32)
-    loss = Ratio.of(sum(jnp.sum(report.loss_B, axis=0) for report in reports.values()), count_B)
-    return loss.total, {
-        "balance_loss": loss,
+    rows = jnp.sum(sum(jnp.sum(report.loss_B, axis=0) for report in reports.values()) * count_B)
+    own = BalanceLoss(rows, jnp.sum(count_B), {path: report.batch for path, report in reports.items()})
+    return rows + own.part_of(own if whole is None else whole["balance_loss"]), {
+        "balance_loss": own,
         "experts": Tallies({path: report.tally for path, report in reports.items()}),
     }

@@ -85,7 +85,7 @@ def programs(
         begin=jax.jit(functools.partial(state_of, optimizer=transformation, ema=ema), out_shardings=resting),
         step=compiled_update(update, layout, shardings, layout.gradients(shapes, logical_axes), model.precision),
         evaluate=jax.jit(
-            evaluation_step(model, objective),
+            evaluation_step(model, objective, config.accumulate),
             in_shardings=(shardings.params, layout.rows),
             out_shardings=layout.whole,
         ),

@@ -4,7 +4,7 @@ Legend: B batch, T length.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.core import rng
-from llm_jax.core.checks import check_fraction, check_positive
+from llm_jax.core.checks import check_fraction, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.core.metrics import Metrics, add
+from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
+from llm_jax.layers.ffn.tally import BalanceLoss
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim.schedules import Rate
@@ -52,12 +53,19 @@ class StepConfig:
     """How an update is made from a batch."""
 
     accumulate: int = 1
-    """Microbatches whose gradients are summed before the update; the result is that of the whole batch."""
+    """Microbatches whose gradients are summed before the update; the result is that of the whole batch. An evaluation
+    takes as many."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights, kept beside them and evaluated in their place; None keeps none."""
+    balance_over: Literal["batch", "microbatch"] = "batch"
+    """Of which tokens losses such as `LoadLoss` even out the load, where the batch is cut into microbatches or divided
+    by jax.pmap. `batch`: of all; the load is found by another forward pass before. `microbatch`: of those that a
+    program sees at once, without that pass, as Megatron's aux_loss: another loss, for a load that is even in each
+    microbatch (Qiu et al. 2025, arXiv:2501.11873, section 3)."""
 
     def __post_init__(self):
         check_positive(accumulate=self.accumulate)
+        check_one_of("balance_over", self.balance_over, ("batch", "microbatch"))
         if self.ema_decay is not None:
             check_fraction(ema_decay=self.ema_decay)
 
@@ -82,18 +90,16 @@ def train_step(
     An update that is not finite leaves the state as it was, so that what is saved afterwards is sound.
     """
 
-    gradients = _summed_gradients(model, objective, config.accumulate, places)
+    gradients = _summed_gradients(model, objective, config, places, axis)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = rng.key(seed, "dropout", state.step)
         learning_rate = None if rate is None else jnp.asarray(rate(state.step), jnp.float32)
         if places is not None:
             state = state.replace(opt_state=jax.device_put(state.opt_state, places.opt_state))
-        if axis is None:
-            gradient, metrics = gradients(state.params, batch, key)
-        else:
+        if axis is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-            gradient, metrics = jax.lax.psum(gradients(state.params, batch, key), axis)
+        gradient, metrics = gradients(state.params, batch, key)
         # The loss is a sum; its mean over all counted tokens is what one large batch would have.
         counted = jnp.maximum(metrics["loss"].count, 1)
         gradient = jax.tree.map(lambda g, p: (g / counted).astype(p.dtype), gradient, state.params)
@@ -112,37 +118,78 @@ def train_step(
     return step
 
 
-def evaluation_step(model: Transformer, objective: CausalLMConfig) -> Callable[[Any, Batch], Metrics]:
-    """The pure function (params, batch) -> metrics."""
-    return lambda params, batch: objective.loss(model, params, batch)[1]
+def evaluation_step(
+    model: Transformer, objective: CausalLMConfig, microbatches: int = 1
+) -> Callable[[Any, Batch], Metrics]:
+    """The pure function (params, batch) -> metrics, which takes the batch in so many parts, one after the other."""
+
+    def step(params: Any, batch: Batch) -> Metrics:
+        return _summed(lambda batch, key: objective.loss(model, params, batch)[1], microbatches, batch, None)
+
+    return step
 
 
 def _summed_gradients(
-    model: Transformer, objective: CausalLMConfig, microbatches: int, places: Places | None
+    model: Transformer, objective: CausalLMConfig, config: StepConfig, places: Places | None, axis: str | None
 ) -> Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]]:
     """(params, batch, key) -> gradients and metrics, sums over all tokens of the batch."""
 
     def laid(found: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
         return found if places is None else (jax.lax.with_sharding_constraint(found[0], places.gradients), found[1])
 
+    def over_devices(sums: Any) -> Any:
+        return sums if axis is None else jax.lax.psum(sums, axis)
+
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
-        loss = lambda params: objective.loss(model, params, batch, key)  # noqa: E731
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        return gradient, metrics
+        divided, given = config.accumulate > 1 or axis is not None, {}
+        if divided and config.balance_over == "batch":
 
-    def accumulated(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
-        def one(carry: Any, item: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            gradient, metrics = gradients(params, *item)
-            total = jax.tree.map(lambda sum, part: sum + part.astype(jnp.float32), carry[0], gradient)
-            return laid((total, add(carry[1], metrics))), None
+            def balance(batch: Batch, key: jax.Array) -> Metrics:
+                return _of_batch(objective.loss(model, params, batch, key)[1])
 
-        parts = jax.tree.map(lambda x: _interleave(x, microbatches), batch)
-        keys = jax.random.split(key, microbatches)
-        shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts), keys[0])
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
-        return jax.lax.scan(one, laid(zeros), (parts, keys))[0]
+            whole = over_devices(_summed(balance, config.accumulate, batch, key))
+            given = {"whole": whole} if whole else {}
 
-    return accumulated if microbatches > 1 else lambda *arguments: laid(gradients(*arguments))
+        def part(batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
+            loss = lambda params: objective.loss(model, params, batch, key, **given)  # noqa: E731
+            (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+            return gradient, metrics
+
+        return over_devices(_summed(part, config.accumulate, batch, key, laid))
+
+    return gradients
+
+
+def _of_batch(metrics: Metrics) -> Metrics:
+    """Those in which there are losses of the batch as a whole."""
+    found = {name: metric for name, metric in metrics.items() if isinstance(metric, BalanceLoss)}
+    return {name: metric for name, metric in found.items() if any(layer.losses for layer in metric.layers.values())}
+
+
+def _summed(
+    function: Callable[[Batch, jax.Array | None], Any],
+    microbatches: int,
+    batch: Batch,
+    key: jax.Array | None,
+    laid: Callable[[Any], Any] = lambda sums: sums,
+) -> Any:
+    """Sums in float32 over microbatches of `function`, a tree of sums, one microbatch after the other.
+
+    Args:
+      key: None: the function draws nothing.
+      laid: where the sums lie.
+    """
+    if microbatches == 1:
+        return laid(function(batch, key))
+
+    def one(sums: Any, item: tuple[Batch, jax.Array | None]) -> tuple[Any, None]:
+        return laid(jax.tree.map(lambda sum, part: sum + part.astype(jnp.float32), sums, function(*item))), None
+
+    parts = jax.tree.map(lambda x: _interleave(x, microbatches), batch)
+    keys = None if key is None else jax.random.split(key, microbatches)
+    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], (parts, keys)))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
+    return jax.lax.scan(one, laid(zeros), (parts, keys))[0]
 
 
 def _interleave(x: jax.Array, parts: int) -> jax.Array:

@@ -13,7 +13,8 @@ import numpy as np
 from flax.linen import meta
 
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.balance import BiasUpdate, ImportanceLoss, LoadLoss, SequenceLoss
+from llm_jax.core.metrics import means
+from llm_jax.layers.ffn.balance import Balance, BiasUpdate, ImportanceLoss, LoadLoss, SequenceLoss
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.dispatch.slots import Slots
 from llm_jax.layers.ffn.mlp import GLUConfig
@@ -52,13 +53,14 @@ ROUTERS = (
     SoftConfig(2, 16),
 )
 STEPS, RATE = 3, 0.02
+OF_BATCH = (LoadLoss(0.3), ImportanceLoss(0.1))
 
 
-def balanced(rate: float = RATE) -> TransformerConfig:
-    """A decoder whose layers are of experts that a bias balances."""
+def balanced(rate: float = RATE, losses: tuple[Balance, ...] = (SequenceLoss(), *OF_BATCH)) -> TransformerConfig:
+    """A decoder whose layers are of experts that a bias and losses of rows and of the batch balance."""
     config = tiny.tiny_llama()
     block = config.segments[0].blocks[0]
-    experts = MoEConfig(4, block.ffn, SigmoidConfig(2), balance=(BiasUpdate(rate), SequenceLoss()))
+    experts = MoEConfig(4, block.ffn, SigmoidConfig(2), balance=(BiasUpdate(rate), *losses))
     segment = dataclasses.replace(config.segments[0], blocks=(dataclasses.replace(block, ffn=experts),))
     return dataclasses.replace(config, segments=(segment,))
 
@@ -107,7 +109,9 @@ def main() -> None:
                 state, report = jax.block_until_ready(made.step(state, batch))
         tally = report.metrics["experts"].layers["stack/segment_0/block_0"]
         bias = state.params["stack"]["segment_0"]["block_0"]["ffn"]["router"]["bias"]
+        scores = report.gradient_norms["stack"]["segment_0"]["block_0"]["ffn"]["router"]["scores"]["kernel"]
         found[name] = {"bias": np.asarray(bias).tolist(), "load": np.asarray(tally.load_E).tolist()}
+        found[name] |= {"loss": means(report.metrics)["balance_loss"], "gradient": float(scores)}
     print(json.dumps(found))
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core import trees
-from llm_jax.layers.ffn.balance import SequenceLoss, ZLoss
+from llm_jax.layers.ffn.balance import LoadLoss, SequenceLoss, ZLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.experts import Local, words
 from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig, MLPConfig
@@ -132,7 +132,9 @@ def _divided(
 
 def told(sharding: ShardingConfig | None) -> dict[str, list]:
     """The report of a mixture's layers, by field."""
-    experts = MoEConfig(8, GLUConfig(24), SoftmaxConfig(TOP), Capacity(0.5), (ZLoss(0.1), SequenceLoss(1.0)))
+    experts = MoEConfig(
+        8, GLUConfig(24), SoftmaxConfig(TOP), Capacity(0.5), (ZLoss(0.1), SequenceLoss(1.0), LoadLoss())
+    )
     model = build(with_experts(tiny.tiny_llama(8), experts))
     params, batch = tiny.parameters(model), tiny.batch(BATCH, LENGTH)
     placement = Placement(batch.positions_BT, batch.segment_ids_BT)

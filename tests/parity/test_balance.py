@@ -43,7 +43,7 @@ def _told(case: Case, folder: Path) -> tuple[Any, float]:
         output = theirs(**{name: torch.from_numpy(x) for name, x in case.inputs.items()}, output_router_logits=True)
     model, params = load_hf(folder)
     reports = jax.jit(model.apply)({"params": params}, *arguments(model, **case.inputs)).reports
-    return output, sum(float(np.sum(report.loss_B[..., 0])) for report in reports.values())
+    return output, sum(float(np.sum(report.loss_B[..., 0]) + report.batch.total) for report in reports.values())
 
 
 @pytest.mark.parametrize("name", OF_ONE_LAYER)
@@ -81,7 +81,7 @@ def test_layers_that_choose_alike_have_their_loss_and_its_gradients(layers: int)
         choice = Choice(jax.lax.top_k(logits_BTE, 2)[1], jnp.ones((1, 20, 2)))
         real_BT = jnp.ones((1, 20))
         routed = Routed(choice, logits_BTE, scores_BTE)
-        return jnp.sum(loss.weight * loss.loss(routed, load(choice, 6, real_BT), real_BT))
+        return loss.weight * loss.of(loss.sums(routed, load(choice, 6, real_BT), real_BT))
 
     value, gradient = jax.value_and_grad(of_layer)(jnp.asarray(logits)[None])
     np.testing.assert_allclose(layers * value, expected.item(), rtol=1e-5)

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from llm_jax.core import trees
 from llm_jax.core.metrics import means
+from llm_jax.layers.ffn.balance import SequenceLoss
 from llm_jax.layers.ffn.tally import Tallies, Tally
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
@@ -16,7 +18,7 @@ from llm_jax.train.biases import moved
 from llm_jax.train.state import state_of
 from llm_jax.train.step import StepConfig, train_step
 from tests.helpers import devices, tiny
-from tests.helpers.balanced_experts import LAYOUTS, RATE, ROUTERS, balanced
+from tests.helpers.balanced_experts import LAYOUTS, OF_BATCH, RATE, ROUTERS, balanced
 
 PATH = "stack/segment_0/block_0"
 
@@ -89,6 +91,49 @@ def test_the_load_is_that_of_all_microbatches():
     np.testing.assert_array_equal(*(found[1].metrics["experts"].layers[PATH].load_E for found in (one, four)))
 
 
+def test_losses_of_the_batch_are_those_of_all_microbatches():
+    state, step = _step()
+    batch = tiny.batch(8)
+    # Microbatches differ in how many tokens and targets count.
+    assert len({int(batch.loss_weights_BT[part::4].sum()) for part in range(4)}) > 1
+
+    def gradient(step):
+        after, report = step(state, batch)
+        # Adam's first mean of gradients is a tenth of the first gradient.
+        return dict(trees.named_leaves(after.opt_state[0].mu)), means(report.metrics)["balance_loss"]
+
+    (expected, loss), (actual, told) = gradient(step), gradient(_step(accumulate=4)[1])
+    assert told == pytest.approx(loss, rel=1e-5)
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(actual[name], leaf, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+class Asked(CausalLMConfig):
+    """Notes of what batch the losses of microbatches are told, other than their own."""
+
+    told = set()
+
+    def loss(self, model, params, batch, key=None, whole=None):
+        self.told.update(whole or ())
+        return super().loss(model, params, batch, key, whole)
+
+
+@pytest.mark.parametrize(
+    ("balance", "over"),
+    [
+        (OF_BATCH, "microbatch"),
+        # Losses of rows need no batch, and no forward pass for it.
+        ((SequenceLoss(),), "batch"),
+    ],
+)
+def test_losses_are_told_of_no_batch_where_they_are_not_of_it(balance, over):
+    Asked.told.clear()
+    model, optimizer = Transformer(balanced(RATE, balance)), optax.sgd(1.0)
+    state = jax.eval_shape(lambda: state_of(tiny.parameters(model), optimizer, False))
+    jax.eval_shape(train_step(model, Asked(), optimizer, StepConfig(4, balance_over=over), 0), state, tiny.batch(8))
+    assert not Asked.told
+
+
 def test_an_update_that_is_not_finite_moves_nothing():
     state, step = _step()
     broken = jax.tree.map(lambda leaf: leaf * jnp.inf, state.params["embed"])
@@ -131,3 +176,11 @@ def test_biases_are_the_same_however_devices_divide_the_batch(on_eight_devices):
     for name in LAYOUTS:
         np.testing.assert_allclose(found[name]["bias"], one, atol=1e-6, err_msg=name)
         np.testing.assert_array_equal(np.array(found[name]["load"]), found["one"]["load"], err_msg=name)
+
+
+@pytest.mark.slow
+def test_losses_of_the_batch_are_the_same_however_devices_divide_it(on_eight_devices):
+    one = on_eight_devices["one"]
+    for name in LAYOUTS:
+        found = on_eight_devices[name]
+        assert (found["loss"], found["gradient"]) == pytest.approx((one["loss"], one["gradient"]), rel=1e-4), name

@@ -19,6 +19,11 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.core.metrics import Ratio, means
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.optim import AdamWConfig
+from llm_jax.sharding.mesh import MeshConfig
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import DataParallel, ShardingConfig
+from llm_jax.train.programs import programs
 from llm_jax.train.state import TrainState, initial_state
 from llm_jax.train.step import StepConfig, evaluation_step, train_step
 from tests.helpers import tiny
@@ -244,9 +249,37 @@ def test_evaluation_is_the_objective_without_dropout():
     assert means(evaluate(params, batch)) == pytest.approx(means(plain(params)), rel=1e-6)
 
 
+class Watched(CausalLMConfig):
+    """Notes how many rows it is given at a time."""
+
+    rows = set()
+
+    def loss(self, model, params, batch, *given, **named):
+        self.rows.add(len(batch.tokens_BT))
+        return super().loss(model, params, batch, *given, **named)
+
+
+def test_an_evaluation_takes_as_many_rows_at_a_time_as_an_update():
+    """And gives the same: rows differ in how many targets count."""
+    model, batch = Transformer(tiny.tiny_llama()), tiny.batch(8)
+    layout = Layout.of(ShardingConfig(MeshConfig(data=1), DataParallel()), jax.devices()[:1])
+    made = [
+        programs(model, Watched(), AdamWConfig(peak_lr=1e-3), StepConfig(parts), layout, 2, seed=0) for parts in (4, 1)
+    ]
+    params = tiny.parameters(model)
+    told = []
+    for one, rows in zip(made, (2, 8), strict=True):
+        Watched.rows.clear()
+        with one.activated():
+            told.append(means(one.evaluate(params, batch)))
+        assert Watched.rows == {rows}
+    assert told[0] == pytest.approx(told[1], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"balance_over": "rows"}, "balance_over is 'rows'"),
         ({"accumulate": 0}, "accumulate is 0"),
         ({"ema_decay": 1.5}, "ema_decay is 1.5: it must lie between 0 and 1"),
         ({"ema_decay": -0.1}, "ema_decay is -0.1"),

@@ -1,11 +1,10 @@
 """What keeps the load of experts even.
 
-A balance loss is a config type with `loss(routed, load_BTE, real_BT)`, which gives a float32 loss for each row [B]; a
-layer adds them up by their weights, and an objective counts a row's as often as the row has targets. `check(router)`
-raises ValueError where a router does not give what it needs.
-
-What is a mean over the batch is one over the rows that a program sees at once: those of a microbatch, in a pipeline of
-one replica, and under jax.pmap of one device.
+A balance loss is a config type with a weight. One of rows has `loss(routed, load_BTE, real_BT)`, which gives a float32
+loss for each row [B]. One of the batch, a `BatchLoss`, has `sums(routed, load_BTE, real_BT)`, float32 sums over tokens,
+and `of(sums)`, the loss of a batch with such sums: those of microbatches, devices and replicas of a pipeline are added
+before the loss is taken. A layer adds losses by their weights, and an objective counts a row's, or the batch's, as
+often as it has targets. `check(router)` raises ValueError where a router does not give what a loss needs.
 
 Legend: B batch, T length, E experts, K choices of a token.
 """
@@ -14,11 +13,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.core.checks import check, check_not_negative
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.routing import Choice, Routed, Router, load
-from llm_jax.layers.ffn.tally import Report, Tally
+from llm_jax.layers.ffn.tally import BatchLosses, Report, Sums, Tally
+
+Array = jax.Array | np.ndarray
 
 
 class _Loss:
@@ -39,8 +41,20 @@ class _Loss:
         )
 
 
+class BatchLoss(_Loss):
+    """A loss of all tokens of a batch together."""
+
+    def sums(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> Sums:
+        """Sums over tokens, which have gradients, float32."""
+        raise NotImplementedError
+
+    def of(self, sums: Sums) -> Array:
+        """The loss [...] of a batch with these sums [..., X]: arrays of JAX or, on the host, of NumPy."""
+        raise NotImplementedError
+
+
 @configclass
-class LoadLoss(_Loss):
+class LoadLoss(BatchLoss):
     """E * sum over experts of (share of choices) * (mean share of the scores) over the batch: 1 where either is even
     (Fedus et al. 2021, arXiv:2101.03961, eq. 4 to 6).
 
@@ -54,10 +68,16 @@ class LoadLoss(_Loss):
     first: bool = True
     """Whether only the first choice of a token counts, as in Switch and GShard, else all of them."""
 
-    def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
+    def sums(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> Sums:
+        """Choices of each expert, and scores given to it, each token's adding up to one; tokens."""
         if self.first:
             load_BTE = jax.nn.one_hot(routed.routes.experts_BTK[..., 0], load_BTE.shape[-1]) * real_BT[..., None]
-        return jnp.broadcast_to(_evenness(load_BTE, shares(routed.scores_BTE), real_BT, (0, 1)), real_BT.shape[:1])
+        given_E = jnp.sum(shares(routed.scores_BTE) * real_BT[..., None], (0, 1))
+        return {"load_E": jnp.sum(load_BTE, (0, 1)), "given_E": given_E, "tokens": jnp.sum(real_BT)}
+
+    def of(self, sums: Sums) -> Array:
+        """The loss of a batch with these sums."""
+        return _evenness(sums["load_E"], sums["given_E"], sums["tokens"])
 
 
 @configclass
@@ -75,21 +95,27 @@ class SequenceLoss(_Loss):
         if not self.as_chosen:
             best_BTK = jax.lax.top_k(routed.scores_BTE, routed.routes.experts_BTK.shape[-1])[1]
             load_BTE = load(Choice(best_BTK, jnp.ones(best_BTK.shape)), load_BTE.shape[-1], real_BT)
-        return _evenness(load_BTE, shares(routed.scores_BTE), real_BT, (1,))
+        given_BE = jnp.sum(shares(routed.scores_BTE) * real_BT[..., None], 1)
+        return _evenness(jnp.sum(load_BTE, 1), given_BE, jnp.sum(real_BT, 1))
 
 
 @configclass
-class ImportanceLoss(_Loss):
+class ImportanceLoss(BatchLoss):
     """Square of the coefficient of variation over experts of the weights given to them in the batch: 0 where they are
     even (Shazeer et al. 2017, arXiv:1701.06538, eq. 6 and 7)."""
 
     weight: float = 0.1
 
-    def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
+    def sums(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> Sums:
+        """Weights given to each expert."""
         weights_BTK = routed.routes.weights_BTK * real_BT[..., None]
-        given_E = jnp.zeros(load_BTE.shape[-1]).at[routed.routes.experts_BTK].add(weights_BTK)
-        variation = jnp.var(given_E) / jnp.maximum(jnp.square(jnp.mean(given_E)), 1e-10)
-        return jnp.broadcast_to(variation, real_BT.shape[:1])
+        return {"given_E": jnp.zeros(load_BTE.shape[-1]).at[routed.routes.experts_BTK].add(weights_BTK)}
+
+    def of(self, sums: Sums) -> Array:
+        """The loss of a batch with these sums."""
+        given_E = sums["given_E"]
+        mean_1 = given_E.mean(-1, keepdims=True)
+        return ((given_E - mean_1) ** 2).mean(-1) / (mean_1[..., 0] ** 2).clip(1e-10)
 
 
 @configclass
@@ -169,7 +195,9 @@ def report(
     """What a layer tells of its tokens, which it served so many choices each."""
     real_BT = real_BT.astype(jnp.float32)
     load_BTE = load(routed.routes, experts, real_BT)
-    losses = [b.weight * b.loss(routed, load_BTE, real_BT) for b in balance if not isinstance(b, BiasUpdate)]
+    losses = [b for b in balance if not isinstance(b, BiasUpdate)]
+    of_rows = [b.weight * b.loss(routed, load_BTE, real_BT) for b in losses if not isinstance(b, BatchLoss)]
+    of_batch = tuple(b for b in losses if isinstance(b, BatchLoss))
     served_BT = served_BT * real_BT
     importance_E, entropy = jnp.zeros(experts), jnp.zeros(())
     if routed.scores_BTE is not None:
@@ -186,7 +214,8 @@ def report(
         rate=next((one.rate for one in balance if isinstance(one, BiasUpdate)), None),
     )
     # Only the losses are to be followed back.
-    return Report(sum(losses, jnp.zeros(real_BT.shape[:1])), jax.lax.stop_gradient(tally))
+    sums = BatchLosses(tuple(b.sums(routed, load_BTE, real_BT) for b in of_batch), of_batch)
+    return Report(sum(of_rows, jnp.zeros(real_BT.shape[:1])), sums, jax.lax.stop_gradient(tally))
 
 
 def shares(scores_BTE: jax.Array) -> jax.Array:
@@ -194,9 +223,7 @@ def shares(scores_BTE: jax.Array) -> jax.Array:
     return scores_BTE / jnp.maximum(jnp.sum(scores_BTE, axis=-1, keepdims=True), 1e-20)
 
 
-def _evenness(load_BTE: jax.Array, shares_BTE: jax.Array, real_BT: jax.Array, over: tuple[int, ...]) -> jax.Array:
-    """E * sum over experts of (share of the load) * (mean of the shares), both over these axes."""
-    load_E, given_E = jnp.sum(load_BTE, over), jnp.sum(shares_BTE * real_BT[..., None], over)
-    share_E = load_E / jnp.maximum(jnp.sum(load_E, axis=-1, keepdims=True), 1)
-    mean_E = given_E / jnp.maximum(jnp.sum(real_BT, over), 1)[..., None]
-    return load_BTE.shape[-1] * jnp.sum(share_E * mean_E, axis=-1)
+def _evenness(load_E: Array, given_E: Array, tokens: Array) -> Array:
+    """E * sum over experts of (share of the load) * (mean of the shares given), [...] of [..., E] and [...]."""
+    share_E = load_E / load_E.sum(-1, keepdims=True).clip(1)
+    return load_E.shape[-1] * (share_E * (given_E / tokens.clip(1)[..., None])).sum(-1)

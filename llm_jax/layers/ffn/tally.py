@@ -1,11 +1,16 @@
-"""What layers of experts did with the tokens of a batch, as sums, and the figures that are told of them.
+"""What layers of experts did with the tokens of a batch, as sums, and the figures and losses that are made of them.
 
 Legend: B batch, E experts.
 """
 
+from typing import Any, Self
+
 import flax.struct
 import jax
 import numpy as np
+
+Sums = dict[str, jax.Array]
+"""What a loss of a batch is made of, by name: float32 sums over its tokens."""
 
 _OF_LAYERS = ("max_load", "load_entropy", "max_importance", "entropy", "dropped")
 
@@ -35,16 +40,67 @@ class Tally:
 
 
 @flax.struct.dataclass
+class BatchLosses:
+    """Losses of a layer that are of all tokens of a batch together. A stack's sums have a leading axis for its layers.
+
+    Attributes:
+      sums: of each of the losses.
+      losses: configs of the type `BatchLoss`.
+    """
+
+    sums: tuple[Sums, ...]
+    losses: tuple[Any, ...] = flax.struct.field(pytree_node=False)
+
+    @property
+    def total(self) -> jax.Array | np.ndarray:
+        """The losses of a batch with these sums, weighted and added up, over layers too: a scalar."""
+        return sum((loss.weight * loss.of(sums)).sum() for loss, sums in zip(self.losses, self.sums, strict=True))
+
+
+@flax.struct.dataclass
 class Report:
     """What a layer of experts tells of a batch. A stack's has a leading axis for its layers.
 
     Attributes:
-      loss_B: float32 balance losses of each row, weighted and added up.
+      loss_B: float32 losses of each row, weighted and added up.
+      batch: losses of the batch.
       tally: what it did.
     """
 
     loss_B: jax.Array
+    batch: BatchLosses
     tally: Tally
+
+
+@flax.struct.dataclass
+class BalanceLoss:
+    """A metric: the losses of all layers of a model.
+
+    Attributes:
+      rows: float32, losses of rows, each as often as the row has targets.
+      count: float32, number of targets.
+      layers: losses of the batch by the path of a block.
+    """
+
+    rows: jax.Array
+    count: jax.Array
+    layers: dict[str, BatchLosses]
+
+    def part_of(self, whole: Self) -> jax.Array:
+        """What the losses of the batch `whole`, counted as often as that has targets, are for this part of it: values
+        and gradients of all parts add up to those of the batch, since a gradient of a part's sums is taken at the sums
+        of the batch."""
+        at = jax.tree.map(
+            lambda all, own: jax.lax.stop_gradient(all) + (own - jax.lax.stop_gradient(own)),
+            *(one.layers for one in (whole, self)),
+        )
+        loss, count = sum(layer.total for layer in at.values()), jax.lax.stop_gradient(whole.count)
+        return self.count * loss + (count - self.count) * (loss - jax.lax.stop_gradient(loss))
+
+    def told(self, name: str) -> dict[str, float]:
+        """The mean over targets, where losses of the batch are those of all that was added up."""
+        of_batch = sum(float(layer.total) for layer in self.layers.values())
+        return {name: float(self.rows) / (float(self.count) or 1.0) + of_batch}
 
 
 @flax.struct.dataclass

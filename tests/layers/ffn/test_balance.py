@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.balance import BiasUpdate, ImportanceLoss, LoadLoss, SequenceLoss, ZLoss, report
+from llm_jax.layers.ffn.balance import BatchLoss, BiasUpdate, ImportanceLoss, LoadLoss, SequenceLoss, ZLoss, report
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
@@ -89,7 +89,10 @@ def _loss(loss, router):
         own = {"params": {"scores": {"kernel": jnp.eye(4)}}}
         routed = router.build(4, 4, Precision(), "router").apply(own, logits, routing.context(REAL))
         real = jnp.asarray(REAL, jnp.float32)
-        return loss.loss(routed, load(routed.routes, 4, real), real)
+        load_BTE = load(routed.routes, 4, real)
+        if not isinstance(loss, BatchLoss):
+            return loss.loss(routed, load_BTE, real)
+        return jnp.broadcast_to(loss.of(loss.sums(routed, load_BTE, real)), (3,))
 
     return run
 
@@ -160,11 +163,12 @@ def test_only_losses_are_followed_back_and_by_their_weights():
     def total(logits, balance):
         routed = router.apply(own, logits, routing.context(REAL))
         found = report(balance, routed, 4, load(routed.routes, 4, REAL * 1.0).sum(-1), jnp.asarray(REAL))
-        return jnp.sum(found.loss_B) + sum(map(jnp.sum, jax.tree.leaves(found.tally)))
+        return jnp.sum(found.loss_B) + found.batch.total + sum(map(jnp.sum, jax.tree.leaves(found.tally)))
 
-    of = jax.grad(lambda logits, weight: total(logits, (ZLoss(weight),)))
-    assert not of(jnp.asarray(LOGITS), 0.0).any()
-    np.testing.assert_allclose(of(jnp.asarray(LOGITS), 3.0), 3 * of(jnp.asarray(LOGITS), 1.0), rtol=1e-5)
+    for kind in (ZLoss, LoadLoss):
+        of = jax.grad(lambda logits, weight: total(logits, (kind(weight),)))  # noqa: B023
+        assert not of(jnp.asarray(LOGITS), 0.0).any()
+        np.testing.assert_allclose(of(jnp.asarray(LOGITS), 3.0), 3 * of(jnp.asarray(LOGITS), 1.0), rtol=1e-5)
 
 
 def _moe(router, *balance):
