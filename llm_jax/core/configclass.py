@@ -254,7 +254,7 @@ def _is_str(value: Any) -> bool:
 
 
 def _remedy(value: Any, kind: Any) -> str:
-    """What to write instead, where it can be told."""
+    """What to write instead, where that is known."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     choices = [one for option in kinds if get_origin(option) is Literal for one in get_args(option)]
     if isinstance(value, str) and (near := difflib.get_close_matches(value, filter(_is_str, choices), 1)):

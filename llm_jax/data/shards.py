@@ -29,7 +29,7 @@ from llm_jax.data import known_files
 from llm_jax.data.encoding import EncodedPieces, token_type
 
 SHARD_TOKENS = 2**25
-"""A shard ends with the first piece that reaches so many tokens."""
+"""A shard ends with the first piece that reaches this number of tokens."""
 _MOST_MAPPED = 4096
 _BLOCK = 2**24
 _OFFSETS, _JOURNAL, _MANIFEST = "offsets.bin", "journal.jsonl", "manifest.json"

@@ -121,7 +121,7 @@ def train_step(
 def evaluation_step(
     model: Transformer, objective: CausalLMConfig, microbatches: int = 1
 ) -> Callable[[Any, Batch], Metrics]:
-    """The pure function (params, batch) -> metrics, which takes the batch in so many parts, one after the other."""
+    """The pure function (params, batch) -> metrics, which runs the batch in this number of parts, in turn."""
 
     def step(params: Any, batch: Batch) -> Metrics:
         return _summed(lambda batch, key: objective.loss(model, params, batch)[1], microbatches, batch, None)
@@ -161,7 +161,7 @@ def _summed_gradients(
 
 
 def _of_batch(metrics: Metrics) -> Metrics:
-    """Those in which there are losses of the batch as a whole."""
+    """The metrics that hold losses of the batch as a whole."""
     found = {name: metric for name, metric in metrics.items() if isinstance(metric, BalanceLoss)}
     return {name: metric for name, metric in found.items() if any(layer.losses for layer in metric.layers.values())}
 

@@ -109,7 +109,7 @@ def test_losses_of_the_batch_are_those_of_all_microbatches():
 
 
 class Asked(CausalLMConfig):
-    """Notes of what batch the losses of microbatches are told, other than their own."""
+    """Notes the batch that each microbatch's losses are computed over, other than its own."""
 
     told = set()
 

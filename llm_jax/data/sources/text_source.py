@@ -33,7 +33,7 @@ class Document:
     """One text that a model reads from its beginning to its end."""
 
     name: str
-    """Where it stands in its corpus, not on this machine, so that a corpus may be moved."""
+    """Path within its corpus, not on this machine, so that a corpus may be moved."""
     text: str
 
     @property
