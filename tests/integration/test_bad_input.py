@@ -39,7 +39,7 @@ def again(finished, existing, cache):
     ("words", "message"),
     [
         (("--optimizer.peek-lr", 1), "--optimizer.peak-lr"),
-        (("--steps", "many"), "invalid literal for int() with base 10: 'many'"),
+        (("--steps", "many"), "--steps is 'many': it must be an int, such as"),
         (("--steps", 0), "steps is 0: it must be greater than 0"),
         (("--model.segments.0.blocks.0.mixer.heads", 3), "kv_heads is 2 and heads is 3"),
         (("--data.sequence-length", 65), "data.sequence_length is 65 and model.max_length is 64"),
