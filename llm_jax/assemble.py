@@ -60,9 +60,10 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
     layout = Layout.of(experiment.sharding)
     _check_rows(experiment, layout)
     dataset = experiment.data.build(tokenizer, cache, experiment.seed, experiment.objective.example)
+    vocab_size = experiment.model.vocab_size
     check(
-        dataset.vocab_size <= experiment.model.vocab_size,
-        f"the data have {dataset.vocab_size} different tokens and model.vocab_size is {experiment.model.vocab_size}: "
+        vocab_size is not None and dataset.vocab_size <= vocab_size,
+        f"the data have {dataset.vocab_size} different tokens and model.vocab_size is {vocab_size}: "
         "the model must have at least as many",
     )
     made = experiment_programs(experiment, layout)
@@ -102,22 +103,23 @@ def experiment_programs(experiment: Experiment, layout: Layout) -> Programs:
 
 def _beginning(experiment: Experiment, made: Programs) -> Callable[[], TrainState]:
     """The state before the first update: fresh, or with weights that are there already."""
-    if experiment.start is None:
+    start = experiment.start
+    if start is None:
         return made.fresh
-    there = read_config(experiment.start)
+    there = read_config(start)
     if has_experts(experiment.model) and not has_experts(there):
         check_upcycles(there, experiment.model)
-        return lambda: made.begin(_upcycled(experiment))
+        return lambda: made.begin(_upcycled(experiment, start))
     found, wanted = (architecture(config) for config in (there, experiment.model))
     check(
         found == wanted,
-        f"{experiment.start} holds another model than the experiment's: "
+        f"{start} holds another model than the experiment's: "
         f"{'; '.join(config.diff(wanted, found)[:4])}; model=read_config(folder) takes the one that is there",
     )
-    return lambda: made.begin(load_hf(experiment.start, experiment.precision.params)[1])
+    return lambda: made.begin(load_hf(start, experiment.precision.params)[1])
 
 
-def _upcycled(experiment: Experiment) -> Any:
-    dense, parameters = load_hf(experiment.start, experiment.precision.params)
+def _upcycled(experiment: Experiment, start: str) -> Any:
+    dense, parameters = load_hf(start, experiment.precision.params)
     model = Transformer(experiment.model, experiment.precision)
     return upcycled(dense.config, parameters, model, rng.key(experiment.seed, "upcycle"))

@@ -8,7 +8,7 @@ from typing import Any, Self
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.restore import Restored
 from llm_jax.core import config
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import Experiment
 
@@ -44,11 +44,12 @@ class Branch:
         directory = RunDirectory(found[0])
         records = restore.readable_records(directory.checkpoints)
         chosen = int(step) if step else max(records, default=None)
-        check(
-            chosen in records,
-            f"--from {name}: {directory.path} has no checkpoint {'at all' if chosen is None else f'of step {chosen}'} "
-            f"that can be read; it has those of steps {sorted(records)}",
-        )
+        if chosen is None or chosen not in records:
+            raise ValueError(
+                f"--from {name}: {directory.path} has no checkpoint "
+                f"{'at all' if chosen is None else f'of step {chosen}'} that can be read; it has those of steps "
+                f"{sorted(records)}"
+            )
         return cls(directory, chosen, records[chosen].run.experiment, records[chosen].run.data)
 
     @property
@@ -85,8 +86,7 @@ class Branch:
           ValueError: if the checkpoint is damaged, or holds another state than the new experiment makes.
         """
         found = restore.restore_state(self.run.checkpoints, abstract, tokenizer_digest, self.step)
-        check(found is not None, f"--from {self}: the checkpoint is gone")
-        return found
+        return given(found, f"--from {self}: the checkpoint is gone")
 
     def __str__(self) -> str:
         return f"{self.run.path}:{self.step}"

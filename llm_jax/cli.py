@@ -216,7 +216,8 @@ _FIELDS = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(E
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {name:<10} {kind.__doc__.splitlines()[0]}" for name, (kind, _) in VERBS.items())
+    first_lines = {name: (kind.__doc__ or "").partition("\n")[0] for name, (kind, _) in VERBS.items()}
+    verbs = "\n".join(f"  {name:<10} {line}" for name, line in first_lines.items())
     return f"usage: llm-jax VERB ...\n\n{verbs}\n\n`llm-jax VERB --help` explains a verb."
 
 
@@ -247,7 +248,7 @@ def _simulate(cpu_devices: int | None) -> None:
 
 def _keep_compiled_programs(cache: Path) -> None:
     """Programs compiled once are read back by later runs; JAX_COMPILATION_CACHE_DIR names another place."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str((cache / "jax").absolute()))
 
 

@@ -78,7 +78,9 @@ def open_run(run: RunDirectory, experiment: Experiment, step: int | None, say: C
 def newest(run: RunDirectory, step: int | None) -> Record | None:
     """The record of checkpoint `step`, or of the newest that can be read; None if there is none."""
     records = readable_records(run.checkpoints)
-    return records.get(max(records, default=None) if step is None else step)
+    if not records:
+        return None
+    return records.get(max(records) if step is None else step)
 
 
 def check_same_data(run: RunDirectory, trained_on: str | None, found: str) -> None:

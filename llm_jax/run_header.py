@@ -13,7 +13,7 @@ from llm_jax.models import count
 def header(parts: Assembly, run: RunDirectory) -> str:
     """Five lines: parameters, steps and tokens, data, devices and mesh, records."""
     experiment, layout = parts.experiment, parts.layout
-    data, devices = experiment.data, layout.mesh.devices
+    data, devices = experiment.data, layout.concrete.devices
     tokens = data.batch_size * data.sequence_length
     total, active = count.parameters(experiment.model), round(count.active_parameters(experiment.model))
     axes = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items() if size > 1)

@@ -11,7 +11,7 @@ from llm_jax.assemble import Assembly
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.restore import Restored
 from llm_jax.core import chips
-from llm_jax.core.checks import check
+from llm_jax.core.checks import given
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.run_lock import RunLock
 from llm_jax.data.batch import Batch
@@ -117,8 +117,8 @@ def placed(parts: Assembly, found: EvaluationSet) -> Iterator[Batch]:
 
 def _sampler(parts: Assembly) -> Callable[[Any], str]:
     """A function from weights to a page of samples."""
-    samples, tokenizer = parts.experiment.samples, parts.tokenizer
-    check(tokenizer is not None, "samples.prompts are text, and the experiment has no tokenizer: leave them out")
+    samples = parts.experiment.samples
+    tokenizer = given(parts.tokenizer, "samples.prompts are text, and the experiment has no tokenizer: leave them out")
     generator = Generator(
         parts.programs.model, samples.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size
     )

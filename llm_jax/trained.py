@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from llm_jax.checkpoints import restore
 from llm_jax.core import config
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
 from llm_jax.experiment import Experiment
@@ -42,14 +42,14 @@ class Trained:
         check(bool(found), f"{run.path} has no checkpoint that can be read: train it, or wait for its first save")
         tokenizer = load_tokenizer(run.tokenizer)
         # The record of a checkpoint says more surely than any other file what was trained.
-        experiment = config.parse(found.get(step, found[max(found)]).run.experiment)
+        experiment = config.parse(found.get(max(found) if step is None else step, found[max(found)]).run.experiment)
         if best:
             step = restore.best_step(run.checkpoints, experiment.checkpoint.best_metric)
         model = Transformer(experiment.model, experiment.precision)
         shapes, _ = abstract_parameters(model)
         part = "params" if experiment.update.ema_decay is None else "ema"
         restored = restore.restore_params(run.checkpoints, shapes, tokenizer.digest, step, part)
-        return cls(experiment, tokenizer, model, restored.state)
+        return cls(experiment, tokenizer, model, given(restored, f"the checkpoints of {run.path} are gone").state)
 
     def held_out(self, cache: Path) -> Iterator[Batch]:
         """The text of every set that the run was evaluated on, tokenised in `cache` if it is not there."""

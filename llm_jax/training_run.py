@@ -89,7 +89,7 @@ def run_training(
             run.delete()
             run.open(experiment)
         _check_hosts(hosts, parts, run)
-        connect(parts.layout.mesh, hosts)
+        connect(parts.layout.concrete, hosts)
         _run(_Opened(parts, run, lock, hosts), step, branch)
     return run
 
@@ -120,19 +120,20 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
         if parts.tokenizer is not None:
             run.write_tokenizer(parts.tokenizer)
         restored = checkpoints.restore(parts.programs.abstract_state, step)
-        finished = restored is not None and restored.step >= experiment.steps
-        state = restored.state if finished else None
-        if not finished:
+        final = restored.state if restored is not None and restored.step >= experiment.steps else None
+        begin = None
+        if final is None:
             begin, facts = _beginning(opened, checkpoints, restored, branch if begun is None else None)
             if step is not None:
                 facts |= _gone_back(run, checkpoints, step)
             run.write_card(**_card(parts), **facts, source=source)
             run.write_experiment(identity.experiment)
         with _noted_end(run):
-            if not finished:
+            if begin is not None:
                 state, finished = _train(opened, checkpoints, begin)
-            if finished:
-                _finish(parts, run, state, hosts)
+                final = state if finished else None
+            if final is not None:
+                _finish(parts, run, final, hosts)
                 run.end_card("finished")
 
 
@@ -162,7 +163,7 @@ def _beginning(
         facts = {"changes": changes(restored.run.experiment, experiment, restored.step, str(run.path))}
         _check_finite(restored.state, f"checkpoint {restored.step} in {run.checkpoints}")
         return restored, {"resumed_from": restored.step, **facts}
-    facts = {"resumed_from": None}
+    facts: dict[str, Any] = {"resumed_from": None}
     if branch is not None:
         check_same_data(branch.run, branch.data, parts.dataset.manifest()["digest"])
         facts["changes"] = branch.changes(experiment)

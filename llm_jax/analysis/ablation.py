@@ -202,5 +202,5 @@ def _cell(runs: Sequence[Run], measure: Measure, form: str) -> str:
 
 
 def _error(one: Sequence[float], other: Sequence[float]) -> float:
-    variances = [np.var(found, ddof=1) / len(found) if len(found) > 1 else np.nan for found in (one, other)]
-    return float(np.sqrt(np.sum(variances)))
+    variances = [float(np.var(found, ddof=1)) / len(found) if len(found) > 1 else np.nan for found in (one, other)]
+    return float(np.sqrt(sum(variances)))

@@ -5,7 +5,7 @@ that a curve that covers another leaves it visible; curves that are equal are na
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def variants_figure(results: dict[str, Sequence[Run]], title: str = "held-out loss") -> Figure:
+def variants_figure(results: Mapping[str, Sequence[Run]], title: str = "held-out loss") -> Figure:
     """Held-out loss of variants against steps: mean over the runs of each, and a band of one standard deviation. In
     bits per byte where the variants have different tokenizers."""
     unit = loss_unit([run for runs in results.values() for run in runs])
@@ -79,7 +79,7 @@ def variants_figure(results: dict[str, Sequence[Run]], title: str = "held-out lo
     return figure
 
 
-def differences_figure(differences: dict[str, Sequence[float]], baseline: str, unit: str) -> Figure:
+def differences_figure(differences: Mapping[str, Sequence[float]], baseline: str, unit: str) -> Figure:
     """Difference of each variant's final held-out loss to that of `baseline` with the same seed: a dot for every seed,
     a bar for their mean. Left of zero is better.
 
@@ -183,8 +183,9 @@ def specialisation_figure(found: Specialisation) -> Figure:
     figure = Figure(figsize=(1.6 + 3.4 * columns, 0.9 + 2.0 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     largest = max(share_CE.max() for _, share_CE, _ in layers)
+    images = []
     for axes, (name, share_CE, bits) in zip(grid.flat, layers, strict=False):
-        image = axes.imshow(share_CE, vmin=0, vmax=largest, cmap="Blues", aspect="auto")
+        images.append(axes.imshow(share_CE, vmin=0, vmax=largest, cmap="Blues", aspect="auto"))
         axes.set_title(f"{name.removeprefix('stack/')}: {bits:.3f} bits", fontsize=9, color=_TEXT)
         axes.set_yticks(range(len(CLASSES)), CLASSES, fontsize=8, color=_TEXT)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -192,7 +193,7 @@ def specialisation_figure(found: Specialisation) -> Figure:
     for axes in grid.flat[len(layers) :]:
         axes.set_visible(False)
     figure.supxlabel("expert", fontsize=10, color=_TEXT)
-    figure.colorbar(image, ax=grid, label="share of a class's visits", shrink=0.9)
+    figure.colorbar(images[0], ax=grid, label="share of a class's visits", shrink=0.9)
     return figure
 
 
@@ -304,7 +305,8 @@ def _equal_named(names: Sequence[str], curves: Sequence[np.ndarray | None]) -> l
 
 def _held_out_losses(runs: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps [n], losses [runs, n]) at the steps that every run was evaluated at."""
-    curves = [run.evals[held_out_set(runs)] for run in runs if run.evals]
+    name = held_out_set(runs)
+    curves = [] if name is None else [run.evals[name] for run in runs if run.evals]
     steps = functools.reduce(np.intersect1d, [curve["step"] for curve in curves])
     return steps, np.array([_column(curve, column)[np.isin(curve["step"], steps)] for curve in curves])
 

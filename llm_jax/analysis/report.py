@@ -112,7 +112,7 @@ def _summary(run: Run) -> str:
     if "train loss" in found:
         text += f". The training loss ended at {found['train loss']} nats per token (mean of the last {_tail(run)[1]}"
         text += " records)"
-    if "held-out loss" in found:
+    if "held-out loss" in found and held_out is not None:
         text += (
             f". On the held-out set {described([run], held_out)} the loss is {found['held-out loss']} nats per token"
         )
@@ -257,7 +257,7 @@ def _seeds(runs: Sequence[Run]) -> list[str]:
 
 def _metrics(run: Run, held_out: str | None) -> dict[str, float | None]:
     """Final metrics of a run; None where the run did not record one."""
-    evaluation = run.evals.get(held_out, {})
+    evaluation = {} if held_out is None else run.evals.get(held_out, {})
     return {
         "steps": last(run.train, "step"),
         "tokens": last(run.train, "tokens"),
@@ -277,9 +277,10 @@ def _tail(run: Run) -> tuple[float | None, int]:
 
 
 def _spread(metric: str, values: Sequence[float | None]) -> str:
-    if any(value is None for value in values):
+    found = [value for value in values if value is not None]
+    if len(found) < len(values):
         return "-"
-    return f"{_written(metric, float(np.mean(values)))} ± {_written(metric, float(np.std(values, ddof=1)))}"
+    return f"{_written(metric, float(np.mean(found)))} ± {_written(metric, float(np.std(found, ddof=1)))}"
 
 
 def _written(metric: str, value: float | None) -> str:

@@ -217,8 +217,9 @@ def swept(runs: Sequence[Run]) -> tuple[str, list[float]] | None:
     experiments differ, or the first of several that change together; None for other runs and fewer than three values.
     """
     changed = differences(runs, ignore=("name", "seed"))
-    columns = [[_plain_number(run.fields.get(path)) for run in runs] for path in changed]
-    if not columns or any(value is None for column in columns for value in column):
+    found = [[_plain_number(run.fields.get(path)) for run in runs] for path in changed]
+    columns = [[value for value in column if value is not None] for column in found]
+    if not columns or any(len(column) < len(runs) for column in columns):
         return None
     first = columns[0]
     together = all(len(set(zip(first, other, strict=True))) == len(set(first)) == len(set(other)) for other in columns)

@@ -3,12 +3,22 @@
 import difflib
 import math
 from collections.abc import Iterable
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 def check(condition: bool, message: str) -> None:
     """Raises ValueError with `message` unless `condition` holds. The message gives value, rule and remedy."""
     if not condition:
         raise ValueError(message)
+
+
+def given(value: Value | None, message: str) -> Value:
+    """`value`. Raises ValueError with `message` if it is None."""
+    if value is None:
+        raise ValueError(message)
+    return value
 
 
 def check_positive(**values: float) -> None:
@@ -56,11 +66,12 @@ def check_seed(**values: int) -> None:
         check(0 <= value < 2**32, f"{name} is {value}: a seed must be at least 0 and less than 2^32 = 4294967296")
 
 
-def check_one_of(name: str, value: str, choices: Iterable[str]) -> None:
+def check_one_of(name: str, value: str | int, choices: Iterable[str | int]) -> None:
     """`value` is among `choices`; a near miss is suggested."""
     choices = list(choices)
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}: it must be one of {choices}{did_you_mean(value, choices)}")
+        near = did_you_mean(str(value), map(str, choices))
+        raise ValueError(f"{name} is {value!r}: it must be one of {choices}{near}")
 
 
 def did_you_mean(word: str, known: Iterable[str], closeness: float = 0.6) -> str:

@@ -3,6 +3,18 @@
 An unknown chip has no peak, and no MFU is printed."""
 
 import dataclasses
+from typing import Protocol
+
+
+class Device(Protocol):
+    """What is read of a `jax.Device`, of whose class type checkers see nothing."""
+
+    @property
+    def platform(self) -> str: ...
+    @property
+    def device_kind(self) -> str: ...
+    @property
+    def process_index(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,14 @@ class Ratio:
         return {name: float(self.total) / (float(self.count) or 1.0)}
 
 
+def ratio(metrics: Metrics, name: str) -> Ratio:
+    """The metric `name`, which is a mean. ValueError if it is not."""
+    metric = metrics[name]
+    if not isinstance(metric, Ratio):
+        raise ValueError(f"metric {name!r} is of type {type(metric).__name__}: it must be a Ratio")
+    return metric
+
+
 def add(left: Metrics, right: Metrics) -> Metrics:
     """Adds two metric dictionaries of equal keys."""
     return jax.tree.map(jnp.add, left, right)

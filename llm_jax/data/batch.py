@@ -1,17 +1,18 @@
 """The batch that a decoder or encoder sees. B rows, T = sequence_length."""
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Generic, Self, TypeVar
 
 import flax.struct
 import jax
 import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = TypeVar("Array", jax.Array, np.ndarray)
 
 
 @flax.struct.dataclass
-class Batch:
-    """Inputs, targets and what counts."""
+class Batch(Generic[Array]):
+    """Inputs, targets and what counts: arrays of numpy where rows are read, of jax in programs."""
 
     tokens_BT: Array
     """int32 inputs."""
@@ -25,7 +26,7 @@ class Batch:
     """float32; 0 where the target is padding or belongs to another document than the input."""
 
     @classmethod
-    def from_rows(cls, rows: dict[str, Array]) -> Self:
+    def from_rows(cls, rows: Mapping[str, Any]) -> Self:
         """The batch of next-token prediction, from stacked rows: int32 arrays [B, T + 1]."""
         segments = rows["segment_ids"]
         same_document = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)

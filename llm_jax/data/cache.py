@@ -24,7 +24,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
 from llm_jax.data import shards
 from llm_jax.data.encoding import encoded, pieces
 from llm_jax.data.sources import TextSource
@@ -138,9 +138,7 @@ class _Entry:
                 raise
             os.rename(self._building, self.folder)
             shards.remember_checksums(self.folder, manifest)
-        made = self.read()
-        check(made is not None, f"{self.folder} was damaged while it was written: the disk or the memory is faulty")
-        return made
+        return given(self.read(), f"{self.folder} was damaged while it was written: the disk or the memory is faulty")
 
     def _build(self, source: TextSource, tokenizer: Tokenizer) -> dict:
         with contextlib.closing(shards.ShardWriter(self._building, tokenizer.vocab_size)) as writer:

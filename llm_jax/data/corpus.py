@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from llm_jax.core.checks import check, check_one_of
+from llm_jax.core.checks import check, check_one_of, given
 from llm_jax.core.configclass import configclass
 from llm_jax.data.cache import TokenDocuments, tokenized
 from llm_jax.data.duplicates import Distinct, DocumentSet
@@ -57,14 +57,15 @@ class Corpus(RowSource):
 
     def __init__(self, config: CorpusConfig, context: RowContext):
         """Raises ValueError if there is no tokenizer."""
-        check(context.tokenizer is not None, f"{config.source} is text: the experiment needs a tokenizer to cut it")
+        needs = f"{config.source} is text: the experiment needs a tokenizer to cut it"
+        self._tokenizer = given(context.tokenizer, needs)
         self._config = config
         self._context = context
         self._source = config.source.build()
 
     @property
     def vocab_size(self) -> int:
-        return self._context.tokenizer.vocab_size
+        return self._tokenizer.vocab_size
 
     def train(self) -> Rows:
         """Raises ValueError if the training part is smaller than one batch."""
@@ -100,7 +101,8 @@ class Corpus(RowSource):
         if self._config.duplicates == "keep":
             return 0
         if isinstance(self._config.split, SeparateSources):
-            return sum(self._text(part).left_out for part in self._config.split.parts())
+            texts = map(self._text, self._config.split.parts())
+            return sum(text.left_out for text in texts if isinstance(text, Distinct))
         return Distinct(self._source).left_out
 
     def empty_texts(self) -> int:
@@ -112,14 +114,13 @@ class Corpus(RowSource):
     def _bytes_of_first(self, ids: np.ndarray) -> int:
         """UTF-8 bytes of ids that begin documents; eos has none."""
         found, counts = np.unique(ids, return_counts=True)
-        return sum(self._context.tokenizer.first_bytes(int(i)) * int(n) for i, n in zip(found, counts, strict=True))
+        return sum(self._tokenizer.first_bytes(int(i)) * int(n) for i, n in zip(found, counts, strict=True))
 
     def _text(self, part: Part) -> TextSource:
         return self._config.text_of(self._source, part)
 
     def _tokenized(self, text: TextSource) -> TokenDocuments:
-        context = self._context
-        return tokenized(text, context.tokenizer, self._config.bos, self._config.eos, context.cache)
+        return tokenized(text, self._tokenizer, self._config.bos, self._config.eos, self._context.cache)
 
 
 def _card(text: TextSource, documents: TokenDocuments) -> Mapping[str, str | int]:

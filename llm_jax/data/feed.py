@@ -41,7 +41,7 @@ def host_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
     )
     rows_only = NamedSharding(mesh, PartitionSpec(*sharding.spec[:1]))
     held = rows_only.addressable_devices_indices_map((batch_size,)).values()
-    stretches = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
+    stretches = sorted({rows.indices(batch_size)[:2] for index in held if index is not None for rows in index})
     start, stop = stretches[0][0], stretches[-1][1]
     count = sum(last - first for first, last in stretches)
     check(

@@ -141,7 +141,7 @@ class Mixture(RowSource):
     @property
     def _trained(self) -> set[str]:
         """The sources that have a weight at some step."""
-        counts = sum(self._config.counts_at(step) for step in self._config.steps())
+        counts = np.sum([self._config.counts_at(step) for step in self._config.steps()], axis=0)
         return {name for name, count in zip(self._sources, counts, strict=True) if count}
 
 
@@ -161,7 +161,8 @@ class MixedRows:
     """Rows of several sources: which source, and which of its rows, is a pure function of (seed, index)."""
 
     def __init__(self, config: MixtureConfig, rows: list[Rows | None], batch_size: int, seed: int):
-        self._rows = rows
+        self._rows = {source: found for source, found in enumerate(rows) if found is not None}
+        self._sources = len(rows)
         self._block = config.block
         self._seed = seed
         self._layout = functools.lru_cache(maxsize=4)(self._make_layout)
@@ -192,7 +193,7 @@ class MixedRows:
         phase = self._phases[number]
         blocks, rest = divmod(index - phase.start, self._block)
         sources, _ = self._layout(number, blocks)
-        return phase.before + blocks * phase.counts + np.bincount(sources[:rest], minlength=len(self._rows))
+        return phase.before + blocks * phase.counts + np.bincount(sources[:rest], minlength=self._sources)
 
     def _make_layout(self, phase: int, block: int) -> tuple[np.ndarray, np.ndarray]:
         """int64 [block] twice: the source of each row of a block, and how many rows of that source precede it there."""

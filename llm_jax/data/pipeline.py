@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import overload
 
 import grain
 import numpy as np
@@ -61,9 +62,11 @@ class DataConfig:
         Raises:
           ValueError: if a source is synthetic, or has no such part.
         """
+        texts: list[TextSource] = []
         for source in self._sources:
-            check(isinstance(source, CorpusConfig), f"{type(source).__name__} is synthetic and has no text")
-        texts = [source.text(part) for source in self._sources]
+            if not isinstance(source, CorpusConfig):
+                raise ValueError(f"{type(source).__name__} is synthetic and has no text")
+            texts.append(source.text(part))
         if max_bytes is not None:
             texts = [Limited(text, max_bytes) for text in texts]
         return texts[0] if len(texts) == 1 else Joined(texts)
@@ -205,7 +208,7 @@ class Dataset:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches(Sequence):
+class Batches(Sequence[Row]):
     """One host's share of consecutive batches, by step; each is a dict of stacked rows [batch_size / hosts, T + 1]."""
 
     rows: Rows
@@ -221,7 +224,13 @@ class Batches(Sequence):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, step: int) -> Row:
+    @overload
+    def __getitem__(self, step: int) -> Row: ...
+    @overload
+    def __getitem__(self, step: slice) -> list[Row]: ...
+    def __getitem__(self, step: int | slice) -> Row | list[Row]:
+        if isinstance(step, slice):
+            return [self[one] for one in range(*step.indices(self.length))]
         if not 0 <= step < self.length:
             raise IndexError(step)
         share = self.batch_size // self.hosts

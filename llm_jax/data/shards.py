@@ -222,8 +222,10 @@ class ShardWriter:
     def _finish_shard(self) -> None:
         """Puts the shard on the disk, then its line in the journal."""
         for file in (self._file, self._offsets):
-            _to_disk(file)
-        self._file.close()
+            if file is not None:
+                _to_disk(file)
+        if self._file is not None:
+            self._file.close()
         pieces = self.done.pieces + self._pieces
         self.shards.append(
             Shard(self._size, self._checksum, pieces, self._documents, self._text_bytes, self._offsets_checksum)

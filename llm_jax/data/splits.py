@@ -169,10 +169,10 @@ class Limited(DerivedSource):
             while total - sample[0][2] >= self._max_bytes:
                 total -= heapq.heappop(sample)[2]
         if total > self._max_bytes:
-            *order, size, last = heapq.heappop(sample)
+            hash_of_name, index, size, last = heapq.heappop(sample)
             beginning = _beginning(last.text, self._max_bytes - (total - size))
             if beginning:
-                sample.append((*order, len(beginning), Document(last.name, beginning)))
+                sample.append((hash_of_name, index, len(beginning), Document(last.name, beginning)))
         for _, _, _, document in sorted(sample, key=lambda entry: -entry[1]):
             yield document
 

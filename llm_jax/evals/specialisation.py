@@ -99,14 +99,15 @@ def mutual_information(counts: np.ndarray) -> float:
     return float(np.sum(joint[seen] * np.log2(joint[seen] / apart[seen])))
 
 
-def _counts(model: Transformer, params: Any, batch: Batch, classes_BT: jax.Array) -> dict[str, jax.Array]:
+def _counts(model: Transformer, params: Any, batch: Batch[jax.Array], classes_BT: jax.Array) -> dict[str, jax.Array]:
     """Visits [L, C, E] of the layers of experts, by the path of their block."""
     placement = Placement(batch.positions_BT, batch.segment_ids_BT)
     _, told = model.apply({"params": params}, batch.tokens_BT, placement, method="hidden", mutable=["choices"])
+    choices: dict[tuple[str, ...], Any] = flatten_dict(told.get("choices", {}))
     classes_BTC = jax.nn.one_hot(classes_BT, len(CLASSES))
     return {
         "/".join(path[: path.index("ffn")]): jnp.einsum("LBTE,BTC->LCE", visits_LBTE, classes_BTC)
-        for path, (visits_LBTE,) in flatten_dict(told.get("choices", {})).items()
+        for path, (visits_LBTE,) in choices.items()
     }
 
 

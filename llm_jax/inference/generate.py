@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core import rng, trees
-from llm_jax.core.checks import check, check_seed
+from llm_jax.core.checks import check, check_seed, given
 from llm_jax.inference.sampling import SamplingConfig, sample
 from llm_jax.layers.mixers.cache import Cache
 from llm_jax.layers.mixers.masks import Placement
-from llm_jax.models.build import Model
+from llm_jax.models.build import Model, applied
 from llm_jax.models.config import LOOK_BACK
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, unstack, unstacked
@@ -69,19 +69,22 @@ class Generator:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Model,
         sampling: SamplingConfig,
         eos_id: int | None,
         pad_id: int,
         vocab_size: int | None = None,
     ):
-        _check_writes(model)
+        model = _writer(model)
         config = dataclasses.replace(model.config, segments=unstacked(model.config.segments), execution=Execution())
         self._model, self._sampling, self._eos_id, self._pad_id = model.clone(config=config), sampling, eos_id, pad_id
-        self._vocab_size = model.config.vocab_size if vocab_size is None else vocab_size
+        self._scored = given(
+            model.config.vocab_size, "the model has no vocabulary, so it cannot write tokens: give it one"
+        )
+        self._vocab_size = self._scored if vocab_size is None else vocab_size
         check(
-            1 <= self._vocab_size <= model.config.vocab_size,
-            f"vocab_size is {vocab_size} and the model's is {model.config.vocab_size}: the model scores no other "
+            1 <= self._vocab_size <= self._scored,
+            f"vocab_size is {vocab_size} and the model's is {self._scored}: the model scores no other "
             "tokens; use the tokenizer that it was trained with",
         )
         for name, token in (("eos_id", eos_id), ("pad_id", pad_id)):
@@ -139,11 +142,11 @@ class Generator:
                 found.ndim == 1 and np.issubdtype(found.dtype, np.integer),
                 f"prompt {number} has shape {found.shape} and type {found.dtype}: give the ids of its tokens",
             )
-            wrong = found[(found < 0) | (found >= self._model.config.vocab_size)]
+            wrong = found[(found < 0) | (found >= self._scored)]
             check(
                 not wrong.size,
                 f"prompt {number} holds token {wrong[:1].sum()}, and the model's tokens are 0 to "
-                f"{self._model.config.vocab_size - 1}: use the tokenizer that it was trained with",
+                f"{self._scored - 1}: use the tokenizer that it was trained with",
             )
 
     def _pad(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +192,7 @@ class Generator:
         )
 
     def _advance(self, params, hidden_B1D, positions_B, finished_B, seen_BV, key) -> _Progress:
-        logits_BV = self._model.apply({"params": params}, hidden_B1D, method="unembed")[:, 0, : self._vocab_size]
+        logits_BV = applied(self._model, params, hidden_B1D, method="unembed")[:, 0, : self._vocab_size]
         tokens_B = jnp.where(finished_B, self._pad_id, sample(logits_BV, key, self._sampling, seen_BV))
         if self._eos_id is not None:
             finished_B |= tokens_B == self._eos_id
@@ -199,14 +202,14 @@ class Generator:
         return _Progress(partition.constrain(tokens_B), positions_B, partition.constrain(finished_B), seen_BV)
 
     def _apply(self, params, tokens_BT, placement, cache) -> Any:
-        return self._model.apply({"params": params}, tokens_BT, placement, cache, method="hidden")
+        return applied(self._model, params, tokens_BT, placement, cache, method="hidden")
 
 
-def _check_writes(model: Model) -> None:
-    check(
-        isinstance(model, Transformer) and not model.config.reads_memory,
-        "the model reads what an encoder made of another row, and prompts have no such row: give a decoder alone",
-    )
+def _writer(model: Model) -> Transformer:
+    if not isinstance(model, Transformer) or model.config.reads_memory:
+        raise ValueError(
+            "the model reads what an encoder made of another row, and prompts have no such row: give a decoder alone"
+        )
     check(
         model.config.causal,
         f"{' and '.join(model.config.looking_ahead)} of the model tells tokens of later ones, so it cannot write a row "
@@ -217,3 +220,4 @@ def _check_writes(model: Model) -> None:
         f"the model's head is {type(model.config.head).__name__}, which scores no vocabulary: give it a HeadConfig or "
         "a TiedHead",
     )
+    return model

@@ -86,11 +86,11 @@ def _penalised(logits_BV: jax.Array, config: SamplingConfig, seen_BV: jax.Array 
     penalty = config.repetition_penalty
     if penalty == 1:
         return x_BV
-    check(
-        seen_BV is not None and seen_BV.shape == x_BV.shape,
-        f"repetition_penalty is {penalty} and seen_BV has shape {None if seen_BV is None else seen_BV.shape} where "
-        f"logits have {x_BV.shape}: give a bool for each token, or set repetition_penalty=1.0",
-    )
+    if seen_BV is None or seen_BV.shape != x_BV.shape:
+        raise ValueError(
+            f"repetition_penalty is {penalty} and seen_BV has shape {None if seen_BV is None else seen_BV.shape} where "
+            f"logits have {x_BV.shape}: give a bool for each token, or set repetition_penalty=1.0"
+        )
     return jnp.where(seen_BV, jnp.where(x_BV < 0, x_BV * penalty, x_BV / penalty), x_BV)
 
 

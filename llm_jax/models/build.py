@@ -18,14 +18,22 @@ Model = Transformer | EncoderDecoder
 
 def build(config: ModelConfig, precision: Precision = Precision()) -> Model:  # noqa: B008
     """The module that computes what `config` says."""
-    return (EncoderDecoder if isinstance(config, EncoderDecoderConfig) else Transformer)(config, precision)
+    if isinstance(config, EncoderDecoderConfig):
+        return EncoderDecoder(config, precision)
+    return Transformer(config, precision)
+
+
+def applied(model: Model, params: Any, *arguments: Any, method: str | None = None, rngs: Any = None) -> Any:
+    """What a method of the model gives with these parameters: `Module.apply` where no variables change."""
+    return model.apply({"params": params}, *arguments, method=method, rngs=rngs)
 
 
 def initial_parameters(model: Model, key: jax.Array) -> Any:
     """A fresh parameter tree; its leaves are boxed with their logical axes."""
-    tokens, config = jnp.zeros((1, 1), jnp.int32), model.config
+    tokens = jnp.zeros((1, 1), jnp.int32)
     if isinstance(model, EncoderDecoder):
         return model.init(key, tokens, tokens)["params"]
+    config = model.config
     if config.vocab_size is None:
         vectors = jnp.zeros((1, 1, config.embed.table_width(config.width)), model.precision.dtype)
         return model.init(key, vectors, method="run")["params"]

@@ -13,6 +13,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.models.build import applied
 from llm_jax.models.config import LOOK_BACK, TransformerConfig
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.transformer import Transformer
@@ -59,7 +60,7 @@ class CausalLMConfig:
         """What a packed row becomes before it is batched: nothing changes."""
         return row
 
-    def batch(self, rows: dict[str, np.ndarray]) -> Batch:
+    def batch(self, rows: dict[str, np.ndarray]) -> Batch[np.ndarray]:
         """What the model is given for stacked rows [B, T + 1]."""
         return Batch.from_rows(rows)
 
@@ -67,7 +68,7 @@ class CausalLMConfig:
         self,
         model: Transformer,
         params: Any,
-        batch: Batch,
+        batch: Batch[jax.Array],
         key: jax.Array | None = None,
         whole: Metrics | None = None,
     ) -> tuple[jax.Array, Metrics]:
@@ -81,11 +82,11 @@ class CausalLMConfig:
         """
         rngs = None if key is None else {"dropout": key}
         placement = Placement(batch.positions_BT, batch.segment_ids_BT)
-        output = model.apply({"params": params}, batch.tokens_BT, placement, method="hidden", rngs=rngs)
+        output = applied(model, params, batch.tokens_BT, placement, method="hidden", rngs=rngs)
         head = {name: params[name] for name in model.unembed_parameters}
 
         def unembed(head: Any, hidden_BCD: jax.Array) -> jax.Array:
-            return model.apply({"params": head}, hidden_BCD, method="unembed")
+            return applied(model, head, hidden_BCD, method="unembed")
 
         total, metrics = cross_entropy(
             unembed, head, output.hidden_BTD, batch.targets_BT, batch.loss_weights_BT, self.chunks, self.z_loss

@@ -139,7 +139,7 @@ def balance(
     if not reports:
         return jnp.zeros(()), {}
     count_B = jnp.sum(weights_BT, axis=1, dtype=jnp.float32)
-    rows = jnp.sum(sum(jnp.sum(report.loss_B, axis=0) for report in reports.values()) * count_B)
+    rows = jnp.sum(sum((jnp.sum(report.loss_B, axis=0) for report in reports.values()), jnp.zeros(())) * count_B)
     own = BalanceLoss(rows, jnp.sum(count_B), {path: report.batch for path, report in reports.items()})
     return rows + own.part_of(own if whole is None else whole["balance_loss"]), {
         "balance_loss": own,

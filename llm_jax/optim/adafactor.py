@@ -6,8 +6,9 @@ matrix's; on a single matrix the two are equal.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,8 +19,9 @@ _SQUARE_FLOOR = 1e-30
 _PARAMETER_FLOOR = 1e-3
 
 
-class AdafactorState(NamedTuple):
-    """Second moments. Each tree has the parameters' structure, with an optax.MaskedNode where it holds nothing."""
+@flax.struct.dataclass
+class AdafactorState:
+    """The optimizer state: second moments. Each tree has the parameters' structure, with an optax.MaskedNode where it holds nothing."""
 
     count: jax.Array
     """Updates made so far, int32 []."""
@@ -44,7 +46,7 @@ def scale_by_adafactor(
       scale_by_parameter: whether to multiply by the root mean square of the matrix or vector, at least 1e-3.
     """
 
-    def init(params: Any) -> AdafactorState:
+    def init(params: Any) -> Any:
         def zeros(averaged: Any, factored: bool) -> Any:
             def make(layout: Layout, x: jax.Array) -> Any:
                 if _is_factored(layout, x.shape, min_factored_size) != factored:
@@ -60,7 +62,7 @@ def scale_by_adafactor(
             full=zeros(lambda layout: (), factored=False),
         )
 
-    def update(grads: Any, state: AdafactorState, params: Any = None) -> tuple[Any, AdafactorState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         decay = 1 - (state.count + 1).astype(jnp.float32) ** -exponent
 
         def follow(moment: Any, grad: jax.Array) -> Any:
@@ -71,7 +73,7 @@ def scale_by_adafactor(
             return decay * moment + (1 - decay) * square
 
         row, column, full = (
-            jax.tree.map(lambda grad, moment: follow(moment, grad), grads, moments)
+            jax.tree.map(lambda grad, moment: follow(moment, grad), updates, moments)
             for moments in (state.row, state.column, state.full)
         )
 
@@ -87,8 +89,8 @@ def scale_by_adafactor(
                 x *= jnp.maximum(_root_mean_square(layout, param), _PARAMETER_FLOOR)
             return x
 
-        updates = jax.tree.map(direct, layouts, grads, row, column, full, params)
-        return updates, AdafactorState(optax.safe_increment(state.count), row, column, full)
+        directions = jax.tree.map(direct, layouts, updates, row, column, full, params)
+        return directions, AdafactorState(jnp.asarray(optax.safe_increment(state.count)), row, column, full)
 
     return optax.GradientTransformation(init, update)
 

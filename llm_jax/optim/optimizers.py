@@ -290,7 +290,7 @@ class ScheduleFreeAdamWConfig(OptimizerConfig):
         base = optax.chain(self._direction(tree), decay, optax.scale_by_learning_rate(rate))
         # optax counts schedule-free steps from 1, where the base optimizer counts from 0: the weights must see the
         # rates that were used.
-        return optax.contrib.schedule_free(base, lambda count: rate(count - 1), self.b1, self.rate_power)
+        return optax.contrib.schedule_free(base, lambda count: rate(jnp.asarray(count) - 1), self.b1, self.rate_power)
 
     def _direction(self, tree: Any) -> optax.GradientTransformation:
         return optax.scale_by_rms(self.b2, self.epsilon, eps_in_sqrt=False, bias_correction=True)
@@ -303,8 +303,8 @@ def _in_float32(inner: optax.GradientTransformationExtraArgs) -> optax.GradientT
     def init(params: Any) -> Any:
         return inner.init(optax.tree.cast(params, jnp.float32))
 
-    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        grads, params = optax.tree.cast(grads, jnp.float32), optax.tree.cast(params, jnp.float32)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        grads, params = optax.tree.cast(updates, jnp.float32), optax.tree.cast(params, jnp.float32)
         return inner.update(grads, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)

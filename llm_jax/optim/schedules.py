@@ -10,11 +10,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from llm_jax.core.checks import check, check_fraction, check_not_negative, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 
-Rate = Callable[[int | jax.Array], jax.Array]
+Rate = Callable[[ArrayLike], jax.Array]
 """From the number of updates made so far, which may be traced, to the learning rate of the next, float32 []."""
 
 
@@ -136,15 +137,15 @@ class WSD:
 Schedule = Constant | Cosine | Linear | InverseSqrt | WSD
 
 
-def _warmed(peak: float, warmup_steps: int, after_warmup: Rate) -> Rate:
-    def rate(step: int | jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
+def _warmed(peak: float, warmup_steps: int, after_warmup: Callable[[jax.Array], jax.Array]) -> Rate:
+    def rate(updates: ArrayLike) -> jax.Array:
+        step = jnp.asarray(updates, jnp.float32)
         return peak * jnp.where(step < warmup_steps, (step + 1) / (warmup_steps + 1), after_warmup(step))
 
     return rate
 
 
-def _progress(peak: float, steps: int, warmup_steps: int, decay_steps: int | None) -> Rate:
+def _progress(peak: float, steps: int, warmup_steps: int, decay_steps: int | None) -> Callable[[jax.Array], jax.Array]:
     """Share of the decay that lies behind a step, within [0, 1]."""
     _check_run(peak, steps)
     end = steps if decay_steps is None else decay_steps

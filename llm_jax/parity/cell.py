@@ -10,6 +10,8 @@ import jax
 import numpy as np
 
 from llm_jax.core import trees
+from llm_jax.core.checks import given
+from llm_jax.core.metrics import ratio
 from llm_jax.models.build import build
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
 from llm_jax.models.stack import Execution
@@ -156,10 +158,11 @@ class _Held:
     @classmethod
     def of(cls, state: TrainState, within: str) -> Self:
         memories = frozenset(leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state))
-        trees = state.params, _moments(state.opt_state)
-        others = [_share(tree, lambda name: within in name and _EXPERTS not in name) for tree in trees]
-        experts = [_share(tree, lambda name: _EXPERTS in name) for tree in trees]
-        return cls(*others, () if None in experts else tuple(experts), memories)
+        held = state.params, _moments(state.opt_state)
+        others = [_share(tree, lambda name: within in name and _EXPERTS not in name) for tree in held]
+        experts = [_share(tree, lambda name: _EXPERTS in name) for tree in held]
+        parameters, optimizer = (given(share, f"no parameter has {within!r} in its path") for share in others)
+        return cls(parameters, optimizer, tuple(share for share in experts if share is not None), memories)
 
 
 _EXPERTS = "/experts/"
@@ -175,7 +178,7 @@ def _trained(made: Programs, program: jax.stages.Compiled, start: TrainState) ->
         for step in range(STEPS):
             batch = jax.device_put(models.batch(step), made.layout.rows)
             state, report = update(state, batch)
-            losses.append(float(report.metrics["loss"].mean))
+            losses.append(float(ratio(report.metrics, "loss").mean))
             if step == 0:
                 first = jax.device_get(_moments(state.opt_state))
                 gradients = {path: leaf / (1 - OPTIMIZER.b1) for path, leaf in trees.named_leaves(first)}
@@ -229,7 +232,7 @@ _SMALL = 0.06
 
 def _gathered_scores(program: jax.stages.Compiled) -> list[str]:
     """Gathers of scores [rows, places, vocabulary]; the matrices that make them have two axes."""
-    shapes = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather(?:-start)?\(", program.as_text())
+    shapes = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather(?:-start)?\(", program.as_text() or "")
     return [
         f"scores [{shape}] are gathered" for shape in shapes if shape.count(",") > 1 and shape.endswith(f",{VOCAB}")
     ]

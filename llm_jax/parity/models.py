@@ -16,11 +16,12 @@ from llm_jax.data.batch import Batch
 from llm_jax.layers.ffn.balance import ZLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.block import BlockConfig
-from llm_jax.models.build import Model
+from llm_jax.models.build import Model, applied
 from llm_jax.models.config import ModelConfig, TransformerConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.families.llama import llama
@@ -29,6 +30,7 @@ from llm_jax.models.families.t5 import t5
 from llm_jax.models.stack import Segment
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.losses import balance, cross_entropy
+from llm_jax.objectives.objective import Objective
 
 VOCAB = 96
 LENGTH = 32
@@ -42,9 +44,12 @@ def _mixture() -> TransformerConfig:
     that it does not matter how a batch is cut."""
     config = llama(2, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH)
     dense = config.segments[0].blocks[0]
+    expert = dense.ffn
+    if not isinstance(expert, DenseConfig):
+        raise ValueError(f"blocks of llama have {type(expert).__name__}: experts are made of a DenseConfig")
 
     def experts(dispatch: DispatchConfig) -> BlockConfig:
-        ffn = MoEConfig(EXPERTS, dense.ffn, SoftmaxConfig(top=2), dispatch, balance=(ZLoss(0.01),))
+        ffn = MoEConfig(EXPERTS, expert, SoftmaxConfig(top=2), dispatch, balance=(ZLoss(0.01),))
         return dataclasses.replace(dense, ffn=ffn)
 
     group = (experts(Dropless()), dense, experts(Capacity(1.0, group=8)))
@@ -62,28 +67,28 @@ MODELS: dict[str, Callable[[], ModelConfig]] = {
 
 
 @configclass
-class ContinuationConfig(CausalLMConfig):
+class ContinuationConfig:
     """Next-token prediction by a decoder that reads the same row through an encoder: a loss to compare, no task."""
 
     def loss(
-        self, model: EncoderDecoder, params: Any, batch: Batch, key: jax.Array | None = None
+        self, model: EncoderDecoder, params: Any, batch: Batch[jax.Array], key: jax.Array | None = None
     ) -> tuple[jax.Array, Metrics]:
-        """As that of the base class."""
+        """As that of `CausalLMConfig`."""
         rngs = None if key is None else {"dropout": key}
         place = Placement(batch.positions_BT, batch.segment_ids_BT)
-        output = model.apply({"params": params}, batch.tokens_BT, batch.tokens_BT, place, place, rngs=rngs)
+        output = applied(model, params, batch.tokens_BT, batch.tokens_BT, place, place, rngs=rngs)
         scores = lambda _, logits_BTV: logits_BTV  # noqa: E731
         total, metrics = cross_entropy(scores, (), output.logits_BTV, batch.targets_BT, batch.loss_weights_BT)
         added, told = balance(output.reports, batch.loss_weights_BT)
         return total + added, metrics | told
 
 
-def objective(model: Model) -> CausalLMConfig:
+def objective(model: Model) -> Objective:
     """The objective by which a model of MODELS is trained."""
     return ContinuationConfig() if isinstance(model, EncoderDecoder) else CausalLMConfig(chunks=2)
 
 
-def batch(step: int) -> Batch:
+def batch(step: int) -> Batch[np.ndarray]:
     """Rows of two packed documents and, in most, padding at the end. They follow a rule that can be learned."""
     generator = np.random.default_rng(step)
     segments, positions = np.zeros((2, ROWS, LENGTH + 1), np.int32)

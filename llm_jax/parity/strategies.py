@@ -1,7 +1,9 @@
 """The layouts over eight devices that must all train alike, and what each must be seen to do."""
 
 import dataclasses
+from typing import Any
 
+from llm_jax.sharding import rules
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import (
     AllToAll,
@@ -43,9 +45,19 @@ class Strategy:
 
 
 def _strategy(
-    strategy, parameters, optimizer, present, absent=(), within="", experts=None, offload=False, **mesh
+    strategy: rules.Strategy,
+    parameters: int,
+    optimizer: int,
+    present: tuple[str, ...],
+    absent: tuple[str, ...] = (),
+    within: str = "",
+    experts: int | None = None,
+    offload: bool = False,
+    data: int = 1,
+    **mesh: int,
 ) -> Strategy:
-    sharding = ShardingConfig(MeshConfig(**{"data": 1} | mesh), strategy, offload)
+    sizes: dict[str, Any] = {"data": data} | mesh
+    sharding = ShardingConfig(MeshConfig(**sizes), strategy, offload)
     return Strategy(sharding, parameters, optimizer, present, absent, within, experts)
 
 
@@ -80,12 +92,16 @@ STRATEGIES: dict[str, Strategy] = {
     "FSDP x tensor x ring": _strategy(
         Both(FullySharded(), Both(TensorParallel(), ContextParallel(Ring()))),
         *(4, 4, (REDUCE, GATHER, PASS)),
-        **{"fsdp": 2, "context": 2, "tensor": 2},
+        fsdp=2,
+        context=2,
+        tensor=2,
     ),
     "FSDP x tensor, sequence x all-to-all": _strategy(
         Both(FullySharded(), Both(TensorParallel(sequence=True), ContextParallel(AllToAll()))),
         *(4, 4, (REDUCE, GATHER, EXCHANGE)),
-        **{"fsdp": 2, "context": 2, "tensor": 2},
+        fsdp=2,
+        context=2,
+        tensor=2,
     ),
     "FSDP x pipeline": _strategy(
         Both(FullySharded(), PipelineParallel(4)), 8, 8, (REDUCE, GATHER, PASS), within=_STACK, fsdp=2, stage=4
@@ -93,27 +109,42 @@ STRATEGIES: dict[str, Strategy] = {
     "ZeRO-1 x tensor x pipeline": _strategy(
         Both(FullySharded(stage=1), Both(TensorParallel(), PipelineParallel(2))),
         *(4, 8, (REDUCE, PASS)),
-        **{"within": _STACK, "fsdp": 2, "stage": 2, "tensor": 2},
+        within=_STACK,
+        fsdp=2,
+        stage=2,
+        tensor=2,
     ),
     "expert x FSDP": _strategy(
         *(Both(ExpertParallel(), FullySharded()), 8, 8, (REDUCE, GATHER)),
-        **{"experts": 8, "fsdp": 4, "expert": 2},
+        experts=8,
+        fsdp=4,
+        expert=2,
     ),
     "expert x tensor, sequence": _strategy(
         *(Both(ExpertParallel(), TensorParallel(sequence=True)), 2, 2, (REDUCE, GATHER)),
-        **{"experts": 8, "expert": 4, "tensor": 2},
+        experts=8,
+        expert=4,
+        tensor=2,
     ),
     "expert x pipeline": _strategy(
         *(Both(ExpertParallel(), PipelineParallel(4, 2)), 4, 4, (REDUCE, PASS)),
-        **{"experts": 8, "within": _STACK, "stage": 4, "expert": 2},
+        experts=8,
+        within=_STACK,
+        stage=4,
+        expert=2,
     ),
     "expert x ring": _strategy(
         *(Both(ExpertParallel(), ContextParallel(Ring())), 1, 1, (REDUCE, PASS)),
-        **{"experts": 4, "expert": 4, "context": 2},
+        experts=4,
+        expert=4,
+        context=2,
     ),
     "pipeline x ring": _strategy(
         Both(PipelineParallel(2), ContextParallel(Ring())),
         *(2, 2, (REDUCE, PASS)),
-        **{"within": _STACK, "data": 2, "stage": 2, "context": 2},
+        within=_STACK,
+        data=2,
+        stage=2,
+        context=2,
     ),
 }

@@ -17,7 +17,6 @@ import math
 import re
 from collections.abc import Iterable
 
-from llm_jax.core.checks import check
 from llm_jax.planning.hlo import Array, Operation
 
 KINDS = (
@@ -97,7 +96,8 @@ def group_size(operation: Operation, devices: int) -> int:
     if tiled := re.match(r"\[\d+,(\d+)\]<=", text):
         return int(tiled.group(1))
     mesh = re.match(r"@?mesh\w*\[([^\]]*)\][^{]*\{([^}]*)\}", text)
-    check(mesh is not None, f"{operation.name} has replica_groups={text[:80]}: this form is not known; report it")
+    if mesh is None:
+        raise ValueError(f"{operation.name} has replica_groups={text[:80]}: this form is not known; report it")
     sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
     # 'axis', or 'axis':(before)size for a part of it.
     parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))

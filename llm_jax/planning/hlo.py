@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Self
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
 
 _HEAD = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{\s*$")
 _END = re.compile(r"\}(?!\})")
@@ -35,7 +35,7 @@ class Array:
     @property
     def bytes(self) -> int:
         """Bytes of the elements, without padding; types below a byte are packed."""
-        bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.search(r"\d+", self.dtype).group())
+        bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.findall(r"\d+", self.dtype)[0])
         return -(-bits * math.prod(self.shape) // 8)
 
 
@@ -66,6 +66,14 @@ class Operation:
         """The one group of a regular expression's first match in the attributes."""
         match = re.search(pattern, self.attributes)
         return match.group(1) if match else None
+
+    @property
+    def index(self) -> int:
+        """Of the element that a get-tuple-element takes. ValueError for an operation without one."""
+        found = given(
+            self.attribute(r"index=(\d+)"), f"{self.opcode} {self.name} has no index: the HLO text must be whole"
+        )
+        return int(found)
 
     def integers(self, key: str) -> tuple[int, ...]:
         """The numbers of an attribute `key={1,2}`; () if it is not there."""
@@ -102,15 +110,16 @@ class Module:
         Raises:
           ValueError: if the text has no entry computation.
         """
-        computations, entry = {}, None
+        computations: dict[str, Computation] = {}
+        entry = None
         for name, is_entry, lines in _blocks(text):
             computations[name] = _computation(name, lines)
             entry = computations[name] if is_entry else entry
-        check(
-            entry is not None,
-            f"the text of {len(text)} characters has no ENTRY computation: it must be optimized HLO; pass what "
-            "compiled.as_text() gives",
-        )
+        if entry is None:
+            raise ValueError(
+                f"the text of {len(text)} characters has no ENTRY computation: it must be optimized HLO; pass what "
+                "compiled.as_text() gives"
+            )
         header = text[: text.find("\n")]
         counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
         return cls(computations, entry, math.prod(map(int, counts)))
@@ -146,7 +155,7 @@ def origin(module: Module, value: Value) -> Value:
     if operation.opcode in ("fusion", "call"):
         return origin(module, _inside(module, value))
     if operation.opcode == "get-tuple-element":
-        index = int(operation.attribute(r"index=(\d+)"))
+        index = operation.index
         return element(module, (scope, scope.operand(operation, 0)), index) or value
     if operation.opcode == "parameter" and scope.caller is not None and scope.caller.opcode != "while":
         return origin(module, _passed(scope, operation))
@@ -173,6 +182,8 @@ def _inside(module: Module, value: Value) -> Value:
 
 def _passed(scope: Scope, parameter: Operation) -> Value:
     """What the caller passes for a parameter."""
+    if scope.outer is None or scope.caller is None:
+        raise ValueError(f"parameter {parameter.name} is of {scope.computation.name}, which nothing calls")
     return scope.outer, scope.outer.operand(scope.caller, int(parameter.argument))
 
 
@@ -186,7 +197,7 @@ def _unchanged(body: Computation, index: int) -> bool:
         operation = scope.operand(operation, 0)
     return (
         operation.opcode == "get-tuple-element"
-        and int(operation.attribute(r"index=(\d+)")) == index
+        and operation.index == index
         and scope.operand(operation, 0).opcode == "parameter"
     )
 
@@ -209,13 +220,14 @@ def _blocks(text: str) -> Iterator[tuple[str, bool, list[str]]]:
 
 def _computation(name: str, lines: list[str]) -> Computation:
     check(bool(lines), f"computation {name} has no operations: the HLO text is cut; pass all of it")
-    operations, root = {}, None
+    operations: dict[str, Operation] = {}
+    root = None
     for line in lines:
-        head = _OPERATION.match(line)
-        operation = _operation(head.group(2), line[head.end() :])
-        operations[operation.name] = operation
-        root = operation if head.group(1) else root
-    return Computation(name, operations, root or operation)
+        if head := _OPERATION.match(line):
+            operation = _operation(head.group(2), line[head.end() :])
+            operations[operation.name] = operation
+            root = operation if head.group(1) else root
+    return Computation(name, operations, root or list(operations.values())[-1])
 
 
 def _operation(name: str, text: str) -> Operation:

@@ -78,4 +78,4 @@ def _carried(value: Value) -> int | None:
     scope, operation = value
     if operation.opcode != "get-tuple-element" or scope.operand(operation, 0).opcode != "parameter":
         return None
-    return int(operation.attribute(r"index=(\d+)"))
+    return operation.index

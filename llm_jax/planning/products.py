@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Sequence
 
-from llm_jax.core.checks import check
 from llm_jax.planning.hlo import Array, Operation
 
 OPCODES = ("dot", "convolution")
@@ -67,7 +66,8 @@ def library_flops(target: str | None, operation: Operation, operands: Sequence[t
 def _convolution(operation: Operation, *arrays: Array) -> int:
     """FLOPs from the arrays of data, kernel and result."""
     labels = operation.attribute(r"dim_labels=(\w+_\w+->\w+)")
-    check(labels is not None, f"convolution {operation.name} has no dim_labels: the HLO text must be whole")
+    if labels is None:
+        raise ValueError(f"convolution {operation.name} has no dim_labels: the HLO text must be whole")
     data, kernel, result = (
         dict(zip(words, array.shape, strict=True))
         for words, array in zip(re.split("_|->", labels), arrays, strict=True)
@@ -90,7 +90,8 @@ def _window(operation: Operation, axes: int) -> list[tuple[int, tuple[int, int],
         for key in ("stride", "lhs_dilate", "rhs_dilate")
     )
     pads = fields["pad"].split("x") if "pad" in fields else ["0_0"] * axes
-    padding = [tuple(int(side) for side in pad.split("_")) for pad in pads]
+    sides = [pad.partition("_") for pad in pads]
+    padding = [(int(low), int(high)) for low, _, high in sides]
     return list(zip(stride, padding, spread, dilation, strict=True))
 
 

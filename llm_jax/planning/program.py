@@ -152,7 +152,7 @@ def read(compiled: jax.stages.Compiled | str, rounds: int = 1) -> Program:
     Raises:
       ValueError: if the text is no optimized HLO, or is cut.
     """
-    text = compiled if isinstance(compiled, str) else compiled.as_text()
+    text = compiled if isinstance(compiled, str) else compiled.as_text() or ""
     module = Module.parse(text)
     tally = _measure(module, Scope(module.entry), _Place(unknown=rounds))
     return Program(
@@ -204,8 +204,8 @@ def _measure(module: Module, scope: Scope, place: _Place) -> _Tally:
         if not place.fused:
             # A fusion's estimate covers its parts.
             tally.cycles += place.executions * int(operation.attribute(r'"estimated_cycles":"(\d+)"') or 0)
-        if kind_of(operation) is not None:
-            tally.collectives += _collective(module, scope, place, operation)
+        if (kind := kind_of(operation)) is not None:
+            tally.collectives += _collective(module, scope, place, operation, kind)
         elif operation.opcode in products.OPCODES:
             (left,), (right,) = scope.operand_arrays(operation)[:2]
             tally.flops += place.executions * products.flops(operation, left, right)
@@ -218,7 +218,7 @@ def _measure(module: Module, scope: Scope, place: _Place) -> _Tally:
     return tally
 
 
-def _collective(module: Module, scope: Scope, place: _Place, operation: Operation) -> list[Collective]:
+def _collective(module: Module, scope: Scope, place: _Place, operation: Operation, kind: str) -> list[Collective]:
     """The collective that an operation does or starts; none if it only goes on with one, or has no partner."""
     # Between its start and its end the TPU compiler writes an asynchronous collective into every fusion that runs
     # meanwhile; only that fusion starts it which hands it to a custom call of that name.
@@ -226,7 +226,7 @@ def _collective(module: Module, scope: Scope, place: _Place, operation: Operatio
     started = any(operation.name in mark.operands and _target(mark) == _ASYNC_START for mark in marks)
     if not started and "async_collective_fusion_config" in operation.attributes:
         return []
-    kind, group = kind_of(operation), group_size(operation, module.devices)
+    group = group_size(operation, module.devices)
     # GPU compilers note where they let a start wait for its end at once.
     apart = operation.opcode.endswith("-start") and '"is_sync":true' not in operation.attributes
     found = Collective(

@@ -10,6 +10,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from llm_jax.core.checks import check, check_positive
+from llm_jax.core.chips import Device
 from llm_jax.core.configclass import configclass
 
 DATA = "data"
@@ -66,7 +67,7 @@ class MeshConfig(Axes):
         """The size of each axis by name, in the order of the mesh."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(Axes)}
 
-    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    def build(self, devices: Sequence[Device] | None = None) -> Mesh:
         """The mesh over `devices` (default: all), neighbours in an axis being near in the network.
 
         Raises:
@@ -112,13 +113,13 @@ class MeshConfig(Axes):
                 f"mesh.{name} is {size} and mesh.across.{name} {part}: the part across slices must divide the axis",
             )
 
-    def _arranged(self, devices: Sequence[jax.Device], sizes: dict[str, int]) -> np.ndarray:
+    def _arranged(self, devices: Sequence[Device], sizes: dict[str, int]) -> np.ndarray:
         """The devices as an array with an axis for each name."""
         across = dataclasses.astuple(self.across)
         if math.prod(across) == 1:
             return mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
         by_slice = len({getattr(device, "slice_index", 0) for device in devices}) > 1
-        groups = {device.slice_index if by_slice else device.process_index for device in devices}
+        groups = {getattr(device, "slice_index" if by_slice else "process_index") for device in devices}
         check(
             math.prod(across) == len(groups),
             f"mesh.across is {self.across} and the devices lie in {len(groups)} {'slices' if by_slice else 'hosts'}: "

@@ -13,7 +13,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core import trees
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
+from llm_jax.core.chips import Device
 from llm_jax.sharding import axes, rules
 from llm_jax.sharding.line import Line
 from llm_jax.sharding.mesh import STAGE
@@ -30,6 +31,8 @@ from llm_jax.sharding.rules import (
 from llm_jax.sharding.schedule import Schedule
 
 Axes = tuple[str, ...]
+AnyMesh = Mesh | AbstractMesh
+"""Of devices that exist, or of devices that need not."""
 HOST = "pinned_host"
 """JAX's name of the host's memory from which devices can read."""
 
@@ -38,7 +41,7 @@ HOST = "pinned_host"
 class Layout:
     """Where everything lies: the tables of a strategy over a mesh."""
 
-    mesh: Mesh | AbstractMesh
+    mesh: AnyMesh
     strategy: Strategy
     offload: bool = False
     """Whether the optimizer's state lies in the host's memory between updates."""
@@ -46,7 +49,7 @@ class Layout:
     """Mesh axes of which what is computed has one part, so that it divides nothing over them."""
 
     @classmethod
-    def of(cls, config: ShardingConfig, devices: Sequence[jax.Device] | None = None) -> Self:
+    def of(cls, config: ShardingConfig, devices: Sequence[Device] | None = None) -> Self:
         """The layout over `devices`, all if None.
 
         Raises:
@@ -64,7 +67,18 @@ class Layout:
         return cls(config.mesh.abstract(devices), config.strategy, config.offload)
 
     @property
-    def device(self) -> jax.Device | None:
+    def concrete(self) -> Mesh:
+        """The mesh, of devices that exist.
+
+        Raises:
+          ValueError: for a layout over devices that need not exist.
+        """
+        if isinstance(self.mesh, AbstractMesh):
+            raise ValueError(f"the layout is of {self.mesh.size} abstract devices: use Layout.of to compute on devices")
+        return self.mesh
+
+    @property
+    def device(self) -> Device | None:
         """One of its devices, to tell what programs are compiled for; None if there are none."""
         return None if isinstance(self.mesh, AbstractMesh) else self.mesh.devices.flat[0]
 
@@ -144,7 +158,7 @@ def activate(layout: Layout) -> Iterator[None]:
     if layout.mapped:
         yield
         return
-    with using(layout), jax.set_mesh(layout.mesh):
+    with using(layout), jax.set_mesh(layout.concrete):
         yield
 
 
@@ -162,13 +176,18 @@ def using(layout: Layout | None) -> Iterator[None]:
 @contextlib.contextmanager
 def within(*mesh_axes: str) -> Iterator[None]:
     """While tracing inside, what is laid out is what one part of these mesh axes computes."""
-    with using(dataclasses.replace(active(), within=mesh_axes)):
+    with using(dataclasses.replace(required(), within=mesh_axes)):
         yield
 
 
 def active() -> Layout | None:
     """The layout of `activate`; None outside of it."""
     return _active.get()
+
+
+def required() -> Layout:
+    """The layout of `activate`. ValueError outside of it."""
+    return given(_active.get(), "there is no active layout: call it inside partition.activate(layout)")
 
 
 def constrain(x: jax.Array, *words: str) -> jax.Array:
@@ -281,7 +300,7 @@ def logical_axes(boxed: Any) -> Any:
     return jax.tree_util.tree_map_with_path(read, boxed, is_leaf=is_box)
 
 
-def shardings(shapes: Any, axes_tree: Any, mesh: Mesh, table: Table) -> Any:
+def shardings(shapes: Any, axes_tree: Any, mesh: AnyMesh, table: Table) -> Any:
     """NamedShardings for a tree of shapes whose logical axes are `axes_tree`. Fewer layers than parts stay whole, as
     do key/value heads that do not divide: attention repeats them (`head_copies`).
 
@@ -303,7 +322,7 @@ def shardings(shapes: Any, axes_tree: Any, mesh: Mesh, table: Table) -> Any:
     return jax.tree_util.tree_map_with_path(place, shapes, axes_tree)
 
 
-def like_parameters(tree: Any, parameters: Any, parameter_shardings: Any, mesh: Mesh) -> Any:
+def like_parameters(tree: Any, parameters: Any, parameter_shardings: Any, mesh: AnyMesh) -> Any:
     """Shardings for a tree, such as an optimizer state, that holds copies of the parameter tree inside it.
 
     A leaf whose path ends in a parameter's path and has its shape is laid out as that parameter; all others are
@@ -327,7 +346,7 @@ def like_parameters(tree: Any, parameters: Any, parameter_shardings: Any, mesh: 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _check_divides(name: str, shape: tuple[int, ...], words: Axes, spec: PartitionSpec, mesh: Mesh) -> None:
+def _check_divides(name: str, shape: tuple[int, ...], words: Axes, spec: PartitionSpec, mesh: AnyMesh) -> None:
     for size, word, names in zip(shape, words, spec, strict=True):
         names = (names,) if isinstance(names, str) else names or ()
         names = tuple(axis for axis in names if mesh.shape[axis] > 1)

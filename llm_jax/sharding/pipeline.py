@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from llm_jax.core.checks import given
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.mesh import DATA, FSDP, STAGE
 from llm_jax.sharding.partition import Layout
@@ -71,8 +72,8 @@ def run(
     Raises:
       ValueError: for a number of rows that cannot be cut into microbatches.
     """
-    layout = partition.active()
-    plan = layout.schedule
+    layout = partition.required()
+    plan = given(layout.schedule, f"strategy {type(layout.strategy).__name__} has no pipeline: use PipelineParallel")
     replicas = layout.mesh.shape[DATA] * layout.mesh.shape[FSDP]
     others = layout.parts(axes.BATCH) // (replicas * plan.stages)
     plan.check_rows(len(x), replicas * others)
@@ -147,7 +148,7 @@ def _passed_on(x_SX: jax.Array) -> jax.Array:
 
 def _by_stage(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     """`function` of each stage's part of [S, X] arrays, which may exchange with the others."""
-    mesh, divided = partition.active().mesh, PartitionSpec(STAGE)
+    mesh, divided = partition.required().mesh, PartitionSpec(STAGE)
     return jax.shard_map(function, mesh=mesh, in_specs=divided, out_specs=divided, axis_names={STAGE})(*arrays)
 
 

@@ -5,6 +5,7 @@ A strategy is a config type. It has `table()`, where parameters and activations 
 updates are made.
 """
 
+import abc
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -21,8 +22,12 @@ _BATCH = (DATA, FSDP, EXPERT)
 _ORDER = [field.name for field in dataclasses.fields(Axes)]
 
 
-class _OneTable:
+class _OneTable(abc.ABC):
     """A strategy under which all copies of the parameters lie as the parameters do."""
+
+    @abc.abstractmethod
+    def table(self) -> Table:
+        """Where parameters and activations lie while the model computes."""
 
     def gradients(self) -> Table:
         return self.table()
@@ -40,7 +45,8 @@ class DataParallel(_OneTable):
     Dropout differs from device to device, and so from what a program over all devices draws."""
 
     def table(self) -> Table:
-        return dict.fromkeys(axes.WORDS) | {axes.BATCH: _BATCH}
+        table: Table = dict.fromkeys(axes.WORDS)
+        return table | {axes.BATCH: _BATCH}
 
 
 @configclass

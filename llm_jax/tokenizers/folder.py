@@ -35,10 +35,10 @@ def check_same_ids(folder: str | Path, tokenizer: Tokenizer) -> None:
     if theirs:
         ours = pipelines.token_ids(tokenizer.pipeline())
         name = next((name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)), None)
-        check(
-            name is None,
-            f"token {name!r} has id {theirs.get(name)} in {folder} and {ours.get(name)} in this tokenizer: {remedy}",
-        )
+        if name is not None:
+            raise ValueError(
+                f"token {name!r} has id {theirs.get(name)} in {folder} and {ours.get(name)} in this tokenizer: {remedy}"
+            )
 
 
 def _token_ids(folder: Path) -> dict[str, int]:

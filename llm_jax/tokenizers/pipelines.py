@@ -6,15 +6,18 @@ In that format a text passes a normalizer, a pre-tokenizer and a model; a decode
 """
 
 import base64
+import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
-
-from sentencepiece import sentencepiece_model_pb2
 
 from llm_jax.core.checks import check
 
 SPACE_MARK = "\u2581"
-_PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
+# protobuf makes these classes when their module is imported: no type checker sees them in it.
+_MESSAGES = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+ModelProto: Any = _MESSAGES.ModelProto
+"""A SentencePiece model as a message."""
+_PIECE = ModelProto.SentencePiece
 _UNREACHABLE = -1e6
 """Score of pieces that no text yields, so low that the unigram model never takes them for their spelling."""
 
@@ -49,7 +52,7 @@ def of_sentencepiece(content: bytes, keeps_space_marks: bool) -> dict[str, Any]:
     Raises:
       ValueError: for a model of another type, or with symbols defined by its user.
     """
-    model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    model = ModelProto.FromString(content)
     kinds = {piece.type for piece in model.pieces}
     check(
         _PIECE.USER_DEFINED not in kinds,
@@ -121,7 +124,7 @@ def token_name(pipeline: dict[str, Any], token_id: int) -> str:
     return found[token_id]
 
 
-def _spaces(spec: sentencepiece_model_pb2.NormalizerSpec, keeps_space_marks: bool) -> tuple[dict | None, dict]:
+def _spaces(spec: Any, keeps_space_marks: bool) -> tuple[dict | None, dict]:
     """Normalizer and decoder: what happens to characters, and to spaces in front and between."""
     steps: list[dict[str, Any]] = []
     if spec.precompiled_charsmap:

@@ -6,14 +6,13 @@ from typing import Any, Self
 
 import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import uncrossed
 from llm_jax.tokenizers.files import read_file
-from llm_jax.tokenizers.pipelines import SPACE_MARK
+from llm_jax.tokenizers.pipelines import SPACE_MARK, ModelProto
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
 
 # The shorter the faster: SentencePiece's queue of merges grows with the text.
@@ -122,7 +121,7 @@ def _load(content: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
 
 def _joined_pairs(content: bytes) -> set[str] | None:
     """All pairs of neighbouring characters within pieces; None for a model that is no BPE of the text as it is."""
-    model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    model = ModelProto.FromString(content)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     takes_text_as_it_is = (
         not normalizer.precompiled_charsmap

@@ -210,6 +210,7 @@ class TokenizerConfig(Protocol):
         Raises:
           ValueError: for files that are missing or of another kind, or text that cannot be learnt from.
         """
+        ...
 
 
 def check_unicode(text: str) -> None:

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -16,7 +17,7 @@ from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llm_jax.tokenizers.tokenizer import check_unicode
 
 # Pieces that every model has: pad, bos, eos, unknown, and the 256 bytes.
-_SPECIAL = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
+_SPECIAL: dict[str, Any] = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
 _FIXED_PIECES = len(_SPECIAL) + 256
 _DEFAULT_TRAINING_BYTES = {"bpe": 16_000_000, "unigram": 2_000_000}
 _CHUNK = 4_000

@@ -16,16 +16,17 @@ from llm_jax.layers.ffn.tally import Tallies, Tally
 def moved(params: Any, former: Any, metrics: Metrics) -> Any:
     """Parameters after an update, in which the biases of routers are what a `BiasUpdate` makes of the former ones by
     the load of the whole batch, whatever the optimizer did to them."""
-    biases, flat = {}, flatten_dict(former, sep="/")
+    biases: dict[str, jax.Array] = {}
+    flat: dict[str, Any] = flatten_dict(former, sep="/")
     for tallies in (metric for metric in metrics.values() if isinstance(metric, Tallies)):
         for path, tally in tallies.layers.items():
             if tally.rate is not None:
                 name = f"{path}/ffn/router/bias"
-                biases[name] = _moved(flat[name], tally)
+                biases[name] = _moved(flat[name], tally, tally.rate)
     return unflatten_dict(flatten_dict(params, sep="/") | biases, sep="/") if biases else params
 
 
-def _moved(bias: jax.Array, tally: Tally) -> jax.Array:
+def _moved(bias: jax.Array, tally: Tally, rate: float) -> jax.Array:
     """bias [L, E], or [E] where all layers share it."""
     load = tally.load_E if bias.ndim == tally.load_E.ndim else jnp.sum(tally.load_E, axis=0)
-    return bias + tally.rate * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)
+    return bias + rate * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)

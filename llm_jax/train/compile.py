@@ -9,6 +9,7 @@ import jax
 
 from llm_jax.core import chips
 from llm_jax.core.checks import check
+from llm_jax.core.chips import Device
 from llm_jax.core.dtypes import Precision
 from llm_jax.data.batch import Batch
 from llm_jax.sharding.mesh import DATA
@@ -26,6 +27,7 @@ class Update(Protocol):
 
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """The program for states and batches of these shapes."""
+        ...
 
 
 def compiled_update(
@@ -55,7 +57,9 @@ def compiled_update(
     )
 
 
-def compiled(function: Callable, precision: Precision, device: jax.Device | None = None, **options: Any) -> Callable:
+def compiled(
+    function: Callable, precision: Precision, device: Device | None = None, **options: Any
+) -> jax.stages.Wrapped:
     """`jax.jit(function, **options)` with the compiler options that serve `device` and `precision` best.
 
     Args:
@@ -84,7 +88,7 @@ class Mapped:
             "state would be each process's own, which no checkpoint holds; set mapped to False",
         )
         options = {"axis_name": DATA, "in_axes": (None, 0), "out_axes": (None, None), "donate_argnums": 0}
-        return jax.pmap(self.update, devices=list(self.layout.mesh.devices.flat), **options)
+        return jax.pmap(self.update, devices=list(self.layout.concrete.devices.flat), **options)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         # By an executable that is kept: jax.pmap compiles again for states that lie otherwise, as the second one does.
@@ -116,7 +120,7 @@ def _shapes(batch: Batch) -> tuple:
     return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
 
 
-def compiler_options(device: jax.Device, precision: Precision) -> dict[str, Any]:
+def compiler_options(device: Device, precision: Precision) -> dict[str, Any]:
     """Options of XLA by name."""
     if device.platform == "cpu" and precision.compute == "bfloat16" and jax.__version_info__ >= (0, 12):
         # bfloat16 products by oneDNN use the processor's own instructions; the default does for few operand layouts.

@@ -1,15 +1,19 @@
 """TensorBoard's event files: the curves of metrics.jsonl once more. A run can do without them."""
 
 import functools
+import importlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
 from llm_jax.core.aside import Aside
+
+# protobuf makes this class when the module is imported: no type checker sees it there.
+_EVENT: Any = importlib.import_module("tensorboardX.proto.event_pb2").Event
 
 _FLUSH_SECONDS = 1.0
 """Between two flushes, each of which waits for the disk."""
@@ -50,7 +54,7 @@ class EventFiles:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(self._folder / "events"))
         for name, value in scalars.items():
-            self._writer.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
+            self._writer.write_event(_EVENT(wall_time=now, step=step, summary=scalar(name, value)))
         if now - self._flushed > _FLUSH_SECONDS:
             self._writer.flush()
             self._flushed = now

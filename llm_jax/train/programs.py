@@ -12,7 +12,7 @@ import optax
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.models.build import Model, abstract_parameters
-from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.objectives.objective import Objective
 from llm_jax.optim import Optimizer
 from llm_jax.sharding import partition
 from llm_jax.sharding.partition import Layout
@@ -53,7 +53,7 @@ class Programs:
 
 def programs(
     model: Model,
-    objective: CausalLMConfig,
+    objective: Objective,
     optimizer: Optimizer,
     config: StepConfig,
     layout: Layout,
@@ -98,7 +98,7 @@ def _weights(optimizer: Optimizer, shardings: TrainState) -> Callable[[TrainStat
 
     @jax.jit
     def found(state: TrainState) -> Any:
-        return use(state.replace(opt_state=jax.device_put(state.opt_state, shardings.opt_state)))
+        return use(dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, shardings.opt_state)))
 
     # Not by out_shardings: parameters that are used as they are would be copied.
     return lambda state: jax.device_put(found(state), shardings.params)

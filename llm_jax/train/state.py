@@ -1,5 +1,6 @@
 """Everything that training carries from step to step."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -46,7 +47,8 @@ def state_shardings(state: TrainState, logical_axes: Any, layout: Layout) -> Tra
     """Shardings of an abstract state while it is updated. The optimizer's copies of the parameters and their average
     lie by the strategy's table for them."""
     copies = layout.optimizer(state.params, logical_axes)
-    return TrainState(
+    return dataclasses.replace(
+        state,
         step=layout.whole,
         params=layout.parameters(state.params, logical_axes),
         opt_state=partition.like_parameters(state.opt_state, state.params, copies, layout.mesh),
@@ -58,4 +60,5 @@ def at_rest(shardings: TrainState, layout: Layout) -> TrainState:
     """Where a state laid out by `shardings` lies between two updates."""
     if not layout.offload:
         return shardings
-    return shardings.replace(opt_state=jax.tree.map(lambda s: s.with_memory_kind(partition.HOST), shardings.opt_state))
+    on_host = jax.tree.map(lambda s: s.with_memory_kind(partition.HOST), shardings.opt_state)
+    return dataclasses.replace(shardings, opt_state=on_host)

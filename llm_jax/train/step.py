@@ -3,6 +3,7 @@
 Legend: B batch, T length.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -14,11 +15,11 @@ import optax
 from llm_jax.core import rng
 from llm_jax.core.checks import check_fraction, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.core.metrics import Metrics
+from llm_jax.core.metrics import Metrics, ratio
 from llm_jax.data.batch import Batch
 from llm_jax.layers.ffn.tally import BalanceLoss
-from llm_jax.models.transformer import Transformer
-from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.models.build import Model
+from llm_jax.objectives.objective import Objective
 from llm_jax.optim.schedules import Rate
 from llm_jax.train.biases import moved
 from llm_jax.train.state import TrainState
@@ -71,8 +72,8 @@ class StepConfig:
 
 
 def train_step(
-    model: Transformer,
-    objective: CausalLMConfig,
+    model: Model,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     config: StepConfig,
     seed: int,
@@ -96,21 +97,22 @@ def train_step(
         key = rng.key(seed, "dropout", state.step)
         learning_rate = None if rate is None else jnp.asarray(rate(state.step), jnp.float32)
         if places is not None:
-            state = state.replace(opt_state=jax.device_put(state.opt_state, places.opt_state))
+            state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, places.opt_state))
         if axis is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         gradient, metrics = gradients(state.params, batch, key)
         # The loss is a sum; its mean over all counted tokens is what one large batch would have.
-        counted = jnp.maximum(metrics["loss"].count, 1)
+        loss = ratio(metrics, "loss")
+        counted = jnp.maximum(loss.count, 1)
         gradient = jax.tree.map(lambda g, p: (g / counted).astype(p.dtype), gradient, state.params)
         # Not a norm of g.reshape(-1), for which a divided gradient would be gathered whole on every device.
         norms = jax.tree.map(lambda g: jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))), gradient)
-        finite = jnp.isfinite(metrics["loss"].total) & jnp.isfinite(optax.tree.norm(norms))
+        finite = jnp.isfinite(loss.total) & jnp.isfinite(optax.tree.norm(norms))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = moved(optax.apply_updates(state.params, updates), state.params, metrics)
         ema = state.ema
-        if config.ema_decay is not None:
-            ema = jax.tree.map(lambda old, new: old + (1 - config.ema_decay) * (new - old), ema, params)
+        if (decay := config.ema_decay) is not None:
+            ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, params)
         updated = TrainState(state.step + 1, params, opt_state, ema)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         return state, StepReport(metrics, norms, finite, learning_rate)
@@ -119,7 +121,7 @@ def train_step(
 
 
 def evaluation_step(
-    model: Transformer, objective: CausalLMConfig, microbatches: int = 1
+    model: Model, objective: Objective, microbatches: int = 1
 ) -> Callable[[Any, Batch], Metrics]:
     """The pure function (params, batch) -> metrics, which runs the batch in this number of parts, in turn."""
 
@@ -130,7 +132,7 @@ def evaluation_step(
 
 
 def _summed_gradients(
-    model: Transformer, objective: CausalLMConfig, config: StepConfig, places: Places | None, axis: str | None
+    model: Model, objective: Objective, config: StepConfig, places: Places | None, axis: str | None
 ) -> Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]]:
     """(params, batch, key) -> gradients and metrics, sums over all tokens of the batch."""
 

@@ -134,6 +134,7 @@ def test_evaluation_has_one_shape_and_ends_in_padding(folder, kind, hosts):
     for alone, *shares in zip(data.evaluation("validation"), *sets, strict=True):
         batches = list(alone.batches)
         assert len(batches) == len(alone.batches) > 1
+        assert_equal(alone.batches[1:], batches[1:])
         assert {batch["tokens"].shape for batch in batches} == {(BATCH, LENGTH + 1)}
         parts = [list(share.batches) for share in shares]
         together = [

@@ -100,3 +100,10 @@ def test_cut_text_is_refused():
     text = module("%x = f32[4] parameter(0)\n%y = f32[4] add(%x, %x)").replace("add(%x, %x)", "add(%x, %x")
     with pytest.raises(ValueError, match="is cut"):
         Module.parse(text)
+
+
+def test_an_element_without_its_index_is_refused():
+    body = "%one = s32[] constant(1)\n%pair = (s32[]) tuple(%one)\n%first = s32[] get-tuple-element(%pair)"
+    parsed = Module.parse(module(body))
+    with pytest.raises(ValueError, match="%?first has no index"):
+        origin(parsed, (Scope(parsed.entry), parsed.entry.root))

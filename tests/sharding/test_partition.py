@@ -123,6 +123,17 @@ def test_rows_of_a_batch_go_to_different_devices():
     assert sharding.shard_shape((16, 5)) == (2, 5)
 
 
+def test_devices_that_need_not_exist_compute_nothing():
+    layout = Layout.abstract(ShardingConfig(MeshConfig(data=2)), 2)
+    with pytest.raises(ValueError, match="2 abstract devices"), partition.activate(layout):
+        pass
+
+
+def test_a_part_of_no_layout_is_refused():
+    with pytest.raises(ValueError, match="no active layout"), partition.within("stage"):
+        pass
+
+
 def test_constraints_do_nothing_outside_a_mesh():
     x = jnp.ones((2, 3, 4))
     assert "sharding_constraint" not in str(

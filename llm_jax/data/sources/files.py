@@ -9,13 +9,13 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import pyarrow
 
 from llm_jax.core.checks import check
 
-_DECOMPRESSED: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {
+_DECOMPRESSED: dict[str, Callable[[BinaryIO], io.BufferedIOBase]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
@@ -37,7 +37,7 @@ def find(paths: tuple[str, ...]) -> list[tuple[str, Path]]:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file; of one named `*.gz`, `*.bz2`, `*.xz` or `*.zst`, what is compressed in it.
 
     Raises:

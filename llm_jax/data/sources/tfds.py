@@ -1,6 +1,7 @@
 """TensorFlow Datasets without TensorFlow: data sets stored as array_record, read by `as_data_source`."""
 
 import dataclasses
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -61,7 +62,8 @@ class TFDS(RecordSource):
 
     def records(self, storage: Storage) -> Iterator[Record]:
         config, part = self._config, dict(_slices(self._config))[storage]
-        examples = _builder(config).as_data_source(split=part.split)
+        # By name: the decorator of the method hides `split` from type checkers.
+        examples = operator.methodcaller("as_data_source", split=part.split)(_builder(config))
         for index in part.indices:
             name, example = f"{part.name}:{index}", examples[index]
             if not isinstance(example.get(config.field), bytes | str):
@@ -117,7 +119,7 @@ def _builder(config: TFDSConfig) -> tensorflow_datasets.core.DatasetBuilder:
     place = config.data_dir or "the default folder of TFDS"
     try:
         builder = tensorflow_datasets.builder(config.name, data_dir=config.data_dir, file_format="array_record")
-    except tensorflow_datasets.core.registered.DatasetNotFoundError as error:
+    except tensorflow_datasets.core.DatasetNotFoundError as error:
         raise ValueError(f"TFDS knows no data set {config.name!r} in {place}: correct name or data_dir") from error
     if config.download:
         builder.download_and_prepare()
