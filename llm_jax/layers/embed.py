@@ -13,7 +13,7 @@ from llm_jax.core.checks import check, check_fraction, check_not_negative, check
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast, look_up
-from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.linear import Linear, contract
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.norms import NormConfig
@@ -97,7 +97,7 @@ class Embed(nn.Module):
             self.table_VE = self._table("table", shape, words)
         if config.target:
             size = config.table_width(self.width)
-            init = nn.with_logical_partitioning(config.init.draw(size, 1), (axes.EMBED,))
+            init = annotated(config.init.draw(size, 1), (axes.EMBED,))
             self.target_E = self.param("target", init, (size,), self.precision.param_dtype)
         if config.types:
             self.types_RE = self._table("types", (config.types, inner), (axes.TYPES, axes.EMBED))
@@ -149,5 +149,5 @@ class Embed(nn.Module):
         return look_up(self.types_RE, types_BT, x_BTD.dtype, axes.TYPES)
 
     def _table(self, name: str, shape: tuple[int, int], words: tuple[str, str]) -> jax.Array:
-        init = nn.with_logical_partitioning(self.config.init.draw(shape[1], shape[0]), words)
+        init = annotated(self.config.init.draw(shape[1], shape[0]), words)
         return self.param(name, init, shape, self.precision.param_dtype)

@@ -6,6 +6,8 @@ table of vectors they are the width and the number of rows.
 """
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -182,6 +184,14 @@ Init = Normal | FanIn | Glorot | Uniform | UniformFanIn | UniformGlorot | Zero
 
 TORCH_DEFAULT = UniformFanIn(1 / math.sqrt(3))
 """What PyTorch's Linear and Conv1d start with, kernels and biases alike; the fan-in of a bias is that of its kernel."""
+
+
+def annotated(init: nn.initializers.Initializer, words: tuple[str, ...]) -> Callable[..., jax.Array]:
+    """`init` of a parameter whose axes have these logical words, for `Module.param`.
+
+    What it makes is boxed with the words; flax takes the box off wherever a module reads the parameter.
+    """
+    return cast("Callable[..., jax.Array]", nn.with_logical_partitioning(init, words))
 
 
 def _gaussian(stddev: float, cut: float | None = None) -> nn.initializers.Initializer:

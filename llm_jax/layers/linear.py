@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.initialisers import Init, Zero
+from llm_jax.layers.initialisers import Init, Zero, annotated
 from llm_jax.sharding import axes, partition
 
 
@@ -50,10 +50,10 @@ class Linear(nn.Module):
         _, kernel_letters, outputs = _letters(self.einsum)
         contracted = self.contracted = sum(letter not in outputs for letter in kernel_letters)
         fans = math.prod(self.shape[:contracted]), math.prod(self.shape[contracted:])
-        init = nn.with_logical_partitioning(self.kernel_init.draw(*fans), self.axes)
+        init = annotated(self.kernel_init.draw(*fans), self.axes)
         self.kernel = self.param("kernel", init, self.shape, self.precision.param_dtype)
         if self.bias:
-            init = nn.with_logical_partitioning(self.bias_init.draw(*fans), self.axes[contracted:])
+            init = annotated(self.bias_init.draw(*fans), self.axes[contracted:])
             self.offset = self.param("bias", init, self.shape[contracted:], self.precision.param_dtype)
             self.offset_letters = kernel_letters[contracted:]
 
@@ -102,13 +102,13 @@ class BlockDiagonal(nn.Module):
         init = self.kernel_init.draw(size, size)
         kernel_NHM = self.param(
             "kernel",
-            nn.with_logical_partitioning(init, (*words, axes.HEAD_DIM)),
+            annotated(init, (*words, axes.HEAD_DIM)),
             (self.blocks, size, size),
             self.precision.param_dtype,
         )
         bias_NM = self.param(
             "bias",
-            nn.with_logical_partitioning(nn.initializers.zeros_init(), words),
+            annotated(nn.initializers.zeros_init(), words),
             (self.blocks, size),
             self.precision.param_dtype,
         )
@@ -135,11 +135,11 @@ class StackedLinear(nn.Module):
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array | None]:
         (count, inputs, outputs), (number, _, feature) = self.shape, self.axes
-        init = nn.with_logical_partitioning(self.kernel_init.draw(inputs, outputs), self.axes)
+        init = annotated(self.kernel_init.draw(inputs, outputs), self.axes)
         kernel_EDF = self.param("kernel", init, self.shape, self.precision.param_dtype).astype(self.precision.dtype)
         if not self.bias:
             return kernel_EDF, None
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (number, feature))
+        zeros = annotated(nn.initializers.zeros_init(), (number, feature))
         bias_EF = self.param("bias", zeros, (count, outputs), self.precision.param_dtype)
         return kernel_EDF, bias_EF
 

@@ -3,8 +3,6 @@
 Legend: B batch, T length, D model width.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,9 @@ from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
+from llm_jax.layers.derivative import custom_vjp
 from llm_jax.layers.fence import fence_gradients
+from llm_jax.layers.initialisers import annotated
 from llm_jax.sharding import axes
 
 
@@ -27,7 +27,7 @@ class LayerNormConfig:
     def __post_init__(self):
         check_positive(epsilon=self.epsilon)
 
-    def build(self, precision: Precision, name: str) -> "LayerNorm":
+    def build(self, precision: Precision, name: str | None) -> "LayerNorm":
         return LayerNorm(self, precision, name=name)
 
     def parameters(self, width: int) -> int:
@@ -45,7 +45,7 @@ class RMSNormConfig:
     def __post_init__(self):
         check_positive(epsilon=self.epsilon)
 
-    def build(self, precision: Precision, name: str) -> "RMSNorm":
+    def build(self, precision: Precision, name: str | None) -> "RMSNorm":
         return RMSNorm(self, precision, name=name)
 
     def parameters(self, width: int) -> int:
@@ -87,7 +87,7 @@ class RMSNorm(nn.Module):
         return fence_gradients(y)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@custom_vjp(2, 3)
 def normalise(x: jax.Array, scale_D: jax.Array, epsilon: float, centred: bool) -> jax.Array:
     """x over its root mean square, or with `centred` its deviation from the mean over its standard deviation, times
     scale [D] float32. Of x's type.
@@ -128,5 +128,5 @@ normalise.defvjp(_normalise, _normalise_backward)
 
 
 def _vector(module: nn.Module, name: str, init: nn.initializers.Initializer, width: int) -> jax.Array:
-    init = nn.with_logical_partitioning(init, (axes.NORM,))
+    init = annotated(init, (axes.NORM,))
     return module.param(name, init, (width,), module.precision.param_dtype).astype(jnp.float32)

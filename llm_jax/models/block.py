@@ -13,6 +13,9 @@ report is what a layer of experts tells (layers/ffn/tally.py), and None of other
 Legend: B batch, T length, D model width.
 """
 
+import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -129,7 +132,7 @@ class BlockConfig:
     def parameters(self, width: int) -> int:
         norms = self.wiring.norms(len(self.branches))
         return sum(branch.parameters(width) for branch in self.branches) + (
-            norms * self.norm.parameters(width) if norms else 0
+            norms * self.norm.parameters(width) if self.norm is not None else 0
         )
 
     def active_parameters(self, width: int) -> float:
@@ -161,7 +164,6 @@ class Block(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, states: dict[str, Any] | None = None
     ) -> tuple[jax.Array, dict[str, Any] | None, Report | None]:
-        wire = {Serial: self._serial, Parallel: self._parallel, Chain: self._chain}[type(self.config.wiring)]
         after, reports = dict(states or {}), []
 
         def branch(name: str, x_BTD: jax.Array) -> jax.Array:
@@ -177,27 +179,34 @@ class Block(nn.Module):
             return constrain(y_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
 
         names = [name for name in ("mixer", "cross", "ffn") if getattr(self.config, name) is not None]
-        y_BTD, report = wire(x_BTD, names, branch), next(iter(reports), None)
+        y_BTD, report = self._wired(x_BTD, names, branch), next(iter(reports), None)
         if self.config.layer_drop and self.has_rng("dropout"):
             stays = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.config.layer_drop)
             y_BTD = jnp.where(stays, y_BTD, x_BTD)
             # A step that skips the block does not balance its router either.
-            report = report and report.replace(loss_B=jnp.where(stays, report.loss_B, 0))
+            report = report and dataclasses.replace(report, loss_B=jnp.where(stays, report.loss_B, 0))
         return y_BTD, after if states is not None else None, report
 
-    def _serial(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
+    def _wired(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
         wiring = self.config.wiring
+        if isinstance(wiring, Serial):
+            return self._serial(wiring, x_BTD, names, branch)
+        if isinstance(wiring, Parallel):
+            return self._parallel(wiring, x_BTD, names, branch)
+        return self._chain(x_BTD, names, branch)
+
+    def _serial(self, wiring: Serial, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
         for name in names:
             y_BTD = branch(name, self._norm(f"{name}_norm", x_BTD, wiring.before))
             x_BTD = self._add(x_BTD, self._norm(f"{name}_out_norm", y_BTD, wiring.after))
             x_BTD = self._norm(f"{name}_stream_norm", x_BTD, wiring.stream)
         return x_BTD
 
-    def _parallel(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
-        shared, first = self.config.wiring.shared_norm, names[0]
+    def _parallel(self, wiring: Parallel, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
+        shared, first = wiring.shared_norm, names[0]
         normal_BTD = self._norm(f"{first}_norm", x_BTD)
         read = {name: normal_BTD if shared or name == first else self._norm(f"{name}_norm", x_BTD) for name in names}
-        return self._add(x_BTD, sum(branch(name, read[name]) for name in names))
+        return self._add(x_BTD, functools.reduce(operator.add, (branch(name, read[name]) for name in names)))
 
     def _chain(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
         for name in names:
@@ -205,7 +214,8 @@ class Block(nn.Module):
         return x_BTD
 
     def _norm(self, name: str, x_BTD: jax.Array, present: bool = True) -> jax.Array:
-        return self.config.norm.build(self.precision, name)(x_BTD) if present else x_BTD
+        norm = self.config.norm
+        return norm.build(self.precision, name)(x_BTD) if present and norm is not None else x_BTD
 
     def _add(self, x_BTD: jax.Array, branch_BTD: jax.Array) -> jax.Array:
         """The stream with a branch added to it."""

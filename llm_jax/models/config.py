@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Self
 
-from llm_jax.core.checks import check, check_fraction, check_positive, check_positive_if_given
+from llm_jax.core.checks import check, check_fraction, check_positive, check_positive_if_given, given
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.moe import MoEConfig
@@ -132,8 +132,11 @@ class TransformerConfig:
     @property
     def permuted(self) -> bool:
         """Whether tokens see one another in the order that a row brings."""
-        ordered = AttentionConfig | LatentAttentionConfig | RelativeAttentionConfig
-        return all(isinstance(mixer, ordered) and mixer.mask == Permuted() for mixer in self._mixers)
+        return all(
+            isinstance(mixer, AttentionConfig | LatentAttentionConfig | RelativeAttentionConfig)
+            and mixer.mask == Permuted()
+            for mixer in self._mixers
+        )
 
     @property
     def reads_memory(self) -> bool:
@@ -185,8 +188,8 @@ class EncoderDecoderConfig:
             self.encoder.width == self.decoder.width,
             f"encoder.width is {self.encoder.width} and decoder.width {self.decoder.width}: they must be equal",
         )
-        check(
-            self.decoder.vocab_size is not None,
+        vocab_size = given(
+            self.decoder.vocab_size,
             "decoder.vocab_size is None: it reads tokens, and an encoder without a table reads by its; set vocab_size",
         )
         check(
@@ -199,7 +202,7 @@ class EncoderDecoderConfig:
             f"predicts; {LOOK_BACK}",
         )
         if self.encoder.vocab_size is None:
-            self.encoder.check_vocabulary(self.decoder.vocab_size)
+            self.encoder.check_vocabulary(vocab_size)
 
     @property
     def sides(self) -> tuple[TransformerConfig, ...]:
@@ -214,7 +217,7 @@ class EncoderDecoderConfig:
     @property
     def vocab_size(self) -> int:
         """Of the target."""
-        return self.decoder.vocab_size
+        return given(self.decoder.vocab_size, "decoder.vocab_size is None: set it")
 
     @property
     def max_length(self) -> int:

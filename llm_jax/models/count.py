@@ -78,5 +78,6 @@ def _forward_flops(config: TransformerConfig, length: int, memory: int = 0) -> f
     return blocks + factorized + (config.head.matrix_flops(*_head_sizes(config)) if config.head else 0)
 
 
-def _head_sizes(config: TransformerConfig) -> tuple[int, int | None, int]:
-    return config.width, config.vocab_size, config.embed.table_width(config.width)
+def _head_sizes(config: TransformerConfig) -> tuple[int, int, int]:
+    """Width, vocabulary and width of the table. Without a vocabulary there is no head that reads it: 0."""
+    return config.width, config.vocab_size or 0, config.embed.table_width(config.width)

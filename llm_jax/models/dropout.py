@@ -79,8 +79,9 @@ def _places(config: TransformerConfig) -> Iterator[tuple[str, float]]:
             ("experts", experts and experts.expert),
             ("ffn", experts.shared if experts else block.ffn),
         ):
-            if hasattr(part, "dropout"):
-                yield name, part.dropout
+            rate = getattr(part, "dropout", None)
+            if rate is not None:
+                yield name, rate
 
 
 def _side(config: TransformerConfig, rates: Rates) -> TransformerConfig:

@@ -3,6 +3,8 @@
 Legend: B batch, S source length, T target length.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,7 +65,7 @@ class EncoderDecoder(nn.Module):
         """Scores of the target's next tokens; with a cache from `allocate` only the first call needs the memory."""
         output = self.decoder(target_BT, target, cache, memory)
         read = {} if memory is None else memory.reports
-        return output.replace(reports=read | _under("decoder", output.reports))
+        return dataclasses.replace(output, reports=read | _under("decoder", output.reports))
 
     def allocate(self, batch: int, slots: int, memory: int) -> Cache:
         """An empty cache for targets of up to `slots` tokens that read sources of `memory` tokens.

@@ -15,7 +15,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, Activation
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.initialisers import Init, Normal, Zero
+from llm_jax.layers.initialisers import Init, Normal, Zero, annotated
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.norms import NormConfig
 from llm_jax.sharding import axes
@@ -154,21 +154,22 @@ class Head(nn.Module):
     precision: Precision
 
     def setup(self):
-        config, tied = self.config, isinstance(self.config, TiedHead)
-        out = self.embed_width if tied else self.width
+        config = self.config
+        out = self.embed_width if isinstance(config, TiedHead) else self.width
         if config.transform is not None:
             out = config.transform.width or out
             self.transform = Transform(config.transform, self.width, out, self.precision)
-        if tied:
+        if isinstance(config, TiedHead):
             if config.bias:
-                init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (axes.VOCAB,))
+                init = annotated(nn.initializers.zeros_init(), (axes.VOCAB,))
                 self.bias_V = self.param("bias", init, (self.vocab_size,), self.precision.param_dtype)
             return
-        of_classes = isinstance(config, ClassHead)
-        self.drop = nn.Dropout(config.dropout if of_classes else 0.0)
-        shape = (out, config.classes if of_classes else self.vocab_size)
-        words = (axes.EMBED, axes.CLASSES if of_classes else axes.VOCAB)
-        bias_init = Zero() if of_classes else config.bias_init
+        if isinstance(config, ClassHead):
+            self.drop = nn.Dropout(config.dropout)
+            scores, word, bias_init = config.classes, axes.CLASSES, Zero()
+        else:
+            scores, word, bias_init = self.vocab_size, axes.VOCAB, config.bias_init
+        shape, words = (out, scores), (axes.EMBED, word)
         self.scores = Linear("BTD,DV->BTV", shape, words, config.init, self.precision, config.bias, bias_init)
         # Its kernel and bias lie beside the transform, not one level further down.
         nn.share_scope(self, self.scores)
@@ -182,13 +183,13 @@ class Head(nn.Module):
             x_BTD = self.transform(x_BTD)
         if isinstance(config, ClassHead):
             x_BTD = self.drop(x_BTD, deterministic=not self.has_rng("dropout"))
-        scores_BTV = self._tied(x_BTD, attend) if isinstance(config, TiedHead) else self.scores(x_BTD)
+        scores_BTV = self._tied(config, x_BTD, attend) if isinstance(config, TiedHead) else self.scores(x_BTD)
         scores_BTV = scores_BTV.astype(jnp.float32)
         return scores_BTV if config.softcap is None else config.softcap * jnp.tanh(scores_BTV / config.softcap)
 
-    def _tied(self, x_BTE: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        scores_BTV = attend(x_BTE if self.config.scale == 1 else x_BTE * self.config.scale)
-        if not self.config.bias:
+    def _tied(self, config: TiedHead, x_BTE: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        scores_BTV = attend(x_BTE if config.scale == 1 else x_BTE * config.scale)
+        if not config.bias:
             return scores_BTV
         return scores_BTV + broadcast(self.bias_V, scores_BTV.shape, scores_BTV.dtype)
 

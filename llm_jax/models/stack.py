@@ -151,16 +151,16 @@ class Stack(nn.Module):
             part = dataclasses.replace(segment, repeats=len(jax.tree.leaves(weights)[0]))
             layers = self._scanned(part, "none")(part.blocks, self.width, self.precision, parent=None)
             rngs = None if key is None else {"dropout": key}
-            context = context.replace(bias_RN=bias_RN)
+            context = dataclasses.replace(context, bias_RN=bias_RN)
             x_BTD, (_, told) = layers.apply({"params": weights}, x_BTD, context, None, rngs=rngs)
             losses = {block: report.loss_B for block, report in told.items()}
-            return x_BTD, losses, {block: report.replace(loss_B=None) for block, report in told.items()}
+            return x_BTD, losses, {block: dataclasses.replace(report, loss_B=None) for block, report in told.items()}
 
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         keep = None if remat == "none" else _POLICIES[remat]
-        rows = context.replace(bias_RN=None)
+        rows = dataclasses.replace(context, bias_RN=None)
         x_BTD, losses, told = pipeline.run(stage, weights, context.bias_RN, key, x_BTD, rows, keep)
-        return x_BTD, {block: report.replace(loss_B=losses[block]) for block, report in told.items()}
+        return x_BTD, {block: dataclasses.replace(report, loss_B=losses[block]) for block, report in told.items()}
 
     def _cached(self, x_BTD: jax.Array, context: Context, states: tuple) -> tuple[jax.Array, tuple]:
         """One repeat after the other: a loop over layers would copy the whole cache on each turn."""
@@ -183,15 +183,16 @@ class Stack(nn.Module):
             group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
         own, common = ({}, "params") if segment.shared else ({"params": 0}, False)
         own |= {"choices": 0}
+        # flax annotates them more narrowly than it reads them.
+        over: dict[str, Any] = {"variable_axes": own, "in_axes": (nn.broadcast, 0)}
         return nn.scan(
             group,
-            variable_axes=own,
             variable_broadcast=common,
             split_rngs={"params": not segment.shared, "dropout": True},
-            in_axes=(nn.broadcast, 0),
             length=segment.repeats,
             unroll=turns,
             metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+            **over,
         )
 
 

@@ -3,6 +3,8 @@
 Legend: B batch, T length, S length of another row that is read, D model width, E width of the table, V vocabulary.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -58,7 +60,7 @@ class Transformer(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         if config.head:
             table = config.embed.table_width(config.width)
-            self.head = Head(config.head, config.width, config.vocab_size, table, self.precision)
+            self.head = Head(config.head, config.width, config.vocab_size or 0, table, self.precision)
 
     def __call__(
         self,
@@ -111,16 +113,16 @@ class Transformer(nn.Module):
         bias_RN = self.relative_bias() if self.config.relative_bias else None
         context = Context(placement, tokens_BT=tokens_BT, bias_RN=bias_RN)
         if memory is not None:
-            context = context.replace(memory=_whole(memory.placement), memory_BSD=memory.hidden_BSD)
+            context = dataclasses.replace(context, memory=_whole(memory.placement), memory_BSD=memory.hidden_BSD)
         x_BTD = constrain(self.embed(x_BTE, placement), axes.BATCH, axes.STREAM, axes.WIDTH)
         if cache is None:
             x_BTD, _, reports = self.stack(x_BTD, context)
         else:
             cache = cache.place(placement)
-            cache = cache if memory is None else cache.replace(memory=context.memory)
-            context = context.replace(slots=cache.slots, slot=cache.length, memory=cache.memory)
+            cache = cache if memory is None else dataclasses.replace(cache, memory=context.memory)
+            context = dataclasses.replace(context, slots=cache.slots, slot=cache.length, memory=cache.memory)
             x_BTD, layers, reports = self.stack(x_BTD, context, cache.layers)
-            cache = cache.replace(layers=layers, length=cache.length + length)
+            cache = dataclasses.replace(cache, layers=layers, length=cache.length + length)
         reports = {f"stack/{path}": report for path, report in reports.items()}
         hidden_BTD = self.drop(self.final_norm(x_BTD), deterministic=not self.has_rng("dropout"))
         return Output(hidden_BTD=hidden_BTD, cache=cache, reports=reports)
@@ -132,7 +134,7 @@ class Transformer(nn.Module):
 
     def scored(self, output: Output) -> Output:
         """With the scores of its hidden states, where the model has a head."""
-        return output.replace(logits_BTV=self.unembed(output.hidden_BTD)) if self.config.head else output
+        return dataclasses.replace(output, logits_BTV=self.unembed(output.hidden_BTD)) if self.config.head else output
 
     @property
     def unembed_parameters(self) -> tuple[str, ...]:
@@ -199,4 +201,4 @@ def _whole(placement: Placement) -> Placement:
     """With segment ids: all one document where there are none."""
     if placement.segment_ids_BT is not None:
         return placement
-    return placement.replace(segment_ids_BT=jnp.ones_like(placement.positions_BT))
+    return dataclasses.replace(placement, segment_ids_BT=jnp.ones_like(placement.positions_BT))

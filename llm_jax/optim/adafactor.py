@@ -21,7 +21,8 @@ _PARAMETER_FLOOR = 1e-3
 
 @flax.struct.dataclass
 class AdafactorState:
-    """The optimizer state: second moments. Each tree has the parameters' structure, with an optax.MaskedNode where it holds nothing."""
+    """The optimizer state: second moments. Each tree has the parameters' structure, with an optax.MaskedNode where it
+    holds nothing."""
 
     count: jax.Array
     """Updates made so far, int32 []."""

@@ -26,6 +26,8 @@ Array = jax.Array | np.ndarray
 class _Loss:
     """What balance losses have in common."""
 
+    weight: float
+
     def __post_init__(self):
         check_not_negative(weight=self.weight)
 
@@ -71,8 +73,8 @@ class LoadLoss(BatchLoss):
     def sums(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> Sums:
         """Choices of each expert, and scores given to it, each token's adding up to one; tokens."""
         if self.first:
-            load_BTE = jax.nn.one_hot(routed.routes.experts_BTK[..., 0], load_BTE.shape[-1]) * real_BT[..., None]
-        given_E = jnp.sum(shares(routed.scores_BTE) * real_BT[..., None], (0, 1))
+            load_BTE = jax.nn.one_hot(routed.choice.experts_BTK[..., 0], load_BTE.shape[-1]) * real_BT[..., None]
+        given_E = jnp.sum(shares(routed.scores) * real_BT[..., None], (0, 1))
         return {"load_E": jnp.sum(load_BTE, (0, 1)), "given_E": given_E, "tokens": jnp.sum(real_BT)}
 
     def of(self, sums: Sums) -> Array:
@@ -93,9 +95,9 @@ class SequenceLoss(_Loss):
 
     def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
         if not self.as_chosen:
-            best_BTK = jax.lax.top_k(routed.scores_BTE, routed.routes.experts_BTK.shape[-1])[1]
+            best_BTK = jax.lax.top_k(routed.scores, routed.choice.experts_BTK.shape[-1])[1]
             load_BTE = load(Choice(best_BTK, jnp.ones(best_BTK.shape)), load_BTE.shape[-1], real_BT)
-        given_BE = jnp.sum(shares(routed.scores_BTE) * real_BT[..., None], 1)
+        given_BE = jnp.sum(shares(routed.scores) * real_BT[..., None], 1)
         return _evenness(jnp.sum(load_BTE, 1), given_BE, jnp.sum(real_BT, 1))
 
 
@@ -108,8 +110,8 @@ class ImportanceLoss(BatchLoss):
 
     def sums(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> Sums:
         """Weights given to each expert."""
-        weights_BTK = routed.routes.weights_BTK * real_BT[..., None]
-        return {"given_E": jnp.zeros(load_BTE.shape[-1]).at[routed.routes.experts_BTK].add(weights_BTK)}
+        weights_BTK = routed.choice.weights_BTK * real_BT[..., None]
+        return {"given_E": jnp.zeros(load_BTE.shape[-1]).at[routed.choice.experts_BTK].add(weights_BTK)}
 
     def of(self, sums: Sums) -> Array:
         """The loss of a batch with these sums."""
@@ -136,7 +138,7 @@ class ZLoss(_Loss):
         )
 
     def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
-        squares_BT = jnp.square(jax.nn.logsumexp(routed.logits_BTE, axis=-1))
+        squares_BT = jnp.square(jax.nn.logsumexp(routed.logits, axis=-1))
         return jnp.sum(squares_BT * real_BT, axis=1) / jnp.maximum(jnp.sum(real_BT, axis=1), 1)
 
 
@@ -177,7 +179,7 @@ def check_balance(balance: tuple[Balance, ...], router: Router) -> None:
     updates = sum(isinstance(one, BiasUpdate) for one in balance)
     check(updates <= 1, f"balance has {updates} BiasUpdate: one moves the router's bias; leave one")
     check(
-        updates or not router.corrected,
+        updates > 0 or not router.corrected,
         f"router is {type(router).__name__} with corrected=True and balance has no BiasUpdate: nothing would ever move "
         "the bias; add BiasUpdate() to balance, or set corrected=False",
     )

@@ -133,16 +133,15 @@ class MoE(nn.Module):
         weights = Experts(config.expert, config.count, self.width, self.precision, name="experts")()
         y_BTD, served_BT = self._dispatched(weights, x_BTD, routed.routes, real_BT)
         if config.shared is not None:
-            y_BTD += self._shared(x_BTD, context)
+            y_BTD += self._shared(config.shared, x_BTD, context)
         return y_BTD, report(config.balance, routed, config.count, served_BT, real_BT)
 
-    def _shared(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def _shared(self, expert: DenseConfig, x_BTD: jax.Array, context: Context) -> jax.Array:
         """What the expert for all tokens gives."""
-        config = self.config
-        y_BTD = config.shared.build(self.width, self.precision, "shared")(x_BTD, context)[0]
-        if not config.shared_gate:
+        y_BTD = expert.build(self.width, self.precision, "shared")(x_BTD, context)[0]
+        if not self.config.shared_gate:
             return y_BTD
-        init, words = config.shared.init, (axes.EMBED, axes.ROUTES)
+        init, words = expert.init, (axes.EMBED, axes.ROUTES)
         gate = Linear("BTD,DE->BTE", (self.width, 1), words, init, self.precision, name="shared_gate")
         return broadcast(jax.nn.sigmoid(gate(x_BTD)), y_BTD.shape, y_BTD.dtype) * y_BTD
 

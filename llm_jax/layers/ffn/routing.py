@@ -10,12 +10,15 @@ Legend: B batch, T length, E experts, K choices of a token, G groups of a row, N
 expert takes of a group, S slots of an expert.
 """
 
-from typing import ClassVar
+import functools
+import operator
+from typing import ClassVar, TypeVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from llm_jax.core.checks import given
 from llm_jax.sharding import axes
 
 
@@ -73,6 +76,7 @@ class Mixture:
 
 
 Routes = Choice | Picks | Mixture
+Kind = TypeVar("Kind", bound=Routes)
 
 
 class Router:
@@ -82,10 +86,13 @@ class Router:
     """What it gives."""
     scored: ClassVar[bool] = True
     """Whether it scores experts for tokens: `Routed` has logits and scores."""
-    corrected: ClassVar[bool] = False
+    corrected: bool = False
     """Whether it has a parameter `bias` [E] on the choice of experts that a `BiasUpdate` moves."""
-    causal: ClassVar[bool] = True
-    """Whether no token's route depends on a later one."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token's route depends on a later one."""
+        return True
 
     def check(self, experts: int) -> None:
         """Any number will do."""
@@ -112,6 +119,30 @@ class Routed:
     logits_BTE: jax.Array | None = None
     scores_BTE: jax.Array | None = None
 
+    @property
+    def choice(self) -> Choice:
+        """`routes` where tokens choose. ValueError where they do not."""
+        return served(self.routes, Choice)
+
+    @property
+    def logits(self) -> jax.Array:
+        """`logits_BTE` of a router that has them. ValueError for another."""
+        return given(self.logits_BTE, "the router has no logits: it does not look at tokens")
+
+    @property
+    def scores(self) -> jax.Array:
+        """`scores_BTE` of a router that has them. ValueError for another."""
+        return given(self.scores_BTE, "the router has no scores: it does not look at tokens")
+
+
+def served(routes: Routes, *kinds: type[Kind]) -> Kind:
+    """`routes`, of one of these kinds. ValueError for another one, which configs refuse before."""
+    if not isinstance(routes, kinds):
+        raise ValueError(
+            f"routes are a {type(routes).__name__}: they must be a {' or a '.join(k.__name__ for k in kinds)}"
+        )
+    return routes
+
 
 def load(routes: Routes, experts: int, real_BT: jax.Array) -> jax.Array:
     """Which experts each token chose, or was picked by: float32 0 or 1 [B, T, E], of a mixture their shares in it; none
@@ -122,7 +153,8 @@ def load(routes: Routes, experts: int, real_BT: jax.Array) -> jax.Array:
         chosen_KBT = jnp.moveaxis((routes.weights_BTK > 0) * real_BT[..., None], -1, 0)
         choices = zip(jnp.moveaxis(routes.experts_BTK, -1, 0), chosen_KBT, strict=True)
         # One term after the other, so that no [B, T, K, E] is made of them.
-        return sum(jax.nn.one_hot(experts_BT, experts) * chosen_BT[..., None] for experts_BT, chosen_BT in choices)
+        terms = (jax.nn.one_hot(experts_BT, experts) * chosen_BT[..., None] for experts_BT, chosen_BT in choices)
+        return functools.reduce(operator.add, terms)
     return spread(routes, (routes.weights_BGEC > 0).astype(jnp.float32), real_BT)
 
 

@@ -142,7 +142,7 @@ def _figures(tally: Tally) -> dict[str, np.ndarray]:
     return figures | {"dropped": tally.dropped / chosen, "unserved": tally.unserved / tokens}
 
 
-def _peak(given_E: np.ndarray) -> np.ndarray:
+def _peak(given_E: jax.Array | np.ndarray) -> np.ndarray:
     """What the expert with most of it has over the mean."""
     mean = np.mean(given_E, axis=-1)
     return np.max(given_E, axis=-1) / np.where(mean == 0, 1, mean)

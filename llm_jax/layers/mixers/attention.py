@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check, check_divides, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.cache import KeyValues
@@ -110,7 +110,7 @@ class AttentionConfig:
         """Whether the output projection has a bias."""
         return self.bias if self.out_bias is None else self.out_bias
 
-    def matrix_flops(self, width: int) -> int:
+    def matrix_flops(self, width: int) -> float:
         """Forward FLOPs per token of the projections."""
         return 4 * width * (self.heads + self.kv_heads) * self.head_dim
 
@@ -150,7 +150,7 @@ class Attention(nn.Module):
         q_BNTH = self.queries(x_BTD, context.queries)
         k_BKSH, v_BKSH = self.keys_values(x_BTD, context.queries, cached=state is not None)
         if state is not None:
-            state = state.write(k_BKSH, v_BKSH, context.slot)
+            state = state.write(k_BKSH, v_BKSH, context.first_slot)
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
         given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
         pairs = Pairs(config.mask, context.queries, context.slots, config.scores, **given)
@@ -178,7 +178,7 @@ class Attention(nn.Module):
         """Scores of no token, float32 [N], where there are such."""
         if not self.config.scores.sinks:
             return None
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (axes.HEADS,))
+        zeros = annotated(nn.initializers.zeros_init(), (axes.HEADS,))
         return self.param("sinks", zeros, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
     def out(self, y_BNTH: jax.Array) -> jax.Array:
@@ -238,9 +238,11 @@ class CrossAttention(Attention):
     ) -> tuple[jax.Array, KeyValues | None]:
         """Reads the memory; `state` keeps its keys and values for the calls that are given it no more."""
         config, keys_values = self.config, state
-        if context.memory_BSD is not None:
+        if context.memory_BSD is not None and context.memory is not None:
             keys_values = KeyValues(*self.keys_values(context.memory_BSD, context.memory, cached=state is not None))
             state = None if state is None else state.replaced(keys_values)
+        if keys_values is None:
+            raise ValueError("cross attention has no memory and no keys and values of one: give the context a memory")
         given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
         pairs = Pairs(config.mask, context.queries, context.memory, config.scores, **given)
         q_BNTH = self.queries(x_BTD, context.queries)

@@ -11,7 +11,7 @@ C queries of a block, M = G * C, D keys of a block, R buckets of relative places
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,11 @@ from llm_jax.layers.mixers.softmax import bias_gradient, fold, fold_mask, fold_s
 
 _LEAST = jnp.finfo(jnp.float32).min
 """Below every score, yet finite: a block in which a query sees nothing leaves no infinity behind."""
+
+
+Numbers = TypeVar("Numbers", np.ndarray, jax.Array)
+Bounds = tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]
+"""First and last but one of some blocks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Cut:
         offsets = index * self.size + jnp.arange(self.size)
         return jnp.where(offsets < self.length, start + offsets, row)
 
-    def bounds(self, start: np.ndarray | jax.Array, stop: np.ndarray | jax.Array) -> tuple:
+    def bounds(self, start: Numbers, stop: Numbers) -> tuple[Numbers, Numbers]:
         """First and last but one of the blocks that have tokens `start` to `stop` of the stretch."""
         return (start // self.size).clip(0, self.count), (-(-stop // self.size)).clip(0, self.count)
 
@@ -129,7 +134,7 @@ def sinks_gradient(sink_N: jax.Array | None, mean_BNT1: jax.Array, log_sum_BNT1:
     return jnp.sum(d_BNT1, axis=[axis for axis in range(d_BNT1.ndim) if axis != heads])
 
 
-def meet(pairs: Pairs, q_BKMH: jax.Array, rows: jax.Array, keys: Keys, cut: Cut, bounds: tuple, met: Met) -> Met:
+def meet(pairs: Pairs, q_BKMH: jax.Array, rows: jax.Array, keys: Keys, cut: Cut, bounds: Bounds, met: Met) -> Met:
     """The queries at the places `rows` meet blocks `bounds[0]` to `bounds[1]` of a stretch of keys."""
 
     def one(index: jax.Array, met: Met) -> Met:
@@ -156,7 +161,7 @@ def meet_backward(
     rows: jax.Array,
     keys: Keys,
     cut: Cut,
-    bounds: tuple,
+    bounds: Bounds,
     carry: tuple[Gradients, jax.Array],
 ) -> tuple[Gradients, jax.Array]:
     """As `meet`: what the same blocks add to gradients of keys and table, and of the queries [B, K, M, H] float32."""
@@ -186,7 +191,7 @@ def tile(
     groups = q_BKMH.shape[2] // len(rows)
 
     def biases(table_RN):
-        bias = pairs.replace(bias_RN=table_RN).bias(kv_heads * groups, rows, columns)
+        bias = dataclasses.replace(pairs, bias_RN=table_RN).bias(kv_heads * groups, rows, columns)
         return None if bias is None else fold(bias, kv_heads)
 
     bias_BKMS, pull = jax.vjp(biases, pairs.bias_RN)

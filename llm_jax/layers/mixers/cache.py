@@ -3,6 +3,8 @@
 Legend: B batch, K key/value heads, S slots, H head size.
 """
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -58,7 +60,7 @@ class Cache:
             return jax.lax.dynamic_update_slice(old_BS, jnp.broadcast_to(new_BT, (batch, tokens)), (0, self.length))
 
         positions = put(self.slots.positions_BT, new.positions_BT)
-        return self.replace(slots=Placement(positions, put(self.slots.segment_ids_BT, new.segment_ids_BT)))
+        return dataclasses.replace(self, slots=Placement(positions, put(self.slots.documents_BT, new.documents_BT)))
 
 
 def empty_slots(batch: int, slots: int) -> Placement:

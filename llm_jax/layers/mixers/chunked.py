@@ -6,13 +6,14 @@ Legend: B batch, T query length, S key length, K key/value heads, G query heads 
 H head size, C queries of a block, M = G * C, D keys of a block.
 """
 
-import functools
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from llm_jax.layers.derivative import custom_vjp
 from llm_jax.layers.mixers import blocks
 from llm_jax.layers.mixers.blocks import Asked, Cut, Gradients, Keys
 from llm_jax.layers.mixers.pairs import Pairs
@@ -22,10 +23,11 @@ from llm_jax.layers.mixers.softmax import fold
 def visits(pairs: Pairs, block: int) -> tuple[np.ndarray, np.ndarray]:
     """First and last but one of the blocks of keys that each block of queries meets, [blocks of queries] each."""
     rows, columns = _cuts(pairs, block)
-    return columns.bounds(*blocks.reach(pairs, rows))
+    first, last = blocks.reach(pairs, rows)
+    return columns.bounds(first, last)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(0)
 def attend(block: int, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
     """Attention output [B, N, T, H], made of blocks of `block` queries and keys. A query that sees nothing gives 0."""
     return _forward(block, q_BNTH, k_BKSH, v_BKSH, pairs)[0]
@@ -36,10 +38,10 @@ def _forward(block, q_BNTH, k_BKSH, v_BKSH, pairs):
     q, keys = rows.filled(q_BNTH), Keys(columns.filled(k_BKSH), columns.filled(v_BKSH), 0)
 
     def queries(place):
-        index, *bounds = place
+        index, first, last = place
         q_BKMH = fold(rows.part(q, index), k_BKSH.shape[1])
         start = blocks.nothing(q_BKMH, v_BKSH.shape[-1], pairs.sink_N)
-        met = blocks.meet(pairs, q_BKMH, rows.places(0, index, rows.length), keys, columns, bounds, start)
+        met = blocks.meet(pairs, q_BKMH, rows.places(0, index, rows.length), keys, columns, (first, last), start)
         return tuple(x.reshape(*q_BNTH.shape[:2], rows.size, -1) for x in blocks.attended(met, v_BKSH.dtype))
 
     y, log_sum_BNT1 = (blocks.joined(x) for x in jax.lax.map(queries, _places(pairs, block)))
@@ -56,11 +58,11 @@ def _backward(block, residuals, dy_BNTH):
     by_query = (*map(rows.filled, (q_BNTH, dy_BNTH, mean_BNT1)), log_sum_BNT1)
 
     def queries(gradients: Gradients, place):
-        index, *bounds = place
+        index, first, last = place
         asked = Asked(*(fold(rows.part(x, index), k_BKSH.shape[1]) for x in by_query))
         start = (gradients, blocks.zeros(asked.q_BKMH))
         places = rows.places(0, index, rows.length)
-        gradients, dq_BKMH = blocks.meet_backward(pairs, asked, places, keys, columns, bounds, start)
+        gradients, dq_BKMH = blocks.meet_backward(pairs, asked, places, keys, columns, (first, last), start)
         return gradients, dq_BKMH.reshape(*q_BNTH.shape[:2], rows.size, -1).astype(q_BNTH.dtype)
 
     start = Gradients.zeros(keys, pairs.bias_RN)
@@ -72,7 +74,7 @@ def _backward(block, residuals, dy_BNTH):
         blocks.joined(dq)[:, :, : rows.length],
         dk_BKSH,
         dv_BKSH,
-        pairs.replace(queries=None, slots=None, bias_RN=dtable, sink_N=dsink_N),
+        dataclasses.replace(pairs, queries=None, slots=None, bias_RN=dtable, sink_N=dsink_N),
     )
 
 

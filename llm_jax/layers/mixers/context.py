@@ -6,6 +6,7 @@ Legend: B batch, T length, S slots of the cache or tokens of the memory, D model
 import flax.struct
 import jax
 
+from llm_jax.core.checks import given
 from llm_jax.layers.mixers.masks import Placement
 
 
@@ -30,3 +31,8 @@ class Context:
     memory_BSD: jax.Array | None = None
     tokens_BT: jax.Array | None = None
     bias_RN: jax.Array | None = None
+
+    @property
+    def first_slot(self) -> jax.Array:
+        """`slot`, for what writes a cache. ValueError without one."""
+        return given(self.slot, "the context has no slot, and a layer has a state to write: give it both or neither")

@@ -12,7 +12,7 @@ from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.initialisers import FanIn, Init, Zero
+from llm_jax.layers.initialisers import FanIn, Init, Zero, annotated
 from llm_jax.layers.mixers.documents import segment_ids
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.sharding import axes
@@ -85,7 +85,7 @@ class Convolution(nn.Module):
 
     def _parameter(self, name: str, init: nn.initializers.Initializer, taps: tuple[int, ...]) -> jax.Array:
         words = (axes.POSITIONS, axes.MLP)[-1 - len(taps) :]
-        init = nn.with_logical_partitioning(init, words)
+        init = annotated(init, words)
         return self.param(name, init, (*taps, self.channels), self.precision.param_dtype)
 
 

@@ -3,6 +3,7 @@
 Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size, R buckets of relative places.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -77,8 +78,10 @@ def _whole_rows(kernel: Kernel, length: Line, heads: Line, q_BNTH, k_BKSH, v_BKS
     count = q_BNTH.shape[1]
     if pairs.bias_RN is not None:
         own_RN = jax.lax.dynamic_slice_in_dim(pairs.bias_RN, length.place * count, count, axis=1)
-        pairs = pairs.replace(bias_RN=own_RN)
+        pairs = dataclasses.replace(pairs, bias_RN=own_RN)
     if pairs.sink_N is not None:
-        pairs = pairs.replace(sink_N=jax.lax.dynamic_slice_in_dim(pairs.sink_N, length.place * count, count))
+        pairs = dataclasses.replace(
+            pairs, sink_N=jax.lax.dynamic_slice_in_dim(pairs.sink_N, length.place * count, count)
+        )
     y_BNTH = kernel.attend(q_BNTH, k_BKSH, v_BKSH, ring.of_heads(pairs, (heads, length), count))
     return length.swapped(y_BNTH, cut=2, joined=1)

@@ -3,6 +3,7 @@
 Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ def tokamax_attention() -> Callable[..., jax.Array]:
       ValueError: if tokamax is not installed.
     """
     try:
-        import tokamax
+        tokamax = importlib.import_module("tokamax")
     except ImportError as error:
         raise ValueError(
             "kernel is TokamaxKernel and the package tokamax cannot be imported: pip install tokamax (it comes with "

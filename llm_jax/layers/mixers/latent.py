@@ -99,7 +99,8 @@ class LatentAttentionConfig:
     @property
     def scores(self) -> ScoresConfig:
         """Scale of the scores: that of whole queries and keys, in whichever form they are compared."""
-        factor = self.position.scaling.factor if self.sharpening else 1.0
+        scaling = self.position.scaling
+        factor = scaling.factor if isinstance(scaling, YaRNScaling) else 1.0
         sharper = 0.1 * self.sharpening * math.log(max(factor, 1.0)) + 1
         return ScoresConfig(scale=sharper**2 / math.sqrt(self.query_dim))
 
@@ -176,7 +177,7 @@ class LatentAttention(nn.Module):
         c_BSL = self._latents(x_BTD, context.queries)
         mix = self._expanded
         if state is not None:
-            state = state.write(c_BSL, context.slot)
+            state = state.write(c_BSL, context.first_slot)
             c_BSL = state.c_BSL
             mix = self._absorbed if config.absorbs(x_BTD.shape[1], c_BSL.shape[1]) else self._expanded
         y_BNTV = mix(*query, c_BSL, context)

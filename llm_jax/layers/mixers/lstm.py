@@ -4,6 +4,8 @@
 Legend: B batch, T length, D model width, G gates (4), H hidden size, K as H.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -109,9 +111,10 @@ class LSTM(nn.Module):
         shape, words = (self.width, _GATES, config.hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
         into = Linear("BTD,DGH->BTGH", shape, words, config.init, self.precision, True, config.bias_init, name="input")
         gates_BTGH = checkpoint_name(into(x_BTD), "qkv")
-        run = nn.scan(Cell, variable_broadcast="params", split_rngs={"params": False}, in_axes=(1, 1, 1), out_axes=1)(
-            config, self.precision, name="cell"
-        )
+        # flax annotates `in_axes` by its default, an int.
+        along: dict[str, Any] = {"in_axes": (1, 1, 1), "out_axes": 1}
+        scanned = nn.scan(Cell, variable_broadcast="params", split_rngs={"params": False}, **along)
+        run = scanned(config, self.precision, name="cell")
         (h_BH, c_BH), y_BTH = run((before.h_BH, before.c_BH), gates_BTGH, row.starts_BT, row.real_BT)
         return y_BTH, None if state is None else LSTMState(h_BH, c_BH, row.last_B)
 

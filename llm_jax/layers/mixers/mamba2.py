@@ -18,7 +18,7 @@ from llm_jax.core.configclass import Unbounded, configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.convolution import ConvolutionConfig, Recent
@@ -187,7 +187,7 @@ class Mamba2(nn.Module):
         )
         shape, words = (config.features, self.width), (axes.MLP, axes.EMBED)
         out = Linear("BTF,FD->BTD", shape, words, config.out_init, self.precision, config.bias, name="out")
-        return out(y_BTF), Mamba2State(recent, memory) if state else None
+        return out(y_BTF), None if recent is None or memory is None else Mamba2State(recent, memory)
 
     def _heads(self, mixed_BTC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Values [B, N, T, P], keys and queries [B, K, T, H]."""
@@ -196,7 +196,8 @@ class Mamba2(nn.Module):
         parts = jnp.split(mixed_BTC, (config.features, config.features + shared), axis=-1)
         sizes = (config.head_dim, config.state_size, config.state_size)
         heads = (part.reshape(batch, length, -1, size) for part, size in zip(parts, sizes, strict=True))
-        return tuple(x_BTNP.transpose(0, 2, 1, 3) for x_BTNP in heads)
+        value, key, query = (x_BTNP.transpose(0, 2, 1, 3) for x_BTNP in heads)
+        return value, key, query
 
     def _steps(self, step_BTN: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Steps and logarithms of decays, float32 [B, N, T]."""
@@ -207,7 +208,7 @@ class Mamba2(nn.Module):
 
     def _of_heads(self, name: str, init: nn.initializers.Initializer) -> jax.Array:
         """A parameter with one number a head, float32."""
-        init = nn.with_logical_partitioning(init, (axes.HEADS,))
+        init = annotated(init, (axes.HEADS,))
         return self.param(name, init, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
     def _project(self, name: str, size: int, word: str) -> Linear:
@@ -225,7 +226,7 @@ class GroupedNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BTF: jax.Array) -> jax.Array:
         features = x_BTF.shape[-1]
-        init = nn.with_logical_partitioning(nn.initializers.ones_init(), (axes.NORM,))
+        init = annotated(nn.initializers.ones_init(), (axes.NORM,))
         scale_F = self.param("scale", init, (features,), self.precision.param_dtype)
         size = features // self.groups
         parts = x_BTF.reshape(*x_BTF.shape[:-1], self.groups, size)

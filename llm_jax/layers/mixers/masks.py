@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.checks import check_positive_if_given
+from llm_jax.core.checks import check_positive_if_given, given
 from llm_jax.core.configclass import configclass
 
 
@@ -48,6 +48,11 @@ class Placement:
             return jnp.max(ends_BT, axis=1, keepdims=True)
         same_BTS = _same_document(self.segment_ids_BT, self.segment_ids_BT)
         return jnp.max(jnp.where(same_BTS, ends_BT[:, None, :], 0), axis=2)
+
+    @property
+    def documents_BT(self) -> jax.Array:
+        """`segment_ids_BT` of a placement that has them. ValueError for one that has none."""
+        return given(self.segment_ids_BT, "the placement has no segment_ids_BT: give the document of each token")
 
     @property
     def real_BT(self) -> jax.Array:
@@ -124,10 +129,11 @@ class Permuted:
         if keys.order_BT is None:
             return seen
         order_B1S = keys.order_BT[:, None, :]
+        order_BT = given(queries.order_BT, "keys have an order of prediction and queries have none: give both one")
         same = queries.positions_BT[:, :, None] == keys.positions_BT[:, None, :]
         if queries.targets_BT is not None:
             same &= ~queries.targets_BT[:, :, None]
-        return seen & ((order_B1S == 0) | (order_B1S < queries.order_BT[:, :, None]) | same)
+        return seen & ((order_B1S == 0) | (order_B1S < order_BT[:, :, None]) | same)
 
     def columns(self, rows: slice, length: int) -> slice:
         """The columns outside which tokens `rows` of a row of `length` see nothing."""
@@ -144,5 +150,5 @@ Mask = Causal | Bidirectional | Permuted
 def _same_document(queries_BT: jax.Array | None, keys_BS: jax.Array | None) -> jax.Array:
     if queries_BT is None:
         return jnp.ones((1, 1, 1), bool)
-    keys_B1S = keys_BS[:, None, :]
+    keys_B1S = given(keys_BS, "queries have segment ids and keys have none: give both some")[:, None, :]
     return (queries_BT[:, :, None] == keys_B1S) & (keys_B1S != 0)

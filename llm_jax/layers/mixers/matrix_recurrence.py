@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.checks import check_positive
+from llm_jax.core.checks import check_positive, given
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.mixers.documents import Documents, documents
 from llm_jax.layers.mixers.masks import Placement
@@ -160,7 +160,7 @@ def recur(
         return form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, documents(row))[0], None
     found = documents(place, memory.document_B)
     y_BNTP, matrix_BNHP = form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, found, memory.matrix_BNHP)
-    return y_BNTP, Memory(matrix_BNHP, found.last_B)
+    return y_BNTP, Memory(given(matrix_BNHP, "the form returned no state"), found.last_B)
 
 
 def _chunkwise(chunk, q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP):

@@ -3,11 +3,14 @@
 Legend: B batch, T query length, S key length, N heads, R buckets of relative places.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import flax.struct
 import jax
 import numpy as np
 
+from llm_jax.core.checks import given
 from llm_jax.layers.mixers.masks import Mask, Placement
 from llm_jax.layers.mixers.scores import ScoresConfig
 
@@ -85,7 +88,9 @@ class Pairs:
         bias = self.scores.across(self.heads or heads, queries.part(rows), keys.part(columns), self.bias_RN)
         if bias is None or bias.shape[1] == heads:
             return bias
-        return jax.lax.dynamic_slice_in_dim(bias, self.first_head, heads, axis=1)
+        return jax.lax.dynamic_slice_in_dim(
+            bias, given(self.first_head, "pairs have `heads` and no `first_head`"), heads, axis=1
+        )
 
     @property
     def _numbered(self) -> tuple[Placement, Placement]:
@@ -97,5 +102,5 @@ class Pairs:
         if self.slots is not None:
             return self.queries, self.slots
         places_1T = np.arange(self.queries.positions_BT.shape[1], dtype=np.int32)[None]
-        row = self.queries.replace(positions_BT=places_1T)
+        row = dataclasses.replace(self.queries, positions_BT=places_1T)
         return row, row

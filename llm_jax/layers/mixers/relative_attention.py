@@ -17,7 +17,7 @@ from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context
@@ -137,7 +137,7 @@ class RelativeAttention(nn.Module):
     def _of_parts(self, q_BNTH: jax.Array, types_BT: jax.Array | None) -> jax.Array | float:
         """(q + w) s over the root of the head size, [B, N, T, S] float32; 0 where all tokens are of one part."""
         config, words = self.config, (axes.TYPES, axes.HEADS, axes.HEAD_DIM)
-        init = nn.with_logical_partitioning(config.init.draw(config.head_dim, config.heads), words)
+        init = annotated(config.init.draw(config.head_dim, config.heads), words)
         shape = (2, config.heads, config.head_dim)
         parts_RNH = self.param("parts", init, shape, self.precision.param_dtype)
         q_BNTH = self._biased("by_part", q_BNTH)
@@ -172,6 +172,6 @@ class HeadBias(nn.Module):
     @nn.compact
     def __call__(self, x_BNTH: jax.Array) -> jax.Array:
         config, words = self.config, (axes.HEADS, axes.HEAD_DIM)
-        init = nn.with_logical_partitioning(config.init.draw(config.head_dim, config.heads), words)
+        init = annotated(config.init.draw(config.head_dim, config.heads), words)
         bias_NH = self.param("bias", init, (config.heads, config.head_dim), self.precision.param_dtype)
         return x_BNTH + broadcast(bias_NH[:, None], x_BNTH.shape, x_BNTH.dtype)

@@ -14,7 +14,7 @@ from llm_jax.core.checks import check_divides, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, Activation
-from llm_jax.layers.initialisers import FanIn, Init
+from llm_jax.layers.initialisers import FanIn, Init, annotated
 from llm_jax.layers.linear import BlockDiagonal, Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.convolution import ConvolutionConfig, Recent
@@ -120,7 +120,7 @@ class RGLRU(nn.Module):
         h_BTR = self._recurrence(x_BTR, row, None if state is None else state.h_BR)
         y_BTD = self._out()(ACTIVATIONS[config.activation](gate_BTR) * h_BTR.astype(self.precision.dtype))
         # Padding passes h on, so what stands at the end is of the last real token.
-        return y_BTD, None if state is None else RGLRUState(h_BTR[:, -1], row.last_B, recent)
+        return y_BTD, None if recent is None else RGLRUState(h_BTR[:, -1], row.last_B, recent)
 
     def _recurrence(self, x_BTR: jax.Array, row: Documents, before_BR: jax.Array | None) -> jax.Array:
         """h [B, T, R] float32."""
@@ -129,11 +129,12 @@ class RGLRU(nn.Module):
             BlockDiagonal(config.blocks, config.channels, config.init, self.precision, name=name)(x_BTR)
             for name in ("input_gate", "decay_gate")
         ]
-        init = nn.with_logical_partitioning(_slow, (axes.MLP,))
+        init = annotated(_slow, (axes.MLP,))
         rate_R = self.param("decay", init, (config.channels,), self.precision.param_dtype)
         if before_BR is None:
             before_BR = jnp.zeros((len(x_BTR), config.channels), jnp.float32)
-        return linear_recurrence(*_terms(x_BTR, *gates, rate_R, row), before_BR)
+        decay_BTR, input_BTR = _terms(x_BTR, *gates, rate_R, row)
+        return linear_recurrence(decay_BTR, input_BTR, before_BR)
 
     def _branch(self, name: str) -> Linear:
         shape, words = (self.width, self.config.channels), (axes.EMBED, axes.MLP)

@@ -72,7 +72,7 @@ def _backward(layout, residuals, dy_BNTH):
         here = functools.partial(_backward_here, _plan(layout.exchange, pairs), *lines)
         run = partition.mapped(here, inputs, (_QUERIES, _KEYS, _KEYS, (laid.bias_RN, laid.sink_N)))
         *gradients, learned = run(q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs)
-    return *gradients, pairs.replace(queries=None, slots=None, bias_RN=learned[0], sink_N=learned[1])
+    return *gradients, dataclasses.replace(pairs, queries=None, slots=None, bias_RN=learned[0], sink_N=learned[1])
 
 
 attend.defvjp(_forward, _backward)
@@ -81,9 +81,11 @@ attend.defvjp(_forward, _backward)
 def words(pairs: Pairs, rows: int) -> Pairs:
     """How the parts of `pairs` are laid out, where there are so many `rows`: every device holds the places of whole
     rows, which are small, and of a table and of sinks its own heads."""
-    laid = jax.tree.map(lambda x: (axes.BATCH,) if len(x) == rows else (), pairs.replace(bias_RN=None, sink_N=None))
+    laid = jax.tree.map(
+        lambda x: (axes.BATCH,) if len(x) == rows else (), dataclasses.replace(pairs, bias_RN=None, sink_N=None)
+    )
     table, sinks = (None if x is None else word for x, word in ((pairs.bias_RN, _TABLE), (pairs.sink_N, _SINKS)))
-    return laid.replace(bias_RN=table, sink_N=sinks)
+    return dataclasses.replace(laid, bias_RN=table, sink_N=sinks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,8 @@ class _Plan:
         """As `blocks.reach`, for all stretches of queries, [stretches, blocks]."""
         count = self.devices * (2 if self.traded else 1)
         found = [blocks.reach(pairs, self.rows, number * self.rows.length) for number in range(count)]
-        return tuple(np.stack(part) for part in zip(*found, strict=True))
+        first, last = zip(*found, strict=True)
+        return np.stack(first), np.stack(last)
 
     def visits(self, pairs: Pairs) -> np.ndarray:
         """Number of meetings of two blocks, [devices, hops]."""
@@ -243,7 +246,7 @@ def of_heads(pairs: Pairs, lines: tuple[Line, ...], heads: int) -> Pairs:
     all_heads, first = heads, 0
     for line in lines[::-1]:
         first, all_heads = first + line.place * all_heads, all_heads * line.size
-    return pairs.replace(heads=all_heads, first_head=first)
+    return dataclasses.replace(pairs, heads=all_heads, first_head=first)
 
 
 def _forward_here(plan: _Plan, line: Line, heads: Line, q_BNTH, k_BKSH, v_BKSH, pairs: Pairs):
@@ -281,7 +284,8 @@ def _backward_here(
     values."""
     pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.reach(pairs))
     dy_BNTH, mean_BNT1 = own.traded(dy_BNTH), own.traded(mean_BNT1)
-    asked = Asked(*(own.queries(x, k_BKSH.shape[1]) for x in (q_BNTH, dy_BNTH, mean_BNT1)), log_sum_LBKM1)
+    q, dy, mean = (own.queries(x, k_BKSH.shape[1]) for x in (q_BNTH, dy_BNTH, mean_BNT1))
+    asked = Asked(q, dy, mean, log_sum_LBKM1)
     stretches = own.filled(k_BKSH, v_BKSH)
 
     def meet(hop: jax.Array | int, stretches: Any, dq_LBKMH: jax.Array, dtable: jax.Array | None):
@@ -294,7 +298,8 @@ def _backward_here(
             here = own.rows(number, index)
             for one, keys in enumerate(all_keys):
                 bounds = plan.columns.bounds(first - keys.start, last - keys.start)
-                start = (Gradients(*gradients[one], dtable), dq_BKMH)
+                dk_BKSH, dv_BKSH = gradients[one]
+                start = (Gradients(dk_BKSH, dv_BKSH, dtable), dq_BKMH)
                 found, dq_BKMH = blocks.meet_backward(pairs, asked, here, keys, plan.columns, bounds, start)
                 gradients, dtable = (*gradients[:one], found[:2], *gradients[one + 1 :]), found.bias_RN
             return (gradients, dtable), dq_BKMH
@@ -314,9 +319,9 @@ def _backward_here(
     (gradients, dtable), dq_LBKMH = meet(0, stretches, *jax.tree.map(blocks.zeros, (asked.q_BKMH, pairs.bias_RN)))
     if last:
         carry = (line.passed(stretches), gradients, dq_LBKMH, dtable)
-        (stretches, gradients, *carry), _ = jax.lax.scan(pass_on, carry, jnp.arange(1, last))
+        (stretches, gradients, dq_LBKMH, dtable), _ = jax.lax.scan(pass_on, carry, jnp.arange(1, last))
         arrived = line.passed(gradients)
-        (gradients, dtable), dq_LBKMH = meet(last, stretches, *carry)
+        (gradients, dtable), dq_LBKMH = meet(last, stretches, dq_LBKMH, dtable)
         gradients = line.passed(jax.tree.map(jnp.add, arrived, gradients), by=-last)
     dk_BKSH, dv_BKSH = (own.emptied(parts).astype(k_BKSH.dtype) for parts in zip(*gradients, strict=True))
     dq_BNTH = own.joined(dq_LBKMH.astype(q_BNTH.dtype), q_BNTH.shape[1])

@@ -5,7 +5,7 @@ Legend: B batch, T query length, S key length, N heads, R buckets of relative pl
 
 import jax
 
-from llm_jax.core.checks import check_positive_if_given
+from llm_jax.core.checks import check_positive_if_given, given
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.positions.alibi import ALiBiConfig
@@ -35,4 +35,7 @@ class ScoresConfig:
         """Bias of queries against keys, float32 [B or 1, N, T, S]; None without one."""
         if self.bias is None:
             return None
-        return self.bias.across(heads, queries.positions_BT, keys.positions_BT, bias_RN)
+        if isinstance(self.bias, RelativeBiasConfig):
+            table_RN = given(bias_RN, "scores have a RelativeBiasConfig and there is no table of biases")
+            return self.bias.across(heads, queries.positions_BT, keys.positions_BT, table_RN)
+        return self.bias.across(heads, queries.positions_BT, keys.positions_BT)

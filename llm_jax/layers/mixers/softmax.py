@@ -4,11 +4,11 @@ Legend: B batch, T query length, S key length, K key/value heads, G query heads 
 H head size, M = G * T.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.layers.derivative import custom_vjp
 
 
 def attend(
@@ -74,8 +74,8 @@ def fold_mask(allowed: jax.Array, groups: int, length: int, slots: int) -> jax.A
     return jnp.tile(allowed, (1, groups, 1))[:, None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
-def _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BKMS, scale, softcap, factor):
+@custom_vjp(7, 8, 9)
+def _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BKMS, scale, softcap, factor) -> jax.Array:
     """`factor` multiplies the weights that are kept."""
     return _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BKMS, scale, softcap, factor)[0]
 

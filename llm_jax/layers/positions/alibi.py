@@ -34,12 +34,11 @@ class ALiBiConfig:
         between = 2.0 ** (-4 / below * np.arange(1, 2 * (heads - below), 2))
         return self.factor * np.concatenate([slopes, between]).astype(np.float32)
 
-    def across(self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array, bias_RN: None = None) -> jax.Array:
+    def across(self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
         """Bias between positions, [B, N, T, S] float32.
 
-        All but the positions is left to the program: as a constant of it, the product would be large. `bias_RN` is
-        the table of biases that are learned; these have none.
+        All but the positions is left to the program: as a constant of it, the product would be large.
         """
         queries_BT, keys_BS = jnp.asarray(queries_BT), jnp.asarray(keys_BS)
         distance_B1TS = jnp.abs(queries_BT[:, None, :, None] - keys_BS[:, None, None, :]).astype(jnp.float32)
-        return -self.slopes(heads)[:, None, None] * distance_B1TS
+        return distance_B1TS * -self.slopes(heads)[:, None, None]

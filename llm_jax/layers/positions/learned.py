@@ -7,7 +7,7 @@ from llm_jax.core.checks import check_not_negative
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import look_up
-from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.sharding import axes
 
 
@@ -42,7 +42,7 @@ class LearnedPositions(nn.Module):
         init = self.config.init.draw(self.width, self.config.offset + self.length)
         table_TD = self.param(
             "table",
-            nn.with_logical_partitioning(init, (axes.POSITIONS, axes.EMBED)),
+            annotated(init, (axes.POSITIONS, axes.EMBED)),
             (self.config.offset + self.length, self.width),
             self.precision.param_dtype,
         )

@@ -14,7 +14,7 @@ import numpy as np
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.sharding import axes
 
 
@@ -94,5 +94,5 @@ class RelativeBias(nn.Module):
     def __call__(self) -> jax.Array:
         init = self.config.init.draw(self.heads, self.config.buckets)
         words, shape = (axes.POSITIONS, axes.HEADS), (self.config.buckets, self.heads)
-        table_RN = self.param("table", nn.with_logical_partitioning(init, words), shape, self.precision.param_dtype)
+        table_RN = self.param("table", annotated(init, words), shape, self.precision.param_dtype)
         return table_RN.astype(jnp.float32)

@@ -145,7 +145,7 @@ class LongRoPEScaling:
         )
         plain = _plain(base, features)
         beyond_BT1 = (lengths_BT > self.original_length)[..., None]
-        divisors_BTh = jnp.where(beyond_BT1, np.float32(self.long), np.float32(self.short))
+        divisors_BTh = jnp.where(beyond_BT1, np.asarray(self.long, np.float32), np.asarray(self.short, np.float32))
         return plain / divisors_BTh, self.magnitude
 
 

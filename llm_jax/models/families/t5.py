@@ -58,7 +58,6 @@ def t5(
     norm = RMSNormConfig(epsilon)
     # The scale that scores lack is in the queries' initial weights.
     query_init = dataclasses.replace(attention_init, gain=attention_init.gain * head_dim**-0.5)
-    inits = {"init": attention_init, "query_init": query_init, "out_init": attention_init}
     ffn = (GLUConfig if gated else MLPConfig)(hidden, activation, bias=False, init=dense_init, out_init=dense_init)
 
     def attention(bidirectional: bool) -> AttentionConfig:
@@ -66,9 +65,26 @@ def t5(
             1.0, bias=RelativeBiasConfig(buckets, max_distance, bidirectional, UniformGlorot(attention_init.gain))
         )
         mask = Bidirectional() if bidirectional else Causal()
-        return AttentionConfig(heads, head_dim, heads, mask, scores=scores, **inits)
+        return AttentionConfig(
+            heads,
+            head_dim,
+            heads,
+            mask,
+            scores=scores,
+            init=attention_init,
+            query_init=query_init,
+            out_init=attention_init,
+        )
 
-    cross = CrossAttentionConfig(heads, head_dim, heads, scores=ScoresConfig(1.0), **inits)
+    cross = CrossAttentionConfig(
+        heads,
+        head_dim,
+        heads,
+        scores=ScoresConfig(1.0),
+        init=attention_init,
+        query_init=query_init,
+        out_init=attention_init,
+    )
     reads = BlockConfig(attention(True), ffn, norm, dropout=dropout)
     writes = BlockConfig(attention(False), ffn, norm, dropout=dropout, cross=cross)
     embed = EmbedConfig(Normal(1.0), dropout=dropout)

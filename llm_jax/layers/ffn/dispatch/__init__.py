@@ -24,8 +24,10 @@ class Dispatch:
     serves: ClassVar[tuple[type, ...]] = (Choice, Picks)
     """The kinds of routes that it knows."""
 
-    causal: ClassVar[bool] = True
-    """Whether no token's place depends on a later one's, first choices at least."""
+    @property
+    def causal(self) -> bool:
+        """Whether no token's place depends on a later one's, first choices at least."""
+        return True
 
     def check(self, router: Router) -> None:
         """Any router of such routes will do."""

@@ -17,7 +17,7 @@ from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.rows import ordered
 from llm_jax.layers.ffn.dispatch.seats import ByIndex, Seats, SeatsConfig
 from llm_jax.layers.ffn.experts import Local
-from llm_jax.layers.ffn.routing import Choice, Router
+from llm_jax.layers.ffn.routing import Choice, Router, Routes, served
 
 Priority = Literal["position", "score"]
 
@@ -89,8 +89,9 @@ class Capacity(Dispatch):
         # A product that is a whole number but for rounding is that number.
         return min(tokens, math.ceil(self.factor * choices * tokens / experts - 1e-9))
 
-    def run(self, experts: Local, x_BTD: jax.Array, routes: Choice, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(self, experts: Local, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See dispatch.__init__."""
+        choice = served(routes, Choice)
         batch, length = real_BT.shape
         group = min(self.group or length, length)
         short = -length % group
@@ -102,12 +103,12 @@ class Capacity(Dispatch):
         def whole(x: jax.Array) -> jax.Array:
             return x.reshape(batch, length + short, *x.shape[2:])[:, :length]
 
-        weights_GNK = grouped(routes.weights_BTK * real_BT[..., None])
-        chosen_GNK = jnp.where(weights_GNK > 0, grouped(routes.experts_BTK), experts.count)
+        weights_GNK = grouped(choice.weights_BTK * real_BT[..., None])
+        chosen_GNK = jnp.where(weights_GNK > 0, grouped(choice.experts_BTK), experts.count)
         choices = chosen_GNK.shape[-1]
         by_tokens = np.array([self.places(tokens, choices, experts.count) for tokens in range(group + 1)], np.int32)
         places_G = jnp.asarray(by_tokens)[jnp.sum(grouped(real_BT), axis=1, dtype=jnp.int32)]
-        best_BT = jnp.max(routes.weights_BTK, axis=-1) if routes.best_BT is None else routes.best_BT
+        best_BT = jnp.max(choice.weights_BTK, axis=-1) if choice.best_BT is None else choice.best_BT
         first_GN = self._first(grouped(best_BT * real_BT))
         seats = _seats(chosen_GNK, first_GN, experts.count, places_G, int(by_tokens.max()))
         y_GND = self.moves.serve(experts, grouped(x_BTD), weights_GNK, seats)

@@ -10,18 +10,16 @@ from llm_jax.core.configclass import configclass
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local
-from llm_jax.layers.ffn.routing import Choice, Picks, load, spread
+from llm_jax.layers.ffn.routing import Choice, Picks, Routes, load, served, spread
 
 
 @configclass
 class Dense(Dispatch):
     """All experts for all tokens; those not chosen count for nothing. For small models and tests."""
 
-    def run(
-        self, experts: Local, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def run(self, experts: Local, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See dispatch.__init__."""
-        weights_BTE = _weights(routes, experts.count, real_BT)
+        weights_BTE = _weights(served(routes, Choice, Picks), experts.count, real_BT)
         rows_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
         y_ERD = experts.batched(broadcast(rows_RD, (experts.count, *rows_RD.shape), rows_RD.dtype))
         y_BTD = jnp.einsum("ERD,RE->RD", y_ERD, weights_BTE.reshape(-1, experts.count).astype(y_ERD.dtype))

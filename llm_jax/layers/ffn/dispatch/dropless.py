@@ -10,7 +10,7 @@ from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.dispatch import Dispatch, picked, rows
 from llm_jax.layers.ffn.experts import Local
-from llm_jax.layers.ffn.routing import Choice, Picks
+from llm_jax.layers.ffn.routing import Choice, Picks, Routes, served
 
 
 @configclass
@@ -28,17 +28,16 @@ class Dropless(Dispatch):
     def __post_init__(self):
         check_positive(windows=self.windows)
 
-    def run(
-        self, experts: Local, x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def run(self, experts: Local, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See dispatch.__init__."""
         if isinstance(routes, Picks):
             return picked.serve(experts, x_BTD, routes, real_BT)
-        weights_BTK = routes.weights_BTK * real_BT[..., None]
+        choice = served(routes, Choice)
+        weights_BTK = choice.weights_BTK * real_BT[..., None]
         served_BTK = weights_BTK > 0
         chosen_RK, weights_RK, served_RK = (
             x.reshape(real_BT.size, -1)
-            for x in (jnp.where(served_BTK, routes.experts_BTK, experts.count), weights_BTK, served_BTK)
+            for x in (jnp.where(served_BTK, choice.experts_BTK, experts.count), weights_BTK, served_BTK)
         )
         order_1P, place_1P, sizes_1E = rows.ordered(chosen_RK.reshape(1, -1), experts.count)
         used_P = jnp.arange(chosen_RK.size) < jnp.sum(sizes_1E)

@@ -7,6 +7,9 @@ Legend: R tokens, K choices of a token, P choices of all tokens, S rows of all e
 G groups of tokens that are sorted apart.
 """
 
+import functools
+import operator
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -53,7 +56,7 @@ def _summed(y_SD: jax.Array, rows: Rows) -> jax.Array:
     # One term after the other, so that no [R, K, D] is made of them.
     choices = zip(rows.served_RK.T[..., None], rows.row_RK.T, strict=True)
     terms = (jnp.where(served_R1, _picked(y_SD, row_R).astype(jnp.float32), 0) for served_R1, row_R in choices)
-    return sum(terms).astype(y_SD.dtype)
+    return functools.reduce(operator.add, terms).astype(y_SD.dtype)
 
 
 _taken.defvjp(lambda x_RD, rows: (_taken(x_RD, rows), rows), lambda rows, dx_SD: (_summed(dx_SD, rows), None))

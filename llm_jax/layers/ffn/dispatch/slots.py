@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local
-from llm_jax.layers.ffn.routing import Mixture, load
+from llm_jax.layers.ffn.routing import Mixture, Routes, load, served
 
 
 @configclass
@@ -18,10 +18,11 @@ class Slots(Dispatch):
 
     serves = (Mixture,)
 
-    def run(self, experts: Local, x_BTD: jax.Array, routes: Mixture, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(self, experts: Local, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See dispatch.__init__."""
-        dispatch_BTES = routes.dispatch_BTES.astype(x_BTD.dtype)
+        mixture = served(routes, Mixture)
+        dispatch_BTES = mixture.dispatch_BTES.astype(x_BTD.dtype)
         slots_EBSD = jnp.einsum("BTES,BTD->EBSD", dispatch_BTES, jnp.where(real_BT[..., None], x_BTD, 0))
         y_ERD = experts.batched(slots_EBSD.reshape(experts.count, -1, x_BTD.shape[-1]))
-        y_BTD = jnp.einsum("BTES,EBSD->BTD", routes.combine_BTES.astype(y_ERD.dtype), y_ERD.reshape(slots_EBSD.shape))
+        y_BTD = jnp.einsum("BTES,EBSD->BTD", mixture.combine_BTES.astype(y_ERD.dtype), y_ERD.reshape(slots_EBSD.shape))
         return y_BTD, jnp.sum(load(routes, experts.count, real_BT), axis=-1)

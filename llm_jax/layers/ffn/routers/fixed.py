@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.checks import check, check_positive
+from llm_jax.core.checks import check, check_positive, given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.routers.groups import best
@@ -22,6 +22,7 @@ from llm_jax.layers.mixers.context import Context
 class _FixedConfig(Router):
     """What they have in common: `top` experts of equal weight."""
 
+    top: int
     scored = False
 
     def __post_init__(self):
@@ -100,15 +101,15 @@ class HashRouter(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
-        check(
-            context.tokens_BT is not None,
+        tokens_BT = given(
+            context.tokens_BT,
             "router HashConfig needs the ids of tokens, and only their vectors are known here: give the model tokens, "
             "or choose another router",
         )
         if self.config.counts is None:
-            return _equal(_hashed(context.tokens_BT, self.config.top, self.experts))
+            return _equal(_hashed(tokens_BT, self.config.top, self.experts))
         table_VK = dealt(self.config.counts, self.config.top, self.experts)
-        return _equal(jnp.asarray(table_VK)[context.tokens_BT])
+        return _equal(jnp.asarray(table_VK)[tokens_BT])
 
 
 class RandomRouter(nn.Module):

@@ -61,8 +61,8 @@ class Scoring(nn.Module):
         training = self.has_rng("dropout")
         x_BTD = x_BTD.astype("float32")
         if isinstance(noise, Jitter) and training:
-            bounds = {"minval": 1 - noise.amount, "maxval": 1 + noise.amount}
-            x_BTD *= jax.random.uniform(self.make_rng("dropout"), x_BTD.shape, **bounds)
+            key, low, high = self.make_rng("dropout"), 1 - noise.amount, 1 + noise.amount
+            x_BTD *= jax.random.uniform(key, x_BTD.shape, minval=low, maxval=high)
         logits_BTE = self.matrix("scores", self.experts, bias)(x_BTD)
         if isinstance(noise, Noisy):
             deviation_BTE = jax.nn.softplus(self.matrix("noise", self.experts, init=Zero())(x_BTD))

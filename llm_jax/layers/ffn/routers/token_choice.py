@@ -5,6 +5,8 @@ Of equal scores the expert of the lowest number is chosen.
 Legend: B batch, T length, D model width, E experts, K choices of a token.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,13 +17,17 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.routers.groups import GroupLimit, best
 from llm_jax.layers.ffn.routers.scores import Noise, Scoring
 from llm_jax.layers.ffn.routing import Choice, Routed, Router
-from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes
 
 
 class _TopConfig(Router):
     """What configs have in common by which a token chooses `top` experts."""
+
+    top: int
+    scale: float
+    limit: GroupLimit | None
 
     def __post_init__(self):
         check_positive(top=self.top, scale=self.scale)
@@ -126,7 +132,7 @@ class SoftmaxRouter(Scoring):
             drawn_BT = jax.random.uniform(self.make_rng("dropout"), weights_BTK.shape[:-1])
             kept_BT = 2 * weights_BTK[..., 1] > drawn_BT * config.scale
             kept_BTK = jnp.stack([jnp.ones_like(kept_BT), kept_BT], axis=-1)
-            choice = choice.replace(weights_BTK=jnp.where(kept_BTK, weights_BTK, 0))
+            choice = dataclasses.replace(choice, weights_BTK=jnp.where(kept_BTK, weights_BTK, 0))
         return Routed(choice, logits_BTE, scores_BTE)
 
 
@@ -138,7 +144,7 @@ class SigmoidRouter(Scoring):
         logits_BTE = self.logits(x_BTD, noise=self.config.noise)
         scores_BTE = ranks_BTE = jax.nn.sigmoid(logits_BTE)
         if self.config.corrected:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (axes.ROUTES,))
+            zeros = annotated(nn.initializers.zeros_init(), (axes.ROUTES,))
             # In float32 always: bfloat16 would lose a thousandth that is added to one.
             ranks_BTE += jax.lax.stop_gradient(self.param("bias", zeros, (self.experts,), "float32"))
         return Routed(_choice(self.config, scores_BTE, ranks_BTE), logits_BTE, scores_BTE)
