@@ -44,7 +44,7 @@ def initialisations() -> str:
     found = []
     for module in MODULES:
         name, build = next(iter(module.SIZES.items()))
-        (source,) = [part for part in module.__doc__.split("\n\n") if part.startswith("Initialisation: ")]
+        (source,) = [part for part in (module.__doc__ or "").split("\n\n") if part.startswith("Initialisation: ")]
         rows = [(f"  {part}", words) for part, words in initialisers(build()).items()]
         found.append(f"{module.__name__.rpartition('.')[2]} ({name})\n{_columns(rows)}\n{source.strip()}")
     return "\n\n".join(found)

@@ -28,17 +28,16 @@ def balanced(config: TransformerConfig, load: float, z: float = 0.0) -> Transfor
     if not layers:
         return config
     ffn = parts.expert_layer(config)
-    losses = mean_over(len(layers), LoadLoss(load * ffn.router.top, first=False), ZLoss(z))
+    losses = mean_over(len(layers), LoadLoss(load * parts.router_of(ffn).top, first=False), ZLoss(z))
     return with_experts(config, dataclasses.replace(ffn, balance=losses), layers)
 
 
 def load_coefficient(config: TransformerConfig) -> float:
     """That of `balanced`; 0 without such a loss. One of first choices alone is none, where there are others."""
     ffn = parts.expert_layer(config)
-    weights = [
-        one.weight for one in ffn.balance if isinstance(one, LoadLoss) and (not one.first or ffn.router.top == 1)
-    ]
-    return _whole(config, sum(weights) / ffn.router.top)
+    top = parts.router_of(ffn).top
+    weights = [one.weight for one in ffn.balance if isinstance(one, LoadLoss) and (not one.first or top == 1)]
+    return _whole(config, sum(weights) / top)
 
 
 def z_coefficient(config: TransformerConfig) -> float:
@@ -63,7 +62,7 @@ def each(place: parts.Place, name: str, into: dict[str, str], down: str) -> Iter
       name: start of their names, up to their numbers.
       into, down: as of `parts.ffn`, what follows the number.
     """
-    config = place.block.ffn
+    config = parts.experts_of(place.block)
     for number in range(config.count):
         one = f"{name}{number}"
         theirs = {ours: f"{one}.{part}" for ours, part in into.items()}
@@ -76,6 +75,6 @@ LLAMA = {"gate": "gate_proj", "up": "up_proj"}, "down_proj"
 
 def shared(place: parts.Place, name: str, gate: str | None = None) -> Iterator[Tensor]:
     """The expert for all tokens under LLaMA's names, and its gate."""
-    yield from parts.llama_ffn(place, name, path="ffn/shared", config=place.block.ffn.shared)
+    yield from parts.llama_ffn(place, name, path="ffn/shared", config=parts.experts_of(place.block).shared)
     if gate is not None:
         yield from parts.linear(place.with_sizes(e=1), gate, "e d", "d", (place.leaf("ffn/shared_gate", "d e"),), False)

@@ -8,7 +8,7 @@ from llm_jax.core.checks import check
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
 from llm_jax.models.architecture import architecture
-from llm_jax.models.config import TransformerConfig
+from llm_jax.models.config import ModelConfig, TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Family:
     model_type: str
     architecture: str
     """Name of the class that `save_hf` writes for."""
-    read: Callable[[Settings], TransformerConfig]
-    write: Callable[[TransformerConfig], dict[str, Any]]
+    read: Callable[[Settings], ModelConfig]
+    write: Callable[[Any], dict[str, Any]]
     """The options that `read` reads, and none that transformers does not honour for this `model_type`. It may be asked
-    for a config that is none of the family's: it then raises ValueError or AttributeError, or writes what reads as
-    another config, and each means no."""
-    tensors: Callable[[TransformerConfig], Iterable[Tensor]]
+    for a config that is none of the family's: it then raises ValueError, or writes what reads as another config,
+    and each means no."""
+    tensors: Callable[[Any], Iterable[Tensor]]
     prefix: str = ""
     """Start of tensor names that checkpoints of the bare model, without its head, leave out."""
     copies: dict[str, str] = dataclasses.field(default_factory=lambda: {"lm_head.weight": "model.embed_tokens.weight"})
@@ -33,20 +33,24 @@ class Family:
     them: buffers that hold no weights, and heads beside the one that is read."""
     absent: tuple[str, ...] = ()
     """Tensors that are zeros where a checkpoint lacks them."""
-    counts_tokens: Callable[[TransformerConfig], bool] = lambda config: False
+    counts_tokens: Callable[[Any], bool] = lambda config: False
     """Whether transformers counts positions, or the distances of linear biases, over real tokens only."""
     renamed: tuple[tuple[str, str], ...] = ()
     """What parts of names were called in old checkpoints: (regular expression, name now)."""
+    kind: type[ModelConfig] = TransformerConfig
+    """What `read` gives; the other functions are given no other type."""
 
-    def expresses(self, config: TransformerConfig) -> bool:
+    def expresses(self, config: ModelConfig) -> bool:
         """Whether a config.json of the family can say all that matters of `config`."""
+        if not isinstance(config, self.kind):
+            return False
         try:
             again = self.read(Settings(self.write(config)))
-        except (ValueError, AttributeError):
+        except ValueError:
             return False
         return architecture(again) == architecture(config)
 
-    def check_expresses(self, config: TransformerConfig) -> None:
+    def check_expresses(self, config: ModelConfig) -> None:
         """ValueError unless `expresses`."""
         check(
             self.expresses(config),

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core import trees
-from llm_jax.core.checks import check, did_you_mean
-from llm_jax.core.dtypes import Precision
+from llm_jax.core.checks import check, did_you_mean, given
+from llm_jax.core.dtypes import Float, Precision
 from llm_jax.core.files import write_atomically
 from llm_jax.interop import training
 from llm_jax.interop.families import FAMILIES
@@ -53,7 +53,7 @@ def read_config(directory: str | Path) -> ModelConfig:
         return _read(folder, options, stored.names)
 
 
-def load_hf(directory: str | Path, dtype: str = "float32") -> tuple[Model, Any]:
+def load_hf(directory: str | Path, dtype: Float = "float32") -> tuple[Model, Any]:
     """The model of a folder and its parameters. Beyond the parameters memory holds one leaf and one tensor.
 
     Args:
@@ -105,9 +105,10 @@ def save_hf(
         Nothing is left behind.
     """
     if isinstance(tokenizer, Tokenizer):
+        vocab_size = model.config.sides[-1].vocab_size or 0
         check(
-            tokenizer.vocab_size <= model.config.sides[-1].vocab_size,
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.sides[-1].vocab_size}: it is "
+            tokenizer.vocab_size <= vocab_size,
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}: it is "
             "not the tokenizer that the model was trained with",
         )
         tokenizer.pipeline()  # which may raise, before anything is written
@@ -185,8 +186,7 @@ def _expressing(config: ModelConfig, name: str | None) -> Family:
         family.check_expresses(config)
         return family
     found = next((family for family in FAMILIES.values() if family.expresses(config)), None)
-    check(found is not None, f"none of {', '.join(FAMILIES)} can say all of this model as it is written")
-    return found
+    return given(found, f"none of {', '.join(FAMILIES)} can say all of this model as it is written")
 
 
 def _matched(

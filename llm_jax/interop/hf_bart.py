@@ -36,11 +36,15 @@ def _own_sizes(settings: Settings, pair: EncoderDecoderConfig) -> EncoderDecoder
     """The pair with the heads and the ffn of its decoder, which may be other than the encoder's."""
     heads, hidden = settings.need("decoder_attention_heads"), settings.need("decoder_ffn_dim")
     check_divides(heads, pair.width, "decoder_attention_heads", "d_model")
-    shape = {"heads": heads, "head_dim": pair.width // heads, "kv_heads": heads}
+    head_dim = pair.width // heads
 
     def sized(_: int, block: BlockConfig) -> BlockConfig:
-        mixer, cross = (dataclasses.replace(one, **shape) for one in (block.mixer, block.cross))
-        return dataclasses.replace(block, mixer=mixer, cross=cross, ffn=dataclasses.replace(block.ffn, hidden=hidden))
+        mixer, cross = (
+            dataclasses.replace(one, heads=heads, head_dim=head_dim, kv_heads=heads)
+            for one in (parts.attention_of(block), parts.cross_of(block))
+        )
+        ffn = dataclasses.replace(parts.dense_of(block), hidden=hidden)
+        return dataclasses.replace(block, mixer=mixer, cross=cross, ffn=ffn)
 
     return dataclasses.replace(pair, decoder=parts.changed(pair.decoder, sized))
 
@@ -50,14 +54,14 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
     return {
         "encoder_layers": config.encoder.depth,
         "decoder_layers": decoder.depth,
-        "encoder_attention_heads": reads.mixer.heads,
-        "decoder_attention_heads": block.cross.heads,
-        "encoder_ffn_dim": reads.ffn.hidden,
-        "decoder_ffn_dim": block.ffn.hidden,
+        "encoder_attention_heads": parts.attention_of(reads).heads,
+        "decoder_attention_heads": parts.cross_of(block).heads,
+        "encoder_ffn_dim": parts.dense_of(reads).hidden,
+        "decoder_ffn_dim": parts.dense_of(block).hidden,
         "d_model": decoder.width,
         "vocab_size": decoder.vocab_size,
         "max_position_embeddings": decoder.max_length,
-        "activation_function": activation_name(block.ffn.activation),
+        "activation_function": activation_name(parts.dense_of(block).activation),
         "scale_embedding": decoder.embed.scale != 1,
         "tie_word_embeddings": True,
         "is_encoder_decoder": True,
@@ -82,8 +86,8 @@ def _tensors(config: EncoderDecoderConfig) -> Iterator[Tensor]:
     yield from parts.under("decoder", parts.embedding(config.decoder, "model.shared.weight"))
     for side in ("encoder", "decoder"):
         yield from parts.under(side, _side(getattr(config, side), f"model.{side}"))
-    if config.decoder.head.bias:
-        bias = Tensor("final_logits_bias", "1 v", (Leaf("head/bias", "v"),), {"v": config.decoder.vocab_size})
+    if parts.head_of(config.decoder).bias:
+        bias = Tensor("final_logits_bias", "1 v", (Leaf("head/bias", "v"),), {"v": config.vocab_size})
         yield from parts.under("decoder", (bias,))
 
 
@@ -96,7 +100,7 @@ def _side(config: TransformerConfig, side: str) -> Iterator[Tensor]:
         for theirs, branch in (("self_attn", "mixer"), ("encoder_attn", "cross")):
             if getattr(place.block, branch):
                 projections = (f"{name}.{theirs}.{part}_proj" for part in ("q", "k", "v", "out"))
-                yield from parts.attention(place, *projections, branch=branch)
+                yield from parts.attention(place, projections, branch=branch)
                 yield from parts.layer_norm(place, f"{name}.{theirs}_layer_norm", f"{branch}_stream_norm")
         yield from parts.ffn(place, {"up": f"{name}.fc1"}, f"{name}.fc2")
         yield from parts.layer_norm(place, f"{name}.final_layer_norm", "ffn_stream_norm")
@@ -106,10 +110,20 @@ def _family(kind: str, architecture: str, read: Any) -> Family:
     names = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
     # Old files carry Marian's sinusoids.
     unread = (r"embed_positions\.weight$", r"^model\.(en|de)coder\.version$")
-    copies = dict.fromkeys(names, "model.shared.weight")
+    copies: dict[str, str] = dict.fromkeys(names, "model.shared.weight")
     # Checkpoints of the bare model have no scores, and so no bias of them.
     optional = {"unread": unread, "absent": ("final_logits_bias",)}
-    return Family(kind, architecture, read, _write, _tensors, prefix="model.", copies=copies, **optional)
+    return Family(
+        kind,
+        architecture,
+        read,
+        _write,
+        _tensors,
+        prefix="model.",
+        copies=copies,
+        **optional,
+        kind=EncoderDecoderConfig,
+    )
 
 
 FAMILIES = (

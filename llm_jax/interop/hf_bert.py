@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from llm_jax.core.checks import given
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Leaf, Tensor
@@ -85,7 +86,9 @@ def _head(settings: Settings, names: _Names, activation: Activation, epsilon: fl
     # ELECTRA's second model is trained to tell replaced tokens; the others are, beside masked tokens, on pairs of rows.
     heads["ForPreTraining"] = (lambda: discriminator(activation)) if names is _ELECTRA else heads["ForMaskedLM"]
     makers = {names.prefix + kind: head for kind, head in heads.items()}
-    return settings.head(makers, default=f"{names.prefix}ForMaskedLM")
+    return given(
+        settings.head(makers, default=f"{names.prefix}ForMaskedLM"), "all classes of these families have a head"
+    )
 
 
 def _write_head(config: TransformerConfig, names: _Names) -> dict[str, Any]:
@@ -120,16 +123,17 @@ def _common(settings: Settings, names: _Names, activation: str) -> dict[str, Any
 
 def _write_common(config: TransformerConfig, names: _Names) -> dict[str, Any]:
     block = parts.first(config)
+    ffn = parts.dense_of(block)
     return _write_head(config, names) | {
         "num_hidden_layers": config.depth,
-        "num_attention_heads": block.mixer.heads,
+        "num_attention_heads": parts.attention_of(block).heads,
         "hidden_size": config.width,
         "vocab_size": config.vocab_size,
-        "intermediate_size": block.ffn.hidden,
+        "intermediate_size": ffn.hidden,
         "type_vocab_size": config.embed.types,
-        "hidden_act": activation_name(block.ffn.activation),
-        "layer_norm_eps": block.norm.epsilon,
-        "max_position_embeddings": config.max_length + config.embed.position.offset,
+        "hidden_act": activation_name(ffn.activation),
+        "layer_norm_eps": parts.norm_of(block).epsilon,
+        "max_position_embeddings": config.max_length + parts.learned_of(config).offset,
     }
 
 
@@ -150,7 +154,7 @@ def _read_roberta(settings: Settings) -> TransformerConfig:
 
 
 def _write_roberta(config: TransformerConfig) -> dict[str, Any]:
-    return _write_common(config, _ROBERTA) | {"pad_token_id": config.embed.position.offset - 1}
+    return _write_common(config, _ROBERTA) | {"pad_token_id": parts.learned_of(config).offset - 1}
 
 
 def _read_electra(settings: Settings) -> TransformerConfig:
@@ -180,7 +184,7 @@ def _write_albert(config: TransformerConfig) -> dict[str, Any]:
     first = config.segments[0]
     return _write_common(config, _ALBERT) | {
         "num_hidden_layers": sum(segment.repeats for segment in config.segments),
-        "embedding_size": config.embed.factorized.width,
+        "embedding_size": config.embed.table_width(config.width),
         "num_hidden_groups": len(config.segments),
         "inner_group_num": len(first.blocks),
     }
@@ -199,8 +203,8 @@ def _tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
     yield from parts.widening(config, f"{names.model_type}.embeddings_project")
     for place in parts.places(config):
         name = f"{names.model_type}.encoder.layer.{place.number}"
-        projections = (f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
-        yield from parts.attention(place, *projections, f"{name}.attention.output.dense")
+        layers = ("self.query", "self.key", "self.value", "output.dense")
+        yield from parts.attention(place, (f"{name}.attention.{part}" for part in layers))
         yield from parts.layer_norm(place, f"{name}.attention.output.LayerNorm", "mixer_stream_norm")
         yield from parts.ffn(place, {"up": f"{name}.intermediate.dense"}, f"{name}.output.dense")
         yield from parts.layer_norm(place, f"{name}.output.LayerNorm", "ffn_stream_norm")
@@ -214,7 +218,7 @@ def _albert_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     for place in parts.places(config):
         group, number = divmod(place.number, inner)
         name = f"albert.encoder.albert_layer_groups.{group}.albert_layers.{number}"
-        yield from parts.attention(place, *(f"{name}.attention.{part}" for part in ("query", "key", "value", "dense")))
+        yield from parts.attention(place, (f"{name}.attention.{part}" for part in ("query", "key", "value", "dense")))
         yield from parts.layer_norm(place, f"{name}.attention.LayerNorm", "mixer_stream_norm")
         yield from parts.ffn(place, {"up": f"{name}.ffn"}, f"{name}.ffn_output")
         yield from parts.layer_norm(place, f"{name}.full_layer_layer_norm", "ffn_stream_norm")
@@ -229,7 +233,7 @@ def _head_tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
             # A bias of its own goes with a matrix of its own; transformers then reads no other.
             yield from parts.head(config, names.decoder)
             return
-        yield Tensor(names.masked[2], "v", (Leaf("head/bias", "v"),), {"v": config.vocab_size})
+        yield Tensor(names.masked[2], "v", (Leaf("head/bias", "v"),), {"v": parts.vocabulary(config)})
         return
     scores = {"token": "classifier", "span": "qa_outputs", "row": names.pooled[1]}[head.of]
     if head.of == "row":

@@ -35,11 +35,11 @@ def _write_bloom(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
     return {
         "n_layer": config.depth,
-        "n_head": block.mixer.heads,
+        "n_head": parts.attention_of(block).heads,
         "hidden_size": config.width,
         "vocab_size": config.vocab_size,
         "seq_length": config.max_length,
-        "layer_norm_epsilon": block.norm.epsilon,
+        "layer_norm_epsilon": parts.norm_of(block).epsilon,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
@@ -78,19 +78,20 @@ def _read_mpt(settings: Settings) -> TransformerConfig:
 
 
 def _clipped(_: int, block: BlockConfig, clip: float) -> BlockConfig:
-    return dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, clip=clip))
+    return dataclasses.replace(block, mixer=dataclasses.replace(parts.attention_of(block), clip=clip))
 
 
 def _write_mpt(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
+    mixer = parts.attention_of(block)
     return {
         "n_layers": config.depth,
-        "n_heads": block.mixer.heads,
+        "n_heads": mixer.heads,
         "d_model": config.width,
         "vocab_size": config.vocab_size,
         "max_seq_len": config.max_length,
-        "layer_norm_epsilon": block.norm.epsilon,
-        "attn_config": {"alibi": True, "softmax_scale": block.mixer.scores.scale, "clip_qkv": block.mixer.clip},
+        "layer_norm_epsilon": parts.norm_of(block).epsilon,
+        "attn_config": {"alibi": True, "softmax_scale": mixer.scores.scale, "clip_qkv": mixer.clip},
         "no_bias": True,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }

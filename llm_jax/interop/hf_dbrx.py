@@ -43,16 +43,16 @@ def _read(settings: Settings) -> TransformerConfig:
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    mixer, layer = parts.first(config).mixer, parts.expert_layer(config)
-    rope = mixer.position
+    mixer, layer = parts.attention_of(parts.first(config)), parts.expert_layer(config)
+    rope = parts.rope_of(mixer)
     attention = {"kv_n_heads": mixer.kv_heads, "clip_qkv": mixer.clip, "rope_theta": rope.base}
     ffn = {
         "ffn_act_fn": {"name": "silu"},
         "ffn_hidden_size": layer.expert.hidden,
         "moe_num_experts": layer.count,
-        "moe_top_k": layer.router.top,
+        "moe_top_k": parts.router_of(layer).top,
         "moe_loss_weight": experts.load_coefficient(config),
-        "moe_normalize_expert_weights": 1.0 if layer.router.normalized else None,
+        "moe_normalize_expert_weights": 1.0 if parts.router_of(layer).normalized else None,
     }
     return write_rope(rope) | {
         "n_layers": config.depth,
@@ -69,7 +69,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.wte.weight")
     for place in parts.places(config):
-        name, mixer = f"transformer.blocks.{place.number}", place.block.mixer
+        name, mixer = f"transformer.blocks.{place.number}", parts.attention_of(place.block)
         norms = f"{name}.norm_attn_norm"
         yield from parts.layer_norm(place, f"{norms}.norm_1", "mixer_norm")
         shares = (mixer.heads, mixer.kv_heads, mixer.kv_heads)

@@ -6,7 +6,7 @@ Legend, beside that of mapping.py: q rank of what queries are made of, r of keys
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
 from llm_jax.interop import experts, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
@@ -15,6 +15,7 @@ from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.ffn.moe import MoEConfig, RouterConfig
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
+from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.deepseek import INIT, deepseek
 from llm_jax.models.families.deepseek import experts as experts_of
@@ -60,7 +61,7 @@ def _sharpening(settings: Settings) -> float:
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block, ffn = parts.first(config), parts.plain_ffn(config)
-    mixer = block.mixer
+    mixer = parts.mixer_of(block, LatentAttentionConfig)
     return _write_sharpened(write_rope(mixer.position), mixer.sharpening) | {
         "num_hidden_layers": config.depth,
         "num_attention_heads": mixer.heads,
@@ -75,7 +76,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "hidden_act": activation_name(ffn.activation),
         "vocab_size": config.vocab_size,
         "max_position_embeddings": written_length(mixer.position, config.max_length),
-        "rms_norm_eps": block.norm.epsilon,
+        "rms_norm_eps": parts.norm_of(block).epsilon,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
@@ -102,7 +103,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 def _expert_tensors(place: parts.Place, name: str) -> Iterator[Tensor]:
     yield from experts.router(place, f"{name}.gate")
-    if isinstance(place.block.ffn.router, SigmoidConfig):
+    if isinstance(parts.experts_of(place.block).router, SigmoidConfig):
         leaf = place.leaf("ffn/router/bias", "x")
         yield Tensor(f"{name}.gate.e_score_correction_bias", "x", (leaf,), place.sizes)
     yield from experts.each(place, f"{name}.experts.", *experts.LLAMA)
@@ -111,7 +112,7 @@ def _expert_tensors(place: parts.Place, name: str) -> Iterator[Tensor]:
 
 def _attention(place: parts.Place, name: str) -> Iterator[Tensor]:
     """Their tensors fuse what is with and without position, and keys with values."""
-    mixer = place.block.mixer
+    mixer = parts.mixer_of(place.block, LatentAttentionConfig)
     place = place.with_sizes(n=mixer.heads, q=mixer.query_rank or 0, r=mixer.rank, w=mixer.value_dim)
 
     def linear(theirs: str, layout: str, inputs: str, *leaves: tuple[str, str, int, int]) -> Iterator[Tensor]:
@@ -154,10 +155,12 @@ def _experts(settings: Settings, router: RouterConfig, count: int, hidden: int, 
 def _limit(settings: Settings, groups: int | None, kept: int | None, best: int) -> GroupLimit | None:
     """The groups of a file: one holds all, and is no limit."""
     groups, kept = settings.given("n_group", default=groups), settings.given("topk_group", default=kept)
-    return None if groups in (None, 1) else GroupLimit(groups, kept, best)
+    if groups is None or groups == 1:
+        return None
+    return GroupLimit(groups, given(kept, f"config.json has n_group = {groups} and no topk_group: name both"), best)
 
 
-def _write_limit(router: RouterConfig) -> dict[str, Any]:
+def _write_limit(router: SoftmaxConfig | SigmoidConfig) -> dict[str, Any]:
     limit = router.limit
     return {"n_group": limit.groups if limit else 1, "topk_group": limit.kept if limit else 1}
 
@@ -200,22 +203,22 @@ def _write_mixed(config: TransformerConfig) -> dict[str, Any]:
     if not mixed:
         return _write(config) | {"first_k_dense_replace": config.depth}
     layer = parts.expert_layer(config)
-    check(layer.shared is not None, "the model has no expert for all tokens, and this family has")
+    shared = given(layer.shared, "the model has no expert for all tokens, and this family has")
     return _write(config) | {
         "first_k_dense_replace": mixed[0],
         "n_routed_experts": layer.count,
         "moe_intermediate_size": layer.expert.hidden,
-        "n_shared_experts": layer.shared.hidden // layer.expert.hidden,
-        "num_experts_per_tok": layer.router.top,
-        "norm_topk_prob": layer.router.normalized,
-        "routed_scaling_factor": layer.router.scale,
-        **_write_limit(layer.router),
+        "n_shared_experts": shared.hidden // layer.expert.hidden,
+        "num_experts_per_tok": parts.router_of(layer).top,
+        "norm_topk_prob": parts.router_of(layer).normalized,
+        "routed_scaling_factor": parts.router_of(layer).scale,
+        **_write_limit(parts.router_of(layer)),
     }
 
 
 def _write_v2(config: TransformerConfig) -> dict[str, Any]:
     written = _write_mixed(config)
-    limited = bool(parts.mixed_layers(config)) and parts.expert_layer(config).router.limit is not None
+    limited = bool(parts.mixed_layers(config)) and parts.router_of(parts.expert_layer(config)).limit is not None
     return written | {"topk_method": "group_limited_greedy" if limited else "greedy"}
 
 

@@ -50,7 +50,8 @@ def _read_wiring(settings: Settings, grouped: bool) -> Wiring:
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
-    mixer = block.mixer
+    ffn = parts.dense_of(block)
+    mixer = parts.attention_of(block)
     rope = write_rope(mixer.position) if mixer.position else {}
     length = written_length(mixer.position, config.max_length) if mixer.position else config.max_length
     return rope | {
@@ -65,10 +66,10 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "alibi": mixer.position is None,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": length,
-        "ffn_hidden_size": block.ffn.hidden,
+        "ffn_hidden_size": ffn.hidden,
         "bias": mixer.bias,
-        "activation": activation_name(block.ffn.activation),
-        "layer_norm_epsilon": block.norm.epsilon,
+        "activation": activation_name(ffn.activation),
+        "layer_norm_epsilon": parts.norm_of(block).epsilon,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
@@ -76,13 +77,14 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
 def _grouped(config: TransformerConfig) -> bool:
     """Whether only the newer layout can say it: two norms side by side, or several key/value heads that are shared."""
     block = parts.first(config)
-    return block.wiring == Parallel(shared_norm=False) or 1 < block.mixer.kv_heads < block.mixer.heads
+    mixer = parts.attention_of(block)
+    return block.wiring == Parallel(shared_norm=False) or 1 < mixer.kv_heads < mixer.heads
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.word_embeddings.weight")
     for place in parts.places(config):
-        name, mixer = f"transformer.h.{place.number}", place.block.mixer
+        name, mixer = f"transformer.h.{place.number}", parts.attention_of(place.block)
         yield from _norms(place, name)
         fused = f"{name}.self_attention.query_key_value"
         if _grouped(config):
@@ -121,6 +123,6 @@ FAMILIES = (
         prefix="transformer.",
         copies={"lm_head.weight": "transformer.word_embeddings.weight"},
         unread=(r"rotary_emb\.inv_freq$",),
-        counts_tokens=lambda config: parts.first(config).mixer.position is None,
+        counts_tokens=lambda config: parts.attention_of(parts.first(config)).position is None,
     ),
 )

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.hf_llama import PRE_NORM, tensors
@@ -105,19 +105,19 @@ def _scale(settings: Settings) -> float:
 def _write(config: TransformerConfig) -> dict[str, Any]:
     """What all of them have in common, but for rotary positions."""
     block = parts.first(config)
-    mixer = block.mixer
+    mixer = parts.attention_of(block)
     return {
         "num_hidden_layers": config.depth,
         "num_attention_heads": mixer.heads,
         "num_key_value_heads": mixer.kv_heads,
         "head_dim": mixer.head_dim,
         "hidden_size": config.width,
-        "intermediate_size": block.ffn.hidden,
+        "intermediate_size": parts.dense_of(block).hidden,
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_activation": "gelu_pytorch_tanh",
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length,
-        "rms_norm_eps": block.norm.epsilon,
+        "rms_norm_eps": parts.norm_of(block).epsilon,
         "attention_bias": mixer.bias,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
@@ -132,7 +132,7 @@ def _write_2(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _write_one_rope(config: TransformerConfig) -> dict[str, Any]:
-    rope = parts.first(config).mixer.position
+    rope = parts.rope_of(parts.attention_of(parts.first(config)))
     return write_rope(rope) | {"max_position_embeddings": written_length(rope, config.max_length)}
 
 
@@ -144,22 +144,22 @@ def _write_3(config: TransformerConfig) -> dict[str, Any]:
 
 def _write_layers(config: TransformerConfig) -> dict[str, Any]:
     """What Gemma 2 and 3 say beyond Gemma 1."""
-    windows = [place.block.mixer.mask.window for place in parts.places(config)]
-    scores = parts.first(config).mixer.scores
-    check(scores.scale is not None, "scores.scale is None: Gemma's is a number")
+    windows = [parts.window_of(parts.attention_of(place.block)) for place in parts.places(config)]
+    scores = parts.attention_of(parts.first(config)).scores
+    scale = given(scores.scale, "scores.scale is None: Gemma's is a number")
     return _write(config) | {
         "layer_types": layer_types(windows),
         "sliding_window": next((window for window in windows if window is not None), None),
-        "query_pre_attn_scalar": round(scores.scale**-2),
+        "query_pre_attn_scalar": round(scale**-2),
         "attn_logit_softcapping": scores.softcap,
-        "final_logit_softcapping": config.head.softcap,
+        "final_logit_softcapping": parts.head_of(config).softcap,
     }
 
 
 def _rope(config: TransformerConfig, local: bool) -> RoPEConfig | None:
     """The rotary positions of layers with a window, or of those without; None if there are no such layers."""
-    mixers = (place.block.mixer for place in parts.places(config))
-    return next((mixer.position for mixer in mixers if (mixer.mask.window is not None) == local), None)
+    mixers = (parts.attention_of(place.block) for place in parts.places(config))
+    return next((mixer.position for mixer in mixers if (parts.window_of(mixer) is not None) == local), None)
 
 
 _AROUND = functools.partial(

@@ -37,26 +37,29 @@ def _read(settings: Settings) -> TransformerConfig:
 def _scaled(layer: int, block: BlockConfig, scaled: bool, inverse: bool) -> BlockConfig:
     """The block with the factor of its scores: 1 / sqrt(head size) where they are `scaled`, over the number of the
     layer, from 1, with `inverse`."""
-    scale = (block.mixer.head_dim**-0.5 if scaled else 1.0) / (layer + 1 if inverse else 1)
-    mixer = dataclasses.replace(block.mixer, scores=dataclasses.replace(block.mixer.scores, scale=scale))
-    return dataclasses.replace(block, mixer=mixer)
+    mixer = parts.attention_of(block)
+    scale = (mixer.head_dim**-0.5 if scaled else 1.0) / (layer + 1 if inverse else 1)
+    scores = dataclasses.replace(mixer.scores, scale=scale)
+    return dataclasses.replace(block, mixer=dataclasses.replace(mixer, scores=scores))
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
-    scales = [place.block.mixer.scores.scale for place in parts.places(config)]
+    mixer = parts.attention_of(block)
+    ffn = parts.dense_of(block)
+    scales = [parts.attention_of(place.block).scores.scale for place in parts.places(config)]
     return {
         "scale_attn_weights": scales[0] != 1.0,
-        "scale_attn_by_inverse_layer_idx": len(set(scales)) > 1 or scales[0] == block.mixer.head_dim**-0.5,
+        "scale_attn_by_inverse_layer_idx": len(set(scales)) > 1 or scales[0] == mixer.head_dim**-0.5,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
         "n_layer": config.depth,
-        "n_head": block.mixer.heads,
+        "n_head": mixer.heads,
         "n_embd": config.width,
         "vocab_size": config.vocab_size,
         "n_positions": config.max_length,
-        "n_inner": block.ffn.hidden,
-        "activation_function": activation_name(block.ffn.activation),
-        "layer_norm_epsilon": block.norm.epsilon,
+        "n_inner": ffn.hidden,
+        "activation_function": activation_name(ffn.activation),
+        "layer_norm_epsilon": parts.norm_of(block).epsilon,
     }
 
 

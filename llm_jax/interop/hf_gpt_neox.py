@@ -36,20 +36,22 @@ def _read(settings: Settings) -> TransformerConfig:
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
-    rope = write_partial_rope(block.mixer.position, block.mixer.head_dim)
+    mixer = parts.attention_of(block)
+    ffn = parts.dense_of(block)
+    rope = write_partial_rope(parts.rope_of(mixer), mixer.head_dim)
     return rope | {
         "num_hidden_layers": config.depth,
-        "num_attention_heads": block.mixer.heads,
+        "num_attention_heads": mixer.heads,
         "hidden_size": config.width,
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": written_length(block.mixer.position, config.max_length),
+        "max_position_embeddings": written_length(parts.rope_of(mixer), config.max_length),
         "rotary_pct": rope["partial_rotary_factor"],
         "rotary_emb_base": rope["rope_theta"],
-        "intermediate_size": block.ffn.hidden,
-        "hidden_act": activation_name(block.ffn.activation),
-        "layer_norm_eps": block.norm.epsilon,
+        "intermediate_size": ffn.hidden,
+        "hidden_act": activation_name(ffn.activation),
+        "layer_norm_eps": parts.norm_of(block).epsilon,
         "use_parallel_residual": isinstance(block.wiring, Parallel),
-        "attention_bias": block.mixer.bias,
+        "attention_bias": mixer.bias,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 

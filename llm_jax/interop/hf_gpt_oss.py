@@ -37,13 +37,14 @@ def _read(settings: Settings) -> TransformerConfig:
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    layer, windows = parts.expert_layer(config), [place.block.mixer.mask.window for place in parts.places(config)]
+    layer = parts.expert_layer(config)
+    windows = [parts.window_of(parts.attention_of(place.block)) for place in parts.places(config)]
     return write_decoder(config) | {
         # Their function is another one, and no option.
         "hidden_act": "silu",
-        "attention_bias": parts.first(config).mixer.bias,
+        "attention_bias": parts.attention_of(parts.first(config)).bias,
         "num_local_experts": layer.count,
-        "num_experts_per_tok": layer.router.top,
+        "num_experts_per_tok": parts.router_of(layer).top,
         "router_aux_loss_coef": experts.load_coefficient(config),
         "sliding_window": next((window for window in windows if window is not None), None),
         "layer_types": layer_types(windows),

@@ -7,6 +7,7 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gptj import gptj
 from llm_jax.models.heads import TiedHead
@@ -30,16 +31,18 @@ def _read(settings: Settings) -> TransformerConfig:
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
+    mixer = parts.attention_of(block)
+    ffn = parts.dense_of(block)
     return {
         "n_layer": config.depth,
-        "n_head": block.mixer.heads,
+        "n_head": mixer.heads,
         "n_embd": config.width,
-        "rotary_dim": _rotated(block.mixer),
+        "rotary_dim": _rotated(mixer),
         "vocab_size": config.vocab_size,
         "n_positions": config.max_length,
-        "n_inner": block.ffn.hidden,
-        "activation_function": activation_name(block.ffn.activation),
-        "layer_norm_epsilon": block.norm.epsilon,
+        "n_inner": ffn.hidden,
+        "activation_function": activation_name(ffn.activation),
+        "layer_norm_epsilon": parts.norm_of(block).epsilon,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
@@ -50,14 +53,14 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         name = f"transformer.h.{place.number}"
         projections = (f"{name}.attn.{part}_proj" for part in ("q", "k", "v", "out"))
         yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
-        yield from parts.attention(place, *projections, neighbours=_rotated(place.block.mixer))
+        yield from parts.attention(place, projections, neighbours=_rotated(parts.attention_of(place.block)))
         yield from parts.ffn(place, {"up": f"{name}.mlp.fc_in"}, f"{name}.mlp.fc_out")
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _rotated(mixer: Any) -> int:
-    return mixer.position.features or mixer.head_dim
+def _rotated(mixer: AttentionConfig) -> int:
+    return parts.rope_of(mixer).features or mixer.head_dim
 
 
 FAMILIES = (

@@ -11,7 +11,7 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name, layer_types, layer_windows
-from llm_jax.layers.ffn.mlp import DenseConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LongRoPEScaling, Unscaled
 from llm_jax.models.config import TransformerConfig
@@ -38,9 +38,9 @@ def read_decoder(
       rope: None: the whole head is rotated, as the file says.
     """
     heads, width = settings.need("num_attention_heads"), settings.need("hidden_size")
-    head_dim = settings.given("head_dim", default=head_dim or width // heads)
+    size: int = settings.given("head_dim", default=head_dim or width // heads)
     length = settings.need("max_position_embeddings")
-    rope = read_rope(settings, head_dim, length) if rope is None else rope
+    rope = read_rope(settings, size, length) if rope is None else rope
     config = build(
         settings.need("num_hidden_layers"),
         heads,
@@ -52,7 +52,7 @@ def read_decoder(
         rope,
         settings.given("rms_norm_eps", default=epsilon),
         settings.given("tie_word_embeddings", default=False),
-        head_dim,
+        size,
         **of_family,
     )
     activation = settings.activation("hidden_act", default="silu")
@@ -66,7 +66,7 @@ def _head_dim(settings: Settings) -> int:
 def write_decoder(config: TransformerConfig, rope: RoPEConfig | None = None) -> dict[str, Any]:
     """What all of them have in common; `rope` None means that of the first block."""
     block, ffn = parts.first(config), parts.plain_ffn(config)
-    mixer, rope = block.mixer, rope or block.mixer.position
+    mixer, rope = parts.attention_of(block), rope or parts.rope_of(parts.attention_of(block))
     return write_rope(rope) | {
         "num_hidden_layers": config.depth,
         "num_attention_heads": mixer.heads,
@@ -77,7 +77,7 @@ def write_decoder(config: TransformerConfig, rope: RoPEConfig | None = None) -> 
         "hidden_act": activation_name(ffn.activation),
         "vocab_size": config.vocab_size,
         "max_position_embeddings": written_length(rope, config.max_length),
-        "rms_norm_eps": block.norm.epsilon,
+        "rms_norm_eps": parts.norm_of(block).epsilon,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
@@ -98,11 +98,13 @@ def tensors(
     for place in parts.places(config):
         name = f"model.layers.{place.number}"
         yield from _block_norms(place, name, before, after)
-        if place.block.mixer.qk_norm:
+        if parts.attention_of(place.block).qk_norm:
             yield from parts.query_key_norms(place, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
-        yield from parts.attention(place, *(f"{name}.self_attn.{part}_proj" for part in "qkvo"))
-        dense = isinstance(place.block.ffn, DenseConfig)
-        yield from parts.llama_ffn(place, f"{name}.mlp") if dense else experts(place, name)
+        yield from parts.attention(place, (f"{name}.self_attn.{part}_proj" for part in "qkvo"))
+        if experts is not None and isinstance(place.block.ffn, MoEConfig):
+            yield from experts(place, name)
+        else:
+            yield from parts.llama_ffn(place, f"{name}.mlp")
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
@@ -127,7 +129,10 @@ def _read_llama(settings: Settings) -> TransformerConfig:
 
 def _write_llama(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
-    return write_decoder(config) | {"attention_bias": block.mixer.bias, "mlp_bias": block.ffn.bias}
+    return write_decoder(config) | {
+        "attention_bias": parts.attention_of(block).bias,
+        "mlp_bias": parts.dense_of(block).bias,
+    }
 
 
 def _read_mistral(settings: Settings) -> TransformerConfig:
@@ -135,7 +140,7 @@ def _read_mistral(settings: Settings) -> TransformerConfig:
 
 
 def _write_mistral(config: TransformerConfig) -> dict[str, Any]:
-    return write_decoder(config) | {"sliding_window": parts.first(config).mixer.mask.window}
+    return write_decoder(config) | {"sliding_window": parts.window_of(parts.attention_of(parts.first(config)))}
 
 
 def _windows(settings: Settings) -> tuple[int | None, ...]:
@@ -150,7 +155,7 @@ def _windows(settings: Settings) -> tuple[int | None, ...]:
 
 def write_windows(config: TransformerConfig) -> dict[str, Any]:
     """The options from which Qwen reads how many tokens each layer sees."""
-    windows = [place.block.mixer.mask.window for place in parts.places(config)]
+    windows = [parts.window_of(parts.attention_of(place.block)) for place in parts.places(config)]
     used = [window for window in windows if window is not None]
     return {
         "use_sliding_window": bool(used),
@@ -169,7 +174,9 @@ def _read_qwen3(settings: Settings) -> TransformerConfig:
 
 
 def _write_qwen(config: TransformerConfig) -> dict[str, Any]:
-    return write_decoder(config) | write_windows(config) | {"attention_bias": parts.first(config).mixer.bias}
+    return (
+        write_decoder(config) | write_windows(config) | {"attention_bias": parts.attention_of(parts.first(config)).bias}
+    )
 
 
 def _read_phi3(settings: Settings) -> TransformerConfig:
@@ -185,15 +192,15 @@ def _read_phi3(settings: Settings) -> TransformerConfig:
 
 
 def _write_phi3(config: TransformerConfig) -> dict[str, Any]:
-    mixer = parts.first(config).mixer
-    rope = write_partial_rope(mixer.position, mixer.head_dim)
-    whole = dataclasses.replace(mixer.position, features=None)
+    mixer = parts.attention_of(parts.first(config))
+    rope = write_partial_rope(parts.rope_of(mixer), mixer.head_dim)
+    whole = dataclasses.replace(parts.rope_of(mixer), features=None)
     scaling = whole.scaling
     original = scaling.original_length if isinstance(scaling, LongRoPEScaling) else config.max_length
     return (
         write_decoder(config, whole)
         | rope
-        | {"sliding_window": mixer.mask.window, "original_max_position_embeddings": original}
+        | {"sliding_window": parts.window_of(mixer), "original_max_position_embeddings": original}
     )
 
 
@@ -203,11 +210,13 @@ def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:
         if not any(part in tensor.name for part in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")):
             yield tensor
     for place in parts.places(config):
-        name, mixer = f"model.layers.{place.number}", place.block.mixer
+        name, mixer = f"model.layers.{place.number}", parts.attention_of(place.block)
         shares = (mixer.heads, mixer.kv_heads, mixer.kv_heads)
         yield from parts.fused_attention(place, f"{name}.self_attn.qkv_proj", "(s h) d", "d s h", shares)
         halves = (place.leaf("ffn/gate", "d (s f)"), place.leaf("ffn/up", "d (s f)"))
-        yield from parts.linear(place, f"{name}.mlp.gate_up_proj", "(s f) d", "d", halves, place.block.ffn.bias)
+        yield from parts.linear(
+            place, f"{name}.mlp.gate_up_proj", "(s f) d", "d", halves, parts.dense_of(place.block).bias
+        )
 
 
 def _read_olmo2(settings: Settings) -> TransformerConfig:
@@ -215,7 +224,7 @@ def _read_olmo2(settings: Settings) -> TransformerConfig:
 
 
 def _write_olmo2(config: TransformerConfig) -> dict[str, Any]:
-    return write_decoder(config) | {"attention_bias": parts.first(config).mixer.bias}
+    return write_decoder(config) | {"attention_bias": parts.attention_of(parts.first(config)).bias}
 
 
 _OLMO2 = functools.partial(tensors, after=("post_attention_layernorm", "post_feedforward_layernorm"))

@@ -13,6 +13,7 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
 from llm_jax.layers.mixers.convolution import ConvolutionConfig
+from llm_jax.layers.mixers.mamba2 import Mamba2Config
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
 from llm_jax.models.config import TiedHead, TransformerConfig
 from llm_jax.models.families.mamba2 import mamba2
@@ -32,7 +33,8 @@ def _read(settings: Settings) -> TransformerConfig:
         f"config.json has expand {expand} of hidden_size {width} and num_heads {heads} of head_dim {head_dim}: "
         "transformers takes them only where they are as many features",
     )
-    limits = settings.given("time_step_limit", default=(0.0, math.inf))
+    limits = tuple(map(_number, settings.given("time_step_limit", default=(0.0, math.inf))))
+    check(len(limits) == 2, f"config.json has time_step_limit = {list(limits)}: it must be the least and the largest")
     return mamba2(
         settings.given("num_hidden_layers", default=64),
         width,
@@ -45,7 +47,7 @@ def _read(settings: Settings) -> TransformerConfig:
         ConvolutionConfig(settings.given("conv_kernel", default=4), settings.given("use_conv_bias", default=True)),
         settings.given("use_bias", default=False),
         settings.given("layer_norm_epsilon", default=1e-5),
-        tuple(map(_number, limits)),
+        (limits[0], limits[1]),
         settings.given("tie_word_embeddings", default=False),
         ChunkwiseForm(settings.given("chunk_size", default=_CHUNK)),
     )
@@ -58,7 +60,7 @@ def _number(value: float | dict[str, str]) -> float:
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
-    mixer = block.mixer
+    mixer = parts.mixer_of(block, Mamba2Config)
     expand, rest = divmod(mixer.features, config.width)
     check(rest == 0, f"the mixer has {mixer.features} features: config.json can only say a multiple of {config.width}")
     return {
@@ -77,7 +79,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
         "use_bias": mixer.bias,
         # It changes the order of sums and nothing else.
         "chunk_size": mixer.form.chunk if isinstance(mixer.form, ChunkwiseForm) else _CHUNK,
-        "layer_norm_epsilon": block.norm.epsilon,
+        "layer_norm_epsilon": parts.norm_of(block).epsilon,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
         "time_step_limit": [{"__float__": "Infinity"} if math.isinf(limit) else limit for limit in mixer.step_limit],
     }
@@ -86,7 +88,7 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "backbone.embeddings.weight")
     for place in parts.places(config):
-        name, mixer = f"backbone.layers.{place.number}", place.block.mixer
+        name, mixer = f"backbone.layers.{place.number}", parts.mixer_of(place.block, Mamba2Config)
         place = place.with_sizes(n=mixer.heads, i=mixer.features, c=mixer.channels, w=mixer.convolution.taps)
         yield from parts.layer_norm(place, f"{name}.norm", "mixer_norm")
         yield from _mixer(place, f"{name}.mixer")
@@ -95,7 +97,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 
 def _mixer(place: parts.Place, name: str) -> Iterator[Tensor]:
-    mixer = place.block.mixer
+    mixer = parts.mixer_of(place.block, Mamba2Config)
     inputs = tuple(place.leaf(f"mixer/{ours}", "d s", size) for ours, (size, _) in mixer.projections.items())
     yield from parts.linear(place, f"{name}.in_proj", "s d", "d", inputs, mixer.bias)
     vectors = {"A_log": ("n", "log_rate"), "D": ("n", "skip"), "dt_bias": ("n", "step_bias")}

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+from llm_jax.core.checks import given
 from llm_jax.interop import experts, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.hf_llama import BEFORE, read_decoder, tensors, write_decoder, write_windows
@@ -32,9 +33,9 @@ def _write_mixtral(config: TransformerConfig) -> dict[str, Any]:
     layer = parts.expert_layer(config)
     return write_decoder(config) | {
         "num_local_experts": layer.count,
-        "num_experts_per_tok": layer.router.top,
+        "num_experts_per_tok": parts.router_of(layer).top,
         "router_aux_loss_coef": experts.load_coefficient(config),
-        "sliding_window": parts.first(config).mixer.mask.window,
+        "sliding_window": parts.window_of(parts.attention_of(parts.first(config))),
     }
 
 
@@ -55,7 +56,7 @@ def _read_choice(settings: Settings, count: int, top: int) -> dict[str, Any]:
 
 def _write_choice(config: TransformerConfig) -> dict[str, Any]:
     layer = parts.expert_layer(config)
-    router = layer.router
+    router = parts.router_of(layer)
     return {
         "num_experts": layer.count,
         "num_experts_per_tok": router.top,
@@ -103,7 +104,7 @@ def _windows(settings: Settings) -> tuple[int | None, ...]:
 
 
 def _write_qwen2(config: TransformerConfig) -> dict[str, Any]:
-    shared = parts.expert_layer(config).shared
+    shared = given(parts.expert_layer(config).shared, "the model has no expert for all tokens, and this family has")
     return (
         write_decoder(config)
         | write_windows(config)
@@ -118,7 +119,7 @@ def _qwen(place: parts.Place, name: str) -> Iterator[Tensor]:
     name = f"{name}.mlp"
     yield from experts.router(place, f"{name}.gate")
     yield from experts.each(place, f"{name}.experts.", *experts.LLAMA)
-    if place.block.ffn.shared is not None:
+    if parts.experts_of(place.block).shared is not None:
         yield from experts.shared(place, f"{name}.shared_expert", f"{name}.shared_expert_gate")
 
 
@@ -138,8 +139,8 @@ def _read_qwen3(settings: Settings) -> TransformerConfig:
 
 
 def _write_qwen3(config: TransformerConfig) -> dict[str, Any]:
-    mixer = parts.first(config).mixer
-    window = {"use_sliding_window": mixer.mask.window is not None, "sliding_window": mixer.mask.window}
+    mixer = parts.attention_of(parts.first(config))
+    window = {"use_sliding_window": parts.window_of(mixer) is not None, "sliding_window": parts.window_of(mixer)}
     bias = {"attention_bias": mixer.bias}
     return write_decoder(config) | _write_choice(config) | _write_mixed(config) | window | bias
 
@@ -151,7 +152,7 @@ def _read_olmoe(settings: Settings) -> TransformerConfig:
 
 
 def _write_olmoe(config: TransformerConfig) -> dict[str, Any]:
-    mixer = parts.first(config).mixer
+    mixer = parts.attention_of(parts.first(config))
     return write_decoder(config) | _write_choice(config) | {"attention_bias": mixer.bias, "clip_qkv": mixer.clip}
 
 

@@ -32,17 +32,19 @@ def _read(settings: Settings) -> TransformerConfig:
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
+    mixer = parts.attention_of(block)
+    ffn = parts.dense_of(block)
     return {
         "num_hidden_layers": config.depth,
-        "num_attention_heads": block.mixer.heads,
+        "num_attention_heads": mixer.heads,
         "hidden_size": config.width,
         "word_embed_proj_dim": config.embed.table_width(config.width),
         "do_layer_norm_before": config.final_norm is not None,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length,
-        "ffn_dim": block.ffn.hidden,
-        "activation_function": activation_name(block.ffn.activation),
-        "enable_bias": block.mixer.bias,
+        "ffn_dim": ffn.hidden,
+        "activation_function": activation_name(ffn.activation),
+        "enable_bias": mixer.bias,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
@@ -58,7 +60,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         name = f"model.decoder.layers.{place.number}"
         projections = (f"{name}.self_attn.{part}_proj" for part in ("q", "k", "v", "out"))
         yield from parts.layer_norm(place, f"{name}.self_attn_layer_norm", norms[0])
-        yield from parts.attention(place, *projections)
+        yield from parts.attention(place, projections)
         yield from parts.layer_norm(place, f"{name}.final_layer_norm", norms[1])
         yield from parts.ffn(place, {"up": f"{name}.fc1"}, f"{name}.fc2")
     if before:

@@ -17,7 +17,13 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.recurrent_gemma import PATTERN, recurrent_gemma
 from llm_jax.models.heads import TiedHead
 
-_KINDS = {RGLRUConfig: "recurrent", AttentionConfig: "attention"}
+
+def _kind(block: BlockConfig) -> str:
+    """The name of a block by its mixer. ValueError for a mixer that the family has not."""
+    if isinstance(block.mixer, RGLRUConfig):
+        return "recurrent"
+    parts.attention_of(block)
+    return "attention"
 
 
 def _read(settings: Settings) -> TransformerConfig:
@@ -66,25 +72,26 @@ def _first(config: TransformerConfig, kind: type) -> BlockConfig:
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    recurrent, block = _first(config, RGLRUConfig).mixer, _first(config, AttentionConfig)
-    mixer = block.mixer
-    check(isinstance(mixer.position.scaling, Unscaled), "rotations are scaled: RecurrentGemma's are not")
-    return write_partial_rope(mixer.position, mixer.head_dim) | {
+    recurrent, block = parts.mixer_of(_first(config, RGLRUConfig), RGLRUConfig), _first(config, AttentionConfig)
+    mixer = parts.attention_of(block)
+    rope = parts.rope_of(mixer)
+    check(isinstance(rope.scaling, Unscaled), "rotations are scaled: RecurrentGemma's are not")
+    return write_partial_rope(rope, mixer.head_dim) | {
         "num_hidden_layers": config.depth,
-        "block_types": [_KINDS[type(place.block.mixer)] for place in parts.places(config)],
+        "block_types": [_kind(place.block) for place in parts.places(config)],
         "num_attention_heads": mixer.heads,
         "num_key_value_heads": mixer.kv_heads,
         "hidden_size": config.width,
-        "intermediate_size": 2 * block.ffn.hidden,
-        "hidden_activation": activation_name(block.ffn.activation),
+        "intermediate_size": 2 * parts.dense_of(block).hidden,
+        "hidden_activation": activation_name(parts.dense_of(block).activation),
         "lru_width": recurrent.channels,
         "conv1d_width": recurrent.convolution.taps,
-        "attention_window_size": mixer.mask.window,
+        "attention_window_size": parts.window_of(mixer),
         "attention_bias": mixer.bias,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length,
-        "rms_norm_eps": block.norm.epsilon,
-        "logits_soft_cap": config.head.softcap,
+        "rms_norm_eps": parts.norm_of(block).epsilon,
+        "logits_soft_cap": parts.head_of(config).softcap,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
@@ -97,7 +104,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         if isinstance(place.block.mixer, RGLRUConfig):
             yield from _recurrent(place, f"{name}.temporal_block")
         else:
-            yield from parts.attention(place, *(f"{name}.temporal_block.{part}_proj" for part in "qkvo"))
+            yield from parts.attention(place, (f"{name}.temporal_block.{part}_proj" for part in "qkvo"))
         yield from parts.layer_norm(place, f"{name}.channel_pre_norm", "ffn_norm")
         into = {part: f"{name}.mlp_block.{part}_proj" for part in ("gate", "up")}
         yield from parts.ffn(place, into, f"{name}.mlp_block.down_proj")
@@ -107,7 +114,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 def _recurrent(place: parts.Place, name: str) -> Iterator[Tensor]:
     """A recurrent block: r its channels, w the taps of its convolution, n the gates' blocks of i by j."""
-    mixer = place.block.mixer
+    mixer = parts.mixer_of(place.block, RGLRUConfig)
     size = mixer.channels // mixer.blocks
     place = place.with_sizes(r=mixer.channels, w=mixer.convolution.taps, n=mixer.blocks, i=size, j=size)
     for theirs, ours in (("linear_y", "gate"), ("linear_x", "input")):

@@ -33,16 +33,18 @@ def _read_1(settings: Settings) -> TransformerConfig:
 
 def _write_1(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
+    mixer = parts.attention_of(block)
+    ffn = parts.dense_of(block)
     return {
         "n_layer": config.depth,
-        "n_head": block.mixer.heads,
+        "n_head": mixer.heads,
         "n_embd": config.width,
-        "multi_query": block.mixer.kv_heads == 1,
+        "multi_query": mixer.kv_heads == 1,
         "vocab_size": config.vocab_size,
         "n_positions": config.max_length,
-        "n_inner": block.ffn.hidden,
-        "activation_function": activation_name(block.ffn.activation),
-        "layer_norm_epsilon": block.norm.epsilon,
+        "n_inner": ffn.hidden,
+        "activation_function": activation_name(ffn.activation),
+        "layer_norm_epsilon": parts.norm_of(block).epsilon,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
@@ -51,7 +53,7 @@ def _tensors_1(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.wte.weight")
     yield from parts.learned_positions(config, "transformer.wpe.weight")
     for place in parts.places(config):
-        name, mixer = f"transformer.h.{place.number}", place.block.mixer
+        name, mixer = f"transformer.h.{place.number}", parts.attention_of(place.block)
         yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
         if mixer.kv_heads == 1:
             shares = (mixer.heads, 1, 1)
@@ -88,18 +90,20 @@ def _read_2(settings: Settings) -> TransformerConfig:
 
 def _write_2(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
-    return write_rope(block.mixer.position) | {
+    mixer = parts.attention_of(block)
+    ffn = parts.dense_of(block)
+    return write_rope(parts.rope_of(mixer)) | {
         "num_hidden_layers": config.depth,
-        "num_attention_heads": block.mixer.heads,
-        "num_key_value_heads": block.mixer.kv_heads,
+        "num_attention_heads": mixer.heads,
+        "num_key_value_heads": mixer.kv_heads,
         "hidden_size": config.width,
-        "intermediate_size": block.ffn.hidden,
+        "intermediate_size": ffn.hidden,
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": written_length(block.mixer.position, config.max_length),
-        "sliding_window": block.mixer.mask.window,
-        "hidden_act": activation_name(block.ffn.activation),
-        "norm_epsilon": block.norm.epsilon,
-        "use_bias": block.mixer.bias,
+        "max_position_embeddings": written_length(parts.rope_of(mixer), config.max_length),
+        "sliding_window": parts.window_of(mixer),
+        "hidden_act": activation_name(ffn.activation),
+        "norm_epsilon": parts.norm_of(block).epsilon,
+        "use_bias": mixer.bias,
         "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
 
@@ -109,7 +113,7 @@ def _tensors_2(config: TransformerConfig) -> Iterator[Tensor]:
     for place in parts.places(config):
         name = f"model.layers.{place.number}"
         yield from parts.layer_norm(place, f"{name}.input_layernorm", "mixer_norm")
-        yield from parts.attention(place, *(f"{name}.self_attn.{part}_proj" for part in "qkvo"))
+        yield from parts.attention(place, (f"{name}.self_attn.{part}_proj" for part in "qkvo"))
         yield from parts.layer_norm(place, f"{name}.post_attention_layernorm", "ffn_norm")
         yield from parts.ffn(place, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj")
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)

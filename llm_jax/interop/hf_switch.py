@@ -17,6 +17,7 @@ from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.ffn.dispatch.capacity import Capacity, FixedCapacity
 from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.families.switch import switch
 
@@ -57,7 +58,7 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
         "num_sparse_decoder_layers": len(parts.mixed_layers(decoder)),
         "num_experts": layer.count,
         "expert_capacity": _capacity(layer, decoder.max_length),
-        "router_bias": layer.router.bias,
+        "router_bias": _has_bias(layer),
         "router_aux_loss_coef": experts.load_coefficient(decoder),
         "router_z_loss_coef": experts.z_coefficient(decoder),
         "dense_act_fn": activation_name(layer.expert.activation),
@@ -70,12 +71,16 @@ def _capacity(layer: MoEConfig, length: int) -> int:
     return dispatch.places(length, 1, layer.count) if isinstance(dispatch, Capacity) else length
 
 
+def _has_bias(layer: MoEConfig) -> bool:
+    return isinstance(layer.router, SoftmaxConfig) and layer.router.bias
+
+
 def _ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
     name = f"{name}.mlp"
     if not isinstance(place.block.ffn, MoEConfig):
         yield from parts.ffn(place, {"up": f"{name}.wi"}, f"{name}.wo")
         return
-    yield from experts.router(place, f"{name}.router.classifier", place.block.ffn.router.bias)
+    yield from experts.router(place, f"{name}.router.classifier", _has_bias(parts.experts_of(place.block)))
     yield from experts.each(place, f"{name}.experts.expert_", {"up": "wi"}, "wo")
 
 
@@ -88,5 +93,6 @@ FAMILIES = (
         functools.partial(tensors, ffn=_ffn),
         copies=COPIES,
         unread=UNREAD,
+        kind=EncoderDecoderConfig,
     ),
 )

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from llm_jax.core.checks import given
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
@@ -39,20 +40,21 @@ def write_pair(config: EncoderDecoderConfig) -> dict[str, Any]:
     """What all of them have in common."""
     decoder, ffn = config.decoder, parts.plain_ffn(config.decoder)
     block = parts.first(decoder)
-    bias = block.mixer.scores.bias
+    mixer = parts.attention_of(block)
+    bias, _ = given(decoder.relative_bias, "the model has no biases by relative place, and T5 has")
     return {
         "num_layers": config.encoder.depth,
         "num_decoder_layers": decoder.depth,
-        "num_heads": block.mixer.heads,
+        "num_heads": mixer.heads,
         "d_model": decoder.width,
         "d_ff": ffn.hidden,
-        "d_kv": block.mixer.head_dim,
+        "d_kv": mixer.head_dim,
         "vocab_size": decoder.vocab_size,
         "n_positions": decoder.max_length,
         "tie_word_embeddings": isinstance(decoder.head, TiedHead),
         "relative_attention_num_buckets": bias.buckets,
         "relative_attention_max_distance": bias.max_distance,
-        "layer_norm_epsilon": block.norm.epsilon,
+        "layer_norm_epsilon": parts.norm_of(block).epsilon,
         "is_encoder_decoder": True,
         "pad_token_id": 0,
         "decoder_start_token_id": 0,
@@ -80,7 +82,7 @@ def _read(settings: Settings) -> EncoderDecoderConfig:
 
 
 def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
-    ffn = parts.first(config.decoder).ffn
+    ffn = parts.dense_of(parts.first(config.decoder))
     gated = isinstance(ffn, GLUConfig)
     name = {"gelu_tanh": "gelu"}.get(ffn.activation) if gated else None
     return write_pair(config) | {
@@ -106,10 +108,10 @@ def _side(config: TransformerConfig, side: str, ffn: FFN) -> Iterator[Tensor]:
     for place in parts.places(config):
         name = f"{side}.block.{place.number}.layer"
         yield from parts.layer_norm(place, f"{name}.0.layer_norm", "mixer_norm")
-        yield from parts.attention(place, *(f"{name}.0.SelfAttention.{part}" for part in "qkvo"))
+        yield from parts.attention(place, (f"{name}.0.SelfAttention.{part}" for part in "qkvo"))
         if place.block.cross:
             yield from parts.layer_norm(place, f"{name}.1.layer_norm", "cross_norm")
-            yield from parts.attention(place, *(f"{name}.1.EncDecAttention.{part}" for part in "qkvo"), branch="cross")
+            yield from parts.attention(place, (f"{name}.1.EncDecAttention.{part}" for part in "qkvo"), branch="cross")
         last = 2 if place.block.cross else 1
         yield from parts.layer_norm(place, f"{name}.{last}.layer_norm", "ffn_norm")
         yield from ffn(place, f"{name}.{last}")
@@ -122,7 +124,7 @@ def _ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
     yield from parts.ffn(place, into, f"{name}.wo")
 
 
-COPIES = dict.fromkeys(
+COPIES: dict[str, str] = dict.fromkeys(
     ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
 )
 UNREAD = (r"EncDecAttention\.relative_attention_bias\.weight$",)
@@ -136,5 +138,6 @@ FAMILIES = (
         functools.partial(tensors, ffn=_ffn),
         copies=COPIES,
         unread=UNREAD,
+        kind=EncoderDecoderConfig,
     ),
 )

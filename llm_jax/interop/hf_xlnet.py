@@ -1,12 +1,13 @@
 """Checkpoints of XLNet, with the heads of all its classes but the beam search for answers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Leaf, Tensor
 from llm_jax.interop.settings import Settings, activation_name, labels
+from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.encoder import span_head
 from llm_jax.models.families.xlnet import last_head, xlnet
@@ -27,8 +28,8 @@ def _head(settings: Settings) -> AnyHead | None:
         return last_head(settings.classes)
 
     heads = {"row": row, "token": lambda: ClassHead(settings.classes), "span": span_head}
-    makers = {_CLASSES[of]: head for of, head in heads.items()}
-    return settings.head(makers | {_TOKENS: lambda: None}, default=_TOKENS)
+    makers: dict[str, Callable[[], AnyHead | None]] = {_CLASSES[of]: head for of, head in heads.items()}
+    return settings.head({**makers, _TOKENS: lambda: None}, default=_TOKENS)
 
 
 def _read(settings: Settings) -> TransformerConfig:
@@ -53,18 +54,20 @@ def _read(settings: Settings) -> TransformerConfig:
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     block, head = parts.first(config), config.head
+    ffn = parts.dense_of(block)
+    mixer = parts.mixer_of(block, RelativeAttentionConfig)
     of_classes = isinstance(head, ClassHead)
     return {
         "architectures": [_CLASSES[head.of] if of_classes else _TOKENS],
         "tie_word_embeddings": not isinstance(head, HeadConfig),
         "n_layer": config.depth,
-        "n_head": block.mixer.heads,
+        "n_head": mixer.heads,
         "d_model": config.width,
-        "d_inner": block.ffn.hidden,
+        "d_inner": ffn.hidden,
         "vocab_size": config.vocab_size,
-        "ff_activation": activation_name(block.ffn.activation),
-        "layer_norm_eps": block.norm.epsilon,
-        "clamp_len": block.mixer.farthest or -1,
+        "ff_activation": activation_name(ffn.activation),
+        "layer_norm_eps": parts.norm_of(block).epsilon,
+        "clamp_len": mixer.farthest or -1,
         "mem_len": None,
     } | (labels(head.classes) if of_classes else {})
 
@@ -73,7 +76,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.word_embedding.weight")
     yield Tensor("transformer.mask_emb", "1 1 d", (Leaf("embed/target", "d"),), {"d": config.width})
     for place in parts.places(config):
-        name, mixer = f"transformer.layer.{place.number}", place.block.mixer
+        name, mixer = f"transformer.layer.{place.number}", parts.mixer_of(place.block, RelativeAttentionConfig)
         place = place.with_sizes(n=mixer.heads, h=mixer.head_dim, r=2)
         yield from parts.layer_norm(place, f"{name}.rel_attn.layer_norm", "mixer_stream_norm")
         # These are no linear layers there, and their names say no more than their letters.

@@ -62,7 +62,7 @@ def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
         padding on which transformers' results depend.
     """
     config, pair = model.config, isinstance(model, EncoderDecoder)
-    asks = not pair and config.embed.target
+    asks = isinstance(config, TransformerConfig) and config.embed.target
     known = _TARGETS if pair else _INPUTS | (_ORDER if asks else set())
     unknown = set(inputs) - known
     check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
@@ -71,7 +71,7 @@ def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
     order = {name: inputs[name] for name in _ORDER & set(inputs)}
     encoder, decoder = config.sides[0], config.sides[-1]
     sides = {name: decoder if name.startswith("decoder_") else encoder for name in inputs if name not in order}
-    given = {name: _checked(name, inputs[name], side, decoder.vocab_size) for name, side in sides.items()}
+    given = {name: _checked(name, inputs[name], side, decoder.vocab_size or 0) for name, side in sides.items()}
     check_padding(config, inputs)
     if pair:
         target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}

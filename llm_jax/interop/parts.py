@@ -6,19 +6,26 @@ A family names its tensors with the number of the layer put in; the letters are 
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
 from llm_jax.interop.mapping import Leaf, Tensor
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
+from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
+from llm_jax.layers.mixers.latent import LatentAttentionConfig
+from llm_jax.layers.mixers.masks import Causal
 from llm_jax.layers.norms import LayerNormConfig, NormConfig
-from llm_jax.models.block import BlockConfig
+from llm_jax.layers.positions.learned import LearnedPositionsConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.models.block import BlockConfig, MixerConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import segments
-from llm_jax.models.heads import ClassHead, HeadConfig, TiedHead
+from llm_jax.models.heads import AnyHead, ClassHead, HeadConfig, TiedHead
+
+Mixer = TypeVar("Mixer", bound=MixerConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +66,74 @@ def first(config: TransformerConfig) -> BlockConfig:
     return config.segments[0].blocks[0]
 
 
+def mixer_of(block: BlockConfig, kind: type[Mixer]) -> Mixer:
+    """The mixer of a block. ValueError where it is of another type."""
+    if not isinstance(block.mixer, kind):
+        raise ValueError(f"a block has the mixer {type(block.mixer).__name__}, and this family has {kind.__name__}")
+    return block.mixer
+
+
+def attention_of(block: BlockConfig) -> AttentionConfig:
+    """The attention of a block. ValueError where it has another mixer."""
+    return mixer_of(block, AttentionConfig)
+
+
+def cross_of(block: BlockConfig) -> CrossAttentionConfig:
+    """What reads the encoder in a block. ValueError where nothing does."""
+    return given(block.cross, "a block has no cross attention, and this family has")
+
+
+def window_of(mixer: AttentionConfig) -> int | None:
+    """Tokens that each sees; None for all before it. ValueError where tokens see later ones."""
+    if not isinstance(mixer.mask, Causal):
+        raise ValueError(f"attention has the mask {type(mixer.mask).__name__}, and this family has Causal")
+    return mixer.mask.window
+
+
+def rope_of(mixer: AttentionConfig | LatentAttentionConfig) -> RoPEConfig:
+    """Rotary positions of attention. ValueError where it has none."""
+    return given(mixer.position, "the model has no rotary positions, and this family has")
+
+
+def dense_of(block: BlockConfig) -> DenseConfig:
+    """The ffn of a block. ValueError where it has none or experts."""
+    if not isinstance(block.ffn, DenseConfig):
+        raise ValueError(f"a block has the ffn {type(block.ffn).__name__}, and this family has one without experts")
+    return block.ffn
+
+
+def experts_of(block: BlockConfig) -> MoEConfig:
+    """The experts of a block. ValueError where it has none."""
+    if not isinstance(block.ffn, MoEConfig):
+        raise ValueError(f"a block has the ffn {type(block.ffn).__name__}, and this family has experts there")
+    return block.ffn
+
+
+def router_of(layer: MoEConfig) -> SoftmaxConfig | SigmoidConfig:
+    """The router of a layer of experts. ValueError where tokens do not choose by scores of their own."""
+    if not isinstance(layer.router, SoftmaxConfig | SigmoidConfig):
+        raise ValueError(f"experts have the router {type(layer.router).__name__}, and this family has none such")
+    return layer.router
+
+
+def norm_of(block: BlockConfig) -> NormConfig:
+    """The norms of a block. ValueError where it has none."""
+    return given(block.norm, "a block has no norm, and this family has")
+
+
+def head_of(config: TransformerConfig) -> AnyHead:
+    """The head of a model. ValueError where it has none."""
+    return given(config.head, "the model has no head, and this family has")
+
+
+def learned_of(config: TransformerConfig) -> LearnedPositionsConfig:
+    """The table of positions. ValueError where the model has none."""
+    position = config.embed.position
+    if not isinstance(position, LearnedPositionsConfig):
+        raise ValueError(f"embed.position is {position}, and this family has a learned table of positions")
+    return position
+
+
 def changed(config: TransformerConfig, change: Callable[[int, BlockConfig], BlockConfig]) -> TransformerConfig:
     """The model with every block changed; `change` is given the number of the layer. Layers that share their weights
     keep their segments, and are given the number of the first."""
@@ -96,23 +171,23 @@ def with_tied(config: TransformerConfig, tied: bool) -> TransformerConfig:
 
 def embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The table of token vectors."""
-    sizes = {"v": config.vocab_size, "d": config.embed.table_width(config.width)}
+    sizes = {"v": vocabulary(config), "d": config.embed.table_width(config.width)}
     yield Tensor(name, "v d", (Leaf("embed/table", "v d"),), sizes)
 
 
 def learned_positions(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The table of positions."""
-    sizes = {"t": config.max_length + config.embed.position.offset, "d": config.embed.sum_width(config.width)}
+    sizes = {"t": config.max_length + learned_of(config).offset, "d": config.embed.sum_width(config.width)}
     yield Tensor(name, "t d", (Leaf("embed/positions/table", "t d"),), sizes)
 
 
 def head(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The matrix of the scores, where it is not the embedding's, and their bias."""
-    sizes = {"v": config.vocab_size, "d": config.width}
+    sizes = {"v": vocabulary(config), "d": config.width}
     if isinstance(config.head, HeadConfig):
         sizes["d"] = config.head.read_width(config.width)
         yield Tensor(f"{name}.weight", "v d", (Leaf("head/kernel", "d v"),), sizes)
-    if config.head.bias:
+    if head_of(config).bias:
         yield Tensor(f"{name}.bias", "v", (Leaf("head/bias", "v"),), sizes)
 
 
@@ -147,12 +222,13 @@ def dense(name: str, path: str, inputs: int, outputs: int, bias: bool) -> Iterat
         yield Tensor(f"{name}.bias", "e", (Leaf(f"{path}/bias", "e"),), sizes)
 
 
-def norm(name: str, config: NormConfig, path: str | Leaf, size: int) -> Iterator[Tensor]:
-    """Scale and bias of a norm over `size` features.
+def norm(name: str, config: NormConfig | None, path: str | Leaf, size: int) -> Iterator[Tensor]:
+    """Scale and bias of a norm over `size` features. ValueError where the model has none.
 
     Args:
       path: of the norm in our tree, or the leaf of its place in a layer.
     """
+    config = given(config, f"the model has no norm for {name}, and this family has")
     at = path if isinstance(path, Leaf) else Leaf(path, "d")
     vectors = {"weight": "scale"}
     if isinstance(config, LayerNormConfig) and config.bias:
@@ -193,14 +269,14 @@ def under(side: str, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def relative_bias(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The table of biases by relative place that the layers share."""
-    bias, heads = config.relative_bias
+    bias, heads = given(config.relative_bias, "the model has no biases by relative place, and this family has")
     yield Tensor(name, "r n", (Leaf("relative_bias/table", "r n"),), {"r": bias.buckets, "n": heads})
 
 
-def attention(
-    place: Place, query: str, key: str, value: str, out: str, neighbours: int = 0, branch: str = "mixer"
-) -> Iterator[Tensor]:
-    """Four linear layers, [output, input] each, of the block's mixer or of its cross attention."""
+def attention(place: Place, names: Iterable[str], neighbours: int = 0, branch: str = "mixer") -> Iterator[Tensor]:
+    """Four linear layers, [output, input] each, of the block's mixer or of its cross attention: of queries, keys,
+    values and the output."""
+    query, key, value, out = names
     mixer = getattr(place.block, branch)
     for name, heads, ours, turned in (
         (query, "n", "query", True),
@@ -218,15 +294,16 @@ def fused_attention(
     """Queries, keys and values in one linear layer, cut along s into `shares`."""
     names = ("query", "key", "value")
     leaves = tuple(place.leaf(f"mixer/{ours}", leaf_layout, share) for ours, share in zip(names, shares, strict=True))
-    yield from linear(place, name, layout, "d", leaves, place.block.mixer.bias)
+    yield from linear(place, name, layout, "d", leaves, attention_of(place.block).bias)
 
 
 def query_key_norms(place: Place, query: str, key: str) -> Iterator[Tensor]:
     """The norms of queries and keys."""
-    mixer = place.block.mixer
+    mixer = attention_of(place.block)
+    norms = given(mixer.qk_norm, "attention has no norms of queries and keys, and this family has")
     for name, ours, heads in ((query, "query_norm", mixer.heads), (key, "key_norm", mixer.kv_heads)):
-        size = mixer.head_dim * (1 if mixer.qk_norm.over == "head" else heads)
-        yield from norm(name, mixer.qk_norm.norm, place.leaf(f"mixer/{ours}", "d"), size)
+        size = mixer.head_dim * (1 if norms.over == "head" else heads)
+        yield from norm(name, norms.norm, place.leaf(f"mixer/{ours}", "d"), size)
 
 
 def attention_out(place: Place, name: str, layout: str = "d (n h)", branch: str = "mixer") -> Iterator[Tensor]:
@@ -254,7 +331,7 @@ def ffn(
       config: what lies there; None: the block's ffn.
       expert: its number among those that lie there.
     """
-    config = place.block.ffn if config is None else config
+    config = dense_of(place.block) if config is None else config
     place = place.with_sizes(f=config.hidden)
     for ours, theirs in into.items():
         layout = "d f" if transposed else "f d"
@@ -286,6 +363,11 @@ def expert_layer(config: TransformerConfig) -> MoEConfig:
 def mixed_layers(config: TransformerConfig) -> list[int]:
     """Numbers of the layers that have experts."""
     return [place.number for place in places(config) if isinstance(place.block.ffn, MoEConfig)]
+
+
+def vocabulary(config: TransformerConfig) -> int:
+    """Tokens of the vocabulary. ValueError for a model without one."""
+    return given(config.vocab_size, "the model has no vocabulary, and this family has")
 
 
 def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:

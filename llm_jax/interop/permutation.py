@@ -3,6 +3,8 @@
 Legend: B batch, T length, S the same tokens as keys, P tokens that are asked for.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,7 @@ def _ordered(placement: Placement, perm_mask: np.ndarray) -> Placement:
         f"perm_mask is no order in rows {wrong.tolist()}: a token must see all that come before it in one "
         "order and, but for those that every token sees, no others, or these would reach it through what has seen them",
     )
-    return placement.replace(order_BT=jnp.asarray(order_BT, jnp.int32))
+    return dataclasses.replace(placement, order_BT=jnp.asarray(order_BT, jnp.int32))
 
 
 def _asking(placement: Placement, target_mapping: np.ndarray, perm_mask: np.ndarray | None) -> Placement:

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
 from llm_jax.interop.options import LARGEST
 from llm_jax.interop.settings import Settings
 from llm_jax.layers.positions.rope import RoPEConfig
@@ -83,7 +83,7 @@ def write_rope(rope: RoPEConfig) -> dict[str, Any]:
 
 def write_partial_rope(rope: RoPEConfig | None, head_dim: int) -> dict[str, Any]:
     """The options that `read_partial_rope` reads back. ValueError for None, a model without rotary positions."""
-    check(rope is not None, "the model has no rotary positions, and this family has")
+    rope = given(rope, "the model has no rotary positions, and this family has")
     features = rope.features or head_dim
     share = features / head_dim
     if int(head_dim * share) != features:
@@ -130,7 +130,7 @@ def written_length(rope: RoPEConfig, max_length: int) -> int:
 
 
 def _scaling(rope: Settings, max_length: int, original: int | None) -> Scaling:
-    original = original or rope.given("original_max_position_embeddings", default=max_length)
+    first: int = original or rope.given("original_max_position_embeddings", default=max_length)
     match kind := rope.given("rope_type", "type", default="default"):
         case "default":
             return Unscaled()
@@ -140,18 +140,18 @@ def _scaling(rope: Settings, max_length: int, original: int | None) -> Scaling:
             return DynamicScaling(rope.need("factor"), max_length)
         case "llama3":
             limits = rope.need("low_freq_factor"), rope.need("high_freq_factor")
-            return Llama3Scaling(rope.need("factor"), *limits, original)
+            return Llama3Scaling(rope.need("factor"), *limits, first)
         case "yarn":
-            factor = rope.given("factor", default=max_length / original)
+            factor = rope.given("factor", default=max_length / first)
             limits = rope.given("beta_fast", default=32.0), rope.given("beta_slow", default=1.0)
             magnitude = _yarn_magnitude(rope, factor)
-            return YaRNScaling(factor, original, *limits, magnitude, rope.given("truncate", default=True))
+            return YaRNScaling(factor, first, *limits, magnitude, rope.given("truncate", default=True))
         case "longrope" | "su":
-            check(original > 1, f"config.json has original_max_position_embeddings = {original}: LongRoPE needs more")
-            factor = rope.given("factor", default=max_length / original)
-            default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-            divisors = (tuple(rope.need(name)) for name in ("short_factor", "long_factor"))
-            return LongRoPEScaling(*divisors, original, rope.given("attention_factor", default=default))
+            check(first > 1, f"config.json has original_max_position_embeddings = {first}: LongRoPE needs more")
+            factor = rope.given("factor", default=max_length / first)
+            default = math.sqrt(1 + math.log(factor) / math.log(first)) if factor > 1 else 1.0
+            short, long = (tuple(rope.need(name)) for name in ("short_factor", "long_factor"))
+            return LongRoPEScaling(short, long, first, rope.given("attention_factor", default=default))
     supported = "default, linear, dynamic, llama3, yarn, longrope"
     raise ValueError(f"config.json has rope type {kind!r}: supported are {supported}")
 

@@ -18,6 +18,11 @@ from llm_jax.models.heads import ClassHead
 Option = tuple[str, float]
 """Name of an option, parts of nested ones with dots between, and transformers' value where a file has none."""
 
+
+def _alike(option: Option, *places: str) -> dict[str, Option]:
+    return dict.fromkeys(places, option)
+
+
 _ATTENTION: dict[str, Option] = {"attention": ("attention_dropout", 0.0)}
 _GPT2 = {"residual": ("resid_pdrop", 0.1), "embed": ("embd_pdrop", 0.1), "attention": ("attn_pdrop", 0.1)}
 _GPTJ = {place: (name, 0.0) for place, (name, _) in _GPT2.items()}
@@ -35,13 +40,13 @@ _BART = {
     "attention": ("attention_dropout", 0.0),
     "ffn": ("activation_dropout", 0.0),
 }
-_T5 = dict.fromkeys(("residual", "embed", "attention", "ffn", "final"), ("dropout_rate", 0.1))
+_T5 = _alike(("dropout_rate", 0.1), "residual", "embed", "attention", "ffn", "final")
 
 _RATES: dict[str, dict[str, Option]] = {
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
     "gptj": _GPTJ,
-    "gpt_neox": _ATTENTION | dict.fromkeys(("residual", "embed"), ("hidden_dropout", 0.0)),
+    "gpt_neox": _ATTENTION | _alike(("hidden_dropout", 0.0), "residual", "embed"),
     "opt": _ATTENTION | {"residual": ("dropout", 0.1), "layers": ("layerdrop", 0.0)},
     "phi3": _ATTENTION | {"residual": ("resid_pdrop", 0.0), "embed": ("embd_pdrop", 0.0)},
     "starcoder2": _ATTENTION | {"residual": ("residual_dropout", 0.0), "embed": ("embedding_dropout", 0.0)},
@@ -57,7 +62,7 @@ _RATES: dict[str, dict[str, Option]] = {
     "marian": _BART,
     "t5": _T5,
     "switch_transformers": _T5 | {"experts": ("dropout_rate", 0.1)},
-    "xlnet": dict.fromkeys(("residual", "embed", "attention", "ffn", "final"), ("dropout", 0.1))
+    "xlnet": _alike(("dropout", 0.1), "residual", "embed", "attention", "ffn", "final")
     | {"head": ("summary_last_dropout", 0.1)},
     "mamba2": {},
 }

@@ -133,10 +133,10 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     places = read_json(path).get("weight_map")
-    check(
-        isinstance(places, dict) and bool(places),
-        f"{path} has weight_map = {shortened(places)}: it must name the file of each tensor; fetch it again",
-    )
+    if not isinstance(places, dict) or not places:
+        raise ValueError(
+            f"{path} has weight_map = {shortened(places)}: it must name the file of each tensor; fetch it again"
+        )
     wrong = {name: file for name, file in places.items() if not isinstance(file, str) or not _inside(file)}
     for name, file in wrong.items():
         raise ValueError(
