@@ -4,7 +4,7 @@ A metric is a tree of arrays, of which two are added leaf by leaf, with `told(na
 sums, by the names under which they are recorded.
 """
 
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import flax.struct
 import jax
@@ -20,6 +20,7 @@ class Metric(Protocol):
 
 
 Metrics = dict[str, Metric]
+Kind = TypeVar("Kind", bound=Metric)
 
 
 @flax.struct.dataclass
@@ -48,11 +49,11 @@ class Ratio:
         return {name: float(self.total) / (float(self.count) or 1.0)}
 
 
-def ratio(metrics: Metrics, name: str) -> Ratio:
-    """The metric `name`, which is a mean. ValueError if it is not."""
+def metric_of(metrics: Metrics, name: str, kind: type[Kind]) -> Kind:
+    """The metric `name`. ValueError if it is of another type than `kind`."""
     metric = metrics[name]
-    if not isinstance(metric, Ratio):
-        raise ValueError(f"metric {name!r} is of type {type(metric).__name__}: it must be a Ratio")
+    if not isinstance(metric, kind):
+        raise ValueError(f"metric {name!r} is of type {type(metric).__name__}: it must be a {kind.__name__}")
     return metric
 
 

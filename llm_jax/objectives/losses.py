@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.metrics import Metrics, Ratio
+from llm_jax.core.metrics import Metrics, Ratio, metric_of
 from llm_jax.layers.ffn.tally import BalanceLoss, Report, Tallies
 from llm_jax.sharding import axes, partition
 
@@ -141,7 +141,7 @@ def balance(
     count_B = jnp.sum(weights_BT, axis=1, dtype=jnp.float32)
     rows = jnp.sum(sum((jnp.sum(report.loss_B, axis=0) for report in reports.values()), jnp.zeros(())) * count_B)
     own = BalanceLoss(rows, jnp.sum(count_B), {path: report.batch for path, report in reports.items()})
-    return rows + own.part_of(own if whole is None else whole["balance_loss"]), {
+    return rows + own.part_of(own if whole is None else metric_of(whole, "balance_loss", BalanceLoss)), {
         "balance_loss": own,
         "experts": Tallies({path: report.tally for path, report in reports.items()}),
     }

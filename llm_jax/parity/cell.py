@@ -11,7 +11,7 @@ import numpy as np
 
 from llm_jax.core import trees
 from llm_jax.core.checks import given
-from llm_jax.core.metrics import ratio
+from llm_jax.core.metrics import Ratio, metric_of
 from llm_jax.models.build import build
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
 from llm_jax.models.stack import Execution
@@ -178,7 +178,7 @@ def _trained(made: Programs, program: jax.stages.Compiled, start: TrainState) ->
         for step in range(STEPS):
             batch = jax.device_put(models.batch(step), made.layout.rows)
             state, report = update(state, batch)
-            losses.append(float(ratio(report.metrics, "loss").mean))
+            losses.append(float(metric_of(report.metrics, "loss", Ratio).mean))
             if step == 0:
                 first = jax.device_get(_moments(state.opt_state))
                 gradients = {path: leaf / (1 - OPTIMIZER.b1) for path, leaf in trees.named_leaves(first)}

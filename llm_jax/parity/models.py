@@ -71,7 +71,12 @@ class ContinuationConfig:
     """Next-token prediction by a decoder that reads the same row through an encoder: a loss to compare, no task."""
 
     def loss(
-        self, model: EncoderDecoder, params: Any, batch: Batch[jax.Array], key: jax.Array | None = None
+        self,
+        model: EncoderDecoder,
+        params: Any,
+        batch: Batch[jax.Array],
+        key: jax.Array | None = None,
+        whole: Metrics | None = None,
     ) -> tuple[jax.Array, Metrics]:
         """As that of `CausalLMConfig`."""
         rngs = None if key is None else {"dropout": key}
@@ -79,7 +84,7 @@ class ContinuationConfig:
         output = applied(model, params, batch.tokens_BT, batch.tokens_BT, place, place, rngs=rngs)
         scores = lambda _, logits_BTV: logits_BTV  # noqa: E731
         total, metrics = cross_entropy(scores, (), output.logits_BTV, batch.targets_BT, batch.loss_weights_BT)
-        added, told = balance(output.reports, batch.loss_weights_BT)
+        added, told = balance(output.reports, batch.loss_weights_BT, whole)
         return total + added, metrics | told
 
 

@@ -15,7 +15,7 @@ import optax
 from llm_jax.core import rng
 from llm_jax.core.checks import check_fraction, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.core.metrics import Metrics, ratio
+from llm_jax.core.metrics import Metrics, Ratio, metric_of
 from llm_jax.data.batch import Batch
 from llm_jax.layers.ffn.tally import BalanceLoss
 from llm_jax.models.build import Model
@@ -102,7 +102,7 @@ def train_step(
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         gradient, metrics = gradients(state.params, batch, key)
         # The loss is a sum; its mean over all counted tokens is what one large batch would have.
-        loss = ratio(metrics, "loss")
+        loss = metric_of(metrics, "loss", Ratio)
         counted = jnp.maximum(loss.count, 1)
         gradient = jax.tree.map(lambda g, p: (g / counted).astype(p.dtype), gradient, state.params)
         # Not a norm of g.reshape(-1), for which a divided gradient would be gathered whole on every device.
@@ -120,9 +120,7 @@ def train_step(
     return step
 
 
-def evaluation_step(
-    model: Model, objective: Objective, microbatches: int = 1
-) -> Callable[[Any, Batch], Metrics]:
+def evaluation_step(model: Model, objective: Objective, microbatches: int = 1) -> Callable[[Any, Batch], Metrics]:
     """The pure function (params, batch) -> metrics, which runs the batch in this number of parts, in turn."""
 
     def step(params: Any, batch: Batch) -> Metrics:
@@ -146,13 +144,13 @@ def _summed_gradients(
         divided, given = config.accumulate > 1 or axis is not None, {}
         if divided and config.balance_over == "batch":
 
-            def balance(batch: Batch, key: jax.Array) -> Metrics:
+            def balance(batch: Batch, key: jax.Array | None) -> Metrics:
                 return _of_batch(objective.loss(model, params, batch, key)[1])
 
             whole = over_devices(_summed(balance, config.accumulate, batch, key))
             given = {"whole": whole} if whole else {}
 
-        def part(batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
+        def part(batch: Batch, key: jax.Array | None) -> tuple[Any, Metrics]:
             loss = lambda params: objective.loss(model, params, batch, key, **given)  # noqa: E731
             (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
             return gradient, metrics

@@ -98,7 +98,7 @@ class SequenceLoss(_Loss):
             best_BTK = jax.lax.top_k(routed.scores, routed.choice.experts_BTK.shape[-1])[1]
             load_BTE = load(Choice(best_BTK, jnp.ones(best_BTK.shape)), load_BTE.shape[-1], real_BT)
         given_BE = jnp.sum(shares(routed.scores) * real_BT[..., None], 1)
-        return _evenness(jnp.sum(load_BTE, 1), given_BE, jnp.sum(real_BT, 1))
+        return jnp.asarray(_evenness(jnp.sum(load_BTE, 1), given_BE, jnp.sum(real_BT, 1)))
 
 
 @configclass

@@ -54,7 +54,8 @@ class BatchLosses:
     @property
     def total(self) -> jax.Array | np.ndarray:
         """The losses of a batch with these sums, weighted and added up, over layers too: a scalar."""
-        return sum((loss.weight * loss.of(sums)).sum() for loss, sums in zip(self.losses, self.sums, strict=True))
+        parts = ((loss.weight * loss.of(sums)).sum() for loss, sums in zip(self.losses, self.sums, strict=True))
+        return sum(parts, np.zeros((), np.float32))
 
 
 @flax.struct.dataclass
