@@ -8,5 +8,5 @@ install "[dev,parity]"
 export JAX_PLATFORMS=cpu
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/pyright
+.venv/bin/pyright --pythonpath .venv/bin/python
 exec .venv/bin/python -m pytest -n 2 "$@"
