@@ -139,7 +139,7 @@ def test_batches_are_pytrees_of_the_stated_types():
 
 
 OTHERS = {
-    "AttentionConfig of the model tells tokens of later ones: give a mixer the mask Causal": bert(2, 4, 16),
+    "AttentionConfig of the model shows them later ones: give a mixer the mask Causal": bert(2, 4, 16),
     "the model's head is ClassHead": dataclasses.replace(tiny.tiny_gpt2(), head=ClassHead(3)),
     "blocks of the model have `cross` attention": t5(2, 4, 16, 24).decoder,
 }
@@ -164,7 +164,7 @@ def test_experts_that_tell_tokens_of_later_ones_are_refused_unless_that_is_meant
     def model(**allowed):
         return with_experts(tiny.tiny_llama(), MoEConfig(4, GLUConfig(8), *AHEAD[name](**allowed)), [1])
 
-    with pytest.raises(ValueError, match=f"and {name} of the model tells .* set allow_future=True"):
+    with pytest.raises(ValueError, match=f"and {name} of the model shows them later ones.* set allow_future=True"):
         CausalLMConfig().check(model())
     with pytest.raises(ValueError, match=f"{name} of the model tells tokens of later ones, so it cannot write a row"):
         Generator(build(model()), SamplingConfig(), 0, 0)
