@@ -109,6 +109,14 @@ def token_ids(pipeline: dict[str, Any]) -> dict[str, int]:
         raise ValueError(f"tokenizer.json has no vocabulary ({error!r}): restore it") from error
 
 
+def unknown(pipeline: dict[str, Any]) -> str | None:
+    """The token for text that the vocabulary cannot express; None where there is none."""
+    model = pipeline["model"]
+    index = model.get("unk_id")
+    name = model["vocab"][index][0] if index is not None else model.get("unk_token")
+    return name if name is not None and name.replace(SPACE_MARK, " ") in token_ids(pipeline) else None
+
+
 def token_name(pipeline: dict[str, Any], token_id: int) -> str:
     """How a pipeline writes the token of an id.
 

@@ -169,6 +169,8 @@ class Tokenizer(abc.ABC):
             f"{name}_token": pipelines.token_name(pipeline, token_id)
             for name, token_id in dataclasses.asdict(self.special).items()
         }
+        if (unknown := pipelines.unknown(pipeline)) is not None:
+            special["unk_token"] = unknown
         facts = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_length,

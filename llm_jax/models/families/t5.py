@@ -60,30 +60,17 @@ def t5(
     query_init = dataclasses.replace(attention_init, gain=attention_init.gain * head_dim**-0.5)
     ffn = (GLUConfig if gated else MLPConfig)(hidden, activation, bias=False, init=dense_init, out_init=dense_init)
 
+    init, out_init = attention_init, attention_init
+
     def attention(bidirectional: bool) -> AttentionConfig:
-        scores = ScoresConfig(
-            1.0, bias=RelativeBiasConfig(buckets, max_distance, bidirectional, UniformGlorot(attention_init.gain))
-        )
-        mask = Bidirectional() if bidirectional else Causal()
+        bias = RelativeBiasConfig(buckets, max_distance, bidirectional, UniformGlorot(attention_init.gain))
+        mask, scores = Bidirectional() if bidirectional else Causal(), ScoresConfig(1.0, bias=bias)
         return AttentionConfig(
-            heads,
-            head_dim,
-            heads,
-            mask,
-            scores=scores,
-            init=attention_init,
-            query_init=query_init,
-            out_init=attention_init,
+            *(heads, head_dim, heads, mask), scores=scores, init=init, query_init=query_init, out_init=out_init
         )
 
     cross = CrossAttentionConfig(
-        heads,
-        head_dim,
-        heads,
-        scores=ScoresConfig(1.0),
-        init=attention_init,
-        query_init=query_init,
-        out_init=attention_init,
+        *(heads, head_dim, heads), scores=ScoresConfig(1.0), init=init, query_init=query_init, out_init=out_init
     )
     reads = BlockConfig(attention(True), ffn, norm, dropout=dropout)
     writes = BlockConfig(attention(False), ffn, norm, dropout=dropout, cross=cross)
