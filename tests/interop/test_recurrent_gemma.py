@@ -6,6 +6,7 @@ from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.settings import Settings
 from llm_jax.models.architecture import architecture
 from llm_jax.models.families.recurrent_gemma import SIZES, recurrent_gemma
+from llm_jax.models.heads import HeadConfig
 
 FAMILY = FAMILIES["recurrent_gemma"]
 # Of the 2B model, rotations as older files have them.
@@ -41,13 +42,16 @@ def test_the_options_of_the_2b_model_are_its_size(name: str):
         ({"head_dim": 128}, "head_dim = 128: only 256 is supported"),
         ({"intermediate_size": 7}, "intermediate_size = 7: it is twice"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "scales rotations by LinearScaling"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
         ({"block_types": ["recurrent", "full"]}, "pattern is 'full'"),
     ],
 )
 def test_what_it_cannot_mean_is_refused(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         FAMILY.read(Settings(OPTIONS | options))
+
+
+def test_scores_have_a_matrix_of_their_own_where_they_are_not_tied():
+    assert isinstance(FAMILY.read(Settings(OPTIONS | {"tie_word_embeddings": False})).head, HeadConfig)
 
 
 def test_a_model_of_one_kind_of_layer_is_none_that_the_file_can_say():
