@@ -11,6 +11,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from llm_jax.layers.reuse import computed_again
+
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared", "tanh"]
 Gate = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared", "tanh", "clamped_swiglu"]
 """Of a gated layer: activation(gate) * x, or a function of both."""
@@ -66,7 +68,7 @@ def _plain(pair: Callable) -> Callable[[jax.Array], jax.Array]:
     def function(x: jax.Array) -> jax.Array:
         return pair(x)[0]
 
-    function.defvjp(lambda x: (pair(x)[0], x), lambda x, dy: (dy * pair(x)[1],))
+    function.defvjp(lambda x: (pair(x)[0], x), lambda x, dy: (dy * pair(computed_again(x))[1],))
     return function
 
 
@@ -78,9 +80,9 @@ def _gated(pair: Callable) -> Callable[[jax.Array, jax.Array], jax.Array]:
         return pair(gate)[0] * x
 
     def backward(inputs: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        gate, x = inputs
-        value, derivative = pair(gate)
-        return dy * x * derivative, dy * value
+        gate, x = computed_again(inputs)
+        # Each gradient computes what both need, in order not to store it between the two.
+        return dy * x * pair(gate)[1], dy * pair(computed_again(gate))[0]
 
     function.defvjp(lambda gate, x: (pair(gate)[0] * x, (gate, x)), backward)
     return function
@@ -102,7 +104,7 @@ def _clamped_parts(gate: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array,
 
 
 def _clamped_backward(inputs: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    _, by_gate, by_x = _clamped_parts(*inputs)
+    _, by_gate, by_x = _clamped_parts(*computed_again(inputs))
     return dy * by_gate, dy * by_x
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.positions.rope_scaling import Scaling, Unscaled
+from llm_jax.layers.reuse import computed_once
 
 
 @configclass
@@ -57,7 +58,8 @@ class RoPEConfig:
         frequencies, magnitude = self.scaling.frequencies(self.base, features, lengths_BT)
         frequencies = frequencies[:, None] if frequencies.ndim == 3 else frequencies
         angles_B1Th = positions_BT[:, None, :, None].astype(jnp.float32) * frequencies
-        cos, sin = ((magnitude * turn(angles_B1Th)).astype(x_BNTH.dtype) for turn in (jnp.cos, jnp.sin))
+        # Once for all heads, layers and both passes.
+        cos, sin = (computed_once(magnitude * turn(angles_B1Th)).astype(x_BNTH.dtype) for turn in (jnp.cos, jnp.sin))
         return _turn(x_BNTH, cos, sin)
 
 
