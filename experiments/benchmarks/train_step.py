@@ -1,6 +1,7 @@
 """Tokens per second of our compiled train step against PyTorch's, same model, batch and AdamW, on this machine.
 
 Command: python experiments/benchmarks/train_step.py [--sizes 1M 10M 124M] [--dtypes float32 bfloat16] [--publish]
+         python experiments/benchmarks/train_step.py --isa AVX2 --dtypes float32 --table train_step_avx2 [--publish]
 Needs:   pip install torch transformers; --nanodo PATH takes a clone of google-deepmind/nanodo as a third contender
 
 Contenders take turns; figures are medians over rounds and ratios of medians. PyTorch runs transformers' GPT2LMHeadModel
@@ -10,6 +11,7 @@ keeps a norm per gradient and guards against non-finite updates; PyTorch decays 
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -33,6 +35,13 @@ from llm_jax.train.state import initial_state
 from llm_jax.train.step import StepConfig, train_step
 
 NumberType = Literal["float32", "bfloat16"]
+InstructionSet = Literal["SSE4_2", "AVX2"]
+
+_LIMITS = {
+    "SSE4_2": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
+    "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+}
+"""Environment variables of PyTorch's libraries, whose names for an instruction set differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +54,10 @@ class Arguments:
     rounds: int = 9
     compile: bool = True
     """Whether torch.compile takes part; it needs a C++ compiler."""
+    isa: InstructionSet | None = None
+    """Widest vector instructions on both sides; None: all that the processor has. It binds XLA's own code and Eigen,
+    ATen, torch.compile, oneDNN and MKL on Intel's processors. YNNPACK, which XLA takes for most products, and MKL on
+    AMD's processors ask the processor instead: a table to publish needs one without wider instructions."""
     nanodo: Path | None = None
     """Folder of a clone of google-deepmind/nanodo, whose step then takes part in the GPT-2 rows."""
     publish: bool = False
@@ -114,6 +127,7 @@ def main(arguments: Arguments) -> None:
     require("torch", "transformers")
     if arguments.smoke:
         arguments = dataclasses.replace(arguments, **SMOKE)
+    limit(arguments.isa)
     header = ["size", "family", "type", "ours, tokens/s"]
     header += [text for peer in _peers(arguments) for text in (f"{peer}, tokens/s", f"ours / {peer}")]
     rows = []
@@ -122,10 +136,18 @@ def main(arguments: Arguments) -> None:
             for dtype in arguments.dtypes:
                 rows.append(_row(name, family, dtype, arguments))
                 print(markdown(header, rows[-1:]), flush=True)
-    text = f"{machine('jax', 'torch', 'transformers')}\n\n{markdown(header, rows)}"
+    instructions = "" if arguments.isa is None else f", instructions up to {arguments.isa}"
+    text = f"{machine('jax', 'torch', 'transformers')}{instructions}\n\n{markdown(header, rows)}"
     print(f"\n{text}")
     if arguments.publish:
         publish(arguments.table, text)
+
+
+def limit(isa: InstructionSet | None) -> None:
+    """Limits the instructions of this process, before XLA and PyTorch first look for them."""
+    if isa is not None:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa={isa}"
+        os.environ |= {"XLA_FLAGS": flags.strip(), "MKL_ENABLE_INSTRUCTIONS": isa} | _LIMITS[isa]
 
 
 def _peers(arguments: Arguments) -> list[str]:

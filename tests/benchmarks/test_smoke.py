@@ -97,6 +97,19 @@ def test_text_is_tokenised_in_little_more_memory_than_the_imports_take():
     assert float(imports[-1]) < float(text[-1]) < 2 * float(imports[-1])
 
 
+def test_instructions_of_both_sides_are_limited_before_they_are_looked_for():
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed: train_step.py needs it")
+    # XLA complains of a value that it does not know: it has read the flag.
+    program = (
+        "import train_step; train_step.limit('SSE4_2'); import os, torch; "
+        "print(torch.backends.cpu.get_cpu_capability()); os.environ['XLA_FLAGS'] += 'x'; train_step.jax.devices()"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(BENCHMARKS)]), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stdout.strip() == "DEFAULT" and "Unknown CPU ISA: SSE4_2X" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_runs_where_its_peers_are_installed(name: str):
     for package in PEERS[name]:
