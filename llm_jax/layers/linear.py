@@ -16,7 +16,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.derivative import custom_vjp
 from llm_jax.layers.initialisers import Init, Zero, annotated
 from llm_jax.layers.products import over_rows
 from llm_jax.sharding import axes, partition
@@ -222,7 +221,7 @@ def _flat(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None) -
     return y.transpose([natural.index(letter) for letter in outputs])
 
 
-@custom_vjp(0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(precision: str | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [R, D] @ kernel [D, F]."""
     return jnp.matmul(x, kernel, precision=precision)
