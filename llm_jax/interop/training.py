@@ -16,7 +16,9 @@ from llm_jax.models.dropout import Rates, rates_of, with_dropout
 from llm_jax.models.heads import ClassHead
 
 Option = tuple[str, float]
-"""Name of an option, parts of nested ones with dots between, and transformers' value where a file has none."""
+"""Name of an option, parts of nested ones with dots between, and transformers' value where a file has none.
+
+transformers refuses values of another type: where its own is an integer, a rate without a fraction is written as one."""
 
 
 def _alike(option: Option, *places: str) -> dict[str, Option]:
@@ -26,7 +28,8 @@ def _alike(option: Option, *places: str) -> dict[str, Option]:
 _ATTENTION: dict[str, Option] = {"attention": ("attention_dropout", 0.0)}
 _GPT2 = {"residual": ("resid_pdrop", 0.1), "embed": ("embd_pdrop", 0.1), "attention": ("attn_pdrop", 0.1)}
 _GPTJ = {place: (name, 0.0) for place, (name, _) in _GPT2.items()}
-_NESTED = {"residual": ("resid_pdrop", 0.0), "embed": ("emb_pdrop", 0.0), "attention": ("attn_config.attn_pdrop", 0.0)}
+_DBRX = {"residual": ("resid_pdrop", 0.0), "embed": ("emb_pdrop", 0.0), "attention": ("attn_config.attn_pdrop", 0.0)}
+_MPT = _DBRX | {"attention": ("attn_config.attn_pdrop", 0)}
 _BERT = {
     "residual": ("hidden_dropout_prob", 0.1),
     "embed": ("hidden_dropout_prob", 0.1),
@@ -52,8 +55,8 @@ _RATES: dict[str, dict[str, Option]] = {
     "starcoder2": _ATTENTION | {"residual": ("residual_dropout", 0.0), "embed": ("embedding_dropout", 0.0)},
     "falcon": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
     "bloom": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
-    "mpt": _NESTED,
-    "dbrx": _NESTED,
+    "mpt": _MPT,
+    "dbrx": _DBRX,
     "bert": _BERT,
     "roberta": _BERT,
     "electra": _BERT,
@@ -111,8 +114,9 @@ def read(family: Family, options: dict[str, Any], tensors: Set[str] | None = Non
 def write(family: Family, config: ModelConfig) -> dict[str, Any]:
     """The options from which `read` reads the model. Of places that share an option and differ the first is written."""
     options, rates, kind = dict(family.write(config)), rates_of(config), family.model_type
-    for place, (name, _) in reversed(_RATES.get(kind, _ATTENTION).items()):
+    for place, (name, default) in reversed(_RATES.get(kind, _ATTENTION).items()):
         if (place != "head" or _drops_before_scores(config, kind)) and (rate := getattr(rates, place)) is not None:
+            rate = int(rate) if isinstance(default, int) and rate == int(rate) else rate
             parent, _, leaf = name.rpartition(".")
             options |= {parent: (_stated(options, parent) or {}) | {leaf: rate}} if parent else {leaf: rate}
     if kind in ("bart", "marian"):

@@ -37,6 +37,19 @@ def parts(lab, cache):
     return assemble(tiny_run.experiment(lab, steps=STEPS), cache)
 
 
+def before_each_update(parts, act):
+    """`parts` whose updates call `act(state)` before they begin."""
+
+    class Step:
+        lower = staticmethod(parts.programs.step.lower)
+
+        def __call__(self, state, batch):
+            act(state)
+            return parts.programs.step(state, batch)
+
+    return dataclasses.replace(parts, programs=dataclasses.replace(parts.programs, step=Step()))
+
+
 @pytest.fixture
 def train(monkeypatch, parts, cache):
     """Starts or resumes the run in a folder; a signal comes while update `stop` is made, or `moment` seconds after the
@@ -45,16 +58,14 @@ def train(monkeypatch, parts, cache):
     def train(runs, stop=None, moment=None, experiment=parts.experiment, **options) -> RunDirectory:
         timers = []
 
-        def step(state, batch):
+        def send(state):
             if int(state.step) + 1 == stop:
                 signal.raise_signal(signal.SIGTERM)
             if moment is not None and not timers:
                 timers.append(threading.Timer(moment, os.kill, (os.getpid(), signal.SIGTERM)))
                 timers[0].start()
-            return parts.programs.step(state, batch)
 
-        programs = dataclasses.replace(parts.programs, step=step)
-        changed = dataclasses.replace(parts, programs=programs, experiment=experiment)
+        changed = dataclasses.replace(before_each_update(parts, send), experiment=experiment)
         monkeypatch.setattr(training_run, "assemble", lambda *_: changed)
         run = run_training(experiment, runs, cache, **options)
         for timer in timers:
@@ -212,15 +223,13 @@ def test_metrics_of_a_run_that_nothing_names_are_not_added_to(train, tmp_path):
 
 
 def test_a_run_deleted_while_it_trains_is_made_again(uninterrupted, tmp_path, parts, cache, monkeypatch):
-    def step(state, batch):
+    def delete(state):
         if int(state.step) == 7:
             while saved_steps(tmp_path / "tiny" / "checkpoints") != (5,):
                 time.sleep(0.01)
             shutil.rmtree(tmp_path / "tiny")
-        return parts.programs.step(state, batch)
 
-    changed = dataclasses.replace(parts, programs=dataclasses.replace(parts.programs, step=step))
-    monkeypatch.setattr(training_run, "assemble", lambda *_: changed)
+    monkeypatch.setattr(training_run, "assemble", lambda *_: before_each_update(parts, delete))
     run = run_training(parts.experiment, tmp_path, cache)
     assert_identical(run, uninterrupted, parts)
     assert run.experiment() == parts.experiment and starts(run) == [None] and run.tokenizer.is_dir()
@@ -230,17 +239,15 @@ def test_a_run_deleted_while_it_trains_is_made_again(uninterrupted, tmp_path, pa
 def test_a_second_process_is_refused_while_a_run_trains(tmp_path, parts, cache, monkeypatch):
     refused = []
 
-    def step(state, batch):
+    def begin_again(state):
         if not refused:
             with pytest.raises(RunHeld, match=f"is in use by process {os.getpid()} on") as caught:
                 run_training(parts.experiment, tmp_path, cache)
             with pytest.raises(RunHeld):
                 run_training(parts.experiment, tmp_path, cache, fresh=True)
             refused.append(caught.value)
-        return parts.programs.step(state, batch)
 
-    changed = dataclasses.replace(parts, programs=dataclasses.replace(parts.programs, step=step))
-    monkeypatch.setattr(training_run, "assemble", lambda *_: changed)
+    monkeypatch.setattr(training_run, "assemble", lambda *_: before_each_update(parts, begin_again))
     run = run_training(parts.experiment, tmp_path, cache)
     assert refused and saved_steps(run.checkpoints)[-1] == STEPS and len(starts(run)) == 1
 
