@@ -18,7 +18,7 @@ from llm_jax.models.heads import ClassHead
 Option = tuple[str, float]
 """Name of an option, parts of nested ones with dots between, and transformers' value where a file has none.
 
-transformers refuses values of another type: where its own is an integer, a rate without a fraction is written as one."""
+transformers refuses values of another type: where its own is an integer, a whole rate is written as one."""
 
 
 def _alike(option: Option, *places: str) -> dict[str, Option]:

@@ -16,7 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
+from llm_jax.layers.derivative import custom_vjp
 from llm_jax.layers.initialisers import Init, Zero, annotated
+from llm_jax.layers.products import over_rows
 from llm_jax.sharding import axes, partition
 
 
@@ -214,10 +216,24 @@ def _flat(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None) -
     order = [inputs.index(letter) for letter in (*batch, *contracted)]
     depth = math.prod(sizes[letter] for letter in contracted)
     x = x.transpose(order).reshape(-1, depth)
-    y = jnp.matmul(x, kernel.reshape(depth, -1), precision=precision)
+    y = _product(precision, x, kernel.reshape(depth, -1))
     natural = [*batch, *produced]
     y = y.reshape([sizes[letter] for letter in natural])
     return y.transpose([natural.index(letter) for letter in outputs])
+
+
+@custom_vjp(0)
+def _product(precision: str | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [R, D] @ kernel [D, F]."""
+    return jnp.matmul(x, kernel, precision=precision)
+
+
+def _product_backward(precision, operands, dy):
+    x, kernel = operands
+    return jnp.matmul(dy, kernel.T, precision=precision), over_rows(x, dy, precision)
+
+
+_product.defvjp(lambda precision, x, kernel: (_product(precision, x, kernel), (x, kernel)), _product_backward)
 
 
 def _letters(einsum: str) -> tuple[str, str, str]:
