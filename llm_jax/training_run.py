@@ -219,7 +219,7 @@ def _noted_end(run: RunDirectory) -> Iterator[None]:
 
 
 def _note(run: RunDirectory, how: str, why: str) -> None:
-    with contextlib.suppress(OSError):  # the disk may be full: the exception says so
+    with contextlib.suppress(OSError):  # a full disk may be what the exception reports
         run.end_card(how, why)
 
 

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -19,6 +19,12 @@ def given(value: Value | None, message: str) -> Value:
     if value is None:
         raise ValueError(message)
     return value
+
+
+def shortened(value: Any, most: int = 60) -> str:
+    """repr of a value found in a file, cut."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def check_positive(**values: float) -> None:

@@ -1,9 +1,13 @@
-"""Writing files so that a crash leaves none half written."""
+"""Reading files that may be damaged, and writing files so that a crash leaves none half written."""
 
 import itertools
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from llm_jax.core.checks import check, shortened
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -22,6 +26,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+      ValueError: if the file cannot be read, or holds something else; the message ends with `remedy`.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    # Python's parser raises ValueError for a number of thousands of digits, and RecursionError for deep nesting.
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): {remedy}") from error
+    check(isinstance(found, dict), f"{path} holds {shortened(found)}: it must be a JSON object; {remedy}")
+    return found
 
 
 def unused(path: Path) -> Path:

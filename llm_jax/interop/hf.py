@@ -15,13 +15,13 @@ import numpy as np
 from llm_jax.core import trees
 from llm_jax.core.checks import check, did_you_mean, given
 from llm_jax.core.dtypes import Float, Precision
-from llm_jax.core.files import write_atomically
+from llm_jax.core.files import read_json_object, write_atomically
 from llm_jax.interop import training
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
-from llm_jax.interop.weights import WeightFolder, read_json, write_folder
+from llm_jax.interop.weights import WeightFolder, write_folder
 from llm_jax.models import count
 from llm_jax.models.build import Model, abstract_parameters, build
 from llm_jax.models.config import ModelConfig
@@ -154,7 +154,7 @@ def _write_tokenizer(tokenizer: Tokenizer | Path | None, folder: Path, max_lengt
 def _options(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
     check(path.exists(), f"{folder} has no {_CONFIG}: it is not a folder that save_pretrained wrote")
-    options = read_json(path)
+    options = read_json_object(path, "fetch it again")
     check(
         options.setdefault("quantization_config") is None,
         f"{path} has quantization_config: quantized weights are not supported; take the unquantized checkpoint",

@@ -108,9 +108,3 @@ _NAMES: dict[Kind, str] = {
 }
 KINDS: dict[str, Kind] = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 """{option: what it may hold, beside null}. An option means the same in every family that has it."""
-
-
-def shortened(value: Any, most: int = 60) -> str:
-    """repr of a value found in a file, cut."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."

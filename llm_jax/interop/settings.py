@@ -4,8 +4,8 @@ refused by name."""
 from collections.abc import Callable, Sequence, Set
 from typing import Any, get_args
 
-from llm_jax.core.checks import check, did_you_mean
-from llm_jax.interop.options import KINDS, shortened
+from llm_jax.core.checks import check, did_you_mean, shortened
+from llm_jax.interop.options import KINDS
 from llm_jax.layers.activations import Activation, Gate
 from llm_jax.models.heads import AnyHead
 

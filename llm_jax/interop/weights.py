@@ -10,9 +10,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from llm_jax.core.checks import check
-from llm_jax.core.files import write_atomically
-from llm_jax.interop.options import shortened
+from llm_jax.core.checks import check, shortened
+from llm_jax.core.files import read_json_object, write_atomically
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _REAL = ("F64", "F32", "F16", "BF16")
@@ -58,17 +57,6 @@ class WeightFolder(contextlib.ExitStack):
             f"tensor {name} is of type {kind}: only {', '.join(_REAL)} are read, no quantized weights",
         )
         return self._files[name].get_tensor(name)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds. ValueError for a file that cannot be read, or holds something else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    # Python's parser raises ValueError for a number of thousands of digits, and RecursionError for deep nesting.
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
-    check(isinstance(found, dict), f"{path} holds {shortened(found)}: it must be a JSON object; fetch it again")
-    return found
 
 
 def write_folder(folder: Path, sizes: dict[str, int], tensor: Callable[[str], np.ndarray], shard_bytes: int) -> None:
@@ -132,7 +120,7 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     path = folder / _INDEX
     if not path.exists():
         return None
-    places = read_json(path).get("weight_map")
+    places = read_json_object(path, "fetch it again").get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(
             f"{path} has weight_map = {shortened(places)}: it must name the file of each tensor; fetch it again"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.checks import check, check_one_of
+from llm_jax.core.files import read_json_object
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.byte import ByteTokenizer
 from llm_jax.tokenizers.character import CharacterTokenizer
@@ -53,14 +54,7 @@ def _token_ids(folder: Path) -> dict[str, int]:
 
 def _read(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): restore it") from error
-    check(isinstance(found, dict), f"{path} holds no JSON object: restore it")
-    return found
+    return read_json_object(path, "restore it") if path.exists() else {}
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:

@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from llm_jax.core.checks import did_you_mean
+from llm_jax.core.checks import check, did_you_mean, shortened
 from llm_jax.core.configclass import configclass
+from llm_jax.core.files import read_json_object
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
 
@@ -123,16 +124,16 @@ def _declared_names(path: Path) -> dict[str, str]:
     """Special tokens that a `tokenizer_config.json` names, if there is one."""
     if not path.exists():
         return {}
-    try:
-        facts = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON file ({error}): repair or remove it") from error
-    tokens = {name: facts.get(f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
-    return {
-        name: token["content"] if isinstance(token, dict) else token
-        for name, token in tokens.items()
-        if token is not None
-    }
+    facts = read_json_object(path, "repair or remove it")
+    names = {}
+    for name in ("bos", "eos", "pad", "unk"):
+        token = facts.get(f"{name}_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        found = f"{path} has {name}_token = {shortened(token)}"
+        check(text is None or isinstance(text, str), f"{found}: it must be a token; repair or remove the file")
+        if text is not None:
+            names[name] = text
+    return names
 
 
 def _find_special_ids(model: Any, names: dict[str, str], source: str) -> SpecialIds:

@@ -112,9 +112,15 @@ def test_bad_files_are_refused(words, tmp_path):
     with pytest.raises(ValueError, match="is no tokenizer.json of Hugging Face"):
         _build(tmp_path)
     folder = _save(tmp_path / "t", words)
-    (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer_config.json is no JSON"):
-        _build(folder)
+    for content, message in {
+        "{": "tokenizer_config.json is not JSON",
+        "[1]": r"tokenizer_config.json holds \[1\]: it must be a JSON object",
+        '{"bos_token": 5}': "has bos_token = 5: it must be a token",
+        '{"eos_token": {"content": []}}': "has eos_token = .*: it must be a token",
+    }.items():
+        (folder / "tokenizer_config.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            _build(folder)
 
 
 def test_missing_or_misspelt_special_tokens_are_refused(words, tmp_path):
