@@ -16,8 +16,40 @@ from llm_jax.core.checks import check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 
 
+class _Gaussian:
+    """Values of a Gaussian."""
+
+    cut: float | None = None
+    """Values beyond this many standard deviations are drawn again; None: none are."""
+
+    def stddev_of(self, fan_in: int, fan_out: int) -> float:
+        """Standard deviation before the cut."""
+        raise NotImplementedError
+
+    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+        """Flax initialiser for a parameter of this fan-in and fan-out."""
+        stddev, cut = self.stddev_of(fan_in, fan_out), self.cut
+        if cut is None:
+            return nn.initializers.normal(stddev)
+        # Flax's own initialiser divides by the deviation of what is left, which TensorFlow's and PyTorch's do not.
+        return lambda key, shape, dtype: jax.random.truncated_normal(key, -cut, cut, shape, dtype) * stddev
+
+
+class _Uniform:
+    """Values that are uniform around zero."""
+
+    def stddev_of(self, fan_in: int, fan_out: int) -> float:
+        """Standard deviation."""
+        raise NotImplementedError
+
+    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+        """Flax initialiser for a parameter of this fan-in and fan-out."""
+        limit = self.stddev_of(fan_in, fan_out) * math.sqrt(3)
+        return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
 @configclass
-class Normal:
+class Normal(_Gaussian):
     """Gaussian with a fixed standard deviation."""
 
     stddev: float = 0.02
@@ -33,10 +65,6 @@ class Normal:
         """Standard deviation before the cut."""
         return self.stddev
 
-    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
-        """Flax initialiser for a parameter of this fan-in and fan-out."""
-        return _gaussian(self.stddev, self.cut)
-
     @property
     def words(self) -> str:
         """The distribution in short."""
@@ -44,7 +72,7 @@ class Normal:
 
 
 @configclass
-class FanIn:
+class FanIn(_Gaussian):
     """Gaussian of variance gain^2 / fan_in (LeCun et al. 1998)."""
 
     gain: float = 1.0
@@ -59,10 +87,6 @@ class FanIn:
         """Standard deviation before the cut."""
         return self.gain / math.sqrt(fan_in)
 
-    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
-        """Flax initialiser for a parameter of this fan-in and fan-out."""
-        return _gaussian(self.stddev_of(fan_in, fan_out), self.cut)
-
     @property
     def words(self) -> str:
         """The distribution in short."""
@@ -70,7 +94,7 @@ class FanIn:
 
 
 @configclass
-class Glorot:
+class Glorot(_Gaussian):
     """Gaussian of variance 2 gain^2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 12)."""
 
     gain: float = 1.0
@@ -82,10 +106,6 @@ class Glorot:
         """Standard deviation."""
         return self.gain * math.sqrt(2 / (fan_in + fan_out))
 
-    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
-        """Flax initialiser for a parameter of this fan-in and fan-out."""
-        return _gaussian(self.stddev_of(fan_in, fan_out))
-
     @property
     def words(self) -> str:
         """The distribution in short."""
@@ -93,7 +113,7 @@ class Glorot:
 
 
 @configclass
-class Uniform:
+class Uniform(_Uniform):
     """Uniform between -limit and limit."""
 
     limit: float
@@ -105,10 +125,6 @@ class Uniform:
         """Standard deviation."""
         return self.limit / math.sqrt(3)
 
-    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
-        """Flax initialiser for a parameter of this fan-in and fan-out."""
-        return _uniform(self.stddev_of(fan_in, fan_out))
-
     @property
     def words(self) -> str:
         """The distribution in short."""
@@ -116,7 +132,7 @@ class Uniform:
 
 
 @configclass
-class UniformFanIn:
+class UniformFanIn(_Uniform):
     """Uniform around zero of variance gain^2 / fan_in. With a gain of 1 / sqrt(3) it is the default of PyTorch's Linear
     and Conv1d, uniform between -1 / sqrt(fan_in) and 1 / sqrt(fan_in)."""
 
@@ -129,10 +145,6 @@ class UniformFanIn:
         """Standard deviation."""
         return self.gain / math.sqrt(fan_in)
 
-    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
-        """Flax initialiser for a parameter of this fan-in and fan-out."""
-        return _uniform(self.stddev_of(fan_in, fan_out))
-
     @property
     def words(self) -> str:
         """The distribution in short."""
@@ -140,7 +152,7 @@ class UniformFanIn:
 
 
 @configclass
-class UniformGlorot:
+class UniformGlorot(_Uniform):
     """Uniform around zero of variance 2 gain^2 / (fan_in + fan_out) (Glorot and Bengio 2010, eq. 16)."""
 
     gain: float = 1.0
@@ -151,10 +163,6 @@ class UniformGlorot:
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
         """Standard deviation."""
         return self.gain * math.sqrt(2 / (fan_in + fan_out))
-
-    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
-        """Flax initialiser for a parameter of this fan-in and fan-out."""
-        return _uniform(self.stddev_of(fan_in, fan_out))
 
     @property
     def words(self) -> str:
@@ -192,18 +200,6 @@ def annotated(init: nn.initializers.Initializer, words: tuple[str, ...]) -> Call
     What it makes is boxed with the words; flax takes the box off wherever a module reads the parameter.
     """
     return cast("Callable[..., jax.Array]", nn.with_logical_partitioning(init, words))
-
-
-def _gaussian(stddev: float, cut: float | None = None) -> nn.initializers.Initializer:
-    if cut is None:
-        return nn.initializers.normal(stddev)
-    # Flax's own initialiser divides by the deviation of what is left, which the published codes do not.
-    return lambda key, shape, dtype: jax.random.truncated_normal(key, -cut, cut, shape, dtype) * stddev
-
-
-def _uniform(stddev: float) -> nn.initializers.Initializer:
-    limit = stddev * math.sqrt(3)
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 def _cut_words(cut: float | None) -> str:
