@@ -15,7 +15,7 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.hf_t5 import COPIES, UNREAD, read_pair, tensors, write_pair
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, activation_name
-from llm_jax.layers.ffn.dispatch.capacity import Capacity, FixedCapacity
+from llm_jax.layers.ffn.dispatch.capacity import FixedCapacity, Limited
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models.config import EncoderDecoderConfig
@@ -68,7 +68,7 @@ def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
 def _capacity(layer: MoEConfig, length: int) -> int:
     """Places of an expert in the longest row; without a limit there are some for all tokens."""
     dispatch = layer.dispatch
-    return dispatch.places(length, 1, layer.count) if isinstance(dispatch, Capacity) else length
+    return dispatch.places(length, 1, layer.count) if isinstance(dispatch, Limited) else length
 
 
 def _has_bias(layer: MoEConfig) -> bool:

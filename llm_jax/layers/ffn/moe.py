@@ -16,7 +16,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.ffn.balance import Balance, check_balance, report
-from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.capacity import Capacity, FixedCapacity
 from llm_jax.layers.ffn.dispatch.dense import Dense
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.dispatch.slots import Slots
@@ -37,7 +37,7 @@ from llm_jax.sharding.line import Line
 RouterConfig = (
     SoftmaxConfig | SigmoidConfig | ExpertChoiceConfig | HashConfig | RandomConfig | SinkhornConfig | SoftConfig
 )
-DispatchConfig = Capacity | Dense | Dropless | Slots
+DispatchConfig = Capacity | FixedCapacity | Dense | Dropless | Slots
 
 _TOKENS = (axes.BATCH, axes.LENGTH)
 

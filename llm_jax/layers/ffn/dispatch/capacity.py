@@ -22,38 +22,21 @@ from llm_jax.layers.ffn.routing import Choice, Router, Routes, served
 Priority = Literal["position", "score"]
 
 
-@configclass
-class Capacity(Dispatch):
-    """Each expert takes ceil(factor * choices of a group / experts) of a group of tokens, at least one and at most all
-    (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2). Padding counts
-    for nothing: the capacity is that of the group's real tokens.
+class Limited(Dispatch):
+    """Experts with a number of places for each group of tokens.
 
     First choices come before second ones: whether a token's second choice is served may depend on later tokens. A token
     whose choices are all dropped gets 0.
     """
 
-    factor: float = 1.25
-    """Places over those that an even load would take."""
-    priority: Priority = "position"
-    """Who comes first among equal choices: the earlier token, or that whose best expert has the higher score, before
-    weights are normalized (batch-prioritized routing; Riquelme et al. 2021, arXiv:2106.05974, section 4.1), so that
-    even first choices depend on later tokens."""
-    group: int | None = None
-    """Neighbouring tokens of a row that share the places; None: all of the row."""
-    moves: SeatsConfig = ByIndex()
-    """How tokens come to their places."""
-    allow_future: bool = False
-    """Whether a causal model may have the priority "score"."""
+    priority: Priority
+    group: int | None
+    moves: SeatsConfig
+    allow_future: bool
 
     serves = (Choice,)
 
     def __post_init__(self):
-        # A factor above 0 gives every expert a place, so that no capacity drops everything.
-        check(
-            0 < self.factor < math.inf,
-            f"dispatch.factor is {self.factor}: it must be greater than 0 and finite; 1.25 is common, and "
-            "Dropless() has no limit",
-        )
         check_positive_if_given(group=self.group)
         check_one_of("priority", self.priority, ("position", "score"))
 
@@ -86,8 +69,7 @@ class Capacity(Dispatch):
 
     def places(self, tokens: int, choices: int, experts: int) -> int:
         """Places of each expert for a group of this number of real tokens."""
-        # A product that is a whole number but for rounding is that number.
-        return min(tokens, math.ceil(self.factor * choices * tokens / experts - 1e-9))
+        raise NotImplementedError
 
     def run(self, experts: Local, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See dispatch.__init__."""
@@ -122,16 +104,54 @@ class Capacity(Dispatch):
 
 
 @configclass
-class FixedCapacity(Capacity):
-    """As `Capacity`, with the same number of places in every group, however many tokens it has: `expert_capacity` of
-    transformers' Switch. It takes the place of `factor`, which changes nothing."""
+class Capacity(Limited):
+    """Each expert takes ceil(factor * choices of a group / experts) of a group of tokens, at least one and at most all
+    (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2). Padding counts
+    for nothing: the capacity is that of the group's real tokens."""
+
+    factor: float = 1.25
+    """Places over those that an even load would take."""
+    priority: Priority = "position"
+    """Who comes first among equal choices: the earlier token, or that whose best expert has the higher score, before
+    weights are normalized (batch-prioritized routing; Riquelme et al. 2021, arXiv:2106.05974, section 4.1), so that
+    even first choices depend on later tokens."""
+    group: int | None = None
+    """Neighbouring tokens of a row that share the places; None: all of the row."""
+    moves: SeatsConfig = ByIndex()
+    """How tokens come to their places."""
+    allow_future: bool = False
+    """Whether a causal model may have the priority "score"."""
+
+    def __post_init__(self):
+        # A factor above 0 gives every expert a place, so that no capacity drops everything.
+        check(
+            0 < self.factor < math.inf,
+            f"dispatch.factor is {self.factor}: it must be greater than 0 and finite; 1.25 is common, and "
+            "Dropless() has no limit",
+        )
+        super().__post_init__()
+
+    def places(self, tokens: int, choices: int, experts: int) -> int:
+        """Places of each expert for a group of this number of real tokens."""
+        # A product that is a whole number but for rounding is that number.
+        return min(tokens, math.ceil(self.factor * choices * tokens / experts - 1e-9))
+
+
+@configclass
+class FixedCapacity(Limited):
+    """Each expert takes as many tokens of every group, however many it has: `expert_capacity` of transformers' Switch.
+    Its other fields are those of `Capacity`."""
 
     limit: int = 64
     """Places of each expert."""
+    priority: Priority = "position"
+    group: int | None = None
+    moves: SeatsConfig = ByIndex()
+    allow_future: bool = False
 
     def __post_init__(self):
-        super().__post_init__()
         check_positive(limit=self.limit)
+        super().__post_init__()
 
     def places(self, tokens: int, choices: int, experts: int) -> int:
         """Places of each expert for a group of this number of real tokens."""

@@ -156,3 +156,13 @@ def test_a_fixed_capacity_is_that_of_rows_of_every_length():
     assert [FixedCapacity(limit=3).places(tokens, 1, 4) for tokens in (1, 3, 24, 600)] == [1, 3, 3, 3]
     with pytest.raises(ValueError, match="limit is 0: it must be greater than 0"):
         FixedCapacity(limit=0)
+    with pytest.raises(ValueError, match="group is 0: it must be greater than 0"):
+        FixedCapacity(group=0)
+
+
+@pytest.mark.parametrize(("priority", "expected"), [("position", [1, 1, 0, 0]), ("score", [1, 0, 1, 0])])
+def test_a_fixed_capacity_is_given_away_in_the_same_order(priority, expected):
+    x_BTD = tokens(1, 4)
+    routes = choice(np.zeros((1, 4, 1)), [[[0.4], [0.1], [0.9], [0.3]]])
+    _, served_BT = serve(FixedCapacity(limit=2, priority=priority), weights(E), x_BTD, routes, everyone(x_BTD))
+    np.testing.assert_array_equal(served_BT, [expected])
