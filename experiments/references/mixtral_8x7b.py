@@ -47,7 +47,10 @@ def experiment() -> Experiment:
             weight_decay=0.1,
             clip_norm=1.0,
         ),
-        # As the systems that it is compared with, which balance the load of each microbatch.
+        # Without the forward pass that the loss of a whole batch costs. The load is balanced in each microbatch of all
+        # devices: Megatron-LM's default takes a microbatch of one data-parallel rank (`_apply_aux_loss` in
+        # megatron/core/transformer/moe/router.py), MegaBlocks the tokens of one device (`batched_load_balancing_loss`
+        # in megablocks/layers/moe.py), MaxText each row (`load_balance_loss` in src/maxtext/layers/moe.py).
         update=StepConfig(accumulate=4, balance_over="microbatch"),
         precision=MIXED,
         sharding=ShardingConfig(MeshConfig(data=1, fsdp=-1, expert=8), Both(FullySharded(), ExpertParallel())),

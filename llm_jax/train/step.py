@@ -61,8 +61,9 @@ class StepConfig:
     balance_over: Literal["batch", "microbatch"] = "batch"
     """Of which tokens losses such as `LoadLoss` even out the load, where the batch is cut into microbatches or divided
     by jax.pmap. `batch`: of all; the load is found by another forward pass before. `microbatch`: of those that a
-    program sees at once, without that pass, as Megatron's aux_loss: another loss, for a load that is even in each
-    microbatch (Qiu et al. 2025, arXiv:2501.11873, section 3)."""
+    program sees at once, without that pass: another loss, for a load that is even in each microbatch (Qiu et al. 2025,
+    arXiv:2501.11873, section 3). Megatron-LM's `aux_loss` is that of a microbatch of one data-parallel rank, as here
+    under jax.pmap; where one program spans the devices, a microbatch is that of all."""
 
     def __post_init__(self):
         check_positive(accumulate=self.accumulate)

@@ -1,6 +1,9 @@
 """ALBERT (Lan et al. 2020, arXiv:1909.11942, 3.1): BERT with one block for all layers and a narrow embedding.
 
-Initialisation: as BERT's, N(0, 0.02) cut at two standard deviations (github.com/google-research/albert, modeling.py).
+Initialisation: as BERT's, N(0, 0.02) cut at two standard deviations (github.com/google-research/albert, modeling.py:
+`create_initializer`).
+
+Dropout of the sizes: none, as in version 2 of the checkpoints (README.md of that repository).
 """
 
 from llm_jax.core.checks import check_divides

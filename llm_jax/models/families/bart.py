@@ -1,13 +1,15 @@
 """The 2017 Transformer (Vaswani et al. 2017, arXiv:1706.03762, table 3) and BART (Lewis et al. 2020, arXiv:1910.13461,
 2): post-norm encoder and decoder over one table of tokens; sinusoids in the one, learned positions in the other.
 
-Initialisation: of the 2017 Transformer uniform as Glorot's for matrices, N(0, 1 / sqrt(width)) for token vectors
-(github.com/tensorflow/tensor2tensor, `transformer_base` and layers/modalities.py); of BART N(0, 0.02) for all matrices
-and tables (github.com/facebookresearch/fairseq, models/bart/model.py: `init_bert_params`). Biases 0.
+Initialisation: of the 2017 Transformer uniform as Glorot's for matrices (github.com/tensorflow/tensor2tensor,
+models/transformer.py: `transformer_base_v1`, and utils/optimize.py: "uniform_unit_scaling"), N(0, 1 / sqrt(width)) for
+token vectors (layers/modalities.py: `get_weights`); of BART N(0, 0.02) for all matrices and tables
+(github.com/facebookresearch/fairseq, fairseq/models/bart/model.py, which applies `init_bert_params` of
+fairseq/modules/transformer_sentence_encoder.py). Biases 0.
 
 Dropout of the sizes: of the embedding and of what branches add, 0.1 and in the big Transformer 0.3 (Vaswani et al.
-2017, 5.4 and table 3), 0.1 in BART (`bart_large_architecture` in the code above, which drops neither weights of
-attention nor inside the ffn).
+2017, 5.4 and table 3), 0.1 in BART (`bart_large_architecture` of fairseq/models/bart/model.py, which drops neither
+weights of attention nor inside the ffn). BART's last tenth of training without dropout (its section 5.1) is left out.
 """
 
 import math

@@ -2,16 +2,19 @@
 2020, arXiv:2003.10555, 3): post-norm encoders, which differ in what they are trained on.
 
 Initialisation: N(0, 0.02) cut at two standard deviations for matrices and tables, biases 0
-(github.com/google-research/bert, modeling.py, and electra, model/modeling.py); RoBERTa's is not cut
-(github.com/facebookresearch/fairseq, modules/transformer_sentence_encoder.py).
+(github.com/google-research/bert, modeling.py: `create_initializer`, and github.com/google-research/electra,
+model/modeling.py); uniform as Glorot's, TensorFlow's default, for the two matrices that ELECTRA's code gives no
+initialiser: that which widens its embedding (`embeddings_project` of model/modeling.py) and that of its scores
+(run_pretraining.py: `_get_discriminator_output`). RoBERTa's N(0, 0.02) is not cut
+(github.com/facebookresearch/fairseq, fairseq/modules/transformer_sentence_encoder.py: `init_bert_params`).
 
 Dropout of the sizes: 0.1 of the embedding, of what branches add and of the weights of attention (Devlin et al. 2019,
-A.2; Liu et al. 2019, table 9; Clark et al. 2020, table 6).
+A.2; `base_architecture` of fairseq/models/roberta/model.py; `BertConfig` of ELECTRA's model/modeling.py).
 """
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
-from llm_jax.layers.initialisers import Normal
+from llm_jax.layers.initialisers import Normal, UniformGlorot
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.families.encoder import INIT, block, embedding, masked_lm_head
@@ -46,7 +49,7 @@ def bert(
     """
     check_divides(heads, width, "heads", "width")
     layer = block(heads, width, hidden or 4 * width, activation, epsilon, dropout, init)
-    embed = embedding(types, epsilon, offset, narrow, dropout, init)
+    embed = embedding(types, epsilon, offset, narrow, dropout, init, widen_init=UniformGlorot())
     head = masked_lm_head(activation, epsilon, init) if head is None else head
     return TransformerConfig(vocab_size, width, max_length, (Segment((layer,), layers),), None, embed, head)
 
@@ -58,7 +61,7 @@ def roberta(layers: int, heads: int, width: int) -> TransformerConfig:
 
 def discriminator(activation: Activation = "gelu") -> ClassHead:
     """ELECTRA's: one score of every token, of having been replaced."""
-    return ClassHead(1, transform=TransformConfig(activation, init=INIT), init=INIT)
+    return ClassHead(1, transform=TransformConfig(activation, init=INIT), init=UniformGlorot())
 
 
 _RATES = Rates(embed=0.1, residual=0.1, attention=0.1)

@@ -2,10 +2,11 @@
 in the place of positions; BLOOM norms the embedding, MPT has no other biases at all.
 
 Initialisation: BLOOM N(0, 0.0048) at every size, smaller by 1 / sqrt(2 layers) for matrices that write to the residual
-stream (`--init-method-std` in train/tr11-176B-ml of github.com/bigscience-workshop/bigscience, where 0.0048 is 1 /
-sqrt(3 width) of the largest). MPT Gaussian of variance 2 / fan-in (He et al. 2015, arXiv:1502.01852), token vectors by
-the width, smaller by 1 / sqrt(2 layers) for matrices that write to the residual stream (`init_config` of its
-config.json; github.com/mosaicml/llm-foundry, param_init_fns.py). Biases 0.
+stream (github.com/bigscience-workshop/bigscience, `--init-method-std` in the files of train/tr11-176B-ml, whose
+README.md has 0.0048 as 1 / sqrt(3 width) of the largest, and train/lessons-learned.md). MPT Gaussian of variance 2 /
+fan-in (He et al. 2015, arXiv:1502.01852), token vectors by the width, smaller by 1 / sqrt(2 layers) for matrices that
+write to the residual stream (`init_config` of its config.json; github.com/mosaicml/llm-foundry,
+llmfoundry/models/utils/config_defaults.py and param_init_fns.py). Biases 0.
 """
 
 import math

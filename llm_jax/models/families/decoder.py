@@ -68,5 +68,6 @@ def head_config(tied: bool, init: Init = Normal()) -> HeadConfig | TiedHead:  # 
 
 
 def residual_init(layers: int, stddev: float = 0.02) -> Normal:
-    """Of the weights that write to the residual stream: smaller by 1 / sqrt(2 layers) (Radford et al. 2019, 2.3)."""
+    """Of the weights that write to the residual stream: smaller by 1 / sqrt(2 layers) (Radford et al. 2019, 2.3, whose
+    residual layers are two of each block)."""
     return Normal(stddev / math.sqrt(2 * layers))

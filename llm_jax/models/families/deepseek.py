@@ -4,8 +4,9 @@ latent attention, and after the first layers many fine experts beside some for a
 Youtu-LLM (Tencent 2025, arXiv:2512.24618) has latent attention and no experts; its sizes are those of its model card
 and config.json. The layer of DeepSeek-V3 that predicts a second token is left out.
 
-Initialisation: N(0, 0.006) for all matrices, routers included, and for token vectors, however deep the model (V2:
-3.1.2, V3: 4.2). Youtu-LLM's is not published; it has N(0, 0.02) here.
+Initialisation: a standard deviation of 0.006 for "all learnable parameters" (V2: 3.1.2, V3: 4.2), which do not name the
+distribution: here N(0, 0.006) for all matrices, routers included, and for token vectors, however deep the model.
+Youtu-LLM's is not published; it has N(0, 0.02) here.
 """
 
 from llm_jax.layers.embed import EmbedConfig

@@ -3,7 +3,7 @@
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
-from llm_jax.layers.initialisers import Normal
+from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.mixers.masks import Bidirectional
 from llm_jax.layers.norms import LayerNormConfig
@@ -38,14 +38,16 @@ def embedding(
     narrow: int | None = None,
     dropout: float = 0.0,
     init: Normal = INIT,
+    widen_init: Init = INIT,
 ) -> EmbedConfig:
     """Tokens, positions and types, summed and normed.
 
     Args:
       offset: row of position 0 in their table.
       narrow: width of all that, where a matrix widens it; None: the model's.
+      widen_init: of that matrix.
     """
-    factorized = None if narrow is None else FactorizedConfig(narrow, init=init)
+    factorized = None if narrow is None else FactorizedConfig(narrow, init=widen_init)
     position, norm = LearnedPositionsConfig(init, offset), LayerNormConfig(epsilon)
     return EmbedConfig(init, position, types=types, norm=norm, dropout=dropout, factorized=factorized)
 

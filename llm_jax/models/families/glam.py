@@ -5,9 +5,10 @@ The paper gives every layer relative biases (of Dai et al. 2019, arXiv:1901.0286
 layers. It names a vocabulary of 256K; the counts of the smaller models are those of 32K. What it leaves unsaid is as in
 T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1).
 
-Initialisation: the paper names none. As in the code of GShard: Gaussian of variance 1 / fan-in in attention; in ffn,
-experts and routers uniform of variance 1 / fan-in; biases by distance N(0, 1 / sqrt(heads buckets)); token vectors
-N(0, 1), and logits scaled by 1 / sqrt(width) (github.com/tensorflow/lingvo, core/gshard_builder.py).
+Initialisation: the paper names none. As in the code of GShard (github.com/tensorflow/lingvo,
+lingvo/core/gshard_builder.py): Gaussian of variance 1 / fan-in in attention, where the code has the scale of scores in
+its queries and this model in its scores; in ffn, experts and routers uniform of variance 1 / fan-in; biases by distance
+N(0, 1 / sqrt(heads buckets)); token vectors N(0, 1), and logits scaled by 1 / sqrt(width).
 """
 
 from llm_jax.layers.embed import EmbedConfig

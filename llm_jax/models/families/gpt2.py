@@ -2,11 +2,12 @@
 (Brown et al. 2020, arXiv:2005.14165, table 2.1).
 
 Initialisation: matrices and token vectors N(0, 0.02), positions N(0, 0.01), biases 0 (github.com/openai/gpt-2,
-src/model.py); matrices that write to the residual stream smaller by 1 / sqrt(2 layers) (section 2.3). GPT-3 has the
-same (its section 2.1).
+src/model.py); matrices that write to the residual stream smaller by 1 / sqrt(2 layers) (section 2.3, which says
+1 / sqrt(N) for N residual layers, read as two of each block; the code above leaves it out). GPT-3 has the same (its
+section 2.1).
 
 Dropout of the sizes of GPT-2: 0.1 of the embedding, of what branches add and of the weights of attention (config.json
-of the published checkpoints). The papers name no rate, and GPT-3's sizes have none.
+of the published checkpoints). GPT-3's sizes have none.
 """
 
 from llm_jax.core.checks import check_divides

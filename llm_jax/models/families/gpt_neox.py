@@ -3,7 +3,10 @@ table 1): attention and ffn side by side, each on a norm of its own.
 
 Initialisation: N(0, 2 / (layers sqrt(width))) of what writes to the residual stream, N(0, sqrt(2 / (5 width))) of all
 other matrices and of token vectors, biases 0 (Black et al. 2022, section 2; github.com/EleutherAI/gpt-neox,
-megatron/model/init_functions.py and configs/20B.yml; the files of Pythia name the same two).
+megatron/model/init_functions.py and configs/20B.yml; github.com/EleutherAI/pythia, files of models). The files of
+Pythia 6.9B and 12B name none by mistake (README.md of that repository): they have GPT-NeoX's defaults, which are
+GPT-2's, N(0, 0.02), smaller by 1 / sqrt(2 layers) for what writes to the residual stream
+(megatron/neox_arguments/neox_args.py).
 """
 
 import math
@@ -18,7 +21,7 @@ from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig, Parallel, Serial
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.decoder import decoder, head_config
+from llm_jax.models.families.decoder import decoder, head_config, residual_init
 
 
 def gpt_neox(
@@ -34,6 +37,8 @@ def gpt_neox(
     parallel: bool = True,
     bias: bool = True,
     tied: bool = False,
+    init: Normal | None = None,
+    out_init: Normal | None = None,
 ) -> TransformerConfig:
     """A GPT-NeoX of any size.
 
@@ -41,10 +46,12 @@ def gpt_neox(
       rope: None: the leading quarter of each head is rotated.
       hidden: None: four times the width.
       bias: of the attention's projections; the ffn's have them always.
+      init: of matrices and token vectors; None: as the 20B's.
+      out_init: of what writes to the residual stream; None: as the 20B's.
     """
     check_divides(heads, width, "heads", "width")
-    norm, init = LayerNormConfig(epsilon), Normal(math.sqrt(2 / (5 * width)))
-    out_init = Normal(2 / (layers * math.sqrt(width)))
+    norm, init = LayerNormConfig(epsilon), init or Normal(math.sqrt(2 / (5 * width)))
+    out_init = out_init or Normal(2 / (layers * math.sqrt(width)))
     head_dim = width // heads
     rope = RoPEConfig(features=head_dim // 4) if rope is None else rope
     mixer = AttentionConfig(heads, head_dim, heads, position=rope, bias=bias, init=init, out_init=out_init)
@@ -60,7 +67,7 @@ SIZES = {
     "pythia-1b": lambda: gpt_neox(16, 8, 2048),
     "pythia-1.4b": lambda: gpt_neox(24, 16, 2048),
     "pythia-2.8b": lambda: gpt_neox(32, 32, 2560),
-    "pythia-6.9b": lambda: gpt_neox(32, 32, 4096, vocab_size=50432),
-    "pythia-12b": lambda: gpt_neox(36, 40, 5120, vocab_size=50688),
+    "pythia-6.9b": lambda: gpt_neox(32, 32, 4096, vocab_size=50432, init=Normal(), out_init=residual_init(32)),
+    "pythia-12b": lambda: gpt_neox(36, 40, 5120, vocab_size=50688, init=Normal(), out_init=residual_init(36)),
     "gpt-neox-20b": lambda: gpt_neox(44, 64, 6144, vocab_size=50432, activation="gelu_tanh"),
 }

@@ -3,7 +3,8 @@ norm, a quarter of each head rotated.
 
 Initialisation: Gaussians cut at two standard deviations: 1 / sqrt(vocabulary) of token vectors, 2 / (layers
 sqrt(width)) of what writes to the residual stream, 1 / sqrt(fan-in) of the other matrices and of the scores; biases 0
-(github.com/kingoflolz/mesh-transformer-jax, mesh_transformer/layers.py and transformer_shard.py).
+(github.com/kingoflolz/mesh-transformer-jax, mesh_transformer/layers.py and transformer_shard.py, with the defaults of
+Linear in github.com/google-deepmind/dm-haiku, haiku/_src/basic.py).
 """
 
 import math

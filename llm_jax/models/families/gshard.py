@@ -4,8 +4,9 @@ those of the paper are 3 to 7% below what its shapes make.
 
 What the paper leaves unsaid is as in T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1).
 
-Initialisation: that of its code; in attention as T5; in ffn, experts and routers uniform of variance 1 / fan-in; token
-vectors N(0, 1) (github.com/tensorflow/lingvo, core/gshard_builder.py).
+Initialisation: that of its code (github.com/tensorflow/lingvo, lingvo/core/gshard_builder.py); in attention as T5; in
+ffn, experts and routers uniform of variance 1 / fan-in; biases by distance N(0, 1 / sqrt(heads buckets)); token vectors
+N(0, 1).
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.initialisers import UniformFanIn
 from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.families.decoder import with_experts
+from llm_jax.models.families.lamda import distance_init
 from llm_jax.models.families.t5 import t5
 
 
@@ -38,8 +40,9 @@ def gshard(
       layers: of each side; the paper counts those of both.
       dispatch: with places for twice an even load of first choices, which is an even load of both (2.2).
     """
-    init = UniformFanIn()
-    pair = t5(layers, heads, width, hidden, head_dim, vocab_size, max_length, dense_init=init)
+    init, buckets = UniformFanIn(), 32
+    shape = (layers, heads, width, hidden, head_dim, vocab_size, max_length)
+    pair = t5(*shape, buckets=buckets, distance_init=distance_init(heads, buckets), dense_init=init)
     expert = MLPConfig(hidden, "relu", bias=False, init=init, out_init=init)
     router = SoftmaxConfig(2, random_second=True, init=init)
     layer = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))

@@ -5,9 +5,10 @@ What the paper leaves unsaid is as in T5 (Raffel et al. 2020, arXiv:1910.10683, 
 each half of a block, no biases, the embedding's table for the scores. The paper gives the width of the ffn for the
 largest model alone, eight times the model's; the others have it so here.
 
-Initialisation: the paper names none. As in the code of GShard: Gaussian of variance 1 / fan-in in attention; in ffn
-uniform of variance 1 / fan-in; biases by distance N(0, 1 / sqrt(heads buckets)); token vectors N(0, 1), and logits
-scaled by 1 / sqrt(width) (github.com/tensorflow/lingvo, core/gshard_builder.py).
+Initialisation: the paper names none. As in the code of GShard (github.com/tensorflow/lingvo,
+lingvo/core/gshard_builder.py): Gaussian of variance 1 / fan-in in attention, where the code has the scale of scores in
+its queries and this model in its scores; in ffn uniform of variance 1 / fan-in; biases by distance
+N(0, 1 / sqrt(heads buckets)); token vectors N(0, 1), and logits scaled by 1 / sqrt(width).
 """
 
 import dataclasses
@@ -52,7 +53,12 @@ def lamda(
 def distance_bias(heads: int) -> RelativeBiasConfig:
     """T5's, with the initial values of GShard's code."""
     plain = RelativeBiasConfig()
-    return dataclasses.replace(plain, init=Normal((heads * plain.buckets) ** -0.5))
+    return dataclasses.replace(plain, init=distance_init(heads, plain.buckets))
+
+
+def distance_init(heads: int, buckets: int) -> Normal:
+    """Of biases by distance in GShard's code."""
+    return Normal((heads * buckets) ** -0.5)
 
 
 SIZES = {

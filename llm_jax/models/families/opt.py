@@ -1,7 +1,12 @@
 """OPT (Zhang et al. 2022, arXiv:2205.01068, table 1): GPT-3's shapes, all layers dense, relu.
 
 Initialisation: N(0, 0.006), smaller by 1 / sqrt(2 layers) for matrices that write to the residual stream, biases 0
-(section 2.2). The paper names no exception for token vectors and positions.
+(section 2.2), token vectors and positions included (github.com/facebookresearch/metaseq, files of metaseq:
+launcher/opt_baselines.py, models/transformer_lm.py: `build_embedding`, modules/positional_embedding.py and
+modules/transformer_decoder_layer.py).
+
+Dropout of the sizes: 0.1 of what branches add and of the weights of attention, none of the embedding (section 2.2;
+launcher/opt_baselines.py).
 """
 
 from llm_jax.core.checks import check_divides
@@ -14,6 +19,7 @@ from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.models.block import BlockConfig, Serial
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.families.decoder import decoder, residual_init
 from llm_jax.models.heads import TiedHead, TransformConfig
 
@@ -49,14 +55,16 @@ def opt(
     return decoder((block,) * layers, width, vocab_size, max_length, None if post_norm else norm, embed, head)
 
 
+_RATES = Rates(residual=0.1, attention=0.1)
+
 SIZES = {
-    "opt-125m": lambda: opt(12, 12, 768),
-    "opt-350m": lambda: opt(24, 16, 1024, embed_width=512, post_norm=True),
-    "opt-1.3b": lambda: opt(24, 32, 2048),
-    "opt-2.7b": lambda: opt(32, 32, 2560),
-    "opt-6.7b": lambda: opt(32, 32, 4096),
-    "opt-13b": lambda: opt(40, 40, 5120),
-    "opt-30b": lambda: opt(48, 56, 7168),
-    "opt-66b": lambda: opt(64, 72, 9216),
-    "opt-175b": lambda: opt(96, 96, 12288),
+    "opt-125m": lambda: with_dropout(opt(12, 12, 768), _RATES),
+    "opt-350m": lambda: with_dropout(opt(24, 16, 1024, embed_width=512, post_norm=True), _RATES),
+    "opt-1.3b": lambda: with_dropout(opt(24, 32, 2048), _RATES),
+    "opt-2.7b": lambda: with_dropout(opt(32, 32, 2560), _RATES),
+    "opt-6.7b": lambda: with_dropout(opt(32, 32, 4096), _RATES),
+    "opt-13b": lambda: with_dropout(opt(40, 40, 5120), _RATES),
+    "opt-30b": lambda: with_dropout(opt(48, 56, 7168), _RATES),
+    "opt-66b": lambda: with_dropout(opt(64, 72, 9216), _RATES),
+    "opt-175b": lambda: with_dropout(opt(96, 96, 12288), _RATES),
 }

@@ -2,7 +2,7 @@
 can be compared.
 
 Initialisation: Gaussian of variance 1 / fan-in for matrices, N(0, 1) for token vectors, no biases. Logits from the
-shared table are scaled by 1 / sqrt(width) (section 5, "weight initialization").
+shared table are scaled by 1 / sqrt(width) (section 5, "Weight initialization").
 """
 
 from llm_jax.layers.embed import EmbedConfig

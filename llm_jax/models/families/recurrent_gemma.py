@@ -5,7 +5,8 @@ vectors as in Gemma. Rows may be of any length: only the window and a state of f
 
 Initialisation: Gaussian of variance 1 / fan-in for matrices, gates and token vectors, 2 / (layers fan-in) for what
 writes to the residual stream, 0.01 / taps for convolutions; biases 0; decays as in `RGLRUConfig`
-(github.com/google-deepmind/recurrentgemma, recurrentgemma/jax/layers.py, modules.py and griffin.py).
+(github.com/google-deepmind/recurrentgemma, recurrentgemma/torch/layers.py and modules.py; recurrentgemma/jax/layers.py
+counts all blocks of a gate, and both matrices into an ffn, as one fan-in).
 """
 
 import math

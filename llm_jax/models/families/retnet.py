@@ -1,9 +1,13 @@
 """RetNet (Sun et al. 2023, arXiv:2307.08621, section 3.1 and table 2). Its weights were never published: only counts
 can be compared.
 
-Initialisation: as in DeepNet (Wang et al. 2022, arXiv:2203.00555, section 2 and figure 2; Sun et al. 2023, 3.1):
-Gaussian of variance 2 / (fan-in + fan-out) for queries, keys and gates, smaller by (8 layers)^(-1/4) for values, the
-output projection and the ffn; token vectors N(0, 1 / sqrt(width)) (github.com/microsoft/torchscale).
+Initialisation: as in DeepNet (Sun et al. 2023, 3.1; Wang et al. 2022, arXiv:2203.00555, figure 2): Gaussian of variance
+2 / (fan-in + fan-out) for queries and keys, smaller by (8 layers)^(-1/4) for values, the output projection and the ffn;
+gates, which DeepNet does not have, as queries. Token vectors N(0, 1 / sqrt(width)) (github.com/microsoft/torchscale,
+torchscale/component/embedding.py). The code published there starts otherwise by default: uniform as Glorot's, with a
+gain of 2^-2.5 for queries, keys, values and gates and 1/2 for the output projection
+(torchscale/component/multiscale_retention.py), and divides by (8 layers)^(1/4) only where `deepnorm` is set
+(torchscale/architecture/retnet.py).
 """
 
 from llm_jax.core.checks import check_divides

@@ -2,9 +2,9 @@
 2024, arXiv:2402.19173, table 7): rotary positions, grouped heads, a sliding window.
 
 Initialisation: N(0, 1 / sqrt(width)), smaller by 1 / sqrt(2 layers) for matrices that write to the residual stream,
-biases 0 (`--init-method-std 0.01275` of width 6144 in the scripts of github.com/bigcode-project/Megatron-LM). The
-papers name none; StarCoder 2's are the `initializer_range`s of its config.json files, of which the 7B has that of the
-3B.
+biases 0 (github.com/bigcode-project/Megatron-LM, `--init-method-std 0.01275` of width 6144 in
+examples/pretrain_bigcode_model.slurm, and megatron/model/gpt_model.py). StarCoder 2's are the `initializer_range`s of
+its config.json files, of which the 7B has that of the 3B.
 """
 
 from llm_jax.core.checks import check_divides

@@ -4,11 +4,13 @@ The sizes are those of the published checkpoints, which differ from the paper's 
 width is half as large again, so that they have the same number of parameters.
 
 Initialisation: Gaussian of variance 0.1 / fan-in cut at two standard deviations, for every matrix of every layer and
-router (section 2.4), otherwise as T5; table 3 has it reduce the spread between runs. Token vectors are N(0, 1) as in
-T5 (github.com/google/flaxformer, t5x/configs/moe, whose routers alone are N(0, 0.02)).
+router (section 2.4), otherwise as T5; table 3 has it reduce the spread between runs. Token vectors are N(0, 1) and the
+variance of biases by distance a tenth of T5's (github.com/google/flaxformer,
+flaxformer/t5x/configs/moe/architectures/moe.gin with SCALE = 0.1 of models/tokens_choose_base.gin; routers there are
+N(0, 0.02), attention and experts not cut).
 
-Dropout of the sizes: 0.4 inside the experts and 0.1 wherever T5 drops, as they are fine-tuned (section 2.4 and table
-4); the paper names no rate of pre-training.
+Dropout of the sizes: 0.4 inside the experts and 0.1 wherever T5 drops, as they are fine-tuned (sections 2.4 and 4.1,
+table 4); the configs of flaxformer pre-train without (DROPOUT_RATE of moe.gin).
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
 from llm_jax.layers.ffn.routers.scores import Jitter
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.initialisers import FanIn
+from llm_jax.layers.initialisers import FanIn, UniformGlorot
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
 from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.families.decoder import with_experts
@@ -56,8 +58,9 @@ def switch(
     shape = (layers, heads, width, hidden, head_dim, vocab_size, max_length, decoder_layers)
     near = {"buckets": buckets, "max_distance": max_distance, "epsilon": epsilon}
     # The paper's scale s is that of the variance, s / fan-in, and a tenth of T5's.
-    init = FanIn(0.1**0.5, cut=2.0)
-    pair = t5(*shape, tied=tied, dropout=dropout, **near, attention_init=init, dense_init=init)
+    init, distance_init = FanIn(0.1**0.5, cut=2.0), UniformGlorot(0.1**0.5)
+    inits = {"attention_init": init, "distance_init": distance_init, "dense_init": init}
+    pair = t5(*shape, tied=tied, dropout=dropout, **near, **inits)
     expert = MLPConfig(hidden, "relu", bias=False, init=init, out_init=init)
     router = SoftmaxConfig(1, normalized=False, bias=bias, noise=Jitter(0.01), init=init)
     layer = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))

@@ -1,13 +1,16 @@
 """T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1), and T5 1.1 with a gated ffn (Shazeer 2020, arXiv:2002.05202) and a
 head of its own.
 
-Initialisation: that of Mesh TensorFlow, which trained it; Gaussian of variance 1 / fan-in in attention, smaller by 1 /
-sqrt(head size) for queries, which takes the place of the scale of scores; the same cut at two standard deviations in
-the ffn and in a head of its own; token vectors N(0, 1); biases by distance uniform as Glorot's
-(github.com/tensorflow/mesh, transformer/attention.py, layers.py and transformer_layers.py).
+Initialisation: that of Mesh TensorFlow, which trained it (github.com/tensorflow/mesh, files of mesh_tensorflow);
+Gaussian of variance 1 / fan-in in attention, smaller by 1 / sqrt(head size) for queries, which takes the place of the
+scale of scores (transformer/attention.py: `init_weights`); the same cut at two standard deviations in the ffn and in a
+head of its own (layers.py: `VarianceScalingInitializer`); token vectors N(0, 1) (layers.py: `embedding_weights`);
+biases by distance uniform as Glorot's, TensorFlow's default (transformer/transformer_layers.py: `compute_bias`).
 
-Dropout of the sizes of T5: 0.1 of the embedding, of what branches add, of the weights of attention, inside the ffn and
-after the final norms (Raffel et al. 2020, 2.1). T5 1.1 was trained without.
+Dropout of the sizes of T5: 0.1 (Raffel et al. 2020, 3.1.1), in pre-training as in fine-tuning, of the embedding, of
+what branches add, of the weights of attention, inside the ffn and after the final norms (2.1). T5 1.1 was trained
+without and is to be fine-tuned with it (github.com/google-research/text-to-text-transfer-transformer,
+released_checkpoints.md).
 """
 
 import dataclasses
@@ -45,6 +48,7 @@ def t5(
     epsilon: float = 1e-6,
     dropout: float = 0.0,
     attention_init: FanIn = FanIn(),  # noqa: B008
+    distance_init: Init = UniformGlorot(),  # noqa: B008
     dense_init: Init = FanIn(cut=2.0),  # noqa: B008
 ) -> EncoderDecoderConfig:
     """A T5 of any size: pre-norm, no biases, scores unscaled and raised by learned biases of relative places.
@@ -52,7 +56,8 @@ def t5(
     Args:
       decoder_layers: None: as many as the encoder's.
       tied: whether the scores come from the embedding table, of hidden states scaled by one over the root of the width.
-      attention_init: of its matrices, before that of queries is scaled; its gain is that of the biases by distance too.
+      attention_init: of its matrices, before that of queries is scaled.
+      distance_init: of the biases by distance.
       dense_init: of the ffn, and of the scores where they are not tied.
     """
     norm = RMSNormConfig(epsilon)
@@ -63,7 +68,7 @@ def t5(
     init, out_init = attention_init, attention_init
 
     def attention(bidirectional: bool) -> AttentionConfig:
-        bias = RelativeBiasConfig(buckets, max_distance, bidirectional, UniformGlorot(attention_init.gain))
+        bias = RelativeBiasConfig(buckets, max_distance, bidirectional, distance_init)
         mask, scores = Bidirectional() if bidirectional else Causal(), ScoresConfig(1.0, bias=bias)
         return AttentionConfig(
             *(heads, head_dim, heads, mask), scores=scores, init=init, query_init=query_init, out_init=out_init

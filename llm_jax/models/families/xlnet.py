@@ -4,11 +4,11 @@ Its placement says what it does: with neither order nor targets it is an encoder
 see only what comes before them in that order; the tokens of `targets_BT`, put after the others, predict.
 
 Initialisation: N(0, 0.02) for matrices, tables and vectors, the biases of scores included; biases of layers 0
-(github.com/zihangdai/xlnet, xlnet.py).
+(github.com/zihangdai/xlnet, xlnet.py: `_get_initializer`, and modeling.py).
 
-Dropout of the sizes: 0.1 of the embedding, of what branches add, of the weights of attention, inside the ffn and of
-what the last layer gives (`dropout` and `dropatt` in modeling.py of that repository). That of the encoded distances is
-left out.
+Dropout of the sizes: 0.1 of the embedding, of what branches add, of what the last layer gives (modeling.py of that
+repository) and of the weights of attention, none inside the ffn (A.4.1, table 7: "GeLU dropout"), where modeling.py has
+the rate of the others. That of the encoded distances is left out.
 """
 
 from llm_jax.core.checks import check_divides
@@ -58,7 +58,7 @@ def last_head(classes: int) -> ClassHead:
     return ClassHead(classes, "row", TransformConfig("tanh"), row="last")
 
 
-_RATES = Rates(embed=0.1, residual=0.1, attention=0.1, ffn=0.1, final=0.1)
+_RATES = Rates(embed=0.1, residual=0.1, attention=0.1, final=0.1)
 
 SIZES = {
     "xlnet-base": lambda: with_dropout(xlnet(12, 12, 768), _RATES),

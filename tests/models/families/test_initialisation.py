@@ -173,7 +173,10 @@ FAMILIES = {
     ),
     "lamda": (lamda(*OLD, H, F, **SIZE), lingvo()),
     "glam": (glam(*OLD, 4, H, F, **SIZE), lingvo()),
-    "gshard": (gshard(2, 4, N, D, F, H, **SIZE), of_t5(lambda fan: Even(math.sqrt(3 / fan)))),
+    "gshard": (
+        gshard(2, 4, N, D, F, H, **SIZE),
+        of_t5(lambda fan: Even(math.sqrt(3 / fan)), distance=Gauss(1 / math.sqrt(N * 32))),
+    ),
     "t5": (t5(*NEW, H, **SIZE), of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0))),
     "t5 1.1": (t5(*NEW, H, **SIZE, gated=True, tied=False), of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0))),
     "switch": (
@@ -193,7 +196,10 @@ FAMILIES = {
     "bert": (bert(*OLD, **SIZE), BERT),
     "roberta": (roberta(*OLD), {"kernel|table|types": Gauss(0.02)} | NORMS_AND_BIASES),
     "albert": (albert(*OLD, **SIZE, narrow=16), BERT),
-    "electra": (bert(*OLD, **SIZE, narrow=16, head=discriminator()), BERT),
+    "electra": (
+        bert(*OLD, **SIZE, narrow=16, head=discriminator()),
+        {"widen/kernel": Even(math.sqrt(6 / (16 + D))), "head/kernel": Even(math.sqrt(6 / (D + 1)))} | BERT,
+    ),
     "xlnet": (
         xlnet(*OLD, **SIZE),
         {r"by_\w+/bias|target|parts|kernel|table": Gauss(0.02)} | NORMS_AND_BIASES,
@@ -300,6 +306,11 @@ def test_sizes_have_their_published_deviation():
     assert [SIZES[f"starcoder2-{size}"]().embed.init.stddev for size in ("3b", "7b", "15b")] == pytest.approx(
         [0.018042, 0.018042, 0.01275], rel=1e-3
     )
+    for size, layers in (("pythia-6.9b", 32), ("pythia-12b", 36)):
+        config = SIZES[size]()
+        mixer = config.segments[0].blocks[0].mixer
+        assert (config.embed.init.stddev, mixer.init.stddev) == (0.02, 0.02)
+        assert mixer.out_init.stddev == 0.02 / math.sqrt(2 * layers)
     assert SIZES["bloom"]().embed.init.stddev == SIZES["bloom-560m"]().embed.init.stddev == 0.0048
     assert [SIZES[f"lstm-{size}"]().embed.init.limit for size in ("small", "medium", "large")] == [0.1, 0.05, 0.04]
     assert SIZES["youtu-llm-2b"]().embed.init.stddev == 0.02
