@@ -18,9 +18,10 @@ from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.stack import in_stages
 from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.objectives.objective import Objective
 from llm_jax.optim import Optimizer
 from llm_jax.sharding.rules import ShardingConfig
-from llm_jax.tokenizers import AnyTokenizerConfig, Tokenizer
+from llm_jax.tokenizers import Tokenizer, TokenizerConfig
 from llm_jax.train.step import StepConfig
 
 
@@ -68,7 +69,7 @@ class Experiment:
     """Updates in the whole run."""
     seed: int = 0
     """Decides parameters, order of the data, dropout and samples."""
-    tokenizer: AnyTokenizerConfig | None
+    tokenizer: TokenizerConfig | None
     """None where the data are tokens already (synthetic sources)."""
     data: DataConfig
     model: TransformerConfig = dataclasses.field(
@@ -79,7 +80,7 @@ class Experiment:
     """Folder in the format of Hugging Face's transformers, of the same model, with whose weights training begins, or of
     the same without experts, which then begin as copies of its ffn (models/upcycle.py); None: fresh ones. The tokenizer
     of the folder, if it has one, must be the experiment's."""
-    objective: CausalLMConfig = CausalLMConfig()
+    objective: Objective = CausalLMConfig()
     optimizer: Optimizer
     update: StepConfig = StepConfig()
     precision: Precision = Precision()
@@ -97,7 +98,7 @@ class Experiment:
             self.name not in ("", ".", "..") and Path(self.name).name == self.name,
             f"name is {self.name!r}: it becomes a folder, so it must be a plain name without slashes",
         )
-        self.objective.check(self.model)
+        self.objective.check(self.model, self.data.sequence_length)
         self.optimizer.learning_rate(self.steps)  # a schedule that does not fit into the run raises here
         length, limit = self.data.sequence_length, self.model.max_length
         check(
@@ -122,11 +123,6 @@ class Experiment:
             for side in self.model.sides:
                 in_stages(side.segments, plan)
             plan.check_rows(batch // parts, 1)
-        check(
-            length % self.objective.chunks == 0,
-            f"objective.chunks is {self.objective.chunks} and data.sequence_length is {length}: rows are cut into "
-            "that many equal chunks; change one of them",
-        )
 
     def _check_experts(self, devices: int) -> None:
         """That experts can be divided over the expert axis, and rows into groups, where the sizes of mesh axes are not

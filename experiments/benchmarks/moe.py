@@ -22,10 +22,11 @@ from train_step import NumberType, batch_of, our_step
 
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.ffn.balance import LoadLoss
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.dispatch.seats import ByProducts
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models import count
 from llm_jax.models.config import TransformerConfig
@@ -45,7 +46,7 @@ class Mixture:
 
     experts: int
     top: int
-    dispatch: DispatchConfig
+    dispatch: Dispatch
 
 
 MIXTURES = {

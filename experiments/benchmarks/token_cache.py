@@ -32,7 +32,7 @@ from llm_jax.data.sources import (
     Document,
     JsonLinesConfig,
     ParquetConfig,
-    SourceConfig,
+    Reader,
     StandardLibraryConfig,
     TextFilesConfig,
 )
@@ -92,7 +92,7 @@ def texts(megabytes: int) -> Iterator[str]:
         copy += 1
 
 
-def write_corpora(folder: Path, megabytes: int) -> dict[str, SourceConfig]:
+def write_corpora(folder: Path, megabytes: int) -> dict[str, Reader]:
     """The same text in several forms."""
     column = []
     with open(folder / "text.jsonl", "w") as lines, open(folder / "text.txt", "w", encoding="utf-8") as whole:
@@ -111,12 +111,12 @@ def write_corpora(folder: Path, megabytes: int) -> dict[str, SourceConfig]:
     }
 
 
-def make(source: SourceConfig, model: Path, cache: Path) -> TokenDocuments:
+def make(source: Reader, model: Path, cache: Path) -> TokenDocuments:
     """The whole of a source."""
     return tokenized(source.build(), SentencePieceTokenizerConfig(str(model)).build(list, cache, ""), True, True, cache)
 
 
-def make_until(share: float, source: SourceConfig, model: Path, cache: Path) -> None:
+def make_until(share: float, source: Reader, model: Path, cache: Path) -> None:
     """Dies like a process that is killed when about so much of the source's text is encoded."""
     left = share * sum(len(document.text) for document in source.build())
     original = encoding._encode

@@ -31,10 +31,11 @@ from llm_jax.assemble import experiment_programs
 from llm_jax.core import chips
 from llm_jax.data import Batch
 from llm_jax.experiment import Experiment, load_experiment
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.dispatch.seats import ByProducts
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.mixers.kernels import SplashKernel
 from llm_jax.models import count
 from llm_jax.models.block import BlockConfig
@@ -104,7 +105,7 @@ class Row:
     """None: as the reference has it."""
     tiny: bool = False
     """Whether the model is a tiny one in the reference's place."""
-    dispatch: DispatchConfig | None = None
+    dispatch: Dispatch | None = None
     """Of all experts; None: as the reference has it."""
 
 
@@ -161,7 +162,7 @@ def experiment_of(row: Row, chips: int, overrides: tuple[str, ...] = ()) -> Expe
     )
 
 
-def _dispatched(model: TransformerConfig, dispatch: DispatchConfig) -> TransformerConfig:
+def _dispatched(model: TransformerConfig, dispatch: Dispatch) -> TransformerConfig:
     """The same model with another dispatch to the experts of all its blocks."""
 
     def replaced(block: BlockConfig) -> BlockConfig:

@@ -13,8 +13,8 @@ Every field must hold a value of its annotated type, to every depth of tuples, u
   `Unbounded`. Integers fit into 64 bits.
 - A scalar of numpy becomes the equal number of Python: numpy's would decide the number type of arrays that it meets.
 - A tuple is a tuple: a list can change after it was checked, and a str is a sequence of characters.
-- Where a config of this package is required, a frozen dataclass that is defined elsewhere is taken too: a user's own
-  part. If it is no configclass, its fields are checked with those of the config that holds it.
+- Where a kind of component is required (see `components`), an instance of any type that derives from it is taken. If
+  the type is a frozen dataclass and not a configclass, its fields are checked with those of the config that holds it.
 
 The rules that relate fields to one another are a class's `__post_init__`, as in any dataclass. In `deferred` both kinds
 of rules wait, so that a config can be changed before `validate` decides.
@@ -33,7 +33,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
-_PACKAGE = __name__.split(".")[0]
+from llm_jax.core import components
+from llm_jax.core.components import is_kind, is_own
+
 _INFINITE = "may be infinite"
 
 Unbounded = Annotated[float, _INFINITE]
@@ -175,6 +177,9 @@ def _fault(value: Any, kind: Any, path: str) -> str | None:
         return next(filter(None, (_fault(item, one, f"{path}[{index}]") for index, (item, one) in items)), None)
     if not _fits(value, kind):
         return _mismatch(value, kind, path)
+    if dataclasses.is_dataclass(value) and "__dataclass_fields__" not in vars(type(value)):
+        name = type(value).__name__
+        return f"{path} is of the class {name}, which is not a dataclass itself: write @configclass above class {name}"
     if dataclasses.is_dataclass(value) and not _is_configclass(type(value)):
         check_fields(value, f"{path} ({type(value).__name__})")
     return None
@@ -192,20 +197,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return number and (math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63)
     if kind is None or kind is type(None):
         return value is None
-    if dataclasses.is_dataclass(kind) and _is_ours(kind) and _is_frozen(value) and not _is_ours(type(value)):
-        return True
     kind = origin or kind
     return not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or isinstance(value, kind)
-
-
-def _is_ours(cls: Any) -> bool:
-    return cls.__module__.split(".")[0] == _PACKAGE
-
-
-def _is_frozen(value: Any) -> bool:
-    """Whether it is an instance of a frozen dataclass."""
-    made = getattr(type(value), "__dataclass_params__", None)
-    return made is not None and made.frozen
 
 
 def _mismatch(value: Any, kind: Any, path: str) -> str:
@@ -240,6 +233,9 @@ def _words(kind: Any) -> str:
         variadic = arguments[1:] == (...,)
         words = [_words(one).removeprefix("an ").removeprefix("a ") for one in arguments if one is not ...]
         return f"a tuple of {words[0]}" if variadic else f"a tuple ({', '.join(words)})"
+    if is_kind(kind):
+        listed = ", ".join(one.__name__ for one in components.choices(kind).values())
+        return f"a {kind.__name__}" + (f" ({listed})" if listed else "")
     simple = {int: "an int", float: "a finite float", str: "a str", bool: "a bool", type(None): "None"}
     return simple.get(kind) or getattr(kind, "__name__", str(kind))
 
@@ -256,6 +252,10 @@ def _is_str(value: Any) -> bool:
 def _remedy(value: Any, kind: Any) -> str:
     """What to write instead, where that is known."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    bases = [one for one in kinds if is_kind(one)]
+    if bases and dataclasses.is_dataclass(value) and not isinstance(value, type) and not is_own(type(value)):
+        return f"; derive {type(value).__name__} from {bases[0].__name__} of {bases[0].__module__}"
+    kinds = [one for kind in kinds for one in (components.choices(kind).values() if is_kind(kind) else (kind,))]
     choices = [one for option in kinds if get_origin(option) is Literal for one in get_args(option)]
     if isinstance(value, str) and (near := difflib.get_close_matches(value, filter(_is_str, choices), 1)):
         return f"; did you mean {near[0]!r}?"

@@ -1,4 +1,4 @@
-"""Fields of a config, overridden by words of a command line: `--steps 200 --optimizer.peak-lr 1e-3`."""
+"""Fields of a config, overridden by words of a command line: `--steps 200 --optimizer muon --optimizer.peak-lr 1`."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from llm_jax.core.checks import did_you_mean
+from llm_jax.core.components import choices, is_kind, short_name
 from llm_jax.core.configclass import deferred, validate
 
 Config = TypeVar("Config")
@@ -15,6 +17,9 @@ Config = TypeVar("Config")
 
 def overridden(default: Config, words: Sequence[str], prog: str, description: str | None, file: str) -> Config:
     """`default` with the fields that `words` name changed. The rules of its configs are applied to the result alone.
+
+    A field that holds a component takes the name of a type (see `components.choices`): it becomes one of that type,
+    with the fields that both types have from a common base, and defaults of the others. Later words set its fields.
 
     Args:
       prog: the command, for the help.
@@ -24,9 +29,10 @@ def overridden(default: Config, words: Sequence[str], prog: str, description: st
       ValueError: for a value of another type, a word that names a config, or a result that breaks a rule.
       SystemExit: for other words that tyro refuses, whose message names what was probably meant, and after the help.
     """
-    for name, value in _pairs(words):
-        _check(default, name, value, file)
     with deferred():
+        default, words = _with_chosen_types(default, words)
+        for name, value in _pairs(words):
+            _check(default, name, value, file)
         changed = tyro.cli(
             type(default),
             default=default,
@@ -39,9 +45,97 @@ def overridden(default: Config, words: Sequence[str], prog: str, description: st
     return changed
 
 
+def _with_chosen_types(default: Config, words: Sequence[str]) -> tuple[Config, list[str]]:
+    """`default` with the types of components that words choose, and the other words."""
+    left, words = [], list(words)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        path = name.removeprefix("--").replace("-", "_").split(".")
+        field = _field(default, path) if word.startswith("--") else None
+        if not equals and words and not words[0].startswith("--"):
+            value = words[0]
+        kinds = [one for one in _options(field.kind) if is_kind(one)] if field is not None else []
+        if field is None or not kinds or not value:
+            left.append(word)
+            continue
+        chosen = _chosen(kinds, value, type(None) in _options(field.kind), name)
+        default = _replaced(default, path, None if chosen is None else _of_type(chosen, field.found))
+        if not equals:
+            words.pop(0)
+    return default, left
+
+
+def _chosen(kinds: list[type], value: str, optional: bool, name: str) -> type | None:
+    """The type of a component that a word names; None for 'none' where the field may hold nothing."""
+    named = {word: one for kind in kinds for word, one in choices(kind).items()}
+    plain = value.replace("-", "").replace("_", "").lower().removesuffix("config")
+    for kind in kinds:
+        plain = plain if plain in named else plain.removesuffix(short_name(kind).lower())
+    if optional and plain == "none":
+        return None
+    if plain not in named:
+        listed = ", ".join([*named, *(["none"] if optional else [])])
+        raise ValueError(f"{name} is {value!r}: it must be one of {listed}{did_you_mean(plain, named)}")
+    return named[plain]
+
+
+def _of_type(chosen: type, former: Any) -> Any:
+    """A component with the fields that both types have from a common base; what has no default is left to be set."""
+    bases = [base for base in type(former).__mro__ if base in chosen.__mro__ and dataclasses.is_dataclass(base)]
+    kept = {field.name for base in bases for field in dataclasses.fields(base)}
+    values = {}
+    for field in dataclasses.fields(chosen):
+        if field.name in kept:
+            values[field.name] = getattr(former, field.name)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            values[field.name] = tyro.MISSING
+    return chosen(**values)
+
+
+def _replaced(config: Any, path: list[str], value: Any) -> Any:
+    """`config` with `value` at a path of fields and indices."""
+    if not path:
+        return value
+    part, *rest = path
+    if isinstance(config, tuple):
+        items = list(config)
+        items[int(part)] = _replaced(items[int(part)], rest, value)
+        return tuple(items)
+    return dataclasses.replace(config, **{part: _replaced(getattr(config, part), rest, value)})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """A field of a config, or an item of a tuple of configs."""
+
+    found: Any
+    kind: Any
+    """Its annotated type."""
+
+
+def _field(default: Any, path: list[str]) -> _Field | None:
+    """The field at a path; None if there is none."""
+    found, kind = default, type(default)
+    for part in path:
+        if isinstance(found, tuple) and part.isdecimal() and int(part) < len(found):
+            items = [one for option in _options(kind) for one in typing.get_args(option) if one is not ...]
+            found, kind = found[int(part)], items[0] if len(items) == 1 else type(found[int(part)])
+        elif dataclasses.is_dataclass(found) and part in {field.name for field in dataclasses.fields(found)}:
+            found, kind = getattr(found, part), typing.get_type_hints(type(found))[part]
+        else:
+            return None
+    return _Field(found, kind)
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return (kind,) if typing.get_origin(kind) is tuple else typing.get_args(kind) or (kind,)
+
+
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """(name, value) of every word that begins with two dashes; no value where another such word follows."""
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             yield name, value if equals else (None if following.startswith("--") else following)
@@ -49,23 +143,21 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 def _check(default: Any, name: str, value: str | None, file: str) -> None:
     """That `value` can be one of the field that `name` names. Of names that are not there tyro tells the nearest."""
-    found, kind = default, type(default)
-    for part in name.removeprefix("--").replace("-", "_").split("."):
-        if isinstance(found, tuple) and part.isdecimal() and int(part) < len(found):
-            found, kind = found[int(part)], type(found[int(part)])
-        elif dataclasses.is_dataclass(found) and part in {field.name for field in dataclasses.fields(found)}:
-            found, kind = getattr(found, part), typing.get_type_hints(type(found))[part]
-        else:
-            return
-    options = typing.get_args(kind) or (kind,)
+    field = _field(default, name.removeprefix("--").replace("-", "_").split("."))
+    if field is None:
+        return
+    found, options = field.found, _options(field.kind)
     if _holds_configs(found) or (found is None and any(map(dataclasses.is_dataclass, options)) and value != "None"):
-        fields = [field.name for field in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
+        fields = [one.name for one in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
         changes = f"; its fields are {', '.join(f'{name}.{one}'.replace('_', '-') for one in fields)}" if fields else ""
-        choices = [one.__name__ for one in options if isinstance(one, type) and dataclasses.is_dataclass(one)]
-        other = f" (or another of {', '.join(choices)})" if len(choices) > 1 else ""
+        types = [one for one in options if isinstance(one, type) and dataclasses.is_dataclass(one)]
+        named = [word for one in types if is_kind(one) for word in choices(one)]
+        if named:
+            raise ValueError(f"{name} has no value: write {name} and one of {', '.join(named)}{changes}")
+        other = f" (or another of {', '.join(one.__name__ for one in types)})" if len(types) > 1 else ""
         raise ValueError(
             f"{name} is {'None' if found is None else f'of type {type(found).__name__}'}{other}: the command line "
-            f"changes values, not types of configs; set {name.removeprefix('--')} in {file}{changes}"
+            f"changes values and kinds of components, not this; set {name.removeprefix('--')} in {file}{changes}"
         )
     if value is not None and options[0] in (int, float) and not (value == "None" and type(None) in options):
         with contextlib.suppress(ValueError):

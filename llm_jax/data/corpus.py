@@ -10,19 +10,19 @@ from llm_jax.core.checks import check, check_one_of, given
 from llm_jax.core.configclass import configclass
 from llm_jax.data.cache import TokenDocuments, tokenized
 from llm_jax.data.duplicates import Distinct, DocumentSet
-from llm_jax.data.packing import PackedConfig, PackingConfig
-from llm_jax.data.rows import EvaluationRows, RowContext, Rows, RowSource
-from llm_jax.data.sources import SourceConfig, TextSource
-from llm_jax.data.splits import ContentSplit, Limited, Part, SeparateSources, SplitConfig
+from llm_jax.data.packing import PackedConfig, Packing
+from llm_jax.data.rows import EvaluationRows, RowContext, Rows, RowSource, Source
+from llm_jax.data.sources import Reader, TextSource
+from llm_jax.data.splits import ContentSplit, Limited, Part, SeparateSources, Split
 
 
 @configclass
-class CorpusConfig:
+class CorpusConfig(Source):
     """Text, cut by the experiment's tokenizer and made into rows. A document is [bos] + ids + [eos]."""
 
-    source: SourceConfig
-    split: SplitConfig = ContentSplit()
-    packing: PackingConfig = PackedConfig()
+    source: Reader
+    split: Split = ContentSplit()
+    packing: Packing = PackedConfig()
     bos: bool = True
     """Whether documents begin with the tokenizer's bos. Without it a document's first token is never predicted."""
     eos: bool = True

@@ -12,14 +12,9 @@ import numpy as np
 from llm_jax.core import rng
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.duplicates import DocumentSet
-from llm_jax.data.markov import MarkovConfig
-from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, RowSource
+from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, RowSource, Source
 from llm_jax.data.splits import Part
-from llm_jax.data.synthetic import CopyConfig, InductionConfig, ModularAdditionConfig
-
-SingleSourceConfig = CorpusConfig | MarkovConfig | CopyConfig | ModularAdditionConfig | InductionConfig
 
 
 @configclass
@@ -28,7 +23,7 @@ class WeightedSource:
 
     name: str
     """Names its evaluation set, `validation/<name>`."""
-    source: SingleSourceConfig
+    source: Source
     weight: float = 1.0
     """Its share of the rows, relative to the sum of all weights."""
     changes: tuple[tuple[int, float], ...] = ()
@@ -36,6 +31,10 @@ class WeightedSource:
 
     def __post_init__(self) -> None:
         check(bool(self.name) and "/" not in self.name, f"name is {self.name!r}: it must be a word without '/'")
+        check(
+            not isinstance(self.source, MixtureConfig),
+            f"source of {self.name!r} is a mixture: list its sources in the outer mixture, with their own weights",
+        )
         steps = [step for step, _ in self.changes]
         check(
             steps == sorted(set(steps)) and all(step > 0 for step in steps),
@@ -53,7 +52,7 @@ class WeightedSource:
 
 
 @configclass
-class MixtureConfig:
+class MixtureConfig(Source):
     """Rows of several sources. Proportions are exact in every `block` rows; within a block the order is random.
 
     Each source is read in its own order without a gap, and goes on to its next epoch when it runs out.

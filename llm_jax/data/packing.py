@@ -1,5 +1,6 @@
 """From documents to rows of one length."""
 
+import abc
 import dataclasses
 import functools
 
@@ -13,7 +14,20 @@ from llm_jax.data.rows import Row, Rows, whole_row
 
 
 @configclass
-class PackedConfig:
+class Packing(abc.ABC):
+    """How documents become rows. Derive a configclass from it to use a packing of your own."""
+
+    @abc.abstractmethod
+    def train(self, documents: TokenDocuments, sequence_length: int, seed: int) -> Rows:
+        """Rows of `sequence_length` + 1 tokens without end, each a pure function of (seed, index)."""
+
+    @abc.abstractmethod
+    def evaluation(self, documents: TokenDocuments, sequence_length: int) -> "PackedRows":
+        """Rows in which each token is a target once, in the order of the source."""
+
+
+@configclass
+class PackedConfig(Packing):
     """Documents are shuffled anew for every epoch, laid end to end and cut into rows."""
 
     shuffle: bool = True
@@ -29,7 +43,7 @@ class PackedConfig:
 
 
 @configclass
-class RandomWindowsConfig:
+class RandomWindowsConfig(Packing):
     """Each row is a window at a random place of one long stream, as in nanoGPT. Documents are not told apart."""
 
     def train(self, documents: TokenDocuments, sequence_length: int, seed: int) -> Rows:
@@ -37,9 +51,6 @@ class RandomWindowsConfig:
 
     def evaluation(self, documents: TokenDocuments, sequence_length: int) -> "PackedRows":
         return PackedRows(documents, sequence_length, seed=0, shuffle=False, isolate=False)
-
-
-PackingConfig = PackedConfig | RandomWindowsConfig
 
 
 @dataclasses.dataclass(frozen=True)

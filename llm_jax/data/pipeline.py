@@ -15,8 +15,8 @@ from llm_jax.core.checks import check, check_divides, check_not_negative, check_
 from llm_jax.core.configclass import configclass
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.duplicates import census, fingerprints, remembered
-from llm_jax.data.mixture import MixtureConfig, SingleSourceConfig
-from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, Transform, padding_row
+from llm_jax.data.mixture import MixtureConfig
+from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, Source, Transform, padding_row
 from llm_jax.data.sources import TextSource
 from llm_jax.data.splits import Joined, Limited, Part
 from llm_jax.tokenizers.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ _ENDLESS = 2**40
 class DataConfig:
     """What is trained and evaluated on, and in what portions."""
 
-    source: SingleSourceConfig | MixtureConfig
+    source: Source
     sequence_length: int
     """Targets per row; a row is one token longer."""
     batch_size: int
@@ -65,7 +65,7 @@ class DataConfig:
         texts: list[TextSource] = []
         for source in self._sources:
             if not isinstance(source, CorpusConfig):
-                raise ValueError(f"{type(source).__name__} is synthetic and has no text")
+                raise ValueError(f"{type(source).__name__} has no text: only a CorpusConfig has")
             texts.append(source.text(part))
         if max_bytes is not None:
             texts = [Limited(text, max_bytes) for text in texts]
@@ -83,7 +83,7 @@ class DataConfig:
         return Dataset(self, context, transform)
 
     @property
-    def _sources(self) -> list[SingleSourceConfig]:
+    def _sources(self) -> list[Source]:
         if isinstance(self.source, MixtureConfig):
             return [weighted.source for weighted in self.source.sources]
         return [self.source]
@@ -93,7 +93,7 @@ class DataConfig:
 class HeldOut:
     """The held-out sets of an experiment: by name the source of each, and its weight in the mean over all sets."""
 
-    sets: Mapping[str, tuple[SingleSourceConfig, float]]
+    sets: Mapping[str, tuple[Source, float]]
     """Weights are those with which the training ends, so that the mean is one measure during the whole run."""
 
     @property

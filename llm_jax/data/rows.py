@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from llm_jax.core.configclass import configclass
 from llm_jax.data.duplicates import DocumentSet
 from llm_jax.data.splits import Part
 from llm_jax.tokenizers.tokenizer import Tokenizer
@@ -53,6 +54,20 @@ class RowContext:
     batch_size: int
     """Rows per step over all hosts; a mixture counts its steps by it."""
     seed: int
+
+
+@configclass
+class Source(abc.ABC):
+    """What examples are made from: a corpus of text, or a synthetic task. Derive a configclass from it to use one of
+    your own."""
+
+    @abc.abstractmethod
+    def build(self, context: RowContext) -> "RowSource":
+        """The source, ready to be read.
+
+        Raises:
+          ValueError: if it needs a tokenizer and there is none, or files are missing.
+        """
 
 
 class RowSource(abc.ABC):

@@ -8,13 +8,31 @@ from typing import Literal
 
 from llm_jax.core.checks import check, check_fraction
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import Document, SourceConfig, TextSource
+from llm_jax.data.sources import Document, Reader, TextSource
 
 Part = Literal["train", "validation", "test"]
 
 
 @configclass
-class ContentSplit:
+class Split(abc.ABC):
+    """Which text is for training, for validation and for the test. Derive a configclass from it to use a split of your
+    own."""
+
+    @abc.abstractmethod
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that there are, 'train' first."""
+
+    @abc.abstractmethod
+    def part(self, source: TextSource, part: Part) -> TextSource:
+        """The documents of `source` that belong to `part`.
+
+        Raises:
+          ValueError: if there is no such part.
+        """
+
+
+@configclass
+class ContentSplit(Split):
     """Splits by document: a hash of its text decides.
 
     Documents with the same text are in the same part, whatever their names and sources are, so that no held-out text is
@@ -40,7 +58,7 @@ class ContentSplit:
 
 
 @configclass
-class HashSplit:
+class HashSplit(Split):
     """Splits by document: a hash of its name decides, so that adding documents moves none of the others.
 
     Documents with the same text and other names may be in different parts, as may documents that are renamed; see
@@ -66,7 +84,7 @@ class HashSplit:
 
 
 @configclass
-class RangeSplit:
+class RangeSplit(Split):
     """Splits by character, for a corpus of one or few files: training text first, then validation, then test."""
 
     validation: float = 0.1
@@ -88,12 +106,12 @@ class RangeSplit:
 
 
 @configclass
-class SeparateSources:
+class SeparateSources(Split):
     """The corpus itself is for training; the other parts have sources of their own."""
 
-    validation: SourceConfig | None = None
+    validation: Reader | None = None
     """None: there is no validation part."""
-    test: SourceConfig | None = None
+    test: Reader | None = None
     """None: there is no test part."""
 
     def parts(self) -> tuple[Part, ...]:
@@ -104,9 +122,6 @@ class SeparateSources:
         _check_part(self, part)
         config = {"train": None, "validation": self.validation, "test": self.test}[part]
         return source if config is None else config.build()
-
-
-SplitConfig = ContentSplit | HashSplit | RangeSplit | SeparateSources
 
 
 class DerivedSource(TextSource):
@@ -259,7 +274,7 @@ def _borders(part: Part, validation: float, test: float) -> tuple[float, float]:
     return borders[index], borders[index + 1]
 
 
-def _check_part(split: SplitConfig, part: Part) -> None:
+def _check_part(split: Split, part: Part) -> None:
     check(
         part in split.parts(),
         f"{split} has no {part} part, only {', '.join(split.parts())}: set its field {part!r}, or use another part",

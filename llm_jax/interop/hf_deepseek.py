@@ -12,9 +12,10 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
-from llm_jax.layers.ffn.moe import MoEConfig, RouterConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
+from llm_jax.layers.ffn.routing import Router
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.deepseek import INIT, deepseek
@@ -142,7 +143,7 @@ def _first(settings: Settings, default: int) -> int:
     return settings.given("first_k_dense_replace", default=default)
 
 
-def _experts(settings: Settings, router: RouterConfig, count: int, hidden: int, shared: int) -> MoEConfig:
+def _experts(settings: Settings, router: Router, count: int, hidden: int, shared: int) -> MoEConfig:
     """The experts of a file, with the defaults of one of the two families."""
     return experts_of(
         settings.given("n_routed_experts", default=count),

@@ -52,8 +52,8 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
     ffn = parts.dense_of(block)
     mixer = parts.attention_of(block)
-    rope = write_rope(mixer.position) if mixer.position else {}
-    length = written_length(mixer.position, config.max_length) if mixer.position else config.max_length
+    rope = write_rope(parts.rope_of(mixer)) if mixer.position else {}
+    length = written_length(parts.rope_of(mixer), config.max_length) if mixer.position else config.max_length
     return rope | {
         "num_hidden_layers": config.depth,
         "num_attention_heads": mixer.heads,

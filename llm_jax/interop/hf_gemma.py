@@ -159,7 +159,7 @@ def _write_layers(config: TransformerConfig) -> dict[str, Any]:
 def _rope(config: TransformerConfig, local: bool) -> RoPEConfig | None:
     """The rotary positions of layers with a window, or of those without; None if there are no such layers."""
     mixers = (parts.attention_of(place.block) for place in parts.places(config))
-    return next((mixer.position for mixer in mixers if (parts.window_of(mixer) is not None) == local), None)
+    return next((parts.rope_of(mixer) for mixer in mixers if (parts.window_of(mixer) is not None) == local), None)
 
 
 _AROUND = functools.partial(

@@ -17,15 +17,16 @@ from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.layers.mixers.masks import Causal
-from llm_jax.layers.norms import LayerNormConfig, NormConfig
+from llm_jax.layers.mixers.mixer import Mixer
+from llm_jax.layers.norms import LayerNormConfig, Norm, RMSNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.rope import RoPEConfig
-from llm_jax.models.block import BlockConfig, MixerConfig
+from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import segments
 from llm_jax.models.heads import AnyHead, ClassHead, HeadConfig, TiedHead
 
-Mixer = TypeVar("Mixer", bound=MixerConfig)
+Kind = TypeVar("Kind", bound=Mixer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def first(config: TransformerConfig) -> BlockConfig:
     return config.segments[0].blocks[0]
 
 
-def mixer_of(block: BlockConfig, kind: type[Mixer]) -> Mixer:
+def mixer_of(block: BlockConfig, kind: type[Kind]) -> Kind:
     """The mixer of a block. ValueError where it is of another type."""
     if not isinstance(block.mixer, kind):
         raise ValueError(f"a block has the mixer {type(block.mixer).__name__}, and this family has {kind.__name__}")
@@ -91,8 +92,10 @@ def window_of(mixer: AttentionConfig) -> int | None:
 
 
 def rope_of(mixer: AttentionConfig | LatentAttentionConfig) -> RoPEConfig:
-    """Rotary positions of attention. ValueError where it has none."""
-    return given(mixer.position, "the model has no rotary positions, and this family has")
+    """Rotary positions of attention. ValueError where it has none, or others."""
+    if not isinstance(mixer.position, RoPEConfig):
+        raise ValueError(f"attention has the position {_type(mixer.position)}, and this family has RoPEConfig")
+    return mixer.position
 
 
 def dense_of(block: BlockConfig) -> DenseConfig:
@@ -116,9 +119,11 @@ def router_of(layer: MoEConfig) -> SoftmaxConfig | SigmoidConfig:
     return layer.router
 
 
-def norm_of(block: BlockConfig) -> NormConfig:
-    """The norms of a block. ValueError where it has none."""
-    return given(block.norm, "a block has no norm, and this family has")
+def norm_of(block: BlockConfig) -> LayerNormConfig | RMSNormConfig:
+    """The norms of a block. ValueError where it has none, or others."""
+    if not isinstance(block.norm, LayerNormConfig | RMSNormConfig):
+        raise ValueError(f"a block has the norm {_type(block.norm)}, and this family has LayerNorm or RMSNorm")
+    return block.norm
 
 
 def head_of(config: TransformerConfig) -> AnyHead:
@@ -222,7 +227,7 @@ def dense(name: str, path: str, inputs: int, outputs: int, bias: bool) -> Iterat
         yield Tensor(f"{name}.bias", "e", (Leaf(f"{path}/bias", "e"),), sizes)
 
 
-def norm(name: str, config: NormConfig | None, path: str | Leaf, size: int) -> Iterator[Tensor]:
+def norm(name: str, config: Norm | None, path: str | Leaf, size: int) -> Iterator[Tensor]:
     """Scale and bias of a norm over `size` features. ValueError where the model has none.
 
     Args:
@@ -378,7 +383,11 @@ def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:
         sizes |= {"n": mixer.heads, "k": mixer.kv_heads, "g": groups, "h": mixer.head_dim}
     if isinstance(block.ffn, MoEConfig):
         return sizes | {"f": block.ffn.expert.hidden, "x": block.ffn.count}
-    return sizes | ({} if block.ffn is None else {"f": block.ffn.hidden})
+    return sizes | ({"f": block.ffn.hidden} if isinstance(block.ffn, DenseConfig) else {})
+
+
+def _type(part: Any) -> str:
+    return "None" if part is None else type(part).__name__
 
 
 def _without(layout: str, letters: str) -> str:

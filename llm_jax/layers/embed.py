@@ -16,9 +16,8 @@ from llm_jax.layers.broadcast import broadcast, look_up
 from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.linear import Linear, contract
 from llm_jax.layers.mixers.masks import Placement
-from llm_jax.layers.norms import NormConfig
-from llm_jax.layers.positions.learned import LearnedPositionsConfig
-from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
+from llm_jax.layers.norms import Norm
+from llm_jax.layers.positions.position import AddedPosition
 from llm_jax.sharding import axes
 
 
@@ -43,13 +42,13 @@ class EmbedConfig:
     """From token ids to vectors."""
 
     init: Init = Normal(0.02)
-    position: LearnedPositionsConfig | SinusoidalConfig | None = None
+    position: AddedPosition | None = None
     """Positions added to the embedding; None where the mixers carry them."""
     types: int = 0
     """Number of token types, each with a vector that is added (BERT's two sentences); 0: none."""
     scale: float = 1.0
     """Factor of the token vectors; the 2017 Transformer and Gemma take the square root of the width."""
-    norm: NormConfig | None = None
+    norm: Norm | None = None
     """A norm of the sum, before dropout (BERT, BLOOM)."""
     dropout: float = 0.0
     """Share of embedded features dropped in training."""

@@ -3,6 +3,8 @@
 Legend: B batch, T length, D model width.
 """
 
+import abc
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,20 @@ from llm_jax.sharding import axes
 
 
 @configclass
-class LayerNormConfig:
+class Norm(abc.ABC):
+    """A normalisation of vectors. Derive a configclass from it to use one of your own."""
+
+    @abc.abstractmethod
+    def build(self, precision: Precision, name: str | None) -> nn.Module:
+        """A module from [..., D] to [..., D] in the compute type."""
+
+    @abc.abstractmethod
+    def parameters(self, width: int) -> int:
+        """Number of parameters for vectors of `width` features."""
+
+
+@configclass
+class LayerNormConfig(Norm):
     """Ba et al. 2016, arXiv:1607.06450, eq. 4."""
 
     epsilon: float = 1e-5
@@ -35,7 +50,7 @@ class LayerNormConfig:
 
 
 @configclass
-class RMSNormConfig:
+class RMSNormConfig(Norm):
     """Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4."""
 
     epsilon: float = 1e-6
@@ -50,9 +65,6 @@ class RMSNormConfig:
 
     def parameters(self, width: int) -> int:
         return width
-
-
-NormConfig = LayerNormConfig | RMSNormConfig
 
 
 class LayerNorm(nn.Module):

@@ -1,15 +1,5 @@
 """A block: token mixer and feed-forward layer on a residual stream.
 
-A mixer is a config type. It has `build(width, precision, name)`, which gives a module called with (x [B, T, D],
-context, state) that returns (y [B, T, D], state); `parameters(width)`; `matrix_flops(width)` and
-`mixing_flops(length)`, forward FLOPs per token; `allocate(batch, slots, dtype)`, an empty state; `causal`, whether no
-token is told of a later one; and `shape`, its heads or channels in words. A mixer keeps the documents of a row apart,
-and padding changes nothing at real tokens.
-
-An ffn is a config type too. Its module is called with (x [B, T, D], context) and returns (y [B, T, D], report), where a
-report is what a layer of experts tells (layers/ffn/tally.py), and None of others. It has `parameters(width)`,
-`active_parameters(width)`, those that compute a token, and `matrix_flops(width)`.
-
 Legend: B batch, T length, D model width.
 """
 
@@ -26,31 +16,15 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check, check_fraction
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.mlp import DenseConfig
-from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.ffn.tally import Report
-from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
+from llm_jax.layers.mixers.attention import CrossAttentionConfig
 from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.latent import LatentAttentionConfig
-from llm_jax.layers.mixers.lstm import LSTMConfig
-from llm_jax.layers.mixers.mamba2 import Mamba2Config
-from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
-from llm_jax.layers.mixers.retention import RetentionConfig
-from llm_jax.layers.mixers.rg_lru import RGLRUConfig
-from llm_jax.layers.norms import NormConfig
+from llm_jax.layers.mixers.mixer import Mixer
+from llm_jax.layers.norms import Norm
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import constrain
 
-MixerConfig = (
-    AttentionConfig
-    | LatentAttentionConfig
-    | LSTMConfig
-    | Mamba2Config
-    | RelativeAttentionConfig
-    | RetentionConfig
-    | RGLRUConfig
-)
-FFNConfig = DenseConfig | MoEConfig
 Branch = Callable[[str, jax.Array], jax.Array]
 """(name of the branch, what it reads) -> what it gives."""
 
@@ -104,10 +78,10 @@ Wiring = Serial | Parallel | Chain
 class BlockConfig:
     """Branches wired to the residual stream: a token mixer, an ffn, and between them what reads an encoder."""
 
-    mixer: MixerConfig
-    ffn: FFNConfig | None
+    mixer: Mixer
+    ffn: FFN | None
     """None: the mixer is all there is."""
-    norm: NormConfig | None
+    norm: Norm | None
     """None where the wiring has none."""
     wiring: Wiring = Serial()
     dropout: float = 0.0

@@ -11,10 +11,11 @@ from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.mixers.kernels import Kernel
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.layers.mixers.masks import Permuted
+from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
-from llm_jax.layers.norms import NormConfig
+from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
-from llm_jax.models.block import BlockConfig, MixerConfig
+from llm_jax.models.block import BlockConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, Segment
 
@@ -40,7 +41,7 @@ class TransformerConfig:
     max_length: int
     """Longest row of tokens; with learned positions the size of their table."""
     segments: tuple[Segment, ...]
-    final_norm: NormConfig | None
+    final_norm: Norm | None
     """None where the blocks leave a normalised stream."""
     embed: EmbedConfig = EmbedConfig()
     head: AnyHead | None = TiedHead()
@@ -126,7 +127,7 @@ class TransformerConfig:
     def looking_ahead(self) -> tuple[str, ...]:
         """The types of what tells tokens of later ones, each once."""
         found = [type(mixer).__name__ for mixer in self._mixers if not mixer.causal]
-        found += [name for layer in self.experts for name in layer.looking_ahead]
+        found += [name for block in self._blocks if block.ffn is not None for name in block.ffn.looking_ahead]
         return tuple(dict.fromkeys(found))
 
     @property
@@ -154,7 +155,7 @@ class TransformerConfig:
         return next(iter(self._relative_biases), None)
 
     @property
-    def _mixers(self) -> list[MixerConfig]:
+    def _mixers(self) -> list[Mixer]:
         return [block.mixer for block in self._blocks]
 
     @property

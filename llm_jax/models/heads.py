@@ -17,7 +17,7 @@ from llm_jax.layers.activations import ACTIVATIONS, Activation
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.initialisers import Init, Normal, Zero, annotated
 from llm_jax.layers.linear import Linear
-from llm_jax.layers.norms import NormConfig
+from llm_jax.layers.norms import Norm
 from llm_jax.sharding import axes
 
 
@@ -26,7 +26,7 @@ class TransformConfig:
     """norm(activation(dense(x))), before the scores (Devlin et al. 2019, arXiv:1810.04805, A.2: BERT's code has it)."""
 
     activation: Activation | None = "gelu"
-    norm: NormConfig | None = None
+    norm: Norm | None = None
     bias: bool = True
     init: Init = Normal(0.02)
     width: int | None = None

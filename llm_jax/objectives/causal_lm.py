@@ -6,7 +6,6 @@ Legend: B batch, T length.
 from typing import Any
 
 import jax
-import numpy as np
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.configclass import configclass
@@ -14,14 +13,15 @@ from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.build import applied
-from llm_jax.models.config import LOOK_BACK, TransformerConfig
+from llm_jax.models.config import LOOK_BACK, ModelConfig, TransformerConfig
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.losses import balance, cross_entropy
+from llm_jax.objectives.objective import Objective
 
 
 @configclass
-class CausalLMConfig:
+class CausalLMConfig(Objective):
     """Next-token prediction (Radford et al. 2018)."""
 
     z_loss: float = 0.0
@@ -33,12 +33,14 @@ class CausalLMConfig:
         check_not_negative(z_loss=self.z_loss)
         check_positive(chunks=self.chunks)
 
-    def check(self, model: TransformerConfig) -> None:
-        """That the objective means something for the model.
-
-        Raises:
-          ValueError: for one that is told what it shall predict, or that scores no vocabulary, or reads an encoder.
+    def check(self, model: ModelConfig, sequence_length: int) -> None:
         """
+        Raises:
+          ValueError: for a model that is not causal, scores no vocabulary or reads an encoder; for chunks that do not
+            divide the sequence.
+        """
+        if not isinstance(model, TransformerConfig):
+            raise ValueError(f"objective CausalLMConfig trains decoders and model is of type {type(model).__name__}")
         check(
             model.causal,
             "objective CausalLMConfig predicts tokens from those before them, and "
@@ -55,14 +57,11 @@ class CausalLMConfig:
             "objective CausalLMConfig has no row for an encoder, and blocks of the model have `cross` attention: leave "
             "it out",
         )
-
-    def example(self, row: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
-        """What a packed row becomes before it is batched: nothing changes."""
-        return row
-
-    def batch(self, rows: dict[str, np.ndarray]) -> Batch[np.ndarray]:
-        """What the model is given for stacked rows [B, T + 1]."""
-        return Batch.from_rows(rows)
+        check(
+            sequence_length % self.chunks == 0,
+            f"objective.chunks is {self.chunks} and data.sequence_length is {sequence_length}: rows are cut into that "
+            "many equal chunks; change one of them",
+        )
 
     def loss(
         self,

@@ -1,5 +1,6 @@
 """Which parameters weight decay shrinks."""
 
+import abc
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,20 @@ from llm_jax.optim.layouts import Layout
 
 
 @configclass
-class DecayMatrices:
+class DecayMask(abc.ABC):
+    """Which parameters decay. Derive a configclass from it to use a rule of your own."""
+
+    @abc.abstractmethod
+    def select(self, layouts: Any) -> Any:
+        """The tree of bools, True where a parameter decays.
+
+        Args:
+          layouts: the tree of the parameters' `Layout`s.
+        """
+
+
+@configclass
+class DecayMatrices(DecayMask):
     """Kernels and embedding tables decay; biases, norm scales and other vectors do not (GPT-2, LLaMA, nanoGPT)."""
 
     exclude: tuple[str, ...] = ()
@@ -27,7 +41,7 @@ class DecayMatrices:
 
 
 @configclass
-class DecayAll:
+class DecayAll(DecayMask):
     """Every parameter decays."""
 
     exclude: tuple[str, ...] = ()
@@ -42,7 +56,7 @@ class DecayAll:
 
 
 @configclass
-class DecayMatching:
+class DecayMatching(DecayMask):
     """Parameters decay whose path has a match for one of the patterns, and no others."""
 
     patterns: tuple[str, ...]
@@ -56,9 +70,6 @@ class DecayMatching:
         """The tree of bools, True where a parameter decays. ValueError for a pattern that matches nothing."""
         _check_used(self.patterns, jax.tree.leaves(layouts))
         return jax.tree.map(lambda layout: _matches(self.patterns, layout), layouts)
-
-
-DecayMask = DecayMatrices | DecayAll | DecayMatching
 
 
 def _without(exclude: tuple[str, ...], layouts: Any, decays: Callable[[Layout], bool]) -> Any:

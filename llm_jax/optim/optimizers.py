@@ -38,8 +38,8 @@ def _check_optional(remedy: str, **values: float | None) -> None:
 
 
 @configclass(kw_only=True)
-class OptimizerConfig(abc.ABC):
-    """What every optimizer has: rate, decay, clipping."""
+class Optimizer(abc.ABC):
+    """What every optimizer has: rate, decay, clipping. Derive a configclass from it to use an optimizer of your own."""
 
     peak_lr: float
     """Highest learning rate; the schedule says when it holds."""
@@ -95,7 +95,7 @@ class OptimizerConfig(abc.ABC):
 
 
 @configclass(kw_only=True)
-class AdamWConfig(OptimizerConfig):
+class AdamWConfig(Optimizer):
     """Adam with decoupled decay (Kingma and Ba 2015, arXiv:1412.6980; Loshchilov and Hutter 2019)."""
 
     weight_decay: float = 0.1
@@ -116,7 +116,7 @@ class AdamWConfig(OptimizerConfig):
 
 
 @configclass(kw_only=True)
-class AdafactorConfig(OptimizerConfig):
+class AdafactorConfig(Optimizer):
     """Adam's second moment in the memory of a row and a column (Shazeer and Stern 2018, arXiv:1804.04235).
 
     Each layer's matrix is factored by itself, as [inputs, outputs]: [D, N, H] is D x NH.
@@ -147,7 +147,7 @@ class AdafactorConfig(OptimizerConfig):
 
 
 @configclass(kw_only=True)
-class LionConfig(OptimizerConfig):
+class LionConfig(Optimizer):
     """The sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675).
 
     Its rate is 3 to 10 times lower than AdamW's, its weight decay as many times higher.
@@ -167,7 +167,7 @@ class LionConfig(OptimizerConfig):
 
 
 @configclass(kw_only=True)
-class SGDConfig(OptimizerConfig):
+class SGDConfig(Optimizer):
     """Stochastic gradient descent with momentum; weight decay is decoupled here too."""
 
     momentum: float = 0.9
@@ -206,7 +206,7 @@ class AdamConfig:
 
 
 @configclass(kw_only=True)
-class MuonConfig(OptimizerConfig):
+class MuonConfig(Optimizer):
     """Momentum made orthogonal by Newton-Schulz iteration (Jordan 2024, github.com/KellerJordan/Muon).
 
     Each layer's kernel is taken as the matrix [inputs, outputs]: [D, N, H] is D x NH, [N, H, D] is NH x D. Vectors and
@@ -246,7 +246,7 @@ class MuonConfig(OptimizerConfig):
 
 
 @configclass(kw_only=True)
-class ScheduleFreeAdamWConfig(OptimizerConfig):
+class ScheduleFreeAdamWConfig(Optimizer):
     """AdamW that averages its iterates in place of decaying the rate (Defazio et al. 2024, arXiv:2405.15682).
 
     Gradients are taken at y, an interpolation; the average x is what to evaluate: see `evaluation_params`. Keep
@@ -294,9 +294,6 @@ class ScheduleFreeAdamWConfig(OptimizerConfig):
 
     def _direction(self, tree: Any) -> optax.GradientTransformation:
         return optax.scale_by_rms(self.b2, self.epsilon, eps_in_sqrt=False, bias_correction=True)
-
-
-Optimizer = AdamWConfig | AdafactorConfig | LionConfig | MuonConfig | SGDConfig | ScheduleFreeAdamWConfig
 
 
 def _in_float32(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:

@@ -5,6 +5,7 @@ step `warmup_steps` is the first at the peak. A decay that ends at step `e` reac
 run of e steps, whose last update is e - 1, this is the rate the next update would have had.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Literal
 
@@ -20,14 +21,27 @@ Rate = Callable[[ArrayLike], jax.Array]
 
 
 @configclass
-class Constant:
-    """Warm-up, then the peak."""
+class Schedule(abc.ABC):
+    """The learning rate over a run. Derive a configclass from it to use a schedule of your own."""
 
     warmup_steps: int = 0
     """Updates before the first at the peak rate."""
 
     def __post_init__(self):
         check_not_negative(warmup_steps=self.warmup_steps)
+
+    @abc.abstractmethod
+    def build(self, peak: float, steps: int) -> Rate:
+        """The rate of each step of a run of `steps` updates, the highest of which is `peak`.
+
+        Raises:
+          ValueError: if the schedule does not fit into the run.
+        """
+
+
+@configclass
+class Constant(Schedule):
+    """Warm-up, then the peak."""
 
     def build(self, peak: float, steps: int) -> Rate:
         """The rate of each step of a run of `steps` updates."""
@@ -36,17 +50,16 @@ class Constant:
 
 
 @configclass
-class Cosine:
+class Cosine(Schedule):
     """Warm-up, half a cosine down to the final rate, then that (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
 
-    warmup_steps: int = 0
-    """Updates before the first at the peak rate."""
     final_fraction: float = 0.1
     """Final rate as a share of the peak."""
     decay_steps: int | None = None
     """Step, counted from the start of the run, at which the final rate is reached; None: the end of the run."""
 
     def __post_init__(self):
+        super().__post_init__()
         _check_decay(self.warmup_steps, self.final_fraction, self.decay_steps)
 
     def build(self, peak: float, steps: int) -> Rate:
@@ -57,17 +70,16 @@ class Cosine:
 
 
 @configclass
-class Linear:
+class Linear(Schedule):
     """Warm-up, a straight line down to the final rate, then that."""
 
-    warmup_steps: int = 0
-    """Updates before the first at the peak rate."""
     final_fraction: float = 0.0
     """Final rate as a share of the peak."""
     decay_steps: int | None = None
     """Step, counted from the start of the run, at which the final rate is reached; None: the end of the run."""
 
     def __post_init__(self):
+        super().__post_init__()
         _check_decay(self.warmup_steps, self.final_fraction, self.decay_steps)
 
     def build(self, peak: float, steps: int) -> Rate:
@@ -77,14 +89,8 @@ class Linear:
 
 
 @configclass
-class InverseSqrt:
+class InverseSqrt(Schedule):
     """Warm-up, then peak * sqrt((warmup_steps + 1) / (step + 1)) (Vaswani et al. 2017, arXiv:1706.03762, eq. 3)."""
-
-    warmup_steps: int = 0
-    """Updates before the first at the peak rate."""
-
-    def __post_init__(self):
-        check_not_negative(warmup_steps=self.warmup_steps)
 
     def build(self, peak: float, steps: int) -> Rate:
         """The rate of each step of a run of `steps` updates."""
@@ -93,14 +99,12 @@ class InverseSqrt:
 
 
 @configclass
-class WSD:
+class WSD(Schedule):
     """Warm-up, stable, decay: the peak until the last part of the run, then down to the final rate.
 
     Hu et al. 2024, arXiv:2404.06395; the square-root shape is Hägele et al. 2024's, arXiv:2405.18392.
     """
 
-    warmup_steps: int = 0
-    """Updates before the first at the peak rate."""
     decay_fraction: float = 0.2
     """Share of the run, at its end, in which the rate decays."""
     final_fraction: float = 0.0
@@ -109,6 +113,7 @@ class WSD:
     """Share of the way still to go after a share p of the decay: 1 - p, or 1 - sqrt(p)."""
 
     def __post_init__(self):
+        super().__post_init__()
         _check_decay(self.warmup_steps, self.final_fraction, None)
         check(
             0 < self.decay_fraction <= 1,
@@ -132,9 +137,6 @@ class WSD:
             return _between(self.final_fraction, 1 - (progress if self.shape == "linear" else jnp.sqrt(progress)))
 
         return _warmed(peak, self.warmup_steps, after_warmup)
-
-
-Schedule = Constant | Cosine | Linear | InverseSqrt | WSD
 
 
 def _warmed(peak: float, warmup_steps: int, after_warmup: Callable[[jax.Array], jax.Array]) -> Rate:
@@ -163,7 +165,6 @@ def _between(final: float, share: jax.Array) -> jax.Array:
 
 
 def _check_decay(warmup_steps: int, final_fraction: float, decay_steps: int | None) -> None:
-    check_not_negative(warmup_steps=warmup_steps)
     check_fraction(final_fraction=final_fraction)
     check(
         decay_steps is None or decay_steps > warmup_steps,

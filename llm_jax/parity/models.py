@@ -14,10 +14,11 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
 from llm_jax.layers.ffn.balance import ZLoss
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import DenseConfig
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.block import BlockConfig
@@ -48,7 +49,7 @@ def _mixture() -> TransformerConfig:
     if not isinstance(expert, DenseConfig):
         raise ValueError(f"blocks of llama have {type(expert).__name__}: experts are made of a DenseConfig")
 
-    def experts(dispatch: DispatchConfig) -> BlockConfig:
+    def experts(dispatch: Dispatch) -> BlockConfig:
         ffn = MoEConfig(EXPERTS, expert, SoftmaxConfig(top=2), dispatch, balance=(ZLoss(0.01),))
         return dataclasses.replace(dense, ffn=ffn)
 
@@ -67,8 +68,11 @@ MODELS: dict[str, Callable[[], ModelConfig]] = {
 
 
 @configclass
-class ContinuationConfig:
+class ContinuationConfig(Objective):
     """Next-token prediction by a decoder that reads the same row through an encoder: a loss to compare, no task."""
+
+    def check(self, model: ModelConfig, sequence_length: int) -> None:
+        """It is only for the model of this file."""
 
     def loss(
         self,

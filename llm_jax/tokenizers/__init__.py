@@ -8,17 +8,7 @@ from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizerConfig
 from llm_jax.tokenizers.tokenizer import Tokenizer, TokenizerConfig
 from llm_jax.tokenizers.train import TrainSentencePieceConfig
 
-# The choice an experiment has, as a union: what the command line can offer.
-AnyTokenizerConfig = (
-    TrainSentencePieceConfig
-    | SentencePieceTokenizerConfig
-    | ByteTokenizerConfig
-    | CharacterTokenizerConfig
-    | HuggingFaceTokenizerConfig
-)
-
 __all__ = [
-    "AnyTokenizerConfig",
     "ByteTokenizerConfig",
     "CharacterTokenizerConfig",
     "HuggingFaceTokenizerConfig",

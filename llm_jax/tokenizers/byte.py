@@ -9,14 +9,14 @@ import numpy as np
 from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import pieces_of
-from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
+from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig, check_unicode
 
 _BYTES = 256
 _CHARACTERS_PER_PART = 2**18
 
 
 @configclass
-class ByteTokenizerConfig:
+class ByteTokenizerConfig(TokenizerConfig):
     """Text as its UTF-8 bytes, as in ByT5 (Xue et al., 2022)."""
 
     def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "ByteTokenizer":

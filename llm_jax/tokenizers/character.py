@@ -9,13 +9,13 @@ from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import pieces_of
 from llm_jax.tokenizers.files import read_file
-from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer
+from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig
 
 _CHARACTERS_PER_PART = 2**18
 
 
 @configclass
-class CharacterTokenizerConfig:
+class CharacterTokenizerConfig(TokenizerConfig):
     """The sorted characters of one text, as in nanoGPT's character-level data sets."""
 
     path: str | None = None

@@ -13,14 +13,14 @@ from llm_jax.core.checks import check, did_you_mean, shortened
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import read_json_object
 from llm_jax.tokenizers.files import read_file
-from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
+from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig, check_unicode
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @configclass
-class HuggingFaceTokenizerConfig:
+class HuggingFaceTokenizerConfig(TokenizerConfig):
     """A `tokenizer.json`, with the names of its special tokens, which that file does not tell.
 
     Names left out are read from the `tokenizer_config.json` beside it. What is lacking there too is replaced as

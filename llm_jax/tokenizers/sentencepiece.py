@@ -13,14 +13,14 @@ from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import uncrossed
 from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.pipelines import SPACE_MARK, ModelProto
-from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, check_unicode
+from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig, check_unicode
 
 # The shorter the faster: SentencePiece's queue of merges grows with the text.
 _CHARACTERS_PER_PART = 2**13
 
 
 @configclass
-class SentencePieceTokenizerConfig:
+class SentencePieceTokenizerConfig(TokenizerConfig):
     """A model trained before, here or elsewhere."""
 
     model: str

@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from llm_jax.core.checks import check
+from llm_jax.core.configclass import configclass
 from llm_jax.core.files import write_atomically
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.stream import StreamDecoder
@@ -198,9 +199,11 @@ class Tokenizer(abc.ABC):
         write_atomically(directory / DESCRIPTION, json.dumps(facts, indent=2).encode() + b"\n")
 
 
-class TokenizerConfig(Protocol):
-    """Every tokenizer config, so that a caller need not know which of them is trained."""
+@configclass
+class TokenizerConfig(abc.ABC):
+    """How a tokenizer is made or found. Derive a configclass from it to use a tokenizer of your own."""
 
+    @abc.abstractmethod
     def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> Tokenizer:
         """Makes the tokenizer.
 
@@ -212,7 +215,6 @@ class TokenizerConfig(Protocol):
         Raises:
           ValueError: for files that are missing or of another kind, or text that cannot be learnt from.
         """
-        ...
 
 
 def check_unicode(text: str) -> None:

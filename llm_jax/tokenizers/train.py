@@ -14,7 +14,7 @@ from llm_jax.core.checks import check, check_fraction, check_one_of, check_posit
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import write_atomically
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
-from llm_jax.tokenizers.tokenizer import check_unicode
+from llm_jax.tokenizers.tokenizer import TokenizerConfig, check_unicode
 
 # Pieces that every model has: pad, bos, eos, unknown, and the 256 bytes.
 _SPECIAL: dict[str, Any] = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
@@ -27,7 +27,7 @@ _RESERVED = "\u2585"
 
 
 @configclass
-class TrainSentencePieceConfig:
+class TrainSentencePieceConfig(TokenizerConfig):
     """A SentencePiece model learnt from the experiment's own training text.
 
     Text is taken as it is: no normalisation, all white space kept, what no piece covers is spelt in bytes. Runs of

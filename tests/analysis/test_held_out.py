@@ -11,14 +11,14 @@ from llm_jax.analysis.ablation import held_out_loss
 from llm_jax.analysis.report import compare, write_report
 from llm_jax.analysis.runs import BITS, NATS, described, held_out_set, load_run, load_runs, loss_unit
 from llm_jax.data import DataConfig, MixtureConfig, ModularAdditionConfig, WeightedSource
-from llm_jax.tokenizers import AnyTokenizerConfig, CharacterTokenizerConfig, TrainSentencePieceConfig
+from llm_jax.tokenizers import CharacterTokenizerConfig, TokenizerConfig, TrainSentencePieceConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     name: str
     seed: int = 0
-    tokenizer: AnyTokenizerConfig | None = None
+    tokenizer: TokenizerConfig | None = None
     data: DataConfig | None = None
 
 

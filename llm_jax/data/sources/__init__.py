@@ -5,19 +5,15 @@ from llm_jax.data.sources.json_lines import JsonLinesConfig
 from llm_jax.data.sources.parquet import ParquetConfig
 from llm_jax.data.sources.standard_library import StandardLibraryConfig
 from llm_jax.data.sources.text_files import TextFilesConfig
-from llm_jax.data.sources.text_source import Document, TextSource
+from llm_jax.data.sources.text_source import Document, Reader, TextSource
 from llm_jax.data.sources.tfds import TFDSConfig
-
-SourceConfig = (
-    TextFilesConfig | JsonLinesConfig | ParquetConfig | ArrayRecordConfig | TFDSConfig | StandardLibraryConfig
-)
 
 __all__ = [
     "ArrayRecordConfig",
     "Document",
     "JsonLinesConfig",
     "ParquetConfig",
-    "SourceConfig",
+    "Reader",
     "StandardLibraryConfig",
     "TFDSConfig",
     "TextFilesConfig",

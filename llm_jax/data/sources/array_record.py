@@ -13,6 +13,7 @@ from llm_jax.data.sources.text_source import (
     Document,
     EmptyText,
     InvalidUtf8,
+    Reader,
     Record,
     RecordSource,
     Storage,
@@ -24,7 +25,7 @@ _RECORDS_PER_READ = 1024
 
 
 @configclass
-class ArrayRecordConfig:
+class ArrayRecordConfig(Reader):
     """array_record files, one document per record."""
 
     paths: tuple[str, ...]

@@ -10,6 +10,7 @@ from llm_jax.data.sources.text_source import (
     Document,
     EmptyText,
     InvalidUtf8,
+    Reader,
     Record,
     RecordSource,
     Storage,
@@ -23,7 +24,7 @@ _JSON = json.JSONDecoder(parse_int=lambda _: 0, parse_float=lambda _: 0.0)
 
 
 @configclass
-class JsonLinesConfig:
+class JsonLinesConfig(Reader):
     """JSON lines files, one document per line. Blank lines are passed over."""
 
     paths: tuple[str, ...]

@@ -12,6 +12,7 @@ from llm_jax.data.sources import files
 from llm_jax.data.sources.text_source import (
     EmptyText,
     InvalidUtf8,
+    Reader,
     Record,
     RecordSource,
     Storage,
@@ -24,7 +25,7 @@ _READ_BUFFER = 2**20
 
 
 @configclass
-class ParquetConfig:
+class ParquetConfig(Reader):
     """Parquet files, one document per row."""
 
     paths: tuple[str, ...]

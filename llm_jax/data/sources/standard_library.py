@@ -7,13 +7,13 @@ from pathlib import Path
 from llm_jax.core.checks import check, check_one_of
 from llm_jax.core.configclass import configclass
 from llm_jax.data.sources import files
-from llm_jax.data.sources.text_source import InvalidUtf8, Record, RecordSource, Storage, TextSource
+from llm_jax.data.sources.text_source import InvalidUtf8, Reader, Record, RecordSource, Storage, TextSource
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
 
 @configclass
-class StandardLibraryConfig:
+class StandardLibraryConfig(Reader):
     """Every `.py` file of the running Python's standard library, a document each, sorted by path.
 
     Installed packages are left out, and so are files without a byte (they only mark packages).

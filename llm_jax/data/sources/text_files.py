@@ -9,21 +9,14 @@ from typing import Literal
 from llm_jax.core.checks import check, check_one_of
 from llm_jax.core.configclass import configclass
 from llm_jax.data.sources import files
-from llm_jax.data.sources.text_source import (
-    InvalidUtf8,
-    Record,
-    RecordSource,
-    Storage,
-    TextSource,
-    without_bom,
-)
+from llm_jax.data.sources.text_source import InvalidUtf8, Reader, Record, RecordSource, Storage, TextSource, without_bom
 
 _LINE_END = r"\r?\n"
 _BLOCK = 2**20
 
 
 @configclass
-class TextFilesConfig:
+class TextFilesConfig(Reader):
     """Text files, one document each, in the order of `paths` and sorted by name within a folder or glob."""
 
     paths: tuple[str, ...]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm_jax.core.checks import check, check_one_of
+from llm_jax.core.configclass import configclass
 from llm_jax.data import known_files
 
 InvalidUtf8 = Literal["error", "skip", "replace"]
@@ -90,6 +91,19 @@ class Storage:
     name: str
     """Its place in the corpus, not on this machine."""
     paths: tuple[Path, ...]
+
+
+@configclass
+class Reader(abc.ABC):
+    """Where text is read. Derive a configclass from it to read text of your own."""
+
+    @abc.abstractmethod
+    def build(self) -> TextSource:
+        """The documents, ready to be read.
+
+        Raises:
+          ValueError: for files that are missing.
+        """
 
 
 class RecordSource(TextSource):

@@ -13,6 +13,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.data.sources.text_source import (
     EmptyText,
     InvalidUtf8,
+    Reader,
     Record,
     RecordSource,
     Storage,
@@ -22,7 +23,7 @@ from llm_jax.data.sources.text_source import (
 
 
 @configclass
-class TFDSConfig:
+class TFDSConfig(Reader):
     """One split of a TFDS data set, one document per example."""
 
     name: str

@@ -159,7 +159,7 @@ class BiasUpdate:
           ValueError: for a router without a bias that it could move.
         """
         check(
-            router.corrected,
+            router.has_bias,
             f"balance has a BiasUpdate and router is {type(router).__name__} without a bias that it moves: set the "
             "router to SigmoidConfig with corrected=True, or leave the update out",
         )
@@ -179,7 +179,7 @@ def check_balance(balance: tuple[Balance, ...], router: Router) -> None:
     updates = sum(isinstance(one, BiasUpdate) for one in balance)
     check(updates <= 1, f"balance has {updates} BiasUpdate: one moves the router's bias; leave one")
     check(
-        updates > 0 or not router.corrected,
+        updates > 0 or not router.has_bias,
         f"router is {type(router).__name__} with corrected=True and balance has no BiasUpdate: nothing would ever move "
         "the bias; add BiasUpdate() to balance, or set corrected=False",
     )

@@ -12,6 +12,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED, Activation, Gate
 from llm_jax.layers.fence import fence, fence_gradients
+from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
@@ -19,7 +20,7 @@ from llm_jax.sharding import axes
 
 
 @configclass
-class MLPConfig:
+class MLPConfig(FFN):
     """down(activation(up(x))) (Vaswani et al. 2017, arXiv:1706.03762, eq. 2)."""
 
     hidden: int
@@ -40,17 +41,13 @@ class MLPConfig:
     def parameters(self, width: int) -> int:
         return 2 * width * self.hidden + self.bias * (width + self.hidden)
 
-    def active_parameters(self, width: int) -> int:
-        """Those that compute a token: all."""
-        return self.parameters(width)
-
     def matrix_flops(self, width: int) -> int:
         """Forward FLOPs per token."""
         return 4 * width * self.hidden
 
 
 @configclass
-class GLUConfig:
+class GLUConfig(FFN):
     """down(activation(gate(x)) * up(x)): SwiGLU with silu (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
     hidden: int
@@ -70,10 +67,6 @@ class GLUConfig:
 
     def parameters(self, width: int) -> int:
         return 3 * width * self.hidden + self.bias * (width + 2 * self.hidden)
-
-    def active_parameters(self, width: int) -> int:
-        """Those that compute a token: all."""
-        return self.parameters(width)
 
     def matrix_flops(self, width: int) -> int:
         """Forward FLOPs per token."""

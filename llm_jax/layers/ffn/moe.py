@@ -16,42 +16,31 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.ffn.balance import Balance, check_balance, report
-from llm_jax.layers.ffn.dispatch.capacity import Capacity, FixedCapacity
-from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
-from llm_jax.layers.ffn.dispatch.slots import Slots
 from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
+from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.ffn.mlp import DenseConfig
-from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
-from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
-from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
-from llm_jax.layers.ffn.routers.soft import SoftConfig
-from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.layers.ffn.routing import Routes, load
+from llm_jax.layers.ffn.routing import Router, Routes, load
 from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
 
-RouterConfig = (
-    SoftmaxConfig | SigmoidConfig | ExpertChoiceConfig | HashConfig | RandomConfig | SinkhornConfig | SoftConfig
-)
-DispatchConfig = Capacity | FixedCapacity | Dense | Dropless | Slots
-
 _TOKENS = (axes.BATCH, axes.LENGTH)
 
 
 @configclass
-class MoEConfig:
+class MoEConfig(FFN):
     """sum over the experts that a router chose of weight * expert(x) (Shazeer et al. 2017, arXiv:1701.06538, eq. 1)."""
 
     count: int
     """Experts that a router chooses from."""
     expert: DenseConfig
     """Each of them."""
-    router: RouterConfig
-    dispatch: DispatchConfig = Dropless()
+    router: Router
+    dispatch: Dispatch = Dropless()
     """How tokens come to their experts: results are the same where none is dropped."""
     balance: tuple[Balance, ...] = ()
     shared: DenseConfig | None = None

@@ -1,24 +1,22 @@
 """What a router decides of the tokens.
 
-A router is a config type, a `Router`. It has `build(width, experts, precision, name)`, which gives a module called with
-(x [B, T, D], context) that returns `Routed`; `check(experts)`, `check_rows(length, parts)` and
-`check_vocabulary(size)`, which raise ValueError where it cannot route to so many, such rows, or so many ids of tokens;
-`parameters(width, experts)`; `matrix_flops(width, experts)`, forward FLOPs per token; and `choices(experts)`, the mean
-number of experts that a token visits. What `context` says is padding changes nothing.
-
 Legend: B batch, T length, E experts, K choices of a token, G groups of a row, N tokens of a group, C tokens that an
 expert takes of a group, S slots of an expert.
 """
 
+import abc
 import functools
 import operator
 from typing import ClassVar, TypeVar
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import given
+from llm_jax.core.configclass import configclass
+from llm_jax.core.dtypes import Precision
 from llm_jax.sharding import axes
 
 
@@ -79,29 +77,53 @@ Routes = Choice | Picks | Mixture
 Kind = TypeVar("Kind", bound=Routes)
 
 
-class Router:
-    """What holds of a router unless its config says otherwise."""
+@configclass
+class Router(abc.ABC):
+    """What decides which experts compute a token. What `context` says is padding must change nothing.
+
+    Derive a configclass from it to use a router of your own. The three checks raise ValueError for what the router does
+    not support; unless they are overridden, all is supported.
+    """
 
     routes: ClassVar[type] = Choice
-    """What it gives."""
+    """What it gives: `Choice`, `Picks` or `Mixture`."""
     scored: ClassVar[bool] = True
     """Whether it scores experts for tokens: `Routed` has logits and scores."""
-    corrected: bool = False
-    """Whether it has a parameter `bias` [E] on the choice of experts that a `BiasUpdate` moves."""
+
+    @abc.abstractmethod
+    def build(self, width: int, experts: int, precision: Precision, name: str) -> nn.Module:
+        """A module that is called with (x [B, T, D], context) and returns `Routed`."""
+
+    @abc.abstractmethod
+    def parameters(self, width: int, experts: int) -> int:
+        """Number of parameters."""
+
+    @abc.abstractmethod
+    def matrix_flops(self, width: int, experts: int) -> int:
+        """Forward FLOPs per token."""
+
+    @abc.abstractmethod
+    def choices(self, experts: int) -> float:
+        """Mean number of experts that a token visits."""
 
     @property
     def causal(self) -> bool:
-        """Whether no token's route depends on a later one."""
+        """Whether no token's route depends on a later token."""
         return True
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether it has a parameter `bias` [E] on the choice of experts that a `BiasUpdate` moves."""
+        return False
+
     def check(self, experts: int) -> None:
-        """Any number will do."""
+        """It can choose from this number of experts."""
 
     def check_rows(self, length: int, parts: int) -> None:
-        """Rows of any number of tokens will do, in any number of parts on as many devices."""
+        """It can route sequences of `length` tokens that lie in `parts` shards on as many devices."""
 
     def check_vocabulary(self, size: int) -> None:
-        """Any number of ids will do."""
+        """It can route a vocabulary of this size."""
 
 
 @flax.struct.dataclass

@@ -20,12 +20,13 @@ from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, check_dropout
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Placement
+from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.mixers.pairs import Pairs, drop_of
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.mixers.softmax import zero_where_blind
-from llm_jax.layers.norms import NormConfig
+from llm_jax.layers.norms import Norm
+from llm_jax.layers.positions.position import RotaryPosition
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
-from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.sharding import axes, partition
 
 
@@ -34,7 +35,7 @@ class QKNormConfig:
     """Queries and keys are normalised before they are rotated (Henry et al. 2020, arXiv:2010.04245; Dehghani et al.
     2023, arXiv:2302.05442, 2)."""
 
-    norm: NormConfig
+    norm: Norm
     over: Literal["head", "heads"] = "head"
     """`head`: each head's features, one scale for all heads (Qwen 3, Gemma 3). `heads`: all heads' features together
     (OLMo 2)."""
@@ -58,7 +59,7 @@ class QKNormConfig:
 
 
 @configclass
-class AttentionConfig:
+class AttentionConfig(Mixer):
     """Attention as in Vaswani et al. 2017 (arXiv:1706.03762, 3.2); with `kv_heads` < `heads` grouped-query attention
     (Ainslie et al. 2023, arXiv:2305.13245), with `kv_heads` = 1 multi-query (Shazeer 2019, arXiv:1911.02150)."""
 
@@ -66,7 +67,7 @@ class AttentionConfig:
     head_dim: int
     kv_heads: int
     mask: Mask = Causal()
-    position: RoPEConfig | None = None
+    position: RotaryPosition | None = None
     """Positions by rotating queries and keys; None where the embedding carries them."""
     scores: ScoresConfig = ScoresConfig()
     qk_norm: QKNormConfig | None = None
@@ -121,7 +122,7 @@ class AttentionConfig:
     @property
     def causal(self) -> bool:
         """Whether no token is told of a later one."""
-        return isinstance(self.mask, Causal)
+        return self.mask.causal
 
     @property
     def shape(self) -> str:

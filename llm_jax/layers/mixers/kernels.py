@@ -1,15 +1,11 @@
 """The attention seam: softmax(q k^T) v in interchangeable forms, chosen by config type.
 
-A kernel is a config type. It has `attend(q [B, N, T, H], k [B, K, S, H], v [B, K, S, H], pairs)`, which gives the
-attention output [B, N, T, H], and `check(scores)`, which raises ValueError for scores that it cannot give. All kernels
-give the same, and so do their gradients; a query that may see nothing (padding) gives something finite, counted
-nowhere.
-
 Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size.
 """
 
+import abc
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +18,29 @@ from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.mixers.softmax import attend
 
 
-class OwnKernel:
-    """A kernel of this package: it gives all scores."""
+@configclass
+class Kernel(abc.ABC):
+    """A way to compute attention. All give the same, and the same gradients; a query that may see nothing (padding)
+    gives something finite, which counts nowhere. Derive a configclass from it to use one of your own."""
+
+    holds_weights: ClassVar[bool] = False
+    """Whether it holds the weights of attention as an array, so that they can be dropped."""
+    mixed_sizes: ClassVar[bool] = False
+    """Whether values may have another head size than queries and keys."""
+
+    @abc.abstractmethod
+    def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+        """softmax(q k^T) v with the mask, bias and scale of `pairs`, [B, N, T, H]."""
 
     def check(self, scores: ScoresConfig) -> None:
-        """Nothing to refuse."""
+        """It can compute such scores. Raises ValueError if it cannot."""
 
 
 @configclass
-class PlainKernel(OwnKernel):
+class PlainKernel(Kernel):
     """All scores at once: memory and work grow with T * S."""
+
+    holds_weights = mixed_sizes = True
 
     def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
         """[B, N, T, H]."""
@@ -39,11 +48,13 @@ class PlainKernel(OwnKernel):
 
 
 @configclass
-class BlockedKernel(OwnKernel):
+class BlockedKernel(Kernel):
     """Blocks of queries, each against only those keys that its mask can reach: causal attention costs half.
 
     With a cache it is the plain kernel.
     """
+
+    holds_weights = mixed_sizes = True
 
     block: int = 128
     """Queries per block."""
@@ -62,10 +73,12 @@ class BlockedKernel(OwnKernel):
 
 
 @configclass
-class ChunkedKernel(OwnKernel):
+class ChunkedKernel(Kernel):
     """Blocks of queries against blocks of keys in a loop: memory grows with T + S, forward and backward (Rabe and
     Staats 2021, arXiv:2112.05682). Blocks that a mask cannot reach are not visited, so causal attention costs half
     and a window its width. For rows so long that their scores do not fit."""
+
+    mixed_sizes = True
 
     block: int = 512
     """Queries, and keys, per block: memory grows with its square, and a window costs its width and up to two blocks."""
@@ -79,7 +92,7 @@ class ChunkedKernel(OwnKernel):
 
 
 @configclass
-class DotProductKernel:
+class DotProductKernel(Kernel):
     """jax.nn.dot_product_attention: cuDNN's flash attention on GPUs, XLA's fusion of the plain formula elsewhere.
 
     cuDNN skips what a mask hides and has linear memory for rows of one document each; padding, packing and caches
@@ -123,7 +136,7 @@ class DotProductKernel:
 
 
 @configclass
-class TokamaxKernel:
+class TokamaxKernel(Kernel):
     """tokamax.dot_product_attention: Pallas kernels for GPUs and TPUs, and an XLA form where those do not serve
     (github.com/openxla/tokamax). Padding, packing and caches reach it as an array over all pairs."""
 
@@ -160,7 +173,7 @@ class TokamaxKernel:
 
 
 @configclass
-class SplashKernel:
+class SplashKernel(Kernel):
     """jax's splash attention, a Pallas kernel for TPUs: linear memory, forward and backward, for packed rows too, and
     blocks that a mask cannot reach are not visited (jax.experimental.pallas.ops.tpu.splash_attention).
 
@@ -200,9 +213,6 @@ class SplashKernel:
         return splash.attend(self.block, q_BNTH, k_BKSH, v_BKSH, pairs)
 
 
-Kernel = BlockedKernel | ChunkedKernel | DotProductKernel | PlainKernel | SplashKernel | TokamaxKernel
-
-
 def check_dropout(kernel: Kernel, rate: float) -> None:
     """
     Raises:
@@ -210,7 +220,7 @@ def check_dropout(kernel: Kernel, rate: float) -> None:
     """
     check(0 <= rate < 1, f"dropout is {rate}: a share of the weights of attention from 0 to below 1 can be dropped")
     check(
-        rate == 0 or isinstance(kernel, BlockedKernel | PlainKernel),
+        rate == 0 or kernel.holds_weights,
         f"dropout is {rate} and kernel {type(kernel).__name__}, which never holds the weights of attention that are to "
         "be dropped: set kernel to BlockedKernel or PlainKernel, or dropout to 0",
     )

@@ -21,18 +21,19 @@ from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, OwnKernel, check_dropout
+from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, check_dropout
 from llm_jax.layers.mixers.masks import Causal, Mask, Placement
+from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.mixers.pairs import Pairs, drop_of
 from llm_jax.layers.mixers.scores import ScoresConfig
-from llm_jax.layers.norms import NormConfig, RMSNormConfig
+from llm_jax.layers.norms import Norm, RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import YaRNScaling
 from llm_jax.sharding import axes
 
 
 @configclass
-class LatentAttentionConfig:
+class LatentAttentionConfig(Mixer):
     """Queries, keys and values by way of short vectors; positions in features of their own (equations 9 to 19).
 
     A head's query and key are `head_dim` features made of the short vectors, and `rotary_dim` features that are
@@ -47,7 +48,7 @@ class LatentAttentionConfig:
     head_dim: int = 128
     rotary_dim: int = 64
     value_dim: int = 128
-    norm: NormConfig = RMSNormConfig()
+    norm: Norm = RMSNormConfig()
     """Of the short vectors."""
     mask: Mask = Causal()
     position: RoPEConfig = RoPEConfig()
@@ -83,7 +84,7 @@ class LatentAttentionConfig:
             "to sharpen by; set it to 0",
         )
         check(
-            isinstance(self.kernel, OwnKernel),
+            self.kernel.mixed_sizes,
             f"kernel is {type(self.kernel).__name__}, whose function takes values of the size of keys only, and here "
             "they differ: set kernel to BlockedKernel, ChunkedKernel or PlainKernel",
         )
@@ -130,7 +131,7 @@ class LatentAttentionConfig:
     @property
     def causal(self) -> bool:
         """Whether no token is told of a later one."""
-        return isinstance(self.mask, Causal)
+        return self.mask.causal
 
     @property
     def shape(self) -> str:

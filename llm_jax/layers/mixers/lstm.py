@@ -19,6 +19,7 @@ from llm_jax.layers.initialisers import Init, Normal, Zero
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.documents import documents
+from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.sharding import axes
 
 _GATES = 4
@@ -41,7 +42,7 @@ class LSTMState:
 
 
 @configclass
-class LSTMConfig:
+class LSTMConfig(Mixer):
     """One layer of memory cells; what it gives is as wide as the stream."""
 
     hidden: int

@@ -23,6 +23,7 @@ from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.convolution import ConvolutionConfig, Recent
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form, Memory, recur
+from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.norms import normalise
 from llm_jax.sharding import axes
 
@@ -61,7 +62,7 @@ class TimeScales:
 
 
 @configclass
-class Mamba2Config:
+class Mamba2Config(Mixer):
     """The parallel block of Dao and Gu 2024 (arXiv:2405.21060, 7.1 and figure 6).
 
     The paper's X, B and C are values, keys and queries of the recurrence (its section 4): here

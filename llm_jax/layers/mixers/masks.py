@@ -3,6 +3,9 @@
 Legend: B batch, T query length, S key length.
 """
 
+import abc
+from typing import ClassVar
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -67,8 +70,31 @@ class Placement:
 
 
 @configclass
-class Causal:
+class Mask(abc.ABC):
+    """Which tokens a token may read. Derive a configclass from it to use one of your own."""
+
+    causal: ClassVar[bool] = False
+    """Whether no token reads a later one."""
+
+    @abc.abstractmethod
+    def across(self, queries: Placement, keys: Placement) -> jax.Array:
+        """Which keys the queries see: boolean, [B, T, S] or with 1 in the place of B, T or S. No query sees a key of
+        another document, or padding."""
+
+    def columns(self, rows: slice, length: int) -> slice:
+        """The columns outside which tokens `rows` of a sequence of `length` see nothing."""
+        return slice(0, length)
+
+    @abc.abstractmethod
+    def pairs(self, length: int) -> float:
+        """Mean number of keys that a query of a sequence of `length` tokens sees."""
+
+
+@configclass
+class Causal(Mask):
     """A token sees itself and what stands before it in its document."""
+
+    causal = True
 
     window: int | None = None
     """Number of tokens it sees, itself among them (Child et al. 2019, arXiv:1904.10509; Beltagy et al. 2020,
@@ -97,16 +123,12 @@ class Causal:
 
 
 @configclass
-class Bidirectional:
+class Bidirectional(Mask):
     """A token sees all of its document."""
 
     def across(self, queries: Placement, keys: Placement) -> jax.Array:
         """Which keys the queries see: boolean [B or 1, T or 1, S or 1]."""
         return _same_document(queries.segment_ids_BT, keys.segment_ids_BT)
-
-    def columns(self, rows: slice, length: int) -> slice:
-        """The columns outside which tokens `rows` of a row of `length` see nothing."""
-        return slice(0, length)
 
     def pairs(self, length: int) -> float:
         """Mean number of keys that a query of a row of `length` tokens sees."""
@@ -114,7 +136,7 @@ class Bidirectional:
 
 
 @configclass
-class Permuted:
+class Permuted(Mask):
     """A token sees what comes before it in the order of prediction, whichever side of it that stands, and itself; one
     that asks does not see the token it asks for (Yang et al. 2019, arXiv:1906.08237, 2.2 and 2.3).
 
@@ -135,16 +157,9 @@ class Permuted:
             same &= ~queries.targets_BT[:, :, None]
         return seen & ((order_B1S == 0) | (order_B1S < order_BT[:, :, None]) | same)
 
-    def columns(self, rows: slice, length: int) -> slice:
-        """The columns outside which tokens `rows` of a row of `length` see nothing."""
-        return slice(0, length)
-
     def pairs(self, length: int) -> float:
         """Mean number of keys that a query of a row of `length` tokens sees, without an order."""
         return length
-
-
-Mask = Causal | Bidirectional | Permuted
 
 
 def _same_document(queries_BT: jax.Array | None, keys_BS: jax.Array | None) -> jax.Array:

@@ -22,7 +22,8 @@ from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.kernels import PlainKernel, check_dropout
-from llm_jax.layers.mixers.masks import Causal, Mask, Permuted
+from llm_jax.layers.mixers.masks import Mask, Permuted
+from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.mixers.pairs import drop_of
 from llm_jax.layers.mixers.softmax import attend, zero_where_blind
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
@@ -30,7 +31,7 @@ from llm_jax.sharding import axes
 
 
 @configclass
-class RelativeAttentionConfig:
+class RelativeAttentionConfig(Mixer):
     """The score of a query q for a key k at distance d: (q + u) k + (q + v) W sinusoid(d) + (q + w) s, over the root of
     the head size. u, v and w are learned, and s is one learned vector for keys of the query's part of the document and
     another for all others; where all tokens are of one part it changes nothing.
@@ -78,7 +79,7 @@ class RelativeAttentionConfig:
     @property
     def causal(self) -> bool:
         """Whether no token is told of a later one."""
-        return isinstance(self.mask, Causal)
+        return self.mask.causal
 
     @property
     def shape(self) -> str:

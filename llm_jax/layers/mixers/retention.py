@@ -20,6 +20,7 @@ from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form, Memory, recur
+from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.norms import normalise
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.sharding import axes
@@ -55,7 +56,7 @@ Decays = PowerDecays | SpacedDecays
 
 
 @configclass
-class RetentionConfig:
+class RetentionConfig(Mixer):
     """Retention as in Sun et al. 2023 (arXiv:2307.08621, 2.1 and 2.2).
 
     y = out(silu(gate(x)) * norm(retention(x))), the norm without parameters over each head by itself (eq. 8); a score

@@ -19,6 +19,7 @@ from llm_jax.layers.linear import BlockDiagonal, Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.convolution import ConvolutionConfig, Recent
 from llm_jax.layers.mixers.documents import Documents, documents
+from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.mixers.recurrence import linear_recurrence
 from llm_jax.sharding import axes
 
@@ -46,7 +47,7 @@ class RGLRUState:
 
 
 @configclass
-class RGLRUConfig:
+class RGLRUConfig(Mixer):
     """out(activation(y(x)) * rg_lru(convolution(x(x)))) (section 2.3, figure 2c)."""
 
     channels: int

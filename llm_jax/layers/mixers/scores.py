@@ -5,11 +5,10 @@ Legend: B batch, T query length, S key length, N heads, R buckets of relative pl
 
 import jax
 
-from llm_jax.core.checks import check_positive_if_given, given
+from llm_jax.core.checks import check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.mixers.masks import Placement
-from llm_jax.layers.positions.alibi import ALiBiConfig
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.positions.position import PositionBias
 
 
 @configclass
@@ -20,7 +19,7 @@ class ScoresConfig:
     """None: one over the square root of the head size (Vaswani et al. 2017, arXiv:1706.03762, eq. 1)."""
     softcap: float | None = None
     """c in c * tanh(score / c), which keeps scores between -c and c (Gemma Team 2024, arXiv:2408.00118, 2)."""
-    bias: ALiBiConfig | RelativeBiasConfig | None = None
+    bias: PositionBias | None = None
     """What is added to the score of a pair for where its two tokens stand."""
     sinks: bool = False
     """Whether each head has one more score, learned and of no token: weights then add up to less than one, and a head
@@ -35,7 +34,4 @@ class ScoresConfig:
         """Bias of queries against keys, float32 [B or 1, N, T, S]; None without one."""
         if self.bias is None:
             return None
-        if isinstance(self.bias, RelativeBiasConfig):
-            table_RN = given(bias_RN, "scores have a RelativeBiasConfig and there is no table of biases")
-            return self.bias.across(heads, queries.positions_BT, keys.positions_BT, table_RN)
-        return self.bias.across(heads, queries.positions_BT, keys.positions_BT)
+        return self.bias.across(heads, queries.positions_BT, keys.positions_BT, bias_RN)

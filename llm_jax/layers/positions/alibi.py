@@ -11,10 +11,11 @@ import numpy as np
 
 from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
+from llm_jax.layers.positions.position import PositionBias
 
 
 @configclass
-class ALiBiConfig:
+class ALiBiConfig(PositionBias):
     """Every head lowers the score of a pair in proportion to its distance, each by a slope of its own.
 
     With n heads, a power of two, head i has slope 2^(-8 i / n); other numbers of heads interleave the slopes of the
@@ -34,7 +35,9 @@ class ALiBiConfig:
         between = 2.0 ** (-4 / below * np.arange(1, 2 * (heads - below), 2))
         return self.factor * np.concatenate([slopes, between]).astype(np.float32)
 
-    def across(self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
+    def across(
+        self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array, bias_RN: jax.Array | None = None
+    ) -> jax.Array:
         """Bias between positions, [B, N, T, S] float32.
 
         All but the positions is left to the program: as a constant of it, the product would be large.

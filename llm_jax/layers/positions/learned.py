@@ -8,11 +8,12 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import look_up
 from llm_jax.layers.initialisers import Init, Normal, annotated
+from llm_jax.layers.positions.position import AddedPosition
 from llm_jax.sharding import axes
 
 
 @configclass
-class LearnedPositionsConfig:
+class LearnedPositionsConfig(AddedPosition):
     """One trained vector per position, up to the model's `max_length`."""
 
     init: Init = Normal(0.02)

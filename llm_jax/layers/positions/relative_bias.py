@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core.checks import check, check_positive
+from llm_jax.core.checks import check, check_positive, given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.initialisers import Init, Normal, annotated
+from llm_jax.layers.positions.position import PositionBias
 from llm_jax.sharding import axes
 
 
 @configclass
-class RelativeBiasConfig:
+class RelativeBiasConfig(PositionBias):
     """A score is raised by a number for how far its key stands from its query, one per head and bucket of distances.
 
     The near half of the buckets hold one distance each, the far half distances that grow by a constant factor up to
@@ -49,10 +50,13 @@ class RelativeBiasConfig:
         """Number of parameters of the table."""
         return self.buckets * heads
 
-    def across(self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array, bias_RN: jax.Array) -> jax.Array:
+    def across(
+        self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array, bias_RN: jax.Array | None = None
+    ) -> jax.Array:
         """Bias between positions, [B, N, T, S] float32."""
+        table_RN = given(bias_RN, "scores have a RelativeBiasConfig and there is no table of biases")
         distance_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
-        return bias_RN.T[:, self.bucket(distance_BTS)].swapaxes(0, 1)
+        return table_RN.T[:, self.bucket(distance_BTS)].swapaxes(0, 1)
 
     def bucket(self, distance: jax.Array | np.ndarray) -> jax.Array:
         """Bucket of a key that stands `distance` after its query; int32, elementwise."""

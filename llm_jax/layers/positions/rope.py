@@ -11,12 +11,13 @@ import numpy as np
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
+from llm_jax.layers.positions.position import RotaryPosition
 from llm_jax.layers.positions.rope_scaling import Scaling, Unscaled
 from llm_jax.layers.reuse import computed_once
 
 
 @configclass
-class RoPEConfig:
+class RoPEConfig(RotaryPosition):
     """Rotates pairs (i, i + H/2) of each head by an angle that grows with the position."""
 
     base: float = 10_000.0

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.positions.position import AddedPosition
 
 
 @configclass
-class SinusoidalConfig:
+class SinusoidalConfig(AddedPosition):
     """Sines of frequencies that fall from 1 to 1 / base in a geometric series, and their cosines (Vaswani et al. 2017,
     arXiv:1706.03762, 3.5)."""
 

@@ -7,9 +7,10 @@ the residual stream, routers N(0, 0.02), biases 0.
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
@@ -32,7 +33,7 @@ def dbrx(
     experts: int = 16,
     top: int = 4,
     normalized: bool = True,
-    dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    dispatch: Dispatch = Dropless(),  # noqa: B008
     balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """A DBRX of any size.

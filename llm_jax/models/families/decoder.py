@@ -9,7 +9,7 @@ from llm_jax.core.checks import check
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.initialisers import Init, Normal
-from llm_jax.layers.norms import NormConfig
+from llm_jax.layers.norms import Norm
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.heads import HeadConfig, TiedHead
@@ -21,7 +21,7 @@ def decoder(
     width: int,
     vocab_size: int,
     max_length: int,
-    norm: NormConfig | None,
+    norm: Norm | None,
     embed: EmbedConfig = EmbedConfig(),  # noqa: B008
     head: HeadConfig | TiedHead = TiedHead(),  # noqa: B008
 ) -> TransformerConfig:

@@ -11,11 +11,13 @@ Youtu-LLM's is not published; it has N(0, 0.02) here.
 
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.balance import BiasUpdate, SequenceLoss
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig, RouterConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
+from llm_jax.layers.ffn.routing import Router
 from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.layers.norms import RMSNormConfig
@@ -81,9 +83,9 @@ def deepseek(
 def experts(
     count: int,
     hidden: int,
-    router: RouterConfig,
+    router: Router,
     shared: int,
-    dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    dispatch: Dispatch = Dropless(),  # noqa: B008
 ) -> MoEConfig:
     """The experts of a DeepSeek, balanced as V3's are where the router has a bias for that.
 

@@ -13,9 +13,10 @@ N(0, 1 / sqrt(heads buckets)); token vectors N(0, 1), and logits scaled by 1 / s
 
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.balance import LoadLoss
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.initialisers import FanIn, Normal, UniformFanIn
 from llm_jax.layers.mixers.attention import AttentionConfig
@@ -39,7 +40,7 @@ def glam(
     vocab_size: int = 32_768,
     max_length: int = 1024,
     bias: RelativeBiasConfig | None = None,
-    dispatch: DispatchConfig = Capacity(1.0),  # noqa: B008
+    dispatch: Dispatch = Capacity(1.0),  # noqa: B008
 ) -> TransformerConfig:
     """A GLaM of any size; `hidden` None means four times the width, of dense layers and of experts alike.
 

@@ -6,9 +6,10 @@ the residual stream, routers N(0, 0.02), biases and sinks 0.
 """
 
 from llm_jax.layers.ffn.balance import Balance, LoadLoss
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.mixers.masks import Causal
@@ -39,7 +40,7 @@ def gpt_oss(
     windows: tuple[int | None, ...] | None = None,
     experts: int = 32,
     top: int = 4,
-    dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    dispatch: Dispatch = Dropless(),  # noqa: B008
     balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """A gpt-oss of any size.

@@ -12,9 +12,10 @@ N(0, 1).
 import dataclasses
 
 from llm_jax.layers.ffn.balance import LoadLoss
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.mlp import MLPConfig
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.initialisers import UniformFanIn
 from llm_jax.models.config import EncoderDecoderConfig
@@ -32,7 +33,7 @@ def gshard(
     head_dim: int = 128,
     vocab_size: int = 32128,
     max_length: int = 512,
-    dispatch: DispatchConfig = Capacity(1.0),  # noqa: B008
+    dispatch: Dispatch = Capacity(1.0),  # noqa: B008
 ) -> EncoderDecoderConfig:
     """A GShard of any size.
 

@@ -4,9 +4,10 @@ Initialisation: none is published; as LLaMA's here (llama.py), routers N(0, 0.02
 """
 
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig
@@ -29,7 +30,7 @@ def mixtral(
     window: int | None = None,
     experts: int = 8,
     top: int = 2,
-    dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    dispatch: Dispatch = Dropless(),  # noqa: B008
     balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """A Mixtral of any size; arguments as of `llama`.

@@ -7,9 +7,10 @@ Muennighoff/MoE, olmo/model.py: `OLMoEBlock.reset_parameters`).
 """
 
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, ZLoss, mean_over
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig
@@ -37,7 +38,7 @@ def olmoe(
     experts: int = 64,
     top: int = 8,
     normalized: bool = False,
-    dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    dispatch: Dispatch = Dropless(),  # noqa: B008
     balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """An OLMoE of any size; arguments as of `llama`.

@@ -6,9 +6,10 @@ Initialisation: none is published; as LLaMA's here (llama.py), routers and the g
 """
 
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig
@@ -35,7 +36,7 @@ def qwen2_moe(
     shared_hidden: int = 20480,
     normalized: bool = False,
     mixed: tuple[int, ...] | None = None,
-    dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    dispatch: Dispatch = Dropless(),  # noqa: B008
     balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """A Qwen 2 with experts; arguments as of `llama`.
@@ -76,7 +77,7 @@ def qwen3_moe(
     expert_hidden: int = 768,
     normalized: bool = True,
     mixed: tuple[int, ...] | None = None,
-    dispatch: DispatchConfig = Dropless(),  # noqa: B008
+    dispatch: Dispatch = Dropless(),  # noqa: B008
     balance: tuple[Balance, ...] | None = None,
 ) -> TransformerConfig:
     """A Qwen 3 with experts; arguments as of `qwen2_moe`."""

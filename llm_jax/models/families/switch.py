@@ -16,9 +16,10 @@ table 4); the configs of flaxformer pre-train without (DROPOUT_RATE of moe.gin).
 import dataclasses
 
 from llm_jax.layers.ffn.balance import LoadLoss
+from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.mlp import MLPConfig
-from llm_jax.layers.ffn.moe import DispatchConfig, MoEConfig
+from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.scores import Jitter
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.initialisers import FanIn, UniformGlorot
@@ -46,7 +47,7 @@ def switch(
     max_distance: int = 128,
     epsilon: float = 1e-6,
     dropout: float = 0.0,
-    dispatch: DispatchConfig = Capacity(1.25),  # noqa: B008
+    dispatch: Dispatch = Capacity(1.25),  # noqa: B008
 ) -> EncoderDecoderConfig:
     """A Switch Transformer of any size; arguments as of `t5`.
 

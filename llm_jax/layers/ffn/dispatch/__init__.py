@@ -1,36 +1,47 @@
 """How tokens come to their experts, and results back.
 
-A dispatch is a config type, a `Dispatch`. It has `run(experts, x_BTD, routes, real_BT)`, which one device calls with
-its own tokens; `serves`, the kinds of routes that it knows; `causal`; `check(router)` and `check_rows(length, parts)`,
-which raise ValueError where a router or rows do not fit. `run` is given
-
-  experts: `Local`, what computes rows of tokens.
-  x_BTD: its tokens.
-  routes: one of the kinds that it serves: their experts.
-  real_BT: bool, which of them are no padding: those that are take no place, and get 0.
-
-It returns y [B, T, D] in the type of x, and how many of each token's choices, or of the picks of it, were served,
-float32 [B, T].
+Legend: B batch, T length, D model width.
 """
 
+import abc
 from typing import ClassVar
 
-from llm_jax.layers.ffn.routing import Choice, Picks, Router
+import jax
+
+from llm_jax.core.configclass import configclass
+from llm_jax.layers.ffn.experts import Local
+from llm_jax.layers.ffn.routing import Choice, Picks, Router, Routes
 
 
-class Dispatch:
-    """What holds of a dispatch unless its config says otherwise."""
+@configclass
+class Dispatch(abc.ABC):
+    """How tokens come to their experts. Derive a configclass from it to use one of your own."""
 
     serves: ClassVar[tuple[type, ...]] = (Choice, Picks)
     """The kinds of routes that it knows."""
 
+    @abc.abstractmethod
+    def run(self, experts: Local, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Computes the tokens of one device, which calls it with its own.
+
+        Args:
+          experts: what computes rows of tokens.
+          routes: the experts of the tokens; of a kind that it serves.
+          real_BT: bool, which tokens are not padding: padding takes no place, and gets 0.
+
+        Returns:
+          y [B, T, D] in the type of x, and how many of each token's choices, or of the picks of it, were served,
+          float32 [B, T].
+        """
+
     @property
     def causal(self) -> bool:
-        """Whether no token's place depends on a later one's, first choices at least."""
+        """Whether no token's place depends on a later token, that of its first choice at least."""
         return True
 
     def check(self, router: Router) -> None:
-        """Any router of such routes will do."""
+        """It can serve the router. Raises ValueError if it cannot."""
 
     def check_rows(self, length: int, parts: int) -> None:
-        """Rows of any number of tokens will do, in any number of parts on as many devices."""
+        """It can serve sequences of `length` tokens that lie in `parts` shards on as many devices. Raises ValueError if
+        it cannot."""

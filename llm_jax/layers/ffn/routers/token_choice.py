@@ -106,6 +106,10 @@ class SigmoidConfig(_TopConfig):
     """In training, where dropout acts."""
     init: Init = Normal(0.02)
 
+    @property
+    def has_bias(self) -> bool:
+        return self.corrected
+
     def build(self, width: int, experts: int, precision: Precision, name: str) -> "SigmoidRouter":
         return SigmoidRouter(self, width, experts, precision, name=name)
 
