@@ -24,6 +24,7 @@ from llm_jax.core import config
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.files import write_atomically
 from llm_jax.core.run_directory import RunDirectory
+from llm_jax.core.source import Source
 from llm_jax.data import known_files
 from llm_jax.evals.specialisation import specialisation
 from llm_jax.experiment import Experiment, load_ablation, load_experiment
@@ -71,7 +72,15 @@ def _train(arguments: list[str]) -> None:
         branch = None if options.from_ is None else Branch.named(options.from_, options.runs_dir)
         with known_files.distrusted() if options.verify_data else contextlib.nullcontext():
             run = run_training(
-                experiment, options.runs_dir, options.cache_dir, options.fresh, hosts, options.step, branch
+                experiment,
+                options.runs_dir,
+                options.cache_dir,
+                options.fresh,
+                hosts,
+                options.step,
+                branch,
+                Source.of_file(options.file),
+                options.accept_changes,
             )
     if hosts.leads and _is_finished(run, experiment.steps):
         _say_where(run, experiment)
@@ -125,7 +134,7 @@ def _ablate(arguments: list[str]) -> None:
         check_markers(options.publish, options.file.stem)
     _keep_compiled_programs(options.cache_dir)
     folder = options.runs_dir / options.file.stem
-    results, unfinished = run_variants(chosen, options.seeds, folder, options.cache_dir)
+    results, unfinished = run_variants(chosen, options.seeds, folder, options.cache_dir, found.source)
     print(text := ablation.write(results, folder, found.report, unfinished))
     if options.publish is not None:
         command = shlex.join(["llm-jax", "ablate", *arguments])

@@ -13,6 +13,7 @@ from llm_jax.core.checks import check, check_positive, check_seed, did_you_mean
 from llm_jax.core.configclass import configclass, deferred
 from llm_jax.core.dtypes import Precision
 from llm_jax.core.overrides import overridden
+from llm_jax.core.source import Source
 from llm_jax.data.pipeline import DataConfig
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.models.config import TransformerConfig
@@ -22,6 +23,7 @@ from llm_jax.objectives.objective import Objective
 from llm_jax.optim import Optimizer
 from llm_jax.sharding.rules import ShardingConfig
 from llm_jax.tokenizers import Tokenizer, TokenizerConfig
+from llm_jax.train.hook_config import HookConfig
 from llm_jax.train.step import StepConfig
 
 
@@ -88,6 +90,8 @@ class Experiment:
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     samples: SampleConfig = SampleConfig()
+    hooks: tuple[HookConfig, ...] = ()
+    """What else is done beside the updates, such as a profiler's trace."""
     log_every: int = 10
     """Updates between two records of the training figures."""
 
@@ -168,6 +172,8 @@ class Ablation:
 
     variants: dict[str, Experiment]
     """By name; the first is what the others are compared with."""
+    source: Source
+    """The file, and the local modules that it imports."""
     report: Callable[..., str] | None
     """(results, folder) -> Markdown, as `llm_jax.analysis.ablation.write` takes it; None: its own."""
 
@@ -182,7 +188,7 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     """
     file = _File.read(path, overrides, _variants)
     named, report = file.found
-    return Ablation({name: file.overridden(one) for name, one in named.items()}, report)
+    return Ablation({name: file.overridden(one) for name, one in named.items()}, Source.of_file(Path(path)), report)
 
 
 def _experiment(module: ModuleType) -> Experiment:
@@ -229,7 +235,7 @@ class _File:
         path, refused = Path(path), None
         for rules in (contextlib.nullcontext(), deferred()):
             try:
-                with rules, user_file.user_code(path):
+                with rules, user_file.user_code(path.parent):
                     module = user_file.run_file(path)
                     return cls(path, overrides, read(module), module.__doc__, refused)
             except ValueError as error:

@@ -15,6 +15,7 @@ from llm_jax.checkpoints.restore import readable_records
 from llm_jax.core import config
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import RunDirectory
+from llm_jax.core.source import Source, own_types
 from llm_jax.experiment import Experiment
 
 FREE = (
@@ -30,14 +31,20 @@ FREE = (
 """Fields that decide nothing of what is computed, but for rounding."""
 
 
-def check_run(run: RunDirectory, experiment: Experiment, step: int | None = None) -> None:
+def check_run(
+    run: RunDirectory, experiment: Experiment, source: Source, step: int | None = None, accept_changes: bool = False
+) -> None:
     """Makes sure that `run` is one of `experiment`, which may continue from checkpoint `step`, or the newest. Writes
     nothing.
 
     An experiment that has left neither metrics nor checkpoints, since it could not start, gives way to another.
 
+    Args:
+      source: the user's own files that define the experiment.
+      accept_changes: whether those may differ from the run's.
+
     Raises:
-      ValueError: if it is a run of another experiment, or nothing says of which.
+      ValueError: if it is a run of another experiment, or of other code, or nothing says of which.
     """
     records = readable_records(run.checkpoints)
     check(
@@ -47,6 +54,7 @@ def check_run(run: RunDirectory, experiment: Experiment, step: int | None = None
     if records:
         at = max(records) if step is None else step
         changes(records[at].run.experiment, experiment, at, f"checkpoint {at} in {run.checkpoints}")
+        _check_source(run, records[at].run.code, experiment, source, accept_changes)
     elif run.has_begun:
         check(
             run.experiment_file.exists(),
@@ -54,12 +62,47 @@ def check_run(run: RunDirectory, experiment: Experiment, step: int | None = None
             "back, give the new run another --name, or pass --fresh to delete what is there",
         )
         changes(run.experiment_text(), experiment, 0, str(run.experiment_file))
+        _check_source(run, None, experiment, source, accept_changes)
 
 
-def open_run(run: RunDirectory, experiment: Experiment, step: int | None, say: Callable[[str], None]) -> None:
+def _check_source(
+    run: RunDirectory, digest: str | None, experiment: Experiment, source: Source, accept_changes: bool
+) -> None:
+    """The code of the experiment's own components is that of the run. Where it has none, the experiment's fields say
+    all that its file does.
+
+    Args:
+      digest: of the run's source, by its checkpoint; None: its copy counts.
+    """
+    if accept_changes or not own_types(experiment):
+        return
+    try:
+        kept = Source.read(run.source)
+    except ValueError:
+        kept = None
+    digest = kept.digest if digest is None and kept is not None else digest
+    if digest in (None, source.digest):
+        return
+    shown = f"(the copy in {run.source} is missing or damaged)"
+    if kept is not None and kept.digest == digest:
+        shown = kept.difference(source)
+    raise ValueError(
+        f"the code that defines the experiment has changed since {run.path} was trained with it:\n{shown}\n"
+        "Bring it back; or pass --accept-changes to continue with the new code; or give the new run another --name."
+    )
+
+
+def open_run(
+    run: RunDirectory,
+    experiment: Experiment,
+    source: Source,
+    step: int | None,
+    say: Callable[[str], None],
+    accept_changes: bool = False,
+) -> None:
     """Opens a new run, or one that passes `check_run`; what is missing or damaged of its small files is written again
     from the checkpoints, and `say` tells."""
-    check_run(run, experiment, step)
+    check_run(run, experiment, source, step, accept_changes)
     records = readable_records(run.checkpoints)
     if not records:
         if not run.has_begun:

@@ -20,6 +20,7 @@ from llm_jax.inference.generate import Generator
 from llm_jax.models import count
 from llm_jax.train import hooks
 from llm_jax.train.display import Display
+from llm_jax.train.hook_config import TrainingRun
 from llm_jax.train.loop import Hook
 from llm_jax.train.state import TrainState
 
@@ -100,9 +101,12 @@ def attached(
                 display.print,
             )
         ]
-    # Evaluation comes before saving, so that a checkpoint knows its loss; stopping comes last, when all has been done.
+    used = TrainingRun(experiment, run, parts.programs, parts.tokenizer, begin.step, recorder.write, display.print)
+    own = [config.build(used) for config in experiment.hooks]
+    # Evaluation comes before saving, so that a checkpoint knows its loss; hooks that may replace the state come before
+    # both; stopping comes last, when all has been done.
     saving = hooks.Save(save, saver.wait, experiment.checkpoint.every, begin.step)
-    return [log, *evaluations, *samples, saving, signals]
+    return [log, *own, *evaluations, *samples, saving, signals]
 
 
 def _evaluation_sets(parts: Assembly) -> tuple[EvaluationSet, ...]:

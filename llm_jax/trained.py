@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from llm_jax.checkpoints import restore
-from llm_jax.core import config
 from llm_jax.core.checks import check, given
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
@@ -42,7 +41,7 @@ class Trained:
         check(bool(found), f"{run.path} has no checkpoint that can be read: train it, or wait for its first save")
         tokenizer = load_tokenizer(run.tokenizer)
         # The record of a checkpoint says more surely than any other file what was trained.
-        experiment = config.parse(found.get(max(found) if step is None else step, found[max(found)]).run.experiment)
+        experiment = run.parsed(found.get(max(found) if step is None else step, found[max(found)]).run.experiment)
         if best:
             step = restore.best_step(run.checkpoints, experiment.checkpoint.best_metric)
         model = Transformer(experiment.model, experiment.precision)

@@ -23,6 +23,7 @@ from llm_jax.core import chips, config, trees
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import FollowedRun, RunDirectory, machine_card
 from llm_jax.core.run_lock import RunHeld, RunLock
+from llm_jax.core.source import Source
 from llm_jax.data.batch import Batch
 from llm_jax.evals import compression
 from llm_jax.experiment import Experiment
@@ -47,6 +48,8 @@ def run_training(
     hosts: Hosts | None = None,
     step: int | None = None,
     branch: Branch | None = None,
+    source: Source | None = None,
+    accept_changes: bool = False,
 ) -> RunDirectory:
     """Trains `experiment` in `runs`/<name>, resuming where an earlier call stopped.
 
@@ -57,6 +60,9 @@ def run_training(
       hosts: what `hosts.joined` gives, where several processes train together.
       step: the checkpoint to resume from; later ones, and their records and samples, are set aside. None: the newest.
       branch: what a new run begins with; a run that has begun must have begun with the same.
+      source: the user's own files that define the experiment, which the run directory keeps; None: those that define
+        its types.
+      accept_changes: whether a run continues with files that have changed since.
 
     Raises:
       ValueError: if the directory holds a run of another experiment or on other data, or with `fresh` something
@@ -71,7 +77,10 @@ def run_training(
         "jax.distributed.initialize use `with llm_jax.hosts.joined(HostsConfig(...)) as hosts`, and give that here",
     )
     check(step is None or not fresh, "--step resumes a run and --fresh deletes it: leave one of them out")
+    source = Source.of(experiment) if source is None else source
+    source.check(experiment)
     hosts.agree("experiment", config.flatten(experiment))
+    hosts.agree("the files that define the experiment", {"digest": source.digest})
     run = (RunDirectory if hosts.leads else FollowedRun)(runs / experiment.name)
     if branch is not None:
         check(
@@ -81,7 +90,7 @@ def run_training(
     with run.locked(_say(hosts)) as lock:
         step = hosts.gather("step", step_to_resume(run, step))[0]
         if hosts.leads and not fresh:
-            open_run(run, experiment, step, _say(hosts))
+            open_run(run, experiment, source, step, _say(hosts), accept_changes)
         with hosts.leader_first("tokenizer and data"):
             parts = assemble(experiment, cache)
         if fresh:
@@ -90,7 +99,7 @@ def run_training(
             run.open(experiment)
         _check_hosts(hosts, parts, run)
         connect(parts.layout.concrete, hosts)
-        _run(_Opened(parts, run, lock, hosts), step, branch)
+        _run(_Opened(parts, run, lock, hosts, source), step, branch)
     return run
 
 
@@ -102,6 +111,7 @@ class _Opened:
     run: RunDirectory
     lock: RunLock
     hosts: Hosts
+    source: Source
 
 
 def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
@@ -109,8 +119,8 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
     parts, run, hosts = opened.parts, opened.run, opened.hosts
     experiment, data = parts.experiment, parts.dataset.manifest()["digest"]
     begun = newest(run, step)
-    source = _source(run, begun, branch, experiment)
-    identity = Identity(config.to_text(experiment), _tokenizer_digest(parts), data, source)
+    origin = _origin(run, begun, branch, experiment)
+    identity = Identity(config.to_text(experiment), _tokenizer_digest(parts), data, origin, opened.source.digest)
     with (
         parts.programs.activated(),
         Checkpoints(run.checkpoints, experiment.checkpoint, identity) as checkpoints,
@@ -126,8 +136,9 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
             begin, facts = _beginning(opened, checkpoints, restored, branch if begun is None else None)
             if step is not None:
                 facts |= _gone_back(run, checkpoints, step)
-            run.write_card(**_card(parts), **facts, source=source)
+            run.write_card(**_card(parts), **facts, source=origin, code=identity.code)
             run.write_experiment(identity.experiment)
+            run.write_source(opened.source)
         with _noted_end(run):
             if begin is not None:
                 state, finished = _train(opened, checkpoints, begin)
@@ -137,7 +148,7 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
                 run.end_card("finished")
 
 
-def _source(run: RunDirectory, begun: Record | None, branch: Branch | None, experiment: Experiment) -> dict[str, Any]:
+def _origin(run: RunDirectory, begun: Record | None, branch: Branch | None, experiment: Experiment) -> dict[str, Any]:
     """Where the weights of the run came from, as its checkpoints keep it."""
     if begun is None:
         if branch is None:
@@ -161,6 +172,8 @@ def _beginning(
     experiment, tokenizer = parts.experiment, _tokenizer_digest(parts)
     if restored is not None:
         facts = {"changes": changes(restored.run.experiment, experiment, restored.step, str(run.path))}
+        if restored.run.code not in (None, opened.source.digest):
+            facts["changes"] += [f"code: {restored.run.code} -> {opened.source.digest}"]
         _check_finite(restored.state, f"checkpoint {restored.step} in {run.checkpoints}")
         return restored, {"resumed_from": restored.step, **facts}
     facts: dict[str, Any] = {"resumed_from": None}

@@ -18,6 +18,7 @@ from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core.checks import check_positive
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.run_lock import RunHeld
+from llm_jax.core.source import Source
 from llm_jax.data.feed import global_batch
 from llm_jax.experiment import Experiment
 from llm_jax.resumption import check_run
@@ -29,7 +30,7 @@ WARM_UP = 2
 
 
 def run_variants(
-    variants: dict[str, Experiment], seeds: int, folder: Path, cache: Path
+    variants: dict[str, Experiment], seeds: int, folder: Path, cache: Path, source: Source | None = None
 ) -> tuple[Results, list[Unfinished]]:
     """Trains each variant with seeds 0 to `seeds` - 1 in `folder`/<variant>-<seed>; those that are trained stay.
 
@@ -38,14 +39,17 @@ def run_variants(
     one during which this command was killed comes after all others, and if it is killed twice without a new checkpoint,
     that is its result. Its folder deleted, a run is trained from the beginning.
 
+    Args:
+      source: the user's own files that define the variants; None: those that define their types.
+
     Raises:
-      ValueError: if a folder holds a run of another experiment.
+      ValueError: if a folder holds a run of another experiment, or of other code.
       SystemExit: if a signal stops one of the runs, which then is saved.
     """
     check_positive(seeds=seeds)
-    cells = [_Cell(name, seed, one, folder) for seed in range(seeds) for name, one in variants.items()]
+    cells = [_Cell(name, seed, one, folder, source) for seed in range(seeds) for name, one in variants.items()]
     for cell in cells:
-        check_run(cell.run, cell.experiment)
+        check_run(cell.run, cell.experiment, cell.source)
     console, found = Console(stderr=True), {}
     for number, cell in enumerate(sorted(cells, key=lambda cell: cell.kills > 0), 1):
         console.print(f"[bold]{cell.variant}, seed {cell.seed}[/] ({number} of {len(cells)})")
@@ -61,8 +65,9 @@ def run_variants(
 class _Cell:
     """One variant with one seed."""
 
-    def __init__(self, variant: str, seed: int, experiment: Experiment, folder: Path):
+    def __init__(self, variant: str, seed: int, experiment: Experiment, folder: Path, source: Source | None):
         self.variant, self.seed, self._folder = variant, seed, folder
+        self.source = Source.of(experiment) if source is None else source
         self.experiment = dataclasses.replace(experiment, seed=seed, name=f"{variant}-{seed}")
         self.run = RunDirectory(folder / self.experiment.name)
         self._starts, _ = self.run.read_card()
@@ -85,7 +90,7 @@ class _Cell:
         if self.kills > 1:
             return self._unfinished("killed", f"{self.kills} times in the same place, such as for want of memory")
         try:
-            run_training(self.experiment, self._folder, cache)
+            run_training(self.experiment, self._folder, cache, source=self.source)
         except FloatingPointError as error:
             return self._unfinished("diverged", str(error))
         except RunHeld as error:

@@ -40,6 +40,8 @@ class Train:
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN[:STEP]")] = None
     """Begin a new run as a branch of another: with weights, optimizer state and data position of its checkpoint STEP,
     or of its newest one."""
+    accept_changes: bool = False
+    """Resume although the code of the experiment's own components has changed; the run keeps the former code too."""
     cpu_devices: int | None = None
     """Train on the CPU as this number of simulated devices, to try a mesh without the hardware; None: on the devices of
     the machine."""

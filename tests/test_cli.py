@@ -12,7 +12,18 @@ from llm_jax.core import config
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import SampleConfig, load_experiment
 from llm_jax.interop.families import FAMILIES
+from llm_jax.layers import RMSNormConfig
 from llm_jax.models.families import MODULES, SIZES
+from llm_jax.optim import (
+    WSD,
+    AdamWConfig,
+    Cosine,
+    DecayMatching,
+    InverseSqrt,
+    LionConfig,
+    MuonConfig,
+    SGDConfig,
+)
 from tests.helpers import tiny_run
 from tests.helpers.command_line import llm_jax, start, wait
 
@@ -75,10 +86,20 @@ def test_show_prints_the_resolved_experiment(file):
         (("--optimizer.peak-lr", "fast"), "--optimizer.peak-lr is 'fast': it must be a float, such as 0.01"),
         (("--optimizer.peak-lr", "nan"), "AdamWConfig.peak_lr is nan: it must be a finite float"),
         (("--optimizer.clip-norm", "off"), "it must be a float or None"),
-        (("--optimizer", "muon"), "--optimizer is of type AdamWConfig (or another of AdamWConfig, AdafactorConfig"),
-        (("--optimizer", "muon"), "the command line changes values, not types of configs; set optimizer in"),
-        (("--optimizer", "muon"), "its fields are --optimizer.peak-lr, --optimizer.schedule"),
-        (("--optimizer.schedule=cosine",), "set optimizer.schedule in"),
+        (
+            ("--optimizer", "moun"),
+            "'moun': it must be one of adafactor, adamw, lion, muon, schedulefreeadamw, sgd; did",
+        ),
+        (("--optimizer",), "--optimizer has no value: write --optimizer and one of adafactor, adamw"),
+        (("--optimizer",), "its fields are --optimizer.peak-lr, --optimizer.schedule"),
+        (("--optimizer", "sgd", "--optimizer.b2", 0.9), "Unrecognized options"),
+        (("--optimizer.schedule=wsdd",), "did you mean 'wsd'?"),
+        (("--optimizer.schedule", "cosine", "--optimizer.schedule.warmup-steps", 99), "warmup_steps is 99"),
+        (("--model.segments.0.blocks.0.ffn", "moe"), "--model.segments.0.blocks.0.ffn.count"),
+        (
+            ("--precision", "bfloat16"),
+            "the command line changes values and kinds of components, not this; set precision",
+        ),
         (("--model.segments", "3"), "set model.segments in"),
         (("--sharding.schedule", "x"), "Unrecognized options"),
         (("--steps",), "--steps"),
@@ -88,6 +109,33 @@ def test_an_override_that_does_not_fit_is_refused(file, verb, words, message):
     outcome = llm_jax(verb, file, *words)
     assert outcome.code != 0
     assert message in outcome.said
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("--optimizer", "lion"), LionConfig(peak_lr=1e-2, schedule=Cosine(warmup_steps=2), weight_decay=0.1)),
+        (("--optimizer=Muon-Config",), MuonConfig(peak_lr=1e-2, schedule=Cosine(warmup_steps=2), weight_decay=0.1)),
+        (
+            ("--optimizer", "sgd", "--optimizer.schedule", "wsd", "--optimizer.schedule.decay-fraction", 0.5),
+            SGDConfig(peak_lr=1e-2, schedule=WSD(warmup_steps=2, decay_fraction=0.5), weight_decay=0.1),
+        ),
+        (("--optimizer.schedule", "inverse-sqrt"), AdamWConfig(peak_lr=1e-2, schedule=InverseSqrt(warmup_steps=2))),
+        (
+            ("--optimizer.decay-mask", "decay-matching", "--optimizer.decay-mask.patterns", "kernel"),
+            AdamWConfig(peak_lr=1e-2, schedule=Cosine(warmup_steps=2), decay_mask=DecayMatching(("kernel",))),
+        ),
+    ],
+)
+def test_components_are_chosen_by_name_and_keep_what_their_kind_has(file, words, wanted):
+    outcome = llm_jax("show", file, *words)
+    assert outcome.code == 0, outcome.said
+    assert config.parse(outcome.out).optimizer == wanted
+
+
+def test_a_component_can_be_left_out(file):
+    assert load_experiment(file, ["--model.segments.0.blocks.0.ffn", "none"]).model.segments[0].blocks[0].ffn is None
+    assert type(load_experiment(file, ["--model.final-norm", "rms"]).model.final_norm) is RMSNormConfig
 
 
 def test_a_mesh_of_no_devices_is_refused(file):

@@ -39,6 +39,8 @@ class Identity:
     """Digest of the data; None in a checkpoint of an earlier version, which did not keep it."""
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """JSON facts on where the weights came from: the commit, and the run and step of a branch."""
+    code: str | None = None
+    """Digest of the user's own files that define the experiment; None in a checkpoint of an earlier version."""
 
 
 @dataclasses.dataclass(frozen=True)

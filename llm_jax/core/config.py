@@ -16,10 +16,14 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-_PACKAGE = __name__.split(".")[0] + "."
+from llm_jax.core.user_file import importable_name
+
+_TYPE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+"""Module and class, with dots between."""
 
 
 def flatten(config: Any) -> dict[str, str]:
@@ -42,7 +46,8 @@ def parse(text: str) -> Any:
     """Rebuilds the config that `to_text` wrote.
 
     Raises:
-      ValueError: for a type outside this package, or fields that the present code does not have.
+      ValueError: for a type or fields that the present code does not have. Types of a user's own must be in modules
+        that can be imported, as `source.loaded` makes them.
     """
     tree: dict = {}
     for line in filter(str.strip, text.splitlines()):
@@ -52,6 +57,12 @@ def parse(text: str) -> Any:
             node = node.setdefault(part, {})
         node["="] = value.strip()
     return _build(tree, "")
+
+
+def names_own_types(text: str) -> bool:
+    """Whether a flat text names types that are defined outside of this package."""
+    values = (line.partition("= ")[2].strip() for line in text.splitlines())
+    return any(_TYPE_NAME.fullmatch(value) and not _is_ours(value) for value in values)
 
 
 def digest(config: Any) -> str:
@@ -89,7 +100,7 @@ def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
 
 def _flatten(path: str, value: Any, lines: dict[str, str]) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        lines[path] = f"{type(value).__module__}.{type(value).__qualname__}"
+        lines[path] = f"{importable_name(type(value).__module__)}.{type(value).__qualname__}"
         children = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     elif isinstance(value, tuple) and any(map(_has_dataclass, value)):
         children = [(str(index), item) for index, item in enumerate(value)]
@@ -122,13 +133,12 @@ def _build(node: dict, path: str) -> Any:
         if set(node) != {str(index) for index in range(len(node))}:
             raise ValueError(f"config lines under {path!r} are {sorted(node)}: some are missing; restore the file")
         return tuple(_build(node[str(index)], f"{path}.{index}") for index in range(len(node)))
-    if not value.startswith(_PACKAGE):
+    if not _TYPE_NAME.fullmatch(value):
         try:
             return _tuples(json.loads(value))
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"config line {path!r} holds {value!r}, which is neither JSON nor a type of {_PACKAGE[:-1]}: "
-                "configs can be read back only if their types are defined in the package"
+                f"config line {path!r} holds {value!r}, which is neither JSON nor the name of a type: restore the file"
             ) from error
     kind = _resolve(value, path)
     known = {field.name for field in dataclasses.fields(kind)}
@@ -153,15 +163,25 @@ def _required(field: dataclasses.Field) -> bool:
 
 def _resolve(name: str, path: str) -> type:
     module, _, attribute = name.rpartition(".")
+    ours = _is_ours(name)
+    remedy = (
+        "which this version of the code does not have; use the version that wrote it (the run's card.json names the "
+        "commit)"
+        if ours
+        else "which cannot be imported: it is a type of a user's own, whose file must be in the run's folder `source`"
+    )
     try:
         kind = getattr(importlib.import_module(module), attribute)
         dataclasses.fields(kind)
-        return kind
     except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{path or 'experiment'} is a {name}, which this version of the code does not have; "
-            "use the version that wrote it (the run's card.json names the commit)"
-        ) from error
+        raise ValueError(f"{path or 'experiment'} is a {name}, {remedy}") from error
+    if "__configclass__" not in vars(kind) and ours:
+        raise ValueError(f"{path or 'experiment'} is a {name}, which is not a config")
+    return kind
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] == __name__.split(".")[0]
 
 
 def _tuples(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The run directory: the only thing a run leaves behind, and the only thing that analysis reads.
 
 runs/<name>/experiment.txt   resolved experiment, flat text      card.json      what made the run
+            source/          the user's own files that define it
             metrics.jsonl    one JSON object per record           checkpoints/   samples/
             tensorboard/     the same curves as event files       report.md      report and its plots
             lock.json        the process that trains it, while one does
@@ -21,10 +22,11 @@ from typing import Any
 
 import jax
 
-from llm_jax.core import config, records
+from llm_jax.core import config, records, source
 from llm_jax.core.checks import check
 from llm_jax.core.files import unused, write_atomically
 from llm_jax.core.run_lock import RunLock
+from llm_jax.core.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,11 @@ class RunDirectory:
     @property
     def experiment_file(self) -> Path:
         return self.path / "experiment.txt"
+
+    @property
+    def source(self) -> Path:
+        """The user's own Python files that define the experiment (see `core.source`)."""
+        return self.path / "source"
 
     @property
     def tokenizer(self) -> Path:
@@ -156,11 +163,24 @@ class RunDirectory:
 
     def experiment(self) -> Any:
         """The experiment this run was made from."""
-        text = self.experiment_text()
         try:
-            return config.parse(text)
+            return self.parsed(self.experiment_text())
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.experiment_file} cannot be read: {error}") from error
+
+    def parsed(self, text: str) -> Any:
+        """The config of a flat text that the run wrote. Types of a user's own are those of the files in `source`."""
+        with source.loaded(self.source) if config.names_own_types(text) else contextlib.nullcontext():
+            return config.parse(text)
+
+    def write_source(self, found: Source) -> None:
+        """Writes the user's own files into `source`. Other ones that are there are kept beside it, by their digest."""
+        with contextlib.suppress(ValueError):  # damaged files are replaced
+            former = Source.read(self.source)
+            if former is not None and former.digest != found.digest:
+                self.source.rename(unused(self.path / f"source-{former.digest}"))
+        if found.modules:
+            found.write(self.source)
 
     def write_card(self, **facts: Any) -> None:
         """Writes card.json; each (re)start of the run adds itself to its list `starts`. A damaged file is kept beside
@@ -219,7 +239,7 @@ class RunDirectory:
 
     def small_files(self) -> dict[Path, bytes]:
         """Content of the files that a start of the run writes, for `put_back`."""
-        files = [self.experiment_file, self.card_file, *self.tokenizer.glob("*")]
+        files = [self.experiment_file, self.card_file, *self.tokenizer.glob("*"), *self.source.rglob("*")]
         return {path: path.read_bytes() for path in files if path.is_file()}
 
     def put_back(self, files: Mapping[Path, bytes]) -> None:
@@ -255,6 +275,7 @@ _OWN = (
     "checkpoints",
     "samples",
     "tensorboard",
+    "source",
     "tokenizer",
     "report",
     "plots",
@@ -285,6 +306,9 @@ class FollowedRun(RunDirectory):
 
     def end_card(self, how: str, why: str = "") -> None:
         """The first host writes it."""
+
+    def write_source(self, found: Source) -> None:
+        """The first host writes them."""
 
     def set_aside_after(self, step: int) -> list[Path]:
         """The first host moves them."""

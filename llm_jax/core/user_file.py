@@ -24,6 +24,9 @@ _LIBRARIES = {
 }
 """Folders whose code is no user's."""
 
+PREFIX = "experiment_"
+"""Of the names of the modules that `run_file` makes."""
+
 _siblings: set[str] = set()
 """Modules that files which were run have imported from their own folder."""
 
@@ -37,7 +40,7 @@ def run_file(path: Path) -> ModuleType:
     if not path.is_file():
         hint = did_you_mean(str(path), map(str, path.parent.glob("*.py")))
         raise ValueError(f"there is no experiment file {path}{hint}")
-    name = f"experiment_{path.stem}"
+    name = module_name(path)
     loader = importlib.machinery.SourceFileLoader(name, str(path))
     module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader, origin=str(path)))
     module.__file__ = str(path)
@@ -45,6 +48,18 @@ def run_file(path: Path) -> ModuleType:
     # Compiled here: a cache of byte code takes a file that was written twice within a second for unchanged.
     exec(_compiled(path), vars(module))
     return module
+
+
+def module_name(path: Path) -> str:
+    """The name of the module that `run_file` makes of a file."""
+    return f"{PREFIX}{path.stem}"
+
+
+def importable_name(module: str) -> str:
+    """The name under which a module is saved: that of a script which is run as `__main__` is the one that `run_file`
+    would give its file."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return module_name(Path(file)) if module == "__main__" and file else module
 
 
 def _compiled(path: Path) -> CodeType:
@@ -80,8 +95,8 @@ def call(module: ModuleType, function: str, returns: str) -> Any:
 
 
 @contextlib.contextmanager
-def user_code(path: Path) -> Iterator[None]:
-    """Runs code of the file at `path`, which may import modules beside it.
+def user_code(folder: Path) -> Iterator[None]:
+    """Runs code of files in a folder, which may import one another.
 
     Modules from its folder are forgotten when another file is run, so that two folders may have modules of one name.
 
@@ -92,7 +107,7 @@ def user_code(path: Path) -> Iterator[None]:
         sys.modules.pop(name, None)
     _siblings.clear()
     linecache.checkcache()
-    with _importing_from(path.parent.resolve()):
+    with _importing_from(folder.resolve()):
         try:
             yield
         except Exception as error:
@@ -123,14 +138,14 @@ def _importing_from(folder: Path) -> Iterator[None]:
 
 def _message(error: Exception) -> str | None:
     """'file:line: what is wrong', and the line; None where no line of a user's took part."""
-    if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
+    if isinstance(error, SyntaxError) and error.filename and is_users(error.filename):
         column = max((error.offset or 1) - 1, 0)
         line = (error.text or "").rstrip("\n")
         indent = len(line) - len(line.lstrip())
         marked = f"\n    {line.strip()}\n    {' ' * max(column - indent, 0)}^" if line.strip() else ""
         return f"{error.filename}:{error.lineno}: {error.msg}{marked}"
     frames = list(traceback.walk_tb(error.__traceback__))
-    users = [(frame, line) for frame, line in frames if _is_users(frame.f_code.co_filename)]
+    users = [(frame, line) for frame, line in frames if is_users(frame.f_code.co_filename)]
     if not users:
         return None
     frame, line = users[-1]
@@ -139,7 +154,8 @@ def _message(error: Exception) -> str | None:
     return f"{file}:{line}: {_described(error, frames[-1][0])}" + (f"\n    {source}" if source else "")
 
 
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
+    """Whether a file is a user's: neither of this package nor of an installed one."""
     path = Path(file)
     return path.is_file() and not any(path.resolve().is_relative_to(folder) for folder in _LIBRARIES)
 

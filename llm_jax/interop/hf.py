@@ -16,6 +16,7 @@ from llm_jax.core import trees
 from llm_jax.core.checks import check, did_you_mean, given
 from llm_jax.core.dtypes import Float, Precision
 from llm_jax.core.files import read_json_object, write_atomically
+from llm_jax.core.source import own_types
 from llm_jax.interop import training
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.family import Family
@@ -181,6 +182,11 @@ def _family(options: dict[str, Any]) -> Family:
 
 def _expressing(config: ModelConfig, name: str | None) -> Family:
     """The family of that name, or the first one that can say all of `config`."""
+    own = ", ".join(kind.__name__ for kind in own_types(config))
+    check(
+        not own,
+        f"the model has components of your own ({own}), which transformers does not have: it cannot be exported",
+    )
     if name is not None:
         family = _family({"model_type": name})
         family.check_expresses(config)

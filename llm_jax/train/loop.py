@@ -1,6 +1,7 @@
 """The loop: step, data, hooks. Everything else is a hook."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,8 +29,13 @@ class Hook:
         """Whether `on_step` is wanted after update `step`. The device then waits for the host."""
         return False
 
-    def on_step(self, step: int, state: TrainState) -> None:
-        """Update `step` is complete; `state` is valid until this returns."""
+    def on_step(self, step: int, state: TrainState) -> TrainState | None:
+        """Update `step` is complete; `state` is valid until this returns.
+
+        Returns:
+          None, or a state whose weights, optimizer state and average replace the present ones, such as that of an
+          earlier checkpoint after a spike of the loss. The step count and the position in the data do not change.
+        """
 
     def on_end(self, step: int, state: TrainState, finished: bool) -> None:
         """Training has ended after `step` updates; `finished` is False where a Stop cut it short."""
@@ -62,7 +68,8 @@ def train(
                 former, pending = pending, None
                 _read(former, hooks, mark)
                 for hook in due:
-                    hook.on_step(step, state)
+                    if (other := hook.on_step(step, state)) is not None:
+                        state = dataclasses.replace(other, step=state.step)
                 mark = time.perf_counter()
     except Stop:
         pass

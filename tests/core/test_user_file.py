@@ -11,7 +11,7 @@ from llm_jax.core.user_file import call, run_file, user_code
 
 
 def run(file: Path):
-    with user_code(file):
+    with user_code(file.parent):
         return call(run_file(file), "experiment", "an Experiment")
 
 

@@ -1,0 +1,56 @@
+"""A trace of what device and host do during some steps."""
+
+import jax
+
+from llm_jax.core.checks import check
+from llm_jax.core.configclass import configclass
+from llm_jax.train.hook_config import HookConfig, TrainingRun
+from llm_jax.train.loop import Hook
+from llm_jax.train.state import TrainState
+
+
+@configclass
+class ProfileConfig(HookConfig):
+    """Writes a trace by jax.profiler of some steps into the folder `profile` of the run directory, for TensorBoard
+    (`pip install xprof`) or ui.perfetto.dev."""
+
+    steps: tuple[int, int] = (10, 13)
+    """The first step that is traced, and the last."""
+
+    def __post_init__(self):
+        first, last = self.steps
+        check(
+            2 <= first <= last,
+            f"steps is {self.steps}: it must be (first, last) with 2 <= first <= last; the first step compiles",
+        )
+
+    def build(self, run: TrainingRun) -> Hook:
+        return _Profile(self, run)
+
+
+class _Profile(Hook):
+    """Waits for the device where the trace begins and ends, and nowhere else."""
+
+    def __init__(self, config: ProfileConfig, run: TrainingRun):
+        self._first, self._last = config.steps
+        self._run, self._tracing = run, False
+
+    def due(self, step: int) -> bool:
+        return step in (self._first - 1, self._last)
+
+    def on_step(self, step: int, state: TrainState) -> None:
+        jax.block_until_ready(state)
+        if step == self._last:
+            self._stop(step)
+        else:
+            jax.profiler.start_trace(str(self._run.directory.path / "profile"))
+            self._tracing = True
+
+    def on_end(self, step: int, state: TrainState, finished: bool) -> None:
+        self._stop(step)
+
+    def _stop(self, step: int) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
+            self._run.say(f"step {step}  wrote a trace to {self._run.directory.path / 'profile'}")
