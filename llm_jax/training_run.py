@@ -60,8 +60,7 @@ def run_training(
       hosts: what `hosts.joined` gives, where several processes train together.
       step: the checkpoint to resume from; later ones, and their records and samples, are set aside. None: the newest.
       branch: what a new run begins with; a run that has begun must have begun with the same.
-      source: the user's own files that define the experiment, which the run directory keeps; None: those that define
-        its types.
+      source: the user's own files, which the run directory keeps; None: those that define types of the experiment.
       accept_changes: whether a run continues with files that have changed since.
 
     Raises:

@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -171,12 +172,11 @@ def _resolve(name: str, path: str) -> type:
         else "which cannot be imported: it is a type of a user's own, whose file must be in the run's folder `source`"
     )
     try:
-        kind = getattr(importlib.import_module(module), attribute)
+        # Of modules outside of the package only those are used that are there: a text must not import what it names.
+        kind = getattr(importlib.import_module(module) if ours else sys.modules[module], attribute)
         dataclasses.fields(kind)
-    except (ImportError, AttributeError, TypeError) as error:
+    except (ImportError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"{path or 'experiment'} is a {name}, {remedy}") from error
-    if "__configclass__" not in vars(kind) and ours:
-        raise ValueError(f"{path or 'experiment'} is a {name}, which is not a config")
     return kind
 
 

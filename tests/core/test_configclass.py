@@ -15,7 +15,8 @@ import pytest
 
 import llm_jax
 from llm_jax.core.configclass import Unbounded, check_fields, configclass, deferred, validate
-from llm_jax.optim import Constant, Linear
+from llm_jax.optim import Constant
+from llm_jax.optim.schedules import Schedule
 
 
 @configclass
@@ -46,14 +47,26 @@ class Outer:
     either: Literal["none"] | tuple[Literal["none", "full"], ...] = "none"
     steps: int | None = None
     ratio: float = 1.0
-    schedule: Constant | Linear = Constant()
+    schedule: Schedule = Constant()
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnPart:
-    """A config as a user writes it."""
+class OwnPart(Schedule):
+    """A config as a user writes it, who does not know configclass."""
 
     size: int = 1
+
+    def build(self, peak, steps):
+        """Nothing here asks for it."""
+
+
+class Undecorated(OwnPart):
+    more: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A config that derives from no kind of component."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +120,22 @@ class Narrow(Inner):
         ({"many": Inner()}, "Outer.many is of type tests.core.test_configclass.Inner: it must be a tuple of Inner"),
         ({"many": (Inner(), Other())}, "Outer.many[1] is of type"),
         ({"inner": OwnPart()}, "Outer.inner is of type tests.core.test_configclass.OwnPart: it must be Inner, Other"),
-        ({"schedule": OwnPart(2.5)}, "Outer.schedule (OwnPart).size is 2.5: it must be an int"),
+        ({"schedule": Undecorated()}, "not a dataclass itself: write @configclass above class Undecorated"),
+        ({"schedule": Foreign()}, "it must be a Schedule (Constant, Cosine"),
+        ({"schedule": Foreign()}, "; derive Foreign from Schedule of llm_jax.optim.schedules"),
+        ({"schedule": "cosine"}, "Outer.schedule is 'cosine': it must be a Schedule"),
+        ({"schedule": "cosine"}, "; write Cosine(...)"),
     ],
 )
 def test_a_value_of_another_type_is_refused_with_its_path_and_a_remedy(fields, message):
     with pytest.raises(ValueError) as error:
         Outer(**fields)
     assert message.replace("tests.core.test_configclass", __name__) in str(error.value)
+
+
+def test_a_dataclass_that_derives_from_a_kind_of_component_is_checked_where_it_is_built():
+    with pytest.raises(ValueError, match=r"OwnPart.size is 2.5: it must be an int"):
+        OwnPart(size=2.5)
 
 
 @pytest.mark.parametrize(

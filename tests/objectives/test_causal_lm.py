@@ -147,9 +147,9 @@ OTHERS = {
 
 @pytest.mark.parametrize("message", OTHERS)
 def test_models_for_which_it_means_nothing_are_refused(message):
-    CausalLMConfig().check(tiny.tiny_llama())
+    CausalLMConfig().check(tiny.tiny_llama(), 16)
     with pytest.raises(ValueError, match=message):
-        CausalLMConfig().check(OTHERS[message])
+        CausalLMConfig().check(OTHERS[message], 16)
 
 
 AHEAD = {
@@ -165,10 +165,10 @@ def test_experts_that_tell_tokens_of_later_ones_are_refused_unless_that_is_meant
         return with_experts(tiny.tiny_llama(), MoEConfig(4, GLUConfig(8), *AHEAD[name](**allowed)), [1])
 
     with pytest.raises(ValueError, match=f"and {name} of the model shows them later ones.* set allow_future=True"):
-        CausalLMConfig().check(model())
+        CausalLMConfig().check(model(), 16)
     with pytest.raises(ValueError, match=f"{name} of the model tells tokens of later ones, so it cannot write a row"):
         Generator(build(model()), SamplingConfig(), 0, 0)
     with pytest.raises(ValueError, match=f"decoder has {name}: its tokens are told of later ones"):
         pair = t5(2, 4, 16, 24)
         dataclasses.replace(pair, decoder=with_experts(pair.decoder, model().experts[0], [1]))
-    CausalLMConfig().check(model(allow_future=True))
+    CausalLMConfig().check(model(allow_future=True), 16)
