@@ -16,6 +16,7 @@ from llm_jax.checkpoints.digest import not_finite
 from llm_jax.checkpoints.noise import quiet_orbax
 from llm_jax.checkpoints.restore import best_step, restore_params, restore_state, saved_steps
 from tests.checkpoints.states import abstract, assert_identical, checkpoints, saved, train_state
+from tests.helpers import compiler
 
 DIGEST = "0123456789abcdef"
 LIKE = abstract(train_state())
@@ -284,7 +285,7 @@ print("equal")
 
 
 def test_a_state_comes_back_under_another_sharding(tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | compiler.devices(8) | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SHARDED, str(tmp_path)]
     result = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
     assert result.stdout == "equal\n", result.stderr

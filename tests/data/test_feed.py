@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.data.batch import Batch
 from llm_jax.data.feed import global_batch, host_share
+from tests.helpers import compiler
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -74,11 +75,7 @@ def _run_two_processes() -> list[dict]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"} | compiler.devices(2)
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(process), port],

@@ -46,7 +46,7 @@ def llm_jax(*words: object) -> Outcome:
 def start(
     *words: object, module: str = "llm_jax", environment: Mapping[str, str] = MappingProxyType({})
 ) -> subprocess.Popen:
-    """Starts `python -m llm_jax ...` on the CPU, or another module, with the compiler settings of tests/conftest.py."""
+    """Starts `python -m llm_jax ...` on the CPU, or another module, with this process's settings of the compiler."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, words)],
         cwd=ROOT,
@@ -69,6 +69,4 @@ def wait(process: subprocess.Popen, seconds: float = 200) -> Outcome:
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }

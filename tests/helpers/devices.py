@@ -7,17 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.helpers import compiler
+
 ROOT = Path(__file__).parent.parent.parent
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
     """A module of tests/helpers, run on eight fake devices."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # halves the time to compile
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | compiler.devices(8)
     command = [sys.executable, "-m", f"tests.helpers.{module}", *arguments]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]

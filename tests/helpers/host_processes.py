@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+from tests.helpers import compiler
 from tests.helpers.command_line import Outcome, start, wait
 from tests.hosts.lines import free_port
 
@@ -24,7 +25,7 @@ def start_hosts(
       facts: folder where every process leaves the indices of the training rows it made.
     """
     port = free_port()
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | environment
+    flags = compiler.devices(devices) | environment
     return [
         start(
             *(facts or "", index, slow, "train", *words),

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from llm_jax.training_run import run_training
-from tests.helpers import command_line, tiny_run
+from tests.helpers import command_line, compiler, tiny_run
 
 pytestmark = pytest.mark.slow
 
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eight")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    process = command_line.start(folder, module="tests.integration.eight_devices_run", environment=flags)
+    module = "tests.integration.eight_devices_run"
+    process = command_line.start(folder, module=module, environment=compiler.devices(8))
     outcome = command_line.wait(process)
     assert outcome.code == 0, outcome.err[-3000:]
     return json.loads(outcome.out.splitlines()[-1])

@@ -8,7 +8,7 @@ import pytest
 
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core.run_directory import RunDirectory
-from tests.helpers import slurm_cluster, tiny_run
+from tests.helpers import compiler, slurm_cluster, tiny_run
 from tests.helpers.command_line import ENVIRONMENT, ROOT
 from tests.integration.outcome import starts
 
@@ -31,7 +31,7 @@ def slurm(tmp_path_factory):
     program.chmod(0o755)
     with slurm_cluster.running(folder / "cluster") as environment:
         path = os.pathsep.join([str(program.parent), environment["PATH"]])
-        yield environment | ENVIRONMENT | {"PATH": path, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        yield environment | ENVIRONMENT | compiler.devices(2) | {"PATH": path}
 
 
 def sbatch(environment: dict[str, str], *words: object) -> tuple[int, str]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax.planning.program import Program, read
-from tests.helpers import command_line
+from tests.helpers import command_line, compiler
 
 pytestmark = pytest.mark.slow
 
@@ -43,8 +43,7 @@ class Compiled:
 
 @pytest.fixture(scope="module")
 def cpu(tmp_path_factory):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    return Compiled(tmp_path_factory.mktemp("cpu"), "cpu", flags)
+    return Compiled(tmp_path_factory.mktemp("cpu"), "cpu", compiler.devices(8))
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +51,7 @@ def tpu(tmp_path_factory):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: nothing compiles for TPUs")
     flags = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    flags |= {"XLA_FLAGS": ""}
     return Compiled(tmp_path_factory.mktemp("tpu"), "tpu", flags)
 
 

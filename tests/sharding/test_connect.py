@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.helpers import compiler
 from tests.helpers.command_line import start, wait
 from tests.hosts.lines import free_port
 
@@ -9,11 +10,8 @@ from tests.hosts.lines import free_port
 @pytest.mark.slow
 def test_all_groups_are_connected_together_and_none_later():
     # gloo tells of every group that it connects, which takes all members within 30 seconds.
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    port = free_port()
-    processes = [
-        start(port, index, module="tests.sharding.connected_processes", environment=flags) for index in range(2)
-    ]
+    module, port = "tests.sharding.connected_processes", free_port()
+    processes = [start(port, index, module=module, environment=compiler.devices(2)) for index in range(2)]
     for outcome in [wait(process) for process in processes]:
         assert outcome.code == 0, outcome
         lines = outcome.out.splitlines()

@@ -1,0 +1,31 @@
+"""How XLA compiles in tests, which compile far more than they compute."""
+
+import os
+from collections.abc import MutableMapping
+
+_XLA = (
+    # Elementwise loops written by way of MLIR take most of a compilation's time. Which operations are fused, divided
+    # and kept in memory is decided before.
+    "--xla_cpu_use_fusion_emitters=false",
+    # More parts are for processors with more cores than tests have.
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+_JAX = {
+    # The optimiser of machine code costs more than it saves.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    # What one test has compiled, however small, other processes read.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+
+
+def configure(environment: MutableMapping[str, str]) -> None:
+    """Sets the variables that jax reads when it is imported and XLA when it compiles first. Those that are set stay:
+    with empty ones, tests compile as users do."""
+    for name, value in _JAX.items():
+        environment.setdefault(name, value)
+    environment.setdefault("XLA_FLAGS", " ".join(_XLA))
+
+
+def devices(count: int) -> dict[str, str]:
+    """What a process is given beside this one's environment to have `count` simulated devices."""
+    return {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"}
