@@ -41,8 +41,8 @@ from llm_jax.models.stack import Execution
 from tests.helpers import tiny
 
 B, T, D, KEYS = 2, 7, 8, 1500
-PLACE = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
-X = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, D)), jnp.float32)
+PLACE = Placement(np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)))
+X = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
 
 PARTS = {
     "attention": AttentionConfig(2, 4, 1, dropout=0.3),
@@ -62,14 +62,16 @@ PARTS = {
 @pytest.mark.parametrize("name", PARTS)
 def test_the_mean_over_keys_is_the_part_without_dropout(name):
     """And a key changes the result: means of many draws, within 5 standard errors of each value."""
-    config = PARTS[name]
-    layer = config.build(D, Precision(), "part")
-    context = Context(PLACE)
-    params = nn.unbox(layer.init(jax.random.key(0), X, context))
-    params = jax.tree.map(lambda leaf: leaf * 20, params)
-    run = lambda key: layer.apply(params, X, context, rngs={"dropout": key})[0]  # noqa: E731
-    drawn = np.asarray(jax.jit(lambda keys: jax.lax.map(run, keys))(jax.random.split(jax.random.key(1), KEYS)))
-    plain = np.asarray(layer.apply(params, X, context)[0])
+    layer, context = PARTS[name].build(D, Precision(), "part"), Context(PLACE)
+
+    @jax.jit
+    def run():
+        params = jax.tree.map(lambda leaf: leaf * 20, nn.unbox(layer.init(jax.random.key(0), X, context)))
+        draw = lambda key: layer.apply(params, X, context, rngs={"dropout": key})[0]  # noqa: E731
+        drawn = jax.lax.map(draw, jax.random.split(jax.random.key(1), KEYS))
+        return drawn, layer.apply(params, X, context)[0]
+
+    drawn, plain = map(np.asarray, run())
     assert (drawn[0] != drawn[1]).any()
     error = drawn.std(0) / np.sqrt(KEYS)
     assert (np.abs(drawn.mean(0) - plain) < 5 * error + 1e-5 * np.abs(plain).max()).all()
@@ -87,28 +89,35 @@ def _dropped_reference(q, k, v, kept, rate):
 def test_weights_that_are_kept_are_scaled_and_gradients_are_theirs():
     """Against autodiff of the written-out formula, with two query heads to a key head."""
     generator, rate = np.random.default_rng(0), 0.4
-    q = jnp.asarray(generator.normal(size=(B, 4, T, 3)), jnp.float32)
-    k, v = (jnp.asarray(generator.normal(size=(B, 2, T, 3)), jnp.float32) for _ in range(2))
+    q, k, v = (generator.normal(size=(B, heads, T, 3)).astype(np.float32) for heads in (4, 2, 2))
     kept = generator.random((B, 4, T, T)) > rate
     allowed = np.tril(np.ones((1, T, T), bool))
-    ours = lambda q, k, v: attend(q, k, v, jnp.asarray(allowed), kept=jnp.asarray(kept), rate=rate)  # noqa: E731
-    repeated = [np.repeat(np.asarray(x), 2, axis=1) for x in (k, v)]
-    np.testing.assert_allclose(ours(q, k, v), _dropped_reference(np.asarray(q), *repeated, kept, rate), atol=1e-5)
+
+    def ours(q, k, v):
+        return attend(q, k, v, jnp.asarray(allowed), kept=jnp.asarray(kept), rate=rate)
 
     def formula(q, k, v):
         k, v = (jnp.repeat(x, 2, axis=1) for x in (k, v))
         scores = jnp.where(allowed, jnp.einsum("BNTH,BNSH->BNTS", q, k) / np.sqrt(3), -1e30)
         return jnp.einsum("BNTS,BNSH->BNTH", jax.nn.softmax(scores) * kept / (1 - rate), v)
 
-    weight = generator.normal(size=q.shape)
-    gradients = [jax.grad(lambda *a, f=f: jnp.sum(f(*a) * weight), (0, 1, 2))(q, k, v) for f in (ours, formula)]
+    weight = generator.normal(size=q.shape).astype(np.float32)
+
+    @jax.jit
+    def run(q, k, v):
+        y, pull = jax.vjp(ours, q, k, v)
+        return y, pull(weight), jax.vjp(formula, q, k, v)[1](weight)
+
+    y, *gradients = run(q, k, v)
+    repeated = [np.repeat(x, 2, axis=1) for x in (k, v)]
+    np.testing.assert_allclose(y, _dropped_reference(q, *repeated, kept, rate), atol=1e-5)
     for mine, expected in zip(*gradients, strict=True):
         np.testing.assert_allclose(mine, expected, atol=2e-5)
 
 
 def test_the_rate_is_the_share_that_is_dropped_and_blocks_differ():
     drop = Drop(jax.random.key(0), 0.1)
-    first, second = (np.asarray(drop.kept((4, 4, 50, 50), start)) for start in (0, 50))
+    first, second = map(np.asarray, jax.jit(lambda: [drop.kept((4, 4, 50, 50), start) for start in (0, 50)])())
     assert 1 - first.mean() == pytest.approx(0.1, abs=5 * np.sqrt(0.09 / first.size))
     assert (first != second).any()
     # Heads, rows and queries are drawn apart.
@@ -141,17 +150,15 @@ def test_layers_are_skipped_with_the_probability_of_layer_drop(unroll):
         with_dropout(tiny.tiny_gpt2(3), Rates(layers=0.25)), execution=Execution(unroll=unroll)
     )
     model = build(config)
-    params = jax.tree.map(jnp.zeros_like, tiny.parameters(model))
-    block = params["stack"]["segment_0"]["block_0"]
-    block["ffn"]["down"]["bias"] = jnp.ones_like(block["ffn"]["down"]["bias"])
-    tokens = tiny.tokens(1, 2)
+    params = jax.tree.map(np.zeros_like, tiny.parameters(model))
+    params["stack"]["segment_0"]["block_0"]["ffn"]["down"]["bias"] += 1
+    place = Placement(np.arange(2)[None])
 
     def layers(key):
         module = model.bind({"params": params}, rngs={"dropout": key})
-        embedded = module.embed(module.embed.tokens(tokens), Placement(jnp.arange(2)[None]))
-        return module.stack(embedded, Context(Placement(jnp.arange(2)[None])))[0][0, 0, 0]
+        return module.stack(jnp.zeros((1, 2, model.config.width)), Context(place))[0][0, 0, 0]
 
-    counted = np.asarray(jax.jit(jax.vmap(layers))(jax.random.split(jax.random.key(0), KEYS)))
+    counted = np.asarray(jax.jit(lambda: jax.vmap(layers)(jax.random.split(jax.random.key(0), KEYS)))())
     shares = [(counted == number).mean() for number in range(4)]
     expected = [0.25**3, 3 * 0.75 * 0.25**2, 3 * 0.75**2 * 0.25, 0.75**3]
     np.testing.assert_allclose(shares, expected, atol=5 * 0.5 / np.sqrt(KEYS))
@@ -160,8 +167,9 @@ def test_layers_are_skipped_with_the_probability_of_layer_drop(unroll):
 def test_what_the_final_norm_gives_is_dropped():
     model = build(dataclasses.replace(tiny.tiny_gpt2(), dropout=0.5))
     params, tokens = tiny.parameters(model), tiny.tokens(8, 16)
-    plain = np.asarray(model.apply({"params": params}, tokens).hidden_BTD)
-    hidden = np.asarray(model.apply({"params": params}, tokens, rngs={"dropout": jax.random.key(0)}).hidden_BTD)
+    keys = (None, {"dropout": jax.random.key(0)})
+    run = jax.jit(lambda: [model.apply({"params": params}, tokens, rngs=rngs).hidden_BTD for rngs in keys])
+    plain, hidden = map(np.asarray, run())
     assert (hidden == 0).mean() == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(hidden.size))
     np.testing.assert_allclose(hidden[hidden != 0], 2 * plain[hidden != 0], rtol=1e-6)
 
@@ -187,28 +195,28 @@ def test_without_a_key_nothing_is_dropped_and_with_one_layers_and_keys_differ():
     plain, model = build(tiny.tiny_gpt2(3)), build(with_dropout(tiny.tiny_gpt2(3), ALL))
     params, tokens = tiny.parameters(plain), tiny.tokens(2, 8)
     run = jax.jit(lambda key: model.apply({"params": params}, tokens, rngs={"dropout": key}).logits_BTV)
-    np.testing.assert_array_equal(
-        model.apply({"params": params}, tokens).logits_BTV, plain.apply({"params": params}, tokens).logits_BTV
-    )
-    one, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
+    without = [jax.jit(module.apply)({"params": params}, tokens).logits_BTV for module in (model, plain)]
+    np.testing.assert_array_equal(*without)
+    one, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert (np.asarray(one) != np.asarray(other)).any()
 
 
-@pytest.mark.parametrize("remat", ["full", "projections"])
-def test_what_is_computed_again_drops_the_same(remat):
-    config = with_dropout(tiny.tiny_gpt2(2), ALL)
-    models = [build(dataclasses.replace(config, execution=Execution(how, unroll=1))) for how in ("none", remat)]
-    params, tokens = tiny.parameters(models[0]), tiny.tokens(2, 8)
+def test_what_is_computed_again_drops_the_same():
+    config, tokens = with_dropout(tiny.tiny_gpt2(2), ALL), tiny.tokens(2, 8)
+    params = tiny.parameters(build(config))
 
-    def gradient(model):
+    def gradient(remat):
+        model = build(dataclasses.replace(config, execution=Execution(remat, unroll=1)))
         loss = lambda p: jnp.sum(  # noqa: E731
             jnp.square(model.apply({"params": p}, tokens, rngs={"dropout": jax.random.key(3)}).logits_BTV)
         )
         return jax.jit(jax.grad(loss))(params)
 
-    for one, other in zip(*map(jax.tree.leaves, map(gradient, models)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4 * np.abs(one).max())
+    expected = gradient("none")
+    for remat in ("full", "projections"):
+        for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(gradient(remat)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4 * np.abs(one).max())
 
 
 def test_a_place_of_pairs_without_dropout_has_none():
