@@ -47,7 +47,7 @@ FITTING = [
 
 
 def _made(router, dispatch):
-    balance = (BiasUpdate(),) if router.corrected else ()
+    balance = (BiasUpdate(),) if router.has_bias else ()
     config = MoEConfig(EXPERTS, GLUConfig(6), router, dispatch, balance)
     layer = config.build(WIDTH, Precision(), "moe")
     shapes = meta.unbox(jax.eval_shape(layer.init, jax.random.key(0), X, CONTEXT))["params"]

@@ -60,7 +60,7 @@ ROUTED = {
 
 @pytest.mark.parametrize(("router", "dispatch", "causal"), ROUTED.values(), ids=ROUTED)
 def test_later_tokens_leave_earlier_logits_alone_but_where_priority_is_by_score(router, dispatch, causal):
-    balance = (BiasUpdate(),) if router.corrected else ()
+    balance = (BiasUpdate(),) if router.has_bias else ()
     experts = MoEConfig(4, GLUConfig(6), router, dispatch, balance)
     model, length, kept = build(with_experts(tiny.tiny_llama(2), experts)), 16, 9
     params, tokens = tiny.parameters(model), tiny.tokens(4, length)
