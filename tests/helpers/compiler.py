@@ -1,15 +1,17 @@
 """How XLA compiles in tests, which compile far more than they compute."""
 
+import importlib.metadata
 import os
 from collections.abc import MutableMapping
 
-_XLA = (
+_XLA = {
     # Elementwise loops written by way of MLIR take most of a compilation's time. Which operations are fused, divided
     # and kept in memory is decided before.
-    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_use_fusion_emitters=false": (0, 10),
     # More parts are for processors with more cores than tests have.
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+    "--xla_cpu_parallel_codegen_split_count=1": (0, 12),
+}
+"""{flag: the newest version of jaxlib known to have it}. XLA ends the process at a flag that it does not know."""
 _JAX = {
     # The optimiser of machine code costs more than it saves.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -23,7 +25,9 @@ def configure(environment: MutableMapping[str, str]) -> None:
     with empty ones, tests compile as users do."""
     for name, value in _JAX.items():
         environment.setdefault(name, value)
-    environment.setdefault("XLA_FLAGS", " ".join(_XLA))
+    major, minor, *_ = importlib.metadata.version("jaxlib").split(".")
+    known = [flag for flag, newest in _XLA.items() if (int(major), int(minor)) <= newest]
+    environment.setdefault("XLA_FLAGS", " ".join(known))
 
 
 def devices(count: int) -> dict[str, str]:
