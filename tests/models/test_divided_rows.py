@@ -5,7 +5,7 @@ import pytest
 
 from tests.helpers import devices
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full(reason="tests/parity/test_matrix.py trains with divided rows")]
 
 
 @pytest.fixture(scope="module")

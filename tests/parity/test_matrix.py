@@ -43,6 +43,7 @@ def test_every_strategy_trains_as_one_device_does(tmp_path, model):
     assert [found for found in cells if not is_right(found)] == []
 
 
+@pytest.mark.full(reason="tests/models/test_transformer.py has the ways on one device")
 def test_how_the_model_is_run_changes_nothing(tmp_path):
     ways = [way for way in WAYS if way != "loop"]
     cells = _measured(tmp_path, "--models", "decoder", "--strategies", *FEW, "--ways", *ways)
