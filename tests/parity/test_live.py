@@ -27,7 +27,9 @@ def _cases():
     every run too; and all those that have no fixture."""
     seen = set()
     for name, case in CASES.items():
-        yield pytest.param(case, id=name, marks=pytest.mark.full(reason="test_golden.py") if case.config in seen else ())
+        yield pytest.param(
+            case, id=name, marks=pytest.mark.full(reason="test_golden.py") if case.config in seen else ()
+        )
         seen.add(case.config)
     for name, case in OPTION_CASES.items():
         yield pytest.param(case, id=name)
