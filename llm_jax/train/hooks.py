@@ -20,7 +20,7 @@ from llm_jax.core import records
 from llm_jax.core.metrics import Metrics, means
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
-from llm_jax.hosts import Hosts
+from llm_jax.hosts.group import Hosts
 from llm_jax.train.display import Display
 from llm_jax.train.event_files import EventFiles
 from llm_jax.train.loop import Hook, Stop
@@ -332,15 +332,3 @@ class StopOnSignal(Hook):
         if not told:
             return None
         return told[0][0] + (f" on host {told[0][1]} ({self._hosts.names[told[0][1]]})" if len(received) > 1 else "")
-
-
-def weights_for_use(evaluation_params: Callable[[Any, Any], Any]) -> Callable[[TrainState], Any]:
-    """Which weights evaluation, samples and generation use: the moving average if there is one, else what the
-    optimizer says (schedule-free methods train at another point than they evaluate)."""
-
-    def weights(state: TrainState) -> Any:
-        if state.ema is not None:
-            return jax.tree.map(lambda average, param: average.astype(param.dtype), state.ema, state.params)
-        return evaluation_params(state.opt_state, state.params)
-
-    return weights

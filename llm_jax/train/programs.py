@@ -17,8 +17,7 @@ from llm_jax.optim import Optimizer
 from llm_jax.sharding import partition
 from llm_jax.sharding.partition import Layout
 from llm_jax.train.compile import Update, compiled_update
-from llm_jax.train.hooks import weights_for_use
-from llm_jax.train.state import TrainState, at_rest, initial_state, state_of, state_shardings
+from llm_jax.train.state import TrainState, at_rest, initial_state, state_of, state_shardings, weights_for_use
 from llm_jax.train.step import StepConfig, evaluation_step, train_step
 
 

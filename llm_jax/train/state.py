@@ -1,6 +1,7 @@
 """Everything that training carries from step to step."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -62,3 +63,15 @@ def at_rest(shardings: TrainState, layout: Layout) -> TrainState:
         return shardings
     on_host = jax.tree.map(lambda s: s.with_memory_kind(partition.HOST), shardings.opt_state)
     return dataclasses.replace(shardings, opt_state=on_host)
+
+
+def weights_for_use(evaluation_params: Callable[[Any, Any], Any]) -> Callable[[TrainState], Any]:
+    """Which weights evaluation, samples and generation use: the moving average if there is one, else what the
+    optimizer says (schedule-free methods train at another point than they evaluate)."""
+
+    def weights(state: TrainState) -> Any:
+        if state.ema is not None:
+            return jax.tree.map(lambda average, param: average.astype(param.dtype), state.ema, state.params)
+        return evaluation_params(state.opt_state, state.params)
+
+    return weights

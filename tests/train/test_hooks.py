@@ -13,10 +13,9 @@ from rich.console import Console
 
 from llm_jax.core.metrics import Ratio
 from llm_jax.core.run_directory import RunDirectory
-from llm_jax.hosts import Group
+from llm_jax.hosts.group import Group
 from llm_jax.train import hooks
 from llm_jax.train.loop import Stop
-from llm_jax.train.state import TrainState
 from tests.hosts.lines import everywhere, lines
 
 
@@ -185,11 +184,3 @@ def test_the_reason_of_a_stop_names_the_host_where_there_are_several():
     alone = hooks.StopOnSignal()
     alone._receive(signal.SIGINT, None)
     assert alone.reason() == "SIGINT"
-
-
-def test_the_average_is_used_where_there_is_one_else_what_the_optimizer_says():
-    weights = hooks.weights_for_use(lambda opt_state, params: params * 10)
-    params = jnp.ones(2, jnp.bfloat16)
-    assert (weights(TrainState(0, params, None)) == 10).all()
-    averaged = weights(TrainState(0, params, None, ema=jnp.full(2, 3.0)))
-    assert averaged.dtype == jnp.bfloat16 and (averaged == 3).all()

@@ -12,7 +12,7 @@ from llm_jax.models.build import abstract_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding.partition import Layout
 from llm_jax.sharding.rules import ShardingConfig
-from llm_jax.train.state import initial_state, state_shardings
+from llm_jax.train.state import TrainState, initial_state, state_shardings, weights_for_use
 from tests.helpers import tiny
 
 
@@ -60,3 +60,11 @@ def test_the_layout_covers_the_whole_state(make):
     _, axes = abstract_parameters(Transformer(tiny.tiny_llama()))
     places = state_shardings(abstract, axes, layout)
     assert jax.tree.structure(places) == jax.tree.structure(abstract)
+
+
+def test_the_average_is_used_where_there_is_one_else_what_the_optimizer_says():
+    weights = weights_for_use(lambda opt_state, params: params * 10)
+    params = jnp.ones(2, jnp.bfloat16)
+    assert (weights(TrainState(0, params, None)) == 10).all()
+    averaged = weights(TrainState(0, params, None, ema=jnp.full(2, 3.0)))
+    assert averaged.dtype == jnp.bfloat16 and (averaged == 3).all()
