@@ -10,7 +10,7 @@ The sizes follow from that budget: about four million tokens can be seen, and a 
 makes the most of them. Learning rate, vocabulary and batch were chosen by short runs on the validation files (LOG.md).
 """
 
-from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
 from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig
 from llm_jax.models.families.llama import llama

@@ -9,7 +9,7 @@ Measured: 2026-11-22, seed 0: 0.944 bits per byte on the test files (gzip -9 1.7
           launch/malloc.tunables sets them) and other light work beside it.
 """
 
-from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
 from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig
 from llm_jax.models.families.llama import llama

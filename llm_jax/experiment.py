@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.core import user_file
 from llm_jax.core.checks import check, check_positive, check_seed, did_you_mean
 from llm_jax.core.configclass import configclass, deferred

@@ -4,7 +4,7 @@ import math
 import optax
 import pytest
 
-from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.data import MarkovConfig, MixtureConfig, WeightedSource
 from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig, load_experiment
 from llm_jax.layers.ffn.dispatch.capacity import Capacity

@@ -12,7 +12,7 @@ Measured: 2026-11-22, seeds 0, 1, 2: validation loss 1.9040, standard deviation 
           own standard deviation is 0.016: the three agree (LOG.md). 90 s a run with evaluations.
 """
 
-from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.packing import RandomWindowsConfig
 from llm_jax.data.pipeline import DataConfig

@@ -20,7 +20,7 @@ import numpy as np
 
 from llm_jax.analysis import ablation, plots
 from llm_jax.analysis.ablation import Results
-from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
 from llm_jax.experiment import EvaluationConfig, Experiment

@@ -16,33 +16,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from llm_jax.checkpoints import restore
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.checkpoints.noise import quiet_orbax
 from llm_jax.checkpoints.record import Identity, Record, describe, root_cause
 from llm_jax.checkpoints.restore import RECORD, STATE, Restored, ranked
-from llm_jax.core.checks import check, check_not_negative, check_positive
-from llm_jax.core.configclass import configclass
+from llm_jax.core.checks import check
 from llm_jax.core.files import unused
 
 _log = logging.getLogger(__name__)
-
-
-@configclass
-class CheckpointConfig:
-    """When to save and what to keep."""
-
-    every: int = 500
-    """Steps between two saves."""
-    keep_last: int = 2
-    """Newest checkpoints kept. With 1 there is nothing to fall back to if that one is damaged."""
-    keep_best: int = 1
-    """Checkpoints with the lowest `best_metric` kept beside the newest; one saved without a value is none."""
-    best_metric: str = "validation/loss"
-    """Held-out figure by which checkpoints are compared, lower being better: `<evaluation set>/<figure>`."""
-
-    def __post_init__(self) -> None:
-        check_positive(every=self.every, keep_last=self.keep_last)
-        check_not_negative(keep_best=self.keep_best)
-        check(bool(self.best_metric) or not self.keep_best, "best_metric is empty: name a metric or set keep_best to 0")
 
 
 class Checkpoints:

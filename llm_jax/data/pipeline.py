@@ -5,9 +5,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
-import grain
 import numpy as np
 
 from llm_jax.core import rng
@@ -20,6 +19,9 @@ from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, Source, Tra
 from llm_jax.data.sources import TextSource
 from llm_jax.data.splits import Joined, Limited, Part
 from llm_jax.tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import grain
 
 VALIDATION = "validation"
 """Name of the held-out set that is evaluated during training, or of the mean over several."""
@@ -143,12 +145,14 @@ class Dataset:
         """All tokens are below this: the model's vocabulary must be as large."""
         return self._source.vocab_size
 
-    def train_iterator(self, start_step: int = 0, host: int = 0, hosts: int = 1) -> grain.DatasetIterator[Row]:
+    def train_iterator(self, start_step: int = 0, host: int = 0, hosts: int = 1) -> "grain.DatasetIterator[Row]":
         """Batches from `start_step` on, without end.
 
         Row r of step s is the same for any number of hosts: host h reads rows [h B / hosts, (h + 1) B / hosts).
         `get_state()` gives a JSON dict, and `set_state` of it continues with the very next batch.
         """
+        import grain
+
         batches = self._batches(self._train, None, "train", host, hosts)
         options = grain.ReadOptions(
             num_threads=min(1, self._config.read_ahead), prefetch_buffer_size=self._config.read_ahead

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from llm_jax.checkpoints.manager import CheckpointConfig, Checkpoints
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
+from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.record import Identity
 
 

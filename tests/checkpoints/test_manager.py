@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.checkpoints.restore import saved_steps
 from tests.checkpoints.states import abstract, assert_identical, checkpoints, saved, train_state
 

@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, TextFilesConfig
 from llm_jax.experiment import EvaluationConfig, Experiment
 from llm_jax.models.families.gpt2 import gpt2

@@ -11,7 +11,8 @@ import pytest
 from llm_jax import training_run
 from llm_jax.assemble import assemble
 from llm_jax.branch import Branch
-from llm_jax.checkpoints.manager import CheckpointConfig, Checkpoints
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
+from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.record import Identity
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core import config

@@ -24,7 +24,7 @@ FILE = f"""
 import dataclasses
 import os
 from pathlib import Path
-from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.experiment import EvaluationConfig, SampleConfig
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import DataParallel, FullySharded, ShardingConfig

@@ -22,7 +22,7 @@ STEPS = 160
 EVERY = 4
 CHAIN_FILE = f"""
 from pathlib import Path
-from llm_jax.checkpoints.manager import CheckpointConfig
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.experiment import EvaluationConfig
 from tests.helpers import tiny_run
 

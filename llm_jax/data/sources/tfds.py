@@ -4,9 +4,7 @@ import dataclasses
 import operator
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
-
-import tensorflow_datasets
+from typing import TYPE_CHECKING, NoReturn
 
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.configclass import configclass
@@ -20,6 +18,9 @@ from llm_jax.data.sources.text_source import (
     TextSource,
     check_policies,
 )
+
+if TYPE_CHECKING:
+    import tensorflow_datasets
 
 
 @configclass
@@ -94,6 +95,8 @@ def _slices(config: TFDSConfig) -> list[tuple[Storage, _Slice]]:
     Raises:
       ValueError: as `_builder`, and for a split that the data set does not have.
     """
+    import tensorflow_datasets
+
     builder = _builder(config)
     splits = builder.info.splits
     prefix = [builder.name, builder.builder_config.name] if builder.builder_config else [builder.name]
@@ -115,8 +118,10 @@ def _slices(config: TFDSConfig) -> list[tuple[Storage, _Slice]]:
     return found
 
 
-def _builder(config: TFDSConfig) -> tensorflow_datasets.core.DatasetBuilder:
+def _builder(config: TFDSConfig) -> "tensorflow_datasets.core.DatasetBuilder":
     """Raises ValueError if the data set is not known or not prepared."""
+    import tensorflow_datasets
+
     place = config.data_dir or "the default folder of TFDS"
     try:
         builder = tensorflow_datasets.builder(config.name, data_dir=config.data_dir, file_format="array_record")
