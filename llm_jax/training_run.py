@@ -27,7 +27,7 @@ from llm_jax.core.source import Source
 from llm_jax.data.batch import Batch
 from llm_jax.evals import compression
 from llm_jax.experiment import Experiment
-from llm_jax.hosts import Hosts
+from llm_jax.hosts.group import Hosts
 from llm_jax.models import count
 from llm_jax.resumption import changes, check_same_data, newest, open_run, step_to_resume
 from llm_jax.run_header import header

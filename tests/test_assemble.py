@@ -7,7 +7,7 @@ import pytest
 from llm_jax.assemble import assemble
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import ModularAdditionConfig
-from llm_jax.hosts import Group
+from llm_jax.hosts.group import Group
 from llm_jax.models import count
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.train.step import StepConfig

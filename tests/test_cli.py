@@ -1,13 +1,13 @@
 """The verbs, their options and their messages. What training does is tests/integration's."""
 
-import contextlib
-import io
+import importlib
 import re
+from pathlib import Path
 
 import pytest
 
 from llm_jax import cli
-from llm_jax.cli import VERBS
+from llm_jax.cli import COMMANDS, train
 from llm_jax.core import config
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import SampleConfig, load_experiment
@@ -24,6 +24,8 @@ from llm_jax.optim import (
     MuonConfig,
     SGDConfig,
 )
+from llm_jax.parity import table
+from llm_jax.parity.models import MODELS
 from tests.helpers import tiny_run
 from tests.helpers.command_line import llm_jax, start, wait
 
@@ -37,7 +39,15 @@ def file(tmp_path):
 def test_the_overview_names_every_verb(words):
     outcome = llm_jax(*words)
     assert outcome.code == 0
-    assert all(f"  {verb} " in outcome.out for verb in VERBS)
+    assert all(f"  {verb} " in outcome.out for verb in COMMANDS)
+
+
+def test_every_command_is_a_file_whose_help_begins_as_the_overview_says():
+    for name, line in COMMANDS.items():
+        options = getattr(importlib.import_module(f"llm_jax.cli.{name}"), name.capitalize())
+        assert options.__doc__.splitlines()[0] == line
+    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py") if "\ndef run(" in path.read_text()}
+    assert files == set(COMMANDS)
 
 
 def test_an_unknown_verb_is_refused_with_the_nearest_one():
@@ -47,11 +57,11 @@ def test_an_unknown_verb_is_refused_with_the_nearest_one():
     assert "did you mean" not in llm_jax("zzz").said
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_explains_itself(verb):
     outcome = llm_jax(verb, "--help")
     assert outcome.code == 0
-    assert VERBS[verb][0].__doc__.splitlines()[0].rstrip(".") in outcome.said
+    assert COMMANDS[verb].rstrip(".") in outcome.said
 
 
 @pytest.mark.parametrize("verb", ["train", "show"])
@@ -152,14 +162,10 @@ def test_a_mesh_of_no_devices_is_refused(file):
         ({"tokenizer": None}, ""),
     ],
 )
-def test_the_hint_after_training_is_of_this_experiment(tmp_path, change, hint, monkeypatch):
-    experiment = tiny_run.experiment(tmp_path, **change)
-    monkeypatch.setattr(cli, "write_report", lambda path: path / "report.md")
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        cli._say_where(RunDirectory(tmp_path / "tiny"), experiment)
-    assert ("llm-jax generate" in said.getvalue()) == bool(hint)
-    assert hint in said.getvalue() and "llm-jax report" in said.getvalue()
+def test_the_hint_after_training_is_of_this_experiment(tmp_path, change, hint):
+    said = train._next_commands(RunDirectory(tmp_path / "tiny"), tiny_run.experiment(tmp_path, **change))
+    assert ("llm-jax generate" in said) == bool(hint)
+    assert hint in said and "llm-jax report" in said
 
 
 @pytest.mark.parametrize("verb", ["train", "show"])
@@ -228,6 +234,12 @@ def test_params_of_an_encoder_and_of_a_pair():
     assert "60,506,624 (60.51M)" in outcome.out and "6 + 6" in outcome.out and "32,128" in outcome.out
     # Keys and values of 8 heads of 64 in bfloat16, of the target and of the source, over 6 layers.
     assert f"{2 * 2 * 2 * 8 * 64 * 6 * 256 / 2**20:,.1f} MiB at 256 tokens" in outcome.out
+
+
+def test_the_names_that_parity_takes_are_told():
+    assert all(f"{model}, " in llm_jax("parity", "--help").said.replace(";", ",") for model in MODELS)
+    with pytest.raises(ValueError, match="there is no x: choose among 'data parallel', 'pmap', "):
+        next(table.matrix(strategies=["x"]))
 
 
 @pytest.mark.parametrize(

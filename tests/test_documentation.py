@@ -1,5 +1,6 @@
 """Every command that a reader is told to type parses, and every script can be read by its shell."""
 
+import importlib
 import os
 import re
 import shlex
@@ -12,7 +13,7 @@ import pytest
 import tyro
 import yaml
 
-from llm_jax.cli import VERBS
+from llm_jax.cli import COMMANDS
 from llm_jax.experiment import load_ablation, load_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -70,11 +71,11 @@ def check_command(command: str) -> None:
 
 def check_verb(verb: str, words: list[str]) -> None:
     """Parses the options of a verb, and the overrides of the experiment it names."""
-    if verb not in VERBS:
+    if verb not in COMMANDS:
         raise ValueError(f"there is no verb {verb}")
     if not words:  # prose that names a verb
         return
-    kind = VERBS[verb][0]
+    kind = getattr(importlib.import_module(f"llm_jax.cli.{verb}"), verb.capitalize())
     options, overrides = tyro.cli(kind, args=words, return_unknown_args=True)
     if verb == "ablate":
         load_ablation(ROOT / options.file, overrides)

@@ -14,8 +14,9 @@ import jax
 
 from llm_jax.core.checks import check
 from llm_jax.hosts import facts
+from llm_jax.hosts.hosts_config import HostsConfig
 from llm_jax.hosts.line import Line, say_last
-from llm_jax.hosts.place import HostsConfig, find
+from llm_jax.hosts.place import find
 from llm_jax.hosts.stop import AgreedStop
 
 _ECHO_SECONDS = 2.0

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from llm_jax.hosts.hosts_config import HostsConfig
 from llm_jax.hosts.hub import ENDED, LEAVE, LIMIT, Hub, read, write
-from llm_jax.hosts.place import HostsConfig, Place
+from llm_jax.hosts.place import Place
 
 _RETRY_SECONDS = 0.1
 

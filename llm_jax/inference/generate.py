@@ -14,7 +14,8 @@ import numpy as np
 
 from llm_jax.core import rng, trees
 from llm_jax.core.checks import check, check_seed, given
-from llm_jax.inference.sampling import SamplingConfig, sample
+from llm_jax.inference.next_token import sample
+from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.layers.mixers.cache import Cache
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.build import Model, applied

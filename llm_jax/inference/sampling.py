@@ -1,12 +1,5 @@
-"""From the logits of the next token to a token.
-
-Filters and their order are those of Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p.
-
-Legend: B batch, V vocabulary.
-"""
-
-import jax
-import jax.numpy as jnp
+"""How the next token is chosen. Filters and their order are those of Hugging Face transformers: repetition penalty,
+temperature, top-k, top-p, min-p."""
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.configclass import configclass
@@ -41,76 +34,3 @@ class SamplingConfig:
                 f"{name} is {value}: it must be greater than 0 and at most 1, or None to keep all",
             )
         check_positive(repetition_penalty=self.repetition_penalty)
-
-
-def sample(logits_BV: jax.Array, key: jax.Array, config: SamplingConfig, seen_BV: jax.Array | None = None) -> jax.Array:
-    """Chooses the next token of each sequence.
-
-    Args:
-      logits_BV: scores of the next token, any float type; they are taken to float32.
-      key: random key, unused at temperature 0.
-      config: how to choose; static.
-      seen_BV: bool, the tokens that prompt and continuation hold so far; needed for a repetition penalty only.
-
-    Returns:
-      Tokens [B] int32. Of equal likeliest tokens, temperature 0 takes the first.
-
-    Raises:
-      ValueError: for a repetition penalty without `seen_BV`, or one of another shape than the logits.
-    """
-    if config.temperature == 0:
-        return jnp.argmax(_penalised(logits_BV, config, seen_BV), axis=-1).astype(jnp.int32)
-    return jax.random.categorical(key, process(logits_BV, config, seen_BV), axis=-1).astype(jnp.int32)
-
-
-def process(logits_BV: jax.Array, config: SamplingConfig, seen_BV: jax.Array | None = None) -> jax.Array:
-    """Logits [B, V] float32 of the distribution that `sample` draws from, -inf for tokens it never draws.
-
-    At least one token of each sequence is kept. Arguments and errors are those of `sample`.
-    """
-    x_BV = _penalised(logits_BV, config, seen_BV)
-    if config.temperature == 0:
-        return _keep(x_BV, jax.nn.one_hot(jnp.argmax(x_BV, axis=-1), x_BV.shape[-1], dtype=bool))
-    x_BV /= config.temperature
-    if config.top_k is not None:
-        x_BV = _keep_top_k(x_BV, config.top_k)
-    if config.top_p is not None and config.top_p < 1:
-        x_BV = _keep_top_p(x_BV, config.top_p)
-    if config.min_p is not None:
-        x_BV = _keep_min_p(x_BV, config.min_p)
-    return x_BV
-
-
-def _penalised(logits_BV: jax.Array, config: SamplingConfig, seen_BV: jax.Array | None) -> jax.Array:
-    x_BV = logits_BV.astype(jnp.float32)
-    penalty = config.repetition_penalty
-    if penalty == 1:
-        return x_BV
-    if seen_BV is None or seen_BV.shape != x_BV.shape:
-        raise ValueError(
-            f"repetition_penalty is {penalty} and seen_BV has shape {None if seen_BV is None else seen_BV.shape} where "
-            f"logits have {x_BV.shape}: give a bool for each token, or set repetition_penalty=1.0"
-        )
-    return jnp.where(seen_BV, jnp.where(x_BV < 0, x_BV * penalty, x_BV / penalty), x_BV)
-
-
-def _keep_top_k(x_BV: jax.Array, top_k: int) -> jax.Array:
-    kth_B1 = jax.lax.top_k(x_BV, min(top_k, x_BV.shape[-1]))[0][:, -1:]
-    return _keep(x_BV, x_BV >= kth_B1)
-
-
-def _keep_top_p(x_BV: jax.Array, top_p: float) -> jax.Array:
-    # Least likely first; of equal tokens the first comes last, so that it is the one to stay, as at temperature 0.
-    order_BV = jnp.argsort(x_BV, axis=-1, descending=True)[:, ::-1]
-    cumulative_BV = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(x_BV, order_BV, axis=-1)), axis=-1)
-    kept_BV = (cumulative_BV > 1 - top_p).at[:, -1].set(True)
-    return _keep(x_BV, jnp.put_along_axis(jnp.zeros_like(kept_BV), order_BV, kept_BV, axis=-1, inplace=False))
-
-
-def _keep_min_p(x_BV: jax.Array, min_p: float) -> jax.Array:
-    probabilities_BV = jax.nn.softmax(x_BV)
-    return _keep(x_BV, probabilities_BV >= min_p * jnp.max(probabilities_BV, axis=-1, keepdims=True))
-
-
-def _keep(x_BV: jax.Array, kept_BV: jax.Array) -> jax.Array:
-    return jnp.where(kept_BV, x_BV, -jnp.inf)

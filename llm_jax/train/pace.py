@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.data.batch import Batch
-from llm_jax.hosts import Hosts
+from llm_jax.hosts.group import Hosts
 from llm_jax.train.loop import Hook
 
 _NOTABLE = 0.1

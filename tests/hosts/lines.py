@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from llm_jax.hosts.hosts_config import HostsConfig
 from llm_jax.hosts.line import Line
-from llm_jax.hosts.place import HostsConfig, Place
+from llm_jax.hosts.place import Place
 
 
 def free_port() -> int:

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from llm_jax.hosts.hosts_config import HostsConfig
 from llm_jax.hosts.line import Line
-from llm_jax.hosts.place import HostsConfig, Place
+from llm_jax.hosts.place import Place
 from tests.hosts.lines import Ends, everywhere, free_port, lines
 
 

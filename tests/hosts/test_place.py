@@ -5,7 +5,8 @@ import os
 import pytest
 
 from llm_jax.hosts import place
-from llm_jax.hosts.place import HostsConfig, Place, find
+from llm_jax.hosts.hosts_config import HostsConfig
+from llm_jax.hosts.place import Place, find
 
 SLURM = {
     "SLURM_JOB_ID": "4097",

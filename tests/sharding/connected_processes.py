@@ -3,7 +3,8 @@
 import sys
 
 from llm_jax.data.feed import global_batch
-from llm_jax.hosts import HostsConfig, joined
+from llm_jax.hosts.group import joined
+from llm_jax.hosts.hosts_config import HostsConfig
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig

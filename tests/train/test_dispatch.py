@@ -14,7 +14,7 @@ from llm_jax.assemble import Assembly, assemble
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import ModularAdditionConfig
 from llm_jax.experiment import EvaluationConfig
-from llm_jax.hosts import Hosts
+from llm_jax.hosts.group import Hosts
 from llm_jax.optim import WSD, AdamWConfig
 from llm_jax.run_hooks import attached
 from llm_jax.sharding.mesh import MeshConfig

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from llm_jax.hosts import Group, Hosts
+from llm_jax.hosts.group import Group, Hosts
 from llm_jax.train.pace import Pace
 from tests.hosts.lines import everywhere, lines
 

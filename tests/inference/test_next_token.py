@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from llm_jax.inference.sampling import SamplingConfig, process, sample
+from llm_jax.inference.next_token import process, sample
+from llm_jax.inference.sampling import SamplingConfig
 
 VOCABULARY = 37
 CONFIGS = [

@@ -1,0 +1,51 @@
+"""The command line: `llm-jax COMMAND ...`. Each command is one file here, which is imported when it is called.
+
+The file of a command `name` defines the class `Name`, whose fields are its options and whose docstrings are its help,
+and `run`. Help needs no jax: what a command works with is imported in `run`, once its options are read.
+"""
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from llm_jax.core.checks import did_you_mean
+
+COMMANDS = {
+    "train": "Train an experiment, or resume it: the same command continues where it was stopped.",
+    "show": "Print the resolved experiment as flat text, overrides applied.",
+    "generate": "Continue a prompt with the model of a run, as it is generated.",
+    "report": "Write the report of a run, or compare several runs in one table and plot.",
+    "experts": "Say which experts of a trained model serve which kinds of text: a table, and a picture beside the run.",
+    "families": "List the published families and sizes, and how they are proven against transformers.",
+    "ablate": "Train the variants that a file defines, each with several seeds, and say which differ by more than by "
+    "chance.",
+    "params": "Say what a published model costs: parameters, FLOPs, cache and memory, from its config alone.",
+    "shardings": "Say where each parameter of an experiment lies and what a device holds, before anything is "
+    "allocated.",
+    "parity": "Train small models by every strategy on eight simulated devices, and compare with one device.",
+    "convert": "Write a checkpoint in the format of Hugging Face's transformers.",
+}
+"""First line of every command's help, by name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `llm-jax`. A ValueError is the user's to mend and is shown without a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(_overview())
+        return
+    if name not in COMMANDS:
+        sys.exit(f"llm-jax: there is no verb {name!r}{did_you_mean(name, COMMANDS)}\n\n{_overview()}")
+    try:
+        importlib.import_module(f"{__name__}.{name}").run(arguments[1:])
+    except (ValueError, FloatingPointError, OSError) as error:
+        sys.exit(f"llm-jax {name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _overview() -> str:
+    lines = "\n".join(f"  {name:<10} {line}" for name, line in COMMANDS.items())
+    return f"usage: llm-jax VERB ...\n\n{lines}\n\n`llm-jax VERB --help` explains a verb."

@@ -1,0 +1,53 @@
+"""`llm-jax convert`: write a model for transformers."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from llm_jax.cli.arguments import Arg, parse
+from llm_jax.core.checks import check
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Write a checkpoint in the format of Hugging Face's transformers.
+
+    The source is a run of ours, or a folder in that format, to change its number type or family.
+    """
+
+    source: Arg[Path]
+    """Run directory, or folder with config.json and safetensors."""
+    destination: Arg[Path]
+    """Folder to write."""
+    family: str | None = None
+    """`model_type` to write; the first one that can say all of the model if not given."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights in the files."""
+    step: int | None = None
+    """Checkpoint of a run; the newest if not given."""
+    best: bool = False
+    """Take the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
+    tokenizer: bool = True
+    """Whether the folder gets the tokenizer of the source, for AutoTokenizer."""
+
+
+def run(arguments: list[str]) -> None:
+    """Writes it, and prints where."""
+    options = parse(Convert, arguments)
+    from llm_jax.core.run_directory import RunDirectory
+    from llm_jax.interop import load_hf, save_hf
+    from llm_jax.trained import Trained
+
+    source = RunDirectory(options.source)
+    if source.experiment_file.exists():
+        trained = Trained.of(source, options.step, options.best)
+        model, params, tokenizer = trained.model, trained.params, trained.tokenizer
+    else:
+        check((options.source / "config.json").exists(), f"{options.source} is neither a run nor a transformers folder")
+        check(
+            options.step is None and not options.best, "--step and --best choose a checkpoint of a run: leave them out"
+        )
+        (model, params), tokenizer = load_hf(options.source), options.source
+    tokenizer = tokenizer if options.tokenizer else None
+    save_hf(model, params, options.destination, options.family, options.dtype, tokenizer=tokenizer)
+    print(f"wrote {options.destination}")

@@ -1,0 +1,35 @@
+"""`llm-jax experts`: what the experts of a model have learned."""
+
+import dataclasses
+from pathlib import Path
+
+from llm_jax.cli.arguments import Arg, parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """Say which experts of a trained model serve which kinds of text: a table, and a picture beside the run."""
+
+    run: Arg[Path]
+    """Run directory."""
+    step: int | None = None
+    """Checkpoint to take; the newest if not given."""
+    best: bool = False
+    """Take the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
+    cache_dir: Path = Path(".cache")
+    """As for `train`."""
+
+
+def run(arguments: list[str]) -> None:
+    """Prints the table, and draws the picture."""
+    options = parse(Experts, arguments)
+    from llm_jax.analysis import experts, plots
+    from llm_jax.cli.terminal import console
+    from llm_jax.core.run_directory import RunDirectory
+    from llm_jax.evals.specialisation import specialisation
+    from llm_jax.trained import Trained
+
+    trained = Trained.of(RunDirectory(options.run), options.step, options.best)
+    found = specialisation(trained.model, trained.params, trained.held_out(options.cache_dir), trained.tokenizer)
+    console().print(experts.table(found))
+    print(f"wrote {plots.save(plots.specialisation_figure(found), options.run / 'specialisation.png')}")

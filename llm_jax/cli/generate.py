@@ -1,0 +1,47 @@
+"""`llm-jax generate`: continue a prompt."""
+
+import dataclasses
+from pathlib import Path
+
+from llm_jax.cli.arguments import Arg, parse
+from llm_jax.inference.sampling import SamplingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Continue a prompt with the model of a run, as it is generated."""
+
+    run: Arg[Path]
+    """Run directory."""
+    prompt: str
+    """Text to continue."""
+    new_tokens: int = 128
+    """Longest continuation."""
+    step: int | None = None
+    """Checkpoint; the newest if not given."""
+    best: bool = False
+    """Take the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
+    seed: int = 0
+    """Decides the sample."""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.95)
+
+
+def run(arguments: list[str]) -> None:
+    """Prints prompt and continuation."""
+    options = parse(Generate, arguments)
+    from llm_jax.core.run_directory import RunDirectory
+    from llm_jax.inference.generate import Generator
+    from llm_jax.trained import Trained
+
+    trained = Trained.of(RunDirectory(options.run), options.step, options.best)
+    tokenizer = trained.tokenizer
+    generator = Generator(trained.model, options.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
+    prompt = trained.experiment.prompt(tokenizer, options.prompt)
+    decoder = tokenizer.stream(prompt)
+    stream = generator.stream(trained.params, [prompt], options.new_tokens, options.seed)
+    print(options.prompt, end="", flush=True)
+    for tokens_B in stream:
+        if tokens_B[0] == tokenizer.eos_id:
+            break
+        print(decoder.push(int(tokens_B[0])), end="", flush=True)
+    print(decoder.flush())

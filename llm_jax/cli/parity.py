@@ -1,0 +1,58 @@
+"""`llm-jax parity`: compare the strategies with one device."""
+
+import dataclasses
+import json
+import shlex
+from datetime import date
+from pathlib import Path
+
+from llm_jax.cli.arguments import parse
+from llm_jax.core.checks import check
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """Train small models by every strategy on eight simulated devices, and compare with one device."""
+
+    models: tuple[str, ...] = ()
+    """Models to train: decoder, encoder-decoder, hybrid, mixture; all if none is given."""
+    strategies: tuple[str, ...] = ()
+    """Strategies to train them by, such as 'FSDP x tensor'; all if none is given."""
+    ways: tuple[str, ...] = ("loop",)
+    """How they are run: loop over layers, unrolled, remat, accumulated; `all` for each."""
+    output: Path | None = None
+    """JSON file of all that was measured."""
+    publish: Path | None = None
+    """Markdown file in which the table is put, between <!-- parity --> and <!-- /parity -->."""
+
+
+def run(arguments: list[str]) -> None:
+    """Prints the table. Raises ValueError if a cell is wrong."""
+    options = parse(Parity, arguments)
+    from rich.console import Console
+
+    from llm_jax.analysis.documents import check_markers, publish
+    from llm_jax.analysis.report import markdown_table
+    from llm_jax.cli import devices
+    from llm_jax.cli.terminal import console
+    from llm_jax.core.files import write_atomically
+    from llm_jax.parity import table
+    from llm_jax.parity.cell import WAYS
+    from llm_jax.parity.models import MODELS
+    from llm_jax.parity.strategies import DEVICES, STRATEGIES
+
+    if options.publish is not None:
+        check_markers(options.publish, "parity")
+    devices.simulate(DEVICES)
+    with Console(stderr=True).status("parity") as status:
+        ways = tuple(WAYS) if options.ways == ("all",) else options.ways
+        cells = list(table.matrix(options.models or MODELS, options.strategies or STRATEGIES, ways, status.update))
+    if options.output is not None:
+        write_atomically(options.output, json.dumps([dataclasses.asdict(found) for found in cells], indent=1))
+    console().print(table.table(cells))
+    if options.publish is not None:
+        headings, *found = table.rows(cells)
+        text = f"{date.today()}. {table.TITLE}.\n\n{markdown_table(headings, found)}"
+        publish(options.publish, "parity", f"`{shlex.join(['llm-jax', 'parity', *arguments])}`\n\n{text}")
+    wrong = [found for found in cells if not table.is_right(found)]
+    check(not wrong, f"{len(wrong)} of {len(cells)} cells differ from one device, or are not what they say")

@@ -1,0 +1,27 @@
+"""`llm-jax report`: describe runs that are trained."""
+
+import dataclasses
+from pathlib import Path
+
+from llm_jax.cli.arguments import Arg, parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write the report of a run, or compare several runs in one table and plot."""
+
+    runs: Arg[tuple[Path, ...]]
+    """Run directories."""
+    output: Path = Path("runs/comparison.md")
+    """Where the comparison of several runs goes."""
+
+
+def run(arguments: list[str]) -> None:
+    """Writes it, and prints where."""
+    options = parse(Report, arguments)
+    from llm_jax.analysis.report import compare, write_report
+
+    if len(options.runs) == 1:
+        print(write_report(options.runs[0]))
+    else:
+        print(compare(options.runs, options.output))
