@@ -189,6 +189,8 @@ def _summed(
     parts = jax.tree.map(lambda x: _interleave(x, microbatches), batch)
     keys = None if key is None else jax.random.split(key, microbatches)
     shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], (parts, keys)))
+    if not jax.tree.leaves(shapes):
+        return shapes
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
     return jax.lax.scan(one, laid(zeros), (parts, keys))[0]
 

@@ -1,6 +1,8 @@
 """A tiny model of every published family, and of each of its kinds that is wired in another way."""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.routers.groups import GroupLimit
@@ -170,6 +172,34 @@ PERMUTED = _looped({"xlnet": xlnet(*OLD, VOCAB, hidden=24)})
 
 EVERY = PUBLISHED | ENCODERS | PAIRS | PERMUTED
 
-ALIKE = ("qwen3_moe", "olmoe", "deepseek_v2", "dbrx", "glam", "gshard")
-"""Families of parts that others have too, each in another choice: left out of what costs a compilation a family. Their
-counts, checkpoints and parity are tested as those of all."""
+
+def _options(value: Any) -> Iterator[str]:
+    """The types of a config's parts and which of their options are on: what decides how a model computes, sizes
+    aside."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _options(part)
+    elif dataclasses.is_dataclass(value) and not type(value).__module__.endswith(ELSEWHERE):
+        for field in dataclasses.fields(value):
+            part, name = getattr(value, field.name), f"{type(value).__name__}.{field.name}"
+            yield f"{name} = {part}" if part is None or isinstance(part, bool | str) else name
+            yield from _options(part)
+
+
+ELSEWHERE = ("initialisers", "balance", "rope_scaling")
+"""Modules whose parts change numbers and no computation of whole models. Each has tests of its own."""
+
+
+def covering(models: dict[str, ModelConfig]) -> list[str]:
+    """Names of models that have between them every option of every part that any of `models` has.
+
+    What holds of every model because it holds of each part is tried on these. Counts, initial values, checkpoints and
+    parity are tested of all.
+    """
+    options = {name: set(_options(config)) for name, config in models.items()}
+    missing, chosen = set().union(*options.values()), []
+    while missing:
+        best = max(options, key=lambda name: len(options[name] & missing))
+        chosen.append(best)
+        missing -= options[best]
+    return [name for name in models if name in chosen]

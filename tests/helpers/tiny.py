@@ -1,6 +1,7 @@
 """Models small enough to compile in a second, and weights that make every part of them matter."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,19 +39,23 @@ def _looped(config: TransformerConfig) -> TransformerConfig:
 FAMILIES = {"gpt2": tiny_gpt2, "llama": tiny_llama}
 
 
+@functools.cache
+def _shapes(model: Model) -> Any:
+    return abstract_parameters(model)[0]
+
+
 def parameters(model: Model, seed: int = 0) -> Any:
     """Random parameters in the model's type, large enough that biases, scales and positions change the result.
 
     A fresh model's logits are so near to zero that a test on them would see little.
     """
-    shapes, _ = abstract_parameters(model)
     generator = np.random.default_rng(seed)
 
     def draw(path: tuple, leaf: Any) -> jax.Array:
         centre = 1.0 if trees.path_name(path).endswith("scale") else 0.0
         return jnp.asarray(centre + 0.3 * generator.normal(size=leaf.shape), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, _shapes(model))
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> np.ndarray:

@@ -1,11 +1,22 @@
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from llm_jax import assemble
 from llm_jax.core.run_directory import RunDirectory
 from tests.helpers import tiny_run
 from tests.helpers.command_line import Outcome, llm_jax
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shared_programs() -> Iterator[None]:
+    """Programs are pure functions: runs of one model, objective, optimizer and layout in this process share them.
+    Tracing them takes longer than a tiny run does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "programs", functools.cache(assemble.programs))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_runs_that_diverge_fail_or_are_killed_are_results_and_the_others_go_on(a
 
 
 def test_folders_of_another_experiment_are_refused_before_anything_is_trained(ablate, tmp_path):
-    assert ablate("--seeds", 1, "--steps", 4, "--only", "fast").code == 0
-    outcome = ablate("--seeds", 1, "--steps", 4, "--data.batch-size", 8)
+    assert ablate("--seeds", 1, "--steps", 6, "--only", "fast").code == 0
+    outcome = ablate("--seeds", 1, "--steps", 6, "--data.batch-size", 8)
     assert outcome.code != 0 and "data.batch_size: 4 -> 8" in outcome.said and "fast-0" in outcome.said
     assert not (tmp_path / "runs" / "rates" / "base-0").exists()

@@ -9,10 +9,10 @@ from llm_jax.core import trees
 from llm_jax.models.build import build
 from llm_jax.models.stack import Execution
 from tests.helpers import tiny
-from tests.helpers.published import ALIKE, EVERY, executed
+from tests.helpers.published import EVERY, covering, executed
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in ALIKE])
+@pytest.mark.parametrize("name", covering(EVERY))
 def test_a_loop_with_and_unrolled_layers_without_recomputation_agree(name: str):
     def gradient(execution: Execution):
         model = build(executed(EVERY[name], execution))

@@ -1,4 +1,4 @@
-"""What must hold for every decoder, tried on every published family."""
+"""What must hold for every decoder, tried on published families that have every part."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
 from llm_jax.models.upcycle import has_experts
 from tests.helpers import tiny
-from tests.helpers.published import ALIKE, EVERY, PUBLISHED
+from tests.helpers.published import EVERY, PUBLISHED, covering
 
 T = 8
 TOKENS = tiny.tokens(2, T)
@@ -27,7 +27,7 @@ TOKENS = tiny.tokens(2, T)
 
 @dataclasses.dataclass
 class Case:
-    """A model with weights and one compiled forward pass that the tests share."""
+    """A model with weights and the compiled passes that the tests share: rows are of one length and have places."""
 
     config: TransformerConfig
 
@@ -36,62 +36,64 @@ class Case:
         self.params = tiny.parameters(self.model)
         self.forward = jax.jit(self._forward)
         self.continued = jax.jit(self._continued)
+        self.influence = jax.jit(self._influence)
 
-    def _forward(self, tokens: jax.Array, place: Placement | None = None) -> jax.Array:
+    def _forward(self, tokens: jax.Array, place: Placement) -> jax.Array:
         return self.model.apply({"params": self.params}, tokens, place).logits_BTV
+
+    def _influence(self, place: Placement) -> jax.Array:
+        """Size of d logits[t] / d embedding[s], [T, T], for the first row."""
+        first = jax.tree.map(lambda array: array[:1], place)
+
+        def scores(x_BTD: jax.Array) -> jax.Array:
+            def run(model: Transformer) -> jax.Array:
+                bias_RN = model.relative_bias() if self.config.relative_bias else None
+                hidden_BTD, *_ = model.stack(x_BTD, Context(first, bias_RN=bias_RN))
+                return model.unembed(model.final_norm(hidden_BTD))
+
+            logits_BTV = self.model.apply({"params": self.params}, method=run)
+            return jnp.sum(logits_BTV[0] * np.sin(np.arange(tiny.VOCAB)), axis=-1)
+
+        x_BTD = np.random.default_rng(0).normal(size=(1, T, self.config.width)).astype(np.float32)
+        return jnp.abs(tiny.jacobian(scores, x_BTD)[0][:, 0]).max(axis=-1)
 
     def _continued(self, tokens: jax.Array, place: Placement | None, cache: Cache) -> tuple[jax.Array, Cache]:
         output = self.model.apply({"params": self.params}, tokens, place, cache)
         return output.logits_BTV, output.cache
 
 
-@pytest.fixture(scope="module", params=[name for name in PUBLISHED if name not in ALIKE])
+@pytest.fixture(scope="module", params=covering(PUBLISHED))
 def case(request):
     return Case(PUBLISHED[request.param])
 
 
-def _place(*lengths: int, rows: int = 2) -> Placement:
-    """Documents of these lengths, one after the other, and padding to the end of the row, in all rows."""
-    segments, positions = np.zeros((2, rows, T), np.int32)
+def _place(*lengths: int) -> Placement:
+    """Documents of these lengths, one after the other, and padding to the end of the row, in both rows."""
+    segments, positions = np.zeros((2, 2, T), np.int32)
     start = 0
     for number, length in enumerate(lengths, start=1):
         segments[:, start : start + length] = number
         positions[:, start : start + length] = np.arange(length)
         start += length
-    return Placement(jnp.asarray(positions), jnp.asarray(segments))
+    return Placement(positions, segments)
+
+
+WHOLE = _place(T)
 
 
 def _same(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def _influence(case: Case, place: Placement | None) -> np.ndarray:
-    """Size of d logits[t] / d embedding[s], [T, T], for the first row."""
-
-    def scores(x_BTD: jax.Array) -> jax.Array:
-        stand = place or Placement(jnp.arange(T)[None])
-
-        def run(model: Transformer) -> jax.Array:
-            bias_RN = model.relative_bias() if case.config.relative_bias else None
-            hidden_BTD, *_ = model.stack(x_BTD, Context(stand, bias_RN=bias_RN))
-            return model.unembed(model.final_norm(hidden_BTD))
-
-        logits_BTV = case.model.apply({"params": case.params}, method=run)
-        return jnp.sum(logits_BTV[0] * jnp.sin(jnp.arange(tiny.VOCAB)), axis=-1)
-
-    x_BTD = jnp.asarray(np.random.default_rng(0).normal(size=(1, T, case.config.width)), jnp.float32)
-    return np.abs(jax.jit(lambda x_BTD: tiny.jacobian(scores, x_BTD)[0])(x_BTD)[:, 0]).max(axis=-1)
-
-
 def test_no_token_knows_a_later_one(case):
-    influence = _influence(case, None)
+    influence = np.asarray(case.influence(WHOLE))
     later = np.triu(np.ones((T, T), bool), k=1)
     assert (influence[later] == 0).all()
     assert (influence[~later] > 1e-6).all()
 
 
 def test_no_token_knows_another_document_or_padding(case):
-    influence = _influence(case, _place(4, 3, rows=1))
+    influence = np.asarray(case.influence(_place(4, 3)))
     document = np.array([1, 1, 1, 1, 2, 2, 2, 0])
     related = np.tril(np.ones((T, T), bool)) & (document[:, None] == document[None, :])
     real = document != 0
@@ -100,12 +102,11 @@ def test_no_token_knows_another_document_or_padding(case):
 
 
 def test_packed_documents_are_as_if_alone(case):
-    first, second = TOKENS[:, :5], TOKENS[:, 5:]
     packed = case.forward(TOKENS, _place(5, 3))
-    _same(packed[:, :5], case.forward(first))
-    _same(packed[:, 5:], case.forward(second))
+    _same(packed[:, :5], case.forward(TOKENS, _place(5))[:, :5])
+    _same(packed[:, 5:], case.forward(np.roll(TOKENS, 3, axis=1), _place(3))[:, :3])
     # The same row without its segment ids is one document, and that is something else.
-    dropped = case.forward(TOKENS, _place(5, 3).replace(segment_ids_BT=None))
+    dropped = case.forward(TOKENS, _place(5, 3).replace(segment_ids_BT=np.ones((2, T), np.int32)))
     assert np.abs(packed - dropped)[:, 5:].max() > 1e-2
     _same(dropped[:, :5], packed[:, :5])
 
@@ -116,66 +117,60 @@ def test_what_padding_holds_changes_nothing(case):
     other[:, 5:] = (other[:, 5:] + 1) % tiny.VOCAB
     padded = case.forward(TOKENS, place)
     np.testing.assert_array_equal(padded[:, :5], case.forward(other, place)[:, :5])
-    _same(padded[:, :5], case.forward(TOKENS[:, :5]))
     assert np.isfinite(padded).all()
 
 
 def test_padding_on_the_left_changes_nothing(case):
     place = _place(5)
-    shifted = Placement(*(jnp.roll(array, 3, axis=1) for array in (place.positions_BT, place.segment_ids_BT)))
+    shifted = jax.tree.map(lambda array: np.roll(array, 3, axis=1), place)
     tokens = np.roll(TOKENS, 3, axis=1)
     _same(case.forward(tokens, shifted)[:, 3:], case.forward(TOKENS, place)[:, :5])
 
 
-def test_a_row_without_placement_is_one_document(case):
-    _same(case.forward(TOKENS), case.forward(TOKENS, _place(T)))
+def test_hidden_states_of_a_row_without_padding_or_places_give_the_logits_of_one_document(case):
+    """With the parameters that are named, and no others."""
+    hidden = jax.jit(lambda tokens: case.model.apply({"params": case.params}, tokens, method="hidden"))(TOKENS[:, :5])
+    assert hidden.logits_BTV is None and hidden.cache is None
+    head = {name: case.params[name] for name in case.model.unembed_parameters}
+    unembed = jax.jit(lambda hidden_BTD: case.model.apply({"params": head}, hidden_BTD, method="unembed"))
+    _same(unembed(hidden.hidden_BTD), case.forward(TOKENS, _place(5))[:, :5])
 
 
 def test_order_matters(case):
     swapped = TOKENS.copy()
     swapped[:, [0, 1]] = swapped[:, [1, 0]]
     assert (swapped[:, :2] != TOKENS[:, :2]).any()
-    assert np.abs(case.forward(TOKENS) - case.forward(swapped))[:, -1].max() > 1e-3
+    assert np.abs(case.forward(TOKENS, WHOLE) - case.forward(swapped, WHOLE))[:, -1].max() > 1e-3
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
-def test_a_cache_gives_what_the_whole_row_gives(case, chunk):
-    cache = case.model.allocate(2, T + 2)
-    logits = []
-    for start in range(0, T, chunk):
+def test_tokens_one_by_one_without_places_continue_those_of_the_cache(case):
+    cache, logits = case.model.allocate(2, T + 2), []
+    for start in range(T):
         assert cache.length == start
-        positions = jnp.broadcast_to(jnp.arange(start, start + chunk), (2, chunk))
-        part, cache = case.continued(TOKENS[:, start : start + chunk], Placement(positions), cache)
+        part, cache = case.continued(TOKENS[:, start : start + 1], None, cache)
         logits.append(part)
-    _same(np.concatenate(logits, axis=1), case.forward(TOKENS))
+    _same(np.concatenate(logits, axis=1), case.forward(TOKENS, WHOLE))
 
 
-def test_tokens_given_without_places_continue_those_of_the_cache(case):
-    cache = case.model.allocate(2, T)
-    _, cache = case.continued(TOKENS[:, :4], None, cache)
-    logits, _ = case.continued(TOKENS[:, 4:], None, cache)
-    _same(logits, case.forward(TOKENS)[:, 4:])
-
-
-def test_prompts_of_different_lengths_share_a_cache(case):
-    # Row 0 has 4 tokens, row 1 has 2 and padding; then both go on in the same slots, at their own positions.
-    lengths = np.array([4, 2])
-    place = np.arange(4) < lengths[:, None]
-    cache = case.model.allocate(2, T)
-    positions = jnp.broadcast_to(jnp.arange(4), (2, 4))
-    first, cache = case.continued(TOKENS[:, :4], Placement(positions, jnp.asarray(place, jnp.int32)), cache)
-    more = TOKENS[:, 4:]
-    second, _ = case.continued(more, Placement(jnp.arange(4) + jnp.asarray(lengths)[:, None]), cache)
+@pytest.mark.parametrize("lengths", [(4, 4), (4, 2)])
+def test_prompts_share_a_cache_with_what_follows_them(case, lengths):
+    # A row of less than 4 tokens has padding; then both go on in the same slots, at their own positions.
+    lengths = np.array(lengths)
+    real, steps = np.int32(np.arange(4) < lengths[:, None]), np.tile(np.arange(4, dtype=np.int32), (2, 1))
+    first, cache = case.continued(TOKENS[:, :4], Placement(steps, real), case.model.allocate(2, T + 2))
+    more = Placement(steps + np.int32(lengths)[:, None], np.ones_like(steps))
+    second, _ = case.continued(TOKENS[:, 4:], more, cache)
     for row, length in enumerate(lengths):
-        alone = case.forward(np.tile(np.concatenate([TOKENS[row, :length], more[row]]), (2, 1)))[0]
+        tokens = np.concatenate([TOKENS[row, :length], TOKENS[row, 4:], TOKENS[row, length:4]])
+        alone = case.forward(np.tile(tokens, (2, 1)), WHOLE)[0]
         _same(first[row, :length], alone[:length])
-        _same(second[row], alone[length:])
+        _same(second[row], alone[length : length + 4])
 
 
 def test_bfloat16_is_finite_and_near_to_float32(case):
     model = Transformer(case.config, MIXED)
     output = jax.jit(lambda tokens: model.apply({"params": case.params}, tokens))(TOKENS)
-    exact = case.forward(TOKENS)
+    exact = case.forward(TOKENS, WHOLE)
     assert output.logits_BTV.dtype == jnp.float32 and output.hidden_BTD.dtype == jnp.bfloat16
     assert np.isfinite(output.logits_BTV).all()
     errors = np.abs(output.logits_BTV - exact).max(axis=-1) / np.abs(exact).max()
@@ -184,17 +179,9 @@ def test_bfloat16_is_finite_and_near_to_float32(case):
     assert 0 < error < 0.1
 
 
-def test_logits_are_those_of_the_hidden_states_and_need_only_the_parameters_named(case):
-    hidden = jax.jit(lambda: case.model.apply({"params": case.params}, TOKENS, method="hidden"))()
-    assert hidden.logits_BTV is None and hidden.cache is None
-    head = {name: case.params[name] for name in case.model.unembed_parameters}
-    unembed = jax.jit(lambda hidden_BTD: case.model.apply({"params": head}, hidden_BTD, method="unembed"))
-    _same(unembed(hidden.hidden_BTD), case.forward(TOKENS))
-
-
 def test_a_row_longer_than_the_model_is_refused(case):
     with pytest.raises(ValueError, match="length 17 and the model's max_length is 16: shorten the rows or raise"):
-        case.model.apply({"params": case.params}, tiny.tokens(1, 17))
+        jax.eval_shape(case.model.apply, {"params": case.params}, tiny.tokens(1, 17))
 
 
 def test_a_cache_longer_than_the_model_is_refused(case):
@@ -204,7 +191,7 @@ def test_a_cache_longer_than_the_model_is_refused(case):
 
 def test_more_tokens_than_the_cache_has_slots_are_refused(case):
     with pytest.raises(ValueError, match="5"):
-        case.continued(TOKENS, None, case.model.allocate(2, 5))
+        jax.eval_shape(case.continued, TOKENS, None, case.model.allocate(2, 5))
 
 
 def test_parameters_are_kept_in_the_type_of_the_precision(case):

@@ -29,10 +29,10 @@ from tests.helpers import tiny
 
 B, N, K, T, H = 2, 4, 2, 7, 4
 GENERATOR = np.random.default_rng(0)
-Q, KEYS, VALUES = (jnp.asarray(GENERATOR.normal(size=(B, heads, T, H)), jnp.float32) for heads in (N, K, K))
-SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 2, 2]])
-POSITIONS = jnp.array([[0, 1, 2, 0, 1, 2, 0], [0, 1, 2, 3, 4, 0, 1]])
-REAL = np.asarray(SEGMENTS != 0)[:, None, :, None]
+Q, KEYS, VALUES = (GENERATOR.normal(size=(B, heads, T, H)).astype(np.float32) for heads in (N, K, K))
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 2, 2]])
+POSITIONS = np.array([[0, 1, 2, 0, 1, 2, 0], [0, 1, 2, 3, 4, 0, 1]])
+REAL = (SEGMENTS != 0)[:, None, :, None]
 
 
 def _reference(q, k, v, allowed):
@@ -77,7 +77,7 @@ def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
     real = REAL if segments is not None else np.ones_like(REAL)
     # A query of padding sees nothing; what it gives is counted nowhere, so nothing comes back to it either.
     seen = jnp.asarray(allowed | ~allowed.any(axis=-1, keepdims=True))
-    cotangent = jnp.asarray(GENERATOR.normal(size=Q.shape) * real, jnp.float32)
+    cotangent = np.float32(GENERATOR.normal(size=Q.shape) * real)
 
     @jax.jit
     def both(cotangent):
@@ -96,8 +96,16 @@ def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
 def test_with_a_cache_the_keys_are_its_slots(kernel):
     slots = Placement(POSITIONS, SEGMENTS)
     queries = Placement(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
-    y = kernel.attend(Q[:, :, 4:6], KEYS, VALUES, Pairs(Causal(), queries, slots, ScoresConfig()))
-    whole = _reference(Q, KEYS, VALUES, Causal().across(slots, slots).at[0, 6].set(True))
+    pairs = Pairs(Causal(), queries, slots, ScoresConfig())
+    seen = np.array(Causal().across(slots, slots))
+    seen[0, 6] = True
+
+    @jax.jit
+    def both(q, k, v):
+        whole = _reference(q, k, v, seen)
+        return kernel.attend(q[:, :, 4:6], k, v, pairs), whole
+
+    y, whole = both(Q, KEYS, VALUES)
     np.testing.assert_allclose(y, whole[:, :, 4:6], rtol=1e-4, atol=1e-5)
 
 
@@ -132,24 +140,18 @@ SCORES = {
     "sinks": ScoresConfig(sinks=True),
     "all": ScoresConfig(scale=0.9, softcap=1.5, bias=ALiBiConfig(factor=0.3), sinks=True),
 }
-SINKS = jnp.asarray(GENERATOR.normal(size=N), jnp.float32)
+SINKS = GENERATOR.normal(size=N).astype(np.float32)
+ROW = Placement(np.broadcast_to(np.arange(T), (B, T)))
 
 
-@pytest.mark.parametrize("mask", [Causal(), Causal(3)], ids=["causal", "window"])
-@pytest.mark.parametrize(
-    ("kernel", "scores"),
-    [
-        pytest.param(kernel, scores, id=f"{name}-{title}")
-        for name, kernel in KERNELS.items()
-        for title, scores in SCORES.items()
-        if _gives(kernel, scores)
-    ],
-)
-def test_scores_are_scaled_capped_and_biased_and_so_are_their_gradients(kernel, scores, mask):
+@functools.cache
+def _written_out(title: str, mask: Mask):
+    """Scores as a formula, differentiated by jax: output, gradients and what the plain kernel gives without options."""
+    scores = SCORES[title]
     distance = np.arange(T)[:, None] - np.arange(T)
     bias = -np.abs(distance) * 2.0 ** (-8 / N * np.arange(1, N + 1))[:, None, None] if scores.bias else 0
     factor = scores.bias.factor if scores.bias else 1
-    sinks = SINKS if scores.sinks else jnp.full(N, -jnp.inf)
+    sinks = SINKS if scores.sinks else np.full(N, -np.inf, np.float32)
 
     def reference(q, k, v):
         k, v = (jnp.repeat(x, N // K, axis=1) for x in (k, v))
@@ -160,27 +162,50 @@ def test_scores_are_scaled_capped_and_biased_and_so_are_their_gradients(kernel, 
         whole = jnp.concatenate([logits, jnp.broadcast_to(sinks[:, None, None], (B, N, T, 1))], axis=-1)
         return jnp.einsum("BNTS,BNSH->BNTH", jax.nn.softmax(whole, axis=-1)[..., :-1], v)
 
-    place = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
-    cotangent = jnp.asarray(GENERATOR.normal(size=Q.shape), jnp.float32)
-    pairs = Pairs(mask, place, None, scores, sink_N=SINKS if scores.sinks else None)
+    def both(cotangent):
+        plain = PlainKernel().attend(Q, KEYS, VALUES, Pairs(mask, ROW, None, ScoresConfig()))
+        return _value_and_gradients(reference, cotangent), plain
+
+    return jax.jit(both)(COTANGENT)
+
+
+COTANGENT = GENERATOR.normal(size=Q.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("mask", [Causal(), Causal(3)], ids=["causal", "window"])
+@pytest.mark.parametrize(
+    ("kernel", "title"),
+    [
+        pytest.param(kernel, title, id=f"{name}-{title}")
+        for name, kernel in KERNELS.items()
+        for title, scores in SCORES.items()
+        if _gives(kernel, scores)
+    ],
+)
+def test_scores_are_scaled_capped_and_biased_and_so_are_their_gradients(kernel, title, mask):
+    scores, (expected, plain) = SCORES[title], _written_out(title, mask)
+    pairs = Pairs(mask, ROW, None, scores, sink_N=jnp.asarray(SINKS) if scores.sinks else None)
     run = lambda q, k, v: kernel.attend(q, k, v, pairs)  # noqa: E731
-    actual, expected = (jax.jit(lambda c, f=f: _value_and_gradients(f, c))(cotangent) for f in (run, reference))
+    actual = jax.jit(lambda cotangent: _value_and_gradients(run, cotangent))(COTANGENT)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)
-    plain = PlainKernel().attend(Q, KEYS, VALUES, Pairs(mask, place, None, ScoresConfig()))
     assert np.abs(plain - actual[0]).max() > 1e-2
 
 
 def test_a_cache_has_the_biases_of_its_positions():
     scores = ScoresConfig(bias=ALiBiConfig())
     slots = Placement(POSITIONS, SEGMENTS)
-    whole = PlainKernel().attend(Q, KEYS, VALUES, Pairs(Causal(), slots, None, scores))
     queries = Placement(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
-    y = PlainKernel().attend(Q[:, :, 4:6], KEYS, VALUES, Pairs(Causal(), queries, slots, scores))
+
+    @jax.jit
+    def both(q, k, v):
+        whole = PlainKernel().attend(q, k, v, Pairs(Causal(), slots, None, scores))
+        return PlainKernel().attend(q[:, :, 4:6], k, v, Pairs(Causal(), queries, slots, scores)), whole
+
+    y, whole = both(Q, KEYS, VALUES)
     np.testing.assert_allclose(y, whole[:, :, 4:6], rtol=1e-4, atol=1e-5)
 
 
 # Every kind of pairs: mask, number of key/value heads, queries, slots, scores.
-ROW = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
 PACKED = Placement(POSITIONS, SEGMENTS)
 LAST = PACKED.part(slice(4, T))
 ALIBI, LEARNED = ScoresConfig(bias=ALiBiConfig()), ScoresConfig(bias=RelativeBiasConfig(8, 6))
@@ -215,7 +240,7 @@ def _draw(case: tuple[Mask, int, Placement, Placement | None, ScoresConfig], dty
     generator, length = np.random.default_rng(1), queries.positions_BT.shape[1]
     keys = length if slots is None else slots.positions_BT.shape[1]
     shapes = [(B, N, length, H), (B, kv_heads, keys, H), (B, kv_heads, keys, H), (8, N), (B, N, length, H), (N,)]
-    q, k, v, table, cotangent, sinks = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes)
+    q, k, v, table, cotangent, sinks = (np.float32(generator.normal(size=shape)) for shape in shapes)
     return tuple(x.astype(dtype) for x in (q, k, v)), (table, sinks), (cotangent * real).astype(dtype), real
 
 
