@@ -1,4 +1,4 @@
-"""The verbs, their options and their messages. What training does is tests/integration's."""
+"""The commands, their options and their messages. What training does is tests/integration's."""
 
 import importlib
 import re
@@ -36,10 +36,10 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
-def test_the_overview_names_every_verb(words):
+def test_the_overview_names_every_command(words):
     outcome = llm_jax(*words)
     assert outcome.code == 0
-    assert all(f"  {verb} " in outcome.out for verb in COMMANDS)
+    assert all(f"  {command} " in outcome.out for command in COMMANDS)
 
 
 def test_every_command_is_a_file_whose_help_begins_as_the_overview_says():
@@ -50,23 +50,23 @@ def test_every_command_is_a_file_whose_help_begins_as_the_overview_says():
     assert files == set(COMMANDS)
 
 
-def test_an_unknown_verb_is_refused_with_the_nearest_one():
+def test_an_unknown_command_is_refused_with_the_nearest_one():
     outcome = llm_jax("trian", "x.py")
     assert outcome.code != 0
-    assert "there is no verb 'trian'; did you mean 'train'?" in outcome.said
+    assert "there is no command 'trian'; did you mean 'train'?" in outcome.said
     assert "did you mean" not in llm_jax("zzz").said
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
-def test_every_verb_explains_itself(verb):
-    outcome = llm_jax(verb, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    outcome = llm_jax(command, "--help")
     assert outcome.code == 0
-    assert COMMANDS[verb].rstrip(".") in outcome.said
+    assert COMMANDS[command].rstrip(".") in outcome.said
 
 
-@pytest.mark.parametrize("verb", ["train", "show"])
-def test_the_fields_of_an_experiment_explain_themselves(file, verb):
-    outcome = llm_jax(verb, file, "--help")
+@pytest.mark.parametrize("command", ["train", "show"])
+def test_the_fields_of_an_experiment_explain_themselves(file, command):
+    outcome = llm_jax(command, file, "--help")
     assert outcome.code == 0
     assert "A tiny experiment, for tests." in outcome.said
     assert "--optimizer.peak-lr" in outcome.said and "Highest learning rate" in outcome.said
@@ -85,7 +85,7 @@ def test_show_prints_the_resolved_experiment(file):
     assert "steps = 99\n" in outcome.out and "steps = 99\n" not in llm_jax("show", file).out
 
 
-@pytest.mark.parametrize("verb", ["train", "show"])
+@pytest.mark.parametrize("command", ["train", "show"])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -115,8 +115,8 @@ def test_show_prints_the_resolved_experiment(file):
         (("--steps",), "--steps"),
     ],
 )
-def test_an_override_that_does_not_fit_is_refused(file, verb, words, message):
-    outcome = llm_jax(verb, file, *words)
+def test_an_override_that_does_not_fit_is_refused(file, command, words, message):
+    outcome = llm_jax(command, file, *words)
     assert outcome.code != 0
     assert message in outcome.said
 
@@ -168,15 +168,15 @@ def test_the_hint_after_training_is_of_this_experiment(tmp_path, change, hint):
     assert hint in said and "llm-jax report" in said
 
 
-@pytest.mark.parametrize("verb", ["train", "show"])
-def test_a_missing_file_is_refused_with_the_nearest_one(file, verb):
-    outcome = llm_jax(verb, file.with_name("tiny_experimnt.py"))
+@pytest.mark.parametrize("command", ["train", "show"])
+def test_a_missing_file_is_refused_with_the_nearest_one(file, command):
+    outcome = llm_jax(command, file.with_name("tiny_experimnt.py"))
     assert outcome.code != 0
     assert f"did you mean '{file}'?" in outcome.said
-    assert llm_jax(verb).code != 0
+    assert llm_jax(command).code != 0
 
 
-def test_a_misspelt_option_of_the_verb_is_refused_with_the_nearest_one(file):
+def test_a_misspelt_option_of_the_command_is_refused_with_the_nearest_one(file):
     outcome = llm_jax("train", file, "--runs-dirs", "x")
     assert outcome.code != 0
     assert "did you mean '--runs-dir'" in outcome.said

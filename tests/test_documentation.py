@@ -136,7 +136,7 @@ def check_command(command: str) -> None:
     """Raises ValueError or SystemExit for a command that would not start in the reader's folder."""
     words = shlex.split(command)
     if words[0] == "llm-jax":
-        check_verb(words[1], words[2:])
+        check_options(words[1], words[2:])
     elif words[0] == "bash":
         if not (ROOT / words[1]).is_file():
             raise ValueError(f"there is no script {words[1]}")
@@ -150,20 +150,20 @@ def check_command(command: str) -> None:
         compile((ROOT / words[1]).read_text(encoding="utf-8"), words[1], "exec")
 
 
-def check_verb(verb: str, words: list[str]) -> None:
-    """Parses the options of a verb, and the overrides of the experiment it names."""
-    if verb not in COMMANDS:
-        raise ValueError(f"there is no verb {verb}")
-    if not words:  # prose that names a verb
+def check_options(name: str, words: list[str]) -> None:
+    """Parses the options of a command, and the overrides of the experiment it names."""
+    if name not in COMMANDS:
+        raise ValueError(f"there is no command {name}")
+    if not words:  # prose that names a command
         return
-    kind = getattr(importlib.import_module(f"llm_jax.cli.{verb}"), verb.capitalize())
+    kind = getattr(importlib.import_module(f"llm_jax.cli.{name}"), name.capitalize())
     options, overrides = tyro.cli(kind, args=words, return_unknown_args=True)
-    if verb == "ablate":
+    if name == "ablate":
         load_ablation(_found(options.file), overrides)
     elif hasattr(options, "file"):
         load_experiment(_found(options.file), overrides)
     elif overrides:
-        raise ValueError(f"{verb} has no options {overrides}")
+        raise ValueError(f"{name} has no options {overrides}")
 
 
 def _found(file: Path) -> Path:

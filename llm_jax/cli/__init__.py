@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_overview())
         return
     if name not in COMMANDS:
-        sys.exit(f"llm-jax: there is no verb {name!r}{did_you_mean(name, COMMANDS)}\n\n{_overview()}")
+        sys.exit(f"llm-jax: there is no command {name!r}{did_you_mean(name, COMMANDS)}\n\n{_overview()}")
     try:
         importlib.import_module(f"{__name__}.{name}").run(arguments[1:])
     except (ValueError, FloatingPointError, OSError) as error:
@@ -48,4 +48,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _overview() -> str:
     lines = "\n".join(f"  {name:<10} {line}" for name, line in COMMANDS.items())
-    return f"usage: llm-jax VERB ...\n\n{lines}\n\n`llm-jax VERB --help` explains a verb."
+    return f"usage: llm-jax COMMAND ...\n\n{lines}\n\n`llm-jax COMMAND --help` explains a command."
