@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
+from llm_jax.core import config
 from llm_jax.data import MarkovConfig, MixtureConfig, WeightedSource
 from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig, load_experiment
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
@@ -259,3 +260,9 @@ def test_a_mixture_records_each_set_and_their_mean_by_the_weights_it_ends_with(t
     found = held_out.figures({"validation/one": {"loss": 1.0, "accuracy": 0.5}, "validation/two": {"loss": 2.0}})
     assert found == {"validation/one/loss": 1.0, "validation/two/loss": 2.0, "validation/loss": (1 * 1 + 3 * 2) / 4}
     assert held_out.figures({"validation/one": {"loss": 1.0}}) == {"validation/one/loss": 1.0}
+
+
+def test_a_record_that_names_the_former_place_of_a_config_is_read(experiment):
+    text = config.to_text(experiment)
+    former = text.replace("checkpoint_config.CheckpointConfig", "manager.CheckpointConfig")
+    assert former != text and config.parse(former) == experiment
