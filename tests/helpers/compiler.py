@@ -5,8 +5,7 @@ import os
 from collections.abc import MutableMapping
 
 _XLA = {
-    # Elementwise loops written by way of MLIR take most of a compilation's time. Which operations are fused, divided
-    # and kept in memory is decided before.
+    # Elementwise loops written by way of MLIR take most of a compilation's time.
     "--xla_cpu_use_fusion_emitters=false": (0, 10),
     # More parts are for processors with more cores than tests have.
     "--xla_cpu_parallel_codegen_split_count=1": (0, 12),
@@ -30,6 +29,11 @@ def configure(environment: MutableMapping[str, str]) -> None:
     environment.setdefault("XLA_FLAGS", " ".join(known))
 
 
-def devices(count: int) -> dict[str, str]:
-    """What a process is given beside this one's environment to have `count` simulated devices."""
-    return {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"}
+def devices(count: int, fused: bool = False) -> dict[str, str]:
+    """What a process is given beside this one's environment to have `count` simulated devices.
+
+    Args:
+      fused: whether it fuses as XLA does for users.
+    """
+    flags = "" if fused else os.environ["XLA_FLAGS"]
+    return {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}".strip()}

@@ -12,9 +12,14 @@ from tests.helpers import compiler
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    """A module of tests/helpers, run on eight fake devices."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | compiler.devices(8)
+def run(module: str, *arguments: str, fused: bool = False) -> subprocess.CompletedProcess:
+    """A module of tests/helpers, run on eight fake devices.
+
+    Args:
+      fused: whether XLA fuses as it does for users, for facts that depend on it.
+    """
+    settings = compiler.devices(8, fused)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | settings
     command = [sys.executable, "-m", f"tests.helpers.{module}", *arguments]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def facts():
-    return devices.printed(devices.run("divided_rows", "rings"))
+    return devices.printed(devices.run("divided_rows", "rings", fused=True))
 
 
 def test_causal_work_is_about_half_and_the_same_for_every_device(facts):
