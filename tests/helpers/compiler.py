@@ -24,9 +24,7 @@ def configure(environment: MutableMapping[str, str]) -> None:
     with empty ones, tests compile as users do."""
     for name, value in _JAX.items():
         environment.setdefault(name, value)
-    major, minor, *_ = importlib.metadata.version("jaxlib").split(".")
-    known = [flag for flag, newest in _XLA.items() if (int(major), int(minor)) <= newest]
-    environment.setdefault("XLA_FLAGS", " ".join(known))
+    environment.setdefault("XLA_FLAGS", " ".join(_known()))
 
 
 def devices(count: int, fused: bool = False) -> dict[str, str]:
@@ -37,3 +35,14 @@ def devices(count: int, fused: bool = False) -> dict[str, str]:
     """
     flags = "" if fused else os.environ["XLA_FLAGS"]
     return {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}".strip()}
+
+
+def fused() -> dict[str, bool]:
+    """Compiler options of a program that is fused as XLA does for users, for facts that depend on it: without the
+    emitters it also expands scatters into loops."""
+    return {"xla_cpu_use_fusion_emitters": True} if any("fusion_emitters" in flag for flag in _known()) else {}
+
+
+def _known() -> list[str]:
+    major, minor, *_ = importlib.metadata.version("jaxlib").split(".")
+    return [flag for flag, newest in _XLA.items() if (int(major), int(minor)) <= newest]

@@ -17,7 +17,7 @@ from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.planning.program import Kernel, Program, read
 from llm_jax.train.state import initial_state
 from llm_jax.train.step import StepConfig, train_step
-from tests.helpers import tiny
+from tests.helpers import compiler, tiny
 from tests.planning.snippets import PRODUCT, PRODUCT_FLOPS, computation, loop, module
 
 LAYERS, LENGTH, ROWS = 4, 8, 2
@@ -32,7 +32,7 @@ def _step(family: str, execution: Execution, accumulate: int = 1) -> Program:
     model, optimizer = Transformer(dataclasses.replace(SIZES[family], execution=execution)), optax.adamw(1e-2)
     state = jax.eval_shape(functools.partial(initial_state, model, optimizer, 0, False))
     step = train_step(model, CausalLMConfig(), optimizer, StepConfig(accumulate=accumulate), seed=0)
-    return read(jax.jit(step, donate_argnums=0).lower(state, tiny.batch(ROWS, LENGTH)).compile())
+    return read(jax.jit(step, donate_argnums=0).lower(state, tiny.batch(ROWS, LENGTH)).compile(compiler.fused()))
 
 
 SCANNED, UNROLLED = Execution(unroll=1), Execution(unroll=LAYERS)
