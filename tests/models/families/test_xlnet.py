@@ -42,23 +42,43 @@ def _row(order: Sequence[int], targets: Sequence[int], given: Sequence[int] = ()
     at = np.concatenate([np.arange(length), np.array(targets, int)]).astype(np.int32)
     asks = np.arange(len(at)) >= length
     arrays = (at, np.full(len(at), document, np.int32), TYPES[at], ranks[at], asks)
-    return Placement(*(jnp.asarray(array)[None] for array in arrays))
+    return Placement(*(array[None] for array in arrays))
 
 
-def _tokens(placement: Placement, tokens: np.ndarray = TOKENS) -> jax.Array:
+def _padded(array: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(array, ((0, 0), (0, length - array.shape[1])))
+
+
+def _tokens(placement: Placement, tokens: np.ndarray = TOKENS) -> np.ndarray:
     """The tokens with a 0 for each that asks."""
-    return jnp.pad(tokens, ((0, 0), (0, placement.positions_BT.shape[1] - tokens.shape[1])))
+    return _padded(tokens, placement.positions_BT.shape[1])
+
+
+def _long(placement: Placement | None, length: int) -> int:
+    """The length to which a row is padded so that all rows share a program, but for those that name no padding."""
+    return length if placement is None or placement.segment_ids_BT is None else 2 * T
+
+
+def _logits(tokens: np.ndarray, placement: Placement | None = None, model: Transformer = MODEL) -> np.ndarray:
+    length = tokens.shape[1]
+    tokens, placement = jax.tree.map(lambda x: _padded(x, _long(placement, length)), (tokens, placement))
+    return np.asarray(_apply(tokens, placement, model))[:, :length]
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _logits(tokens: jax.Array, placement: Placement | None = None, model: Transformer = MODEL) -> jax.Array:
+def _apply(tokens: jax.Array, placement: Placement | None, model: Transformer) -> jax.Array:
     return model.apply({"params": PARAMS}, tokens, placement).logits_BTV
 
 
-@jax.jit
-def _influence(placement: Placement) -> jax.Array:
+def _influence(placement: Placement) -> np.ndarray:
     """Size of d logits[t] / d embedding[s], [T, T]."""
+    length = placement.positions_BT.shape[1]
+    placement = jax.tree.map(lambda x: _padded(x, _long(placement, length)), placement)
+    return np.asarray(_sizes(placement))[:length, :length]
 
+
+@jax.jit
+def _sizes(placement: Placement) -> jax.Array:
     def scores(x_BTD: jax.Array) -> jax.Array:
         def run(model: Transformer) -> jax.Array:
             return model.unembed(model.run(x_BTD, placement).hidden_BTD)
@@ -149,7 +169,7 @@ def _same(actual, expected) -> None:
 
 
 def test_no_target_knows_itself_or_what_comes_after_it():
-    influence = np.asarray(_influence(_row(ALL, ALL)))
+    influence = _influence(_row(ALL, ALL))
     for t, at in enumerate(ALL):
         asks = influence[T + t]
         assert (asks[ALL[t:]] == 0).all() and (asks[ALL[:t]] > 1e-6).all(), at
@@ -159,7 +179,7 @@ def test_no_target_knows_itself_or_what_comes_after_it():
 
 def test_what_is_given_knows_nothing_of_what_is_predicted():
     given, order = [0, 2, 3, 6], [5, 1, 4]
-    influence = np.asarray(_influence(_row(order, order, given)))
+    influence = _influence(_row(order, order, given))
     for at in given:
         assert (influence[at, given] > 1e-6).all() and (influence[at, order] == 0).all()
     for t, at in enumerate(order):
@@ -168,7 +188,7 @@ def test_what_is_given_knows_nothing_of_what_is_predicted():
 
 
 def test_in_the_order_of_reading_the_content_is_causal():
-    influence = np.asarray(_influence(_row(np.arange(T), [])))
+    influence = _influence(_row(np.arange(T), []))
     later = np.triu(np.ones((T, T), bool), k=1)
     assert (influence[later] == 0).all() and (influence[~later] > 1e-6).all()
     mixer = dataclasses.replace(CONFIG.segments[0].blocks[0].mixer, mask=Causal())
@@ -181,17 +201,18 @@ def test_in_the_order_of_reading_the_content_is_causal():
 
 
 def test_without_an_order_every_token_knows_all():
-    place = Placement(jnp.arange(T, dtype=jnp.int32)[None])
-    assert (np.asarray(_influence(place)) > 1e-6).all()
+    place = Placement(np.arange(T, dtype=np.int32)[None])
+    assert (_influence(place) > 1e-6).all()
     np.testing.assert_array_equal(_logits(TOKENS), _logits(TOKENS, place))
-    _same(_logits(TOKENS, place), _logits(TOKENS, place.replace(order_BT=jnp.zeros((1, T), jnp.int32))))
+    _same(_logits(TOKENS, place), _logits(TOKENS, place.replace(order_BT=np.zeros((1, T), np.int32))))
 
 
 def test_asking_changes_nothing_else_and_a_token_that_asks_may_have_any_id():
     place, less = _row(ALL, [2, 5]), _row(ALL, [])
     logits = _logits(_tokens(place), place)
     _same(logits[:, :T], _logits(TOKENS, less))
-    np.testing.assert_array_equal(logits, _logits(_tokens(place).at[:, T:].set(9), place))
+    any_id = np.concatenate([TOKENS, np.full((1, 2), 9, np.int32)], axis=1)
+    np.testing.assert_array_equal(logits, _logits(any_id, place))
     # Two that ask for the same give the same; nothing depends on where in the row they stand.
     place = _row(ALL, [5, 2, 5])
     again = _logits(_tokens(place), place)
@@ -199,7 +220,7 @@ def test_asking_changes_nothing_else_and_a_token_that_asks_may_have_any_id():
 
 
 def _beside(*rows: Placement) -> Placement:
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *rows)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *rows)
 
 
 def _cut(placement: Placement, places: Sequence[int]) -> Placement:
@@ -212,10 +233,10 @@ def test_packed_documents_are_as_if_alone():
     # Content of both, then those that ask in both.
     mixed = [0, 1, 2, 5, 6, 7, 8, 3, 4, 9, 10]
     both = _cut(_beside(one, other), mixed)
-    logits = _logits(jnp.concatenate(tokens, axis=1)[:, np.array(mixed)], both)
+    logits = _logits(np.concatenate(tokens, axis=1)[:, mixed], both)
     alone = np.concatenate([_logits(tokens[0], one), _logits(tokens[1], other)], axis=1)
     _same(logits, alone[:, mixed])
-    joined = _logits(jnp.concatenate(tokens, axis=1)[:, np.array(mixed)], both.replace(segment_ids_BT=None))
+    joined = _logits(np.concatenate(tokens, axis=1)[:, mixed], both.replace(segment_ids_BT=None))
     assert np.abs(joined - logits).max() > 1e-2
 
 
@@ -223,13 +244,13 @@ def test_packed_documents_are_as_if_alone():
 def test_padding_changes_nothing(left):
     place = _row([3, 1], [1, 3], given=[0, 2])
     tokens = _tokens(place, TOKENS[:, :4])
-    padding = jax.tree.map(lambda array: jnp.zeros((1, 3), array.dtype), place)
+    padding = jax.tree.map(lambda array: np.zeros((1, 3), array.dtype), place)
     # A token that asks for nothing, where rows have different numbers of targets, is padding too.
-    padding = padding.replace(targets_BT=jnp.array([[False, False, True]]))
+    padding = padding.replace(targets_BT=np.array([[False, False, True]]))
     rows = [padding, place] if left else [place, padding]
     for filler in (0, 7):
-        fill = jnp.full((1, 3), filler, jnp.int32)
-        padded = _logits(jnp.concatenate([fill, tokens] if left else [tokens, fill], axis=1), _beside(*rows))
+        fill = np.full((1, 3), filler, np.int32)
+        padded = _logits(np.concatenate([fill, tokens] if left else [tokens, fill], axis=1), _beside(*rows))
         assert np.isfinite(padded).all()
         _same(padded[:, 3:] if left else padded[:, :-3], _logits(tokens, place))
 
@@ -272,7 +293,7 @@ def test_parameters_are_counted(head):
 def test_a_row_may_be_read_from_its_last_token():
     model = Transformer(dataclasses.replace(CONFIG, head=last_head(3)))
     params = tiny.parameters(model)
-    output = model.apply({"params": params}, TOKENS)
+    output = jax.jit(model.apply)({"params": params}, TOKENS)
     x = np.asarray(output.hidden_BTD)[0, -1]
     dense, scores = params["head"]["transform"]["dense"], params["head"]
     expected = np.tanh(x @ dense["kernel"] + dense["bias"]) @ scores["kernel"] + scores["bias"]
@@ -282,9 +303,9 @@ def test_a_row_may_be_read_from_its_last_token():
 def test_what_would_leak_or_is_not_there_is_refused():
     place = _row(ALL, ALL).replace(order_BT=None)
     with pytest.raises(ValueError, match="targets_BT and embed.target is False"):
-        Transformer(bert(1, 2, 8, tiny.VOCAB)).init(jax.random.key(0), _tokens(place), place)
+        jax.eval_shape(Transformer(bert(1, 2, 8, tiny.VOCAB)).init, jax.random.key(0), _tokens(place), place)
     block = dataclasses.replace(CONFIG.segments[0].blocks[0], mixer=AttentionConfig(4, 4, 4))
     with pytest.raises(ValueError, match="not every mixer is RelativeAttentionConfig with the mask Permuted"):
         dataclasses.replace(CONFIG, segments=(*CONFIG.segments, Segment((block,), 1)))
     with pytest.raises(ValueError, match="told of later ones by RelativeAttentionConfig, and a cache does not"):
-        MODEL.apply({"params": PARAMS}, TOKENS, cache=MODEL.allocate(1, T))
+        jax.eval_shape(lambda: MODEL.apply({"params": PARAMS}, TOKENS, cache=MODEL.allocate(1, T)))
