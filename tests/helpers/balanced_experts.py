@@ -81,7 +81,8 @@ def routed() -> dict[str, float]:
         balance = (LoadLoss(1.0), SequenceLoss(1.0), ImportanceLoss(1.0)) if balanced else ()
         config = MoEConfig(4, GLUConfig(6), router, dispatch, balance)
         layer = config.build(8, Precision(), "moe")
-        params = jax.tree.map(lambda leaf: 10 * leaf, meta.unbox(layer.init(jax.random.key(0), x, context)["params"]))
+        made = jax.jit(layer.init)(jax.random.key(0), x, context)["params"]
+        params = jax.tree.map(lambda leaf: 10 * np.asarray(leaf), meta.unbox(made))
         run = lambda x: layer.apply({"params": params}, x, context, rngs={"dropout": jax.random.key(1)})  # noqa: B023, E731
         alone = jax.block_until_ready(jax.jit(run)(x))
         with partition.activate(layout):

@@ -90,24 +90,11 @@ def serve(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def gradients(
-    dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
-) -> Any:
-    """Of a sum in which every result counts differently, by weights, tokens and the weights of routes."""
-    return _both(dispatch, weights, x_BTD, routes, real_BT)[1]
-
-
-@functools.partial(jax.jit, static_argnums=0)
 def both(
     dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    """What `serve` and `gradients` give, by one program."""
-    return _both(dispatch, weights, x_BTD, routes, real_BT)
-
-
-def _both(
-    dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """What `serve` gives, and the gradients of a sum in which every result counts differently, by weights, tokens and
+    the weights of routes."""
     float_of = "weights_BTK" if isinstance(routes, Choice) else "weights_BGEC"
 
     def total(weights: dict[str, Any], x_BTD: jax.Array, added: jax.Array) -> tuple[jax.Array, Any]:

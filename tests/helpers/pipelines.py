@@ -18,9 +18,7 @@ from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.build import abstract_parameters, build
-from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
-from llm_jax.models.families.recurrent_gemma import recurrent_gemma
-from llm_jax.models.families.t5 import t5
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.stack import Execution, Segment
 from llm_jax.planning.program import Program, read
 from llm_jax.sharding import partition
@@ -31,30 +29,28 @@ from tests.helpers import tiny
 
 ROWS, LENGTH, STEPS = 16, 8, 3
 ALONE = ShardingConfig(MeshConfig(data=1), DataParallel())
-LIMITS = {"vocab_size": tiny.VOCAB, "max_length": tiny.MAX_LENGTH}
 
 
-def _hybrid() -> TransformerConfig:
-    """Two repeats of three blocks, two blocks that are left over, and three repeats of one set of weights."""
-    config = recurrent_gemma(8, 4, 16, 24, channels=24, window=3, taps=3, **LIMITS)
-    blocks = tiny.tiny_llama().segments[0].blocks
-    return dataclasses.replace(config, segments=(*config.segments, Segment(blocks, 3, shared=True)))
+def _segments() -> TransformerConfig:
+    """Two repeats of two blocks, a block that is left over, and three repeats of one set of weights."""
+    config = tiny.tiny_llama()
+    ((block,),) = (segment.blocks for segment in config.segments)
+    narrow = dataclasses.replace(block, ffn=dataclasses.replace(block.ffn, hidden=8))
+    segments = (Segment((block, narrow), 2), Segment((narrow,), 1), Segment((block,), 3, shared=True))
+    return dataclasses.replace(config, segments=segments)
 
 
-MODELS: dict[str, ModelConfig] = {
+MODELS: dict[str, TransformerConfig] = {
     "llama": tiny.tiny_llama(8),
-    "hybrid": _hybrid(),
-    "t5": t5(4, 4, 16, 24, head_dim=6, buckets=8, max_distance=12, decoder_layers=2, **LIMITS),
+    "segments": _segments(),
 }
 LOOPED, UNROLLED, RECOMPUTED = Execution(unroll=1), Execution("full", unroll=8), Execution("dots", unroll=1)
 DIVIDED = Both(FullySharded(), TensorParallel(sequence=True))
 PIPELINES = {
     "2 stages": ("llama", MeshConfig(data=4, stage=2), PipelineParallel(4), LOOPED),
-    "4 stages": ("llama", MeshConfig(data=2, stage=4), PipelineParallel(8), UNROLLED),
     "rounds": ("llama", MeshConfig(data=2, stage=4), PipelineParallel(4, rounds=2), RECOMPUTED),
     "product": ("llama", MeshConfig(fsdp=2, data=1, stage=2, tensor=2), Both(DIVIDED, PipelineParallel(4, 2)), LOOPED),
-    "hybrid": ("hybrid", MeshConfig(data=4, stage=2), PipelineParallel(2), LOOPED),
-    "t5": ("t5", MeshConfig(data=4, stage=2), PipelineParallel(2), LOOPED),
+    "segments": ("segments", MeshConfig(data=4, stage=2), PipelineParallel(2), UNROLLED),
 }
 """Name: model, mesh, strategy, execution."""
 
@@ -62,30 +58,25 @@ PIPELINES = {
 class Training:
     """Plain gradient descent of a model on one batch of packed documents, in one layout."""
 
-    def __init__(self, config: ModelConfig, sharding: ShardingConfig, execution: Execution):
+    def __init__(self, config: TransformerConfig, sharding: ShardingConfig, execution: Execution):
         devices = jax.devices()[: 1 if sharding == ALONE else 8]
         self.layout = Layout.of(sharding, devices)
-        self.model = build(_executed(config, execution))
+        self.model = build(dataclasses.replace(config, execution=execution))
         self.places = self.layout.parameters(*abstract_parameters(self.model))
         self.params = jax.device_put(tiny.parameters(self.model), self.places)
         self.batch = jax.device_put(tiny.batch(ROWS, LENGTH), self.layout.rows)
-        self.sources = jax.device_put(tiny.batch(ROWS, LENGTH, seed=1), self.layout.rows)
         step = jax.jit(self._step, out_shardings=(self.places, self.places, None), donate_argnums=0)
         with partition.activate(self.layout):
-            self.compiled = step.lower(self.params, self.batch, self.sources).compile()
+            self.compiled = step.lower(self.params, self.batch).compile()
 
-    def scores(self, params: Any, batch: Any, sources: Any) -> jax.Array:
+    def scores(self, params: Any, batch: Any) -> jax.Array:
         """[B, T, V] without dropout."""
         placement = Placement(batch.positions_BT, batch.segment_ids_BT)
-        inputs = (batch.tokens_BT, placement)
-        if isinstance(self.model.config, EncoderDecoderConfig):
-            source = Placement(sources.positions_BT, sources.segment_ids_BT)
-            inputs = (sources.tokens_BT, batch.tokens_BT, source, placement)
-        return self.model.apply({"params": params}, *inputs).logits_BTV
+        return self.model.apply({"params": params}, batch.tokens_BT, placement).logits_BTV
 
-    def _step(self, params: Any, batch: Any, sources: Any) -> tuple[Any, Any, jax.Array]:
+    def _step(self, params: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
         def loss(params: Any) -> jax.Array:
-            logits_BTV = self.scores(params, batch, sources)
+            logits_BTV = self.scores(params, batch)
             right_BTV = batch.targets_BT[..., None] == jnp.arange(tiny.VOCAB)
             nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - jnp.sum(jnp.where(right_BTV, logits_BTV, 0), axis=-1)
             return jnp.sum(nats_BT * batch.loss_weights_BT) / jnp.sum(batch.loss_weights_BT)
@@ -97,17 +88,11 @@ class Training:
         """The first gradients, the last parameters, all losses."""
         params, gradients, losses = self.params, [], []
         for _ in range(STEPS):
-            params, gradient, loss = jax.block_until_ready(self.compiled(params, self.batch, self.sources))
+            params, gradient, loss = jax.block_until_ready(self.compiled(params, self.batch))
             gradients.append(gradient)
             losses.append(float(loss))
         self.params = params
         return jax.device_get(gradients[0]), jax.device_get(params), losses
-
-
-def _executed(config: ModelConfig, execution: Execution) -> ModelConfig:
-    if isinstance(config, EncoderDecoderConfig):
-        return EncoderDecoderConfig(*(_executed(side, execution) for side in config.sides))
-    return dataclasses.replace(config, execution=execution)
 
 
 def _difference(found: Any, wanted: Any) -> float:
@@ -129,7 +114,7 @@ def facts(name: str, reference: tuple[Any, Any, list[float]]) -> dict[str, Any]:
     model, mesh, strategy, execution = PIPELINES[name]
     training = Training(MODELS[model], ShardingConfig(mesh, strategy), execution)
     params, wanted = training.params, reference
-    segments = params["stack"] if "stack" in params else params["encoder"]["stack"] | params["decoder"]["stack"]
+    segments = params["stack"]
     found = {
         "shares": {key: _held(segment) / trees.size_bytes(segment) for key, segment in segments.items()},
         "matrices": [leaf.nbytes for leaf in jax.tree.leaves(segments) if leaf.ndim > 2],
@@ -164,7 +149,7 @@ def written(sharding: ShardingConfig) -> list[list[int]]:
     with partition.activate(training.layout):
         rows = generator.generate(training.params, [[3, 1, 4], [1, 5]], 6)
         score = jax.jit(lambda *inputs: training.scores(*inputs).argmax(-1), out_shardings=training.layout.whole)
-        best = score(training.params, training.batch, training.sources)
+        best = score(training.params, training.batch)
     return rows + np.asarray(best).tolist()
 
 
@@ -200,7 +185,7 @@ def kept() -> dict[str, list[int]]:
     layout = Layout.of(ShardingConfig(MeshConfig(data=4, stage=2), PipelineParallel(4, rounds=2)), jax.devices())
     found = {}
     for remat in ("none", "dots", "projections", "full"):
-        model = build(_executed(MODELS["llama"], Execution(remat, unroll=1)))
+        model = build(dataclasses.replace(MODELS["llama"], execution=Execution(remat, unroll=1)))
         shapes, _ = abstract_parameters(model)
         scores = functools.partial(_scores, model)
         with partition.activate(layout):

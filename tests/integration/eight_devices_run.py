@@ -4,6 +4,7 @@ Usage: eight_devices_run.py FOLDER. Prints {layout: facts} as JSON.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.assemble import assemble
+from llm_jax import assemble
 from llm_jax.checkpoints.restore import restore_state
 from llm_jax.core.trees import size_bytes
 from llm_jax.sharding.mesh import MeshConfig
@@ -31,7 +32,7 @@ def facts(folder: Path, sharding: ShardingConfig, name: str) -> dict[str, Any]:
     experiment = tiny_run.experiment(folder, steps=6, name=name, sharding=sharding)
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=16))
     run = run_training(experiment, folder / "runs", folder / "cache")
-    parts = assemble(experiment, folder / "cache")
+    parts = assemble.assemble(experiment, folder / "cache")
     state = restore_state(run.checkpoints.absolute(), parts.programs.abstract_state, parts.tokenizer.digest).state
     first = jax.devices()[0]
     held = sum(
@@ -55,7 +56,7 @@ def resumed_elsewhere(folder: Path) -> dict[str, Any]:
     sharding = LAYOUTS["data"]
     experiment = tiny_run.experiment(folder, steps=6, name="fsdp", sharding=sharding)
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=16))
-    parts = assemble(experiment, folder / "cache")
+    parts = assemble.assemble(experiment, folder / "cache")
     run = folder / "runs" / "fsdp" / "checkpoints"
     with parts.programs.activated():
         restored = restore_state(run.absolute(), parts.programs.abstract_state, parts.tokenizer.digest, 5)
@@ -68,6 +69,7 @@ def resumed_elsewhere(folder: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Prints all facts."""
     tiny_run.write_corpus(folder)
+    assemble.programs = functools.cache(assemble.programs)
     found = {name: facts(folder, sharding, name) for name, sharding in LAYOUTS.items()}
     print(json.dumps(found | {"resumed": resumed_elsewhere(folder)}))
 

@@ -17,8 +17,8 @@ from tests.helpers import tiny_run
 from tests.helpers.command_line import ENVIRONMENT, ROOT, start, wait
 from tests.integration.outcome import assert_identical, records, starts
 
-KILLS = 10
-STEPS = 160
+KILLS = 5
+STEPS = 80
 EVERY = 4
 CHAIN_FILE = f"""
 from pathlib import Path
