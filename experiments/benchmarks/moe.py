@@ -36,7 +36,7 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.train.compile import compiled
 
-SIZES = {"tiny": Size(2, 2, 32, 64, 256, 2, 64), "base": Size(6, 6, 384, 1024, 8192, 4, 512)}
+SIZES = {"tiny": Size(1, 2, 32, 64, 256, 2, 64), "base": Size(6, 6, 384, 1024, 8192, 4, 512)}
 """Their inner width is that of the dense ffn, and of all experts of a token together."""
 
 

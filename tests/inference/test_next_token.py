@@ -10,7 +10,7 @@ import scipy.stats
 from llm_jax.inference.next_token import process, sample
 from llm_jax.inference.sampling import SamplingConfig
 
-VOCABULARY = 37
+VOCABULARY, ROWS = 37, 16
 CONFIGS = [
     SamplingConfig(),
     SamplingConfig(temperature=0.0),
@@ -34,11 +34,11 @@ jit_process = jax.jit(process, static_argnames="config")
 jit_sample = jax.jit(sample, static_argnames="config")
 
 
-def problem(seed, rows=16):
+def problem(seed):
     """Logits [rows, V], and the tokens [rows, 9] of each sequence so far."""
     rng = np.random.default_rng(seed)
-    logits = rng.normal(scale=3, size=(rows, VOCABULARY)).astype(np.float32)
-    return logits, rng.integers(0, VOCABULARY, size=(rows, 9))
+    logits = rng.normal(scale=3, size=(ROWS, VOCABULARY)).astype(np.float32)
+    return logits, rng.integers(0, VOCABULARY, size=(ROWS, 9))
 
 
 def mark(tokens):
@@ -142,13 +142,13 @@ def test_ties(config, kept):
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("logits", [np.zeros, lambda shape: np.eye(*shape) * 1e4], ids=["flat", "certain"])
 def test_something_is_always_kept_and_drawn(config, logits):
-    x = logits((4, VOCABULARY)).astype(np.float32)
+    x = logits((ROWS, VOCABULARY)).astype(np.float32)
     seen = np.ones_like(x, dtype=bool)
     kept = np.isfinite(jit_process(x, config=config, seen_BV=seen))
     assert kept.any(axis=1).all()
     tokens = jit_sample(x, jax.random.key(0), config=config, seen_BV=seen)
-    assert tokens.dtype == jnp.int32 and tokens.shape == (4,)
-    assert kept[np.arange(4), tokens].all()
+    assert tokens.dtype == jnp.int32 and tokens.shape == (ROWS,)
+    assert kept[np.arange(ROWS), tokens].all()
 
 
 def test_temperature_zero_needs_no_luck():
@@ -166,7 +166,7 @@ def test_temperature_zero_needs_no_luck():
 def test_repetition_penalty_lowers_what_was_seen_whatever_its_sign():
     logits = np.array([[2.0, -2.0, 2.0, -2.0, 0.0]], np.float32)
     seen = np.array([[True, True, False, False, True]])
-    got = process(logits, SamplingConfig(repetition_penalty=2.0), seen)
+    got = jit_process(logits, config=SamplingConfig(repetition_penalty=2.0), seen_BV=seen)
     np.testing.assert_array_equal(got, [[1.0, -4.0, 2.0, -2.0, 0.0]])
 
 
@@ -185,7 +185,7 @@ def test_draws_have_the_distribution(config):
     """Chi-square of 20,000 draws against probabilities worked out apart."""
     draws = 20_000
     logits = np.array([1.5, 1.0, 0.7, 0.2, 0.0, -0.4, -0.9, -1.3, -2.0, -2.2], np.float32)
-    rows = jnp.broadcast_to(logits, (draws, len(logits)))
+    rows = np.broadcast_to(logits, (draws, len(logits)))
     counts = np.bincount(jit_sample(rows, jax.random.key(7), config=config), minlength=len(logits))
     odds = np.exp(reference(logits, np.zeros(len(logits), bool), config))
     kept = odds > 0
@@ -199,11 +199,11 @@ def test_draws_have_the_distribution(config):
 
 def test_bfloat16_logits_are_processed_in_float32():
     logits, _ = problem(seed=4)
-    narrow = jnp.asarray(logits, jnp.bfloat16)
+    narrow = logits.astype(jnp.bfloat16)
     config = SamplingConfig(temperature=0.7, top_p=0.9)
     wide = functools.partial(jit_process, config=config)
     assert wide(narrow).dtype == jnp.float32
-    np.testing.assert_array_equal(wide(narrow), wide(narrow.astype(jnp.float32)))
+    np.testing.assert_array_equal(wide(narrow), wide(narrow.astype(np.float32)))
 
 
 @pytest.mark.parametrize(

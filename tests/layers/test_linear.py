@@ -50,15 +50,19 @@ def test_contract_is_einsum_where_devices_divide_rows(einsum):
 
 def _check_contract(einsum):
     x, kernel = _operands(einsum)
-    y = contract(einsum, jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
     expected = np.einsum(einsum, x, kernel)
+    weights = np.random.default_rng(1).normal(size=expected.shape)
+
+    @jax.jit
+    def both(x, kernel, weights):
+        y, pull = jax.vjp(lambda *operands: contract(einsum, *operands), x, kernel)
+        return y, pull(weights)
+
+    y, gradients = both(*map(np.float32, (x, kernel, weights)))
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     # For loss = sum(y * weights) the gradients are einsums of the same letters.
-    weights = np.random.default_rng(1).normal(size=expected.shape)
     inputs, outputs = einsum.split("->")
     x_letters, kernel_letters = inputs.split(",")
-    loss = lambda x, kernel: jnp.sum(contract(einsum, x, kernel) * weights)  # noqa: E731
-    gradients = jax.grad(loss, (0, 1))(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
     np.testing.assert_allclose(
         gradients[0], np.einsum(f"{outputs},{kernel_letters}->{x_letters}", weights, kernel), rtol=1e-4, atol=1e-5
     )
@@ -95,7 +99,7 @@ def test_bias_is_added_to_the_output_letters(einsum):
     produced = "".join(letter for letter in kernel_letters if letter in outputs)
     bias = np.random.default_rng(2).normal(size=[SIZES[letter] for letter in produced])
     layer = Linear(einsum, kernel.shape, ("embed",) * kernel.ndim, Normal(), Precision(), bias=True)
-    y = layer.apply({"params": {"kernel": kernel, "bias": bias}}, jnp.asarray(x, jnp.float32))
+    y = jax.jit(layer.apply)({"params": {"kernel": kernel, "bias": bias}}, np.float32(x))
     ones = np.ones([SIZES[letter] for letter in outputs])
     expected = np.einsum(einsum, x, kernel) + np.einsum(f"{outputs},{produced}->{outputs}", ones, bias)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)

@@ -92,12 +92,13 @@ def test_scores_are_those_of_the_formula(name: str):
     config, embed_width, formula = HEADS[name]
     head = Head(config, D, V, embed_width, Precision())
     params = _params(head)
-    scores = head.apply({"params": params}, X, lambda x: x @ TABLE[embed_width].T)
+    scores = jax.jit(lambda: head.apply({"params": params}, X, lambda x: x @ TABLE[embed_width].T))()
     assert scores.dtype == jnp.float32
     np.testing.assert_allclose(scores, formula(X, params), rtol=1e-4, atol=1e-4)
     assert config.parameters(D, V, embed_width) == trees.count(params)
-    low = Head(config, D, V, embed_width, MIXED)
-    assert low.apply({"params": params}, X, lambda x: x @ TABLE[embed_width].T.astype(x.dtype)).dtype == jnp.float32
+    low, table = Head(config, D, V, embed_width, MIXED), TABLE[embed_width].T
+    kept = jax.eval_shape(lambda: low.apply({"params": params}, X, lambda x: x @ table.astype(x.dtype)))
+    assert kept.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -113,7 +114,7 @@ def test_matrix_products_are_counted(name: str):
 
 def test_kernels_start_with_the_scales_of_their_configs_and_have_axes():
     head = Head(ClassHead(300, transform=TransformConfig(init=Normal(0.5)), init=Normal(0.1)), 200, V, 200, Precision())
-    boxed = head.init(jax.random.key(0), jnp.zeros((1, 1, 200)), None)["params"]
+    boxed = jax.jit(lambda: head.init(jax.random.key(0), jnp.zeros((1, 1, 200)), None)["params"])()
     assert boxed["kernel"].names == ("embed", "classes") and boxed["bias"].names == ("classes",)
     params = nn.unbox(boxed)
     np.testing.assert_allclose(np.std(params["kernel"]), 0.1, rtol=0.05)
@@ -123,11 +124,12 @@ def test_kernels_start_with_the_scales_of_their_configs_and_have_axes():
 def test_what_scores_of_classes_read_is_dropped_in_training_only():
     head = Head(ClassHead(2, dropout=0.5), D, V, D, Precision())
     params = _params(head)
-    plain = head.apply({"params": params}, X, None)
-    one, two = (head.apply({"params": params}, X, None, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
+    run = jax.jit(lambda key: head.apply({"params": params}, X, None, rngs={"dropout": key}))
+    plain = jax.jit(lambda: head.apply({"params": params}, X, None))()
+    one, two = (run(jax.random.key(seed)) for seed in (0, 1))
     assert np.abs(one - plain).max() > 1e-3 and np.abs(one - two).max() > 1e-3
     always = Head(ClassHead(2, dropout=1.0), D, V, D, Precision())
-    nothing = always.apply({"params": params}, X, None, rngs={"dropout": jax.random.key(0)})
+    nothing = jax.jit(lambda key: always.apply({"params": params}, X, None, rngs={"dropout": key}))(jax.random.key(0))
     np.testing.assert_allclose(nothing, np.broadcast_to(params["bias"], nothing.shape))
 
 
@@ -149,7 +151,7 @@ def test_a_model_without_a_head_gives_hidden_states():
     config = dataclasses.replace(ENCODERS["bert"], head=None)
     model = Transformer(config)
     params = tiny.parameters(model)
-    output = model.apply({"params": params}, tiny.tokens(2, 8))
+    output = jax.eval_shape(model.apply, {"params": params}, tiny.tokens(2, 8))
     assert output.logits_BTV is None and output.hidden_BTD.shape == (2, 8, 16) and "head" not in params
 
 

@@ -133,9 +133,8 @@ def test_without_segments_a_row_is_one_document(mask):
     config = AttentionConfig(N, H, kv_heads=2, mask=mask, position=RoPEConfig())
     params = _weights(config)
     places = np.broadcast_to(np.arange(T), (B, T))
-    y, _ = config.build(D, Precision(), None).apply(
-        {"params": params}, jnp.asarray(X, jnp.float32), Context(Placement(jnp.asarray(places)))
-    )
+    layer = config.build(D, Precision(), None)
+    y, _ = jax.jit(layer.apply)({"params": params}, np.float32(X), Context(Placement(places)))
     expected = _reference(config, params, X, places, np.ones((B, T)))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
@@ -181,8 +180,9 @@ def test_cross_attention_is_the_loop_over_the_documents_of_the_memory(case):
     params = jax.tree.map(lambda leaf: GENERATOR.normal(size=leaf.shape), nn.unbox(shapes))
     assert config.parameters(D) == trees.count(params)
     state = config.allocate(B, S, jnp.float32)
-    y, state = layer.apply({"params": params}, x, _read(True), state)
-    again, same = layer.apply({"params": params}, x, _read(False), state)
+    apply = jax.jit(layer.apply)
+    y, state = apply({"params": params}, x, _read(True), state)
+    again, same = apply({"params": params}, x, _read(False), state)
     expected = _reference(config, params, X, POSITIONS, SEGMENTS, (MEMORY, MEMORY_POSITIONS, MEMORY_SEGMENTS))
     real = SEGMENTS != 0
     np.testing.assert_allclose(np.asarray(y)[real], expected[real], rtol=1e-4, atol=1e-4)
@@ -207,14 +207,18 @@ def test_state_is_as_large_as_the_kv_heads_need():
 def test_initial_scales_are_those_of_the_config():
     config = AttentionConfig(8, 16, kv_heads=8, init=Normal(0.5), out_init=Normal(0.05))
     layer = config.build(128, Precision(), None)
-    params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(Placement(jnp.zeros((1, 1)))))["params"]
+    params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(Placement(np.zeros((1, 1)))))[
+        "params"
+    ]
     for name, part in params.items():
         np.testing.assert_allclose(np.std(part["kernel"].value), 0.05 if name == "out" else 0.5, rtol=0.03)
 
 
 def test_queries_may_start_at_a_scale_of_their_own():
     layer = AttentionConfig(8, 16, kv_heads=8, init=Normal(0.5), query_init=Normal(0.1)).build(128, Precision(), None)
-    params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(Placement(jnp.zeros((1, 1)))))["params"]
+    params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(Placement(np.zeros((1, 1)))))[
+        "params"
+    ]
     for name, scale in (("query", 0.1), ("key", 0.5), ("value", 0.5)):
         np.testing.assert_allclose(np.std(params[name]["kernel"].value), scale, rtol=0.03)
 

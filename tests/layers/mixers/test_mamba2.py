@@ -19,9 +19,9 @@ from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, ParallelForm,
 B, T, D, N, P, K, H = 2, 10, 6, 4, 3, 2, 5
 CONFIG = Mamba2Config(N, P, K, H, bias=True, step_limit=(0.1, 1.5))
 GENERATOR = np.random.default_rng(0)
-X = jnp.asarray(GENERATOR.normal(size=(B, T, D)), jnp.float32)
+X = GENERATOR.normal(size=(B, T, D)).astype(np.float32)
 SEGMENTS = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 0, 0], [0, 0, 1, 1, 2, 2, 2, 2, 2, 3]], np.int32)
-PACKED = Placement(jnp.zeros((B, T), jnp.int32), jnp.asarray(SEGMENTS))
+PACKED = Placement(np.zeros((B, T), np.int32), SEGMENTS)
 REAL = (SEGMENTS != 0)[..., None]
 FORMS = {"parallel": ParallelForm(), "chunks": ChunkwiseForm(4), "recurrent": RecurrentForm()}
 
@@ -131,7 +131,7 @@ def test_the_state_has_one_size_for_any_number_of_tokens():
 
 def test_fresh_heads_forget_as_fast_as_the_config_says():
     config = Mamba2Config(512, 1, time_scales=TimeScales(steps=(0.01, 0.1), rates=(2.0, 8.0)))
-    params = nn.unbox(_module(config).init(jax.random.key(0), X, Context(PACKED))["params"])
+    params = nn.unbox(jax.jit(_module(config).init)(jax.random.key(0), X, Context(PACKED))["params"])
     steps, rates = np.logaddexp(0, params["step_bias"]), np.exp(params["log_rate"])
     assert 0.0099 < steps.min() < 0.011 and 0.09 < steps.max() < 0.101
     np.testing.assert_allclose(np.median(steps), math.sqrt(0.01 * 0.1), rtol=0.2)

@@ -19,10 +19,10 @@ from llm_jax.layers.positions.rope import RoPEConfig
 B, T, D, N, H, P = 2, 9, 12, 3, 4, 6
 CONFIG = RetentionConfig(N, H, P)
 GENERATOR = np.random.default_rng(0)
-X = jnp.asarray(GENERATOR.normal(size=(B, T, D)), jnp.float32)
+X = GENERATOR.normal(size=(B, T, D)).astype(np.float32)
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 2, 2, 2, 2, 2, 2, 3]], np.int32)
 POSITIONS = np.array([[0, 1, 2, 3, 0, 1, 2, 0, 0], [0, 1, 0, 1, 2, 3, 4, 5, 0]], np.int32)
-PACKED = Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
+PACKED = Placement(POSITIONS, SEGMENTS)
 REAL = (SEGMENTS != 0)[..., None]
 FORMS = {"parallel": ParallelForm(), "chunks": ChunkwiseForm(4), "recurrent": RecurrentForm()}
 
@@ -114,14 +114,15 @@ def test_a_score_depends_on_the_distance_and_not_on_the_places():
     apply = jax.jit(module.apply)
     here, there = (apply({"params": PARAMS}, X, Context(where))[0] for where in (place, moved))
     np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5)
-    still = _module(dataclasses.replace(CONFIG, position=None)).apply({"params": PARAMS}, X, Context(place))[0]
+    still = jax.jit(_module(dataclasses.replace(CONFIG, position=None)).apply)({"params": PARAMS}, X, Context(place))[0]
     assert np.abs(still - here).max() > 1e-2
 
 
 def test_a_head_is_normalised_so_that_the_size_of_its_values_is_nothing():
     larger = PARAMS | {"value": {"kernel": 100 * PARAMS["value"]["kernel"]}}
     place = Context(Placement(jnp.broadcast_to(jnp.arange(T), (B, T))))
-    y, same = (_module(CONFIG).apply({"params": params}, X, place)[0] for params in (PARAMS, larger))
+    apply = jax.jit(_module(CONFIG).apply)
+    y, same = (apply({"params": params}, X, place)[0] for params in (PARAMS, larger))
     np.testing.assert_allclose(y, same, rtol=1e-2, atol=1e-2)
 
 

@@ -44,7 +44,7 @@ PARAMS = _weights()
 
 def _run(x, segments, state=None, params=PARAMS, precision=Precision()):  # noqa: B008
     module = CONFIG.build(D, precision, None)
-    return module.apply({"params": params}, jnp.asarray(x, jnp.float32), _place(segments), state)
+    return jax.jit(module.apply)({"params": params}, jnp.asarray(x, jnp.float32), _place(segments), state)
 
 
 def _sigmoid(x):

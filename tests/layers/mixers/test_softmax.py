@@ -13,8 +13,13 @@ Q, KEYS, VALUES = (jnp.asarray(GENERATOR.normal(size=(B, heads, T, H)), jnp.floa
 
 def _value_and_gradients(function, cotangent):
     """y and its pull-back of `cotangent`."""
-    y, pull = jax.vjp(function, Q, KEYS, VALUES)
-    return y, pull(cotangent)
+
+    @jax.jit
+    def both(cotangent):
+        y, pull = jax.vjp(function, Q, KEYS, VALUES)
+        return y, pull(cotangent)
+
+    return both(cotangent)
 
 
 def test_a_bias_learns():
@@ -27,8 +32,9 @@ def test_a_bias_learns():
         weights = jax.nn.softmax(jnp.where(allowed[:, None], raw, -jnp.inf), axis=-1)
         return jnp.sum(jnp.sin(jnp.einsum("BNTS,BNSH->BNTH", weights, v)))
 
-    actual = jax.grad(lambda bias: jnp.sum(jnp.sin(attend(Q, KEYS, VALUES, allowed, bias))))(bias)
-    np.testing.assert_allclose(actual, jax.grad(reference)(bias), rtol=1e-3, atol=1e-5)
+    ours = lambda bias: jnp.sum(jnp.sin(attend(Q, KEYS, VALUES, allowed, bias)))  # noqa: E731
+    actual, expected = jax.jit(lambda bias: [jax.grad(loss)(bias) for loss in (ours, reference)])(bias)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_query_heads_share_keys_in_consecutive_groups():
@@ -64,11 +70,13 @@ def test_large_scores_do_not_overflow():
 def test_bfloat16_stays_bfloat16_and_near_float32():
     low = [x.astype(jnp.bfloat16) for x in (Q, KEYS, VALUES)]
     allowed = jnp.ones((1, 1, 1), bool)
-    y, pull = jax.vjp(lambda *x: attend(*x, allowed), *low)
-    exact, exact_pull = jax.vjp(lambda *x: attend(*x, allowed), *(x.astype(jnp.float32) for x in low))
-    cotangent = jnp.ones_like(y)
-    pairs = zip((y, *pull(cotangent)), (exact, *exact_pull(cotangent.astype(jnp.float32))), strict=True)
-    for actual, expected in pairs:
+
+    @jax.jit
+    def all_of(*arrays):
+        y, pull = jax.vjp(lambda *x: attend(*x, allowed), *arrays)
+        return y, *pull(jnp.ones_like(y))
+
+    for actual, expected in zip(all_of(*low), all_of(*(x.astype(jnp.float32) for x in low)), strict=True):
         assert actual.dtype == jnp.bfloat16
         error = np.abs(np.asarray(actual, np.float32) - expected).max()
         assert error < 0.02 * np.abs(expected).max()

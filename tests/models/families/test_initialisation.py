@@ -326,15 +326,15 @@ def test_every_family_names_the_source_of_its_initialisation(module):
 def test_logits_of_palm_are_scaled_by_one_over_the_root_of_the_width():
     """A fresh PaLM scores with deviation 1 (section 5), where an unscaled table would give 8."""
     model = build(palm(1, N, D, **SIZE))
-    logits = model.apply({"params": _unit_table(model)}, np.arange(T, dtype=np.int32)[None]).logits_BTV
-    hidden = np.random.default_rng(0).normal(size=(1, 1, D)).astype(np.float32)
-    table = _unit_table(model)["embed"]["table"]
-    scores = model.apply({"params": _unit_table(model)}, hidden, method="unembed")
-    np.testing.assert_allclose(scores[0, 0], hidden[0, 0] @ np.asarray(table).T / 8, rtol=1e-4, atol=1e-5)
+    shapes, _ = abstract_parameters(model)
+    generator = np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+    hidden = generator.normal(size=(1, 1, D)).astype(np.float32)
+    run = jax.jit(lambda params: (model.apply({"params": params}, hidden, method="unembed"), _logits(model, params)))
+    scores, logits = run(params)
+    np.testing.assert_allclose(scores[0, 0], hidden[0, 0] @ params["embed"]["table"].T / 8, rtol=1e-4, atol=1e-5)
     assert np.isfinite(logits).all()
 
 
-def _unit_table(model: Any) -> Any:
-    shapes, _ = abstract_parameters(model)
-    generator = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape), leaf.dtype), shapes)
+def _logits(model: Any, params: Any) -> jax.Array:
+    return model.apply({"params": params}, np.arange(T, dtype=np.int32)[None]).logits_BTV

@@ -21,7 +21,6 @@ from tests.helpers.dispatching import (
     choice,
     choices,
     everyone,
-    gradients,
     loads,
     picks,
     serve,
@@ -54,8 +53,7 @@ def _fitting(*routes):
 @_fitting(choices(B, T, E, 2), picks(B, 2, T // 2, E, 5))
 def test_values_and_gradients_are_those_of_the_dense_dispatch(dispatch, routes):
     arguments = weights(E), X_BTD, routes, REAL_BT
-    _same(serve(dispatch, *arguments), serve(Dense(), *arguments))
-    _same(gradients(dispatch, *arguments), gradients(Dense(), *arguments))
+    _same(both(dispatch, *arguments), both(Dense(), *arguments))
 
 
 def test_gradients_of_many_rows_are_those_of_the_dense_dispatch():
@@ -102,17 +100,15 @@ def test_one_expert_for_all_is_that_expert(dispatch, expert):
     np.testing.assert_array_equal(served_BT, 1)
 
 
-@_fitting(choices(B, T, E, 2), picks(B, 1, T, E, 5))
+@_fitting(choices(B, T, E, 2), picks(B, 2, T // 2, E, 5))
 def test_padding_gets_nothing_and_changes_nothing(dispatch, routes):
-    arguments = routes, REAL_BT
-    y_BTD, served_BT = serve(dispatch, weights(E), X_BTD, *arguments)
+    (y_BTD, served_BT), (expected, *_) = both(dispatch, weights(E), X_BTD, routes, REAL_BT)
     np.testing.assert_array_equal(np.asarray(y_BTD)[~REAL_BT], 0)
     np.testing.assert_array_equal(np.asarray(served_BT)[~REAL_BT], 0)
     other_BTD = jnp.where(REAL_BT[..., None], X_BTD, 1e3)
-    _same(serve(dispatch, weights(E), other_BTD, *arguments)[0], y_BTD)
-    dweights, dx_BTD, _ = gradients(dispatch, weights(E), other_BTD, *arguments)
+    (other, _), (dweights, dx_BTD, _) = both(dispatch, weights(E), other_BTD, routes, REAL_BT)
+    _same((other, dweights), (y_BTD, expected))
     np.testing.assert_array_equal(np.asarray(dx_BTD)[~REAL_BT], 0)
-    _same(dweights, gradients(dispatch, weights(E), X_BTD, *arguments)[0])
 
 
 @pytest.mark.parametrize("dispatch", [AMPLE["dropless"], AMPLE["capacity"]], ids=["dropless", "capacity"])
