@@ -14,12 +14,15 @@ from pathlib import Path
 from llm_jax.analysis import documents
 
 README = Path(__file__).parent.parent / "README.md"
+_PAUSE = 0.05
+"""Seconds."""
 
 
 def alternate(contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
     """Seconds per call of each contender, taken in turn, round after round, so that all see the same machine.
 
-    A call must return only when its work is done.
+    A call must return only when its work is done. Before each is a pause: OpenMP's threads, which PyTorch uses, wait
+    for their next work actively for a few milliseconds, and would take a core from the call after theirs.
     """
     for run in contenders.values():
         for _ in range(warmup):
@@ -27,6 +30,7 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int, warmup: 
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
+            time.sleep(_PAUSE)
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

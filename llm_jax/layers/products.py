@@ -1,4 +1,4 @@
-"""Products that contract the rows of both operands, as the gradient of a matrix does.
+"""Products that contract the rows of both operands: gradients of a matrix, and of keys and values.
 
 Legend: R rows, D features of one operand, F of the other.
 """
@@ -18,6 +18,23 @@ def over_rows(x_RD: jax.Array, y_RF: jax.Array, precision: str | None = None) ->
     of = functools.partial(_direct, precision)
     cpu = functools.partial(_transposed_first, precision) if _collides(x_RD, y_RF) else of
     return jax.lax.platform_dependent(x_RD, y_RF, cpu=cpu, default=of)
+
+
+def over_rows_of_each(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x^T y for each index of the leading axes: [..., D, F] from [..., R, D] and [..., R, F]."""
+    narrow = x.shape[-1] <= y.shape[-1]
+    return jax.lax.platform_dependent(x, y, cpu=_each if narrow else _each_transposed, default=_each)
+
+
+def _each(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum("...RD,...RF->...DF", x, y)
+
+
+def _each_transposed(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The compiler for CPUs computes many small products up to twice as fast where the rows of the result are the
+    longer ones. Without the factor the compiler makes the transposition part of the product again; behind a barrier it
+    does so late, and then its own emitter refuses the layout and ends the process (jaxlib 0.10)."""
+    return jnp.swapaxes(_each(2 * y, x) * 0.5, -1, -2)
 
 
 def _direct(precision: str | None, x_RD: jax.Array, y_RF: jax.Array) -> jax.Array:

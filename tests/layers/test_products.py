@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_jax.layers.linear import contract
-from llm_jax.layers.products import over_rows
+from llm_jax.layers.products import over_rows, over_rows_of_each
 from tests.helpers.platforms import formulated_for
 
 SHAPES = [((6, 3), (6, 512)), ((6, 512), (6, 3)), ((6, 512), (6, 512)), ((6, 3), (6, 5))]
@@ -47,3 +47,31 @@ def test_where_rows_collide_in_caches_a_cpu_reads_neither_operand_by_columns(wid
 
     shape = (hidden, width) if tied else (width, hidden)
     assert _contracting_rows_of_both(jax.grad(loss), jnp.ones(shape), jnp.ones((2, 4, width))) == direct
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize(("features", "others"), [(5, 3), (3, 5), (4, 4)])
+def test_of_each_it_is_the_einsum_and_so_are_its_derivatives(features, others, platform):
+    x, y, t = (
+        jnp.asarray(np.random.default_rng(seed).normal(size=(2, 3, *shape)), jnp.float32)
+        for seed, shape in enumerate([(6, features), (6, others), (features, others)])
+    )
+
+    def einsum(x, y):
+        return jnp.einsum("...rd,...rf->...df", x, y)
+
+    def twice(product):
+        return jax.grad(lambda x, y: jnp.sum(jnp.square(jax.grad(lambda y: jnp.sum(t * product(x, y)))(y))), 0)
+
+    with formulated_for(platform):
+        results = [over_rows_of_each(x, y), jax.jvp(over_rows_of_each, (x, y), (x, y)), twice(over_rows_of_each)(x, y)]
+    expected = [einsum(x, y), jax.jvp(einsum, (x, y), (x, y)), twice(einsum)(x, y)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), results, expected)
+
+
+@pytest.mark.parametrize("consumer", [lambda x: x, lambda x: x.swapaxes(1, 2), jnp.sin])
+def test_rows_of_small_products_are_the_longer_ones_on_a_cpu(consumer):
+    """Whatever reads the result: the compiler neither makes the transposition part of the product nor fails."""
+    text = jax.jit(lambda x, y: consumer(over_rows_of_each(x, y)))
+    text = text.lower(jnp.ones((2, 3, 6, 128)), jnp.ones((2, 3, 6, 32))).compile().as_text()
+    assert re.findall(r"f32\[([\d,]+)\]\S* dot\(", text) == ["2,3,32,128"]

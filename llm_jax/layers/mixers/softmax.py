@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.layers.derivative import custom_vjp
+from llm_jax.layers.products import over_rows_of_each
 
 
 def attend(
@@ -128,7 +129,7 @@ def products(
 def _backward(scale, softcap, factor, residuals, dy_BKMH):
     q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, sunk_BKM1, inverse_BKM1, kept_BKMS, y_BKMH = residuals
     scaled = (dy_BKMH * _times(inverse_BKM1, factor)).astype(v_BKSH.dtype)
-    dv_BKSH = jnp.einsum("BKMS,BKMH->BKSH", _thinned(exp_BKMS, kept_BKMS), scaled)
+    dv_BKSH = over_rows_of_each(_thinned(exp_BKMS, kept_BKMS), scaled)
     dweights = jnp.einsum("BKMH,BKSH->BKMS", dy_BKMH, v_BKSH, preferred_element_type=jnp.float32)
     dweights = _times(_thinned(dweights, kept_BKMS), factor)
     # sum_S(weights * dweights), which the softmax needs, is dy . y (Dao et al. 2022, arXiv:2205.14135, B.2).
@@ -138,7 +139,7 @@ def _backward(scale, softcap, factor, residuals, dy_BKMH):
     dlogits = (dweights - mean_BKM1) * inverse_BKM1
     dscores = (exp_BKMS * (dlogits * derivative)).astype(q_BKMH.dtype)
     dq_BKMH = jnp.einsum("BKMS,BKSH->BKMH", dscores, k_BKSH)
-    dk_BKSH = jnp.einsum("BKMS,BKMH->BKSH", dscores, q_BKMH)
+    dk_BKSH = over_rows_of_each(dscores, q_BKMH)
     # The value of a sink is zero, and so is the gradient of its weight.
     dsink = None if sunk_BKM1 is None else -jnp.sum(sunk_BKM1 * inverse_BKM1 * mean_BKM1, axis=0, keepdims=True)
     return dq_BKMH, dk_BKSH, dv_BKSH, bias_gradient(bias_BKMS, exp_BKMS * dlogits), None, dsink, None
