@@ -1,23 +1,19 @@
 """assemble(): the single composition root, where an Experiment becomes parts that work together."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from llm_jax.core import config, rng
 from llm_jax.core.checks import check
 from llm_jax.data.batch import Batch
 from llm_jax.data.feed import global_batch, host_share
 from llm_jax.data.pipeline import Dataset
 from llm_jax.experiment import Experiment
-from llm_jax.interop.hf import load_hf, read_config
-from llm_jax.models.architecture import architecture
 from llm_jax.models.transformer import Transformer
-from llm_jax.models.upcycle import check_upcycles, has_experts, upcycled
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import Layout
-from llm_jax.tokenizers import Tokenizer, check_same_ids
+from llm_jax.starts.fit import Fit
+from llm_jax.starts.start import check_tokens
+from llm_jax.tokenizers import Tokenizer
 from llm_jax.train.programs import Programs, programs
 from llm_jax.train.state import TrainState
 
@@ -30,13 +26,20 @@ class Assembly:
     tokenizer: Tokenizer | None
     dataset: Dataset
     programs: Programs
-    initial_state: Callable[[], TrainState]
-    """The state before the first update."""
+    fit: Fit | None
+    """How the weights of the experiment's start become parameters; None without a start, or for a run that has
+    begun."""
 
     @property
     def layout(self) -> Layout:
         """Where everything lies."""
         return self.programs.layout
+
+    def initial_state(self) -> TrainState:
+        """The state before the first update."""
+        if self.fit is None:
+            return self.programs.fresh()
+        return self.programs.begin(self.fit.parameters(self.experiment.seed))
 
     def place(self, rows: dict) -> Batch:
         """A batch over all devices from this host's stacked rows."""
@@ -48,15 +51,21 @@ class Assembly:
         return host_share(self.layout.rows, self.experiment.data.batch_size)
 
 
-def assemble(experiment: Experiment, cache: Path) -> Assembly:
+def assemble(experiment: Experiment, cache: Path, begun: bool = False) -> Assembly:
     """Builds the parts of `experiment`; tokenizer and tokenised data are made in `cache` if they are not there.
 
+    Args:
+      begun: whether the run begins with a checkpoint, so that the weights of its start are not looked for.
+
     Raises:
-      ValueError: for data that cannot be read, a vocabulary larger than the model's, or a mesh that does not fit.
+      ValueError: for data that cannot be read, a vocabulary larger than the model's, a mesh that does not fit, or
+        weights of another model or tokenizer.
     """
     tokenizer = _tokenizer(experiment, cache)
-    if experiment.start is not None and tokenizer is not None:
-        check_same_ids(experiment.start, tokenizer)
+    start = None if begun else experiment.start
+    fit = None if start is None else Fit.of(start, Transformer(experiment.model, experiment.precision))
+    if start is not None and fit is not None and tokenizer is not None:
+        check_tokens(fit.weights, tokenizer, start.resized_vocabulary)
     layout = Layout.of(experiment.sharding)
     _check_rows(experiment, layout)
     dataset = experiment.data.build(tokenizer, cache, experiment.seed, experiment.objective.example)
@@ -66,8 +75,7 @@ def assemble(experiment: Experiment, cache: Path) -> Assembly:
         f"the data have {dataset.vocab_size} different tokens and model.vocab_size is {vocab_size}: "
         "the model must have at least as many",
     )
-    made = experiment_programs(experiment, layout)
-    return Assembly(experiment, tokenizer, dataset, made, _beginning(experiment, made))
+    return Assembly(experiment, tokenizer, dataset, experiment_programs(experiment, layout), fit)
 
 
 def _tokenizer(experiment: Experiment, cache: Path) -> Tokenizer | None:
@@ -99,27 +107,3 @@ def experiment_programs(experiment: Experiment, layout: Layout) -> Programs:
         experiment.steps,
         experiment.seed,
     )
-
-
-def _beginning(experiment: Experiment, made: Programs) -> Callable[[], TrainState]:
-    """The state before the first update: fresh, or with weights that are there already."""
-    start = experiment.start
-    if start is None:
-        return made.fresh
-    there = read_config(start)
-    if has_experts(experiment.model) and not has_experts(there):
-        check_upcycles(there, experiment.model)
-        return lambda: made.begin(_upcycled(experiment, start))
-    found, wanted = (architecture(config) for config in (there, experiment.model))
-    check(
-        found == wanted,
-        f"{start} holds another model than the experiment's: "
-        f"{'; '.join(config.diff(wanted, found)[:4])}; model=read_config(folder) takes the one that is there",
-    )
-    return lambda: made.begin(load_hf(start, experiment.precision.params)[1])
-
-
-def _upcycled(experiment: Experiment, start: str) -> Any:
-    dense, parameters = load_hf(start, experiment.precision.params)
-    model = Transformer(experiment.model, experiment.precision)
-    return upcycled(dense.config, parameters, model, rng.key(experiment.seed, "upcycle"))

@@ -22,6 +22,7 @@ from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.objective import Objective
 from llm_jax.optim import Optimizer
 from llm_jax.sharding.rules import ShardingConfig
+from llm_jax.starts import Start
 from llm_jax.tokenizers import Tokenizer, TokenizerConfig
 from llm_jax.train.hook_config import HookConfig
 from llm_jax.train.step import StepConfig
@@ -78,10 +79,8 @@ class Experiment:
         metadata={"remedy": "only causal language models can be trained, until there are objectives for others"}
     )
     """A causal one: there is no objective for others yet."""
-    start: str | None = None
-    """Folder in the format of Hugging Face's transformers, of the same model, with whose weights training begins, or of
-    the same without experts, which then begin as copies of its ffn (models/upcycle.py); None: fresh ones. The tokenizer
-    of the folder, if it has one, must be the experiment's."""
+    start: Start | None = None
+    """Weights with which training begins; None: drawn ones."""
     objective: Objective = CausalLMConfig()
     optimizer: Optimizer
     update: StepConfig = StepConfig()

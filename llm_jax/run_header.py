@@ -11,7 +11,7 @@ from llm_jax.models import count
 
 
 def header(parts: Assembly, run: RunDirectory) -> str:
-    """Five lines: parameters, steps and tokens, data, devices and mesh, records."""
+    """Parameters, steps and tokens, where the weights come from, data, devices and mesh, records."""
     experiment, layout = parts.experiment, parts.layout
     data, devices = experiment.data, layout.concrete.devices
     tokens = data.batch_size * data.sequence_length
@@ -20,6 +20,7 @@ def header(parts: Assembly, run: RunDirectory) -> str:
     lines = {
         experiment.name: f"{total:,} parameters" + (f", {active:,} active for a token" if active != total else ""),
         "training": f"{experiment.steps:,} steps of {tokens:,} tokens, {experiment.steps * tokens:,} in all",
+        **({} if parts.fit is None else {"start": str(parts.fit)}),
         "data": "; ".join([type(data.source).__name__, *_amounts(parts.dataset.manifest()["source"])]),
         "devices": f"{devices.size} x {devices.flat[0].device_kind}, processes: {jax.process_count()}, "
         f"mesh: {axes or 'one device'}",

@@ -33,6 +33,7 @@ from llm_jax.resumption import changes, check_same_data, newest, open_run, step_
 from llm_jax.run_header import header
 from llm_jax.run_hooks import Saver, attached, placed
 from llm_jax.sharding.connect import connect
+from llm_jax.starts import RunStart
 from llm_jax.train import hooks
 from llm_jax.train.display import Display, LogConsole
 from llm_jax.train.loop import train
@@ -81,17 +82,14 @@ def run_training(
     hosts.agree("experiment", config.flatten(experiment))
     hosts.agree("the files that define the experiment", {"digest": source.digest})
     run = (RunDirectory if hosts.leads else FollowedRun)(runs / experiment.name)
-    if branch is not None:
-        check(
-            branch.run.path.resolve() != run.path.resolve(), f"--from {branch} is the run itself: give another --name"
-        )
-        branch.changes(experiment)
+    _check_origins(experiment, run, branch)
     with run.locked(_say(hosts)) as lock:
         step = hosts.gather("step", step_to_resume(run, step))[0]
         if hosts.leads and not fresh:
             open_run(run, experiment, source, step, _say(hosts), accept_changes)
         with hosts.leader_first("tokenizer and data"):
-            parts = assemble(experiment, cache)
+            begun = branch is not None or (not fresh and newest(run, step) is not None)
+            parts = assemble(experiment, cache, begun)
         if fresh:
             # Only now is it known that the new run can start.
             run.delete()
@@ -100,6 +98,18 @@ def run_training(
         connect(parts.layout.concrete, hosts)
         _run(_Opened(parts, run, lock, hosts, source), step, branch)
     return run
+
+
+def _check_origins(experiment: Experiment, run: RunDirectory, branch: Branch | None) -> None:
+    """That a run does not begin with itself, and a branch is one of the same data."""
+    here, start = run.path.resolve(), experiment.start
+    check(
+        not isinstance(start, RunStart) or Path(start.run).resolve() != here,
+        f"start.run is {run.path}, the run itself: give the new run another --name",
+    )
+    if branch is not None:
+        check(branch.run.path.resolve() != here, f"--from {branch} is the run itself: give another --name")
+        branch.changes(experiment)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +128,7 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
     parts, run, hosts = opened.parts, opened.run, opened.hosts
     experiment, data = parts.experiment, parts.dataset.manifest()["digest"]
     begun = newest(run, step)
-    origin = _origin(run, begun, branch, experiment)
+    origin = _origin(run, begun, branch, parts)
     identity = Identity(config.to_text(experiment), _tokenizer_digest(parts), data, origin, opened.source.digest)
     with (
         parts.programs.activated(),
@@ -147,11 +157,11 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
                 run.end_card("finished")
 
 
-def _origin(run: RunDirectory, begun: Record | None, branch: Branch | None, experiment: Experiment) -> dict[str, Any]:
+def _origin(run: RunDirectory, begun: Record | None, branch: Branch | None, parts: Assembly) -> dict[str, Any]:
     """Where the weights of the run came from, as its checkpoints keep it."""
     if begun is None:
         if branch is None:
-            return {"start": experiment.start}
+            return {"start": None if parts.fit is None else parts.fit.weights.origin}
         check(not run.has_begun, f"{run.path} holds a run already: give the branch another --name, or pass --fresh")
         return branch.source
     found = begun.run.source
@@ -186,8 +196,9 @@ def _beginning(
         checkpoints.wait()
         return dataclasses.replace(found, loop=found.loop | {"records": {}}), facts
     state = parts.initial_state()
-    if experiment.start is not None:
-        _check_finite(state, experiment.start)
+    if parts.fit is not None:
+        _check_finite(state, parts.fit.weights.origin)
+        facts["start"] = parts.fit.facts()
     identity = Identity(config.to_text(experiment), tokenizer)
     return Restored(0, state, {}, {"seconds": 0.0}, identity), facts
 

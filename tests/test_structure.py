@@ -26,6 +26,7 @@ LEVELS = (
     ("adapt",),
     ("checkpoints",),
     ("interop",),
+    ("starts",),
     ("train",),
     ("inference",),
     ("evals", "posttrain"),

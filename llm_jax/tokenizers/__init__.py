@@ -2,7 +2,7 @@
 
 from llm_jax.tokenizers.byte import ByteTokenizerConfig
 from llm_jax.tokenizers.character import CharacterTokenizerConfig
-from llm_jax.tokenizers.folder import check_same_ids, load_tokenizer
+from llm_jax.tokenizers.folder import load_tokenizer
 from llm_jax.tokenizers.huggingface import HuggingFaceTokenizerConfig
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizerConfig
 from llm_jax.tokenizers.tokenizer import Tokenizer, TokenizerConfig
@@ -16,6 +16,5 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "TrainSentencePieceConfig",
-    "check_same_ids",
     "load_tokenizer",
 ]

@@ -20,30 +20,14 @@ _KINDS = {
 }
 
 
-def check_same_ids(folder: str | Path, tokenizer: Tokenizer) -> None:
-    """Token ids mean the same in a folder of transformers' and in `tokenizer`, whichever way the two are written. A
-    folder without tokenizer says nothing of its ids and passes.
-
-    Raises:
-      ValueError: naming a token whose ids differ.
-    """
-    digest = _read(Path(folder) / "tokenizer_config.json").get(DIGEST_KEY)
-    if digest == tokenizer.digest:
-        return
-    remedy = "train with the tokenizer of that folder, or start from weights that were trained with this one"
-    check(digest is None, f"{folder} was trained with tokenizer {digest} and this one is {tokenizer.digest}: {remedy}")
-    theirs = _token_ids(Path(folder))
-    if theirs:
-        ours = pipelines.token_ids(tokenizer.pipeline())
-        name = next((name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)), None)
-        if name is not None:
-            raise ValueError(
-                f"token {name!r} has id {theirs.get(name)} in {folder} and {ours.get(name)} in this tokenizer: {remedy}"
-            )
+def exported_digest(folder: Path) -> str | None:
+    """Digest of the tokenizer that `Tokenizer.export` wrote into a folder of transformers'; None if another program
+    did."""
+    return _read(folder / "tokenizer_config.json").get(DIGEST_KEY)
 
 
-def _token_ids(folder: Path) -> dict[str, int]:
-    """Id of each token by the tokenizer files of a folder; empty without such files."""
+def exported_tokens(folder: Path) -> dict[str, int]:
+    """Id of each token by the tokenizer files of a folder of transformers'; empty without such files."""
     if pipeline := _read(folder / "tokenizer.json"):
         return pipelines.token_ids(pipeline)
     for file in (file for name in ("tokenizer.model", "spiece.model") if (file := folder / name).exists()):

@@ -1,6 +1,7 @@
 """A run becomes a folder that transformers reads, and such a folder another one."""
 
 import json
+import shutil
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from tests.helpers.command_line import llm_jax
 def test_a_run_begins_with_weights_that_are_there(finished, train, run, tmp_path):
     assert llm_jax("convert", finished.path, tmp_path / "folder").code == 0
     rate = ("--optimizer.peak-lr", "1e-12", "--steps", "1", "--optimizer.schedule.warmup-steps", "0")
-    assert train("--start", tmp_path / "folder", *rate).code == 0
+    assert train("--start", "huggingface", "--start.folder", tmp_path / "folder", *rate).code == 0
     begun = [record for record in run.records() if record["kind"] == "eval/validation"]
     ended = [record for record in finished.records() if record["kind"] == "eval/validation"]
     np.testing.assert_allclose(begun[0]["loss"], ended[-1]["loss"], rtol=1e-4)
@@ -43,7 +44,16 @@ def test_experts_begin_as_copies_of_a_dense_model(finished, file, run, tmp_path,
     assert llm_jax("convert", finished.path, tmp_path / "folder").code == 0
     mixed = file.with_name("mixed.py")
     mixed.write_text(MIXED)
-    places = ("--runs-dir", tmp_path / "runs", "--cache-dir", cache, "--start", tmp_path / "folder")
+    places = (
+        "--runs-dir",
+        tmp_path / "runs",
+        "--cache-dir",
+        cache,
+        "--start",
+        "huggingface",
+        "--start.folder",
+        tmp_path / "folder",
+    )
     rate = ("--optimizer.peak-lr", "1e-12", "--steps", "1", "--optimizer.schedule.warmup-steps", "0")
     outcome = llm_jax("train", mixed, *places, *rate)
     assert outcome.code == 0, outcome.said
@@ -56,15 +66,34 @@ def test_experts_begin_as_copies_of_a_dense_model(finished, file, run, tmp_path,
     assert outcome.code != 0 and "make `expert` the same" in outcome.said
 
 
+def test_a_run_begins_with_the_weights_of_a_run_and_does_not_need_them_again(finished, train, run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    start = ("--start", "run", "--start.run", copy)
+    rate = ("--optimizer.peak-lr", "1e-12", "--steps", "1", "--optimizer.schedule.warmup-steps", "0")
+    assert train(*start, "--name", "copy", "--runs-dir", tmp_path).code != 0
+    outcome = train(*start, *rate)
+    assert outcome.code == 0 and f"arrays from {copy}" in outcome.said
+    begun, *_ = (record["loss"] for record in run.records() if record["kind"] == "eval/validation")
+    *_, ended = (record["loss"] for record in finished.records() if record["kind"] == "eval/validation")
+    np.testing.assert_allclose(begun, ended, rtol=1e-4)
+    facts = run.read_card()[0][-1]["start"]
+    assert facts["loaded"] > 5 and facts["drawn"] == facts["resized"] == []
+    shutil.rmtree(copy)
+    outcome = train(*start, *rate, "--steps", "2")
+    assert outcome.code == 0, outcome.said
+    assert max(saved_steps(run.checkpoints)) == 2
+
+
 def test_weights_of_another_model_are_refused(finished, train, run, tmp_path):
     assert llm_jax("convert", finished.path, tmp_path / "folder").code == 0
-    outcome = train("--start", tmp_path / "folder", "--model.width", "24")
+    outcome = train("--start", "huggingface", "--start.folder", tmp_path / "folder", "--model.width", "24")
     assert outcome.code != 0
     assert "holds another model than the experiment's: width: 24 -> 16" in outcome.said
     assert not run.checkpoints.exists()
     tokenizer = tmp_path / "folder" / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text().replace('"llm_jax_digest": "', '"llm_jax_digest": "0'))
-    outcome = train("--start", tmp_path / "folder")
+    outcome = train("--start", "huggingface", "--start.folder", tmp_path / "folder")
     assert outcome.code != 0 and "was trained with tokenizer 0" in outcome.said
 
 

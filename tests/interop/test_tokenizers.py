@@ -8,7 +8,9 @@ import pytest
 from llm_jax.interop import load_hf, save_hf
 from llm_jax.models.build import build
 from llm_jax.models.families.llama import llama
-from llm_jax.tokenizers import ByteTokenizerConfig, check_same_ids
+from llm_jax.starts import HuggingFaceStart
+from llm_jax.starts.start import check_tokens
+from llm_jax.tokenizers import ByteTokenizerConfig
 from llm_jax.tokenizers.character import CharacterTokenizer
 from llm_jax.tokenizers.tokenizer import DIGEST_KEY
 from tests.helpers import tiny
@@ -49,7 +51,7 @@ def test_a_folder_without_tokenizer_names_no_special_tokens(model, tmp_path):
     found = json.loads((tmp_path / "config.json").read_text())
     assert {key: found[key] for key in SPECIAL} == dict.fromkeys(SPECIAL)
     assert not (tmp_path / "generation_config.json").exists()
-    check_same_ids(tmp_path, BYTE)
+    _check_same_ids(tmp_path, BYTE)
 
 
 def test_the_tokenizer_of_a_folder_is_copied(model, exported, tmp_path):
@@ -67,9 +69,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
 
 
 def test_another_tokenizer_is_refused_by_its_digest(exported):
-    check_same_ids(exported, BYTE)
+    _check_same_ids(exported, BYTE)
     with pytest.raises(ValueError, match=f"was trained with tokenizer {BYTE.digest} and this one is"):
-        check_same_ids(exported, CharacterTokenizer("abc"))
+        _check_same_ids(exported, CharacterTokenizer("abc"))
 
 
 def test_a_tokenizer_written_elsewhere_is_compared_token_by_token(exported):
@@ -77,9 +79,9 @@ def test_a_tokenizer_written_elsewhere_is_compared_token_by_token(exported):
     facts = json.loads(config.read_text())
     del facts[DIGEST_KEY]
     config.write_text(json.dumps(facts))
-    check_same_ids(exported, BYTE)
+    _check_same_ids(exported, BYTE)
     with pytest.raises(ValueError, match="token .* has id .* in this tokenizer"):
-        check_same_ids(exported, CharacterTokenizer("abc"))
+        _check_same_ids(exported, CharacterTokenizer("abc"))
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"model": {}}'])
@@ -87,7 +89,7 @@ def test_a_damaged_tokenizer_is_named(exported, damage):
     (exported / "tokenizer_config.json").unlink()
     (exported / "tokenizer.json").write_text(damage)
     with pytest.raises(ValueError, match="tokenizer.json"):
-        check_same_ids(exported, BYTE)
+        _check_same_ids(exported, BYTE)
 
 
 def test_nothing_is_written_into_a_folder_of_something_else(model, tmp_path):
@@ -97,3 +99,7 @@ def test_nothing_is_written_into_a_folder_of_something_else(model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
     with pytest.raises(ValueError, match="is a file: choose an empty folder"):
         save_hf(*model, tmp_path / "corpus.txt")
+
+
+def _check_same_ids(folder, tokenizer):
+    check_tokens(HuggingFaceStart(folder=str(folder)).find(), tokenizer, resized=False)

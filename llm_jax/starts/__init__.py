@@ -1,0 +1,7 @@
+"""Weights that training begins with, where it does not begin with drawn ones."""
+
+from llm_jax.starts.huggingface_start import HuggingFaceStart
+from llm_jax.starts.run_start import RunStart
+from llm_jax.starts.start import Start, Weights
+
+__all__ = ["HuggingFaceStart", "RunStart", "Start", "Weights"]

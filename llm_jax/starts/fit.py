@@ -1,0 +1,151 @@
+"""How weights that exist become the parameters of the experiment's model."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core import config, rng, trees
+from llm_jax.core.checks import check, did_you_mean
+from llm_jax.models.architecture import architecture
+from llm_jax.models.build import Model, abstract_parameters, build, initial_parameters
+from llm_jax.models.upcycle import check_upcycles, has_experts, upcycled
+from llm_jax.sharding import axes
+from llm_jax.starts.start import Start, Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Weights that fit a model, and which of its parameters they fill. `of` checks that they do."""
+
+    weights: Weights
+    model: Model
+    drawn: tuple[str, ...]
+    """Names of the parameters that are drawn."""
+    resized: tuple[str, ...]
+    """Names of the tables of tokens of which only the rows that both models have are filled."""
+    upcycles: bool
+    """Whether experts begin as copies of an ffn."""
+
+    @classmethod
+    def of(cls, start: Start, model: Model) -> "Fit":
+        """
+        Raises:
+          ValueError: if the weights are of another model in anything that `start` does not name, or it names a
+            parameter that the model does not have.
+        """
+        weights = start.find()
+        shapes, words = abstract_parameters(model)
+        wanted, named = dict(trees.named_leaves(shapes)), dict(_named(words))
+        _check_names(start.fresh, list(wanted))
+        drawn = tuple(name for name in wanted if _is_fresh(name, start.fresh))
+        if has_experts(model.config) and not has_experts(weights.config):
+            check(
+                not start.fresh and not start.resized_vocabulary,
+                f"{weights.origin} has no experts and the model has: then nothing else may differ; leave start.fresh "
+                "and start.resized_vocabulary out",
+            )
+            check_upcycles(weights.config, model.config)
+            return cls(weights, model, tuple(name for name in wanted if "/ffn/router/" in name), (), True)
+        _check_config(start, weights, model)
+        found = dict(trees.named_leaves(abstract_parameters(build(weights.config, model.precision))[0]))
+        tables = [name for name in wanted if axes.VOCAB in named[name] and name not in drawn]
+        resized = tuple(name for name in tables if name in found and found[name].shape != wanted[name].shape)
+        for name in wanted.keys() - set(drawn) - set(resized):
+            there = f"has {found[name].shape}" if name in found else "does not have it"
+            check(
+                name in found and found[name].shape == wanted[name].shape,
+                f"{name} has shape {wanted[name].shape} in the experiment's model, and {weights.origin} {there}: name "
+                "it in start.fresh to have it drawn",
+            )
+        return cls(weights, model, drawn, resized, False)
+
+    def parameters(self, seed: int) -> Any:
+        """Reads the weights. What is drawn is what a run of this seed without a start begins with."""
+        precision = self.model.precision
+        given = self.weights.load(precision)
+        if self.upcycles:
+            source = build(self.weights.config, precision)
+            return upcycled(source.config, given, self.model, rng.key(seed, "upcycle"))
+        shapes, words = abstract_parameters(self.model)
+        there, named = dict(trees.named_leaves(given)), dict(_named(words))
+        drawn = _drawn(self.model, {*self.drawn, *self.resized}, rng.key(seed, "parameters"))
+
+        def leaf(path: tuple, wanted: jax.ShapeDtypeStruct) -> Any:
+            name = trees.path_name(path)
+            if name in self.drawn:
+                return drawn[name]
+            value = there[name]
+            if name in self.resized:
+                axis = named[name].index(axes.VOCAB)
+                rows = min(value.shape[axis], wanted.shape[axis])
+                common = (slice(None),) * axis + (slice(rows),)
+                value = drawn[name].at[common].set(jnp.asarray(value)[common])
+            return jnp.asarray(value, wanted.dtype)
+
+        return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+    def facts(self) -> dict[str, Any]:
+        """What the run's card says of its beginning."""
+        count = len(list(trees.named_leaves(abstract_parameters(self.model)[0])))
+        return {
+            "weights": self.weights.origin,
+            "loaded": count - len(self.drawn),
+            "drawn": list(self.drawn),
+            "resized": list(self.resized),
+        }
+
+    def __str__(self) -> str:
+        facts = self.facts()
+        text = f"{facts['loaded']} arrays from {facts['weights']}"
+        for word in ("resized", "drawn"):
+            if names := facts[word]:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                text += f"; {word}: {', '.join(names[:3])}{more}"
+        return text
+
+
+def _check_config(start: Start, weights: Weights, model: Model) -> None:
+    """That the configs agree in everything but what `start` names."""
+    found, wanted = architecture(weights.config), architecture(model.config)
+    fields = {name.split("/")[0] for name in start.fresh} | ({"vocab_size"} if start.resized_vocabulary else set())
+    lines = [line for line in config.diff(wanted, found) if line.partition(":")[0].split(".")[0] not in fields]
+    check(
+        not lines,
+        f"{weights.origin} holds another model than the experiment's: {'; '.join(lines[:4])}; take the model that is "
+        "there (read_config of a folder), or name in start.fresh what is to be drawn",
+    )
+
+
+def _check_names(fresh: tuple[str, ...], names: list[str]) -> None:
+    """That each of `fresh` is the beginning of the name of a parameter."""
+    parts = sorted({"/".join(name.split("/")[:depth]) for name in names for depth in range(1, name.count("/") + 2)})
+    for one in fresh:
+        check(
+            one in parts,
+            f"start.fresh names {one!r}, and no parameter of the model has a name that begins so"
+            f"{did_you_mean(one, parts)}; `llm-jax shardings` lists the names",
+        )
+
+
+def _is_fresh(name: str, fresh: tuple[str, ...]) -> bool:
+    return any(name == one or name.startswith(f"{one}/") for one in fresh)
+
+
+def _drawn(model: Model, names: set[str], key: jax.Array) -> dict[str, jax.Array]:
+    """Parameters as a run without a start has them; the compiler leaves out what is not asked for."""
+    if not names:
+        return {}
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        found = trees.named_leaves(nn.unbox(initial_parameters(model, key)))
+        return {name: value for name, value in found if name in names}
+
+    return jax.jit(draw)(key)
+
+
+def _named(words: Any) -> Any:
+    """(name, logical axes) of every parameter."""
+    return trees.named_leaves(words, is_leaf=lambda leaf: isinstance(leaf, tuple))
