@@ -20,7 +20,7 @@ from tables import alternate, machine, markdown, median, publish, threads
 
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.models.build import abstract_parameters
+from llm_jax.models.build import boxed_parameters
 from llm_jax.models.transformer import Transformer
 from llm_jax.optim import SGDConfig
 from llm_jax.train.state import initial_state
@@ -48,7 +48,7 @@ SMOKE = {"size": "tiny", "batches": (2,), "prompt": 4, "new_tokens": 8, "rounds"
 def ours(family: Family, size: Size, prompts: np.ndarray, new_tokens: int) -> Callable[[], object]:
     """A call of our Generator for prompts [B, P]."""
     model = Transformer(our_config(family, size))
-    optimizer = SGDConfig(peak_lr=1.0).build(1, *abstract_parameters(model))
+    optimizer = SGDConfig(peak_lr=1.0).build(1, boxed_parameters(model))
     params = jax.jit(lambda: initial_state(model, optimizer, 0, ema=False).params)()
     generator = Generator(model, SamplingConfig(temperature=0), eos_id=None, pad_id=0)
     rows = prompts.tolist()

@@ -21,7 +21,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.core.metrics import Ratio
 from llm_jax.data import Batch
 from llm_jax.layers.mixers.masks import Placement
-from llm_jax.models.build import abstract_parameters
+from llm_jax.models.build import boxed_parameters
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
@@ -66,7 +66,7 @@ def peak_bytes(arguments: Arguments, objective: CausalLMConfig | PlainLM) -> int
     """Temporary memory of the compiled update."""
     shape = (arguments.layers, arguments.heads, arguments.width)
     model = Transformer(gpt2(*shape, vocab_size=arguments.vocab_size, max_length=arguments.length))
-    optimizer = AdamWConfig(peak_lr=1e-4).build(1000, *abstract_parameters(model))
+    optimizer = AdamWConfig(peak_lr=1e-4).build(1000, boxed_parameters(model))
     state = jax.eval_shape(functools.partial(initial_state, model, optimizer, 0, ema=False))
     integers = jax.ShapeDtypeStruct((arguments.batch, arguments.length), jnp.int32)
     weights = jax.ShapeDtypeStruct(integers.shape, jnp.float32)

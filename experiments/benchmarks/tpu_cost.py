@@ -25,7 +25,7 @@ from tables import machine, markdown, publish
 from llm_jax.core.dtypes import MIXED
 from llm_jax.data import Batch
 from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, PlainKernel, SplashKernel
-from llm_jax.models.build import abstract_parameters
+from llm_jax.models.build import boxed_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.stack import Execution
 from llm_jax.models.transformer import Transformer
@@ -68,7 +68,7 @@ FORMULATIONS = {
 def compile_step(config: TransformerConfig, size: Size, device: jax.Device) -> jax.stages.Compiled:
     """The update of our train step for one device, from shapes alone."""
     model = Transformer(config, MIXED)
-    optimizer = AdamWConfig(peak_lr=1e-4).build(1000, *abstract_parameters(model))
+    optimizer = AdamWConfig(peak_lr=1e-4).build(1000, boxed_parameters(model))
     state = jax.eval_shape(functools.partial(initial_state, model, optimizer, 0, ema=False))
     integers = jax.ShapeDtypeStruct((size.batch, size.length), jnp.int32)
     batch = Batch(integers, integers, integers, integers, jax.ShapeDtypeStruct(integers.shape, jnp.float32))

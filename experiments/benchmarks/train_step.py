@@ -25,7 +25,7 @@ from tables import alternate, machine, markdown, median, publish, threads
 
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.data import Batch
-from llm_jax.models.build import abstract_parameters
+from llm_jax.models.build import boxed_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
@@ -75,7 +75,7 @@ def our_step(config: TransformerConfig, dtype: NumberType, tokens: np.ndarray) -
     """One update of our train step on tokens [B, T + 1]."""
     precision = MIXED if dtype == "bfloat16" else Precision()
     model = Transformer(config, precision)
-    optimizer = AdamWConfig(peak_lr=1e-4).build(1000, *abstract_parameters(model))
+    optimizer = AdamWConfig(peak_lr=1e-4).build(1000, boxed_parameters(model))
     step = compiled(train_step(model, CausalLMConfig(), optimizer, StepConfig(), 0), precision, donate_argnums=0)
     state = jax.jit(lambda: initial_state(model, optimizer, 0, ema=False))()
     batch = batch_of(tokens)

@@ -28,6 +28,7 @@ from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.documents import documents
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.mixers.recurrence import linear_recurrence
+from llm_jax.layers.roles import Role
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import applied
 from llm_jax.models.config import TransformerConfig
@@ -96,12 +97,14 @@ class MovingAverage(nn.Module):
         self, x_BTD: jax.Array, context: Context, state: AverageState | None = None
     ) -> tuple[jax.Array, AverageState | None]:
         features = self.config.features
-        # A word of sharding/axes.py for each axis of a parameter says how devices may divide it.
+        # A word of sharding/axes.py for each axis of a parameter says how devices may divide it, and its role
+        # (layers/roles.py) how optimizers treat it: weight decay spares a rate. The kernels of Linear have theirs.
         into = lambda name: Linear(  # noqa: E731
             "BTD,DR->BTR", (self.width, features), (axes.EMBED, axes.MLP), FanIn(), self.precision, name=name
         )
         gate_BTR, value_BTR = into("gate")(x_BTD), into("value")(x_BTD).astype(jnp.float32)
-        rate_R = self.param("rate", annotated(self._rates, (axes.MLP,)), (features,), self.precision.param_dtype)
+        init = annotated(self._rates, (axes.MLP,), Role.RATE)
+        rate_R = self.param("rate", init, (features,), self.precision.param_dtype)
         row = documents(context.queries, None if state is None else state.segment_ids_B)
         starts_BT1, real_BT1 = row.starts_BT[..., None], row.real_BT[..., None]
         a_R = jax.nn.sigmoid(rate_R.astype(jnp.float32))

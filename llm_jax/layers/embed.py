@@ -18,6 +18,7 @@ from llm_jax.layers.linear import Linear, contract
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.position import AddedPosition
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -93,13 +94,13 @@ class Embed(nn.Module):
         config, inner = self.config, self.config.sum_width(self.width)
         if self.vocab_size is not None:
             shape, words = (self.vocab_size, config.table_width(self.width)), (axes.VOCAB, axes.EMBED)
-            self.table_VE = self._table("table", shape, words)
+            self.table_VE = self._table("table", shape, words, Role.EMBEDDING)
         if config.target:
             size = config.table_width(self.width)
-            init = annotated(config.init.draw(size, 1), (axes.EMBED,))
+            init = annotated(config.init.draw(size, 1), (axes.EMBED,), Role.VECTOR)
             self.target_E = self.param("target", init, (size,), self.precision.param_dtype)
         if config.types:
-            self.types_RE = self._table("types", (config.types, inner), (axes.TYPES, axes.EMBED))
+            self.types_RE = self._table("types", (config.types, inner), (axes.TYPES, axes.EMBED), Role.TABLE)
         if config.position:
             self.positions = config.position.build(self.max_length, inner, self.precision, "positions")
         if config.norm:
@@ -147,6 +148,6 @@ class Embed(nn.Module):
             return broadcast(self.types_RE[0], x_BTD.shape, x_BTD.dtype)
         return look_up(self.types_RE, types_BT, x_BTD.dtype, axes.TYPES)
 
-    def _table(self, name: str, shape: tuple[int, int], words: tuple[str, str]) -> jax.Array:
-        init = annotated(self.config.init.draw(shape[1], shape[0]), words)
+    def _table(self, name: str, shape: tuple[int, int], words: tuple[str, str], role: Role) -> jax.Array:
+        init = annotated(self.config.init.draw(shape[1], shape[0]), words, role)
         return self.param(name, init, shape, self.precision.param_dtype)

@@ -12,8 +12,9 @@ from typing import cast
 import flax.linen as nn
 import jax
 
-from llm_jax.core.checks import check_positive, check_positive_if_given
+from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
+from llm_jax.layers.roles import ParameterBox, Role
 
 
 class _Gaussian:
@@ -194,12 +195,17 @@ TORCH_DEFAULT = UniformFanIn(1 / math.sqrt(3))
 """What PyTorch's Linear and Conv1d start with, kernels and biases alike; the fan-in of a bias is that of its kernel."""
 
 
-def annotated(init: nn.initializers.Initializer, words: tuple[str, ...]) -> Callable[..., jax.Array]:
-    """`init` of a parameter whose axes have these logical words, for `Module.param`.
+def annotated(init: nn.initializers.Initializer, words: tuple[str, ...], role: Role) -> Callable[..., jax.Array]:
+    """`init` of a parameter whose axes have these logical words (sharding/axes.py) and which has this role
+    (roles.py), for `Module.param`.
 
-    What it makes is boxed with the words; flax takes the box off wherever a module reads the parameter.
+    What it makes is boxed with both; flax takes the box off wherever a module reads the parameter.
+
+    Raises:
+      ValueError: for a role that is none of `Role`.
     """
-    return cast("Callable[..., jax.Array]", nn.with_logical_partitioning(init, words))
+    check(role in list(Role), f"role is {role!r}: it must be one of Role, {', '.join(Role)}")
+    return cast("Callable[..., jax.Array]", lambda *drawn: ParameterBox(init(*drawn), words, role=Role(role)))
 
 
 def _cut_words(cut: float | None) -> str:

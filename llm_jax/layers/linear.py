@@ -19,6 +19,7 @@ from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.derivative import custom_vjp
 from llm_jax.layers.initialisers import Init, Zero, annotated
 from llm_jax.layers.products import over_rows
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes, partition
 
 
@@ -33,6 +34,7 @@ class Linear(nn.Module):
       kernel_init: initialiser of the kernel.
       bias: whether there is one; its shape is that of the kernel's output letters.
       bias_init: its initialiser, by the kernel's fan-in and fan-out.
+      role: of the kernel; that of the bias is `Role.BIAS`.
       exact: whether float32 products are computed as such on accelerators too, which else round their operands.
       copies: how often each entry of the kernel's first output axis is repeated in the result, next to one another. The
         parameters have none: devices that share an entry compute one copy each.
@@ -45,6 +47,7 @@ class Linear(nn.Module):
     precision: Precision
     bias: bool = False
     bias_init: Init = Zero()
+    role: Role = Role.MATRIX
     exact: bool = False
     copies: int = 1
 
@@ -52,10 +55,10 @@ class Linear(nn.Module):
         _, kernel_letters, outputs = _letters(self.einsum)
         contracted = self.contracted = sum(letter not in outputs for letter in kernel_letters)
         fans = math.prod(self.shape[:contracted]), math.prod(self.shape[contracted:])
-        init = annotated(self.kernel_init.draw(*fans), self.axes)
+        init = annotated(self.kernel_init.draw(*fans), self.axes, self.role)
         self.kernel = self.param("kernel", init, self.shape, self.precision.param_dtype)
         if self.bias:
-            init = annotated(self.bias_init.draw(*fans), self.axes[contracted:])
+            init = annotated(self.bias_init.draw(*fans), self.axes[contracted:], Role.BIAS)
             self.offset = self.param("bias", init, self.shape[contracted:], self.precision.param_dtype)
             self.offset_letters = kernel_letters[contracted:]
 
@@ -104,13 +107,13 @@ class BlockDiagonal(nn.Module):
         init = self.kernel_init.draw(size, size)
         kernel_NHM = self.param(
             "kernel",
-            annotated(init, (*words, axes.HEAD_DIM)),
+            annotated(init, (*words, axes.HEAD_DIM), Role.MATRIX),
             (self.blocks, size, size),
             self.precision.param_dtype,
         )
         bias_NM = self.param(
             "bias",
-            annotated(nn.initializers.zeros_init(), words),
+            annotated(nn.initializers.zeros_init(), words, Role.BIAS),
             (self.blocks, size),
             self.precision.param_dtype,
         )
@@ -137,11 +140,11 @@ class StackedLinear(nn.Module):
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array | None]:
         (count, inputs, outputs), (number, _, feature) = self.shape, self.axes
-        init = annotated(self.kernel_init.draw(inputs, outputs), self.axes)
+        init = annotated(self.kernel_init.draw(inputs, outputs), self.axes, Role.EXPERT)
         kernel_EDF = self.param("kernel", init, self.shape, self.precision.param_dtype).astype(self.precision.dtype)
         if not self.bias:
             return kernel_EDF, None
-        zeros = annotated(nn.initializers.zeros_init(), (number, feature))
+        zeros = annotated(nn.initializers.zeros_init(), (number, feature), Role.BIAS)
         bias_EF = self.param("bias", zeros, (count, outputs), self.precision.param_dtype)
         return kernel_EDF, bias_EF
 

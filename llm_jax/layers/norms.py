@@ -16,6 +16,7 @@ from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.derivative import custom_vjp
 from llm_jax.layers.fence import fence_gradients
 from llm_jax.layers.initialisers import annotated
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -75,10 +76,10 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = _vector(self, "scale", nn.initializers.ones_init(), x.shape[-1])
+        scale_D = _vector(self, "scale", nn.initializers.ones_init(), x.shape[-1], Role.NORM)
         y = normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, centred=True)
         if self.config.bias:
-            bias_D = _vector(self, "bias", nn.initializers.zeros_init(), x.shape[-1])
+            bias_D = _vector(self, "bias", nn.initializers.zeros_init(), x.shape[-1], Role.BIAS)
             y += broadcast(bias_D, y.shape, y.dtype)
         return fence_gradients(y)
 
@@ -92,7 +93,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.zeros_init() if self.config.from_zero else nn.initializers.ones_init()
-        scale_D = _vector(self, "scale", init, x.shape[-1])
+        scale_D = _vector(self, "scale", init, x.shape[-1], Role.NORM)
         if self.config.from_zero:
             scale_D += 1
         y = normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, centred=False)
@@ -139,6 +140,6 @@ def _normalise_backward(epsilon, centred, residuals, dy):
 normalise.defvjp(_normalise, _normalise_backward)
 
 
-def _vector(module: nn.Module, name: str, init: nn.initializers.Initializer, width: int) -> jax.Array:
-    init = annotated(init, (axes.NORM,))
+def _vector(module: nn.Module, name: str, init: nn.initializers.Initializer, width: int, role: Role) -> jax.Array:
+    init = annotated(init, (axes.NORM,), role)
     return module.param(name, init, (width,), module.precision.param_dtype).astype(jnp.float32)

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.roles import unboxed
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Memory, Transformer
@@ -29,7 +29,7 @@ def applied(model: Model, params: Any, *arguments: Any, method: str | None = Non
 
 
 def initial_parameters(model: Model, key: jax.Array) -> Any:
-    """A fresh parameter tree; its leaves are boxed with their logical axes."""
+    """A fresh parameter tree; its leaves are boxed with their logical axes and roles."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     if isinstance(model, EncoderDecoder):
         return model.init(key, tokens, tokens)["params"]
@@ -43,9 +43,12 @@ def initial_parameters(model: Model, key: jax.Array) -> Any:
     return model.init(key, tokens, memory=memory)["params"]
 
 
+def boxed_parameters(model: Model) -> Any:
+    """Shapes of the model's parameters, boxed with their logical axes and roles, without making any."""
+    return jax.eval_shape(lambda: initial_parameters(model, jax.random.key(0)))
+
+
 def abstract_parameters(model: Model) -> tuple[Any, Any]:
     """Shapes and logical axes of the model's parameters, without making any."""
-    boxed = jax.eval_shape(lambda: initial_parameters(model, jax.random.key(0)))
-    # Not `nn.unbox`: under a mesh it lays its leaves out, and these are only shapes.
-    shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
-    return shapes, partition.logical_axes(boxed)
+    boxed = boxed_parameters(model)
+    return unboxed(boxed), partition.logical_axes(boxed)

@@ -18,6 +18,7 @@ from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.initialisers import Init, Normal, Zero, annotated
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.norms import Norm
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -161,7 +162,7 @@ class Head(nn.Module):
             self.transform = Transform(config.transform, self.width, out, self.precision)
         if isinstance(config, TiedHead):
             if config.bias:
-                init = annotated(nn.initializers.zeros_init(), (axes.VOCAB,))
+                init = annotated(nn.initializers.zeros_init(), (axes.VOCAB,), Role.BIAS)
                 self.bias_V = self.param("bias", init, (self.vocab_size,), self.precision.param_dtype)
             return
         if isinstance(config, ClassHead):
@@ -170,7 +171,9 @@ class Head(nn.Module):
         else:
             scores, word, bias_init = self.vocab_size, axes.VOCAB, config.bias_init
         shape, words = (out, scores), (axes.EMBED, word)
-        self.scores = Linear("BTD,DV->BTV", shape, words, config.init, self.precision, config.bias, bias_init)
+        self.scores = Linear(
+            "BTD,DV->BTV", shape, words, config.init, self.precision, config.bias, bias_init, role=Role.READOUT
+        )
         # Its kernel and bias lie beside the transform, not one level further down.
         nn.share_scope(self, self.scores)
 

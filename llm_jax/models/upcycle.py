@@ -10,13 +10,13 @@ import dataclasses
 import re
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax.core import trees
 from llm_jax.core.checks import check
 from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.roles import unboxed
 from llm_jax.models.architecture import architecture
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import Model, abstract_parameters, initial_parameters
@@ -120,8 +120,7 @@ def _routers(model: Model, key: jax.Array) -> dict[str, jax.Array]:
     """Fresh ones, by the names of their leaves; the compiler leaves out what is not asked for."""
 
     def fresh(key: jax.Array) -> dict[str, jax.Array]:
-        boxed = initial_parameters(model, key)
-        values = jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+        values = unboxed(initial_parameters(model, key))
         return {name: value for name, value in trees.named_leaves(values) if _ROUTER in name}
 
     return jax.jit(fresh)(key)

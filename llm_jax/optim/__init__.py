@@ -1,7 +1,7 @@
 """Optimizers by config type, their schedules, and what weight decay touches.
 
 config = AdamWConfig(peak_lr=1e-3, schedule=Cosine(warmup_steps=100))
-transformation = config.build(steps, params_abstract, logical_axes)
+transformation = config.build(steps, boxed_parameters(model))
 """
 
 from llm_jax.optim.masks import DecayAll, DecayMask, DecayMatching, DecayMatrices

@@ -2,7 +2,7 @@
 
 Blocks that repeat are kept as one array with a leading `layers` axis, those of a block-diagonal matrix with a `blocks`
 axis, experts with an `experts` axis. Such an array is a stack: the number of its dimensions does not tell a matrix from
-a vector, its logical axes do.
+a vector. Its role tells what it is, and its logical axes what the rows and columns are.
 """
 
 import dataclasses
@@ -12,11 +12,14 @@ import jax
 
 from llm_jax.core import trees
 from llm_jax.core.checks import check
-from llm_jax.sharding import axes
+from llm_jax.layers.roles import ParameterBox, Role, roles
+from llm_jax.sharding import axes, partition
 
 _STACKING = (axes.LAYERS, axes.BLOCKS, axes.EXPERTS)
-_TABLES = (axes.VOCAB, axes.POSITIONS, axes.TYPES, axes.ROUTES, axes.CLASSES)
-_VECTORS = ("bias", "scale")
+_MATRICES = (
+    *(Role.MATRIX, Role.EXPERT, Role.ROUTER, Role.READOUT),
+    *(Role.EMBEDDING, Role.TABLE, Role.CONVOLUTION),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Layout:
     """Its path, such as 'stack/0/mixer/query/kernel'."""
     words: tuple[str, ...]
     """The logical word of each of its axes."""
+    role: Role
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -43,14 +47,8 @@ class Layout:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether an item is a matrix. A bias per head has two axes and is none: its name says so."""
-        return len(self.item) >= 2 and self.path.rpartition("/")[2] not in _VECTORS
-
-    @property
-    def is_table(self) -> bool:
-        """Whether rows are looked up by token, position or type, or scored against, as experts are by a router: not a
-        map between hidden spaces."""
-        return any(word in _TABLES for word in self.words)
+        """Whether an item is a matrix or a table, by its role: a bias per head has two axes and is none."""
+        return self.role in _MATRICES
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -66,39 +64,33 @@ class Layout:
         return tuple(axis for axis in self.item if axis not in self.rows)
 
 
-def layouts(params_abstract: Any, logical_axes: Any) -> Any:
+def layouts(parameters: Any) -> Any:
     """The tree of Layouts of a parameter tree.
 
     Args:
-      params_abstract: nested dict of arrays or jax.ShapeDtypeStructs.
-      logical_axes: the same nested dict with a tuple of logical words a parameter.
+      parameters: nested dict of the parameters' shapes, boxed with their logical axes and roles (`boxed_parameters` of
+        models/build.py).
 
     Raises:
-      ValueError: where the two trees name different parameters, or a parameter has not one word an axis.
+      ValueError: if there is no parameter, for a parameter without logical axes or a role, and for one whose axes are
+        not those of its shape and its role.
     """
-    words = dict(_named_axes(logical_axes))
-    shapes = dict(trees.named_leaves(params_abstract))
-    check(bool(shapes), "there are no parameters to optimize: build the model before its optimizer")
-    if odd := sorted(words.keys() ^ shapes.keys()):
-        raise ValueError(
-            f"parameters and logical axes differ at {odd[:5]} ({len(odd)} paths in all): give the optimizer the axes "
-            "of the very tree that it is to update"
-        )
-    for path, shape in shapes.items():
-        check(
-            len(words[path]) == len(shape.shape),
-            f"parameter {path} of shape {shape.shape} has axes {words[path]}: give one word to each dimension",
-        )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: Layout(trees.path_name(path), words[trees.path_name(path)]), params_abstract
+    check(
+        bool(jax.tree.leaves(parameters)), "there are no parameters to optimize: build the model before its optimizer"
     )
 
-
-def _named_axes(logical_axes: Any) -> list[tuple[str, tuple[str, ...]]]:
-    leaves = jax.tree_util.tree_leaves_with_path(logical_axes, is_leaf=lambda node: isinstance(node, tuple))
-    for path, leaf in leaves:
+    def layout(path: tuple, role: Role, words: tuple[str, ...], box: ParameterBox) -> Layout:
+        name, shape = trees.path_name(path), box.value.shape
         check(
-            isinstance(leaf, tuple),
-            f"logical axes of {trees.path_name(path)} are {leaf!r}: they must be a tuple with one word a dimension",
+            len(words) == len(shape),
+            f"parameter {name} of shape {shape} has axes {words}: give one word to each dimension",
         )
-    return [(trees.path_name(path), leaf) for path, leaf in leaves]
+        found = Layout(name, words, role)
+        check(
+            len(found.item) >= 2 or not found.is_matrix,
+            f"parameter {name} has role {role.value!r} and axes {words}: a {role.value} has two or more beside those "
+            "that stack; give it the role of a vector, such as bias or scale",
+        )
+        return found
+
+    return jax.tree_util.tree_map_with_path(layout, roles(parameters), partition.logical_axes(parameters), parameters)

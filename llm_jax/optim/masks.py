@@ -27,7 +27,8 @@ class DecayMask(abc.ABC):
 
 @configclass
 class DecayMatrices(DecayMask):
-    """Kernels and embedding tables decay; biases, norm scales and other vectors do not (GPT-2, LLaMA, nanoGPT)."""
+    """What has the role of a matrix or a table decays; biases, norm scales, rates of recurrences and other vectors do
+    not (GPT-2, LLaMA, nanoGPT)."""
 
     exclude: tuple[str, ...] = ()
     """Regular expressions, searched for in parameter paths: matrices that do not decay either."""

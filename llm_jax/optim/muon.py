@@ -7,12 +7,13 @@ import jax
 import optax
 
 from llm_jax.core import trees
+from llm_jax.layers.roles import Role
 from llm_jax.optim.layouts import Layout
 
 
 def is_orthogonalised(layout: Layout) -> bool:
-    """Whether Muon treats a parameter: matrices between hidden spaces, not tables of tokens or positions."""
-    return layout.is_matrix and not layout.is_table
+    """Whether Muon treats a parameter: maps between hidden features, not what is looked up or reads scores."""
+    return layout.role in (Role.MATRIX, Role.EXPERT)
 
 
 def scale_by_muon(

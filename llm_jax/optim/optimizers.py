@@ -65,19 +65,19 @@ class Optimizer(abc.ABC):
         """
         return self.schedule.build(self.peak_lr, steps)
 
-    def build(self, steps: int, params_abstract: Any, logical_axes: Any) -> optax.GradientTransformation:
+    def build(self, steps: int, parameters: Any) -> optax.GradientTransformation:
         """The transformation for a run of `steps` updates; its `update` needs the parameters.
 
         Args:
           steps: updates in the whole run.
-          params_abstract: nested dict of jax.ShapeDtypeStructs (or arrays).
-          logical_axes: the same nested dict, with a tuple of words of sharding/axes.py a parameter.
+          parameters: nested dict of the parameters' shapes, boxed with their logical axes and roles
+            (`boxed_parameters` of models/build.py).
 
         Raises:
-          ValueError: for a schedule that does not fit into the run, axes that do not fit the parameters, or a pattern
-            of the decay mask that matches nothing.
+          ValueError: for a schedule that does not fit into the run, a parameter without a role, axes that do not fit
+            the parameters, or a pattern of the decay mask that matches nothing.
         """
-        tree = layouts(params_abstract, logical_axes)
+        tree = layouts(parameters)
         clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
         decay = optax.add_decayed_weights(self.weight_decay, mask=self.decay_mask.select(tree))
         return _in_float32(optax.chain(clip, self._step(tree, decay, self.learning_rate(steps))))
@@ -209,8 +209,9 @@ class AdamConfig:
 class MuonConfig(Optimizer):
     """Momentum made orthogonal by Newton-Schulz iteration (Jordan 2024, github.com/KellerJordan/Muon).
 
-    Each layer's kernel is taken as the matrix [inputs, outputs]: [D, N, H] is D x NH, [N, H, D] is NH x D. Vectors and
-    the tables of tokens and positions go to Adam, with the same schedule and decay mask.
+    It treats what has the role of a matrix or of an expert's. Each layer's kernel is taken as the matrix [inputs,
+    outputs]: [D, N, H] is D x NH, [N, H, D] is NH x D. All else goes to Adam, with the same schedule and decay mask:
+    embeddings and tables, routers, what reads scores of tokens or classes, convolutions and vectors.
     """
 
     weight_decay: float = 0.1

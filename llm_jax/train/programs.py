@@ -11,7 +11,8 @@ import optax
 
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
-from llm_jax.models.build import Model, abstract_parameters
+from llm_jax.layers.roles import unboxed
+from llm_jax.models.build import Model, boxed_parameters
 from llm_jax.objectives.objective import Objective
 from llm_jax.optim import Optimizer
 from llm_jax.sharding import partition
@@ -64,8 +65,9 @@ def programs(
     Raises:
       ValueError: where the model does not divide over the layout.
     """
-    shapes, logical_axes = abstract_parameters(model)
-    transformation = optimizer.build(steps, shapes, logical_axes)
+    parameters = boxed_parameters(model)
+    shapes, logical_axes = unboxed(parameters), partition.logical_axes(parameters)
+    transformation = optimizer.build(steps, parameters)
     ema = config.ema_decay is not None
     fresh = functools.partial(initial_state, model, transformation, seed, ema)
     abstract = jax.eval_shape(fresh)

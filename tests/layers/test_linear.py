@@ -8,7 +8,7 @@ import pytest
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.initialisers import FanIn, Normal
 from llm_jax.layers.linear import BlockDiagonal, Linear, contract
-from llm_jax.optim.layouts import Layout
+from llm_jax.optim.layouts import layouts
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout as Sharded
@@ -174,6 +174,6 @@ def test_blocks_start_at_the_scale_of_their_own_inputs():
 
 def test_each_block_is_a_matrix_of_its_own_to_an_optimizer():
     boxed = BlockDiagonal(4, 8, FanIn(), Precision()).init(jax.random.key(0), jnp.zeros((1, 1, 8)))["params"]
-    kernel, bias = (Layout(name, boxed[name].names) for name in ("kernel", "bias"))
+    kernel, bias = (layouts(boxed)[name] for name in ("kernel", "bias"))
     assert (kernel.stack, kernel.rows, kernel.columns) == ((0,), (1,), (2,))
     assert kernel.is_matrix and not bias.is_matrix

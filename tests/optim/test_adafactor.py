@@ -3,6 +3,7 @@ import numpy as np
 import optax
 import pytest
 
+from llm_jax.layers.roles import Role
 from llm_jax.optim.adafactor import scale_by_adafactor
 from llm_jax.optim.layouts import Layout
 
@@ -24,7 +25,10 @@ def directions(transformation, gradients, params):
 def test_on_a_matrix_and_a_vector_it_is_optax(min_size, relative, threshold):
     params = {"kernel": normal("kernel", WIDTH, 8), "scale": normal("scale", WIDTH)}
     gradients = {"kernel": normal("gradient", WIDTH, 8), "scale": normal("other gradient", WIDTH)}
-    layouts = {"kernel": Layout("kernel", ("embed", "mlp")), "scale": Layout("scale", ("norm",))}
+    layouts = {
+        "kernel": Layout("kernel", ("embed", "mlp"), Role.MATRIX),
+        "scale": Layout("scale", ("norm",), Role.NORM),
+    }
     ours, _ = directions(scale_by_adafactor(layouts, 0.8, threshold, min_size, relative), gradients, params)
     reference = optax.adafactor(
         min_dim_size_to_factor=min_size, multiply_by_parameter_scale=relative, clipping_threshold=threshold
@@ -37,7 +41,8 @@ def test_on_a_matrix_and_a_vector_it_is_optax(min_size, relative, threshold):
 def test_heads_are_factored_as_one_matrix_per_layer():
     words = ("layers", "embed", "heads", "head_dim")
     params, gradient = normal("p", LAYERS, WIDTH, HEADS, HEAD_DIM), normal("gr", LAYERS, WIDTH, HEADS, HEAD_DIM)
-    ours, state = directions(scale_by_adafactor(Layout("q/kernel", words), 0.8, 1.0, 4, True), gradient, params)
+    layout = Layout("q/kernel", words, Role.MATRIX)
+    ours, state = directions(scale_by_adafactor(layout, 0.8, 1.0, 4, True), gradient, params)
     assert state.row.shape == (LAYERS, WIDTH, 1, 1)
     assert state.column.shape == (LAYERS, 1, HEADS, HEAD_DIM)
     assert not jax.tree.leaves(state.full)
@@ -52,5 +57,6 @@ def test_heads_are_factored_as_one_matrix_per_layer():
 
 def test_an_optimizer_state_is_small_where_matrices_are_large():
     params = normal("p", LAYERS, 64, 32)
-    state = scale_by_adafactor(Layout("up/kernel", ("layers", "embed", "mlp")), 0.8, 1.0, 16, True).init(params)
+    layout = Layout("up/kernel", ("layers", "embed", "mlp"), Role.MATRIX)
+    state = scale_by_adafactor(layout, 0.8, 1.0, 16, True).init(params)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == LAYERS * (64 + 32) + 1

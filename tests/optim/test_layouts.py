@@ -1,7 +1,9 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
+from llm_jax.layers.roles import ParameterBox, Role
 from llm_jax.optim.layouts import Layout, layouts
 
 
@@ -19,65 +21,51 @@ from llm_jax.optim.layouts import Layout, layouts
     ],
 )
 def test_a_kernel_is_a_stack_of_matrices_from_inputs_to_outputs(words, stack, rows, columns):
-    layout = Layout("block/kernel", words)
-    assert layout.is_matrix and not layout.is_table
+    layout = Layout("block/kernel", words, Role.MATRIX)
     assert layout.stack + layout.rows + layout.columns == tuple(range(len(words)))
     assert (len(layout.stack), len(layout.rows), len(layout.columns)) == (stack, rows, columns)
 
 
-@pytest.mark.parametrize(
-    "path, words",
-    [
-        ("norm/scale", ("layers", "norm")),
-        ("query/bias", ("layers", "heads", "head_dim")),
-        ("query_norm/scale", ("layers", "heads", "head_dim")),
-        ("expert/bias", ("layers", "experts", "mlp")),
-        ("decay_gate/bias", ("layers", "blocks", "head_dim")),
-        ("norm/scale", ("norm",)),
-        ("gain", ("layers",)),
-        ("gain", ()),
-    ],
-)
-def test_vectors_are_no_matrices_however_they_are_stacked(path, words):
-    assert not Layout(path, words).is_matrix
+VECTORS = {Role.NORM, Role.SCALE, Role.BIAS, Role.BALANCE, Role.RATE, Role.VECTOR}
 
 
-TABLES = [
-    ("vocab", "embed"),
-    ("embed", "vocab"),
-    ("positions", "embed"),
-    ("types", "embed"),
-    ("embed", "classes"),
-    ("embed", "routes"),
-]
+@pytest.mark.parametrize("role", Role)
+def test_the_role_tells_vectors_from_matrices_however_they_are_named_and_stacked(role):
+    # A bias of heads and a projection of heads may have the same axes.
+    assert Layout("a/kernel", ("layers", "heads", "head_dim"), role).is_matrix == (role not in VECTORS)
 
 
-@pytest.mark.parametrize("words", TABLES)
-def test_tables_are_matrices_of_their_own_kind(words):
-    layout = Layout("embed/table", words)
-    assert layout.is_matrix and layout.is_table
+def box(shape, words, role):
+    return ParameterBox(jax.ShapeDtypeStruct(shape, jnp.float32), words, role=role)
 
 
 def test_layouts_follow_the_tree():
-    params = {"a": {"kernel": jnp.zeros((2, 3))}, "b": {"bias": jax.ShapeDtypeStruct((3,), jnp.float32)}}
-    tree = layouts(params, {"a": {"kernel": ("embed", "mlp")}, "b": {"bias": ("mlp",)}})
-    assert tree == {"a": {"kernel": Layout("a/kernel", ("embed", "mlp"))}, "b": {"bias": Layout("b/bias", ("mlp",))}}
+    kernel, bias = box((2, 3), ("embed", "mlp"), Role.MATRIX), box((3,), ("mlp",), Role.BIAS)
+    assert layouts({"a": {"kernel": kernel}, "b": {"bias": bias}}) == {
+        "a": {"kernel": Layout("a/kernel", ("embed", "mlp"), Role.MATRIX)},
+        "b": {"bias": Layout("b/bias", ("mlp",), Role.BIAS)},
+    }
 
 
 @pytest.mark.parametrize(
-    "axes, message",
+    "parameter, message",
     [
-        ({"a": ("embed",)}, "parameter a of shape \\(2, 3\\) has axes \\('embed',\\)"),
-        ({"b": ("embed", "mlp")}, "differ at \\['a', 'b'\\]"),
-        ({"a": ("embed", "mlp"), "b": ("mlp",)}, "differ at \\['b'\\]"),
-        ({"a": "embed"}, "logical axes of a are 'embed': they must be a tuple"),
+        (box((2, 3), ("embed",), Role.MATRIX), "parameter a of shape \\(2, 3\\) has axes \\('embed',\\)"),
+        (box((2, 3), ("embed", "mpl"), Role.MATRIX), "parameter a has axes .*'mpl'"),
+        (
+            box((2, 3), ("layers", "embed"), Role.EXPERT),
+            "parameter a has role 'expert' and axes \\('layers', 'embed'\\)",
+        ),
+        (box((3,), ("mlp",), Role.TABLE), "parameter a has role 'table'"),
+        (nn.LogicallyPartitioned(jnp.zeros(3), ("mlp",)), "parameter a has no role"),
+        (jnp.zeros(3), "parameter a has no role"),
     ],
 )
-def test_refuses_axes_of_another_tree(axes, message):
+def test_refuses_parameters_that_are_not_described(parameter, message):
     with pytest.raises(ValueError, match=message):
-        layouts({"a": jnp.zeros((2, 3))}, axes)
+        layouts({"a": parameter})
 
 
 def test_refuses_no_parameters():
     with pytest.raises(ValueError, match="no parameters"):
-        layouts({}, {})
+        layouts({})

@@ -1,26 +1,27 @@
 import pytest
 
 from llm_jax.core.trees import named_leaves
+from llm_jax.layers.roles import Role
 from llm_jax.optim.layouts import Layout
 from llm_jax.optim.masks import DecayAll, DecayMatching, DecayMatrices
 
-WORDS = {
-    "embed/table": ("vocab", "embed"),
-    "stack/query/kernel": ("layers", "embed", "heads", "head_dim"),
-    "stack/query/bias": ("layers", "heads", "head_dim"),
-    "stack/norm/scale": ("layers", "norm"),
-    "final_norm/scale": ("norm",),
+PARAMETERS = {
+    "embed/table": (("vocab", "embed"), Role.EMBEDDING),
+    "stack/query/kernel": (("layers", "embed", "heads", "head_dim"), Role.MATRIX),
+    "stack/query/bias": (("layers", "heads", "head_dim"), Role.BIAS),
+    "stack/norm/scale": (("layers", "norm"), Role.NORM),
+    "final_norm/scale": (("norm",), Role.NORM),
 }
 
 
 def tree():
     nested = {}
-    for path, words in WORDS.items():
+    for path, (words, role) in PARAMETERS.items():
         *parents, name = path.split("/")
         node = nested
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[name] = Layout(path, words)
+        node[name] = Layout(path, words, role)
     return nested
 
 
@@ -29,7 +30,7 @@ def tree():
     [
         (DecayMatrices(), {"embed/table", "stack/query/kernel"}),
         (DecayMatrices(exclude=("embed",)), {"stack/query/kernel"}),
-        (DecayAll(), set(WORDS)),
+        (DecayAll(), set(PARAMETERS)),
         (DecayAll(exclude=("norm", "bias$")), {"embed/table", "stack/query/kernel"}),
         (DecayMatching(("query",)), {"stack/query/kernel", "stack/query/bias"}),
         (DecayMatching(("^embed/", "scale$")), {"embed/table", "stack/norm/scale", "final_norm/scale"}),
@@ -38,7 +39,7 @@ def tree():
 )
 def test_selects(mask, decayed):
     selected = dict(named_leaves(mask.select(tree())))
-    assert selected.keys() == WORDS.keys()
+    assert selected.keys() == PARAMETERS.keys()
     assert {path for path, decays in selected.items() if decays} == decayed
 
 

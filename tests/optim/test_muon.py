@@ -3,6 +3,7 @@ import numpy as np
 import optax
 import pytest
 
+from llm_jax.layers.roles import ParameterBox, Role
 from llm_jax.optim.layouts import Layout
 from llm_jax.optim.muon import is_orthogonalised, scale_by_muon
 from llm_jax.optim.optimizers import AdamConfig, MuonConfig
@@ -31,7 +32,7 @@ def newton_schulz(matrix, iterations):
 def first_direction(name, matched_rms, nesterov=True, iterations=5):
     words, shape, _ = KERNELS[name]
     gradient = normal(len(name), *shape)
-    layout = Layout(f"{name}/kernel", words)
+    layout = Layout(f"{name}/kernel", words, Role.MATRIX)
     transformation = scale_by_muon({name: {"kernel": layout}}, 0.95, nesterov, iterations, matched_rms)
     tree = {name: {"kernel": gradient}}
     updates = jax.jit(lambda: transformation.update(tree, transformation.init(tree))[0])()
@@ -58,30 +59,23 @@ def test_matched_updates_have_one_root_mean_square_for_all_shapes(name):
         assert np.sqrt(np.mean(np.square(direction[layer]))) == pytest.approx(0.2, rel=0.25)
 
 
-@pytest.mark.parametrize(
-    "path, words, whether",
-    [
-        ("stack/query/kernel", ("layers", "embed", "heads", "head_dim"), True),
-        ("stack/router/kernel", ("layers", "embed", "experts"), True),
-        ("stack/query/bias", ("layers", "heads", "head_dim"), False),
-        ("stack/norm/scale", ("layers", "norm"), False),
-        ("embed/table", ("vocab", "embed"), False),
-        ("head/kernel", ("embed", "vocab"), False),
-        ("positions/table", ("positions", "embed"), False),
-    ],
-)
-def test_only_maps_between_hidden_spaces_are_orthogonalised(path, words, whether):
-    assert is_orthogonalised(Layout(path, words)) is whether
+def test_only_maps_between_hidden_features_are_orthogonalised():
+    # Whatever its name and axes, the role decides.
+    taken = {role for role in Role if is_orthogonalised(Layout("a/kernel", ("embed", "mlp"), role))}
+    assert taken == {Role.MATRIX, Role.EXPERT}
 
 
 def test_the_rest_goes_to_adam_at_its_own_rate():
     params = {"table": normal(1, 7, WIDTH), "kernel": normal(2, WIDTH, 8)}
-    axes = {"table": ("vocab", "embed"), "kernel": ("embed", "mlp")}
+    boxed = {
+        "table": ParameterBox(params["table"], ("vocab", "embed"), role=Role.EMBEDDING),
+        "kernel": ParameterBox(params["kernel"], ("embed", "mlp"), role=Role.MATRIX),
+    }
     gradients = jax.tree.map(lambda x: x + 1, params)
 
     def updates(peak_lr):
         config = MuonConfig(peak_lr=0.1, adam=AdamConfig(peak_lr=peak_lr, b2=0.99), clip_norm=None, weight_decay=0.3)
-        transformation = config.build(10, params, axes)
+        transformation = config.build(10, boxed)
         return jax.jit(lambda: transformation.update(gradients, transformation.init(params), params)[0])()
 
     own, shared = updates(0.02), updates(None)

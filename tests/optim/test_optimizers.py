@@ -8,6 +8,7 @@ import pytest
 
 from llm_jax.core import config as config_text
 from llm_jax.core.trees import named_leaves
+from llm_jax.layers.roles import ParameterBox, Role
 from llm_jax.optim.masks import DecayAll, DecayMatching, DecayMatrices
 from llm_jax.optim.optimizers import (
     AdafactorConfig,
@@ -22,11 +23,14 @@ from llm_jax.optim.schedules import Constant, Cosine, Linear
 
 STEPS = 40
 LAYERS = 2
-TABLE = {"embed": {"table": ((11, 8), ("vocab", "embed"))}}
+TABLE = {"embed": {"table": ((11, 8), ("vocab", "embed"), Role.EMBEDDING)}}
 LAYER = {
-    "query": {"kernel": ((8, 2, 6), ("embed", "heads", "head_dim")), "bias": ((2, 6), ("heads", "head_dim"))},
-    "out": {"kernel": ((2, 6, 8), ("heads", "head_dim", "embed"))},
-    "norm": {"scale": ((8,), ("norm",))},
+    "query": {
+        "kernel": ((8, 2, 6), ("embed", "heads", "head_dim"), Role.MATRIX),
+        "bias": ((2, 6), ("heads", "head_dim"), Role.BIAS),
+    },
+    "out": {"kernel": ((2, 6, 8), ("heads", "head_dim", "embed"), Role.MATRIX)},
+    "norm": {"scale": ((8,), ("norm",), Role.NORM)},
 }
 CONFIGS = [
     AdamWConfig(peak_lr=0.05),
@@ -51,7 +55,7 @@ def is_spec(node):
 
 def stacked():
     """Shapes and axes of layers in one stack."""
-    stack = jax.tree.map(lambda spec: ((LAYERS, *spec[0]), ("layers", *spec[1])), LAYER, is_leaf=is_spec)
+    stack = jax.tree.map(lambda spec: ((LAYERS, *spec[0]), ("layers", *spec[1]), spec[2]), LAYER, is_leaf=is_spec)
     return {**TABLE, "stack": stack}
 
 
@@ -71,8 +75,11 @@ def unstack(tree):
 
 
 def build(config, specs, steps=STEPS):
-    shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec[0], jnp.float32), specs, is_leaf=is_spec)
-    return config.build(steps, shapes, jax.tree.map(lambda spec: spec[1], specs, is_leaf=is_spec))
+    def box(spec):
+        shape, words, role = spec
+        return ParameterBox(jax.ShapeDtypeStruct(shape, jnp.float32), words, role=role)
+
+    return config.build(steps, jax.tree.map(box, specs, is_leaf=is_spec))
 
 
 def run(transformation, params, gradient, steps=STEPS):
@@ -331,7 +338,7 @@ def test_the_learning_rate_is_the_schedules():
             lambda: build(AdamWConfig(peak_lr=1.0, decay_mask=DecayMatching(("lm_head",))), stacked()),
             "'lm_head' matches none",
         ),
-        (lambda: AdamWConfig(peak_lr=1.0).build(1, {"a": jnp.zeros(2)}, {"b": ("norm",)}), "differ at \\['a', 'b'\\]"),
+        (lambda: AdamWConfig(peak_lr=1.0).build(1, {"a": jnp.zeros(2)}), "parameter a has no role"),
     ],
 )
 def test_refuses(make, message):

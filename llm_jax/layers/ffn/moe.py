@@ -25,6 +25,7 @@ from llm_jax.layers.ffn.routing import Router, Routes, load
 from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
 
@@ -131,7 +132,8 @@ class MoE(nn.Module):
         if not self.config.shared_gate:
             return y_BTD
         init, words = expert.init, (axes.EMBED, axes.ROUTES)
-        gate = Linear("BTD,DE->BTE", (self.width, 1), words, init, self.precision, name="shared_gate")
+        shape, role = (self.width, 1), Role.READOUT
+        gate = Linear("BTD,DE->BTE", shape, words, init, self.precision, role=role, name="shared_gate")
         return broadcast(jax.nn.sigmoid(gate(x_BTD)), y_BTD.shape, y_BTD.dtype) * y_BTD
 
     def _dispatched(

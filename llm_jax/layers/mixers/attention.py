@@ -27,6 +27,7 @@ from llm_jax.layers.mixers.softmax import zero_where_blind
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.position import RotaryPosition
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes, partition
 
 
@@ -179,7 +180,7 @@ class Attention(nn.Module):
         """Scores of no token, float32 [N], where there are such."""
         if not self.config.scores.sinks:
             return None
-        zeros = annotated(nn.initializers.zeros_init(), (axes.HEADS,))
+        zeros = annotated(nn.initializers.zeros_init(), (axes.HEADS,), Role.BIAS)
         return self.param("sinks", zeros, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
     def out(self, y_BNTH: jax.Array) -> jax.Array:

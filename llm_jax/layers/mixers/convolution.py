@@ -15,6 +15,7 @@ from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.initialisers import FanIn, Init, Zero, annotated
 from llm_jax.layers.mixers.documents import segment_ids
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -73,19 +74,20 @@ class Convolution(nn.Module):
         """Convolves; `state` holds the inputs of earlier calls, which the tokens of this one continue."""
         x_BTC = x_BTC.astype(self.precision.dtype)
         taps = self.config.taps
-        kernel_WC = self._parameter("kernel", self.config.init.draw(taps, taps), (taps,)).astype(self.precision.dtype)
+        kernel_WC = self._parameter("kernel", self.config.init.draw(taps, taps), (taps,), Role.CONVOLUTION)
+        kernel_WC = kernel_WC.astype(self.precision.dtype)
         if state is None:
             y_BTC = convolve(x_BTC, kernel_WC, place.segment_ids_BT)
         else:
             y_BTC, state = _continued(x_BTC, kernel_WC, segment_ids(place), state)
         if self.config.bias:
-            bias_C = self._parameter("bias", self.config.bias_init.draw(taps, taps), ())
+            bias_C = self._parameter("bias", self.config.bias_init.draw(taps, taps), (), Role.BIAS)
             y_BTC += broadcast(bias_C, y_BTC.shape, y_BTC.dtype)
         return y_BTC, state
 
-    def _parameter(self, name: str, init: nn.initializers.Initializer, taps: tuple[int, ...]) -> jax.Array:
+    def _parameter(self, name: str, init: nn.initializers.Initializer, taps: tuple[int, ...], role: Role) -> jax.Array:
         words = (axes.POSITIONS, axes.MLP)[-1 - len(taps) :]
-        init = annotated(init, words)
+        init = annotated(init, words, role)
         return self.param(name, init, (*taps, self.channels), self.precision.param_dtype)
 
 

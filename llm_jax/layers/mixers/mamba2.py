@@ -25,6 +25,7 @@ from llm_jax.layers.mixers.convolution import ConvolutionConfig, Recent
 from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form, Memory, recur
 from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.norms import normalise
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -180,7 +181,7 @@ class Mamba2(nn.Module):
         added_BNTP = (value_BNTP * step_BNT[..., None]).astype(value_BNTP.dtype)
         memory = state.memory if state else None
         y_BNTP, memory = recur(config.form, query_BKTH, key_BKTH, added_BNTP, log_BNT, place, memory)
-        skip_N11 = self._of_heads("skip", nn.initializers.ones_init())[:, None, None]
+        skip_N11 = self._of_heads("skip", nn.initializers.ones_init(), Role.SCALE)[:, None, None]
         y_BNTP = checkpoint_name((y_BNTP + skip_N11 * value_BNTP).astype(value_BNTP.dtype), "context")
         y_BTF = y_BNTP.transpose(0, 2, 1, 3).reshape(projected["gate"].shape)
         y_BTF = GroupedNorm(config.groups, config.epsilon, self.precision, name="norm")(
@@ -203,13 +204,14 @@ class Mamba2(nn.Module):
     def _steps(self, step_BTN: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Steps and logarithms of decays, float32 [B, N, T]."""
         scales = self.config.time_scales
-        bias_N, log_rate_N = self._of_heads("step_bias", scales.step_bias), self._of_heads("log_rate", scales.log_rate)
+        bias_N = self._of_heads("step_bias", scales.step_bias, Role.BIAS)
+        log_rate_N = self._of_heads("log_rate", scales.log_rate, Role.RATE)
         step_BTN = jnp.clip(jax.nn.softplus(step_BTN.astype(jnp.float32) + bias_N), *self.config.step_limit)
         return step_BTN.transpose(0, 2, 1), (-jnp.exp(log_rate_N) * step_BTN).transpose(0, 2, 1)
 
-    def _of_heads(self, name: str, init: nn.initializers.Initializer) -> jax.Array:
+    def _of_heads(self, name: str, init: nn.initializers.Initializer, role: Role) -> jax.Array:
         """A parameter with one number a head, float32."""
-        init = annotated(init, (axes.HEADS,))
+        init = annotated(init, (axes.HEADS,), role)
         return self.param(name, init, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
     def _project(self, name: str, size: int, word: str) -> Linear:
@@ -227,7 +229,7 @@ class GroupedNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BTF: jax.Array) -> jax.Array:
         features = x_BTF.shape[-1]
-        init = annotated(nn.initializers.ones_init(), (axes.NORM,))
+        init = annotated(nn.initializers.ones_init(), (axes.NORM,), Role.NORM)
         scale_F = self.param("scale", init, (features,), self.precision.param_dtype)
         size = features // self.groups
         parts = x_BTF.reshape(*x_BTF.shape[:-1], self.groups, size)

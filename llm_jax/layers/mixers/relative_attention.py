@@ -27,6 +27,7 @@ from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.mixers.pairs import drop_of
 from llm_jax.layers.mixers.softmax import attend, zero_where_blind
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -138,7 +139,7 @@ class RelativeAttention(nn.Module):
     def _of_parts(self, q_BNTH: jax.Array, types_BT: jax.Array | None) -> jax.Array | float:
         """(q + w) s over the root of the head size, [B, N, T, S] float32; 0 where all tokens are of one part."""
         config, words = self.config, (axes.TYPES, axes.HEADS, axes.HEAD_DIM)
-        init = annotated(config.init.draw(config.head_dim, config.heads), words)
+        init = annotated(config.init.draw(config.head_dim, config.heads), words, Role.TABLE)
         shape = (2, config.heads, config.head_dim)
         parts_RNH = self.param("parts", init, shape, self.precision.param_dtype)
         q_BNTH = self._biased("by_part", q_BNTH)
@@ -173,6 +174,6 @@ class HeadBias(nn.Module):
     @nn.compact
     def __call__(self, x_BNTH: jax.Array) -> jax.Array:
         config, words = self.config, (axes.HEADS, axes.HEAD_DIM)
-        init = annotated(config.init.draw(config.head_dim, config.heads), words)
+        init = annotated(config.init.draw(config.head_dim, config.heads), words, Role.BIAS)
         bias_NH = self.param("bias", init, (config.heads, config.head_dim), self.precision.param_dtype)
         return x_BNTH + broadcast(bias_NH[:, None], x_BNTH.shape, x_BNTH.dtype)

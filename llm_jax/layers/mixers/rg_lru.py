@@ -21,6 +21,7 @@ from llm_jax.layers.mixers.convolution import ConvolutionConfig, Recent
 from llm_jax.layers.mixers.documents import Documents, documents
 from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.mixers.recurrence import linear_recurrence
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 _SHARPNESS = 8.0
@@ -130,7 +131,7 @@ class RGLRU(nn.Module):
             BlockDiagonal(config.blocks, config.channels, config.init, self.precision, name=name)(x_BTR)
             for name in ("input_gate", "decay_gate")
         ]
-        init = annotated(_slow, (axes.MLP,))
+        init = annotated(_slow, (axes.MLP,), Role.RATE)
         rate_R = self.param("decay", init, (config.channels,), self.precision.param_dtype)
         if before_BR is None:
             before_BR = jnp.zeros((len(x_BTR), config.channels), jnp.float32)

@@ -9,6 +9,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import look_up
 from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.positions.position import AddedPosition
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -43,7 +44,7 @@ class LearnedPositions(nn.Module):
         init = self.config.init.draw(self.width, self.config.offset + self.length)
         table_TD = self.param(
             "table",
-            annotated(init, (axes.POSITIONS, axes.EMBED)),
+            annotated(init, (axes.POSITIONS, axes.EMBED), Role.TABLE),
             (self.config.offset + self.length, self.width),
             self.precision.param_dtype,
         )

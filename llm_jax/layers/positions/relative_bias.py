@@ -16,6 +16,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.positions.position import PositionBias
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -98,5 +99,5 @@ class RelativeBias(nn.Module):
     def __call__(self) -> jax.Array:
         init = self.config.init.draw(self.heads, self.config.buckets)
         words, shape = (axes.POSITIONS, axes.HEADS), (self.config.buckets, self.heads)
-        table_RN = self.param("table", annotated(init, words), shape, self.precision.param_dtype)
+        table_RN = self.param("table", annotated(init, words, Role.TABLE), shape, self.precision.param_dtype)
         return table_RN.astype(jnp.float32)

@@ -13,6 +13,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.initialisers import Init, Zero
 from llm_jax.layers.linear import Linear
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -74,4 +75,5 @@ class Scoring(nn.Module):
         """x [B, T, D] -> so many scores of each token, in float32; `init` None means that of the config."""
         shape, words = (self.width, scores), (axes.EMBED, axes.ROUTES)
         exact = Precision(self.precision.params, "float32")
-        return Linear("BTD,DE->BTE", shape, words, init or self.config.init, exact, bias, exact=True, name=name)
+        init = init or self.config.init
+        return Linear("BTD,DE->BTE", shape, words, init, exact, bias, role=Role.ROUTER, exact=True, name=name)

@@ -14,6 +14,7 @@ from llm_jax.layers.ffn.routers.scores import Scoring
 from llm_jax.layers.ffn.routing import Mixture, Routed, Router
 from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.mixers.context import Context
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -72,7 +73,7 @@ class SoftRouter(Scoring):
         """Of each token and each slot, times a learned scale, which keeps the softmax soft in wide models (section
         2.3)."""
         matrix = self.matrix("scores", self.experts * self.config.slots)
-        ones = annotated(nn.initializers.ones_init(), (axes.ROUTES,))
+        ones = annotated(nn.initializers.ones_init(), (axes.ROUTES,), Role.SCALE)
         scale_1 = self.param("scale", ones, (1,), self.precision.param_dtype).astype("float32")
         products_BTZ = matrix(_unit(x_BTD.astype("float32"), -1))
         return scale_1 * products_BTZ / (jnp.linalg.norm(matrix.kernel.astype("float32"), axis=0) + 1e-6)

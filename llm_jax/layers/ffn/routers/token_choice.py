@@ -19,6 +19,7 @@ from llm_jax.layers.ffn.routers.scores import Noise, Scoring
 from llm_jax.layers.ffn.routing import Choice, Routed, Router
 from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.mixers.context import Context
+from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
 
@@ -148,7 +149,7 @@ class SigmoidRouter(Scoring):
         logits_BTE = self.logits(x_BTD, noise=self.config.noise)
         scores_BTE = ranks_BTE = jax.nn.sigmoid(logits_BTE)
         if self.config.corrected:
-            zeros = annotated(nn.initializers.zeros_init(), (axes.ROUTES,))
+            zeros = annotated(nn.initializers.zeros_init(), (axes.ROUTES,), Role.BALANCE)
             # In float32 always: bfloat16 would lose a thousandth that is added to one.
             ranks_BTE += jax.lax.stop_gradient(self.param("bias", zeros, (self.experts,), "float32"))
         return Routed(_choice(self.config, scores_BTE, ranks_BTE), logits_BTE, scores_BTE)
