@@ -1,6 +1,7 @@
 """A tiny model of every published family, and of each of its kinds that is wired in another way."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
 from llm_jax.models.block import Parallel, Serial
+from llm_jax.models.build import boxed_parameters, build
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
 from llm_jax.models.families.albert import albert
 from llm_jax.models.families.bart import bart, original
@@ -203,3 +205,9 @@ def covering(models: dict[str, ModelConfig]) -> list[str]:
         chosen.append(best)
         missing -= options[best]
     return [name for name in models if name in chosen]
+
+
+@functools.cache
+def described(config: ModelConfig) -> Any:
+    """The shapes of its parameters, boxed with their logical axes and roles."""
+    return boxed_parameters(build(config))

@@ -9,6 +9,7 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
+from llm_jax.layers.roles import unboxed
 from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
@@ -18,7 +19,7 @@ from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Execution, Segment
 from tests.helpers import tiny
-from tests.helpers.published import EVERY, executed
+from tests.helpers.published import EVERY, described, executed
 
 
 def _two_segments() -> TransformerConfig:
@@ -37,8 +38,7 @@ CONFIGS = EVERY | {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_parameters_are_those_of_the_model(name):
-    shapes, _ = abstract_parameters(build(CONFIGS[name]))
-    assert count.parameters(CONFIGS[name]) == trees.count(shapes)
+    assert count.parameters(CONFIGS[name]) == trees.count(unboxed(described(CONFIGS[name])))
 
 
 @pytest.mark.parametrize("precision", [Precision(), MIXED])
