@@ -12,7 +12,8 @@ makes the most of them. Learning rate, vocabulary and batch were chosen by short
 
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
-from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig
+from llm_jax.evals import PerplexityConfig
+from llm_jax.experiment import Experiment, SampleConfig
 from llm_jax.models.families.llama import llama
 from llm_jax.optim import Linear, MuonConfig
 from llm_jax.tokenizers import TrainSentencePieceConfig
@@ -34,6 +35,6 @@ def experiment() -> Experiment:
         model=llama(layers=4, heads=4, width=128, hidden=352, vocab_size=VOCAB_SIZE, max_length=LENGTH),
         optimizer=MuonConfig(peak_lr=1e-2, schedule=Linear(warmup_steps=20)),
         checkpoint=CheckpointConfig(every=500),
-        evaluation=EvaluationConfig(every=500, max_bytes=200_000, test=True, compressors=True),
+        evaluations=(PerplexityConfig(every=500, max_bytes=200_000, test=True, compressors=True),),
         samples=SampleConfig(prompts=("def read_lines(path):\n", "class Stack:\n"), every=1000),
     )

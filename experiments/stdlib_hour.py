@@ -11,7 +11,8 @@ Measured: 2026-11-22, seed 0: 0.944 bits per byte on the test files (gzip -9 1.7
 
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
-from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig
+from llm_jax.evals import PerplexityConfig
+from llm_jax.experiment import Experiment, SampleConfig
 from llm_jax.models.families.llama import llama
 from llm_jax.optim import Linear, MuonConfig
 from llm_jax.tokenizers import TrainSentencePieceConfig
@@ -33,6 +34,6 @@ def experiment() -> Experiment:
         model=llama(layers=6, heads=4, width=192, hidden=512, vocab_size=VOCAB_SIZE, max_length=LENGTH),
         optimizer=MuonConfig(peak_lr=8e-3, schedule=Linear(warmup_steps=50)),
         checkpoint=CheckpointConfig(every=500),
-        evaluation=EvaluationConfig(every=1000, max_bytes=400_000, test=True, compressors=True),
+        evaluations=(PerplexityConfig(every=1000, max_bytes=400_000, test=True, compressors=True),),
         samples=SampleConfig(prompts=("def read_lines(path):\n", "class Stack:\n"), every=2000),
     )

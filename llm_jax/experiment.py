@@ -15,6 +15,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.core.overrides import overridden
 from llm_jax.core.source import Source
 from llm_jax.data.pipeline import DataConfig
+from llm_jax.evals import Evaluation, PerplexityConfig
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.stack import in_stages
@@ -44,24 +45,6 @@ class SampleConfig:
         check_positive(every=self.every, new_tokens=self.new_tokens)
 
 
-@configclass
-class EvaluationConfig:
-    """How often held-out text is scored, and against what."""
-
-    every: int = 500
-    """Updates between two evaluations of the validation part; it is evaluated at the end as well."""
-    max_bytes: int | None = None
-    """Size of the sample of the validation part that is scored during training; None: all of it."""
-    test: bool = False
-    """Whether the test part is scored, whole, at the end."""
-    compressors: bool = False
-    """Whether gzip, xz and a byte 5-gram of the training text are set beside the model's score of the test part."""
-
-    def __post_init__(self):
-        check_positive(every=self.every)
-        check(self.test or not self.compressors, "evaluation.compressors needs the test part: set evaluation.test")
-
-
 @configclass(kw_only=True)
 class Experiment:
     """Everything that decides what a run computes."""
@@ -87,7 +70,8 @@ class Experiment:
     precision: Precision = Precision()
     sharding: ShardingConfig = ShardingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluations: tuple[Evaluation, ...] = (PerplexityConfig(),)
+    """What is measured of the model while it trains."""
     samples: SampleConfig = SampleConfig()
     hooks: tuple[HookConfig, ...] = ()
     """What else is done beside the updates, such as a profiler's trace."""
@@ -115,17 +99,28 @@ class Experiment:
             f"data.batch_size is {batch} and update.accumulate is {parts}: the batch is cut into that many equal "
             "microbatches; change one of them",
         )
-        names, best = self.data.held_out.names, self.checkpoint.best_metric
-        check(
-            best in names or not self.checkpoint.keep_best,
-            f"checkpoint.best_metric is {best!r}, and this experiment records {', '.join(names)}"
-            f"{did_you_mean(best, names)}; name one of those, or set checkpoint.keep_best to 0",
-        )
+        self._check_metrics()
         self._check_experts(self.sharding.mesh.expert)
         if (plan := self.sharding.schedule) is not None:
             for side in self.model.sides:
                 in_stages(side.segments, plan)
             plan.check_rows(batch // parts, 1)
+
+    def _check_metrics(self) -> None:
+        """That each metric is recorded by one evaluation, and the one that checkpoints are compared by is recorded."""
+        names = [name for evaluation in self.evaluations for name in evaluation.metrics(self.data)]
+        best, keep_best = self.checkpoint.best_metric, self.checkpoint.keep_best
+        twice = sorted({name for name in names if names.count(name) > 1})
+        check(
+            not twice,
+            f"evaluations record {', '.join(twice)} more than once: a metric has one value at a step; leave one of "
+            "them out",
+        )
+        check(
+            best in names or not keep_best,
+            f"checkpoint.best_metric is {best!r}, and the evaluations record {', '.join(names) or 'no metric'}"
+            f"{did_you_mean(best, names)}; name one of those, or set checkpoint.keep_best to 0",
+        )
 
     def _check_experts(self, devices: int) -> None:
         """That experts can be divided over the expert axis, and rows into groups, where the sizes of mesh axes are not

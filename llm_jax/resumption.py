@@ -22,7 +22,7 @@ FREE = (
     "name",  # a directory may be renamed
     "sharding",  # changes rounding, and what dropout draws under jax.pmap and in stages
     "log_every",
-    "evaluation",
+    "evaluations",
     "checkpoint",
     "samples",
     "hooks",

@@ -1,7 +1,7 @@
 """The hooks of a training run, made from its experiment: figures, evaluations, samples, checkpoints."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -10,12 +10,11 @@ import jax
 from llm_jax.assemble import Assembly
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.restore import Restored
-from llm_jax.core import chips
+from llm_jax.core import chips, rng
 from llm_jax.core.checks import given
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.run_lock import RunLock
-from llm_jax.data.batch import Batch
-from llm_jax.data.pipeline import EvaluationSet
+from llm_jax.evals import EvaluatedRun, Evaluation
 from llm_jax.inference.generate import Generator
 from llm_jax.models import count
 from llm_jax.train import hooks
@@ -70,24 +69,13 @@ def attached(
     """The hooks of a run, in the order in which the loop calls them."""
     experiment = parts.experiment
     log = hooks.Log(recorder, display, _throughput(parts), experiment.log_every, begin.loop["seconds"])
-    evaluations = [
-        hooks.Evaluate(
-            found.name,
-            functools.partial(placed, parts, found),
-            parts.programs.evaluate,
-            parts.programs.weights,
-            found.text_bytes,
-            experiment.evaluation.every,
-            experiment.steps,
-            recorder,
-            display,
-        )
-        for found in _evaluation_sets(parts)
-    ]
+    evaluations = [_evaluate(parts, config, recorder, display) for config in experiment.evaluations]
 
     def save(step: int, state: TrainState) -> None:
-        found = {item.name: item.values for item in evaluations if item.step == step}
-        saver.save(step, state, log.total_seconds, experiment.data.held_out.figures(found))
+        metrics: dict[str, float] = {}
+        for item in evaluations:
+            metrics |= item.metrics if item.step == step else {}
+        saver.save(step, state, log.total_seconds, metrics)
 
     samples = []
     if experiment.samples.prompts:
@@ -109,14 +97,23 @@ def attached(
     return [log, *own, *evaluations, *samples, saving, signals]
 
 
-def _evaluation_sets(parts: Assembly) -> tuple[EvaluationSet, ...]:
-    limit = parts.experiment.evaluation.max_bytes
-    return parts.dataset.evaluation("validation", *parts.share, limit)
+def evaluated_run(parts: Assembly) -> EvaluatedRun:
+    """What evaluations use of a run."""
+    return EvaluatedRun(parts.experiment, parts.programs, parts.tokenizer, parts.dataset, parts.share, parts.place)
 
 
-def placed(parts: Assembly, found: EvaluationSet) -> Iterator[Batch]:
-    """The batches of an evaluation set over all devices."""
-    return map(parts.place, found.batches)
+def _evaluate(parts: Assembly, config: Evaluation, recorder: hooks.Recorder, display: Display) -> hooks.Evaluate:
+    experiment, evaluator = parts.experiment, config.build(evaluated_run(parts))
+    name = f"evaluation {type(config).__name__}"
+    return hooks.Evaluate(
+        lambda params, step: evaluator(params, rng.key(experiment.seed, name, step)),
+        functools.partial(config.compared, experiment.data),
+        parts.programs.weights,
+        config.every,
+        experiment.steps,
+        recorder,
+        display,
+    )
 
 
 def _sampler(parts: Assembly) -> Callable[[Any], str]:

@@ -8,6 +8,7 @@ from typing import Any, Self
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
+from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import Experiment
 from llm_jax.models.transformer import Transformer
 from llm_jax.starts.run_start import read_run, restored_weights
@@ -42,9 +43,11 @@ class Trained:
         return cls(experiment, tokenizer, model, restored.state)
 
     def held_out(self, cache: Path) -> Iterator[Batch]:
-        """The text of every set that the run was evaluated on, tokenised in `cache` if it is not there."""
+        """The validation sets of the run's data, tokenised in `cache` if they are not there; of each the sample that
+        the run's PerplexityConfig scores, or all of it where the run has none."""
         experiment = self.experiment
+        limits = [one.max_bytes for one in experiment.evaluations if isinstance(one, PerplexityConfig)]
         objective = experiment.objective
         dataset = experiment.data.build(self.tokenizer, cache, experiment.seed, objective.example)
-        for found in dataset.evaluation("validation", 0, 1, experiment.evaluation.max_bytes):
+        for found in dataset.evaluation("validation", 0, 1, limits[0] if limits else None):
             yield from map(objective.batch, found.batches)

@@ -25,13 +25,13 @@ from llm_jax.core.run_directory import FollowedRun, RunDirectory, machine_card
 from llm_jax.core.run_lock import RunHeld, RunLock
 from llm_jax.core.source import Source
 from llm_jax.data.batch import Batch
-from llm_jax.evals import compression
+from llm_jax.evals import RunEnd
 from llm_jax.experiment import Experiment
 from llm_jax.hosts.group import Hosts
 from llm_jax.models import count
 from llm_jax.resumption import changes, check_same_data, newest, open_run, step_to_resume
 from llm_jax.run_header import header
-from llm_jax.run_hooks import Saver, attached, placed
+from llm_jax.run_hooks import Saver, attached, evaluated_run
 from llm_jax.sharding.connect import connect
 from llm_jax.starts import RunStart
 from llm_jax.train import hooks
@@ -326,22 +326,13 @@ def _console(hosts: Hosts) -> LogConsole:
 
 
 def _finish(parts: Assembly, run: RunDirectory, state: TrainState, hosts: Hosts) -> None:
-    """Scores the test part and its baselines, once."""
-    evaluation = parts.experiment.evaluation
-    done = {tuple(pair) for pair in hosts.gather("records", _recorded(run))[0]}
-    steps = parts.experiment.steps
+    """What evaluations measure once, after the last step."""
+    recorded = frozenset((kind, step) for kind, step in hosts.gather("records", _recorded(run))[0])
     with contextlib.closing(_recorder(run, hosts)) as recorder:
-        for found in parts.dataset.evaluation("test", *parts.share) if evaluation.test else ():
-            if (f"eval/{found.name}", steps) not in done:
-                values = hooks.evaluate(
-                    parts.programs.evaluate, parts.programs.weights(state), placed(parts, found), found.text_bytes
-                )
-                recorder.write(f"eval/{found.name}", steps, **values)
-        names = {f"baseline/{name}" for name in compression.BASELINES}
-        if hosts.leads and evaluation.compressors and not names <= {kind for kind, _ in done}:
-            texts = [[doc.text.encode() for doc in parts.experiment.data.text(part)] for part in ("train", "test")]
-            for name, bits in compression.baselines(*texts).items():
-                recorder.write(f"baseline/{name}", 0, bits_per_byte=bits)
+        params = functools.partial(parts.programs.weights, state)
+        end = RunEnd(parts.experiment.steps, params, recorded, recorder.write, hosts.leads)
+        for evaluation in parts.experiment.evaluations:
+            evaluation.finish(evaluated_run(parts), end)
 
 
 def _recorded(run: RunDirectory) -> list[tuple[str, int]]:

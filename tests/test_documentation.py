@@ -45,7 +45,7 @@ TEXTS = {
     f"{number:02}": f"Once there were {number} foxes. They slept under tree {number}." * 20 for number in range(40)
 }
 SHORT = shlex.split(
-    "--steps 8 --log-every 1 --data.sequence-length 32 --data.batch-size 4 --evaluation.max-bytes 500 "
+    "--steps 8 --log-every 1 --data.sequence-length 32 --data.batch-size 4 --evaluations.0.max-bytes 500 "
     "--optimizer.schedule.warmup-steps 1"
 )
 

@@ -7,7 +7,8 @@ import pytest
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.core import config
 from llm_jax.data import MarkovConfig, MixtureConfig, WeightedSource
-from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig, load_experiment
+from llm_jax.evals import PerplexityConfig
+from llm_jax.experiment import Experiment, SampleConfig, load_experiment
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import MLPConfig
@@ -206,13 +207,7 @@ def test_rows_longer_than_the_models_positions_are_refused(experiment):
         dataclasses.replace(experiment, data=dataclasses.replace(fits, sequence_length=65))
 
 
-def test_compressors_need_the_test_part():
-    assert EvaluationConfig(test=True, compressors=True).compressors
-    with pytest.raises(ValueError, match="evaluation.test"):
-        EvaluationConfig(compressors=True)
-
-
-@pytest.mark.parametrize("kind", [EvaluationConfig, SampleConfig])
+@pytest.mark.parametrize("kind", [PerplexityConfig, SampleConfig])
 def test_intervals_are_positive(kind):
     with pytest.raises(ValueError, match="every is 0"):
         kind(every=0)
@@ -250,6 +245,19 @@ def test_a_best_metric_that_is_never_recorded_is_refused(tmp_path, metric):
     tiny_run.experiment(tmp_path, checkpoint=dataclasses.replace(config, keep_best=0))
     for name in ("validation/loss", "validation/bits_per_byte"):
         tiny_run.experiment(tmp_path, checkpoint=CheckpointConfig(best_metric=name))
+
+
+def test_the_best_metric_is_one_that_an_evaluation_records(tmp_path):
+    with pytest.raises(ValueError, match="best_metric is 'validation/loss', and the evaluations record no metric"):
+        tiny_run.experiment(tmp_path, evaluations=())
+    none = CheckpointConfig(keep_best=0)
+    assert tiny_run.experiment(tmp_path, evaluations=(), checkpoint=none).evaluations == ()
+
+
+def test_two_evaluations_do_not_record_one_metric(tmp_path):
+    twice = (PerplexityConfig(every=2), PerplexityConfig(every=3))
+    with pytest.raises(ValueError, match="record validation/bits_per_byte, validation/loss more than once"):
+        tiny_run.experiment(tmp_path, evaluations=twice)
 
 
 def test_a_mixture_records_each_set_and_their_mean_by_the_weights_it_ends_with(tmp_path):

@@ -28,8 +28,9 @@ from llm_jax.analysis.runs import Run
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
+from llm_jax.evals import PerplexityConfig
 from llm_jax.evals.specialisation import Specialisation, specialisation
-from llm_jax.experiment import EvaluationConfig, Experiment
+from llm_jax.experiment import Experiment
 from llm_jax.layers.ffn.balance import BiasUpdate, ImportanceLoss, LoadLoss, SequenceLoss, ZLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
@@ -84,7 +85,7 @@ def experiment() -> Experiment:
         model=llama(4, 4, WIDTH, HIDDEN, vocab_size=VOCAB_SIZE, max_length=LENGTH),
         optimizer=AdamWConfig(peak_lr=3e-3, schedule=Cosine(warmup_steps=50, final_fraction=0.1)),
         checkpoint=CheckpointConfig(every=1000),
-        evaluation=EvaluationConfig(every=250, max_bytes=200_000),
+        evaluations=(PerplexityConfig(every=250, max_bytes=200_000),),
     )
 
 

@@ -1,7 +1,8 @@
-"""A mixer, an objective and a hook of one's own, in one file: how to try an idea without changing the package.
+"""A mixer, an objective, an evaluation and a hook of one's own: how to try an idea without changing the package.
 
 Paper:    none. The mixer is the simplest recurrence that learns anything: moving averages of the past, each feature
           at a rate of its own. The objective smooths its targets (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+          The evaluation is that of induction heads (Olsson et al. 2022, arXiv:2209.11895).
 Claim:    it trains, resumes, generates, reports and is divided over devices like what the package brings.
 Command:  llm-jax train experiments/examples/own_parts.py
 Hardware: one CPU core, about a minute.
@@ -20,7 +21,8 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.core.metrics import Ratio
 from llm_jax.data import CorpusConfig, DataConfig, StandardLibraryConfig
-from llm_jax.experiment import EvaluationConfig, Experiment
+from llm_jax.evals import EvaluatedRun, Evaluation, Evaluator, PerplexityConfig
+from llm_jax.experiment import Experiment
 from llm_jax.layers import GLUConfig, Mixer, RMSNormConfig
 from llm_jax.layers.initialisers import FanIn, annotated
 from llm_jax.layers.linear import Linear
@@ -149,6 +151,35 @@ class SmoothedConfig(CausalLMConfig):
 
 
 @configclass
+class CopyingConfig(Evaluation):
+    """How often the model mispredicts random bytes that it has read before in the same sequence. Legend: B sequences,
+    T length, H half of it, V vocabulary."""
+
+    rows: int = 8
+    half: int = 32
+    """Bytes that are drawn; each sequence holds them twice."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(rows=self.rows, half=self.half)
+
+    def metrics(self, data: DataConfig) -> tuple[str, ...]:
+        return ("copying/error",)
+
+    def build(self, run: EvaluatedRun) -> Evaluator:
+        @jax.jit
+        def error(params, key):
+            drawn_BH = jax.random.randint(key, (self.rows, self.half), 0, 256)
+            tokens_BT = jnp.concatenate([drawn_BH, drawn_BH], axis=1)
+            positions_BT = jnp.broadcast_to(jnp.arange(2 * self.half), tokens_BT.shape)
+            placement = Placement(positions_BT, jnp.ones_like(tokens_BT))
+            logits_BTV = applied(run.programs.model, params, tokens_BT, placement).logits_BTV
+            return jnp.mean(jnp.argmax(logits_BTV[:, self.half - 1 : -1], axis=-1) != drawn_BH)
+
+        return lambda params, key: {"copying": {"error": error(params, key)}}
+
+
+@configclass
 class RatesConfig(HookConfig):
     """Records how long the averages of the first block remember."""
 
@@ -193,6 +224,6 @@ def experiment() -> Experiment:
         ),
         objective=SmoothedConfig(),
         optimizer=AdamWConfig(peak_lr=3e-3, schedule=Cosine(warmup_steps=20)),
-        evaluation=EvaluationConfig(every=100, max_bytes=50_000),
+        evaluations=(PerplexityConfig(every=100, max_bytes=50_000), CopyingConfig(every=100)),
         hooks=(RatesConfig(),),
     )

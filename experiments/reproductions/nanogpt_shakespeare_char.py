@@ -18,7 +18,8 @@ from llm_jax.data.packing import RandomWindowsConfig
 from llm_jax.data.pipeline import DataConfig
 from llm_jax.data.sources import TextFilesConfig
 from llm_jax.data.splits import RangeSplit
-from llm_jax.experiment import EvaluationConfig, Experiment, SampleConfig
+from llm_jax.evals import PerplexityConfig
+from llm_jax.experiment import Experiment, SampleConfig
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.optim import AdamWConfig, Cosine
@@ -55,7 +56,7 @@ def experiment() -> Experiment:
             weight_decay=0.1,
             clip_norm=1.0,
         ),
-        evaluation=EvaluationConfig(every=250),
+        evaluations=(PerplexityConfig(every=250),),
         checkpoint=CheckpointConfig(every=1000),
         samples=SampleConfig(
             prompts=("\n",), every=2000, new_tokens=LENGTH - 1, sampling=SamplingConfig(temperature=0.8)

@@ -23,7 +23,8 @@ from llm_jax.analysis.ablation import Results
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, StandardLibraryConfig
-from llm_jax.experiment import EvaluationConfig, Experiment
+from llm_jax.evals import PerplexityConfig
+from llm_jax.experiment import Experiment
 from llm_jax.layers.ffn.balance import LoadLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.moe import MoEConfig
@@ -55,7 +56,7 @@ def experiment() -> Experiment:
         model=llama(layers=4, heads=4, width=128, hidden=352, vocab_size=VOCAB_SIZE, max_length=LENGTH),
         optimizer=AdamWConfig(peak_lr=3e-3, schedule=Cosine(warmup_steps=50, final_fraction=0.1)),
         checkpoint=CheckpointConfig(every=1000),
-        evaluation=EvaluationConfig(every=100, max_bytes=200_000),
+        evaluations=(PerplexityConfig(every=100, max_bytes=200_000),),
     )
 
 

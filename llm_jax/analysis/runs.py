@@ -163,9 +163,10 @@ def median(curve: Curve, column: str) -> float | None:
 
 
 def held_out_set(runs: Sequence[Run]) -> str | None:
-    """The evaluation set that speaks for the runs: test, else validation, else the first by name, of those that every
-    run with an evaluation has; None if there is none. No single source speaks for a mixture, only the mean does."""
-    names = [set(run.evals) for run in runs if run.evals]
+    """The evaluation set that speaks for the runs: test, else validation, else the first by name, of those with a loss
+    that every run with an evaluation has; None if there is none. No single source speaks for a mixture, only the mean
+    does."""
+    names = [{name for name, curve in run.evals.items() if "loss" in curve} for run in runs if run.evals]
     shared = set.intersection(*names) if names else set()
     whole = [name for name in shared if "/" not in name]
     return min(whole, key=lambda name: (name != "test", name != "validation", name), default=None)

@@ -20,7 +20,6 @@ from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.checkpoints.noise import quiet_orbax
 from llm_jax.checkpoints.record import Identity, Record, describe, root_cause
 from llm_jax.checkpoints.restore import RECORD, STATE, Restored, ranked
-from llm_jax.core.checks import check
 from llm_jax.core.files import unused
 
 _log = logging.getLogger(__name__)
@@ -80,22 +79,20 @@ class Checkpoints:
           state: tree of jax.Array, sharded in any way.
           data: state of the data iterator: dicts, lists, str, int, float, bool, None, bytes.
           loop: whatever else the loop needs to go on, of the same types.
-          metrics: held-out figures at this step by name; none if it was not evaluated.
+          metrics: held-out figures at this step by name; without `best_metric` it is none of the best.
 
         Returns:
           False if the step was saved already.
 
         Raises:
           OSError: if this or the previous save could not be written (full disk); earlier checkpoints are untouched.
-          ValueError: for metrics without the `best_metric` by which checkpoints are kept, or content that cannot be
-            stored.
+          ValueError: for content that cannot be stored.
         """
         if self._is_deleted():
             self._begin_again()
         self.wait()
         if step in self._orbax.all_steps():
             return False
-        self._check_metrics(metrics)
         record = Record(step, self._run, dict(data), dict(loop), dict(metrics), describe(state)).to_json()
         items = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
         self._remove_temporaries()
@@ -212,13 +209,6 @@ class Checkpoints:
         for step in steps:
             self._metrics.pop(step, None)
         self._orbax.reload()
-
-    def _check_metrics(self, metrics: Mapping[str, float]) -> None:
-        name = self._config.best_metric
-        check(
-            not metrics or not self._config.keep_best or name in metrics,
-            f"best_metric is {name!r}, but the evaluation gave {sorted(metrics)}: name one of those",
-        )
 
     def _failure(self, error: Exception) -> OSError:
         place = next(path for path in (self._directory, *self._directory.parents) if path.exists())

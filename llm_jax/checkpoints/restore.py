@@ -107,7 +107,7 @@ def best_step(directory: Path, metric: str) -> int:
         raise ValueError(
             f"no checkpoint in {directory} has a finite value of {metric!r}, so none is the best; recorded by step: "
             f"{recorded}. Choose a checkpoint with --step, leave out --best for the newest, or train with "
-            "evaluation.every such that saved steps are evaluated"
+            "`every` of the evaluations such that saved steps are evaluated"
         )
     return found[0]
 

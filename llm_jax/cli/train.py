@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Train:
     """Train an experiment, or resume it: the same command continues where it was stopped.
 
-    A resumed run may be longer where its schedule allows that, and may differ in log_every, evaluation, checkpoint,
+    A resumed run may be longer where its schedule allows that, and may differ in log_every, evaluations, checkpoint,
     samples and sharding.
 
     Fields of the experiment are overridden by name: `llm-jax train FILE --steps 200 --optimizer.peak-lr 1e-3`;

@@ -4,22 +4,16 @@ import contextlib
 import dataclasses
 import errno
 import json
-import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
 from llm_jax.core import records
-from llm_jax.core.metrics import Metrics, means
 from llm_jax.core.run_directory import RunDirectory
-from llm_jax.data.batch import Batch
 from llm_jax.hosts.group import Hosts
 from llm_jax.train.display import Display
 from llm_jax.train.event_files import EventFiles
@@ -164,52 +158,55 @@ class Log(Hook):
 
 
 class Evaluate(Hook):
-    """Evaluates a held-out set every `every` steps and after step `last`. `values` are the figures of `step`."""
+    """Measures the weights every `every` steps and after step `last`. `metrics` are those of `step` by which
+    checkpoints can be compared.
+
+    Args:
+      measure: (params, step) -> values of metrics by name, of each set by its name.
+      compared: `metrics` out of such values.
+    """
 
     def __init__(
         self,
-        name: str,
-        batches: Callable[[], Iterable[Batch]],
-        function: Callable[[Any, Batch], Metrics],
+        measure: Callable[[Any, int], Mapping[str, Mapping[str, Any]]],
+        compared: Callable[[Mapping[str, Mapping[str, float]]], dict[str, float]],
         weights: Callable[[TrainState], Any],
-        bytes_of_text: int | None,
         every: int,
         last: int,
         recorder: Recorder,
         display: Display,
     ):
-        self.name, self._batches, self._function, self._weights = name, batches, function, weights
-        self._bytes, self._every, self._last = bytes_of_text, every, last
+        self._measure, self._compared, self._weights = measure, compared, weights
+        self._every, self._last = every, last
         self._recorder, self._display = recorder, display
-        self.values: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self.step = -1
 
     def due(self, step: int) -> bool:
         return step % self._every == 0 or step == self._last
 
     def on_step(self, step: int, state: TrainState) -> None:
-        values = evaluate(self._function, self._weights(state), self._batches(), self._bytes)
-        self.values, self.step = values, step
-        self._recorder.write(f"eval/{self.name}", step, **values)
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if key != "targets" and "/" not in key)
-        self._display.print(f"step {step}  {self.name}: {shown}")
+        measured = self._measure(self._weights(state), step)
+        found = {
+            name: {metric: _float(f"{name}/{metric}", value) for metric, value in values.items()}
+            for name, values in measured.items()
+        }
+        self.metrics, self.step = self._compared(found), step
+        for name, values in found.items():
+            self._recorder.write(f"eval/{name}", step, **values)
+            listed = {key: value for key, value in values.items() if key != "targets" and "/" not in key}
+            shown = "  ".join(f"{key} {value:.4f}" for key, value in listed.items())
+            self._display.print(f"step {step}  {name}: {shown}")
 
 
-def evaluate(
-    function: Callable[[Any, Batch], Metrics], params: Any, batches: Iterable[Batch], bytes_of_text: int | None
-) -> dict[str, float]:
-    """Means over a whole set: 'loss' in nats per token, 'targets' counted and, where the text's size is known,
-    'bits_per_byte'."""
-    # Fetched batch by batch: a host adds in double precision, and programs that overlap on simulated devices can block
-    # one another in a collective.
-    parts = [jax.device_get(function(params, batch)) for batch in batches]
-    if not parts:
-        raise ValueError("the evaluation set has no batch: give it documents or drop it from the experiment")
-    totals = jax.tree.map(lambda *sums: np.sum(sums, axis=0, dtype=np.float64), *parts)
-    values = means(totals) | {"targets": float(totals["loss"].count)}
-    if bytes_of_text:
-        values["bits_per_byte"] = float(totals["loss"].total) / math.log(2) / bytes_of_text
-    return values
+def _float(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"an evaluation gave {name} a value of type {type(value).__name__}: it must be a number, or a scalar of "
+            "numpy or jax"
+        ) from error
 
 
 class Save(Hook):

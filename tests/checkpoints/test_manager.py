@@ -59,12 +59,13 @@ def test_without_a_loss_only_the_last_are_kept(tmp_path):
     assert saved_steps(tmp_path) == (4,)
 
 
-def test_metrics_without_the_metric_that_decides_are_refused(tmp_path):
-    with (
-        checkpoints(tmp_path) as opened,
-        pytest.raises(ValueError, match=r"best_metric is 'validation/loss'.*\['test/loss'\]"),
-    ):
-        opened.save(1, train_state(), {}, {}, {"test/loss": 1.0})
+def test_a_step_with_other_metrics_alone_is_not_the_best(tmp_path):
+    with checkpoints(tmp_path, keep_last=1, keep_best=1) as opened:
+        for step, metrics in enumerate(({"validation/loss": 2.0}, {"copying/error": 0.0}, {}), start=1):
+            opened.save(step, train_state(step), {}, {}, metrics)
+        opened.wait()
+        assert opened.best_step == 1
+    assert saved_steps(tmp_path) == (1, 3)
 
 
 def test_a_step_that_is_saved_is_left_as_it_is(tmp_path):

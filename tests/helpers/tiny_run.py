@@ -11,7 +11,8 @@ from typing import Any
 
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, TextFilesConfig
-from llm_jax.experiment import EvaluationConfig, Experiment
+from llm_jax.evals import PerplexityConfig
+from llm_jax.experiment import Experiment
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.optim import AdamWConfig, Cosine
 from llm_jax.tokenizers import ByteTokenizerConfig
@@ -64,7 +65,7 @@ def experiment(folder: Path, **changes: Any) -> Experiment:
         optimizer=AdamWConfig(peak_lr=1e-2, schedule=Cosine(warmup_steps=2)),
         update=StepConfig(accumulate=2, ema_decay=0.9),
         checkpoint=CheckpointConfig(every=5),
-        evaluation=EvaluationConfig(every=6, max_bytes=300),
+        evaluations=(PerplexityConfig(every=6, max_bytes=300),),
         log_every=1,
     )
     return dataclasses.replace(default, **changes)

@@ -48,6 +48,6 @@ def finished(tmp_path_factory, cache) -> RunDirectory:
     """A run that is complete, with its test part scored. Only to be read; copy it to change it."""
     folder = tmp_path_factory.mktemp("finished")
     file = tiny_run.write_experiment(folder / "lab")
-    outcome = llm_jax("train", file, "--runs-dir", folder, "--cache-dir", cache, "--evaluation.test")
+    outcome = llm_jax("train", file, "--runs-dir", folder, "--cache-dir", cache, "--evaluations.0.test")
     assert outcome.code == 0, outcome.err
     return RunDirectory(folder / "tiny")

@@ -32,7 +32,9 @@ def again(finished, existing, cache):
     """The command that made the complete run, on the copy of it."""
     file = finished.path.parent / "lab" / "tiny_experiment.py"
     runs = existing.path.parent
-    return lambda *words: llm_jax("train", file, "--runs-dir", runs, "--cache-dir", cache, "--evaluation.test", *words)
+    return lambda *words: llm_jax(
+        "train", file, "--runs-dir", runs, "--cache-dir", cache, "--evaluations.0.test", *words
+    )
 
 
 @pytest.mark.parametrize(

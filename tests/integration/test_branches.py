@@ -17,7 +17,8 @@ from llm_jax.checkpoints.record import Identity
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core import config
 from llm_jax.core.run_directory import RunDirectory
-from llm_jax.experiment import EvaluationConfig, SampleConfig
+from llm_jax.evals import PerplexityConfig
+from llm_jax.experiment import SampleConfig
 from llm_jax.optim import WSD, Constant, Cosine, InverseSqrt, Linear
 from llm_jax.resumption import changes
 from llm_jax.training_run import run_training
@@ -73,10 +74,10 @@ def _assert_same_end(one: RunDirectory, other: RunDirectory, parts) -> None:
 
 
 def test_a_run_made_longer_is_the_longer_run_bit_for_bit(uninterrupted, train, tmp_path, parts):
-    evaluation = EvaluationConfig(every=6, max_bytes=300, test=True)
-    run = train(tmp_path, steps=6, evaluation=evaluation)
+    evaluations = (PerplexityConfig(every=6, max_bytes=300, test=True),)
+    run = train(tmp_path, steps=6, evaluations=evaluations)
     assert ("eval/test", 6) in {(record["kind"], record["step"]) for record in records(run)}
-    train(tmp_path, evaluation=evaluation)
+    train(tmp_path, evaluations=evaluations)
     _assert_same_end(run, uninterrupted, parts)
     found = {(record["kind"], record["step"]): record for record in records(run)}
     assert {("eval/test", 6), ("eval/test", 12)} <= found.keys(), "the end of the longer run is scored as well"
@@ -91,7 +92,7 @@ def test_what_decides_nothing_may_change_and_the_card_has_it(uninterrupted, trai
     train(tmp_path, steps=6)
     changed = {
         "log_every": 2,
-        "evaluation": EvaluationConfig(every=4, max_bytes=300),
+        "evaluations": (PerplexityConfig(every=4, max_bytes=300),),
         "checkpoint": CheckpointConfig(every=3, keep_last=3, best_metric="validation/bits_per_byte"),
         "samples": SampleConfig(prompts=("the ",), every=6, new_tokens=2),
     }
@@ -240,7 +241,7 @@ def test_the_command_line_branches_and_goes_back(lab, tmp_path, cache):
     file = lab / "experiment.py"
     file.write_text(tiny_run.FILE)
     words = ("train", file, "--runs-dir", tmp_path, "--cache-dir", cache)
-    assert llm_jax(*words, "--evaluation.every", 5).code == 0
+    assert llm_jax(*words, "--evaluations.0.every", 5).code == 0
     outcome = llm_jax(*words, "--name", "b", "--from", "tiny:5", "--optimizer.peak-lr", 1e-3)
     assert outcome.code != 0 and "tiny has no checkpoint of step 5" in outcome.said.replace(f"{tmp_path}/", "")
     outcome = llm_jax(*words, "--name", "b", "--from", "tiny:10", "--optimizer.peak-lr", 1e-3)

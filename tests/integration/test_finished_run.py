@@ -5,7 +5,7 @@ import pytest
 from llm_jax.checkpoints.restore import best_step
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import MarkovConfig, MixtureConfig, WeightedSource
-from llm_jax.experiment import EvaluationConfig
+from llm_jax.evals import PerplexityConfig
 from llm_jax.training_run import run_training
 from tests.helpers import tiny_run
 from tests.helpers.command_line import llm_jax
@@ -17,7 +17,7 @@ def again(finished, tmp_path):
     """A copy of a complete run, and the command that made it."""
     shutil.copytree(finished.path, tmp_path / "tiny")
     file = finished.path.parent / "lab" / "tiny_experiment.py"
-    words = ("train", file, "--runs-dir", tmp_path, "--evaluation.test")
+    words = ("train", file, "--runs-dir", tmp_path, "--evaluations.0.test")
     return RunDirectory(tmp_path / "tiny"), words
 
 
@@ -64,7 +64,7 @@ def test_held_out_bits_per_byte_count_all_the_text(finished):
 def test_the_last_checkpoint_knows_its_loss_so_that_it_can_be_the_best(tmp_path, cache, finished):
     # The last update, 12, is saved as a multiple of 2 and evaluated because the run ends there.
     file = finished.path.parent / "lab" / "tiny_experiment.py"
-    words = ("--runs-dir", tmp_path, "--cache-dir", cache, "--evaluation.every", 5, "--checkpoint.every", 2)
+    words = ("--runs-dir", tmp_path, "--cache-dir", cache, "--evaluations.0.every", 5, "--checkpoint.every", 2)
     assert llm_jax("train", file, *words).code == 0
     run = RunDirectory(tmp_path / "tiny")
     losses = {record["step"]: record["loss"] for record in run.records() if record["kind"] == "eval/validation"}
@@ -74,7 +74,7 @@ def test_the_last_checkpoint_knows_its_loss_so_that_it_can_be_the_best(tmp_path,
 
 def test_the_test_parts_of_a_mixture_are_scored_once(tmp_path, cache):
     sources = tuple(WeightedSource(name, MarkovConfig(symbols=4, evaluation_rows=4)) for name in ("one", "two"))
-    experiment = tiny_run.experiment(tmp_path, tokenizer=None, steps=4, evaluation=EvaluationConfig(test=True))
+    experiment = tiny_run.experiment(tmp_path, tokenizer=None, steps=4, evaluations=(PerplexityConfig(test=True),))
     experiment = tiny_run.with_source(experiment, MixtureConfig(sources))
     for _ in range(2):
         run = run_training(experiment, tmp_path, cache)

@@ -25,7 +25,8 @@ import dataclasses
 import os
 from pathlib import Path
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
-from llm_jax.experiment import EvaluationConfig, SampleConfig
+from llm_jax.evals import PerplexityConfig
+from llm_jax.experiment import SampleConfig
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import DataParallel, FullySharded, ShardingConfig
 from tests.helpers import tiny_run
@@ -40,7 +41,7 @@ def experiment():
         Path(__file__).parent,
         steps={STEPS},
         checkpoint=CheckpointConfig(every=5),
-        evaluation=EvaluationConfig(every=10, max_bytes=300, test=True),
+        evaluations=(PerplexityConfig(every=10, max_bytes=300, test=True),),
         samples=SampleConfig(prompts=("the ", "a fox"), every={STEPS}, new_tokens=4),
         sharding=LAYOUTS[os.environ.get("LAYOUT", "data")],
     )

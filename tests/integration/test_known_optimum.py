@@ -7,7 +7,8 @@ import pytest
 
 from llm_jax.assemble import assemble
 from llm_jax.data import CopyConfig, DataConfig, MarkovConfig
-from llm_jax.experiment import EvaluationConfig, Experiment
+from llm_jax.evals import PerplexityConfig
+from llm_jax.experiment import Experiment
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.optim import AdamWConfig, Cosine
 from llm_jax.training_run import run_training
@@ -28,7 +29,7 @@ def experiment(name: str, source) -> Experiment:
         # Learned positions, with which one layer can look back to a place.
         model=gpt2(layers=1, heads=2, width=32, vocab_size=9, max_length=32),
         optimizer=AdamWConfig(peak_lr=1e-2, schedule=Cosine(warmup_steps=10), weight_decay=0.0),
-        evaluation=EvaluationConfig(every=300),
+        evaluations=(PerplexityConfig(every=300),),
         log_every=10,
     )
 

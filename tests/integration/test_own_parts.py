@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.checkpoints.restore import saved_steps
+from llm_jax.checkpoints.restore import best_step, readable_records, saved_steps
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
@@ -23,8 +23,9 @@ import dataclasses
 from pathlib import Path
 
 import own_parts
+from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.data import CorpusConfig, DataConfig, HashSplit, TextFilesConfig
-from llm_jax.experiment import EvaluationConfig
+from llm_jax.evals import PerplexityConfig
 from llm_jax.optim import AdamWConfig, Constant
 
 
@@ -36,8 +37,8 @@ def experiment():
         steps=8,
         optimizer=AdamWConfig(peak_lr=1e-2, schedule=Constant(warmup_steps=2)),
         data=DataConfig(corpus, sequence_length=16, batch_size=8),
-        checkpoint=dataclasses.replace(own_parts.experiment().checkpoint, every=4),
-        evaluation=EvaluationConfig(every=4),
+        checkpoint=CheckpointConfig(every=4, best_metric="copying/error"),
+        evaluations=(PerplexityConfig(every=4), own_parts.CopyingConfig(every=2)),
         hooks=(own_parts.RatesConfig(every=2),),
         log_every=1,
     )
@@ -106,6 +107,21 @@ def test_it_trains_and_its_hook_records(run):
     assert all(1 <= record["shortest"] < record["longest"] < 200 for record in memory)
 
 
+def errors(run):
+    return {record["step"]: record["error"] for record in run.records() if record["kind"] == "eval/copying"}
+
+
+def test_its_evaluation_is_recorded_and_decides_which_checkpoint_is_the_best(run):
+    found = errors(run)
+    assert list(found) == [2, 4, 6, 8] and all(0.5 < error <= 1 for error in found.values())
+    records = readable_records(run.checkpoints)
+    assert {step: record.metrics["copying/error"] for step, record in records.items()} == {4: found[4], 8: found[8]}
+    assert "validation/loss" in records[4].metrics
+    best = Trained.of(run, best=True)
+    assert best_step(run.checkpoints, "copying/error") == min(sorted(records, reverse=True), key=found.get)
+    assert best.experiment.checkpoint.best_metric == "copying/error"
+
+
 def test_a_run_that_was_killed_resumes_bit_for_bit(lab, killed, tmp_path):
     shutil.copytree(killed.path, tmp_path / "resumed" / "mine")
     for runs in ("resumed", "whole"):
@@ -113,6 +129,7 @@ def test_a_run_that_was_killed_resumes_bit_for_bit(lab, killed, tmp_path):
     resumed, whole = (RunDirectory(tmp_path / runs / "mine") for runs in ("resumed", "whole"))
     assert resumed.card()["starts"][-1]["resumed_from"] == saved_steps(killed.checkpoints)[-1]
     assert losses(resumed) == losses(whole) and len(losses(whole)) == 60
+    assert errors(resumed) == errors(whole) and len(errors(whole)) == 30
 
 
 def test_the_file_and_what_it_imports_are_kept(lab, run):

@@ -23,7 +23,7 @@ EVERY = 4
 CHAIN_FILE = f"""
 from pathlib import Path
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
-from llm_jax.experiment import EvaluationConfig
+from llm_jax.evals import PerplexityConfig
 from tests.helpers import tiny_run
 
 def experiment():
@@ -31,7 +31,7 @@ def experiment():
         Path(__file__).parent,
         steps={STEPS},
         checkpoint=CheckpointConfig(every={EVERY}),
-        evaluation=EvaluationConfig(every={STEPS}, max_bytes=300),
+        evaluations=(PerplexityConfig(every={STEPS}, max_bytes=300),),
     )
 """
 

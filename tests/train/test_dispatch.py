@@ -13,7 +13,7 @@ from rich.console import Console
 from llm_jax.assemble import Assembly, assemble
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import ModularAdditionConfig
-from llm_jax.experiment import EvaluationConfig
+from llm_jax.evals import PerplexityConfig
 from llm_jax.hosts.group import Hosts
 from llm_jax.optim import WSD, AdamWConfig
 from llm_jax.run_hooks import attached
@@ -57,7 +57,7 @@ def _slowed(update):
 
 
 def _parts(folder, sharding: ShardingConfig) -> Assembly:
-    made = tiny_run.experiment(folder, steps=STEPS, log_every=1, evaluation=EvaluationConfig(every=100))
+    made = tiny_run.experiment(folder, steps=STEPS, log_every=1, evaluations=(PerplexityConfig(every=100),))
     made = tiny_run.with_source(made, ModularAdditionConfig(5))
     optimizer = AdamWConfig(peak_lr=1e-2, schedule=WSD(warmup_steps=2, decay_fraction=0.4))
     changes = {"model": tiny_gpt2(layers=1), "update": StepConfig(), "optimizer": optimizer, "sharding": sharding}

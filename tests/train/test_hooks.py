@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import os
 import signal
 import time
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from llm_jax.core.metrics import Ratio
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.hosts.group import Group
 from llm_jax.train import hooks
@@ -87,43 +85,44 @@ def test_the_log_records_every_few_steps_with_the_rate_over_them(run, recorder, 
     assert "MFU" not in _shown(display)
 
 
-def _metrics(total: float, count: float) -> dict[str, Ratio]:
-    return {"loss": Ratio(jnp.float32(total), jnp.float32(count))}
-
-
-def test_an_evaluation_is_over_the_whole_set():
-    batches = [(6.0, 2.0), (2.0, 6.0)]
-    values = hooks.evaluate(lambda params, batch: _metrics(*batch), None, batches, bytes_of_text=16)
-    assert values == pytest.approx({"loss": 1.0, "targets": 8.0, "bits_per_byte": 8 / math.log(2) / 16})
-    assert "bits_per_byte" not in hooks.evaluate(lambda params, batch: _metrics(*batch), None, batches, None)
-
-
-def test_an_empty_evaluation_set_is_an_error():
-    with pytest.raises(ValueError, match="evaluation set has no batch"):
-        hooks.evaluate(lambda params, batch: _metrics(1, 1), None, [], None)
-
-
-@pytest.mark.parametrize(("last", "steps"), [(10, [5, 10]), (12, [5, 10, 12])])
-def test_evaluation_comes_every_few_steps_and_once_at_the_end(run, recorder, display, last, steps):
-    held_out = hooks.Evaluate(
-        "validation",
-        lambda: [(3.0, 2.0)],
-        lambda params, batch: _metrics(*batch),
-        lambda state: None,
-        None,
+def _evaluate(recorder, display, results, last):
+    compared = lambda found: {"validation/loss": found["validation"]["loss"]}  # noqa: E731
+    return hooks.Evaluate(
+        lambda params, step: results(params, step),
+        compared,
+        lambda state: f"weights {state}",
         5,
         last,
         recorder,
         display,
     )
+
+
+@pytest.mark.parametrize(("last", "steps"), [(10, [5, 10]), (12, [5, 10, 12])])
+def test_an_evaluation_comes_every_few_steps_and_once_at_the_end(run, recorder, display, last, steps):
+    given = []
+
+    def results(params, step):
+        given.append((params, step))
+        return {"validation": {"loss": 1.5 * step}, "copying": {"error": jnp.float32(0.25), "block/error": 1}}
+
+    held_out = _evaluate(recorder, display, results, last)
     for step in range(1, last + 1):
         if held_out.due(step):
-            held_out.on_step(step, None)
-    records = list(run.records())
-    assert [(record["kind"], record["step"], record["loss"]) for record in records] == [
-        ("eval/validation", step, 1.5) for step in steps
-    ]
-    assert held_out.values["loss"] == 1.5
+            held_out.on_step(step, step)
+    assert given == [(f"weights {step}", step) for step in steps]
+    losses = [record for record in run.records() if record["kind"] == "eval/validation"]
+    assert [(record["step"], record["loss"]) for record in losses] == [(step, 1.5 * step) for step in steps]
+    others = [record for record in run.records() if record["kind"] == "eval/copying"]
+    assert [(record["error"], record["block/error"]) for record in others] == [(0.25, 1.0)] * len(steps)
+    assert held_out.metrics == {"validation/loss": 1.5 * last} and held_out.step == last
+    assert f"step {last}  copying: error 0.2500\n" in _shown(display)
+
+
+def test_a_metric_that_is_no_number_is_refused(recorder, display):
+    held_out = _evaluate(recorder, display, lambda params, step: {"validation": {"loss": [1.0]}}, 5)
+    with pytest.raises(ValueError, match="gave validation/loss a value of type list: it must be a number"):
+        held_out.on_step(5, None)
 
 
 def test_saving_comes_every_few_steps_and_at_any_end_but_never_twice():

@@ -1,0 +1,80 @@
+"""Loss and bits per byte of held-out data."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.core.checks import check
+from llm_jax.core.configclass import configclass
+from llm_jax.core.metrics import Metrics, means
+from llm_jax.data.batch import Batch
+from llm_jax.data.pipeline import DataConfig, EvaluationSet
+from llm_jax.evals import compression
+from llm_jax.evals.evaluation import EvaluatedRun, Evaluation, Evaluator, Results, RunEnd
+
+
+@configclass
+class PerplexityConfig(Evaluation):
+    """The objective's metrics on the validation part: `validation/loss` in nats per token and, of text,
+    `validation/bits_per_byte`. Of a mixture there are those of each source, `validation/<source>/loss`, and checkpoints
+    can also be compared by their weighted mean, `validation/loss`."""
+
+    max_bytes: int | None = None
+    """Size of the sample of the validation part that is scored during training; None: all of it."""
+    test: bool = False
+    """Whether the test part is scored, whole, at the end."""
+    compressors: bool = False
+    """Whether gzip, xz and a byte 5-gram of the training text are set beside the model's score of the test part."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.test or not self.compressors, "compressors is set and test is not: compressors needs the test part")
+
+    def metrics(self, data: DataConfig) -> tuple[str, ...]:
+        return data.held_out.names
+
+    def build(self, run: EvaluatedRun) -> Evaluator:
+        sets = run.held_out("validation", self.max_bytes)
+        return lambda params, key: {found.name: _scored(run, found, params) for found in sets}
+
+    def compared(self, data: DataConfig, found: Results) -> dict[str, float]:
+        return data.held_out.figures(found)
+
+    def finish(self, run: EvaluatedRun, end: RunEnd) -> None:
+        """Scores the test part and, where `compressors` is set, its baselines."""
+        for found in run.held_out("test") if self.test else ():
+            if (f"eval/{found.name}", end.step) not in end.recorded:
+                end.record(f"eval/{found.name}", end.step, **_scored(run, found, end.params()))
+        names = {f"baseline/{name}" for name in compression.BASELINES}
+        if end.leads and self.compressors and not names <= {kind for kind, _ in end.recorded}:
+            texts = [[doc.text.encode() for doc in run.experiment.data.text(part)] for part in ("train", "test")]
+            for name, bits in compression.baselines(*texts).items():
+                end.record(f"baseline/{name}", 0, bits_per_byte=bits)
+
+
+def _scored(run: EvaluatedRun, found: EvaluationSet, params: Any) -> dict[str, float]:
+    return scores(functools.partial(run.programs.evaluate, params), run.batches(found), found.text_bytes)
+
+
+def scores(
+    function: Callable[[Batch], Metrics], batches: Iterable[Batch], bytes_of_text: int | None
+) -> dict[str, float]:
+    """Means over a whole set: 'loss' in nats per token, 'targets' counted and, where the text's size is known,
+    'bits_per_byte'.
+
+    Raises:
+      ValueError: if there is no batch.
+    """
+    # Fetched batch by batch: a host adds in double precision, and programs that overlap on simulated devices can block
+    # one another in a collective.
+    parts = [jax.device_get(function(batch)) for batch in batches]
+    check(len(parts) > 0, "the evaluation set has no batch: give it documents or drop it from the experiment")
+    totals = jax.tree.map(lambda *sums: np.sum(sums, axis=0, dtype=np.float64), *parts)
+    values = means(totals) | {"targets": float(totals["loss"].count)}
+    if bytes_of_text:
+        values["bits_per_byte"] = float(totals["loss"].total) / math.log(2) / bytes_of_text
+    return values
