@@ -10,11 +10,11 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from llm_jax.core.checks import check
 from llm_jax.data.batch import Batch
 from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.tap import tapped
 from llm_jax.models.transformer import Transformer
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -102,12 +102,11 @@ def mutual_information(counts: np.ndarray) -> float:
 def _counts(model: Transformer, params: Any, batch: Batch[jax.Array], classes_BT: jax.Array) -> dict[str, jax.Array]:
     """Visits [L, C, E] of the layers of experts, by the path of their block."""
     placement = Placement(batch.positions_BT, batch.segment_ids_BT)
-    _, told = model.apply({"params": params}, batch.tokens_BT, placement, method="hidden", mutable=["choices"])
-    choices: dict[tuple[str, ...], Any] = flatten_dict(told.get("choices", {}))
+    _, visits = tapped(model, params, batch.tokens_BT, placement, names=("*/ffn/visits",), method="hidden")
     classes_BTC = jax.nn.one_hot(classes_BT, len(CLASSES))
     return {
-        "/".join(path[: path.index("ffn")]): jnp.einsum("LBTE,BTC->LCE", visits_LBTE, classes_BTC)
-        for path, (visits_LBTE,) in choices.items()
+        name.removesuffix("/ffn/visits"): jnp.einsum("LBTE,BTC->LCE", visits_LBTE, classes_BTC)
+        for name, visits_LBTE in visits.items()
     }
 
 

@@ -22,6 +22,7 @@ from llm_jax.layers.mixers.attention import CrossAttentionConfig
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.norms import Norm
+from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import constrain
 
@@ -150,7 +151,9 @@ class Block(nn.Module):
             else:
                 y_BTD, after[name] = module(x_BTD, context, after.get(name))
             # So are its gradients, which otherwise would have a say in how what is inside of the branch is divided.
-            return constrain(y_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
+            y_BTD = constrain(y_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
+            tap(self, f"{name}_output", lambda: y_BTD)
+            return y_BTD
 
         names = [name for name in ("mixer", "cross", "ffn") if getattr(self.config, name) is not None]
         y_BTD, report = self._wired(x_BTD, names, branch), next(iter(reports), None)
@@ -159,6 +162,7 @@ class Block(nn.Module):
             y_BTD = jnp.where(stays, y_BTD, x_BTD)
             # A step that skips the block does not balance its router either.
             report = report and dataclasses.replace(report, loss_B=jnp.where(stays, report.loss_B, 0))
+        tap(self, "stream", lambda: y_BTD)
         return y_BTD, after if states is not None else None, report
 
     def _wired(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:

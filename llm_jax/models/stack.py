@@ -17,6 +17,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.mixers.context import Context
+from llm_jax.layers.tap import COLLECTION
 from llm_jax.models.block import Block, BlockConfig
 from llm_jax.sharding import axes, pipeline
 from llm_jax.sharding.schedule import Schedule
@@ -182,7 +183,7 @@ class Stack(nn.Module):
             policy = _POLICIES[remat]
             group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
         own, common = ({}, "params") if segment.shared else ({"params": 0}, False)
-        own |= {"choices": 0}
+        own |= {COLLECTION: 0}
         # flax annotates them more narrowly than it reads them.
         over: dict[str, Any] = {"variable_axes": own, "in_axes": (nn.broadcast, 0)}
         return nn.scan(

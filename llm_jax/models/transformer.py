@@ -17,6 +17,7 @@ from llm_jax.layers.mixers.cache import Cache, empty_slots
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.positions.relative_bias import RelativeBias
+from llm_jax.layers.tap import tap
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.heads import ClassHead, Head, TiedHead
 from llm_jax.models.outputs import Output
@@ -115,6 +116,7 @@ class Transformer(nn.Module):
         if memory is not None:
             context = dataclasses.replace(context, memory=_whole(memory.placement), memory_BSD=memory.hidden_BSD)
         x_BTD = constrain(self.embed(x_BTE, placement), axes.BATCH, axes.STREAM, axes.WIDTH)
+        tap(self, "embedded", lambda: x_BTD)
         if cache is None:
             x_BTD, _, reports = self.stack(x_BTD, context)
         else:
@@ -125,12 +127,15 @@ class Transformer(nn.Module):
             cache = dataclasses.replace(cache, layers=layers, length=cache.length + length)
         reports = {f"stack/{path}": report for path, report in reports.items()}
         hidden_BTD = self.drop(self.final_norm(x_BTD), deterministic=not self.has_rng("dropout"))
+        tap(self, "last_hidden", lambda: hidden_BTD)
         return Output(hidden_BTD=hidden_BTD, cache=cache, reports=reports)
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """Float32 scores of hidden states, as in `Output.logits_BTV`."""
         word = axes.CLASSES if isinstance(self.config.head, ClassHead) else axes.VOCAB
-        return constrain(self.head(hidden_BTD, self.embed.attend), axes.BATCH, axes.LENGTH, word)
+        logits_BTV = constrain(self.head(hidden_BTD, self.embed.attend), axes.BATCH, axes.LENGTH, word)
+        tap(self, "logits", lambda: logits_BTV)
+        return logits_BTV
 
     def scored(self, output: Output) -> Output:
         """With the scores of its hidden states, where the model has a head."""

@@ -16,6 +16,7 @@ from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
+from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes
 
 
@@ -87,7 +88,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, None]:
         up_BTF = fence_gradients(checkpoint_name(_into(self, "up")(x_BTD), "ffn"))
-        return _out(self)(fence(_dropped(self, ACTIVATIONS[self.config.activation](up_BTF)))), None
+        inner_BTF = ACTIVATIONS[self.config.activation](up_BTF)
+        tap(self, "inner", lambda: inner_BTF)
+        return _out(self)(fence(_dropped(self, inner_BTF))), None
 
 
 class GLU(nn.Module):
@@ -102,7 +105,9 @@ class GLU(nn.Module):
         gate_BTF = checkpoint_name(_into(self, "gate")(x_BTD), "ffn")
         up_BTF = checkpoint_name(_into(self, "up")(x_BTD), "ffn")
         gate_BTF, up_BTF = fence_gradients((gate_BTF, up_BTF))
-        return _out(self)(fence(_dropped(self, GATED[self.config.activation](gate_BTF, up_BTF)))), None
+        inner_BTF = GATED[self.config.activation](gate_BTF, up_BTF)
+        tap(self, "inner", lambda: inner_BTF)
+        return _out(self)(fence(_dropped(self, inner_BTF))), None
 
 
 def _check(config: DenseConfig) -> None:

@@ -26,6 +26,7 @@ from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.roles import Role
+from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.line import Line
 
@@ -118,8 +119,7 @@ class MoE(nn.Module):
             x_BTD.shape[1], partition.parts(axes.LENGTH) if partition.divides(x_BTD.shape, _TOKENS) else 1
         )
         routed = config.router.build(self.width, config.count, self.precision, "router")(x_BTD, context)
-        # Made only where somebody asks for the collection "choices".
-        self.sow("choices", "visits_BTE", load(routed.routes, config.count, real_BT.astype("float32")))
+        tap(self, "visits", lambda: load(routed.routes, config.count, real_BT.astype("float32")))
         weights = Experts(config.expert, config.count, self.width, self.precision, name="experts")()
         y_BTD, served_BT = self._dispatched(weights, x_BTD, routed.routes, real_BT)
         if config.shared is not None:

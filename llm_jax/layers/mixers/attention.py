@@ -18,7 +18,7 @@ from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.cache import KeyValues
 from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, check_dropout
+from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, check_dropout, weights
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Placement
 from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.mixers.pairs import Pairs, drop_of
@@ -28,6 +28,7 @@ from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.position import RotaryPosition
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.roles import Role
+from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes, partition
 
 
@@ -156,6 +157,7 @@ class Attention(nn.Module):
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
         given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
         pairs = Pairs(config.mask, context.queries, context.slots, config.scores, **given)
+        tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
         y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         return self.out(y_BNTH), state
 
@@ -249,6 +251,7 @@ class CrossAttention(Attention):
         pairs = Pairs(config.mask, context.queries, context.memory, config.scores, **given)
         q_BNTH = self.queries(x_BTD, context.queries)
         k_BKSH, v_BKSH = keys_values.k_BKSH, keys_values.v_BKSH
+        tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
         y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         # A target whose document has no source must not read the sources of others.
         return self.out(zero_where_blind(y_BNTH, pairs.allowed())), state

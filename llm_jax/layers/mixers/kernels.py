@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.layers.mixers import chunked, fused, splash
+from llm_jax.layers.mixers import chunked, fused, softmax, splash
 from llm_jax.layers.mixers.pairs import WHOLE, Pairs
 from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.mixers.softmax import attend
@@ -232,6 +232,12 @@ def _check_no_sinks(kernel: Kernel, scores: ScoresConfig) -> None:
         f"scores.sinks is True and kernel {type(kernel).__name__}, whose softmax is over tokens alone: set kernel to "
         "ChunkedKernel, BlockedKernel or PlainKernel",
     )
+
+
+def weights(q_BNTH: jax.Array, k_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+    """What any kernel multiplies values by, without dropout, float32 [B, N, T, S]."""
+    scores, bias = pairs.scores, pairs.bias(q_BNTH.shape[1], WHOLE, WHOLE)
+    return softmax.weights(q_BNTH, k_BKSH, pairs.allowed(), bias, pairs.sink_N, scores.scale, scores.softcap)
 
 
 def _attend_part(

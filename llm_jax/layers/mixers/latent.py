@@ -21,7 +21,7 @@ from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixers import exchange
 from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, check_dropout
+from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, check_dropout, weights
 from llm_jax.layers.mixers.masks import Causal, Mask, Placement
 from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.mixers.pairs import Pairs, drop_of
@@ -29,6 +29,7 @@ from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import Norm, RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import YaRNScaling
+from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes
 
 
@@ -235,6 +236,7 @@ class LatentAttention(nn.Module):
         config = self.config
         drop = drop_of(self, config.dropout)
         pairs = Pairs(config.mask, context.queries, context.slots, config.scores, drop=drop)
+        tap(self, "weights", lambda: weights(q, k, pairs))
         return exchange.attend(config.kernel, q, k, v, pairs, cached=context.slots is not None)
 
     def _down(self, name: str, size: int) -> Linear:

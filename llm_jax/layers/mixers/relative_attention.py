@@ -25,9 +25,10 @@ from llm_jax.layers.mixers.kernels import PlainKernel, check_dropout
 from llm_jax.layers.mixers.masks import Mask, Permuted
 from llm_jax.layers.mixers.mixer import Mixer
 from llm_jax.layers.mixers.pairs import drop_of
-from llm_jax.layers.mixers.softmax import attend, zero_where_blind
+from llm_jax.layers.mixers.softmax import attend, weights, zero_where_blind
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
 from llm_jax.layers.roles import Role
+from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes
 
 
@@ -115,6 +116,7 @@ class RelativeAttention(nn.Module):
         drop = drop_of(self, config.dropout)
         kept = None if drop is None else drop.kept(bias_BNTS.shape)
         content_BNTH = self._biased("by_content", q_BNTH)
+        tap(self, "weights", lambda: weights(content_BNTH, k_BNSH, allowed, bias_BNTS))
         y_BNTH = attend(content_BNTH, k_BNSH, v_BNSH, allowed, bias_BNTS, kept=kept, rate=config.dropout)
         # The first token to be predicted sees nothing where nothing is given.
         y_BNTH = zero_where_blind(y_BNTH, allowed)

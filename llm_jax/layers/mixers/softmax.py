@@ -48,6 +48,27 @@ def attend(
     return y_BKMH.reshape(batch, heads, length, v_BKSH.shape[-1])
 
 
+def weights(
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    allowed: jax.Array,
+    bias: jax.Array | None = None,
+    sink_N: jax.Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
+    """The weights by which `attend` multiplies values, float32 [B, N, T, S]: those of a query add up to one, or with a
+    sink to less. The arguments are those of `attend`, which never holds the weights themselves."""
+    _, heads, length, head_dim = q_BNTH.shape
+    k_BNSH = jnp.repeat(k_BKSH, heads // k_BKSH.shape[1], axis=1)
+    scores, _ = products(q_BNTH, k_BNSH, head_dim**-0.5 if scale is None else scale, softcap)
+    scores = jnp.where(allowed[:, None], scores if bias is None else scores + bias, jnp.finfo(jnp.float32).min)
+    if sink_N is None:
+        return jax.nn.softmax(scores)
+    sinks = jnp.broadcast_to(sink_N[:, None, None], (*scores.shape[:3], 1))
+    return jax.nn.softmax(jnp.concatenate([scores, sinks], axis=-1))[..., :-1]
+
+
 def zero_where_blind(y_BNTH: jax.Array, allowed: jax.Array) -> jax.Array:
     """What attention gives, [B, N, T, H], but zeros for queries that may see nothing and are no padding: the average of
     all values, which kernels may give, would tell them what they must not know.

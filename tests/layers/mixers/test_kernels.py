@@ -18,6 +18,7 @@ from llm_jax.layers.mixers.kernels import (
     PlainKernel,
     SplashKernel,
     TokamaxKernel,
+    weights,
 )
 from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Placement
 from llm_jax.layers.mixers.pairs import Pairs
@@ -379,3 +380,16 @@ def test_values_may_have_another_size_than_keys(kernel):
     cotangent = jnp.asarray(GENERATOR.normal(size=(B, N, T, 3)), jnp.float32)
     actual, expected = (jax.jit(lambda c, f=f: _value_and_gradients(f, c))(cotangent) for f in (run, reference))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_weights_are_those_by_which_values_are_multiplied(title):
+    case = CASES[title]
+    mask, _, queries, slots, scores = case
+    (q, k, v), (table, sinks), _, real = _draw(case)
+    pairs = Pairs(mask, queries, slots, scores, table, sinks if scores.sinks else None)
+    found = weights(q, k, pairs)
+    assert found.dtype == jnp.float32
+    y = jnp.einsum("bnts,bnsh->bnth", found, jnp.repeat(v, N // v.shape[1], axis=1))
+    expected = PlainKernel().attend(q, k, v, pairs)
+    np.testing.assert_allclose(y * real, expected * real, rtol=1e-5, atol=1e-5)
