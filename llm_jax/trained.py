@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data.batch import Batch
 from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import Experiment
 from llm_jax.models.transformer import Transformer
 from llm_jax.starts.run_start import read_run, restored_weights
-from llm_jax.tokenizers import Tokenizer, load_tokenizer
+from llm_jax.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Trained:
           ValueError: for a run without a tokenizer, or without such a checkpoint.
         """
         check(step is None or not best, f"--step {step} and --best each choose a checkpoint: leave one of them out")
-        experiment, step = read_run(run, step, best)
-        tokenizer = load_tokenizer(run.tokenizer)
+        experiment, tokenizer, step = read_run(run, step, best)
+        tokenizer = given(tokenizer, f"{run.path} was trained on tokens: it has no tokenizer for text")
         restored = restored_weights(run, experiment, experiment.precision, tokenizer.digest, step)
         model = Transformer(experiment.model, experiment.precision)
         return cls(experiment, tokenizer, model, restored.state)

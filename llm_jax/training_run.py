@@ -90,6 +90,8 @@ def run_training(
         with hosts.leader_first("tokenizer and data"):
             begun = branch is not None or (not fresh and newest(run, step) is not None)
             parts = assemble(experiment, cache, begun)
+            if parts.tokenizer is not None:
+                source.check_type(type(parts.tokenizer))
         if fresh:
             # Only now is it known that the new run can start.
             run.delete()

@@ -4,9 +4,13 @@ A kind is open. A type that is defined in a user's own file is checked, saved an
 the command line can choose among the package's own.
 """
 
+import importlib
 import inspect
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from llm_jax.core.user_file import importable_name
 
 _PACKAGE = __name__.split(".")[0]
 
@@ -32,7 +36,46 @@ def short_name(cls: type) -> str:
 
 def is_own(cls: type) -> bool:
     """Whether a type is defined in this package."""
-    return cls.__module__.split(".")[0] == _PACKAGE
+    return is_own_name(cls.__module__)
+
+
+def is_own_name(name: str) -> bool:
+    """Whether the name of a module or a type is one of this package."""
+    return name.split(".")[0] == _PACKAGE
+
+
+def type_name(cls: type) -> str:
+    """The name under which a type is saved: that of its module, a dot, and its own."""
+    return f"{importable_name(cls.__module__)}.{cls.__qualname__}"
+
+
+def named_type(name: str, place: str, fits: Callable[[type], bool]) -> type:
+    """The type that has been saved under a name, as `type_name` gives it. A type of a user's own must be in a module
+    that is imported already, as `source.loaded` makes them.
+
+    Args:
+      place: what is of that type, for messages.
+      fits: whether a class is one of those that can stand there.
+
+    Raises:
+      ValueError: if there is no such type, or it does not fit.
+    """
+    module, _, attribute = name.rpartition(".")
+    ours = is_own_name(name)
+    remedy = (
+        "which this version of the code does not have; use the version that wrote it (the run's card.json names the "
+        "commit)"
+        if ours
+        else "which cannot be imported: it is a type of a user's own, whose file must be in the run's folder `source`"
+    )
+    try:
+        # Of modules outside of the package only those are used that are there: a text must not import what it names.
+        found = getattr(importlib.import_module(module) if ours else sys.modules[module], attribute)
+    except (ImportError, AttributeError, KeyError, ValueError) as error:
+        raise ValueError(f"{place} is a {name}, {remedy}") from error
+    if not inspect.isclass(found) or not fits(found):
+        raise ValueError(f"{place} is a {name}, {remedy}")
+    return found
 
 
 def _name(cls: type, kind: type) -> str:

@@ -14,14 +14,12 @@ A dataclass is announced by its type, so that two types with equal fields never 
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from llm_jax.core.user_file import importable_name
+from llm_jax.core.components import is_own_name, named_type, type_name
 
 _TYPE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 """Module and class, with dots between."""
@@ -63,7 +61,7 @@ def parse(text: str) -> Any:
 def names_own_types(text: str) -> bool:
     """Whether a flat text names types that are defined outside of this package."""
     values = (line.partition("= ")[2].strip() for line in text.splitlines())
-    return any(_TYPE_NAME.fullmatch(value) and not _is_ours(value) for value in values)
+    return any(_TYPE_NAME.fullmatch(value) and not is_own_name(value) for value in values)
 
 
 def digest(config: Any) -> str:
@@ -101,7 +99,7 @@ def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
 
 def _flatten(path: str, value: Any, lines: dict[str, str]) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        lines[path] = f"{importable_name(type(value).__module__)}.{type(value).__qualname__}"
+        lines[path] = type_name(type(value))
         children = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     elif isinstance(value, tuple) and any(map(_has_dataclass, value)):
         children = [(str(index), item) for index, item in enumerate(value)]
@@ -141,7 +139,7 @@ def _build(node: dict, path: str) -> Any:
             raise ValueError(
                 f"config line {path!r} holds {value!r}, which is neither JSON nor the name of a type: restore the file"
             ) from error
-    kind = _resolve(value, path)
+    kind = named_type(value, path or "experiment", dataclasses.is_dataclass)
     known = {field.name for field in dataclasses.fields(kind)}
     fields = {name: _build(child, f"{path}.{name}".lstrip(".")) for name, child in node.items() if name != "="}
     if unknown := sorted(set(fields) - known):
@@ -160,28 +158,6 @@ def _build(node: dict, path: str) -> Any:
 
 def _required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _resolve(name: str, path: str) -> type:
-    module, _, attribute = name.rpartition(".")
-    ours = _is_ours(name)
-    remedy = (
-        "which this version of the code does not have; use the version that wrote it (the run's card.json names the "
-        "commit)"
-        if ours
-        else "which cannot be imported: it is a type of a user's own, whose file must be in the run's folder `source`"
-    )
-    try:
-        # Of modules outside of the package only those are used that are there: a text must not import what it names.
-        kind = getattr(importlib.import_module(module) if ours else sys.modules[module], attribute)
-        dataclasses.fields(kind)
-    except (ImportError, AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path or 'experiment'} is a {name}, {remedy}") from error
-    return kind
-
-
-def _is_ours(name: str) -> bool:
-    return name.split(".")[0] == __name__.split(".")[0]
 
 
 def _tuples(value: Any) -> Any:

@@ -170,8 +170,13 @@ class RunDirectory:
 
     def parsed(self, text: str) -> Any:
         """The config of a flat text that the run wrote. Types of a user's own are those of the files in `source`."""
-        with source.loaded(self.source) if config.names_own_types(text) else contextlib.nullcontext():
+        with self.own_types(text):
             return config.parse(text)
+
+    def own_types(self, text: str) -> contextlib.AbstractContextManager[None]:
+        """Context in which types of a user's own are imported from `source`, where the flat text of the experiment
+        names any."""
+        return source.loaded(self.source) if config.names_own_types(text) else contextlib.nullcontext()
 
     def write_source(self, found: Source) -> None:
         """Writes the user's own files into `source`. Other ones that are there are kept beside it, by their digest."""

@@ -56,16 +56,26 @@ class Source:
           ValueError: for a type that is defined in a function, or in no file.
         """
         for kind in own_types(experiment):
-            check(
-                "<locals>" not in kind.__qualname__,
-                f"{kind.__qualname__} is defined inside a function, so that a run of it could not be read back: define "
-                "it at the top level of its file",
-            )
-            check(
-                user_file.importable_name(kind.__module__) in self.modules,
-                f"{kind.__qualname__} is defined in {kind.__module__}, which has no file, so that a run of it could "
-                "not be read back: define it in a file",
-            )
+            self.check_type(kind)
+
+    def check_type(self, kind: type) -> None:
+        """A type is one of the package, or can be imported again from the files.
+
+        Raises:
+          ValueError: if it is defined in a function, or in no file.
+        """
+        if is_own(kind):
+            return
+        check(
+            "<locals>" not in kind.__qualname__,
+            f"{kind.__qualname__} is defined inside a function, so that a run of it could not be read back: define it "
+            "at the top level of its file",
+        )
+        check(
+            user_file.importable_name(kind.__module__) in self.modules,
+            f"{kind.__qualname__} is defined in {kind.__module__}, which has no file, so that a run of it could not be "
+            "read back: define it in a file",
+        )
 
     def difference(self, other: "Source") -> str:
         """A unified diff from this source to another; empty if they are equal."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.restore import Restored
+from llm_jax.core import config
 from llm_jax.core.checks import check, check_not_negative, given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
@@ -13,6 +14,7 @@ from llm_jax.models.build import abstract_parameters, build
 from llm_jax.starts.start import Start, Weights
 from llm_jax.tokenizers.folder import load_tokenizer
 from llm_jax.tokenizers.pipelines import token_ids
+from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
 @configclass
@@ -37,8 +39,7 @@ class RunStart(Start):
 
     def find(self) -> Weights:
         run = RunDirectory(Path(self.run))
-        experiment, step = read_run(run, self.step, self.best)
-        tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer.exists() else None
+        experiment, tokenizer, step = read_run(run, self.step, self.best)
         digest = None if tokenizer is None else tokenizer.digest
 
         def load(precision: Precision) -> Any:
@@ -51,8 +52,9 @@ class RunStart(Start):
         return Weights(where, experiment.model, tokens, digest, load)
 
 
-def read_run(run: RunDirectory, step: int | None, best: bool) -> tuple[Any, int | None]:
-    """The experiment of a run's checkpoint, and the step of the checkpoint; None for the newest.
+def read_run(run: RunDirectory, step: int | None, best: bool) -> tuple[Any, Tokenizer | None, int | None]:
+    """The experiment of a run's checkpoint, its tokenizer if it has one, and the step of the checkpoint; None for the
+    newest.
 
     Raises:
       ValueError: if there is no run, or no such checkpoint.
@@ -61,8 +63,15 @@ def read_run(run: RunDirectory, step: int | None, best: bool) -> tuple[Any, int 
     check(bool(found) or run.experiment_file.exists(), f"{run.path} is not a run directory")
     check(bool(found), f"{run.path} has no checkpoint that can be read: train it, or wait for its first save")
     # The record of a checkpoint says more surely than any other file what was trained.
-    experiment = run.parsed(found.get(max(found) if step is None else step, found[max(found)]).run.experiment)
-    return experiment, restore.best_step(run.checkpoints, experiment.checkpoint.best_metric) if best else step
+    text = found.get(max(found) if step is None else step, found[max(found)]).run.experiment
+    with run.own_types(text):
+        experiment = config.parse(text)
+        tokenizer = None if experiment.tokenizer is None else load_tokenizer(run.tokenizer)
+    return (
+        experiment,
+        tokenizer,
+        restore.best_step(run.checkpoints, experiment.checkpoint.best_metric) if best else step,
+    )
 
 
 def restored_weights(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.checks import check, check_one_of
+from llm_jax.core.components import is_own_name, named_type
 from llm_jax.core.files import read_json_object
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.byte import ByteTokenizer
@@ -42,10 +43,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """Rebuilds a saved tokenizer.
+    """Rebuilds a saved tokenizer. One of a user's own must be in a module that is imported already, as
+    `core.source.loaded` makes those of a run.
 
     Raises:
-      ValueError: if the folder is none that `save` wrote, or its content is not what was saved.
+      ValueError: if the folder is none that `save` wrote, its content is not what was saved, or its type is not there.
     """
     description = Path(directory) / DESCRIPTION
     try:
@@ -54,11 +56,19 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         special = SpecialIds(bos=facts["bos"], eos=facts["eos"], pad=facts["pad"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{description} does not describe a saved tokenizer: give the folder of a run") from error
-    check_one_of(f"{description}: kind", kind, _KINDS)
-    path = Path(directory) / _KINDS[kind].file_name
-    tokenizer = _KINDS[kind].from_content(read_file(str(path), "tokenizer file"), special, str(path))
+    cls = _type(kind, description)
+    path = Path(directory) / cls.file_name
+    tokenizer = cls.from_content(read_file(str(path), "tokenizer file"), special, str(path))
     check(
         tokenizer.digest == digest,
         f"{path} has digest {tokenizer.digest} but was saved with {digest}: it was changed since; restore it",
     )
     return tokenizer
+
+
+def _type(kind: str, description: Path) -> type[Tokenizer]:
+    """The class that a description names: one of the package by its `kind`, any other by its module and name."""
+    if isinstance(kind, str) and "." in kind and not is_own_name(kind):
+        return named_type(kind, f"the tokenizer of {description}", lambda cls: issubclass(cls, Tokenizer))
+    check_one_of(f"{description}: kind", kind, _KINDS)
+    return _KINDS[kind]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from llm_jax.core.checks import check
+from llm_jax.core.components import is_own, type_name
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import write_atomically
 from llm_jax.tokenizers import pipelines
@@ -60,15 +61,28 @@ class SpecialIds:
 
 
 class Tokenizer(abc.ABC):
-    """Maps text to ids in [0, vocab_size) and back."""
+    """Maps text to ids in [0, vocab_size) and back.
+
+    One of a user's own stands at the top level of his file, and has a `kind` of its own.
+    """
 
     kind: ClassVar[str]
-    """Names the class in a saved folder."""
+    """Names how `content` is read: a part of the digest. Give it another value when equal content comes to mean other
+    ids, since token caches are kept by the digest."""
     file_name: ClassVar[str]
     """Holds `content` in a saved folder."""
 
     def __init__(self, vocab_size: int, special: SpecialIds, content: bytes):
-        """`content` is all that makes this tokenizer beside its special ids."""
+        """`content` is all that makes this tokenizer beside its special ids.
+
+        Raises:
+          ValueError: for a class of a user's own that takes the `kind` of the class that it derives from.
+        """
+        check(
+            is_own(type(self)) or "kind" in vars(type(self)),
+            f"{type(self).__name__} defines no `kind`, and token caches would take it for the class that it derives "
+            "from: give it a `kind` of its own",
+        )
         self.vocab_size = vocab_size
         self.special = special
         self.bos_id, self.eos_id, self.pad_id = special.bos, special.eos, special.pad
@@ -191,7 +205,7 @@ class Tokenizer(abc.ABC):
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / self.file_name, self.content)
         facts = {
-            "kind": self.kind,
+            "kind": self.kind if is_own(type(self)) else type_name(type(self)),
             "digest": self.digest,
             "vocab_size": self.vocab_size,
             **dataclasses.asdict(self.special),

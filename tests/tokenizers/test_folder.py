@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from llm_jax.tokenizers import load_tokenizer
+from llm_jax.tokenizers.byte import ByteTokenizer
 
 _TEXT = "def f(x):\n    return x\n"
 
@@ -54,3 +55,42 @@ def test_unknown_kind_is_refused(byte, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "bytes"}))
     with pytest.raises(ValueError, match="kind is 'bytes'.*did you mean 'byte'"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["json.JSONDecoder", "llm_jax.tokenizers.byte.ByteTokenizer", "byte.", 5])
+def test_a_type_that_is_no_tokenizer_of_a_users_own_is_refused(kind, byte, tmp_path):
+    byte.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kind": kind}))
+    with pytest.raises(ValueError, match="which cannot be imported|it must be one of"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_imports_nothing_that_it_names(byte, tmp_path, monkeypatch):
+    (tmp_path / "unheard.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    byte.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "unheard.Words"}))
+    with pytest.raises(ValueError, match="is a unheard.Words, which cannot be imported"):
+        load_tokenizer(tmp_path)
+
+
+class Shouted(ByteTokenizer):
+    """Bytes of the text in capitals."""
+
+    kind = "shouted"
+
+    def encode(self, text):
+        return super().encode(text.upper())
+
+
+def test_a_tokenizer_that_derives_from_one_of_the_package_comes_back_as_itself(byte, tmp_path):
+    Shouted().save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert type(loaded) is Shouted and loaded.encode("a") == [65] and loaded.digest != byte.digest
+
+
+def test_a_tokenizer_of_a_users_own_has_a_kind_of_its_own():
+    with pytest.raises(ValueError, match="Silent defines no `kind`"):
+        type("Silent", (ByteTokenizer,), {})()
