@@ -4,6 +4,7 @@ Legend: B batch of prompts, P padded prompt length, S slots of the cache, V voca
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core import rng, trees
+from llm_jax.core import rng
 from llm_jax.core.checks import check, check_seed, given
 from llm_jax.inference.next_token import sample
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.layers.mixers.cache import Cache
 from llm_jax.layers.mixers.masks import Placement
-from llm_jax.models.build import Model, applied
+from llm_jax.layers.roles import Role, roles_of
+from llm_jax.models.build import Model, applied, boxed_parameters
 from llm_jax.models.config import LOOK_BACK
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, unstack, unstacked
@@ -39,20 +41,20 @@ class _Progress:
     seen_BV: jax.Array | None
 
 
-def in_compute_type(params: Any, dtype: jnp.dtype) -> Any:
+_ROUNDED = (Role.MATRIX, Role.EXPERT, Role.READOUT, Role.EMBEDDING, Role.CONVOLUTION)
+
+
+def in_compute_type(params: Any, roles: Any, dtype: jnp.dtype) -> Any:
     """Parameters with all matrices in `dtype`, so that a step reads no more memory than it computes with.
 
     Every use of a matrix casts it so, but for those of routers. They, vectors and small tables stay as they are: scores
     of experts, norms, rates of decay and biases of scores are made in float32, and of rounded numbers they would be
     others than the model's.
+
+    Args:
+      roles: the tree of the parameters' roles (layers/roles.py).
     """
-
-    def cast(path: tuple, leaf: jax.Array) -> jax.Array:
-        name = trees.path_name(path)
-        rounded = name == "embed/table" or (name.endswith("kernel") and "/router/" not in name)
-        return leaf.astype(dtype) if rounded else leaf
-
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree.map(lambda role, leaf: leaf.astype(dtype) if role in _ROUNDED else leaf, roles, params)
 
 
 class Generator:
@@ -76,7 +78,7 @@ class Generator:
         pad_id: int,
         vocab_size: int | None = None,
     ):
-        model = _writer(model)
+        model = self._given = _writer(model)
         config = dataclasses.replace(model.config, segments=unstacked(model.config.segments), execution=Execution())
         self._model, self._sampling, self._eos_id, self._pad_id = model.clone(config=config), sampling, eos_id, pad_id
         self._scored = given(
@@ -112,10 +114,14 @@ class Generator:
         self._check_tokens(prompts)
         return self._stream(params, *self._pad(prompts, new_tokens), new_tokens, seed)
 
+    @functools.cached_property
+    def _roles(self) -> Any:
+        return roles_of(boxed_parameters(self._given))
+
     def _stream(
         self, params: Any, tokens_BP: np.ndarray, segments_BP: np.ndarray, new_tokens: int, seed: int
     ) -> Iterator[np.ndarray]:
-        params = in_compute_type(params, self._model.precision.dtype)
+        params = in_compute_type(params, self._roles, self._model.precision.dtype)
         params = params | {"stack": self._unstack(params["stack"])}
         cache, progress = self._prefill(params, tokens_BP, segments_BP, new_tokens, seed)
         for index in range(1, new_tokens):

@@ -58,7 +58,7 @@ def unboxed(parameters: Any) -> Any:
     return jax.tree.map(lambda box: box.value, parameters, is_leaf=_is_box)
 
 
-def roles(parameters: Any) -> Any:
+def roles_of(parameters: Any) -> Any:
     """The tree of roles of parameters with their boxes on (`boxed_parameters` of models/build.py).
 
     Raises:

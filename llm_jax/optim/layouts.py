@@ -12,7 +12,7 @@ import jax
 
 from llm_jax.core import trees
 from llm_jax.core.checks import check
-from llm_jax.layers.roles import ParameterBox, Role, roles
+from llm_jax.layers.roles import ParameterBox, Role, roles_of
 from llm_jax.sharding import axes, partition
 
 _STACKING = (axes.LAYERS, axes.BLOCKS, axes.EXPERTS)
@@ -93,4 +93,6 @@ def layouts(parameters: Any) -> Any:
         )
         return found
 
-    return jax.tree_util.tree_map_with_path(layout, roles(parameters), partition.logical_axes(parameters), parameters)
+    return jax.tree_util.tree_map_with_path(
+        layout, roles_of(parameters), partition.logical_axes(parameters), parameters
+    )

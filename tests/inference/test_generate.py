@@ -20,7 +20,8 @@ from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import DynamicScaling, LongRoPEScaling, Unscaled
-from llm_jax.models.build import build
+from llm_jax.layers.roles import Role, roles_of
+from llm_jax.models.build import boxed_parameters, build
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families import llama as llama_family
 from llm_jax.models.families.bert import bert
@@ -174,10 +175,22 @@ def test_bfloat16_says_what_float32_finds_likely(llama):
 def test_matrices_in_the_compute_type_change_nothing(name):
     model = Transformer(PUBLISHED[name], MIXED)
     params = tiny.parameters(model)
-    served = in_compute_type(params, model.precision.dtype)
+    served = in_compute_type(params, roles_of(boxed_parameters(model)), model.precision.dtype)
     assert trees.size_bytes(served) < 0.62 * trees.size_bytes(params)
     forward = jax.jit(lambda params: model.apply({"params": params}, tiny.tokens(2, 8)).logits_BTV)
     np.testing.assert_array_equal(forward(params), forward(served))
+
+
+def test_the_role_decides_what_is_kept_in_float32():
+    roles = {
+        "kernel": Role.ROUTER,
+        "rate": Role.RATE,
+        "mine": Role.MATRIX,
+        "table": Role.TABLE,
+        "words": Role.EMBEDDING,
+    }
+    served = in_compute_type({name: jnp.zeros((2, 3)) for name in roles}, roles, jnp.bfloat16)
+    assert {name for name, leaf in served.items() if leaf.dtype == jnp.bfloat16} == {"mine", "words"}
 
 
 ROTARY = {

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax.layers.initialisers import annotated
-from llm_jax.layers.roles import ParameterBox, Role, roles, unboxed
+from llm_jax.layers.roles import ParameterBox, Role, roles_of, unboxed
 from llm_jax.sharding import partition
 
 
@@ -39,7 +39,7 @@ def test_layers_add_an_axis_and_keep_the_role(axis, shape, words):
     boxed = _shapes(_scanned(axis))
     assert unboxed(boxed)["gain"].shape == shape
     assert partition.logical_axes(boxed) == {"gain": words}
-    assert roles(boxed) == {"gain": Role.SCALE}
+    assert roles_of(boxed) == {"gain": Role.SCALE}
 
 
 def test_a_layer_of_a_stack_reads_its_own_parameter():
@@ -52,12 +52,12 @@ def test_a_layer_of_a_stack_reads_its_own_parameter():
 def test_the_role_outlives_compilation_and_maps():
     made = jax.jit(lambda: Gain().init(jax.random.key(0), jnp.ones((2, 3)), None)["params"])()
     doubled = jax.tree.map(lambda x: 2 * x, made)
-    assert isinstance(doubled["gain"], ParameterBox) and roles(doubled) == {"gain": Role.SCALE}
+    assert isinstance(doubled["gain"], ParameterBox) and roles_of(doubled) == {"gain": Role.SCALE}
     assert (nn.unbox(doubled)["gain"] == 2).all() and (unboxed(doubled)["gain"] == 2).all()
 
 
 def test_a_role_may_be_given_by_its_name():
-    (role,) = jax.tree.leaves(roles(_shapes(Gain("rate"))))
+    (role,) = jax.tree.leaves(roles_of(_shapes(Gain("rate"))))
     assert role is Role.RATE
 
 
@@ -72,4 +72,4 @@ def test_a_parameter_without_a_role_is_an_error_with_its_path():
     layer = nn.Dense(5, kernel_init=bare, use_bias=False)
     boxed = {"layer": jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.ones((2, 3))))["params"]}
     with pytest.raises(ValueError, match="parameter layer/kernel has no role: .*annotated\\(init, axes, role\\)"):
-        roles(boxed)
+        roles_of(boxed)

@@ -12,7 +12,7 @@ from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.scores import Noisy
 from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.roles import Role, roles, unboxed
+from llm_jax.layers.roles import Role, roles_of, unboxed
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.optim.layouts import layouts
@@ -90,7 +90,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_well_known_parameters_have_the_roles_that_the_field_gives_them(name):
-    found = dict(trees.named_leaves(roles(described(MODELS[name]))))
+    found = dict(trees.named_leaves(roles_of(described(MODELS[name]))))
     assert {path: found[path] for path in KNOWN[name]} == KNOWN[name]
 
 
@@ -123,4 +123,4 @@ def test_layers_that_share_their_weights_have_the_roles_of_those_that_do_not():
         dataclasses.replace(EVERY["llama"], segments=(dataclasses.replace(segment, shared=shared),))
         for shared in (False, True)
     )
-    assert roles(described(scanned)) == roles(described(shared))
+    assert roles_of(described(scanned)) == roles_of(described(shared))
