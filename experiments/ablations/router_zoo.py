@@ -22,7 +22,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from llm_jax.analysis import ablation, plots
+from llm_jax.analysis import ablation, drawing, plots
 from llm_jax.analysis.ablation import Results
 from llm_jax.analysis.runs import Run
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
@@ -120,11 +120,11 @@ def report(results: Results, folder: Path) -> str:
         "the table was written.\n\n"
         "![held-out loss at equal active FLOPs](loss.png)\n![load of the busiest expert](load.png)"
     )
-    plots.save(_losses(results), folder / "loss.png")
-    plots.save(_loads(results), folder / "load.png")
+    drawing.save(_losses(results), folder / "loss.png")
+    drawing.save(_loads(results), folder / "load.png")
     if SHOWN in results:
         first = found[results[SHOWN][0].path]
-        plots.save(plots.specialisation_figure(first), folder / "specialisation.png")
+        drawing.save(plots.specialisation_figure(first), folder / "specialisation.png")
         text += f"\n![which experts of {SHOWN}, seed 0, serve which classes of tokens](specialisation.png)"
     return text
 
@@ -160,7 +160,7 @@ def _loads(results: Results) -> plt.Figure:
     axes = figure.add_subplot()
     for index, (name, runs) in enumerate(results.items()):
         if "experts/max_load" in runs[0].train:
-            mean = np.mean([plots.moving_mean(run.train["experts/max_load"]) for run in runs], axis=0)
+            mean = np.mean([drawing.moving_mean(run.train["experts/max_load"]) for run in runs], axis=0)
             style = {"color": plt.get_cmap("tab20")(index % 20), "linestyle": ("-", "--")[index % 2]}
             axes.plot(runs[0].train["step"], mean, label=name, **style)
     axes.set(xlabel="step", ylabel="busiest expert / mean")

@@ -18,7 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from llm_jax.analysis import ablation, plots
+from llm_jax.analysis import ablation, drawing, plots
 from llm_jax.analysis.ablation import Results
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.core.run_directory import RunDirectory
@@ -85,8 +85,8 @@ def report(results: Results, folder: Path) -> str:
         "updates to the first's loss": (ablation.steps_to(target), ",.0f"),
         "dropped": (ablation.trained_tail("experts/dropped"), ".1%"),
     }
-    plots.save(plots.variants_figure(results, "held-out loss at equal FLOPs per token"), folder / "loss.png")
-    plots.save(_by_size(results, sizes), folder / "size.png")
+    drawing.save(plots.variants_figure(results, "held-out loss at equal FLOPs per token"), folder / "loss.png")
+    drawing.save(_by_size(results, sizes), folder / "size.png")
     return (
         f"{ablation.table(results, measures, facts)}\n\n"
         "The time of an update is a median of alternating ones, measured when the table was written.\n\n"

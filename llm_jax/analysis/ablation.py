@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.analysis import plots
+from llm_jax.analysis import drawing, plots
 from llm_jax.analysis.report import markdown_table
 from llm_jax.analysis.runs import NATS, LossUnit, Run, comparable, held_out_set, last, loss_unit, median, swept
 from llm_jax.core.files import write_atomically
@@ -111,17 +111,17 @@ def _pictures(results: Results, folder: Path) -> list[str]:
     """Draws the pictures of the report into `folder`; returns the lines of Markdown that show them."""
     results, unit = _comparable(results)
     measure = held_out(unit)
-    plots.save(plots.variants_figure(results), folder / "loss.png")
+    drawing.save(plots.variants_figure(results), folder / "loss.png")
     lines = ["![held-out loss of each variant](loss.png)"]
     found = differences(results, measure)
     if any(found.values()):
         name = next(iter(results))
-        plots.save(plots.differences_figure(found, name, unit.name), folder / "differences.png")
+        drawing.save(plots.differences_figure(found, name, unit.name), folder / "differences.png")
         lines.append(f"![difference to {name}, seed by seed](differences.png)")
     runs = [run for found in results.values() for run in found if measure(run) is not None]
     if (sweep := swept(runs)) is not None:
         losses = values(runs, measure)
-        plots.save(plots.sweep_figure(*sweep, losses, unit.name), folder / "sweep.png")
+        drawing.save(plots.sweep_figure(*sweep, losses, unit.name), folder / "sweep.png")
         lines.append("![final loss against the swept field](sweep.png)")
     return lines
 

@@ -1,62 +1,92 @@
-"""Figures of one or several runs. They are matplotlib Figure objects: no window, no global state.
-
-Colours are those of Okabe & Ito, which readers with any kind of colour vision can tell apart. Dashes differ too, so
-that a curve that covers another leaves it visible; curves that are equal are named in the legend.
-"""
+"""Figures of what one or several runs recorded. Curves that are equal are named in the legend."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from llm_jax.analysis.runs import NATS, Curve, Run, held_out_set, labels, last, loss_unit, median
+from llm_jax.analysis.drawing import (
+    COLOURS,
+    DASHES,
+    GREY,
+    TEXT,
+    TOKENS,
+    dress,
+    finish,
+    moving_mean,
+    new_figure,
+    scale_log,
+    style,
+)
+from llm_jax.analysis.runs import BITS, NATS, Curve, Run, held_out_set, labels, last, loss_unit, median
 from llm_jax.evals.specialisation import CLASSES, Specialisation
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", ":", "-.")
 _MARKERS = "osD^v"
-_GREY = "#8C8C8C"
-_TEXT = "#333333"
-_TOKENS = "tokens seen"
-_MAX_LEGEND = 8
 _MAX_FIXED_TICKS = 12
 _LOG_AXIS_RATIO = 8
-_SMOOTHED_FRACTION = 50
 
 
 def loss_figure(runs: Sequence[Run]) -> Figure:
-    """Loss against tokens seen, or against steps if a run did not record tokens.
+    """Loss in nats per token, as `_learning_figure` draws it. Of runs with different tokenizers, whose tokens do not
+    compare, held-out bits per byte against steps."""
+    unit = loss_unit(runs)
+    return _learning_figure(runs, "loss", f"loss ({unit.name})", unit.column)
 
-    Faint: every train record. Line: their moving mean over a fiftieth of the run. Markers: evaluation sets. Of runs
-    with different tokenizers, whose tokens do not compare, held-out bits per byte against steps.
+
+def perplexity_figure(runs: Sequence[Run]) -> Figure:
+    """exp(loss in nats per token), as `_learning_figure` draws it; of a mean over sets, that of the mean loss."""
+    return _learning_figure(runs, "perplexity", "perplexity per token", NATS.column, _exp)
+
+
+def held_out_figure(run: Run) -> Figure:
+    """Bits per byte of held-out text, as `_learning_figure` draws it; grey: other compressors of the test part."""
+    others = {f"{name} on test": bits for name, bits in run.baselines.items()}
+    return _learning_figure([run], BITS.title, BITS.name, BITS.column, others=others)
+
+
+def _learning_figure(
+    runs: Sequence[Run],
+    title: str,
+    ylabel: str,
+    column: str,
+    of: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    others: Mapping[str, float] | None = None,
+) -> Figure:
+    """`of(column)` of training and evaluations against tokens seen, or against steps if a run did not record tokens or
+    the runs have different tokenizers.
+
+    Faint: every train record. Line: their moving mean over a fiftieth of the run. Markers: evaluation sets. Grey:
+    `others`, by name, which do not learn.
     """
-    unit, several = loss_unit(runs), len(runs) > 1
-    figure, axes = _figure("loss", f"loss ({unit.name})", height=4.4)
-    counter = "tokens" if unit == NATS and all("tokens" in run.train for run in runs) else "step"
+    several = len(runs) > 1
+    figure, axes = new_figure(title, ylabel, height=4.4)
+    counter = "tokens" if loss_unit(runs) == NATS and all("tokens" in run.train for run in runs) else "step"
     sets = sorted({name for run in runs for name in run.evals})
-    drawn = [run.train.get("loss") if unit == NATS else None for run in runs]
+    drawn = [of(run.train[column]) if column in run.train else None for run in runs]
     names = _equal_named(labels(runs) if several else ["train"], drawn)
     for index, (run, label) in enumerate(zip(runs, names, strict=True)):
-        _draw_training(axes, run, index, counter, drawn[index], label)
+        if several or drawn[index] is not None:
+            _draw_training(axes, run, index, counter, drawn[index], label)
         for number, name in enumerate(sets):
-            colour, marker = _style(index if several else 1 + number)[0], _MARKERS[number % len(_MARKERS)]
+            colour, marker = style(index if several else 1 + number)[0], _MARKERS[number % len(_MARKERS)]
             curve = run.evals.get(name, {})
-            if unit.column in curve:
-                places, losses = _positions(run, curve, counter), curve[unit.column]
-                joined = not several or unit != NATS
-                line = _draw_evaluation(axes, places, losses, colour, marker, joined, hollow=index % 2 == 1)
+            if column in curve:
+                places, values = _positions(run, curve, counter), of(curve[column])
+                joined = not several or drawn[index] is None
+                line = _draw_evaluation(axes, places, values, colour, marker, joined, hollow=index % 2 == 1)
                 if not several:
                     line.set_label(name)
     if several:
         for number, name in enumerate(sets):
-            axes.plot([], [], _MARKERS[number % len(_MARKERS)], color=_GREY, label=f"evaluated on {name}")
-    _finish(axes, _TOKENS if counter == "tokens" else "step")
-    _scale_loss(axes)
+            axes.plot([], [], _MARKERS[number % len(_MARKERS)], color=GREY, label=f"evaluated on {name}")
+    for number, (name, value) in enumerate((others or {}).items()):
+        axes.axhline(value, color=GREY, linewidth=1.2, linestyle=DASHES[1:][number % 3], zorder=1, label=name)
+    finish(axes, TOKENS if counter == "tokens" else "step")
+    scale_log(axes)
     return figure
 
 
@@ -64,18 +94,18 @@ def variants_figure(results: Mapping[str, Sequence[Run]], title: str = "held-out
     """Held-out loss of variants against steps: mean over the runs of each, and a band of one standard deviation. In
     bits per byte where the variants have different tokenizers."""
     unit = loss_unit([run for runs in results.values() for run in runs])
-    figure, axes = _figure(title, f"loss ({unit.name})", height=4.4)
+    figure, axes = new_figure(title, f"loss ({unit.name})", height=4.4)
     evaluated = {label: runs for label, runs in results.items() if held_out_set(runs) is not None}
     curves = [_held_out_losses(runs, unit.column) for runs in evaluated.values()]
     names = _equal_named(list(evaluated), [losses for _, losses in curves])
     for index, (label, (steps, losses)) in enumerate(zip(names, curves, strict=True)):
-        (colour, dashes), mean = _style(index), losses.mean(axis=0)
+        (colour, dashes), mean = style(index), losses.mean(axis=0)
         axes.plot(steps, mean, dashes, color=colour, linewidth=1.8, label=label)
         if len(losses) > 1:
             deviation = losses.std(axis=0, ddof=1)
             axes.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
-    _finish(axes, "step")
-    _scale_loss(axes)
+    finish(axes, "step")
+    scale_log(axes)
     return figure
 
 
@@ -88,15 +118,16 @@ def differences_figure(differences: Mapping[str, Sequence[float]], baseline: str
       unit: of the loss, such as 'nats per token'.
     """
     shown = {name: found for name, found in differences.items() if len(found)}
-    figure, axes = _figure(f"final held-out loss minus {baseline}'s, seed by seed", "", height=1.3 + 0.4 * len(shown))
+    title = f"final held-out loss minus {baseline}'s, seed by seed"
+    figure, axes = new_figure(title, "", height=1.3 + 0.4 * len(shown))
     for index, found in enumerate(shown.values()):
-        axes.plot(found, [index] * len(found), "o", color=_COLOURS[0], alpha=0.6, markeredgewidth=0)
-        axes.plot([np.mean(found)], [index], "|", color=_COLOURS[1], markersize=20, markeredgewidth=2.5)
-    axes.axvline(0, color=_GREY, linewidth=1.2, zorder=0)
+        axes.plot(found, [index] * len(found), "o", color=COLOURS[0], alpha=0.6, markeredgewidth=0)
+        axes.plot([np.mean(found)], [index], "|", color=COLOURS[1], markersize=20, markeredgewidth=2.5)
+    axes.axvline(0, color=GREY, linewidth=1.2, zorder=0)
     axes.set_yticks(range(len(shown)), shown)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"difference ({unit}); dot: one seed, bar: mean", color=_TEXT)
+    axes.set_xlabel(f"difference ({unit}); dot: one seed, bar: mean", color=TEXT)
     return figure
 
 
@@ -109,13 +140,13 @@ def sweep_figure(field: str, values: Sequence[float], losses: Sequence[float], u
       losses: final held-out loss of each run; a loss that is not finite is not drawn.
       unit: of the loss.
     """
-    figure, axes = _figure("final held-out loss", f"loss ({unit})", height=4.4)
+    figure, axes = new_figure("final held-out loss", f"loss ({unit})", height=4.4)
     pairs = [(value, loss) for value, loss in zip(values, losses, strict=True) if np.isfinite(loss)]
     distinct = sorted({value for value, _ in pairs})
     means = [np.mean([loss for value, loss in pairs if value == one]) for one in distinct]
-    axes.plot(distinct, means, "-", color=_COLOURS[0], linewidth=1.8)
-    axes.plot(*zip(*pairs, strict=True), "o", color=_COLOURS[0], markeredgecolor="white", markeredgewidth=0.8)
-    axes.set_xlabel(field, color=_TEXT)
+    axes.plot(distinct, means, "-", color=COLOURS[0], linewidth=1.8)
+    axes.plot(*zip(*pairs, strict=True), "o", color=COLOURS[0], markeredgecolor="white", markeredgewidth=0.8)
+    axes.set_xlabel(field, color=TEXT)
     if distinct[0] > 0 and distinct[-1] / distinct[0] >= _LOG_AXIS_RATIO:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
@@ -127,15 +158,15 @@ def sweep_figure(field: str, values: Sequence[float], losses: Sequence[float], u
 
 def throughput_figure(runs: Sequence[Run]) -> Figure:
     """Tokens per second against steps, from zero up; dashed: the median of each run."""
-    figure, axes = _figure("throughput", "tokens per second")
+    figure, axes = new_figure("throughput", "tokens per second")
     for index, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
         if (middle := median(run.train, "tokens_per_second")) is None:
             continue
-        colour, dashes = _style(index)
+        colour, dashes = style(index)
         label = f"median {middle:,.0f}" if len(runs) == 1 else f"{name}, median {middle:,.0f}"
         axes.plot(run.train["step"], run.train["tokens_per_second"], dashes, color=colour, linewidth=1, alpha=0.8)
         axes.axhline(middle, color=colour, linewidth=1.5, linestyle=(0, (5, 3)), label=label)
-    _finish(axes, "step")
+    finish(axes, "step")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter("{x:,g}")
     return figure
@@ -143,14 +174,14 @@ def throughput_figure(runs: Sequence[Run]) -> Figure:
 
 def learning_rate_figure(runs: Sequence[Run]) -> Figure:
     """Learning rate against steps."""
-    figure, axes = _figure("learning rate", "learning rate")
+    figure, axes = new_figure("learning rate", "learning rate")
     names = _equal_named(labels(runs), [run.train.get("learning_rate") for run in runs])
     for index, (run, name) in enumerate(zip(runs, names, strict=True)):
         if "learning_rate" in run.train:
-            colour, dashes = _style(index)
+            colour, dashes = style(index)
             label = name if len(runs) > 1 else None
             axes.plot(run.train["step"], run.train["learning_rate"], dashes, color=colour, linewidth=1.8, label=label)
-    _finish(axes, "step")
+    finish(axes, "step")
     axes.set_ylim(bottom=0)
     return figure
 
@@ -166,10 +197,10 @@ def experts_figure(runs: Sequence[Run]) -> Figure:
     }
     figure = Figure(figsize=(7.5, 6.2), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(3, sharex=True), panels.items(), strict=True):
-        _dress(axes, "experts" if name == "max_load" else "", label)
+        dress(axes, "experts" if name == "max_load" else "", label)
         for index, (run, of) in enumerate(zip(runs, labels(runs), strict=True)):
             _draw_experts(axes, run, index, name, label=of if len(runs) > 1 else None)
-        _finish(axes, "step" if name == "entropy" else "")
+        finish(axes, "step" if name == "entropy" else "")
         axes.margins(y=0.1)
         axes.set_ylim(bottom=1 if name == "max_load" else 0)
     return figure
@@ -186,13 +217,13 @@ def specialisation_figure(found: Specialisation) -> Figure:
     images = []
     for axes, (name, share_CE, bits) in zip(grid.flat, layers, strict=False):
         images.append(axes.imshow(share_CE, vmin=0, vmax=largest, cmap="Blues", aspect="auto"))
-        axes.set_title(f"{name.removeprefix('stack/')}: {bits:.3f} bits", fontsize=9, color=_TEXT)
-        axes.set_yticks(range(len(CLASSES)), CLASSES, fontsize=8, color=_TEXT)
+        axes.set_title(f"{name.removeprefix('stack/')}: {bits:.3f} bits", fontsize=9, color=TEXT)
+        axes.set_yticks(range(len(CLASSES)), CLASSES, fontsize=8, color=TEXT)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=8, length=0)
     for axes in grid.flat[len(layers) :]:
         axes.set_visible(False)
-    figure.supxlabel("expert", fontsize=10, color=_TEXT)
+    figure.supxlabel("expert", fontsize=10, color=TEXT)
     figure.colorbar(images[0], ax=grid, label="share of a class's visits", shrink=0.9)
     return figure
 
@@ -201,52 +232,31 @@ def bits_per_byte_figure(run: Run) -> Figure:
     """The run among the other compressors of the same text: bars of bits per byte, the best on top."""
     name = held_out_set([run])
     bits = last(run.evals[name], "bits_per_byte") if name else None
-    bars = [] if bits is None else [(f"{run.name} ({name})", bits, _COLOURS[0])]
+    bars = [] if bits is None else [(f"{run.name} ({name})", bits, COLOURS[0])]
     bars += [(name, value, "#BDBDBD") for name, value in run.baselines.items()]
     bars.sort(key=lambda bar: bar[1])
     labels, values, colours = zip(*bars, strict=True)
-    figure, axes = _figure("bits per byte of held-out text", "", height=0.9 + 0.42 * len(bars))
+    figure, axes = new_figure("bits per byte of held-out text", "", height=0.9 + 0.42 * len(bars))
     drawn = axes.barh(range(len(bars)), values, color=colours, height=0.68)
-    axes.bar_label(drawn, labels=[f"{value:.3f}" for value in values], padding=4, color=_TEXT, fontsize=10)
+    axes.bar_label(drawn, labels=[f"{value:.3f}" for value in values], padding=4, color=TEXT, fontsize=10)
     axes.set_yticks(range(len(bars)), labels)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12 * max(values))
-    axes.set_xlabel("bits per byte (lower is better)", color=_TEXT)
+    axes.set_xlabel("bits per byte (lower is better)", color=TEXT)
     axes.grid(False)
     axes.tick_params(axis="y", length=0)
     return figure
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Writes the figure as PNG; equal figures give equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    return path
-
-
-def moving_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of a fiftieth of the values, shorter at both ends; non-finite values do not count."""
-    half = len(values) // _SMOOTHED_FRACTION // 2
-    finite = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    count = counts[high] - counts[low]
-    return np.where(count > 0, (sums[high] - sums[low]) / np.maximum(count, 1), np.nan)
-
-
-def quantity(value: float) -> str:
-    """Three significant digits: 1.23k for 1230, then M, B (billions), T."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:,.0f}"
+def _exp(values: np.ndarray) -> np.ndarray:
+    """inf where it is too large for a float64."""
+    with np.errstate(over="ignore"):
+        return np.exp(values)
 
 
 def _draw_training(axes: Axes, run: Run, index: int, counter: str, losses: np.ndarray | None, label: str) -> None:
     """Without losses the legend still names the run."""
-    colour, dashes = _style(index)
+    colour, dashes = style(index)
     if losses is None:
         axes.plot([], [], dashes, color=colour, linewidth=1.8, label=label)
         return
@@ -269,7 +279,7 @@ def _draw_evaluation(
 
 
 def _draw_experts(axes: Axes, run: Run, index: int, name: str, label: str | None) -> None:
-    mean, (colour, dashes) = f"experts/{name}", _style(index)
+    mean, (colour, dashes) = f"experts/{name}", style(index)
     for column in () if label else (c for c in run.train if c.startswith(f"{mean}/")):
         axes.plot(run.train["step"], moving_mean(run.train[column]), color=colour, linewidth=0.8, alpha=0.3)
     if mean in run.train:
@@ -282,11 +292,6 @@ def _positions(run: Run, curve: Curve, counter: str) -> np.ndarray:
         return curve[counter]
     steps, tokens = np.append(0.0, run.train["step"]), np.append(0.0, run.train["tokens"])
     return np.interp(curve["step"], steps, tokens)
-
-
-def _style(index: int) -> tuple[str, str]:
-    """Colour and dashes of the run at `index`."""
-    return _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
 
 
 def _equal_named(names: Sequence[str], curves: Sequence[np.ndarray | None]) -> list[str]:
@@ -314,52 +319,3 @@ def _held_out_losses(runs: Sequence[Run], column: str) -> tuple[np.ndarray, np.n
 def _column(curve: Curve, name: str) -> np.ndarray:
     """nan where a run did not record it."""
     return curve.get(name, np.full(len(curve["step"]), np.nan))
-
-
-def _figure(title: str, ylabel: str, height: float = 3.2) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.5, height), layout="constrained")
-    axes = figure.add_subplot()
-    _dress(axes, title, ylabel)
-    return figure, axes
-
-
-def _dress(axes: Axes, title: str, ylabel: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_TEXT)
-    axes.set_ylabel(ylabel, color=_TEXT)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GREY)
-    axes.tick_params(colors=_TEXT)
-    axes.grid(True, color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def _finish(axes: Axes, xlabel: str) -> None:
-    axes.set_xlabel(xlabel, color=_TEXT)
-    axes.margins(x=0.02)
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # steps and tokens are whole numbers
-    axes.xaxis.set_major_formatter((lambda x, _: quantity(x)) if xlabel == _TOKENS else "{x:,.0f}")
-    entries = len(axes.get_legend_handles_labels()[0])
-    if entries > _MAX_LEGEND:
-        axes.figure.legend(loc="outside right upper", frameon=False, labelcolor=_TEXT, fontsize=9)
-    elif entries:
-        axes.legend(frameon=False, labelcolor=_TEXT)
-
-
-def _scale_loss(axes: Axes) -> None:
-    """Logarithmic, so that the first steps do not flatten the rest; ticks are plain numbers."""
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [np.empty(0)])
-    values = values[np.isfinite(values)]
-    if not len(values) or values.min() <= 0:
-        return
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(_ticks(values.max() / values.min()))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _ticks(ratio: float) -> Locator:
-    """Ticks of a logarithmic axis whose ends have this ratio."""
-    if ratio < 2:
-        return MaxNLocator(7)
-    return LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)) if ratio < 12 else LogLocator(subs=(1, 2, 5))

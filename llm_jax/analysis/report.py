@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from llm_jax.analysis import plots
+from llm_jax.analysis import drawing, gradients, plots
 from llm_jax.analysis.runs import (
     BITS,
     NATS,
@@ -36,7 +36,7 @@ _MAX_COLUMNS = 8
 _TAIL_FRACTION = 50
 _FORMATS: dict[str, Callable[[float], str]] = {
     "steps": "{:,.0f}".format,
-    "tokens": plots.quantity,
+    "tokens": drawing.quantity,
     "train loss": "{:.4f}".format,
     "held-out loss": "{:.4f}".format,
     "bits per byte": "{:.4f}".format,
@@ -48,6 +48,12 @@ _NOTES: dict[LossUnit, str] = {
     NATS: "Losses are in nats per token",
     BITS: "The runs have different tokenizers, so that their losses per token do not compare: see bits per byte",
 }
+_NOTED = {
+    "loss": "Faint: every train record. Line: their moving mean over a fiftieth of the run.",
+    "parameter_norms": "The norm over all layers, of every group of parameters; moving means as above.",
+    "experts": "Faint: each layer of experts. Line: the mean over the layers.",
+}
+"""What is written below a plot, by its name."""
 _SPREAD = ("train loss", "held-out loss", "bits per byte", "tokens/s")
 
 
@@ -84,10 +90,10 @@ def compare(runs: Sequence[Path], output: Path) -> str:
     loaded = load_runs(runs)
     parts = ["# Comparison of runs", *_comparison(loaded), *_seeds(loaded)]
     if any("loss" in curve for run in loaded for curve in (run.train, *run.evals.values())):
-        picture = plots.save(plots.loss_figure(loaded), output.with_suffix(".png"))
+        picture = drawing.save(plots.loss_figure(loaded), output.with_suffix(".png"))
         parts.append(f"![loss of the runs]({picture.name})")
     if (sweep := _sweep(loaded)) is not None:
-        picture = plots.save(sweep, output.with_name(f"{output.stem}_sweep.png"))
+        picture = drawing.save(sweep, output.with_name(f"{output.stem}_sweep.png"))
         parts.append(f"![final loss against the swept field]({picture.name})")
     text = "\n\n".join(parts) + "\n"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -110,8 +116,7 @@ def _summary(run: Run) -> str:
     if (mfu := median(run.train, "mfu")) is not None:
         text += f" (MFU {mfu:.1%})"
     if "train loss" in found:
-        text += f". The training loss ended at {found['train loss']} nats per token (mean of the last {_tail(run)[1]}"
-        text += " records)"
+        text += f". The training loss ended at {found['train loss']} nats per token ({_records(_tail(run)[1])})"
     if "held-out loss" in found and held_out is not None:
         text += (
             f". On the held-out set {described([run], held_out)} the loss is {found['held-out loss']} nats per token"
@@ -142,30 +147,34 @@ def _compression(run: Run) -> list[str]:
     if not found:
         return []
     rows = [(name, f"{bits:.3f}", loss, step) for name, bits, loss, step in sorted(found, key=lambda entry: entry[1])]
-    plots.save(plots.bits_per_byte_figure(run), run.path / "plots" / "bits_per_byte.png")
+    pictures = {"bits_per_byte": plots.bits_per_byte_figure}
+    if any(np.isfinite(curve.get(BITS.column, np.empty(0))).sum() > 1 for curve in run.evals.values()):
+        pictures["held_out"] = plots.held_out_figure
+    for name, figure in pictures.items():
+        drawing.save(figure(run), run.path / "plots" / f"{name}.png")
     return [
         "## Held-out bits per byte",
         markdown_table(("", "bits per byte", "loss (nats per token)", "step"), rows),
-        "![bits per byte](plots/bits_per_byte.png)",
+        *(f"![{name.replace('_', ' ')}](plots/{name}.png)" for name in pictures),
     ]
 
 
 def _curves(run: Run) -> list[str]:
+    """The plots of what the run recorded while it learned."""
     figures = {
-        "loss": ("loss", plots.loss_figure),
-        "throughput": ("tokens_per_second", plots.throughput_figure),
-        "learning_rate": ("learning_rate", plots.learning_rate_figure),
-        "experts": ("experts/max_load", plots.experts_figure),
+        "loss": ("loss" in run.train, plots.loss_figure),
+        "perplexity": ("loss" in run.train, plots.perplexity_figure),
+        "gradient_norm": ("gradient_norm" in run.train, gradients.gradient_norm_figure),
+        "parameter_norms": (bool(run.parameter_norms), lambda runs: gradients.parameter_norms_figure(*runs)),
+        "throughput": ("tokens_per_second" in run.train, plots.throughput_figure),
+        "learning_rate": ("learning_rate" in run.train, plots.learning_rate_figure),
+        "experts": ("experts/max_load" in run.train, plots.experts_figure),
     }
     drawn = []
-    for name, (column, figure) in figures.items():
-        if column in run.train:
-            plots.save(figure([run]), run.path / "plots" / f"{name}.png")
-            drawn.append(f"![{name.replace('_', ' ')}](plots/{name}.png)")
-    if "loss" in run.train:
-        drawn.insert(1, "Faint: every train record. Line: their moving mean over a fiftieth of the run.")
-    if "experts/max_load" in run.train:
-        drawn.append("Faint: each layer of experts. Line: the mean over the layers.")
+    for name, (recorded, figure) in figures.items():
+        if recorded:
+            drawing.save(figure([run]), run.path / "plots" / f"{name}.png")
+            drawn += [f"![{name.replace('_', ' ')}](plots/{name}.png)", *filter(None, [_NOTED.get(name)])]
     return ["## Curves", *drawn] if drawn else []
 
 
@@ -177,13 +186,14 @@ def _sample(run: Run) -> list[str]:
 
 
 def _facts(run: Run) -> str:
-    """Everything the run's last start put on its card, one row per fact."""
+    """Everything that is known of what the run's last start put on its card, one row per fact."""
     if not run.facts:
         return "This run has no card.json."
     facts = dict(run.facts)
     peak, source = facts.pop("peak_flops", None), facts.pop("peak_flops_source", None)
     rows = [("starts", f"{len(run.card['starts'])}"), *_flat("", facts)]
-    rows.append(("peak FLOP/s", "unknown chip: no MFU" if peak is None else f"{peak:.4g} per device ({source})"))
+    if peak is not None:
+        rows.append(("peak FLOP/s", f"{peak:.4g} per device ({source})"))
     return markdown_table(("fact", "value"), rows)
 
 
@@ -193,7 +203,7 @@ def _flat(prefix: str, facts: dict[str, Any]) -> list[tuple[str, str]]:
         name = f"{prefix}{key.replace('_', ' ')}"
         if isinstance(value, dict):
             rows += _flat(f"{name}: ", value)
-        else:
+        elif value not in (None, "", []):
             rows.append((name, _fact(key, value)))
     return rows
 
@@ -202,8 +212,8 @@ def _fact(key: str, value: Any) -> str:
     if isinstance(value, list):
         return shlex.join(map(str, value)) if key == "command" else ", ".join(map(str, value))
     if isinstance(value, (int, float)) and abs(value) >= 10_000:
-        return f"{value:,.0f} ({plots.quantity(value)})"
-    return "not known" if value is None else str(value)
+        return f"{value:,.0f} ({drawing.quantity(value)})"
+    return str(value)
 
 
 def _comparison(runs: Sequence[Run]) -> list[str]:
@@ -274,6 +284,10 @@ def _tail(run: Run) -> tuple[float | None, int]:
     losses = run.train.get("loss", np.empty(0))
     number = max(1, len(losses) // _TAIL_FRACTION)
     return (float(np.mean(losses[-number:])), number) if len(losses) else (None, 0)
+
+
+def _records(number: int) -> str:
+    return "the last record" if number == 1 else f"mean of the last {number} records"
 
 
 def _spread(metric: str, values: Sequence[float | None]) -> str:

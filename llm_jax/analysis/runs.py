@@ -55,6 +55,9 @@ class Run:
     """Bits per byte of other compressors on the run's held-out text, by name."""
     seconds: float
     """Time from the first record to the last, pauses between restarts included; 0 without records."""
+    parameter_norms: Curve
+    """Norm of the gradient of each parameter by its path, where the run recorded them (`GradientNormsConfig`); with
+    'step'."""
     samples: tuple[Path, ...]
     """Sample files, in the order of steps."""
     means: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
@@ -117,6 +120,7 @@ def load_run(path: Path) -> Run:
         evals=_evals(records),
         baselines=_baselines(records),
         seconds=max(times) - min(times) if times else 0.0,
+        parameter_norms=_curve(record for record in records if record["kind"] == "gradient_norms"),
         samples=_samples(directory.samples),
         damage=tuple(directory.damage()),
     )

@@ -23,7 +23,7 @@ class Experts:
 def run(arguments: list[str]) -> None:
     """Prints the table, and draws the picture."""
     options = parse(Experts, arguments)
-    from llm_jax.analysis import experts, plots
+    from llm_jax.analysis import drawing, experts, plots
     from llm_jax.cli.terminal import console
     from llm_jax.core.run_directory import RunDirectory
     from llm_jax.evals.specialisation import specialisation
@@ -32,4 +32,4 @@ def run(arguments: list[str]) -> None:
     trained = Trained.of(RunDirectory(options.run), options.step, options.best)
     found = specialisation(trained.model, trained.params, trained.held_out(options.cache_dir), trained.tokenizer)
     console().print(experts.table(found))
-    print(f"wrote {plots.save(plots.specialisation_figure(found), options.run / 'specialisation.png')}")
+    print(f"wrote {drawing.save(plots.specialisation_figure(found), options.run / 'specialisation.png')}")

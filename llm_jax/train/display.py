@@ -61,11 +61,10 @@ class Display:
         self._begun = self._shown = time.monotonic()
 
     def update(self, step: int, values: dict[str, float]) -> None:
-        """Shows the figures of a step."""
-        text = (
-            f"step {step}/{self._last}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  "
-            f"{values['tokens_per_second']:,.0f} tokens/s"
-        )
+        """Shows the figures of a step, rates where there are any."""
+        text = f"step {step}/{self._last}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
+        if "tokens_per_second" in values:
+            text += f"  {values['tokens_per_second']:,.0f} tokens/s"
         if "mfu" in values:
             text += f"  MFU {values['mfu']:.1%}"
         if self._console.is_terminal:

@@ -129,6 +129,7 @@ class Throughput:
 class Log(Hook):
     """Records the training figures every `every` steps and keeps the progress display.
 
+    The first update after a start takes the time of tracing and of what else is done once: rates leave it out.
     `total_seconds` is the time spent in updates, over all starts of the run; give that of the last save on resuming.
     """
 
@@ -142,14 +143,17 @@ class Log(Hook):
     ):
         self._recorder, self._display, self._throughput, self._every = recorder, display, throughput, every
         self._seconds, self._steps = 0.0, 0
+        self._started = False
         self.total_seconds = total_seconds
 
     def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        self._seconds += metrics["seconds"]
         self.total_seconds += metrics["seconds"]
-        self._steps += 1
         values = {name: value for name, value in metrics.items() if name != "seconds"}
-        values |= self._throughput.rates(self._seconds, self._steps)
+        if self._started:
+            self._seconds += metrics["seconds"]
+            self._steps += 1
+            values |= self._throughput.rates(self._seconds, self._steps)
+        self._started = True
         self._display.update(step, values)
         if step % self._every == 0:
             tokens = step * self._throughput.tokens_per_step

@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from llm_jax.analysis import plots
+from llm_jax.analysis import drawing, plots
 from llm_jax.analysis.runs import load_run
 from llm_jax.evals.specialisation import Specialisation
 
@@ -36,6 +36,21 @@ def test_loss_is_drawn_against_tokens_with_evaluations_at_the_tokens_of_their_st
     assert "nats" in figure.axes[0].get_ylabel()
     raw = figure.axes[0].lines[0].get_ydata()
     np.testing.assert_array_equal(raw, run.train["loss"])
+
+
+def test_perplexity_is_the_exponential_of_the_loss(run):
+    drawn = lines(plots.perplexity_figure([run]))
+    np.testing.assert_allclose(drawn["validation"], [[50_000, 200_000], np.exp([2.5, 2.5])])
+    raw = plots.perplexity_figure([run]).axes[0].lines[0].get_ydata()
+    np.testing.assert_allclose(raw, np.exp(run.train["loss"]))
+
+
+def test_held_out_bits_per_byte_are_drawn_beside_the_other_compressors(run):
+    figure = plots.held_out_figure(run)
+    drawn = lines(figure)
+    np.testing.assert_array_equal(drawn["validation"], [[50_000, 200_000], [1.7, 1.7]])
+    assert set(drawn["gzip-9 on test"][1]) == {1.65} and "train" not in drawn, "training has only nats per token"
+    assert figure.axes[0].get_ylabel() == "bits per byte"
 
 
 def test_loss_is_drawn_against_steps_if_a_run_has_no_tokens(run, make_run):
@@ -76,7 +91,7 @@ def test_ticks_of_short_runs_stand_at_the_number_that_they_show(make_run, figure
 def test_runs_of_one_name_have_labels_that_differ(make_run, train_record):
     records = [train_record(step, 3.0, tokens_per_second=step) for step in (1, 2)]
     runs = [load_run(make_run(f"{folder}/tiny", records)) for folder in ("one", "two")]
-    for figure in (plots.loss_figure, plots.throughput_figure, plots.learning_rate_figure):
+    for figure in (plots.loss_figure, plots.perplexity_figure, plots.throughput_figure, plots.learning_rate_figure):
         names = [text.get_text() for text in figure(runs).axes[0].get_legend().get_texts()]
         assert len(set(names)) == 2 and "one/tiny" in names[0] and "two/tiny" in names[1]
 
@@ -156,7 +171,7 @@ def test_a_map_of_specialisation_has_a_panel_for_every_layer(tmp_path):
         "segment_1/block_1 0: 2.000 bits",
     ]
     np.testing.assert_array_equal(shown["segment_1/block_1 0: 2.000 bits"], np.eye(5, 4))
-    assert plots.save(figure, tmp_path / "map.png").stat().st_size > 5_000
+    assert drawing.save(figure, tmp_path / "map.png").stat().st_size > 5_000
 
 
 def test_bits_per_byte_bars_are_sorted_with_the_best_on_top(run):
@@ -169,23 +184,23 @@ def test_bits_per_byte_bars_are_sorted_with_the_best_on_top(run):
 
 def test_moving_mean_is_a_centred_window_that_passes_over_what_is_not_finite():
     line = np.arange(100.0)
-    np.testing.assert_allclose(plots.moving_mean(line)[1:-1], line[1:-1])
+    np.testing.assert_allclose(drawing.moving_mean(line)[1:-1], line[1:-1])
     values = np.where(np.arange(100) == 50, np.nan, 3.0)
-    np.testing.assert_allclose(plots.moving_mean(values), np.full(100, 3.0))
-    assert np.isnan(plots.moving_mean(np.array([np.inf]))).all()
+    np.testing.assert_allclose(drawing.moving_mean(values), np.full(100, 3.0))
+    assert np.isnan(drawing.moving_mean(np.array([np.inf]))).all()
     noise = np.random.default_rng(0).normal(size=1000)
-    assert plots.moving_mean(noise).std() < 0.5 * noise.std()
+    assert drawing.moving_mean(noise).std() < 0.5 * noise.std()
 
 
 def test_quantities_have_three_digits_and_a_unit():
-    found = [plots.quantity(value) for value in (0, 999, 999.6, 1234, 999_950, 6_812_345, 1.5e11, 2e12)]
+    found = [drawing.quantity(value) for value in (0, 999, 999.6, 1234, 999_950, 6_812_345, 1.5e11, 2e12)]
     assert found == ["0", "999", "1k", "1.23k", "1M", "6.81M", "150B", "2T"]
 
 
 @pytest.mark.parametrize("losses", [[3.0], [3.0, 3.0], [3.0, float("nan"), 2.0], [9.0, 1e-4, 0.0], [float("nan")]])
 def test_odd_losses_can_be_drawn(make_run, train_record, tmp_path, losses):
     run = load_run(make_run("odd", [train_record(step, loss) for step, loss in enumerate(losses, 1)]))
-    assert plots.save(plots.loss_figure([run]), tmp_path / "loss.png").stat().st_size > 5_000
+    assert drawing.save(plots.loss_figure([run]), tmp_path / "loss.png").stat().st_size > 5_000
 
 
 def test_pictures_have_content_and_are_reproducible(run, tmp_path):
@@ -195,11 +210,11 @@ def test_pictures_have_content_and_are_reproducible(run, tmp_path):
         "learning_rate": plots.learning_rate_figure,
     }
     for name, figure in figures.items():
-        picture = plots.save(figure([run]), tmp_path / "new folder" / f"{name}.png")
+        picture = drawing.save(figure([run]), tmp_path / "new folder" / f"{name}.png")
         pixels = matplotlib.image.imread(picture)
         assert min(pixels.shape[:2]) > 400
         assert len(np.unique(pixels[..., :3] @ [1, 300, 90_000])) > 20
-        again = plots.save(figure([run]), tmp_path / "again.png")
+        again = drawing.save(figure([run]), tmp_path / "again.png")
         assert picture.read_bytes() == again.read_bytes()
 
 

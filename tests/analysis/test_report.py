@@ -68,7 +68,14 @@ def test_card_facts_are_listed(make_run, records):
     assert table["model: parameters"] == ["6,812,345 (6.81M)"]
     assert table["model: flops per token"] == ["41,200,000 (41.2M)"]
     assert table["command"] == ["llm-jax train 'a file.py'"]
-    assert table["peak FLOP/s"] == ["unknown chip: no MFU"]
+
+
+def test_what_is_not_known_has_no_row(make_run, records):
+    card = {**CARD, "job": None, "source": {"start": None}, "changes": [], "ended": {"how": "finished", "why": ""}}
+    text = write_report(make_run("toy", records, card)).read_text()
+    assert rows(text)["ended: how"] == ["finished"] and rows(text)["starts"] == ["1"]
+    absent = ("job", "source: start", "changes", "ended: why", "peak FLOP/s", "peak flops")
+    assert not rows(text).keys() & set(absent) and "not known" not in text
 
 
 def test_a_known_chip_has_its_peak_and_source(make_run, train_record):
@@ -82,7 +89,10 @@ def test_every_picture_shown_exists(make_run, records):
     path = make_run("toy", records, CARD)
     text = write_report(path).read_text()
     shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert shown == [f"plots/{name}.png" for name in ("bits_per_byte", "loss", "throughput", "learning_rate")]
+    assert shown == [
+        f"plots/{name}.png"
+        for name in ("bits_per_byte", "held_out", "loss", "perplexity", "throughput", "learning_rate")
+    ]
     assert all((path / picture).stat().st_size > 5_000 for picture in shown)
 
 
@@ -91,6 +101,16 @@ def test_a_run_with_experts_shows_what_they_did(make_run, train_record):
     path = make_run("toy", [train_record(step, 3.0, **told) for step in (1, 2)], CARD)
     assert "![experts](plots/experts.png)\n\nFaint: each layer of experts." in write_report(path).read_text()
     assert (path / "plots" / "experts.png").stat().st_size > 5_000
+
+
+def test_gradients_have_their_plots_where_a_run_recorded_them(make_run, train_record):
+    steps = (1, 2)
+    told = [train_record(step, 3.0, gradient_norm=1.0) for step in steps]
+    told += [{"kind": "gradient_norms", "step": step, "time": 1.0, "embed/table": 0.5} for step in steps]
+    path = make_run("toy", told, CARD)
+    text = write_report(path).read_text()
+    for name in ("gradient_norm", "parameter_norms"):
+        assert f"(plots/{name}.png)" in text and (path / "plots" / f"{name}.png").stat().st_size > 5_000
 
 
 def test_last_sample_stands_in_a_fence_longer_than_its_own(make_run):
@@ -105,6 +125,12 @@ def test_resolved_experiment_is_folded_away(make_run):
     text = write_report(path).read_text()
     folded = text[text.index("<details>") : text.index("</details>")]
     assert (path / "experiment.txt").read_text() in folded
+
+
+def test_a_single_record_is_not_called_a_mean(make_run, train_record):
+    assert (
+        "2.0000 nats per token (the last record)" in write_report(make_run(records=[train_record(1, 2.0)])).read_text()
+    )
 
 
 def test_a_run_that_recorded_nothing_says_so(make_run):

@@ -68,17 +68,27 @@ def test_rates_are_tokens_and_flops_by_time():
     assert unknown.rates(seconds=2.0) == {"tokens_per_second": 50.0}
 
 
+def test_the_first_update_of_a_start_is_not_in_the_rates(run, recorder, display):
+    log = hooks.Log(recorder, display, hooks.Throughput(100, 1.0, 1e3), every=1, total_seconds=7.0)
+    for step, seconds in ((1, 50.0), (2, 0.5)):
+        log.on_metrics(step, {"loss": 1.0, "learning_rate": 0.1, "seconds": seconds})
+    first, second = run.records()
+    assert not {"tokens_per_second", "mfu"} & first.keys() and first["seconds"] == 57.0
+    assert (second["tokens_per_second"], second["seconds"]) == (200.0, 57.5)
+    assert "tokens/s" not in _shown(display).splitlines()[0]
+
+
 def test_the_log_records_every_few_steps_with_the_rate_over_them(run, recorder, display):
     throughput = hooks.Throughput(100, 1.0, None)
     log = hooks.Log(recorder, display, throughput, every=5, total_seconds=7.0)
     for step in range(1, 11):
         figures = {"loss": float(step), "gradient_norm": 1.0, "learning_rate": 0.1 * step}
-        log.on_metrics(step, figures | {"seconds": 0.5 if step <= 5 else 1.0})
+        log.on_metrics(step, figures | {"seconds": 3.0 if step == 1 else 0.5 if step <= 5 else 1.0})
     records = list(run.records())
     assert [record["step"] for record in records] == [5, 10]
     assert [record["tokens_per_second"] for record in records] == [200.0, 100.0]
     assert [record["tokens"] for record in records] == [500, 1000]
-    assert [record["seconds"] for record in records] == [9.5, 14.5]
+    assert [record["seconds"] for record in records] == [12.0, 17.0]
     assert [record["learning_rate"] for record in records] == pytest.approx([0.5, 1.0])
     steps = [line.split("  ")[0] for line in _shown(display).splitlines()]
     assert steps == ["step 1/10", "step 5/10", "step 10/10"]
