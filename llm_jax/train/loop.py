@@ -25,6 +25,10 @@ class Hook:
     def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """The figures of update `step` have reached the host; the next update may be under way."""
 
+    def on_gradient_norms(self, step: int, norms: Any) -> None:
+        """As `on_metrics`, which is called after it: a tree with the norm of the gradient of each parameter before
+        clipping, float32 arrays [] of numpy."""
+
     def due(self, step: int) -> bool:
         """Whether `on_step` is wanted after update `step`. The device then waits for the host."""
         return False
@@ -89,12 +93,13 @@ def _read(pending: tuple[int, StepReport] | None, hooks: list[Hook], mark: float
     now = time.perf_counter()
     _check_finite(step, report)
     metrics = means(report.metrics)
-    metrics["gradient_norm"] = (
-        sum(float(norm) ** 2 for norm in jax.tree.leaves(jax.device_get(report.gradient_norms))) ** 0.5
-    )
+    norms = jax.device_get(report.gradient_norms)
+    metrics["gradient_norm"] = sum(float(norm) ** 2 for norm in jax.tree.leaves(norms)) ** 0.5
     if report.learning_rate is not None:
         metrics["learning_rate"] = float(jax.device_get(report.learning_rate))
     metrics["seconds"] = now - mark
+    for hook in hooks:
+        hook.on_gradient_norms(step, norms)
     for hook in hooks:
         hook.on_metrics(step, metrics)
     return now

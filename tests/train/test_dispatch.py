@@ -19,7 +19,7 @@ from llm_jax.optim import WSD, AdamWConfig
 from llm_jax.run_hooks import attached
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import DataParallel, ShardingConfig
-from llm_jax.train import hooks
+from llm_jax.train import GradientNormsConfig, hooks
 from llm_jax.train.display import Display
 from llm_jax.train.loop import Hook, train
 from llm_jax.train.pace import Pace
@@ -61,6 +61,7 @@ def _parts(folder, sharding: ShardingConfig) -> Assembly:
     made = tiny_run.with_source(made, ModularAdditionConfig(5))
     optimizer = AdamWConfig(peak_lr=1e-2, schedule=WSD(warmup_steps=2, decay_fraction=0.4))
     changes = {"model": tiny_gpt2(layers=1), "update": StepConfig(), "optimizer": optimizer, "sharding": sharding}
+    changes["hooks"] = (GradientNormsConfig(every=1),)
     return assemble(dataclasses.replace(made, tokenizer=None, **changes), folder / "cache")
 
 
@@ -90,5 +91,9 @@ def test_all_hooks_see_the_figures_of_an_update_while_the_next_one_runs(tmp_path
         train(parts.initial_state(), watch.step, batches, [pace, *made, watch], 0, STEPS)
     # Not all: a busy machine may hold up the host itself.
     assert len(watch.ahead) == STEPS - 1 and sum(watch.ahead.values()) >= 2, watch.ahead
+    records = {kind: [r for r in run.records() if r["kind"] == kind] for kind in ("train", "gradient_norms")}
+    for train_record, norms in zip(*records.values(), strict=True):
+        parts_of = [value for name, value in norms.items() if "/" in name]
+        assert sum(norm**2 for norm in parts_of) ** 0.5 == pytest.approx(train_record["gradient_norm"], rel=1e-6)
     rates = {record["step"]: record["learning_rate"] for record in run.records() if record["kind"] == "train"}
     assert rates == pytest.approx({1: 1e-2 / 3, 2: 2e-2 / 3, 3: 1e-2, 4: 1e-2, 5: 1e-2 * (1 - 0.5**0.5)}, rel=1e-6)

@@ -4,10 +4,12 @@ import itertools
 import time
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm_jax.core import trees
 from llm_jax.core.metrics import Ratio
 from llm_jax.train.loop import Hook, Stop, train
 from llm_jax.train.step import StepReport
@@ -118,6 +120,20 @@ def test_figures_are_means_with_the_norm_over_all_tensors_and_the_time():
     assert all(metrics["gradient_norm"] == pytest.approx(5.0) for metrics in spy.metrics.values())
     assert all(metrics["seconds"] >= 0 for metrics in spy.metrics.values())
     assert all(type(value) is float for metrics in spy.metrics.values() for value in metrics.values())
+
+
+def test_norms_of_each_parameter_come_before_the_figures_while_the_next_update_runs():
+    events = []
+
+    class Norms(Spy):
+        def on_gradient_norms(self, step, norms):
+            assert all(isinstance(norm, np.ndarray) for norm in jax.tree.leaves(norms)), "on the host"
+            events.append(f"norms {step} {[(path, float(norm)) for path, norm in trees.named_leaves(norms)]}")
+
+    _run([Spy(events), Norms(events)], events, last=2)
+    found = [("block/out", 3.0), ("block/query", 4.0)]
+    told = lambda step: [f"norms {step} {found}", f"metrics {step}", f"metrics {step}"]  # noqa: E731
+    assert events == ["dispatch 1", "dispatch 2", *told(1), *told(2), "end 2", "end 2"]
 
 
 def test_time_spent_in_hooks_is_not_the_updates():
