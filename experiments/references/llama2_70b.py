@@ -11,43 +11,22 @@ Hardware: a TPU v5p-512 (256 chips): experiments/benchmarks/tpu_aot.py. Larger s
 
 import dataclasses
 
-from llm_jax.core.dtypes import MIXED
-from llm_jax.data import CorpusConfig, DataConfig, JsonLinesConfig
+import llama2_7b
+
 from llm_jax.experiment import Experiment
 from llm_jax.layers.mixers.kernels import SplashKernel
 from llm_jax.models.families.llama import SIZES
 from llm_jax.models.stack import Execution
-from llm_jax.objectives.causal_lm import CausalLMConfig
-from llm_jax.optim import AdamWConfig, Cosine
-from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import FullySharded, ShardingConfig
-from llm_jax.tokenizers import SentencePieceTokenizerConfig
 from llm_jax.train.step import StepConfig
-
-LENGTH = 4096
-ROWS = 1024
-TOKENS = 2e12
 
 
 def experiment() -> Experiment:
+    base = llama2_7b.experiment()
     model = SIZES["llama2-70b"]().with_kernel(SplashKernel())
-    return Experiment(
+    return dataclasses.replace(
+        base,
         name="llama2_70b",
-        steps=round(TOKENS / (ROWS * LENGTH)),
-        tokenizer=SentencePieceTokenizerConfig("data/llama2/tokenizer.model"),
-        data=DataConfig(CorpusConfig(JsonLinesConfig(("data/text/*.jsonl",))), sequence_length=LENGTH, batch_size=ROWS),
         model=dataclasses.replace(model, execution=Execution(remat="full")),
-        objective=CausalLMConfig(chunks=4),
-        optimizer=AdamWConfig(
-            peak_lr=1.5e-4,
-            schedule=Cosine(warmup_steps=2000, final_fraction=0.1),
-            b1=0.9,
-            b2=0.95,
-            epsilon=1e-5,
-            weight_decay=0.1,
-            clip_norm=1.0,
-        ),
+        optimizer=dataclasses.replace(base.optimizer, peak_lr=1.5e-4),
         update=StepConfig(accumulate=2),
-        precision=MIXED,
-        sharding=ShardingConfig(MeshConfig(data=1, fsdp=-1), FullySharded()),
     )
