@@ -9,7 +9,7 @@ import contextvars
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -70,8 +70,7 @@ def tapped(
             bool(fnmatch.filter(there, name)),
             f"no tap is named {name!r}{did_you_mean(name, there)}; this call has {', '.join(there) or 'none'}",
         )
-    found = {}
-    for path, values in flatten_dict(variables.get(COLLECTION, {})).items():
-        name = "/".join(path)
+    found, made = {}, cast("dict[str, tuple]", flatten_dict(variables.get(COLLECTION, {}), sep="/"))
+    for name, values in made.items():
         found |= {name: values[0]} if len(values) == 1 else {f"{name}/{call}": one for call, one in enumerate(values)}
     return output, found

@@ -75,5 +75,5 @@ class Scoring(nn.Module):
         """x [B, T, D] -> so many scores of each token, in float32; `init` None means that of the config."""
         shape, words = (self.width, scores), (axes.EMBED, axes.ROUTES)
         exact = Precision(self.precision.params, "float32")
-        init = init or self.config.init
-        return Linear("BTD,DE->BTE", shape, words, init, exact, bias, role=Role.ROUTER, exact=True, name=name)
+        drawn = self.config.init if init is None else init
+        return Linear("BTD,DE->BTE", shape, words, drawn, exact, bias, role=Role.ROUTER, exact=True, name=name)
