@@ -47,7 +47,7 @@ LEVEL = {package: number for number, line in enumerate(LEVELS) for package in li
 OPTIONAL = {"torch", "transformers", "tokenizers", "tokamax"}
 """Third-party packages that need not be installed: they are imported inside functions."""
 
-SLOW = {"grain", "tensorflow_datasets"}
+SLOW = {"grain", "orbax", "tensorflow_datasets"}
 """Third-party packages that may be, since they take long, and the help of an experiment, or `show`, does not need them.
 What the commands of `cli` work with may be as well, since their help does not need it; nothing else."""
 

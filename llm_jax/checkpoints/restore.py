@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -177,6 +176,8 @@ def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part
 
 
 def _read_record(directory: Path, step: int) -> Record:
+    import orbax.checkpoint as ocp  # Slow to import, and every experiment imports this module by its configs.
+
     try:
         record = Record.from_json(ocp.JsonCheckpointHandler().restore(epath.Path(directory) / str(step) / RECORD))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -187,6 +188,8 @@ def _read_record(directory: Path, step: int) -> Record:
 
 
 def _read_arrays(path: Path, abstract: Any) -> Any:
+    import orbax.checkpoint as ocp
+
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(
         lambda x: x if x.sharding else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=first), abstract

@@ -154,6 +154,7 @@ def test_killed_at_any_point_the_finished_cache_is_that_of_an_uninterrupted_buil
 
 def test_finished_shards_are_not_tokenised_again(tmp_path):
     class Failing(ByteTokenizer):
+        kind = ByteTokenizer.kind
         left = 25
 
         def encode_batch(self, texts):
@@ -163,6 +164,7 @@ def test_finished_shards_are_not_tokenised_again(tmp_path):
             return super().encode_batch(texts)
 
     class Counting(ByteTokenizer):
+        kind = ByteTokenizer.kind
         encoded = 0
 
         def encode_batch(self, texts):

@@ -101,7 +101,7 @@ def test_it_generates_from_the_copy_of_its_file(run, lab, tmp_path, monkeypatch)
     assert "experiment_words" not in sys.modules
     shutil.rmtree(moved / "source")
     outcome = llm_jax("generate", moved, "--prompt", "the red")
-    assert outcome.code == 1 and "is a experiment_words.Words, which cannot be imported" in outcome.said
+    assert outcome.code == 1 and "is a experiment_words.WordsConfig, which cannot be imported" in outcome.said
 
 
 def test_a_class_that_could_not_be_read_back_is_refused_before_training(lab, command):
