@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import tyro
 from tables import machine, markdown, publish
 
-from llm_jax.layers.mixers import chunked
-from llm_jax.layers.mixers.kernels import BlockedKernel, ChunkedKernel, DotProductKernel, Kernel, PlainKernel
-from llm_jax.layers.mixers.masks import Causal, Placement
-from llm_jax.layers.mixers.pairs import Pairs
-from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.attention import chunked
+from llm_jax.layers.attention.kernels import BlockedKernel, ChunkedKernel, DotProductKernel, Kernel, PlainKernel
+from llm_jax.layers.attention.masks import Causal, Placement
+from llm_jax.layers.attention.pairs import Pairs
+from llm_jax.layers.attention.scores import ScoresConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tables import machine, markdown, publish
 from llm_jax.core.dtypes import Precision
 from llm_jax.core.metrics import Ratio
 from llm_jax.data import Batch
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.models.build import boxed_parameters
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.transformer import Transformer

@@ -31,12 +31,12 @@ from llm_jax.assemble import experiment_programs
 from llm_jax.core import chips
 from llm_jax.data import Batch
 from llm_jax.experiment import Experiment, load_experiment
+from llm_jax.layers.attention.kernels import SplashKernel
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.dispatch.seats import ByProducts
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.mixers.kernels import SplashKernel
 from llm_jax.models import count
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig

@@ -24,7 +24,7 @@ from tables import machine, markdown, publish
 
 from llm_jax.core.dtypes import MIXED
 from llm_jax.data import Batch
-from llm_jax.layers.mixers.kernels import BlockedKernel, Kernel, PlainKernel, SplashKernel
+from llm_jax.layers.attention.kernels import BlockedKernel, Kernel, PlainKernel, SplashKernel
 from llm_jax.models.build import boxed_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.stack import Execution

@@ -24,12 +24,12 @@ from llm_jax.data import CorpusConfig, DataConfig, StandardLibraryConfig
 from llm_jax.evals import EvaluatedRun, Evaluation, Evaluator, PerplexityConfig
 from llm_jax.experiment import Experiment
 from llm_jax.layers import GLUConfig, Mixer, RMSNormConfig
+from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import FanIn, annotated
 from llm_jax.layers.linear import Linear
-from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.documents import documents
-from llm_jax.layers.mixers.masks import Placement
-from llm_jax.layers.mixers.recurrence import linear_recurrence
+from llm_jax.layers.recurrent.documents import documents
+from llm_jax.layers.recurrent.linear_recurrence import linear_recurrence
 from llm_jax.layers.roles import Role
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import applied

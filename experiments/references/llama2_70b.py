@@ -14,7 +14,7 @@ import dataclasses
 import llama2_7b
 
 from llm_jax.experiment import Experiment
-from llm_jax.layers.mixers.kernels import SplashKernel
+from llm_jax.layers.attention.kernels import SplashKernel
 from llm_jax.models.families.llama import SIZES
 from llm_jax.models.stack import Execution
 from llm_jax.train.step import StepConfig

@@ -14,7 +14,7 @@ import dataclasses
 from llm_jax.core.dtypes import MIXED
 from llm_jax.data import CorpusConfig, DataConfig, JsonLinesConfig
 from llm_jax.experiment import Experiment
-from llm_jax.layers.mixers.kernels import SplashKernel
+from llm_jax.layers.attention.kernels import SplashKernel
 from llm_jax.models.families.llama import SIZES
 from llm_jax.models.stack import Execution
 from llm_jax.objectives.causal_lm import CausalLMConfig

@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.core.checks import check
 from llm_jax.data.batch import Batch
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.tap import tapped
 from llm_jax.models.transformer import Transformer
 from llm_jax.tokenizers.tokenizer import Tokenizer

@@ -17,8 +17,8 @@ from llm_jax.core import rng
 from llm_jax.core.checks import check, check_seed, given
 from llm_jax.inference.next_token import sample
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.layers.mixers.cache import Cache
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.kv_cache import Cache
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.roles import Role, roles_of
 from llm_jax.models.build import Model, applied, boxed_parameters
 from llm_jax.models.config import LOOK_BACK

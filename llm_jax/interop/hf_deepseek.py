@@ -12,11 +12,11 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.layers.attention.latent import LatentAttentionConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.ffn.routing import Router
-from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.deepseek import INIT, deepseek
 from llm_jax.models.families.deepseek import experts as experts_of

@@ -7,7 +7,7 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, activation_name
-from llm_jax.layers.mixers.attention import AttentionConfig
+from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gptj import gptj
 from llm_jax.models.heads import TiedHead

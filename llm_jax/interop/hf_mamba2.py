@@ -12,9 +12,9 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
-from llm_jax.layers.mixers.convolution import ConvolutionConfig
-from llm_jax.layers.mixers.mamba2 import Mamba2Config
-from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
+from llm_jax.layers.recurrent.convolution import ConvolutionConfig
+from llm_jax.layers.recurrent.mamba2 import Mamba2Config
+from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm
 from llm_jax.models.config import TiedHead, TransformerConfig
 from llm_jax.models.families.mamba2 import mamba2
 

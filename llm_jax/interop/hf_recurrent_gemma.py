@@ -9,9 +9,9 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import read_partial_rope, write_partial_rope
 from llm_jax.interop.settings import Settings, activation_name
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.rg_lru import RGLRUConfig
+from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.positions.rope_scaling import Unscaled
+from llm_jax.layers.recurrent.rg_lru import RGLRUConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.recurrent_gemma import PATTERN, recurrent_gemma

@@ -7,7 +7,7 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.mapping import Leaf, Tensor
 from llm_jax.interop.settings import Settings, activation_name, labels
-from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
+from llm_jax.layers.attention.relative import RelativeAttentionConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.encoder import span_head
 from llm_jax.models.families.xlnet import last_head, xlnet

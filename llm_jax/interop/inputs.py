@@ -12,8 +12,8 @@ import numpy as np
 from llm_jax.core.checks import check
 from llm_jax.interop.padding import check_padding, counts_tokens
 from llm_jax.interop.permutation import permuted
-from llm_jax.layers.mixers.masks import Placement
-from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
+from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.attention.relative import RelativeAttentionConfig
 from llm_jax.models.build import Model
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder

@@ -13,8 +13,8 @@ import numpy as np
 
 from llm_jax.core.checks import check
 from llm_jax.interop.families import FAMILIES
+from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.ffn.dispatch.capacity import Limited
-from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.models.config import ModelConfig, TransformerConfig
 from llm_jax.models.heads import ClassHead

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 from llm_jax.core.checks import check, given
 from llm_jax.interop.mapping import Leaf, Tensor
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.attention import AttentionConfig, CrossAttentionConfig
+from llm_jax.layers.attention.latent import LatentAttentionConfig
+from llm_jax.layers.attention.masks import Causal
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
-from llm_jax.layers.mixers.latent import LatentAttentionConfig
-from llm_jax.layers.mixers.masks import Causal
-from llm_jax.layers.mixers.mixer import Mixer
+from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import LayerNormConfig, Norm, RMSNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.rope import RoPEConfig

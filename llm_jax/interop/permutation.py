@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.checks import check
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.masks import Placement
 
 
 def permuted(

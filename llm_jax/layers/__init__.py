@@ -4,6 +4,20 @@ Kinds of components are abstract bases (Mixer, FFN, Router, Dispatch, Norm, Kern
 PositionBias): derive a configclass from it to use a component of your own.
 """
 
+from llm_jax.layers.attention.attention import AttentionConfig, CrossAttentionConfig, QKNormConfig
+from llm_jax.layers.attention.kernels import (
+    BlockedKernel,
+    ChunkedKernel,
+    DotProductKernel,
+    Kernel,
+    PlainKernel,
+    SplashKernel,
+    TokamaxKernel,
+)
+from llm_jax.layers.attention.latent import LatentAttentionConfig
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask, Permuted
+from llm_jax.layers.attention.relative import RelativeAttentionConfig
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.ffn.balance import BiasUpdate, ImportanceLoss, LoadLoss, SequenceLoss, ZLoss
 from llm_jax.layers.ffn.dispatch import Dispatch
@@ -24,25 +38,7 @@ from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.ffn.routing import Router
 from llm_jax.layers.initialisers import FanIn, Glorot, Normal, Uniform, UniformFanIn, UniformGlorot, Zero
-from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig, QKNormConfig
-from llm_jax.layers.mixers.kernels import (
-    BlockedKernel,
-    ChunkedKernel,
-    DotProductKernel,
-    Kernel,
-    PlainKernel,
-    SplashKernel,
-    TokamaxKernel,
-)
-from llm_jax.layers.mixers.latent import LatentAttentionConfig
-from llm_jax.layers.mixers.lstm import LSTMConfig
-from llm_jax.layers.mixers.mamba2 import Mamba2Config
-from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Permuted
-from llm_jax.layers.mixers.mixer import Mixer
-from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
-from llm_jax.layers.mixers.retention import RetentionConfig
-from llm_jax.layers.mixers.rg_lru import RGLRUConfig
-from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import LayerNormConfig, Norm, RMSNormConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
@@ -57,6 +53,10 @@ from llm_jax.layers.positions.rope_scaling import (
     YaRNScaling,
 )
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
+from llm_jax.layers.recurrent.lstm import LSTMConfig
+from llm_jax.layers.recurrent.mamba2 import Mamba2Config
+from llm_jax.layers.recurrent.retention import RetentionConfig
+from llm_jax.layers.recurrent.rg_lru import RGLRUConfig
 
 __all__ = [
     "ALiBiConfig",

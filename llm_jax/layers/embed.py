@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check, check_fraction, check_not_negative, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.broadcast import broadcast, look_up
 from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.linear import Linear, contract
-from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.position import AddedPosition
 from llm_jax.layers.roles import Role

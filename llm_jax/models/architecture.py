@@ -3,13 +3,13 @@
 import dataclasses
 from typing import Any
 
+from llm_jax.layers.attention.kernels import BlockedKernel
 from llm_jax.layers.ffn.balance import BiasUpdate
 from llm_jax.layers.ffn.dispatch.dense import Dense
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.initialisers import Normal, Zero
-from llm_jax.layers.mixers.kernels import BlockedKernel
-from llm_jax.layers.mixers.mamba2 import TimeScales
-from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
+from llm_jax.layers.recurrent.mamba2 import TimeScales
+from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm
 from llm_jax.models.stack import Execution
 
 

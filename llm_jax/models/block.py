@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check, check_fraction
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.attention.attention import CrossAttentionConfig
+from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.ffn.tally import Report
-from llm_jax.layers.mixers.attention import CrossAttentionConfig
-from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.mixer import Mixer
+from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.roles import unboxed
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder

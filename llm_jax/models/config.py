@@ -5,14 +5,14 @@ from typing import Self
 
 from llm_jax.core.checks import check, check_fraction, check_positive, check_positive_if_given, given
 from llm_jax.core.configclass import configclass
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.kernels import Kernel
+from llm_jax.layers.attention.latent import LatentAttentionConfig
+from llm_jax.layers.attention.masks import Permuted
+from llm_jax.layers.attention.relative import RelativeAttentionConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.kernels import Kernel
-from llm_jax.layers.mixers.latent import LatentAttentionConfig
-from llm_jax.layers.mixers.masks import Permuted
-from llm_jax.layers.mixers.mixer import Mixer
-from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
+from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.block import BlockConfig

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.mixers.cache import Cache
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.kv_cache import Cache
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.outputs import Output
 from llm_jax.models.stack import Reports

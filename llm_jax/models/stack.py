@@ -15,8 +15,8 @@ import jax
 from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.tally import Report
-from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.tap import COLLECTION
 from llm_jax.models.block import Block, BlockConfig
 from llm_jax.sharding import axes, pipeline

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.attention.kv_cache import Cache, empty_slots
+from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.context import Context
 from llm_jax.layers.embed import Embed
-from llm_jax.layers.mixers.cache import Cache, empty_slots
-from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.positions.relative_bias import RelativeBias
 from llm_jax.layers.tap import tap
 from llm_jax.models.config import TransformerConfig

@@ -11,7 +11,7 @@ from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.models.build import applied
 from llm_jax.models.config import LOOK_BACK, ModelConfig, TransformerConfig
 from llm_jax.models.heads import HeadConfig, TiedHead

@@ -13,6 +13,7 @@ import numpy as np
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.ffn.balance import ZLoss
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
@@ -20,7 +21,6 @@ from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import Model, applied
 from llm_jax.models.config import ModelConfig, TransformerConfig

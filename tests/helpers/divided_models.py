@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.config import ModelConfig
 from llm_jax.sharding import partition

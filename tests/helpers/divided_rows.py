@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.layers.mixers import blocks, exchange, ring
-from llm_jax.layers.mixers.kernels import BlockedKernel, ChunkedKernel, Kernel, PlainKernel
-from llm_jax.layers.mixers.masks import Bidirectional, Causal, Mask, Permuted, Placement
-from llm_jax.layers.mixers.pairs import Pairs
-from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.attention import blocks, ring
+from llm_jax.layers.attention import context_parallel as exchange
+from llm_jax.layers.attention.kernels import BlockedKernel, ChunkedKernel, Kernel, PlainKernel
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask, Permuted, Placement
+from llm_jax.layers.attention.pairs import Pairs
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.planning.program import Program, read

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core import trees
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.ffn.balance import LoadLoss, SequenceLoss, ZLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.experts import Local, words
 from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig, MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.planning.program import read

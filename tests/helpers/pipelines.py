@@ -15,8 +15,8 @@ import numpy as np
 from llm_jax.core import trees
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.context import Context
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.stack import Execution, Segment

@@ -8,10 +8,10 @@ from typing import Any
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
+from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm
 from llm_jax.models.block import Parallel, Serial
 from llm_jax.models.build import boxed_parameters, build
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig

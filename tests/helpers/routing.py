@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.routing import Routed, Router
-from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.masks import Placement
 
 
 def context(real_BT: np.ndarray, tokens_BT: np.ndarray | None = None) -> Context:

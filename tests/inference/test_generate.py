@@ -12,12 +12,12 @@ from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
 from llm_jax.inference.generate import Generator, in_compute_type
 from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import DynamicScaling, LongRoPEScaling, Unscaled
 from llm_jax.layers.roles import Role, roles_of

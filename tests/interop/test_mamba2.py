@@ -7,7 +7,7 @@ import pytest
 
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.settings import Settings
-from llm_jax.layers.mixers.matrix_recurrence import RecurrentForm
+from llm_jax.layers.recurrent.matrix_recurrence import RecurrentForm
 from llm_jax.models.families import SIZES
 
 FAMILY = FAMILIES["mamba2"]

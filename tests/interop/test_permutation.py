@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llm_jax.interop.permutation import permuted
-from llm_jax.layers.mixers.masks import Permuted, Placement
+from llm_jax.layers.attention.masks import Permuted, Placement
 
 T = 6
 REAL = np.array([[0, 1, 1, 1, 1, 1]])

@@ -9,9 +9,9 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.embed import Embed, EmbedConfig, FactorizedConfig
 from llm_jax.layers.initialisers import FanIn, Normal
-from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig

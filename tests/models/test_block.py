@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.attention.attention import AttentionConfig, CrossAttentionConfig
+from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.mlp import MLPConfig
-from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
-from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.masks import Placement
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.models.block import Block, BlockConfig, Chain, Parallel, Serial, Wiring
 

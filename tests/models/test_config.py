@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.layers.attention.attention import CrossAttentionConfig
+from llm_jax.layers.attention.kernels import BlockedKernel, ChunkedKernel
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.fixed import HashConfig
 from llm_jax.layers.initialisers import UniformGlorot
-from llm_jax.layers.mixers.attention import CrossAttentionConfig
-from llm_jax.layers.mixers.kernels import BlockedKernel, ChunkedKernel
-from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.block import BlockConfig, Chain
 from llm_jax.models.config import TransformerConfig

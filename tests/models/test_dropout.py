@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.ffn.dispatch.capacity import Capacity
-from llm_jax.layers.ffn.dispatch.dense import Dense
-from llm_jax.layers.ffn.dispatch.dropless import Dropless
-from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
-from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.kernels import (
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.kernels import (
     BlockedKernel,
     ChunkedKernel,
     DotProductKernel,
@@ -26,12 +19,19 @@ from llm_jax.layers.mixers.kernels import (
     SplashKernel,
     TokamaxKernel,
 )
-from llm_jax.layers.mixers.latent import LatentAttentionConfig
-from llm_jax.layers.mixers.masks import Causal, Placement
-from llm_jax.layers.mixers.pairs import Drop, Pairs
-from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
-from llm_jax.layers.mixers.scores import ScoresConfig
-from llm_jax.layers.mixers.softmax import attend
+from llm_jax.layers.attention.latent import LatentAttentionConfig
+from llm_jax.layers.attention.masks import Causal, Placement
+from llm_jax.layers.attention.pairs import Drop, Pairs
+from llm_jax.layers.attention.relative import RelativeAttentionConfig
+from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.layers.attention.softmax import attend
+from llm_jax.layers.context import Context
+from llm_jax.layers.ffn.dispatch.capacity import Capacity
+from llm_jax.layers.ffn.dispatch.dense import Dense
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models.build import build
 from llm_jax.models.dropout import Rates, rates_of, with_dropout
 from llm_jax.models.families import SIZES

@@ -9,7 +9,7 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.config import TransformerConfig

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from llm_jax.core.dtypes import MIXED
-from llm_jax.layers.mixers.cache import Cache
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.kv_cache import Cache
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.models.build import build
 from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder

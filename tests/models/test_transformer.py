@@ -11,9 +11,9 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
-from llm_jax.layers.mixers.cache import Cache
-from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.masks import Placement
+from llm_jax.layers.attention.kv_cache import Cache
+from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.context import Context
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer

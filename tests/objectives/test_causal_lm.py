@@ -13,6 +13,7 @@ from llm_jax.core.trees import named_leaves
 from llm_jax.data.batch import Batch
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
@@ -20,7 +21,6 @@ from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.mixers.masks import Placement
 from llm_jax.models.build import build
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.decoder import with_experts

@@ -15,6 +15,7 @@ from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
+from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.balance import Balance, check_balance, report
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
@@ -24,7 +25,6 @@ from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.routing import Router, Routes, load
 from llm_jax.layers.ffn.tally import Report
 from llm_jax.layers.linear import Linear
-from llm_jax.layers.mixers.context import Context
 from llm_jax.layers.roles import Role
 from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes, partition

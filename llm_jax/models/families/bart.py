@@ -16,11 +16,11 @@ import math
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.attention import AttentionConfig, CrossAttentionConfig
+from llm_jax.layers.attention.masks import Bidirectional
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.initialisers import FanIn, Init, Normal, UniformGlorot
-from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
-from llm_jax.layers.mixers.masks import Bidirectional
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig

@@ -12,11 +12,11 @@ llmfoundry/models/utils/config_defaults.py and param_init_fns.py). Biases 0.
 import math
 
 from llm_jax.core.checks import check_divides
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.initialisers import FanIn, Normal
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.models.block import BlockConfig

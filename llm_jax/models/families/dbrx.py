@@ -6,13 +6,13 @@ the residual stream, routers N(0, 0.02), biases 0.
 """
 
 from llm_jax.core.checks import check_divides
+from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig

@@ -9,6 +9,7 @@ distribution: here N(0, 0.006) for all matrices, routers included, and for token
 Youtu-LLM's is not published; it has N(0, 0.02) here.
 """
 
+from llm_jax.layers.attention.latent import LatentAttentionConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.balance import BiasUpdate, SequenceLoss
 from llm_jax.layers.ffn.dispatch import Dispatch
@@ -19,7 +20,6 @@ from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.ffn.routing import Router
 from llm_jax.layers.initialisers import Normal
-from llm_jax.layers.mixers.latent import LatentAttentionConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import YaRNScaling

@@ -1,11 +1,11 @@
 """What encoder families have in common: BERT's block, and its heads."""
 
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.masks import Bidirectional
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.initialisers import Init, Normal
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.masks import Bidirectional
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.models.block import BlockConfig, Serial

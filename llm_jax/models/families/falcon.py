@@ -7,9 +7,9 @@ the residual stream, biases 0.
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.rope import RoPEConfig

@@ -11,11 +11,11 @@ the residual stream.
 import math
 
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.attention import AttentionConfig, QKNormConfig
+from llm_jax.layers.attention.masks import Causal
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.mixers.attention import AttentionConfig, QKNormConfig
-from llm_jax.layers.mixers.masks import Causal
-from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling

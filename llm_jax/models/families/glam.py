@@ -11,6 +11,8 @@ its queries and this model in its scores; in ffn, experts and routers uniform of
 N(0, 1 / sqrt(heads buckets)); token vectors N(0, 1), and logits scaled by 1 / sqrt(width).
 """
 
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.balance import LoadLoss
 from llm_jax.layers.ffn.dispatch import Dispatch
@@ -19,8 +21,6 @@ from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.initialisers import FanIn, Normal, UniformFanIn
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.block import BlockConfig

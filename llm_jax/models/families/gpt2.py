@@ -12,11 +12,11 @@ of the published checkpoints). GPT-3's sizes have none.
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.masks import Causal
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.initialisers import Normal
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.masks import Causal
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.models.block import BlockConfig

@@ -13,10 +13,10 @@ import math
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.initialisers import Normal
-from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig, Parallel, Serial

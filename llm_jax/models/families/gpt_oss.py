@@ -5,15 +5,15 @@ Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(
 the residual stream, routers N(0, 0.02), biases and sinks 0.
 """
 
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.masks import Causal
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.ffn.balance import Balance, LoadLoss
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.masks import Causal
-from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import YaRNScaling

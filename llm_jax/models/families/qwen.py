@@ -4,7 +4,7 @@
 Initialisation: none is published; as LLaMA's here (llama.py).
 """
 
-from llm_jax.layers.mixers.attention import QKNormConfig
+from llm_jax.layers.attention.attention import QKNormConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig

@@ -17,15 +17,15 @@ import numpy as np
 
 from llm_jax.core.checks import check, check_divides, check_one_of
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.masks import Causal
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.initialisers import FanIn
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.convolution import ConvolutionConfig
-from llm_jax.layers.mixers.masks import Causal
-from llm_jax.layers.mixers.rg_lru import RGLRUConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.layers.recurrent.convolution import ConvolutionConfig
+from llm_jax.layers.recurrent.rg_lru import RGLRUConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TiedHead, TransformerConfig
 from llm_jax.models.families.decoder import decoder

@@ -14,9 +14,9 @@ from llm_jax.core.checks import check_divides
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.initialisers import FanIn, Glorot
-from llm_jax.layers.mixers.matrix_recurrence import ChunkwiseForm, Form
-from llm_jax.layers.mixers.retention import Decays, RetentionConfig, SpacedDecays
 from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, Form
+from llm_jax.layers.recurrent.retention import Decays, RetentionConfig, SpacedDecays
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import decoder

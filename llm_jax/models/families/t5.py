@@ -16,12 +16,12 @@ released_checkpoints.md).
 import dataclasses
 
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.attention import AttentionConfig, CrossAttentionConfig
+from llm_jax.layers.attention.masks import Bidirectional, Causal
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
 from llm_jax.layers.initialisers import FanIn, Init, Normal, UniformGlorot
-from llm_jax.layers.mixers.attention import AttentionConfig, CrossAttentionConfig
-from llm_jax.layers.mixers.masks import Bidirectional, Causal
-from llm_jax.layers.mixers.scores import ScoresConfig
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.block import BlockConfig

@@ -13,9 +13,9 @@ the rate of the others. That of the encoded distances is left out.
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.relative import RelativeAttentionConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
-from llm_jax.layers.mixers.relative_attention import RelativeAttentionConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.models.block import BlockConfig, Serial
 from llm_jax.models.config import TransformerConfig

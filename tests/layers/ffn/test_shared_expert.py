@@ -10,11 +10,11 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.masks import Placement
 
 B, T, D = 2, 5, 8
 GENERATOR = np.random.default_rng(0)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.context import Context
-from llm_jax.layers.mixers.kernels import BlockedKernel, PlainKernel
-from llm_jax.layers.mixers.masks import Bidirectional, Causal, Placement
-from llm_jax.layers.mixers.scores import ScoresConfig
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.kernels import BlockedKernel, PlainKernel
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Placement
+from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.layers.context import Context
 from llm_jax.layers.positions.relative_bias import RelativeBias, RelativeBiasConfig
 
 N = 3

@@ -3,8 +3,8 @@
 import pytest
 
 from llm_jax.core.dtypes import MIXED
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.rg_lru import RGLRUConfig
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.recurrent.rg_lru import RGLRUConfig
 from llm_jax.models import count
 from llm_jax.models.families.recurrent_gemma import SIZES, recurrent_gemma
 

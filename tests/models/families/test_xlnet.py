@@ -12,8 +12,8 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
-from llm_jax.layers.mixers.attention import AttentionConfig
-from llm_jax.layers.mixers.masks import Causal, Placement
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.layers.attention.masks import Causal, Placement
 from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.families.bert import bert

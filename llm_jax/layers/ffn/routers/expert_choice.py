@@ -14,10 +14,10 @@ import numpy as np
 from llm_jax.core.checks import check, check_divides, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.routers.scores import Scoring
 from llm_jax.layers.ffn.routing import Picks, Routed, Router
 from llm_jax.layers.initialisers import Init, Normal
-from llm_jax.layers.mixers.context import Context
 from llm_jax.sharding import axes, partition
 
 

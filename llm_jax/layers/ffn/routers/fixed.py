@@ -14,9 +14,9 @@ import numpy as np
 from llm_jax.core.checks import check, check_positive, given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.routers.groups import best
 from llm_jax.layers.ffn.routing import Choice, Routed, Router
-from llm_jax.layers.mixers.context import Context
 
 
 class _FixedConfig(Router):

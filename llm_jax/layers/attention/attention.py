@@ -1,0 +1,257 @@
+"""Multi-head attention with grouped key/value heads.
+
+Legend: B batch, T query length, S key length, D model width, N heads, K key/value heads, H head size.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.core.checks import check, check_divides, check_one_of, check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.attention import context_parallel as exchange
+from llm_jax.layers.attention.kernels import BlockedKernel, Kernel, check_dropout, weights
+from llm_jax.layers.attention.kv_cache import KeyValues
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask, Placement
+from llm_jax.layers.attention.pairs import Pairs, drop_of
+from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.layers.attention.softmax import zero_where_blind
+from llm_jax.layers.context import Context
+from llm_jax.layers.initialisers import Init, Normal, annotated
+from llm_jax.layers.linear import Linear
+from llm_jax.layers.mixer import Mixer
+from llm_jax.layers.norms import Norm
+from llm_jax.layers.positions.position import RotaryPosition
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.roles import Role
+from llm_jax.layers.tap import tap
+from llm_jax.sharding import axes, partition
+
+
+@configclass
+class QKNormConfig:
+    """Queries and keys are normalised before they are rotated (Henry et al. 2020, arXiv:2010.04245; Dehghani et al.
+    2023, arXiv:2302.05442, 2)."""
+
+    norm: Norm
+    over: Literal["head", "heads"] = "head"
+    """`head`: each head's features, one scale for all heads (Qwen 3, Gemma 3). `heads`: all heads' features together
+    (OLMo 2)."""
+
+    def __post_init__(self):
+        check_one_of("over", self.over, ("head", "heads"))
+
+    def parameters(self, heads: int, kv_heads: int, head_dim: int) -> int:
+        """Number of parameters."""
+        query, key = (head_dim, head_dim) if self.over == "head" else (heads * head_dim, kv_heads * head_dim)
+        return self.norm.parameters(query) + self.norm.parameters(key)
+
+    def apply(self, x_BNTH: jax.Array, precision: Precision, name: str) -> jax.Array:
+        """Normalised queries or keys; parameters are those of the module in whose method this is called."""
+        norm = self.norm.build(precision, name)
+        if self.over == "head":
+            return norm(x_BNTH)
+        batch, heads, length, head_dim = x_BNTH.shape
+        x_BTM = norm(x_BNTH.transpose(0, 2, 1, 3).reshape(batch, length, heads * head_dim))
+        return x_BTM.reshape(batch, length, heads, head_dim).transpose(0, 2, 1, 3)
+
+
+@configclass
+class AttentionConfig(Mixer):
+    """Attention as in Vaswani et al. 2017 (arXiv:1706.03762, 3.2); with `kv_heads` < `heads` grouped-query attention
+    (Ainslie et al. 2023, arXiv:2305.13245), with `kv_heads` = 1 multi-query (Shazeer 2019, arXiv:1911.02150)."""
+
+    heads: int
+    head_dim: int
+    kv_heads: int
+    mask: Mask = Causal()
+    position: RotaryPosition | None = None
+    """Positions by rotating queries and keys; None where the embedding carries them."""
+    scores: ScoresConfig = ScoresConfig()
+    qk_norm: QKNormConfig | None = None
+    clip: float | None = None
+    """Limit of queries, keys and values either side of zero, before they are rotated (DBRX)."""
+    bias: bool = False
+    """Biases on the projections of queries, keys and values."""
+    out_bias: bool | None = None
+    """A bias on the output projection; None: as `bias`."""
+    init: Init = Normal(0.02)
+    out_init: Init = Normal(0.02)
+    """Initialiser of the output projection, which writes to the residual stream."""
+    query_init: Init | None = None
+    """Initialiser of the projection of queries; None: `init`."""
+    kernel: Kernel = BlockedKernel()
+    dropout: float = 0.0
+    """Share of the weights of attention that is dropped in training."""
+
+    def __post_init__(self):
+        check_dropout(self.kernel, self.dropout)
+        check_positive(heads=self.heads, head_dim=self.head_dim, kv_heads=self.kv_heads)
+        check_divides(self.kv_heads, self.heads, "kv_heads", "heads")
+        check_positive_if_given(clip=self.clip)
+        if self.position is not None:
+            self.position.check_fits(self.head_dim)
+        self.kernel.check(self.scores)
+
+    def build(self, width: int, precision: Precision, name: str) -> "Attention":
+        return Attention(self, width, precision, name=name)
+
+    def parameters(self, width: int) -> int:
+        """Number of parameters at model width `width`."""
+        query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        norms = self.qk_norm.parameters(self.heads, self.kv_heads, self.head_dim) if self.qk_norm else 0
+        biases = self.bias * (query + 2 * key_value) + self.biased_output * width
+        sinks = self.scores.sinks * self.heads
+        return 2 * width * (query + key_value) + biases + norms + sinks
+
+    @property
+    def biased_output(self) -> bool:
+        """Whether the output projection has a bias."""
+        return self.bias if self.out_bias is None else self.out_bias
+
+    def matrix_flops(self, width: int) -> float:
+        """Forward FLOPs per token of the projections."""
+        return 4 * width * (self.heads + self.kv_heads) * self.head_dim
+
+    def mixing_flops(self, length: int) -> float:
+        """Forward FLOPs per token of scores and weighted sum, only the pairs that the mask allows."""
+        return 4 * self.heads * self.head_dim * self.mask.pairs(length)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token is told of a later one."""
+        return self.mask.causal
+
+    @property
+    def shape(self) -> str:
+        """Heads in words."""
+        return f"{self.heads} of {self.head_dim}, {self.kv_heads} key/value"
+
+    def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValues:
+        """An empty state for `slots` tokens."""
+        shape = (batch, self.kv_heads, slots, self.head_dim)
+        return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+class Attention(nn.Module):
+    """x [B, T, D] -> [B, T, D]."""
+
+    config: AttentionConfig
+    width: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, state: KeyValues | None = None
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Mixes tokens; `state` holds keys and values of earlier ones, to which this call's are added."""
+        config = self.config
+        q_BNTH = self.queries(x_BTD, context.queries)
+        k_BKSH, v_BKSH = self.keys_values(x_BTD, context.queries, cached=state is not None)
+        if state is not None:
+            state = state.write(k_BKSH, v_BKSH, context.first_slot)
+            k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
+        given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
+        pairs = Pairs(config.mask, context.queries, context.slots, config.scores, **given)
+        tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
+        y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
+        return self.out(y_BNTH), state
+
+    def queries(self, x_BTD: jax.Array, place: Placement) -> jax.Array:
+        """[B, N, T, H], normalised and rotated."""
+        q_BNTH = self._project("query", "BTD,DNH->BNTH", self.config.heads, axes.HEADS)(x_BTD)
+        return checkpoint_name(self._placed(q_BNTH, place, "query_norm"), "qkv")
+
+    def keys_values(self, x_BSD: jax.Array, place: Placement, cached: bool) -> tuple[jax.Array, jax.Array]:
+        """[B, K, S, H] each, the keys normalised and rotated. Where heads divide over more devices than there are
+        key/value heads, those are repeated, but for a cache and for a norm over all of them (exchange.py repeats them
+        then)."""
+        kv_heads, norm = self.config.kv_heads, self.config.qk_norm
+        as_they_are = cached or (norm is not None and norm.over == "heads")
+        copies = 1 if as_they_are else partition.head_copies(kv_heads)
+        k_BKSH = self._project("key", "BTD,DKH->BKTH", kv_heads, axes.KV_HEADS, copies)(x_BSD)
+        v_BKSH = self._project("value", "BTD,DKH->BKTH", kv_heads, axes.KV_HEADS, copies)(x_BSD)
+        k_BKSH, v_BKSH = self._placed(k_BKSH, place, "key_norm"), self._clipped(v_BKSH)
+        return checkpoint_name(k_BKSH, "qkv"), checkpoint_name(v_BKSH, "qkv")
+
+    def sinks(self) -> jax.Array | None:
+        """Scores of no token, float32 [N], where there are such."""
+        if not self.config.scores.sinks:
+            return None
+        zeros = annotated(nn.initializers.zeros_init(), (axes.HEADS,), Role.BIAS)
+        return self.param("sinks", zeros, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
+
+    def out(self, y_BNTH: jax.Array) -> jax.Array:
+        """What attention writes to the stream, [B, T, D]."""
+        config = self.config
+        shape, words = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        bias = config.biased_output
+        return Linear("BNTH,NHD->BTD", shape, words, config.out_init, self.precision, bias, name="out")(y_BNTH)
+
+    def _placed(self, x_BNTH: jax.Array, place: Placement, norm: str) -> jax.Array:
+        if self.config.qk_norm is not None:
+            x_BNTH = self.config.qk_norm.apply(x_BNTH, self.precision, norm)
+        x_BNTH = self._clipped(x_BNTH)
+        if self.config.position is not None:
+            x_BNTH = self.config.position.rotate(x_BNTH, place.positions_BT, place.lengths_BT)
+        return x_BNTH
+
+    def _clipped(self, x_BNTH: jax.Array) -> jax.Array:
+        limit = self.config.clip
+        return x_BNTH if limit is None else jnp.clip(x_BNTH, -limit, limit)
+
+    def _project(self, name: str, einsum: str, heads: int, heads_axis: str, copies: int = 1) -> Linear:
+        shape = (self.width, heads, self.config.head_dim)
+        words = (axes.EMBED, heads_axis, axes.HEAD_DIM)
+        init = self.config.query_init if name == "query" and self.config.query_init else self.config.init
+        return Linear(einsum, shape, words, init, self.precision, self.config.bias, copies=copies, name=name)
+
+
+@configclass
+class CrossAttentionConfig(AttentionConfig):
+    """Attention from the tokens of the stream to those of an encoder (Vaswani et al. 2017, arXiv:1706.03762, 3.2.3)."""
+
+    mask: Mask = Bidirectional()
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(
+            not isinstance(self.scores.bias, RelativeBiasConfig),
+            "cross.scores.bias is a RelativeBiasConfig: its table is of distances within a row, and cross attention "
+            "reads another one; set it None",
+        )
+
+    def build(self, width: int, precision: Precision, name: str) -> "CrossAttention":
+        return CrossAttention(self, width, precision, name=name)
+
+    def matrix_flops(self, width: int, memory: float = 1.0) -> float:
+        """Forward FLOPs per token of the projections, where there are `memory` tokens of the encoder to each."""
+        return 4 * width * (self.heads + self.kv_heads * memory) * self.head_dim
+
+
+class CrossAttention(Attention):
+    """x [B, T, D] and the memory [B, S, D] of the context -> [B, T, D]."""
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, state: KeyValues | None = None
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Reads the memory; `state` keeps its keys and values for the calls that are given it no more."""
+        config, keys_values = self.config, state
+        if context.memory_BSD is not None and context.memory is not None:
+            keys_values = KeyValues(*self.keys_values(context.memory_BSD, context.memory, cached=state is not None))
+            state = None if state is None else state.replaced(keys_values)
+        if keys_values is None:
+            raise ValueError("cross attention has no memory and no keys and values of one: give the context a memory")
+        given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
+        pairs = Pairs(config.mask, context.queries, context.memory, config.scores, **given)
+        q_BNTH = self.queries(x_BTD, context.queries)
+        k_BKSH, v_BKSH = keys_values.k_BKSH, keys_values.v_BKSH
+        tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
+        y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
+        # A target whose document has no source must not read the sources of others.
+        return self.out(zero_where_blind(y_BNTH, pairs.allowed())), state

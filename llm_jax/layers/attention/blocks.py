@@ -1,0 +1,226 @@
+"""Blocks of queries that meet blocks of keys: what attention in parts is made of, forward and backward.
+
+A block of queries meets blocks of keys one after another and keeps, of what it has met, only the largest score, the sum
+of the exponentials and their sum of values (Rabe and Staats 2021, arXiv:2112.05682, section 2). The backward pass is
+given the logarithm of that sum and makes the scores of every two blocks again (Dao et al. 2022, arXiv:2205.14135,
+algorithm 4).
+
+Legend: B batch, S keys of a stretch, K key/value heads, G query heads per key/value head, N = K * G heads, H head size,
+C queries of a block, M = G * C, D keys of a block, R buckets of relative places.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.layers.attention.pairs import Pairs
+from llm_jax.layers.attention.softmax import bias_gradient, fold, fold_mask, fold_sinks, products
+
+_LEAST = jnp.finfo(jnp.float32).min
+"""Below every score, yet finite: a block in which a query sees nothing leaves no infinity behind."""
+
+
+Numbers = TypeVar("Numbers", np.ndarray, jax.Array)
+Bounds = tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]
+"""First and last but one of some blocks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A stretch of `length` tokens, cut into blocks of `limit` of which the last may have fewer."""
+
+    length: int
+    limit: int
+
+    @property
+    def size(self) -> int:
+        """Tokens of a block."""
+        return min(self.limit, self.length)
+
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        return -(-self.length // self.size)
+
+    def filled(self, x_BNTH: jax.Array) -> jax.Array:
+        """With zeros behind the last token, so that all blocks are of one size."""
+        return jnp.pad(x_BNTH, ((0, 0), (0, 0), (0, self.count * self.size - self.length), (0, 0)))
+
+    def part(self, x_BNTH: jax.Array, index: jax.Array) -> jax.Array:
+        """Block `index` of an array that is filled."""
+        return jax.lax.dynamic_slice_in_dim(x_BNTH, index * self.size, self.size, axis=2)
+
+    def added(self, x_BNTH: jax.Array, index: jax.Array, part: jax.Array) -> jax.Array:
+        """`x` with `part` added to its block `index`."""
+        return jax.lax.dynamic_update_slice_in_dim(x_BNTH, self.part(x_BNTH, index) + part, index * self.size, axis=2)
+
+    def places(self, start: jax.Array | int, index: jax.Array, row: int) -> jax.Array:
+        """Places of the tokens of block `index` in a row of `row` tokens, where the stretch begins at `start`; of what
+        is filled up a place past the row's end."""
+        offsets = index * self.size + jnp.arange(self.size)
+        return jnp.where(offsets < self.length, start + offsets, row)
+
+    def bounds(self, start: Numbers, stop: Numbers) -> tuple[Numbers, Numbers]:
+        """First and last but one of the blocks that have tokens `start` to `stop` of the stretch."""
+        return (start // self.size).clip(0, self.count), (-(-stop // self.size)).clip(0, self.count)
+
+
+def reach(pairs: Pairs, cut: Cut, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """First and last but one of the keys outside which the blocks of queries see nothing, [blocks], where their stretch
+    begins at `start`."""
+    starts = range(start, start + cut.length, cut.size)
+    found = [pairs.columns(slice(one, min(one + cut.size, start + cut.length))) for one in starts]
+    return np.array([part.start for part in found], np.int32), np.array([part.stop for part in found], np.int32)
+
+
+class Keys(NamedTuple):
+    """A stretch of keys and values, filled up to blocks, and the place of its first."""
+
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
+    start: jax.Array | int
+
+
+class Met(NamedTuple):
+    """What a block of queries keeps of the keys that it has met, float32."""
+
+    largest_BKM1: jax.Array
+    sum_BKM1: jax.Array
+    values_BKMH: jax.Array
+
+
+class Asked(NamedTuple):
+    """What the backward pass knows of a block of queries: themselves, the gradient of their output, its product with
+    that output, and the logarithm of the sum of their exponentials."""
+
+    q_BKMH: jax.Array
+    dy_BKMH: jax.Array
+    mean_BKM1: jax.Array
+    log_sum_BKM1: jax.Array
+
+
+class Gradients(NamedTuple):
+    """Of a stretch of keys and values, and of the table of biases, summed over the blocks met so far, float32."""
+
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
+    bias_RN: jax.Array | None
+
+    @classmethod
+    def zeros(cls, keys: Keys, bias_RN: jax.Array | None) -> "Gradients":
+        """Before anything is met."""
+        return cls(*jax.tree.map(zeros, (keys.k_BKSH, keys.v_BKSH, bias_RN)))
+
+
+def nothing(q_BKMH: jax.Array, features: int, sink_N: jax.Array | None = None) -> Met:
+    """Before anything is met but the sinks, with values of `features`."""
+    nothing, values = (jnp.zeros((*q_BKMH.shape[:-1], n), jnp.float32) for n in (1, features))
+    if sink_N is None:
+        return Met(nothing + _LEAST, nothing, values)
+    kv_heads, rows = q_BKMH.shape[1:3]
+    return Met(nothing + fold_sinks(sink_N, rows * kv_heads // len(sink_N), kv_heads), nothing + 1, values)
+
+
+def sinks_gradient(sink_N: jax.Array | None, mean_BNT1: jax.Array, log_sum_BNT1: jax.Array) -> jax.Array | None:
+    """Of the scores of no token, whose values are zero, [N]; leading axes of blocks are summed over as well."""
+    if sink_N is None:
+        return None
+    heads = mean_BNT1.ndim - 3
+    d_BNT1 = -mean_BNT1 * jnp.exp(sink_N[:, None, None] - log_sum_BNT1)
+    return jnp.sum(d_BNT1, axis=[axis for axis in range(d_BNT1.ndim) if axis != heads])
+
+
+def meet(pairs: Pairs, q_BKMH: jax.Array, rows: jax.Array, keys: Keys, cut: Cut, bounds: Bounds, met: Met) -> Met:
+    """The queries at the places `rows` meet blocks `bounds[0]` to `bounds[1]` of a stretch of keys."""
+
+    def one(index: jax.Array, met: Met) -> Met:
+        columns, values = cut.places(keys.start, index, pairs.shape[1]), cut.part(keys.v_BKSH, index)
+        scores, _, _ = tile(pairs, q_BKMH, cut.part(keys.k_BKSH, index), rows, columns)
+        largest = jnp.maximum(met.largest_BKM1, jnp.max(scores, axis=-1, keepdims=True))
+        exp_BKMS, shrink = jnp.exp(scores - largest), jnp.exp(met.largest_BKM1 - largest)
+        total = met.sum_BKM1 * shrink + jnp.sum(exp_BKMS, axis=-1, keepdims=True)
+        summed = _product("BKMS,BKSH->BKMH", exp_BKMS.astype(values.dtype), values)
+        return Met(largest, total, met.values_BKMH * shrink + summed)
+
+    return jax.lax.fori_loop(*bounds, one, met)
+
+
+def attended(met: Met, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """The output of a block of queries that has met all, and the logarithm of its sum of exponentials."""
+    total = jnp.maximum(met.sum_BKM1, jnp.finfo(jnp.float32).tiny)
+    return (met.values_BKMH / total).astype(dtype), met.largest_BKM1 + jnp.log(total)
+
+
+def meet_backward(
+    pairs: Pairs,
+    asked: Asked,
+    rows: jax.Array,
+    keys: Keys,
+    cut: Cut,
+    bounds: Bounds,
+    carry: tuple[Gradients, jax.Array],
+) -> tuple[Gradients, jax.Array]:
+    """As `meet`: what the same blocks add to gradients of keys and table, and of the queries [B, K, M, H] float32."""
+
+    def one(index: jax.Array, carry: tuple[Gradients, jax.Array]) -> tuple[Gradients, jax.Array]:
+        (dk, dv, dtable), dq_BKMH = carry
+        k_BKDH, v_BKDH = cut.part(keys.k_BKSH, index), cut.part(keys.v_BKSH, index)
+        columns = cut.places(keys.start, index, pairs.shape[1])
+        scores, derivative, to_table = tile(pairs, asked.q_BKMH, k_BKDH, rows, columns)
+        weights = jnp.exp(scores - asked.log_sum_BKM1)
+        dv = cut.added(dv, index, _product("BKMS,BKMH->BKSH", weights.astype(v_BKDH.dtype), asked.dy_BKMH))
+        dlogits = weights * (_product("BKMH,BKSH->BKMS", asked.dy_BKMH, v_BKDH) - asked.mean_BKM1)
+        dscores = (dlogits * derivative).astype(k_BKDH.dtype)
+        dk = cut.added(dk, index, _product("BKMS,BKMH->BKSH", dscores, asked.q_BKMH))
+        dtable = jax.tree.map(jnp.add, dtable, to_table(dlogits))
+        return Gradients(dk, dv, dtable), dq_BKMH + _product("BKMS,BKSH->BKMH", dscores, k_BKDH)
+
+    return jax.lax.fori_loop(*bounds, one, carry)
+
+
+def tile(
+    pairs: Pairs, q_BKMH: jax.Array, k_BKDH: jax.Array, rows: jax.Array, columns: jax.Array
+) -> tuple[jax.Array, jax.Array | float, Callable[[jax.Array], jax.Array | None]]:
+    """Scores of the queries at the places `rows` and the keys at `columns`, minus infinity where not allowed,
+    [B, K, M, D] float32; their derivative by q k^T; and what makes the gradient of the table of biases of theirs."""
+    kv_heads, slots = k_BKDH.shape[1], pairs.shape[1]
+    groups = q_BKMH.shape[2] // len(rows)
+
+    def biases(table_RN):
+        bias = dataclasses.replace(pairs, bias_RN=table_RN).bias(kv_heads * groups, rows, columns)
+        return None if bias is None else fold(bias, kv_heads)
+
+    bias_BKMS, pull = jax.vjp(biases, pairs.bias_RN)
+    scale = q_BKMH.shape[-1] ** -0.5 if pairs.scores.scale is None else pairs.scores.scale
+    scores, derivative = products(q_BKMH, k_BKDH, scale, pairs.scores.softcap)
+    scores = scores if bias_BKMS is None else scores + bias_BKMS
+    # The last block may be longer than the keys: past them there is nothing to see.
+    allowed = pairs.allowed(rows, columns) & (columns < slots)
+    scores = jnp.where(fold_mask(allowed, groups, len(rows), len(columns)), scores, -jnp.inf)
+    return scores, derivative, lambda dbias_BKMS: pull(bias_gradient(bias_BKMS, dbias_BKMS))[0]
+
+
+def mean_under(dy_BNTH: jax.Array, y_BNTH: jax.Array) -> jax.Array:
+    """sum_S(weights * dweights), which the gradient of a softmax needs: dy . y (Dao et al. 2022, arXiv:2205.14135,
+    B.2), [B, N, T, 1] float32."""
+    return jnp.sum(dy_BNTH.astype(jnp.float32) * y_BNTH.astype(jnp.float32), axis=-1, keepdims=True)
+
+
+def zeros(x: jax.Array) -> jax.Array:
+    """Of the shape of `x`, float32, to sum in."""
+    return jnp.zeros(x.shape, jnp.float32)
+
+
+def joined(blocks: jax.Array) -> jax.Array:
+    """[blocks, B, N, C, H] -> [B, N, blocks * C, H]."""
+    count, batch, heads, size, features = blocks.shape
+    return jnp.moveaxis(blocks, 0, 2).reshape(batch, heads, count * size, features)
+
+
+def _product(einsum: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    """In float32: it is added to others."""
+    return jnp.einsum(einsum, left, right, preferred_element_type=jnp.float32)

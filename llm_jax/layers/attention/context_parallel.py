@@ -1,0 +1,87 @@
+"""Attention where the layout divides rows: by whatever exchange it names. Elsewhere it is the model's kernel.
+
+Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size, R buckets of relative places.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check
+from llm_jax.layers.attention import ring
+from llm_jax.layers.attention.kernels import Kernel
+from llm_jax.layers.attention.pairs import Pairs
+from llm_jax.sharding import axes, partition
+from llm_jax.sharding.line import Line
+from llm_jax.sharding.rules import Ring
+
+
+def attend(
+    kernel: Kernel, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs, cached: bool
+) -> jax.Array:
+    """Attention output [B, N, T, H].
+
+    Calls with a cache have few queries, and rows of one token nothing to divide: `kernel` serves them, and the compiler
+    brings it the rows.
+
+    Raises:
+      ValueError: for lengths or heads that do not divide as the exchange needs it.
+    """
+    k_BKSH, v_BKSH = _repeated(k_BKSH), _repeated(v_BKSH)
+    layout = partition.active()
+    exchange = None if layout is None else layout.exchange
+    if exchange is None or cached or pairs.shape[0] == 1:
+        return kernel.attend(q_BNTH, k_BKSH, v_BKSH, pairs)
+    check(
+        pairs.drop is None,
+        "mixer.dropout drops weights of attention, and the sharding divides rows over devices, which never hold the "
+        "weights of whole rows: set mixer.dropout to 0, or a sharding without ContextParallel",
+    )
+    if isinstance(exchange, Ring):
+        return ring.attend(layout, q_BNTH, k_BKSH, v_BKSH, pairs)
+    return _all_to_all(kernel, q_BNTH, k_BKSH, v_BKSH, pairs)
+
+
+def _repeated(x_BKSH: jax.Array) -> jax.Array:
+    """Each key/value head as often as devices share it; see `partition.head_copies`."""
+    copies = partition.head_copies(x_BKSH.shape[1])
+    if copies == 1:
+        return x_BKSH
+    return partition.constrain(jnp.repeat(x_BKSH, copies, axis=1), axes.BATCH, axes.KV_HEADS)
+
+
+def _all_to_all(kernel: Kernel, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+    """Whole rows of some of the heads on every device (Jacobs et al. 2023, arXiv:2309.14509, 3.1)."""
+    length, heads = partition.line(axes.LENGTH), partition.line(axes.HEADS)
+    devices = length.size * heads.size
+    check(
+        q_BNTH.shape[1] % devices == 0,
+        f"there are {q_BNTH.shape[1]} heads, and AllToAll divides them over {length.size} devices of a row and "
+        f"{heads.size} of TensorParallel: they must divide by {devices}; make mesh.context smaller, or set "
+        "ContextParallel.exchange to Ring()",
+    )
+    queries, keys = (axes.BATCH, axes.HEADS, axes.LENGTH), (axes.BATCH, axes.KV_HEADS, axes.LENGTH)
+    here = functools.partial(_whole_rows, kernel, length, heads)
+    run = partition.mapped(here, (queries, keys, keys, ring.words(pairs, len(q_BNTH))), queries)
+    return run(q_BNTH, k_BKSH, v_BKSH, pairs)
+
+
+def _whole_rows(kernel: Kernel, length: Line, heads: Line, q_BNTH, k_BKSH, v_BKSH, pairs: Pairs) -> jax.Array:
+    """What one device does: its stretch of some heads for whole rows of fewer, and back."""
+    # Where a row has more devices than key/value heads, some of those go to several.
+    copies = length.size // math.gcd(length.size, k_BKSH.shape[1])
+    k_BKSH, v_BKSH = (jnp.repeat(x, copies, axis=1) for x in (k_BKSH, v_BKSH))
+    q_BNTH, k_BKSH, v_BKSH = (length.swapped(x, cut=1, joined=2) for x in (q_BNTH, k_BKSH, v_BKSH))
+    count = q_BNTH.shape[1]
+    if pairs.bias_RN is not None:
+        own_RN = jax.lax.dynamic_slice_in_dim(pairs.bias_RN, length.place * count, count, axis=1)
+        pairs = dataclasses.replace(pairs, bias_RN=own_RN)
+    if pairs.sink_N is not None:
+        pairs = dataclasses.replace(
+            pairs, sink_N=jax.lax.dynamic_slice_in_dim(pairs.sink_N, length.place * count, count)
+        )
+    y_BNTH = kernel.attend(q_BNTH, k_BKSH, v_BKSH, ring.of_heads(pairs, (heads, length), count))
+    return length.swapped(y_BNTH, cut=2, joined=1)

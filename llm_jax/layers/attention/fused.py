@@ -1,0 +1,57 @@
+"""What attention functions of others are told of a call; jax.nn.dot_product_attention and tokamax's take the same.
+
+Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import flags
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.layers.attention.masks import Bidirectional, Causal
+from llm_jax.layers.attention.pairs import Pairs
+
+
+def attend(
+    function: Callable[..., jax.Array], q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs
+) -> jax.Array:
+    """Attention output [B, N, T, H] of `function`, which has the heads behind the tokens and takes what `arguments`
+    gives."""
+    arrays = (x.swapaxes(1, 2) for x in (q_BNTH, k_BKSH, v_BKSH))
+    y_BTNH = function(*arrays, **arguments(q_BNTH.shape[1], pairs))
+    return checkpoint_name(y_BTNH.swapaxes(1, 2), "context")
+
+
+def arguments(heads: int, pairs: Pairs) -> dict[str, Any]:
+    """Mask, bias and scale. The mask is named where the functions know it by name, which lets them skip what it hides;
+    else it is an array over all T * S pairs."""
+    given = {"scale": pairs.scores.scale, "bias": pairs.bias(heads)}
+    if pairs.whole_rows and isinstance(pairs.mask, Bidirectional):
+        return given
+    if pairs.whole_rows and isinstance(pairs.mask, Causal):
+        window = None if pairs.mask.window is None else (pairs.mask.window - 1, 0)
+        return given | {"is_causal": True, "local_window_size": window}
+    return given | {"mask": pairs.allowed()[:, None]}
+
+
+def tokamax_attention() -> Callable[..., jax.Array]:
+    """tokamax.dot_product_attention.
+
+    Raises:
+      ValueError: if tokamax is not installed.
+    """
+    try:
+        tokamax = importlib.import_module("tokamax")
+    except ImportError as error:
+        raise ValueError(
+            "kernel is TokamaxKernel and the package tokamax cannot be imported: pip install tokamax (it comes with "
+            "llm_jax[gpu] and llm_jax[tpu]), or set kernel to DotProductKernel or ChunkedKernel"
+        ) from error
+    # Its releases up to 0.0.12 take the program's whole command line for their own flags, and fail at any other
+    # (github.com/openxla/tokamax, pull request 957); of flags that count as parsed it takes the defaults.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    return tokamax.dot_product_attention

@@ -1,0 +1,254 @@
+"""The attention seam: softmax(q k^T) v in interchangeable forms, chosen by config type.
+
+Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size.
+"""
+
+import abc
+import functools
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check, check_one_of, check_positive
+from llm_jax.core.configclass import configclass
+from llm_jax.layers.attention import chunked, fused, softmax, splash
+from llm_jax.layers.attention.pairs import WHOLE, Pairs
+from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.layers.attention.softmax import attend
+
+
+@configclass
+class Kernel(abc.ABC):
+    """A way to compute attention. All give the same, and the same gradients; a query that may see nothing (padding)
+    gives something finite, which counts nowhere. Derive a configclass from it to use one of your own."""
+
+    holds_weights: ClassVar[bool] = False
+    """Whether it holds the weights of attention as an array, so that they can be dropped."""
+    mixed_sizes: ClassVar[bool] = False
+    """Whether values may have another head size than queries and keys."""
+
+    @abc.abstractmethod
+    def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+        """softmax(q k^T) v with the mask, bias and scale of `pairs`, [B, N, T, H]."""
+
+    def check(self, scores: ScoresConfig) -> None:
+        """It can compute such scores. Raises ValueError if it cannot."""
+
+
+@configclass
+class PlainKernel(Kernel):
+    """All scores at once: memory and work grow with T * S."""
+
+    holds_weights = mixed_sizes = True
+
+    def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+        """[B, N, T, H]."""
+        return _attend_part(q_BNTH, k_BKSH, v_BKSH, pairs, WHOLE, WHOLE)
+
+
+@configclass
+class BlockedKernel(Kernel):
+    """Blocks of queries, each against only those keys that its mask can reach: causal attention costs half.
+
+    With a cache it is the plain kernel.
+    """
+
+    holds_weights = mixed_sizes = True
+
+    block: int = 128
+    """Queries per block."""
+
+    def __post_init__(self):
+        check_positive(block=self.block)
+
+    def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+        """[B, N, T, H]."""
+        if pairs.slots is not None:
+            return PlainKernel().attend(q_BNTH, k_BKSH, v_BKSH, pairs)
+        length = q_BNTH.shape[2]
+        rows = [slice(start, min(start + self.block, length)) for start in range(0, length, self.block)]
+        blocks = [_attend_part(q_BNTH, k_BKSH, v_BKSH, pairs, part, pairs.columns(part)) for part in rows]
+        return jnp.concatenate(blocks, axis=2)
+
+
+@configclass
+class ChunkedKernel(Kernel):
+    """Blocks of queries against blocks of keys in a loop: memory grows with T + S, forward and backward (Rabe and
+    Staats 2021, arXiv:2112.05682). Blocks that a mask cannot reach are not visited, so causal attention costs half
+    and a window its width. For rows so long that their scores do not fit."""
+
+    mixed_sizes = True
+
+    block: int = 512
+    """Queries, and keys, per block: memory grows with its square, and a window costs its width and up to two blocks."""
+
+    def __post_init__(self):
+        check_positive(block=self.block)
+
+    def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+        """[B, N, T, H]."""
+        return chunked.attend(self.block, q_BNTH, k_BKSH, v_BKSH, pairs)
+
+
+@configclass
+class DotProductKernel(Kernel):
+    """jax.nn.dot_product_attention: cuDNN's flash attention on GPUs, XLA's fusion of the plain formula elsewhere.
+
+    cuDNN skips what a mask hides and has linear memory for rows of one document each; padding, packing and caches
+    reach it as an array over all pairs.
+    """
+
+    implementation: Literal["cudnn", "xla"] | None = None
+    """None: cudnn on GPUs, xla elsewhere."""
+
+    def __post_init__(self):
+        if self.implementation is not None:
+            check_one_of("implementation", self.implementation, ("cudnn", "xla"))
+
+    def check(self, scores: ScoresConfig) -> None:
+        """It knows neither soft cap nor sinks.
+
+        Raises:
+          ValueError: if there is one of them.
+        """
+        _check_no_sinks(self, scores)
+        check(
+            scores.softcap is None,
+            f"scores.softcap is {scores.softcap} and kernel DotProductKernel: jax.nn.dot_product_attention cannot cap "
+            "scores; set kernel to ChunkedKernel, BlockedKernel or TokamaxKernel, or softcap to None",
+        )
+
+    def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+        """[B, N, T, H].
+
+        Raises:
+          ValueError: for float32 arrays and cudnn, which has none.
+        """
+        implementation = self.implementation or ("cudnn" if jax.default_backend() == "gpu" else "xla")
+        check(
+            implementation == "xla" or q_BNTH.dtype == jnp.bfloat16,
+            f"activations are {q_BNTH.dtype} and kernel DotProductKernel runs on cudnn, which takes bfloat16: set "
+            "Precision.compute to bfloat16 or the kernel's implementation to xla",
+        )
+        function = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+        return fused.attend(function, q_BNTH, k_BKSH, v_BKSH, pairs)
+
+
+@configclass
+class TokamaxKernel(Kernel):
+    """tokamax.dot_product_attention: Pallas kernels for GPUs and TPUs, and an XLA form where those do not serve
+    (github.com/openxla/tokamax). Padding, packing and caches reach it as an array over all pairs."""
+
+    implementation: Literal["mosaic", "triton", "cudnn", "xla", "xla_chunked"] | None = None
+    """None: the first that tokamax finds to serve."""
+
+    def __post_init__(self):
+        if self.implementation is not None:
+            known = ("mosaic", "triton", "cudnn", "xla", "xla_chunked")
+            check_one_of("implementation", self.implementation, known)
+
+    def check(self, scores: ScoresConfig) -> None:
+        """It caps scores and bias together, where the published models cap before the bias, and has no sinks.
+
+        Raises:
+          ValueError: if there are both a cap and a bias, or sinks.
+        """
+        _check_no_sinks(self, scores)
+        check(
+            scores.softcap is None or scores.bias is None,
+            f"scores.softcap is {scores.softcap}, scores.bias {scores.bias} and kernel TokamaxKernel: tokamax adds the "
+            "bias before it caps, we after; set kernel to ChunkedKernel or BlockedKernel",
+        )
+
+    def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+        """[B, N, T, H].
+
+        Raises:
+          ValueError: if tokamax is not installed.
+        """
+        given = {"implementation": self.implementation, "logits_soft_cap": pairs.scores.softcap}
+        function = functools.partial(fused.tokamax_attention(), **given)
+        return fused.attend(function, q_BNTH, k_BKSH, v_BKSH, pairs)
+
+
+@configclass
+class SplashKernel(Kernel):
+    """jax's splash attention, a Pallas kernel for TPUs: linear memory, forward and backward, for packed rows too, and
+    blocks that a mask cannot reach are not visited (jax.experimental.pallas.ops.tpu.splash_attention).
+
+    With a cache, or for rows that are no multiple of 128 tokens, it is the blocked kernel. It runs on TPUs only.
+    """
+
+    block: int = 512
+    """Queries, and keys, per block."""
+
+    def __post_init__(self):
+        check(
+            self.block > 0 and self.block % splash.LANES == 0,
+            f"block is {self.block}: splash attention takes whole multiples of {splash.LANES}",
+        )
+
+    def check(self, scores: ScoresConfig) -> None:
+        """It adds nothing to scores.
+
+        Raises:
+          ValueError: if there is a bias, or sinks.
+        """
+        _check_no_sinks(self, scores)
+        check(
+            scores.bias is None,
+            f"scores.bias is {scores.bias} and kernel SplashKernel, which adds none: set kernel to ChunkedKernel or "
+            "BlockedKernel",
+        )
+
+    def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+        """[B, N, T, H].
+
+        Raises:
+          ValueError: for the mask Permuted.
+        """
+        if pairs.slots is not None or q_BNTH.shape[2] % splash.LANES:
+            return BlockedKernel().attend(q_BNTH, k_BKSH, v_BKSH, pairs)
+        return splash.attend(self.block, q_BNTH, k_BKSH, v_BKSH, pairs)
+
+
+def check_dropout(kernel: Kernel, rate: float) -> None:
+    """
+    Raises:
+      ValueError: for a rate that is no share below 1, and for dropout with a kernel that never holds the weights.
+    """
+    check(0 <= rate < 1, f"dropout is {rate}: a share of the weights of attention from 0 to below 1 can be dropped")
+    check(
+        rate == 0 or kernel.holds_weights,
+        f"dropout is {rate} and kernel {type(kernel).__name__}, which never holds the weights of attention that are to "
+        "be dropped: set kernel to BlockedKernel or PlainKernel, or dropout to 0",
+    )
+
+
+def _check_no_sinks(kernel: Kernel, scores: ScoresConfig) -> None:
+    check(
+        not scores.sinks,
+        f"scores.sinks is True and kernel {type(kernel).__name__}, whose softmax is over tokens alone: set kernel to "
+        "ChunkedKernel, BlockedKernel or PlainKernel",
+    )
+
+
+def weights(q_BNTH: jax.Array, k_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+    """What any kernel multiplies values by, without dropout, float32 [B, N, T, S]."""
+    scores, bias = pairs.scores, pairs.bias(q_BNTH.shape[1], WHOLE, WHOLE)
+    return softmax.weights(q_BNTH, k_BKSH, pairs.allowed(), bias, pairs.sink_N, scores.scale, scores.softcap)
+
+
+def _attend_part(
+    q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs, rows: slice, columns: slice
+) -> jax.Array:
+    """Output of the queries `rows`, which look at the keys `columns`."""
+    q_BNTH, k_BKSH, v_BKSH = q_BNTH[:, :, rows], k_BKSH[:, :, columns], v_BKSH[:, :, columns]
+    allowed, bias = pairs.allowed(rows, columns), pairs.bias(q_BNTH.shape[1], rows, columns)
+    kept, rate = None, 0.0
+    if pairs.drop is not None:
+        shape, rate = (*q_BNTH.shape[:3], k_BKSH.shape[2]), pairs.drop.rate
+        kept = pairs.drop.kept(shape, rows.start or 0)
+    scores = pairs.scores
+    return attend(q_BNTH, k_BKSH, v_BKSH, allowed, bias, pairs.sink_N, scores.scale, scores.softcap, kept, rate)

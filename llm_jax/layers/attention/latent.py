@@ -1,0 +1,250 @@
+"""Multi-head latent attention: the keys and values of all heads are made of one short vector a token, and only that
+vector is remembered (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1; DeepSeek-V3, arXiv:2412.19437, 2.1.1).
+
+Legend: B batch, T query length, S key length, D model width, N heads, H features of a head without position, P rotated
+features, V features of a value, Q rank of queries, R rank of keys and values, L = R + P.
+"""
+
+import math
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.core.checks import check, check_not_negative, check_positive, check_positive_if_given
+from llm_jax.core.configclass import configclass
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.attention import context_parallel as exchange
+from llm_jax.layers.attention.kernels import BlockedKernel, Kernel, check_dropout, weights
+from llm_jax.layers.attention.masks import Causal, Mask, Placement
+from llm_jax.layers.attention.pairs import Pairs, drop_of
+from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.layers.broadcast import broadcast
+from llm_jax.layers.context import Context
+from llm_jax.layers.initialisers import Init, Normal
+from llm_jax.layers.linear import Linear
+from llm_jax.layers.mixer import Mixer
+from llm_jax.layers.norms import Norm, RMSNormConfig
+from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.layers.positions.rope_scaling import YaRNScaling
+from llm_jax.layers.tap import tap
+from llm_jax.sharding import axes
+
+
+@configclass
+class LatentAttentionConfig(Mixer):
+    """Queries, keys and values by way of short vectors; positions in features of their own (equations 9 to 19).
+
+    A head's query and key are `head_dim` features made of the short vectors, and `rotary_dim` features that are
+    rotated; the rotated ones of keys are made of the stream and are the same for all heads.
+    """
+
+    heads: int
+    query_rank: int | None = None
+    """Size of the vector that queries are made of; None: the stream itself (DeepSeek-V2-Lite)."""
+    rank: int = 512
+    """Size of the vector that keys and values are made of."""
+    head_dim: int = 128
+    rotary_dim: int = 64
+    value_dim: int = 128
+    norm: Norm = RMSNormConfig()
+    """Of the short vectors."""
+    mask: Mask = Causal()
+    position: RoPEConfig = RoPEConfig()
+    """Rotation of the `rotary_dim` features."""
+    sharpening: float = 0.0
+    """m in the factor (0.1 m ln(factor) + 1)^2 of all scores, where `factor` is YaRN's (Peng et al. 2023,
+    arXiv:2309.00071, 3.4): cosine and sine would sharpen the rotated part of the scores alone."""
+    init: Init = Normal(0.02)
+    out_init: Init = Normal(0.02)
+    """Initialiser of the output projection, which writes to the residual stream."""
+    kernel: Kernel = BlockedKernel()
+    dropout: float = 0.0
+    """Share of the weights of attention that is dropped in training."""
+
+    def __post_init__(self):
+        check_dropout(self.kernel, self.dropout)
+        check_positive(heads=self.heads, rank=self.rank, head_dim=self.head_dim, value_dim=self.value_dim)
+        check_positive(rotary_dim=self.rotary_dim)
+        check_positive_if_given(query_rank=self.query_rank)
+        check_not_negative(sharpening=self.sharpening)
+        check(
+            self.rotary_dim % 2 == 0,
+            f"rotary_dim is {self.rotary_dim}: rotary positions turn pairs, so it must be even",
+        )
+        check(
+            self.position.features is None,
+            f"position.features is {self.position.features}: the features without position are `head_dim`; leave it "
+            "at None and set `rotary_dim`",
+        )
+        check(
+            not self.sharpening or isinstance(self.position.scaling, YaRNScaling),
+            f"sharpening is {self.sharpening} and position.scaling is {self.position.scaling}: only YaRN has a factor "
+            "to sharpen by; set it to 0",
+        )
+        check(
+            self.kernel.mixed_sizes,
+            f"kernel is {type(self.kernel).__name__}, whose function takes values of the size of keys only, and here "
+            "they differ: set kernel to BlockedKernel, ChunkedKernel or PlainKernel",
+        )
+
+    def build(self, width: int, precision: Precision, name: str) -> "LatentAttention":
+        return LatentAttention(self, width, precision, name=name)
+
+    @property
+    def query_dim(self) -> int:
+        """Features of a query or key of one head."""
+        return self.head_dim + self.rotary_dim
+
+    @property
+    def scores(self) -> ScoresConfig:
+        """Scale of the scores: that of whole queries and keys, in whichever form they are compared."""
+        scaling = self.position.scaling
+        factor = scaling.factor if isinstance(scaling, YaRNScaling) else 1.0
+        sharper = 0.1 * self.sharpening * math.log(max(factor, 1.0)) + 1
+        return ScoresConfig(scale=sharper**2 / math.sqrt(self.query_dim))
+
+    def parameters(self, width: int) -> int:
+        """Number of parameters at model width `width`."""
+        norms = self.norm.parameters(self.rank) + (self.norm.parameters(self.query_rank) if self.query_rank else 0)
+        return self.matrix_flops(width) // 2 + norms
+
+    def matrix_flops(self, width: int) -> int:
+        """Forward FLOPs per token of the projections."""
+        down = width * ((self.query_rank or 0) + self.rank + self.rotary_dim)
+        queries = (self.query_rank or width) * self.query_dim
+        keys_values = self.rank * (self.head_dim + self.value_dim)
+        return 2 * (down + self.heads * (queries + keys_values + self.value_dim * width))
+
+    def mixing_flops(self, length: int) -> float:
+        """Forward FLOPs per token of scores and weighted sum, only the pairs that the mask allows."""
+        return 2 * self.heads * (self.query_dim + self.value_dim) * self.mask.pairs(length)
+
+    def absorbs(self, length: int, slots: int) -> bool:
+        """Whether `length` queries are compared with `slots` remembered tokens at fewer FLOPs where these lie, among
+        the short vectors, than after making keys and values of all of them: true for few queries."""
+        expand = self.rank * (self.head_dim + self.value_dim)
+        absorbed = length * expand + length * slots * 2 * self.rank
+        return absorbed < slots * expand + length * slots * (self.head_dim + self.value_dim)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token is told of a later one."""
+        return self.mask.causal
+
+    @property
+    def shape(self) -> str:
+        """Heads in words."""
+        return f"{self.heads} of {self.head_dim} + {self.rotary_dim} rotated, keys and values of {self.rank}"
+
+    def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> "Latents":
+        """An empty state for `slots` tokens."""
+        return Latents(jnp.zeros((batch, slots, self.rank + self.rotary_dim), dtype))
+
+
+@flax.struct.dataclass
+class Latents:
+    """What keys and values are made of, [B, S, L]: R features of the normalised short vector, then the rotated key.
+
+    One array, because as keys of the short queries both are read together.
+    """
+
+    c_BSL: jax.Array
+
+    def write(self, c_BTL: jax.Array, slot: jax.Array) -> "Latents":
+        """Puts T new entries at slots `slot`, `slot` + 1, ... of every row."""
+        return Latents(jax.lax.dynamic_update_slice(self.c_BSL, c_BTL.astype(self.c_BSL.dtype), (0, slot, 0)))
+
+
+class LatentAttention(nn.Module):
+    """x [B, T, D] -> [B, T, D].
+
+    With the remat policy `projections` the backward pass keeps the short vectors and makes queries, keys and values of
+    them again, as DeepSeek-V3 was trained (3.2.3).
+    """
+
+    config: LatentAttentionConfig
+    width: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, state: Latents | None = None
+    ) -> tuple[jax.Array, Latents | None]:
+        """Mixes tokens; `state` holds the short vectors of earlier ones, to which this call's are added."""
+        config = self.config
+        query = self._queries(x_BTD, context.queries)
+        c_BSL = self._latents(x_BTD, context.queries)
+        mix = self._expanded
+        if state is not None:
+            state = state.write(c_BSL, context.first_slot)
+            c_BSL = state.c_BSL
+            mix = self._absorbed if config.absorbs(x_BTD.shape[1], c_BSL.shape[1]) else self._expanded
+        y_BNTV = mix(*query, c_BSL, context)
+        shape, words = (config.heads, config.value_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        out = Linear("BNTV,NVD->BTD", shape, words, config.out_init, self.precision, name="out")
+        return out(y_BNTV), state
+
+    def _queries(self, x_BTD: jax.Array, place: Placement) -> tuple[jax.Array, jax.Array]:
+        """[B, N, T, H] and, rotated, [B, N, T, P]."""
+        config = self.config
+        if config.query_rank is not None:
+            x_BTD = checkpoint_name(self._down("query_down", config.query_rank)(x_BTD), "qkv")
+            x_BTD = config.norm.build(self.precision, "query_norm")(x_BTD)
+        rank = x_BTD.shape[-1]
+        q_BNTH = self._up("query", rank, config.head_dim)(x_BTD)
+        q_BNTP = config.position.rotate(
+            self._up("query_rotary", rank, config.rotary_dim)(x_BTD), place.positions_BT, place.lengths_BT
+        )
+        if config.query_rank is None:
+            q_BNTH, q_BNTP = checkpoint_name(q_BNTH, "qkv"), checkpoint_name(q_BNTP, "qkv")
+        return q_BNTH, q_BNTP
+
+    def _latents(self, x_BTD: jax.Array, place: Placement) -> jax.Array:
+        """What keys and values are made of, [B, T, L]."""
+        config = self.config
+        c_BTR = checkpoint_name(self._down("latent", config.rank)(x_BTD), "qkv")
+        c_BTR = config.norm.build(self.precision, "latent_norm")(c_BTR)
+        k_BTP = self._down("key_rotary", config.rotary_dim)(x_BTD)
+        k_BTP = checkpoint_name(
+            config.position.rotate(k_BTP[:, None], place.positions_BT, place.lengths_BT)[:, 0], "qkv"
+        )
+        return jnp.concatenate([c_BTR, k_BTP], axis=-1)
+
+    def _expanded(self, q_BNTH: jax.Array, q_BNTP: jax.Array, c_BSL: jax.Array, context: Context) -> jax.Array:
+        """Keys and values are made for every head, [B, N, T, V]."""
+        config = self.config
+        c_BSR, k_BSP = jnp.split(c_BSL, [config.rank], axis=-1)
+        k_BNSH = self._up("key", config.rank, config.head_dim)(c_BSR)
+        v_BNSV = self._up("value", config.rank, config.value_dim)(c_BSR)
+        k_BNSP = broadcast(k_BSP[:, None], (*k_BNSH.shape[:3], config.rotary_dim), k_BSP.dtype)
+        q, k = jnp.concatenate([q_BNTH, q_BNTP], axis=-1), jnp.concatenate([k_BNSH, k_BNSP], axis=-1)
+        return self._attend(q, k, v_BNSV, context)
+
+    def _absorbed(self, q_BNTH: jax.Array, q_BNTP: jax.Array, c_BSL: jax.Array, context: Context) -> jax.Array:
+        """As `_expanded`, without making a key or value: q (W c) is (q W) c, so that all heads share the short vectors
+        as keys of L and values of R features (section 2.1.2)."""
+        config = self.config
+        q_BNTR = self._up("key", config.rank, config.head_dim).product("BNTH,RNH->BNTR", q_BNTH)
+        q, k = jnp.concatenate([q_BNTR, q_BNTP], axis=-1), c_BSL[:, None]
+        y_BNTR = self._attend(q, k, k[..., : config.rank], context)
+        return self._up("value", config.rank, config.value_dim).product("BNTR,RNV->BNTV", y_BNTR)
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> jax.Array:
+        config = self.config
+        drop = drop_of(self, config.dropout)
+        pairs = Pairs(config.mask, context.queries, context.slots, config.scores, drop=drop)
+        tap(self, "weights", lambda: weights(q, k, pairs))
+        return exchange.attend(config.kernel, q, k, v, pairs, cached=context.slots is not None)
+
+    def _down(self, name: str, size: int) -> Linear:
+        """From the stream to what all heads share."""
+        shape, words = (self.width, size), (axes.EMBED, axes.HEAD_DIM)
+        return Linear("BTD,DR->BTR", shape, words, self.config.init, self.precision, name=name)
+
+    def _up(self, name: str, size: int, head_dim: int) -> Linear:
+        """From a vector of `size`, which takes the place of the stream, to heads."""
+        shape, words = (size, self.config.heads, head_dim), (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
+        return Linear("BTR,RNH->BNTH", shape, words, self.config.init, self.precision, name=name)

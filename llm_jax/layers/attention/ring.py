@@ -1,0 +1,332 @@
+"""Attention over rows whose stretches lie on different devices: keys and values go round, queries stay.
+
+Every device keeps what its queries have met (blocks.py) while the stretches of keys and values of all devices pass by,
+so that none ever holds a whole row; the backward pass sends them round again, and their gradients with them (Liu et
+al. 2023, arXiv:2310.01889, section 3). The next stretch is under way while one is met.
+
+Under a causal mask the devices that hold the front of a row would be idle most of the time (Brandon et al. 2023,
+arXiv:2311.09431, section 3). Then rows are cut into two stretches a device, and each has one from the front and one as
+far from the end (Llama Team 2024, arXiv:2407.21783, 3.3.2). Devices trade them on entry and trade back on exit: nothing
+outside knows.
+
+Legend: B batch, T query length, S key length, K key/value heads, G query heads per key/value head, N = K * G heads,
+H head size, C queries of a block, M = G * C, L blocks of queries of one device, R buckets of relative places.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.core.checks import check
+from llm_jax.layers.attention import blocks
+from llm_jax.layers.attention.blocks import Asked, Cut, Gradients, Keys, Met
+from llm_jax.layers.attention.pairs import Pairs
+from llm_jax.layers.attention.softmax import fold
+from llm_jax.sharding import axes, partition
+from llm_jax.sharding.line import Line
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import Ring
+
+_QUERIES = (axes.BATCH, axes.HEADS, axes.LENGTH)
+_KEYS = (axes.BATCH, axes.KV_HEADS, axes.LENGTH)
+_SUMS = (axes.LENGTH, axes.BATCH, axes.KV_HEADS)
+_TABLE = (axes.POSITIONS, axes.HEADS)
+_SINKS = (axes.HEADS,)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(layout: Layout, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+    """Attention output [B, N, T, H] in a layout that exchanges stretches by a ring. A query that sees nothing gives 0.
+
+    Raises:
+      ValueError: for a length that does not divide as the ring needs it.
+    """
+    return _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs)[0]
+
+
+def _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs):
+    inputs = (_QUERIES, _KEYS, _KEYS, words(pairs, len(q_BNTH)))
+    with partition.using(layout):
+        lines = [partition.line(word) for word in (axes.LENGTH, axes.HEADS)]
+        here = functools.partial(_forward_here, _plan(layout.exchange, pairs), *lines)
+        run = partition.mapped(here, inputs, (_QUERIES, _SUMS, _QUERIES, _KEYS, _KEYS))
+        y_BNTH, log_sum_LBKM1, *traded = run(q_BNTH, k_BKSH, v_BKSH, pairs)
+    # As in chunked.py: a remat policy that keeps the context spares the round.
+    y_BNTH = checkpoint_name(y_BNTH, "context")
+    # Queries, keys and values are kept as they were traded, and so are not traded again.
+    return y_BNTH, (*traded, pairs, y_BNTH, checkpoint_name(log_sum_LBKM1, "context"))
+
+
+def _backward(layout, residuals, dy_BNTH):
+    q_BNTH, k_BKSH, v_BKSH, pairs, y_BNTH, log_sum_LBKM1 = residuals
+    laid = words(pairs, len(q_BNTH))
+    inputs = (*3 * (_QUERIES,), _SUMS, _KEYS, _KEYS, laid)
+    mean_BNT1 = blocks.mean_under(dy_BNTH, y_BNTH)
+    with partition.using(layout):
+        lines = [partition.line(word) for word in (axes.LENGTH, axes.HEADS, axes.BATCH)]
+        here = functools.partial(_backward_here, _plan(layout.exchange, pairs), *lines)
+        run = partition.mapped(here, inputs, (_QUERIES, _KEYS, _KEYS, (laid.bias_RN, laid.sink_N)))
+        *gradients, learned = run(q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs)
+    return *gradients, dataclasses.replace(pairs, queries=None, slots=None, bias_RN=learned[0], sink_N=learned[1])
+
+
+attend.defvjp(_forward, _backward)
+
+
+def words(pairs: Pairs, rows: int) -> Pairs:
+    """How the parts of `pairs` are laid out, where there are so many `rows`: every device holds the places of whole
+    rows, which are small, and of a table and of sinks its own heads."""
+    laid = jax.tree.map(
+        lambda x: (axes.BATCH,) if len(x) == rows else (), dataclasses.replace(pairs, bias_RN=None, sink_N=None)
+    )
+    table, sinks = (None if x is None else word for x, word in ((pairs.bias_RN, _TABLE), (pairs.sink_N, _SINKS)))
+    return dataclasses.replace(laid, bias_RN=table, sink_N=sinks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Who holds what, and who meets whom.
+
+    A device holds one stretch of queries and one of keys, or two of each half as long: its front and its back one.
+    """
+
+    devices: int
+    traded: bool
+    rows: Cut
+    """A stretch of queries."""
+    columns: Cut
+    """A stretch of keys."""
+
+    @classmethod
+    def of(cls, ring: Ring, pairs: Pairs, devices: int, traded: bool) -> "_Plan":
+        parts = devices * (2 if traded else 1)
+        return cls(devices, traded, *(Cut(length // parts, ring.block) for length in pairs.shape))
+
+    def held(self, device: Any) -> tuple[Any, ...]:
+        """Numbers of the stretches of a device."""
+        return (device, 2 * self.devices - 1 - device) if self.traded else (device,)
+
+    def reach(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+        """As `blocks.reach`, for all stretches of queries, [stretches, blocks]."""
+        count = self.devices * (2 if self.traded else 1)
+        found = [blocks.reach(pairs, self.rows, number * self.rows.length) for number in range(count)]
+        first, last = zip(*found, strict=True)
+        return np.stack(first), np.stack(last)
+
+    def visits(self, pairs: Pairs) -> np.ndarray:
+        """Number of meetings of two blocks, [devices, hops]."""
+        first, last = self.reach(pairs)
+        visits = np.zeros((self.devices, self.devices), int)
+        for device, hop in np.ndindex(visits.shape):
+            mine = list(self.held(device))
+            for other in self.held((device - hop) % self.devices):
+                start = other * self.columns.length
+                begin, end = self.columns.bounds(first[mine] - start, last[mine] - start)
+                visits[device, hop] += np.maximum(end - begin, 0).sum()
+        return visits[:, : 1 + np.flatnonzero(visits.any(axis=0)).max(initial=0)]
+
+    def work(self, pairs: Pairs) -> int:
+        """Pairs of tokens for which the devices compute scores, one after another: all wait for the busiest."""
+        return int(self.visits(pairs).max(axis=0).sum()) * self.rows.size * self.columns.size
+
+
+def _plan(ring: Ring, pairs: Pairs) -> _Plan:
+    """Where devices would wait for one another, stretches are traded.
+
+    Raises:
+      ValueError: for a length that does not divide into stretches.
+    """
+    devices = partition.parts(axes.LENGTH)
+    for length in pairs.shape:
+        check(
+            length % devices == 0,
+            f"a row has {length} tokens and is divided over {devices} devices: make it a multiple of {devices}, or "
+            "mesh.context smaller",
+        )
+    plan, length = _Plan.of(ring, pairs, devices, False), pairs.shape[0]
+    uneven = len(set(plan.visits(pairs).sum(axis=1))) > 1
+    if pairs.slots is not None or not ring.balanced or not uneven:
+        return plan
+    check(
+        length % (2 * devices) == 0,
+        f"a row has {length} tokens, and a balanced ring cuts it into two stretches for each of {devices} devices: "
+        f"make it a multiple of {2 * devices}, or set Ring.balanced to False",
+    )
+    return min(plan, _Plan.of(ring, pairs, devices, True), key=lambda plan: plan.work(pairs))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+    """What one device holds of a row, and where it stands."""
+
+    plan: _Plan
+    line: Line
+    reach: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def places(self) -> tuple[jax.Array, ...]:
+        """Of its blocks of queries, [L] each: number of their stretch, number in it, and their reach."""
+        plan = self.plan
+        numbers = jnp.repeat(jnp.stack(plan.held(self.line.place)), plan.rows.count)
+        indices = jnp.tile(jnp.arange(plan.rows.count), len(plan.held(0)))
+        return numbers, indices, *(jnp.asarray(limit)[numbers, indices] for limit in self.reach)
+
+    def rows(self, number: jax.Array, index: jax.Array) -> jax.Array:
+        """Places of the tokens of a block of queries."""
+        rows, stretches = self.plan.rows, self.plan.devices * len(self.plan.held(0))
+        return rows.places(number * rows.length, index, rows.length * stretches)
+
+    def keys(self, hop: jax.Array | int, stretches: tuple[tuple[jax.Array, jax.Array], ...]) -> list[Keys]:
+        """The stretches that are here after `hop` hops."""
+        held = self.plan.held((self.line.place - hop) % self.plan.devices)
+        return [Keys(*x, n * self.plan.columns.length) for n, x in zip(held, stretches, strict=True)]
+
+    def queries(self, x_BNTH: jax.Array, kv_heads: int) -> jax.Array:
+        """Its blocks of queries, or of what is made of them, [L, B, K, M, H], of what was `traded`."""
+        rows, (batch, heads, _, features) = self.plan.rows, x_BNTH.shape
+        filled = jnp.stack([rows.filled(part) for part in self._stretches(x_BNTH)], axis=2)
+        blocks_BNLCH = filled.reshape(batch, heads, -1, rows.size, features)
+        return jax.vmap(lambda x_BNCH: fold(x_BNCH, kv_heads), in_axes=2)(blocks_BNLCH)
+
+    def joined(self, x_LBKMH: jax.Array, heads: int) -> jax.Array:
+        """The inverse of `queries` and `traded`, [B, N, T, H]."""
+        rows, (count, batch, *_, features) = self.plan.rows, x_LBKMH.shape
+        blocks_LBNCH = x_LBKMH.reshape(count, batch, heads, rows.size, features)
+        parts = jnp.split(blocks_LBNCH, len(self.plan.held(0)))
+        return self._row([blocks.joined(part)[:, :, : rows.length] for part in parts])
+
+    def filled(self, *arrays: jax.Array) -> tuple[tuple[jax.Array, ...], ...]:
+        """Its stretches of keys and values that were `traded`."""
+        parts = [map(self.plan.columns.filled, self._stretches(x)) for x in arrays]
+        return tuple(zip(*parts, strict=True))
+
+    def emptied(self, parts: tuple[jax.Array, ...]) -> jax.Array:
+        """The inverse of `filled` and `traded` for one of its arrays."""
+        return self._row([part[:, :, : self.plan.columns.length] for part in parts])
+
+    def traded(self, x_BNTH: jax.Array) -> jax.Array:
+        """The stretches that the device holds while it computes, one behind the other, for those that it holds
+        otherwise."""
+        if not self.plan.traded:
+            return x_BNTH
+        # Of two neighbours one has an even number. No two devices hold even ones that belong to the same device, so
+        # that all even stretches, and all odd ones, find their places in one exchange.
+        even, odd = (self.line.sent(x, self._owners[i::2]) for i, x in enumerate(jnp.split(x_BNTH, 2, axis=2)))
+        return jnp.concatenate(self._by_parity(even, odd), axis=2)
+
+    def _stretches(self, x_BNTH: jax.Array) -> list[jax.Array]:
+        return jnp.split(x_BNTH, len(self.plan.held(0)), axis=2)
+
+    def _row(self, parts: list[jax.Array]) -> jax.Array:
+        """The inverse of `traded`, of stretches."""
+        if not self.plan.traded:
+            return parts[0]
+        even_odd = self._by_parity(*parts)
+        homes = [[self._owners[i::2].index(device) for device in range(self.plan.devices)] for i in range(2)]
+        return jnp.concatenate([self.line.sent(x, to) for x, to in zip(even_odd, homes, strict=True)], axis=2)
+
+    @property
+    def _owners(self) -> list[int]:
+        """The device that holds each stretch while it computes."""
+        return [min(number, 2 * self.plan.devices - 1 - number) for number in range(2 * self.plan.devices)]
+
+    def _by_parity(self, one: jax.Array, other: jax.Array) -> list[jax.Array]:
+        """Front and back stretch from the even and the odd one, or the other way about."""
+        is_even = self.line.place % 2 == 0
+        return [jnp.where(is_even, one, other), jnp.where(is_even, other, one)]
+
+
+def of_heads(pairs: Pairs, lines: tuple[Line, ...], heads: int) -> Pairs:
+    """`pairs` of a device that holds so many `heads`, which are divided over `lines`, the first of them slowest."""
+    all_heads, first = heads, 0
+    for line in lines[::-1]:
+        first, all_heads = first + line.place * all_heads, all_heads * line.size
+    return dataclasses.replace(pairs, heads=all_heads, first_head=first)
+
+
+def _forward_here(plan: _Plan, line: Line, heads: Line, q_BNTH, k_BKSH, v_BKSH, pairs: Pairs):
+    """What one device does for the output and the logarithm of the sums; and what the backward pass is given."""
+    pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.reach(pairs))
+    traded = q_BNTH, k_BKSH, v_BKSH = tuple(map(own.traded, (q_BNTH, k_BKSH, v_BKSH)))
+    q_LBKMH = own.queries(q_BNTH, k_BKSH.shape[1])
+    met = jax.vmap(lambda q_BKMH: blocks.nothing(q_BKMH, v_BKSH.shape[-1], pairs.sink_N))(q_LBKMH)
+
+    def meet(hop: jax.Array | int, stretches: Any, met: Met) -> Met:
+        def block(place):
+            q_BKMH, met, number, index, first, last = place
+            rows = own.rows(number, index)
+            for keys in own.keys(hop, stretches):
+                bounds = plan.columns.bounds(first - keys.start, last - keys.start)
+                met = blocks.meet(pairs, q_BKMH, rows, keys, plan.columns, bounds, met)
+            return met
+
+        return jax.lax.map(block, (q_LBKMH, met, *own.places))
+
+    def pass_on(carry, hop):
+        stretches, met = carry
+        return (line.passed(stretches), meet(hop, stretches, met)), None
+
+    carry, last = (own.filled(k_BKSH, v_BKSH), met), plan.visits(pairs).shape[1] - 1
+    (stretches, met), _ = jax.lax.scan(pass_on, carry, jnp.arange(last))
+    y_LBKMH, log_sum_LBKM1 = blocks.attended(meet(last, stretches, met), v_BKSH.dtype)
+    return own.joined(y_LBKMH, q_BNTH.shape[1]), log_sum_LBKM1, *traded
+
+
+def _backward_here(
+    plan: _Plan, line: Line, heads: Line, rows: Line, q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs
+):
+    """What one device does for the gradients of queries, keys, values, table and sinks, of traded queries, keys and
+    values."""
+    pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.reach(pairs))
+    dy_BNTH, mean_BNT1 = own.traded(dy_BNTH), own.traded(mean_BNT1)
+    q, dy, mean = (own.queries(x, k_BKSH.shape[1]) for x in (q_BNTH, dy_BNTH, mean_BNT1))
+    asked = Asked(q, dy, mean, log_sum_LBKM1)
+    stretches = own.filled(k_BKSH, v_BKSH)
+
+    def meet(hop: jax.Array | int, stretches: Any, dq_LBKMH: jax.Array, dtable: jax.Array | None):
+        """Gradients of the stretches that are here, the others with this hop's added."""
+        all_keys = own.keys(hop, stretches)
+
+        def block(carry, place):
+            gradients, dtable = carry
+            asked, dq_BKMH, number, index, first, last = place
+            here = own.rows(number, index)
+            for one, keys in enumerate(all_keys):
+                bounds = plan.columns.bounds(first - keys.start, last - keys.start)
+                dk_BKSH, dv_BKSH = gradients[one]
+                start = (Gradients(dk_BKSH, dv_BKSH, dtable), dq_BKMH)
+                found, dq_BKMH = blocks.meet_backward(pairs, asked, here, keys, plan.columns, bounds, start)
+                gradients, dtable = (*gradients[:one], found[:2], *gradients[one + 1 :]), found.bias_RN
+            return (gradients, dtable), dq_BKMH
+
+        start = (jax.tree.map(blocks.zeros, stretches), dtable)
+        return jax.lax.scan(block, start, (asked, dq_LBKMH, *own.places))
+
+    def pass_on(carry, hop):
+        stretches, gradients, dq_LBKMH, dtable = carry
+        coming, arrived = line.passed(stretches), line.passed(gradients)
+        (gradients, dtable), dq_LBKMH = meet(hop, stretches, dq_LBKMH, dtable)
+        return (coming, jax.tree.map(jnp.add, arrived, gradients), dq_LBKMH, dtable), None
+
+    # Its own stretch comes first. The gradients of a stretch follow it one hop behind, so that they too are under way
+    # while others are made.
+    last = plan.visits(pairs).shape[1] - 1
+    (gradients, dtable), dq_LBKMH = meet(0, stretches, *jax.tree.map(blocks.zeros, (asked.q_BKMH, pairs.bias_RN)))
+    if last:
+        carry = (line.passed(stretches), gradients, dq_LBKMH, dtable)
+        (stretches, gradients, dq_LBKMH, dtable), _ = jax.lax.scan(pass_on, carry, jnp.arange(1, last))
+        arrived = line.passed(gradients)
+        (gradients, dtable), dq_LBKMH = meet(last, stretches, dq_LBKMH, dtable)
+        gradients = line.passed(jax.tree.map(jnp.add, arrived, gradients), by=-last)
+    dk_BKSH, dv_BKSH = (own.emptied(parts).astype(k_BKSH.dtype) for parts in zip(*gradients, strict=True))
+    dq_BNTH = own.joined(dq_LBKMH.astype(q_BNTH.dtype), q_BNTH.shape[1])
+    own_heads = lambda x_LBKM1: x_LBKM1.reshape(*x_LBKM1.shape[:2], q_BNTH.shape[1], -1, 1)  # noqa: E731
+    dsink_N = blocks.sinks_gradient(pairs.sink_N, own_heads(asked.mean_BKM1), own_heads(log_sum_LBKM1))
+    learned = (dtable, dsink_N)
+    total = jax.tree.map(lambda found, given: found.astype(given.dtype), learned, (pairs.bias_RN, pairs.sink_N))
+    return dq_BNTH, dk_BKSH, dv_BKSH, rows.summed(line.summed(total))

@@ -1,0 +1,37 @@
+"""What becomes of q k^T before the softmax.
+
+Legend: B batch, T query length, S key length, N heads, R buckets of relative places.
+"""
+
+import jax
+
+from llm_jax.core.checks import check_positive_if_given
+from llm_jax.core.configclass import configclass
+from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.positions.position import PositionBias
+
+
+@configclass
+class ScoresConfig:
+    """softcap(q k^T * scale) + bias, in float32."""
+
+    scale: float | None = None
+    """None: one over the square root of the head size (Vaswani et al. 2017, arXiv:1706.03762, eq. 1)."""
+    softcap: float | None = None
+    """c in c * tanh(score / c), which keeps scores between -c and c (Gemma Team 2024, arXiv:2408.00118, 2)."""
+    bias: PositionBias | None = None
+    """What is added to the score of a pair for where its two tokens stand."""
+    sinks: bool = False
+    """Whether each head has one more score, learned and of no token: weights then add up to less than one, and a head
+    may attend to nothing (gpt-oss, arXiv:2508.10925, 2.3)."""
+
+    def __post_init__(self):
+        check_positive_if_given(scale=self.scale, softcap=self.softcap)
+
+    def across(
+        self, heads: int, queries: Placement, keys: Placement, bias_RN: jax.Array | None = None
+    ) -> jax.Array | None:
+        """Bias of queries against keys, float32 [B or 1, N, T, S]; None without one."""
+        if self.bias is None:
+            return None
+        return self.bias.across(heads, queries.positions_BT, keys.positions_BT, bias_RN)

@@ -1,0 +1,146 @@
+"""Long short-term memory (Hochreiter and Schmidhuber 1997; with forget gates, Gers et al. 2000) as Zaremba et al. 2014
+(arXiv:1409.2329, section 3.1) write it.
+
+Legend: B batch, T length, D model width, G gates (4), H hidden size, K as H.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.core.checks import check, check_positive
+from llm_jax.core.configclass import configclass
+from llm_jax.core.dtypes import Precision
+from llm_jax.layers.context import Context
+from llm_jax.layers.initialisers import Init, Normal, Zero
+from llm_jax.layers.linear import Linear
+from llm_jax.layers.mixer import Mixer
+from llm_jax.layers.recurrent.documents import documents
+from llm_jax.sharding import axes
+
+_GATES = 4
+"""Input, forget, candidate, output, in this order."""
+
+
+@flax.struct.dataclass
+class LSTMState:
+    """What a layer remembers of every row after its last real token.
+
+    Attributes:
+      h_BH: what the layer gave there, in the compute type.
+      c_BH: float32, its memory cells.
+      segment_ids_B: int32, the document of that token; 0 where there was none.
+    """
+
+    h_BH: jax.Array
+    c_BH: jax.Array
+    segment_ids_B: jax.Array
+
+
+@configclass
+class LSTMConfig(Mixer):
+    """One layer of memory cells; what it gives is as wide as the stream."""
+
+    hidden: int
+    """Number of cells."""
+    init: Init = Normal(0.02)
+    bias_init: Init = Zero()
+
+    def __post_init__(self):
+        check_positive(hidden=self.hidden)
+
+    def build(self, width: int, precision: Precision, name: str) -> "LSTM":
+        self._check_fits(width)
+        return LSTM(self, width, precision, name=name)
+
+    def parameters(self, width: int) -> int:
+        """Number of parameters at model width `width`."""
+        self._check_fits(width)
+        return _GATES * self.hidden * (width + self.hidden + 1)
+
+    def matrix_flops(self, width: int) -> int:
+        """Forward FLOPs per token, those of the recurrence among them."""
+        return 2 * _GATES * self.hidden * (width + self.hidden)
+
+    def mixing_flops(self, length: int) -> float:
+        """None: a token meets earlier ones in the recurrence alone, which costs the same in any row."""
+        return 0.0
+
+    @property
+    def causal(self) -> bool:
+        """No token is told of a later one."""
+        return True
+
+    @property
+    def shape(self) -> str:
+        """Cells in words."""
+        return f"{self.hidden} memory cells"
+
+    def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> LSTMState:
+        """An empty state, the same for any number of tokens."""
+        shape = (batch, self.hidden)
+        return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, jnp.float32), jnp.zeros(batch, jnp.int32))
+
+    def _check_fits(self, width: int) -> None:
+        check(
+            self.hidden == width,
+            f"mixer.hidden is {self.hidden} and the model's width is {width}: an LSTM gives its hidden state to the "
+            "next layer; make them equal",
+        )
+
+
+class LSTM(nn.Module):
+    """x [B, T, D] -> [B, T, H], where H is D."""
+
+    config: LSTMConfig
+    width: int
+    precision: Precision
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, state: LSTMState | None = None
+    ) -> tuple[jax.Array, LSTMState | None]:
+        """Runs along the row; `state` is where its tokens continue."""
+        config = self.config
+        before = config.allocate(len(x_BTD), 0, self.precision.dtype) if state is None else state
+        row = documents(context.queries, before.segment_ids_B)
+        # The inputs' share of the gates is one product for all tokens; only the recurrent one must wait its turn.
+        shape, words = (self.width, _GATES, config.hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
+        into = Linear("BTD,DGH->BTGH", shape, words, config.init, self.precision, True, config.bias_init, name="input")
+        gates_BTGH = checkpoint_name(into(x_BTD), "qkv")
+        # flax annotates `in_axes` by its default, an int.
+        along: dict[str, Any] = {"in_axes": (1, 1, 1), "out_axes": 1}
+        scanned = nn.scan(Cell, variable_broadcast="params", split_rngs={"params": False}, **along)
+        run = scanned(config, self.precision, name="cell")
+        (h_BH, c_BH), y_BTH = run((before.h_BH, before.c_BH), gates_BTGH, row.starts_BT, row.real_BT)
+        return y_BTH, None if state is None else LSTMState(h_BH, c_BH, row.last_B)
+
+
+class Cell(nn.Module):
+    """One step: (h, c) [B, H] each -> the same after a token.
+
+    i, f, o = sigmoid and g = tanh of W x + U h + b; c' = f c + i g; h' = o tanh(c') (section 3.1).
+    """
+
+    config: LSTMConfig
+    precision: Precision
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array], gates_BGH: jax.Array, start_B: jax.Array, real_B: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        h_BH, c_BH = (jnp.where(start_B[:, None], 0, part) for part in carry)
+        hidden = self.config.hidden
+        shape, words = (hidden, _GATES, hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
+        recurrent = Linear("BK,KGH->BGH", shape, words, self.config.init, self.precision, name="recurrent")
+        gates_BGH = (gates_BGH + recurrent(h_BH)).astype(jnp.float32)
+        input_BH, forget_BH, candidate_BH, output_BH = (gates_BGH[:, gate] for gate in range(_GATES))
+        c_BH = jax.nn.sigmoid(forget_BH) * c_BH + jax.nn.sigmoid(input_BH) * jnp.tanh(candidate_BH)
+        h_BH = (jax.nn.sigmoid(output_BH) * jnp.tanh(c_BH)).astype(self.precision.dtype)
+        # Padding leaves what was before it, not even a document's end.
+        h_BH, c_BH = (jnp.where(real_B[:, None], new, old) for new, old in zip((h_BH, c_BH), carry, strict=True))
+        return (h_BH, c_BH), h_BH

@@ -1,0 +1,254 @@
+"""The seam of linear recurrences: a matrix that decays and takes up outer products, in interchangeable forms.
+
+    S_t = a_t S_(t-1) + k_t v_t^T,    y_t = S_t^T q_t
+
+with one number a_t in (0, 1] a head and token. Written out, y = (q k^T * L) v with L_ts = a_t a_(t-1) ... a_(s+1):
+linear attention whose scores decay. It is the retention of Sun et al. 2023 (arXiv:2307.08621, 2.1) with a constant a,
+and the state space dual of Dao and Gu 2024 (arXiv:2405.21060, 3) with one that depends on the token.
+
+Legend: B batch, T length, N heads, K key heads, G heads per key head, N = K * G, H key size, P value size, C chunks,
+Q and S places in a chunk.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from llm_jax.core.checks import check_positive, given
+from llm_jax.core.configclass import configclass
+from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.recurrent.documents import Documents, documents
+
+
+@flax.struct.dataclass
+class Memory:
+    """State of a layer between calls.
+
+    Attributes:
+      matrix_BNHP: S after the last real token; float32 in every precision, as it sums over thousands of tokens.
+      document_B: int32, the document of that token; 0 where there was none yet.
+    """
+
+    matrix_BNHP: jax.Array
+    document_B: jax.Array
+
+    @staticmethod
+    def empty(batch: int, heads: int, key_size: int, value_size: int) -> "Memory":
+        """The state before any token."""
+        matrix_BNHP = jnp.zeros((batch, heads, key_size, value_size), jnp.float32)
+        return Memory(matrix_BNHP, jnp.zeros(batch, jnp.int32))
+
+
+@configclass
+class ChunkwiseForm:
+    """Scores within chunks, a state from each chunk to the next: matrix products, and cost and memory that grow with
+    the length (Sun et al. 2023, eq. 7; Dao and Gu 2024, 6)."""
+
+    chunk: int = 256
+
+    def __post_init__(self):
+        check_positive(chunk=self.chunk)
+
+    def run(
+        self,
+        q_BKTH: jax.Array,
+        k_BKTH: jax.Array,
+        v_BNTP: jax.Array,
+        log_BNT: jax.Array,
+        row: Documents,
+        state_BNHP: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Output [B, N, T, P] and the state after the last token, float32; no state where none was given.
+
+        Args:
+          log_BNT: float32, logarithm of the decay, at most 0; its batch and the row's may be 1.
+          row: where documents begin and padding stands.
+          state_BNHP: float32 state of the document that goes on; None: there is none.
+        """
+        length = v_BNTP.shape[2]
+        if length == 1 and state_BNHP is not None:
+            return RecurrentForm().run(q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP)
+        return _chunkwise(min(self.chunk, length), q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP)
+
+    def flops(self, length: int, key_heads: int, heads: int, key_size: int, value_size: int) -> float:
+        """Forward FLOPs per token of a row of `length` tokens; of the scores only those that are allowed."""
+        chunk = min(self.chunk, length)
+        within = (chunk + 1) * (key_heads * key_size + heads * value_size)
+        return within + (4 * heads * key_size * value_size if length > chunk else 0)
+
+
+@configclass
+class ParallelForm:
+    """All scores at once, as in attention: memory and work grow with T^2 (Sun et al. 2023, eq. 5)."""
+
+    def run(
+        self,
+        q_BKTH: jax.Array,
+        k_BKTH: jax.Array,
+        v_BNTP: jax.Array,
+        log_BNT: jax.Array,
+        row: Documents,
+        state_BNHP: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """As `ChunkwiseForm.run`."""
+        return ChunkwiseForm(v_BNTP.shape[2]).run(q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP)
+
+    def flops(self, length: int, key_heads: int, heads: int, key_size: int, value_size: int) -> float:
+        """As `ChunkwiseForm.flops`."""
+        return ChunkwiseForm(length).flops(length, key_heads, heads, key_size, value_size)
+
+
+@configclass
+class RecurrentForm:
+    """Token by token, in float32 (Sun et al. 2023, eq. 6). Its gradient keeps a state for each token."""
+
+    def run(
+        self,
+        q_BKTH: jax.Array,
+        k_BKTH: jax.Array,
+        v_BNTP: jax.Array,
+        log_BNT: jax.Array,
+        row: Documents,
+        state_BNHP: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """As `ChunkwiseForm.run`."""
+        groups, (batch, heads, _, value_size) = v_BNTP.shape[1] // q_BKTH.shape[1], v_BNTP.shape
+        real_B1T = row.real_BT[:, None]
+        decay_BNT = jnp.where(row.starts_BT[:, None], 0.0, jnp.where(real_B1T, jnp.exp(log_BNT), 1.0))
+        decay_BNT = jnp.broadcast_to(decay_BNT, v_BNTP.shape[:3])
+        k_BKTH = jnp.where(real_B1T[..., None], k_BKTH, 0)
+        shape = (batch, heads, q_BKTH.shape[-1], value_size)
+        start_BNHP = jnp.zeros(shape, jnp.float32) if state_BNHP is None else state_BNHP
+
+        def step(state_BNHP, token):
+            q_BKH, k_BKH, v_BNP, decay_BN = (array.astype(jnp.float32) for array in token)
+            q_BNH, k_BNH = (jnp.repeat(array, groups, axis=1) for array in (q_BKH, k_BKH))
+            state_BNHP = decay_BN[..., None, None] * state_BNHP + k_BNH[..., None] * v_BNP[:, :, None]
+            return state_BNHP, jnp.einsum("BNH,BNHP->BNP", q_BNH, state_BNHP)
+
+        tokens = tuple(jnp.moveaxis(array, 2, 0) for array in (q_BKTH, k_BKTH, v_BNTP, decay_BNT))
+        end_BNHP, y_TBNP = jax.lax.scan(step, start_BNHP, tokens)
+        return jnp.moveaxis(y_TBNP, 0, 2), None if state_BNHP is None else end_BNHP
+
+    def flops(self, length: int, key_heads: int, heads: int, key_size: int, value_size: int) -> float:
+        """As `ChunkwiseForm.flops`."""
+        return 4 * heads * key_size * value_size
+
+
+Form = ChunkwiseForm | ParallelForm | RecurrentForm
+
+
+def recur(
+    form: Form,
+    q_BKTH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BNTP: jax.Array,
+    log_BNT: jax.Array,
+    place: Placement,
+    memory: Memory | None = None,
+) -> tuple[jax.Array, Memory | None]:
+    """Output [B, N, T, P], float32, and the state after the last real token; none where none was given.
+
+    A document begins with an empty matrix. Padding neither decays it nor adds to it.
+
+    Args:
+      log_BNT: float32, logarithm of the decay of each token, at most 0; its batch may be 1.
+    """
+    if memory is None:
+        # Rows of one document are all alike: what is made of their places is made once.
+        row = place if place.segment_ids_BT is not None else Placement(place.positions_BT[:1])
+        return form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, documents(row))[0], None
+    found = documents(place, memory.document_B)
+    y_BNTP, matrix_BNHP = form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, found, memory.matrix_BNHP)
+    return y_BNTP, Memory(given(matrix_BNHP, "the form returned no state"), found.last_B)
+
+
+def _chunkwise(chunk, q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP):
+    """`ChunkwiseForm.run`. All chunks at once; only the states wait for one another."""
+    batch, heads, length, value_size = v_BNTP.shape
+    key_heads = q_BKTH.shape[1]
+    split = lambda x: x.reshape(x.shape[0], key_heads, heads // key_heads, *x.shape[2:])  # noqa: E731
+    real_B1T = row.real_BT[:, None]
+    k_BKTH = jnp.where(real_B1T[..., None], k_BKTH, 0)
+    log_BNT = jnp.where(real_B1T, log_BNT, 0.0)
+    q_BKCQH, k_BKCSH = _chunks(q_BKTH, 2, chunk), _chunks(k_BKTH, 2, chunk)
+    v_BKGCSP, log_BKGCS = split(_chunks(v_BNTP, 2, chunk)), split(_chunks(log_BNT, 2, chunk))
+    # Padding counts to the document before it; 0 is the one that the state is of.
+    number_BCS = _chunks(jnp.cumsum(row.starts_BT, axis=1, dtype=jnp.int32), 1, chunk, mode="edge")
+    total_BKGCS = _totals(log_BKGCS, number_BCS)
+    y_BKGCQP = _within(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS)
+    if number_BCS.shape[1] > 1 or state_BNHP is not None:
+        shape = (batch, heads, q_BKTH.shape[-1], value_size)
+        start_BKGHP = split(jnp.zeros(shape, jnp.float32) if state_BNHP is None else state_BNHP)
+        y_before_BKGCQP, end_BKGHP = _across(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS, start_BKGHP)
+        y_BKGCQP += y_before_BKGCQP
+        state_BNHP = None if state_BNHP is None else end_BKGHP.reshape(state_BNHP.shape)
+    return y_BKGCQP.reshape(batch, heads, -1, value_size)[:, :, :length], state_BNHP
+
+
+def _allowed(number_BCS):
+    """Which tokens of a chunk a token is a sum of: those of its document up to itself, boolean [B, C, Q, S]."""
+    places = jnp.arange(number_BCS.shape[-1])
+    return (number_BCS[..., :, None] == number_BCS[..., None, :]) & (places[:, None] >= places)
+
+
+@jax.checkpoint
+def _totals(log_BKGCS, number_BCS):
+    """Sums of the logarithms up to each token of a chunk, in its document.
+
+    A product with the mask and no cumulative sum: the difference of two of those would hold the rounding of, and send a
+    gradient to, the documents before.
+    """
+    batch = max(log_BKGCS.shape[0], number_BCS.shape[0])
+    allowed_BCQS = _allowed(number_BCS).astype(log_BKGCS.dtype)
+    allowed_BCQS = jnp.broadcast_to(allowed_BCQS, (batch, *allowed_BCQS.shape[1:]))
+    log_BKGCS = jnp.broadcast_to(log_BKGCS, (batch, *log_BKGCS.shape[1:]))
+    return jnp.einsum("BCQS,BKGCS->BKGCQ", allowed_BCQS, log_BKGCS, precision=jax.lax.Precision.HIGHEST)
+
+
+# The scores of a chunk are computed again in the backward pass: kept, they would be most of what a layer keeps.
+@jax.checkpoint
+def _within(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS):
+    """What tokens read from those of their own chunk."""
+    allowed_BCQS = _allowed(number_BCS)
+    log_BKGCQS = jnp.where(allowed_BCQS[:, None, None], total_BKGCS[..., :, None] - total_BKGCS[..., None, :], -jnp.inf)
+    scores_BKCQS = jnp.einsum("BKCQH,BKCSH->BKCQS", q_BKCQH, k_BKCSH, preferred_element_type=jnp.float32)
+    # By a product with ones, so that the gradient's sum over the heads of a group is a product too: as a sum over an
+    # inner axis it would take most of the backward pass on CPUs.
+    ones_G, exact = jnp.ones(log_BKGCQS.shape[2]), jax.lax.Precision.HIGHEST
+    scores_BKGCQS = jnp.einsum("BKCQS,G->BKGCQS", scores_BKCQS, ones_G, precision=exact)
+    weights_BKGCQS = (scores_BKGCQS * jnp.exp(log_BKGCQS)).astype(v_BKGCSP.dtype)
+    return jnp.einsum("BKGCQS,BKGCSP->BKGCQP", weights_BKGCQS, v_BKGCSP, preferred_element_type=jnp.float32)
+
+
+def _across(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS, start_BKGHP):
+    """What tokens read from the chunks before their own, and the state after the last chunk."""
+    last_BC = number_BCS[..., -1]
+    before_BC = jnp.pad(last_BC[:, :-1], ((0, 0), (1, 0)))
+    # Of a chunk only its last document lives on, of what came before it only the document that it goes on with.
+    adds, reads = number_BCS == last_BC[..., None], number_BCS == before_BC[..., None]
+    left_BKGCS = jnp.exp(jnp.where(adds[:, None, None], total_BKGCS[..., -1:] - total_BKGCS, -jnp.inf))
+    added_CBKGHP = jnp.einsum(
+        "BKCSH,BKGCSP->CBKGHP",
+        k_BKCSH,
+        (v_BKGCSP * left_BKGCS[..., None]).astype(v_BKGCSP.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    kept_BKGC = jnp.where((last_BC == before_BC)[:, None, None], jnp.exp(total_BKGCS[..., -1]), 0.0)
+
+    def step(state_BKGHP, chunk):
+        added_BKGHP, kept_BKG = chunk
+        return kept_BKG[..., None, None] * state_BKGHP + added_BKGHP, state_BKGHP
+
+    end_BKGHP, states_CBKGHP = jax.lax.scan(step, start_BKGHP, (added_CBKGHP, jnp.moveaxis(kept_BKGC, -1, 0)))
+    states_CBKGHP = states_CBKGHP.astype(q_BKCQH.dtype)
+    y_BKGCQP = jnp.einsum("BKCQH,CBKGHP->BKGCQP", q_BKCQH, states_CBKGHP, preferred_element_type=jnp.float32)
+    decay_BKGCQ = jnp.exp(jnp.where(reads[:, None, None], total_BKGCS, -jnp.inf))
+    return y_BKGCQP * decay_BKGCQ[..., None], end_BKGHP
+
+
+def _chunks(x: jax.Array, axis: int, chunk: int, mode: str = "constant") -> jax.Array:
+    """x with its axis of the length filled up and cut into chunks: [..., T, ...] -> [..., C, Q, ...]."""
+    missing = -x.shape[axis] % chunk
+    x = jnp.pad(x, [(0, missing if place == axis else 0) for place in range(x.ndim)], mode=mode)
+    return x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
