@@ -19,9 +19,10 @@ from tables import machine, markdown, publish
 
 from llm_jax.layers.attention import chunked
 from llm_jax.layers.attention.kernels import BlockedKernel, ChunkedKernel, DotProductKernel, Kernel, PlainKernel
-from llm_jax.layers.attention.masks import Causal, Placement
+from llm_jax.layers.attention.masks import Causal
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ SMOKE = {"lengths": (64, 128), "heads": 2, "kv_heads": 1, "head_dim": 8, "block"
 
 def pairs(arguments: Arguments, length: int) -> Pairs:
     """Causal rows of one document."""
-    place = Placement(jnp.broadcast_to(jnp.arange(length), (arguments.batch, length)))
+    place = SequenceInfo(jnp.broadcast_to(jnp.arange(length), (arguments.batch, length)))
     return Pairs(Causal(arguments.window), place, None, ScoresConfig())
 
 

@@ -20,7 +20,7 @@ from tables import machine, markdown, publish
 from llm_jax.core.dtypes import Precision
 from llm_jax.core.metrics import Ratio
 from llm_jax.data import Batch
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import boxed_parameters
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.transformer import Transformer
@@ -55,7 +55,7 @@ class PlainLM:
     """The loss that chunking is measured against; stands in for CausalLMConfig."""
 
     def loss(self, model: Transformer, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
-        placement = Placement(batch.positions_BT, batch.segment_ids_BT)
+        placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
         log_p_BTV = jax.nn.log_softmax(model.apply({"params": params}, batch.tokens_BT, placement).logits_BTV)
         losses_BT = -jnp.take_along_axis(log_p_BTV, batch.targets_BT[..., None], axis=-1)[..., 0]
         loss = Ratio.of(losses_BT, batch.loss_weights_BT)

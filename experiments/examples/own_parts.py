@@ -24,13 +24,13 @@ from llm_jax.data import CorpusConfig, DataConfig, StandardLibraryConfig
 from llm_jax.evals import EvaluatedRun, Evaluation, Evaluator, PerplexityConfig
 from llm_jax.experiment import Experiment
 from llm_jax.layers import GLUConfig, Mixer, RMSNormConfig
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import FanIn, annotated
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.recurrent.documents import documents
 from llm_jax.layers.recurrent.linear_recurrence import linear_recurrence
 from llm_jax.layers.roles import Role
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import applied
 from llm_jax.models.config import TransformerConfig
@@ -138,7 +138,7 @@ class SmoothedConfig(CausalLMConfig):
     def loss(self, model, params, batch, key=None, whole=None):
         """As `Objective.loss`; the metric 'loss' stays that of the true targets, to be compared with other runs."""
         rngs = None if key is None else {"dropout": key}
-        placement = Placement(batch.positions_BT, batch.segment_ids_BT)
+        placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
         logits_BTV = applied(model, params, batch.tokens_BT, placement, rngs=rngs).logits_BTV
         log_p_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32))
         true_BT = -jnp.take_along_axis(log_p_BTV, batch.targets_BT[..., None], axis=-1)[..., 0]
@@ -172,7 +172,7 @@ class CopyingConfig(Evaluation):
             drawn_BH = jax.random.randint(key, (self.rows, self.half), 0, 256)
             tokens_BT = jnp.concatenate([drawn_BH, drawn_BH], axis=1)
             positions_BT = jnp.broadcast_to(jnp.arange(2 * self.half), tokens_BT.shape)
-            placement = Placement(positions_BT, jnp.ones_like(tokens_BT))
+            placement = SequenceInfo(positions_BT, jnp.ones_like(tokens_BT))
             logits_BTV = applied(run.programs.model, params, tokens_BT, placement).logits_BTV
             return jnp.mean(jnp.argmax(logits_BTV[:, self.half - 1 : -1], axis=-1) != drawn_BH)
 

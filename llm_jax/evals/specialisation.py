@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.core.checks import check
 from llm_jax.data.batch import Batch
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.layers.tap import tapped
 from llm_jax.models.transformer import Transformer
 from llm_jax.tokenizers.tokenizer import Tokenizer
@@ -101,7 +101,7 @@ def mutual_information(counts: np.ndarray) -> float:
 
 def _counts(model: Transformer, params: Any, batch: Batch[jax.Array], classes_BT: jax.Array) -> dict[str, jax.Array]:
     """Visits [L, C, E] of the layers of experts, by the path of their block."""
-    placement = Placement(batch.positions_BT, batch.segment_ids_BT)
+    placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
     _, visits = tapped(model, params, batch.tokens_BT, placement, names=("*/ffn/visits",), method="hidden")
     classes_BTC = jax.nn.one_hot(classes_BT, len(CLASSES))
     return {

@@ -18,8 +18,8 @@ from llm_jax.core.checks import check, check_seed, given
 from llm_jax.inference.next_token import sample
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.layers.attention.kv_cache import Cache
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.roles import Role, roles_of
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import Model, applied, boxed_parameters
 from llm_jax.models.config import LOOK_BACK
 from llm_jax.models.heads import HeadConfig, TiedHead
@@ -176,7 +176,7 @@ class Generator:
         batch, length = tokens_BP.shape
         positions_BP = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
         cache = self._model.allocate(batch, length + new_tokens)
-        output = self._apply(params, tokens_BP, Placement(positions_BP, segments_BP), cache)
+        output = self._apply(params, tokens_BP, SequenceInfo(positions_BP, segments_BP), cache)
         lengths_B = segments_BP.sum(axis=1)
         last_B1D = jnp.take_along_axis(output.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
         seen_BV = None
@@ -190,7 +190,7 @@ class Generator:
 
     def _decode_step(self, params, cache, progress: _Progress, seed, index) -> tuple[Cache, _Progress]:
         tokens_B1, positions_B1 = progress.tokens_B[:, None], progress.positions_B[:, None]
-        placement = Placement(positions_B1, jnp.ones_like(positions_B1))
+        placement = SequenceInfo(positions_B1, jnp.ones_like(positions_B1))
         output = self._apply(params, tokens_B1, placement, cache)
         key = rng.key(seed, "sample", index)
         positions_B = progress.positions_B + 1

@@ -12,8 +12,8 @@ import numpy as np
 from llm_jax.core.checks import check
 from llm_jax.interop.padding import check_padding, counts_tokens
 from llm_jax.interop.permutation import permuted
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.attention.relative import RelativeAttentionConfig
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import Model
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
@@ -117,7 +117,7 @@ def _types(side: TransformerConfig) -> int:
     return np.iinfo(np.int32).max if compared else side.embed.types
 
 
-def _placement(given: dict[str, jax.Array], counts_tokens: bool = False) -> Placement:
+def _placement(given: dict[str, jax.Array], counts_tokens: bool = False) -> SequenceInfo:
     """Where tokens stand by transformers' rules."""
     shape = given["input_ids"].shape
     mask_BT = given["attention_mask"] if "attention_mask" in given else jnp.ones(shape, jnp.int32)
@@ -129,4 +129,4 @@ def _placement(given: dict[str, jax.Array], counts_tokens: bool = False) -> Plac
         positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     # transformers takes the last position of the whole batch, padding included, for the length of every sequence.
     lengths_BT = jnp.broadcast_to(jnp.max(positions_BT) + 1, shape)
-    return Placement(positions_BT, mask_BT, given.get("token_type_ids"), fixed_lengths_BT=lengths_BT)
+    return SequenceInfo(positions_BT, mask_BT, given.get("token_type_ids"), fixed_lengths_BT=lengths_BT)

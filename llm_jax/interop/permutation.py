@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.checks import check
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 
 
 def permuted(
-    placement: Placement, perm_mask: np.ndarray | None = None, target_mapping: np.ndarray | None = None
-) -> Placement:
+    placement: SequenceInfo, perm_mask: np.ndarray | None = None, target_mapping: np.ndarray | None = None
+) -> SequenceInfo:
     """The placement with the order that `perm_mask` means, and after its tokens those that ask for others.
 
     Args:
@@ -31,7 +31,7 @@ def permuted(
     return placement if target_mapping is None else _asking(placement, target_mapping, perm_mask)
 
 
-def _ordered(placement: Placement, perm_mask: np.ndarray) -> Placement:
+def _ordered(placement: SequenceInfo, perm_mask: np.ndarray) -> SequenceInfo:
     """With ranks: 0 for tokens that all see, for others one more than the number of others that they see."""
     real_BT = np.asarray(placement.segment_ids_BT) != 0
     hidden_BTS = _binary("perm_mask", perm_mask, *real_BT.shape) & real_BT[:, :, None] & real_BT[:, None]
@@ -50,7 +50,7 @@ def _ordered(placement: Placement, perm_mask: np.ndarray) -> Placement:
     return dataclasses.replace(placement, order_BT=jnp.asarray(order_BT, jnp.int32))
 
 
-def _asking(placement: Placement, target_mapping: np.ndarray, perm_mask: np.ndarray | None) -> Placement:
+def _asking(placement: SequenceInfo, target_mapping: np.ndarray, perm_mask: np.ndarray | None) -> SequenceInfo:
     """With P more tokens, at the places of those that they ask for."""
     real_BT = np.asarray(placement.segment_ids_BT) != 0
     points_BPT = _binary("target_mapping", target_mapping, *real_BT.shape)

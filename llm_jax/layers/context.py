@@ -7,7 +7,7 @@ import flax.struct
 import jax
 
 from llm_jax.core.checks import given
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 
 
 @flax.struct.dataclass
@@ -24,10 +24,10 @@ class Context:
       bias_RN: learned biases of scores by relative place, which all layers share; None without such biases.
     """
 
-    queries: Placement
-    slots: Placement | None = None
+    queries: SequenceInfo
+    slots: SequenceInfo | None = None
     slot: jax.Array | None = None
-    memory: Placement | None = None
+    memory: SequenceInfo | None = None
     memory_BSD: jax.Array | None = None
     tokens_BT: jax.Array | None = None
     bias_RN: jax.Array | None = None

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check, check_fraction, check_not_negative, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.broadcast import broadcast, look_up
 from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.linear import Linear, contract
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.position import AddedPosition
 from llm_jax.layers.roles import Role
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.sharding import axes
 
 
@@ -111,7 +111,7 @@ class Embed(nn.Module):
             self.widen = Linear("BTE,ED->BTD", shape, words, init, self.precision, bias)
         self.drop = nn.Dropout(config.dropout)
 
-    def __call__(self, x_BTE: jax.Array, placement: Placement) -> jax.Array:
+    def __call__(self, x_BTE: jax.Array, placement: SequenceInfo) -> jax.Array:
         """The stream's first state [B, T, D] from the `tokens`' vectors.
 
         Raises:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.roles import unboxed
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.transformer import Memory, Transformer
@@ -39,7 +39,9 @@ def initial_parameters(model: Model, key: jax.Array) -> Any:
         return model.init(key, vectors, method="run")["params"]
     memory = None
     if config.reads_memory:
-        memory = Memory(jnp.zeros((1, 1, config.width), model.precision.dtype), Placement(jnp.zeros((1, 1), jnp.int32)))
+        memory = Memory(
+            jnp.zeros((1, 1, config.width), model.precision.dtype), SequenceInfo(jnp.zeros((1, 1), jnp.int32))
+        )
     return model.init(key, tokens, memory=memory)["params"]
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.attention.kv_cache import Cache
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.outputs import Output
 from llm_jax.models.stack import Reports
@@ -35,8 +35,8 @@ class EncoderDecoder(nn.Module):
         self,
         source_BS: jax.Array,
         target_BT: jax.Array,
-        source: Placement | None = None,
-        target: Placement | None = None,
+        source: SequenceInfo | None = None,
+        target: SequenceInfo | None = None,
     ) -> Output:
         """Scores of the next token at every place of the target.
 
@@ -47,10 +47,10 @@ class EncoderDecoder(nn.Module):
         """
         return self.decode(target_BT, self.encode(source_BS, source), target)
 
-    def encode(self, source_BS: jax.Array, source: Placement | None = None) -> Memory:
+    def encode(self, source_BS: jax.Array, source: SequenceInfo | None = None) -> Memory:
         """What the decoder reads of the source."""
         if source is None:
-            source = Placement(jnp.broadcast_to(jnp.arange(source_BS.shape[1], dtype=jnp.int32), source_BS.shape))
+            source = SequenceInfo(jnp.broadcast_to(jnp.arange(source_BS.shape[1], dtype=jnp.int32), source_BS.shape))
         table = self.decoder if self.config.encoder.vocab_size is None else self.encoder
         output = self.encoder.run(table.embed.tokens(source_BS), source, tokens_BT=source_BS)
         return Memory(output.hidden_BTD, source, _under("encoder", output.reports))
@@ -59,7 +59,7 @@ class EncoderDecoder(nn.Module):
         self,
         target_BT: jax.Array,
         memory: Memory | None = None,
-        target: Placement | None = None,
+        target: SequenceInfo | None = None,
         cache: Cache | None = None,
     ) -> Output:
         """Scores of the target's next tokens; with a cache from `allocate` only the first call needs the memory."""

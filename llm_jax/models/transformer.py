@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.attention.kv_cache import Cache, empty_slots
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
 from llm_jax.layers.embed import Embed
 from llm_jax.layers.positions.relative_bias import RelativeBias
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.layers.tap import tap
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.heads import ClassHead, Head, TiedHead
@@ -37,7 +37,7 @@ class Memory:
     """
 
     hidden_BSD: jax.Array
-    placement: Placement
+    placement: SequenceInfo
     reports: Reports = flax.struct.field(default_factory=dict)
 
 
@@ -66,7 +66,7 @@ class Transformer(nn.Module):
     def __call__(
         self,
         tokens_BT: jax.Array,
-        placement: Placement | None = None,
+        placement: SequenceInfo | None = None,
         cache: Cache | None = None,
         memory: Memory | None = None,
     ) -> Output:
@@ -88,7 +88,7 @@ class Transformer(nn.Module):
     def hidden(
         self,
         tokens_BT: jax.Array,
-        placement: Placement | None = None,
+        placement: SequenceInfo | None = None,
         cache: Cache | None = None,
         memory: Memory | None = None,
     ) -> Output:
@@ -98,7 +98,7 @@ class Transformer(nn.Module):
     def run(
         self,
         x_BTE: jax.Array,
-        placement: Placement | None = None,
+        placement: SequenceInfo | None = None,
         cache: Cache | None = None,
         memory: Memory | None = None,
         tokens_BT: jax.Array | None = None,
@@ -108,7 +108,7 @@ class Transformer(nn.Module):
         self._check(length, placement, cache, memory)
         if placement is None:
             start = 0 if cache is None else cache.length
-            placement = Placement(jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length)))
+            placement = SequenceInfo(jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length)))
         if cache is not None or memory is not None:
             placement = _whole(placement)
         bias_RN = self.relative_bias() if self.config.relative_bias else None
@@ -174,7 +174,7 @@ class Transformer(nn.Module):
         seen = empty_slots(batch, memory) if self.config.reads_memory else None
         return Cache(layers, empty_slots(batch, slots), jnp.zeros((), jnp.int32), seen)
 
-    def _check(self, length: int, placement: Placement | None, cache: Cache | None, memory: Memory | None) -> None:
+    def _check(self, length: int, placement: SequenceInfo | None, cache: Cache | None, memory: Memory | None) -> None:
         if length > self.config.max_length:
             raise ValueError(
                 f"tokens have length {length} and the model's max_length is {self.config.max_length}: "
@@ -202,7 +202,7 @@ class Transformer(nn.Module):
         )
 
 
-def _whole(placement: Placement) -> Placement:
+def _whole(placement: SequenceInfo) -> SequenceInfo:
     """With segment ids: all one document where there are none."""
     if placement.segment_ids_BT is not None:
         return placement

@@ -11,7 +11,7 @@ from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import applied
 from llm_jax.models.config import LOOK_BACK, ModelConfig, TransformerConfig
 from llm_jax.models.heads import HeadConfig, TiedHead
@@ -80,7 +80,7 @@ class CausalLMConfig(Objective):
             batch, as that of a load, is one of that batch. None: this is all of it.
         """
         rngs = None if key is None else {"dropout": key}
-        placement = Placement(batch.positions_BT, batch.segment_ids_BT)
+        placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
         output = applied(model, params, batch.tokens_BT, placement, method="hidden", rngs=rngs)
         head = {name: params[name] for name in model.unembed_parameters}
 

@@ -13,7 +13,6 @@ import numpy as np
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.batch import Batch
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.ffn.balance import ZLoss
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
@@ -21,6 +20,7 @@ from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import Model, applied
 from llm_jax.models.config import ModelConfig, TransformerConfig
@@ -84,7 +84,7 @@ class ContinuationConfig(Objective):
     ) -> tuple[jax.Array, Metrics]:
         """As that of `CausalLMConfig`."""
         rngs = None if key is None else {"dropout": key}
-        place = Placement(batch.positions_BT, batch.segment_ids_BT)
+        place = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
         output = applied(model, params, batch.tokens_BT, batch.tokens_BT, place, place, rngs=rngs)
         scores = lambda _, logits_BTV: logits_BTV  # noqa: E731
         total, metrics = cross_entropy(scores, (), output.logits_BTV, batch.targets_BT, batch.loss_weights_BT)

@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.config import ModelConfig
 from llm_jax.sharding import partition
@@ -44,7 +44,7 @@ FAMILIES = {
 """Of mixers that no model of `llm_jax.parity` has."""
 
 
-def packed() -> Placement:
+def packed() -> SequenceInfo:
     """Rows of two documents, with padding behind all but the first."""
     generator = np.random.default_rng(0)
     segments, positions = np.zeros((2, B, T), np.int32)
@@ -52,7 +52,7 @@ def packed() -> Placement:
         cut, end = generator.integers(2, T - 3), T - row
         segments[row, :cut], segments[row, cut:end] = 1, 2
         positions[row, :cut], positions[row, cut:end] = np.arange(cut), np.arange(end - cut)
-    return Placement(jnp.asarray(positions), jnp.asarray(segments))
+    return SequenceInfo(jnp.asarray(positions), jnp.asarray(segments))
 
 
 def outcome(config: ModelConfig, sharding: ShardingConfig | None) -> dict[str, Any]:

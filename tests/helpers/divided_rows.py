@@ -16,11 +16,12 @@ import numpy as np
 from llm_jax.layers.attention import blocks, ring
 from llm_jax.layers.attention import context_parallel as exchange
 from llm_jax.layers.attention.kernels import BlockedKernel, ChunkedKernel, Kernel, PlainKernel
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask, Permuted, Placement
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask, Permuted
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.planning.program import Program, read
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
@@ -42,7 +43,7 @@ EXCHANGES = {
 KERNELS = (BlockedKernel(8), ChunkedKernel(5), PlainKernel())
 
 
-def _packed(length: int, seed: int) -> Placement:
+def _packed(length: int, seed: int) -> SequenceInfo:
     """Rows of three documents and some padding at the end, with an order of prediction."""
     generator = np.random.default_rng(seed)
     segments, positions, order = np.zeros((3, B, length), np.int32)
@@ -51,16 +52,16 @@ def _packed(length: int, seed: int) -> Placement:
         for document, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False), start=1):
             segments[row, start:stop], positions[row, start:stop] = document, np.arange(stop - start)
             order[row, start:stop] = generator.permutation(stop - start)
-    return Placement(*map(jnp.asarray, (positions, segments)), order_BT=jnp.asarray(order))
+    return SequenceInfo(*map(jnp.asarray, (positions, segments)), order_BT=jnp.asarray(order))
 
 
-ROW = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
+ROW = SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T)))
 PACKED, MEMORY = _packed(T, 0), _packed(S, 1)
 CAUSAL = Causal()
 ALIBI, LEARNED = ALiBiConfig(), RelativeBiasConfig(8, 6)
 BOTH_WAYS = RelativeBiasConfig(8, 6, bidirectional=True)
 # Mask, key/value heads, queries, slots, scores.
-CASES: dict[str, tuple[Mask, int, Placement, Placement | None, ScoresConfig]] = {
+CASES: dict[str, tuple[Mask, int, SequenceInfo, SequenceInfo | None, ScoresConfig]] = {
     "causal": (Causal(), K, ROW, None, ScoresConfig()),
     "causal, packed, learned bias": (Causal(), K, PACKED, None, ScoresConfig(bias=LEARNED)),
     "window, linear bias, scale": (Causal(5), N, ROW, None, ScoresConfig(0.7, bias=ALIBI)),
@@ -133,7 +134,7 @@ def compiled(
 ) -> Program:
     """Forward and backward pass over rows of one document, as the compiler made it; with a remat policy that keeps
     `names`, if they are given."""
-    place = Placement(jnp.broadcast_to(jnp.arange(length), (B, length)))
+    place = SequenceInfo(jnp.broadcast_to(jnp.arange(length), (B, length)))
 
     def loss(arrays):
         attend = lambda *arrays: exchange.attend(  # noqa: E731

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core import trees
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.ffn.balance import LoadLoss, SequenceLoss, ZLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.experts import Local, words
 from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig, MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.planning.program import read
@@ -137,7 +137,7 @@ def told(sharding: ShardingConfig | None) -> dict[str, list]:
     )
     model = build(with_experts(tiny.tiny_llama(8), experts))
     params, batch = tiny.parameters(model), tiny.batch(BATCH, LENGTH)
-    placement = Placement(batch.positions_BT, batch.segment_ids_BT)
+    placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
 
     def reports(params: Any) -> Any:
         return model.apply({"params": params}, batch.tokens_BT, placement).reports

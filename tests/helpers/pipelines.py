@@ -15,8 +15,8 @@ import numpy as np
 from llm_jax.core import trees
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.stack import Execution, Segment
@@ -71,7 +71,7 @@ class Training:
 
     def scores(self, params: Any, batch: Any) -> jax.Array:
         """[B, T, V] without dropout."""
-        placement = Placement(batch.positions_BT, batch.segment_ids_BT)
+        placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
         return self.model.apply({"params": params}, batch.tokens_BT, placement).logits_BTV
 
     def _step(self, params: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
@@ -161,7 +161,7 @@ def dropped() -> dict[str, Any]:
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: ones(trees.path_name(path), leaf), tiny.parameters(model)
     )
-    context = Context(Placement(jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))))
+    context = Context(SequenceInfo(jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))))
 
     @functools.partial(jax.jit, out_shardings=layout.whole)
     def stack(params: Any, seed: int) -> jax.Array:

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.routing import Routed, Router
+from llm_jax.layers.sequence import SequenceInfo
 
 
 def context(real_BT: np.ndarray, tokens_BT: np.ndarray | None = None) -> Context:
     """Rows of one document, some of whose tokens are padding."""
     positions_BT = np.broadcast_to(np.arange(real_BT.shape[1], dtype=np.int32), real_BT.shape)
-    made = Context(Placement(positions_BT, real_BT.astype(np.int32)), tokens_BT=tokens_BT)
+    made = Context(SequenceInfo(positions_BT, real_BT.astype(np.int32)), tokens_BT=tokens_BT)
     return jax.tree.map(jnp.asarray, made)
 
 

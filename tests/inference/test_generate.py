@@ -12,7 +12,6 @@ from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
 from llm_jax.inference.generate import Generator, in_compute_type
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
@@ -21,6 +20,7 @@ from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import DynamicScaling, LongRoPEScaling, Unscaled
 from llm_jax.layers.roles import Role, roles_of
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import boxed_parameters, build
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families import llama as llama_family
@@ -222,7 +222,7 @@ def test_the_first_token_is_that_of_the_prompt_alone(name):
     padded, segments = (np.zeros((3, 64), np.int32) for _ in range(2))
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)], segments[row, : len(prompt)] = prompt, 1
-    place = Placement(jnp.broadcast_to(jnp.arange(64), (3, 64)), jnp.asarray(segments))
+    place = SequenceInfo(jnp.broadcast_to(jnp.arange(64), (3, 64)), jnp.asarray(segments))
     together = jax.jit(lambda tokens: model.apply({"params": params}, tokens, place).logits_BTV)(padded)
     for row, prompt in enumerate(prompts):
         np.testing.assert_allclose(together[row, len(prompt) - 1], alone[row], atol=2e-5)

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from llm_jax.interop.permutation import permuted
-from llm_jax.layers.attention.masks import Permuted, Placement
+from llm_jax.layers.attention.masks import Permuted
+from llm_jax.layers.sequence import SequenceInfo
 
 T = 6
 REAL = np.array([[0, 1, 1, 1, 1, 1]])
-PLACE = Placement(jnp.arange(T)[None], jnp.asarray(REAL), types_BT=jnp.array([[0, 0, 0, 1, 1, 1]]))
+PLACE = SequenceInfo(jnp.arange(T)[None], jnp.asarray(REAL), types_BT=jnp.array([[0, 0, 0, 1, 1, 1]]))
 RANKS = np.array([0, 0, 2, 1, 0, 3])
 
 

@@ -9,21 +9,21 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.embed import Embed, EmbedConfig, FactorizedConfig
 from llm_jax.layers.initialisers import FanIn, Normal
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 GENERATOR = np.random.default_rng(0)
 TABLE = GENERATOR.normal(size=(7, 4)).astype(np.float32)
 POSITIONS = GENERATOR.normal(size=(5, 4)).astype(np.float32)
 TOKENS = np.array([[0, 6, 3], [3, 3, 1]])
-PLACES = Placement(jnp.array([[0, 1, 2], [4, 0, 1]]))
+PLACES = SequenceInfo(jnp.array([[0, 1, 2], [4, 0, 1]]))
 
 
-def embedded(layer: Embed, tokens: jax.Array, placement: Placement) -> jax.Array:
+def embedded(layer: Embed, tokens: jax.Array, placement: SequenceInfo) -> jax.Array:
     """The stream's first state."""
     return layer(layer.tokens(tokens), placement)
 

@@ -11,17 +11,17 @@ import pytest
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.attention.attention import AttentionConfig, CrossAttentionConfig
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.block import Block, BlockConfig, Chain, Parallel, Serial, Wiring
 
 D, T = 8, 5
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, T, D)), jnp.float32)
-PLACE = Placement(jnp.broadcast_to(jnp.arange(T), (2, T)), jnp.ones((2, T), jnp.int32))
+PLACE = SequenceInfo(jnp.broadcast_to(jnp.arange(T), (2, T)), jnp.ones((2, T), jnp.int32))
 MEMORY = jnp.asarray(np.random.default_rng(2).normal(size=(2, T + 2, D)), jnp.float32)
-READ = Placement(jnp.broadcast_to(jnp.arange(T + 2), (2, T + 2)), jnp.asarray(np.arange(T + 2) < T, jnp.int32)[None])
+READ = SequenceInfo(jnp.broadcast_to(jnp.arange(T + 2), (2, T + 2)), jnp.asarray(np.arange(T + 2) < T, jnp.int32)[None])
 CONTEXT = Context(PLACE, memory=READ, memory_BSD=MEMORY)
 
 # f is the mixer, h the cross attention, g the ffn; the others are the norms, in the order of their names.

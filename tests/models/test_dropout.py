@@ -20,7 +20,7 @@ from llm_jax.layers.attention.kernels import (
     TokamaxKernel,
 )
 from llm_jax.layers.attention.latent import LatentAttentionConfig
-from llm_jax.layers.attention.masks import Causal, Placement
+from llm_jax.layers.attention.masks import Causal
 from llm_jax.layers.attention.pairs import Drop, Pairs
 from llm_jax.layers.attention.relative import RelativeAttentionConfig
 from llm_jax.layers.attention.scores import ScoresConfig
@@ -32,6 +32,7 @@ from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import build
 from llm_jax.models.dropout import Rates, rates_of, with_dropout
 from llm_jax.models.families import SIZES
@@ -41,7 +42,7 @@ from llm_jax.models.stack import Execution
 from tests.helpers import tiny
 
 B, T, D, KEYS = 2, 7, 8, 1500
-PLACE = Placement(np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)))
+PLACE = SequenceInfo(np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)))
 X = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
 
 PARTS = {
@@ -152,7 +153,7 @@ def test_layers_are_skipped_with_the_probability_of_layer_drop(unroll):
     model = build(config)
     params = jax.tree.map(np.zeros_like, tiny.parameters(model))
     params["stack"]["segment_0"]["block_0"]["ffn"]["down"]["bias"] += 1
-    place = Placement(np.arange(2)[None])
+    place = SequenceInfo(np.arange(2)[None])
 
     def layers(key):
         module = model.bind({"params": params}, rngs={"dropout": key})

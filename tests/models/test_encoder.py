@@ -9,7 +9,7 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.config import TransformerConfig
@@ -23,13 +23,13 @@ FIRST, SECOND = slice(0, 3), slice(3, 6)
 """Two packed documents; the rest of the row is padding."""
 
 
-def _place(*lengths: int, rows: int = 2) -> Placement:
+def _place(*lengths: int, rows: int = 2) -> SequenceInfo:
     """Documents of these lengths one after the other and padding to the end, in all rows; all tokens of type 0."""
     segments, positions = np.zeros((2, rows, T), np.int32)
     ends = np.cumsum(lengths)
     for number, (start, end) in enumerate(zip(ends - lengths, ends, strict=True), start=1):
         segments[:, start:end], positions[:, start:end] = number, np.arange(end - start)
-    return Placement(positions, segments, np.zeros((rows, T), np.int32))
+    return SequenceInfo(positions, segments, np.zeros((rows, T), np.int32))
 
 
 PACKED = _place(3, 3)

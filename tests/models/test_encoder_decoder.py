@@ -9,7 +9,7 @@ import pytest
 
 from llm_jax.core.dtypes import MIXED
 from llm_jax.layers.attention.kv_cache import Cache
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import build
 from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
@@ -22,13 +22,13 @@ S, T = 8, 8
 SOURCE, TARGET = tiny.tokens(2, S), tiny.tokens(2, T, seed=1)
 
 
-def _place(*lengths: int, rows: int = 2) -> Placement:
+def _place(*lengths: int, rows: int = 2) -> SequenceInfo:
     """Documents of these lengths one after the other and padding to the end, in all rows."""
     segments, positions = np.zeros((2, rows, T), np.int32)
     ends = np.cumsum(lengths)
     for number, (start, end) in enumerate(zip(ends - lengths, ends, strict=True), start=1):
         segments[:, start:end], positions[:, start:end] = number, np.arange(end - start)
-    return Placement(positions, segments)
+    return SequenceInfo(positions, segments)
 
 
 PACKED = (_place(3, 3), _place(2, 2))
@@ -52,7 +52,7 @@ class Case:
     def _apply(self, *inputs, **options):
         return self.model.apply({"params": self.params}, *inputs, **options)
 
-    def _decode(self, tokens: jax.Array, memory: Memory | None, place: Placement, cache: Cache):
+    def _decode(self, tokens: jax.Array, memory: Memory | None, place: SequenceInfo, cache: Cache):
         output = self._apply(tokens, memory, place, cache, method="decode")
         return output.logits_BTV, output.cache
 
@@ -154,12 +154,14 @@ def test_padding_of_the_target_changes_nothing(case):
 def test_targets_share_a_cache_with_what_follows_them(case, lengths, sources):
     """Only the first call is given the memory. Rows that are shorter have padding, and go on from their own ends."""
     lengths, steps = np.array(lengths), np.tile(np.arange(4, dtype=np.int32), (2, 1))
-    source = Placement(WHOLE[0].positions_BT, np.int32(np.arange(S) < np.array(sources)[:, None]))
-    begin = Placement(steps, np.int32(np.arange(4) < lengths[:, None]))
+    source = SequenceInfo(WHOLE[0].positions_BT, np.int32(np.arange(S) < np.array(sources)[:, None]))
+    begin = SequenceInfo(steps, np.int32(np.arange(4) < lengths[:, None]))
     first, cache = case.decode(TARGET[:, :4], case.encode(SOURCE, source), begin, case.model.allocate(2, T + 2, S))
     parts = []
     for step in range(4):
-        part, cache = case.decode(TARGET[:, 4 + step, None], None, Placement(np.int32(lengths + step)[:, None]), cache)
+        part, cache = case.decode(
+            TARGET[:, 4 + step, None], None, SequenceInfo(np.int32(lengths + step)[:, None]), cache
+        )
         parts.append(part)
     assert cache.length == T
     second = np.concatenate(parts, axis=1)

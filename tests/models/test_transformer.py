@@ -12,8 +12,8 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
 from llm_jax.layers.attention.kv_cache import Cache
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
@@ -38,10 +38,10 @@ class Case:
         self.continued = jax.jit(self._continued)
         self.influence = jax.jit(self._influence)
 
-    def _forward(self, tokens: jax.Array, place: Placement) -> jax.Array:
+    def _forward(self, tokens: jax.Array, place: SequenceInfo) -> jax.Array:
         return self.model.apply({"params": self.params}, tokens, place).logits_BTV
 
-    def _influence(self, place: Placement) -> jax.Array:
+    def _influence(self, place: SequenceInfo) -> jax.Array:
         """Size of d logits[t] / d embedding[s], [T, T], for the first row."""
         first = jax.tree.map(lambda array: array[:1], place)
 
@@ -57,7 +57,7 @@ class Case:
         x_BTD = np.random.default_rng(0).normal(size=(1, T, self.config.width)).astype(np.float32)
         return jnp.abs(tiny.jacobian(scores, x_BTD)[0][:, 0]).max(axis=-1)
 
-    def _continued(self, tokens: jax.Array, place: Placement | None, cache: Cache) -> tuple[jax.Array, Cache]:
+    def _continued(self, tokens: jax.Array, place: SequenceInfo | None, cache: Cache) -> tuple[jax.Array, Cache]:
         output = self.model.apply({"params": self.params}, tokens, place, cache)
         return output.logits_BTV, output.cache
 
@@ -67,7 +67,7 @@ def case(request):
     return Case(PUBLISHED[request.param])
 
 
-def _place(*lengths: int) -> Placement:
+def _place(*lengths: int) -> SequenceInfo:
     """Documents of these lengths, one after the other, and padding to the end of the row, in both rows."""
     segments, positions = np.zeros((2, 2, T), np.int32)
     start = 0
@@ -75,7 +75,7 @@ def _place(*lengths: int) -> Placement:
         segments[:, start : start + length] = number
         positions[:, start : start + length] = np.arange(length)
         start += length
-    return Placement(positions, segments)
+    return SequenceInfo(positions, segments)
 
 
 WHOLE = _place(T)
@@ -157,8 +157,8 @@ def test_prompts_share_a_cache_with_what_follows_them(case, lengths):
     # A row of less than 4 tokens has padding; then both go on in the same slots, at their own positions.
     lengths = np.array(lengths)
     real, steps = np.int32(np.arange(4) < lengths[:, None]), np.tile(np.arange(4, dtype=np.int32), (2, 1))
-    first, cache = case.continued(TOKENS[:, :4], Placement(steps, real), case.model.allocate(2, T + 2))
-    more = Placement(steps + np.int32(lengths)[:, None], np.ones_like(steps))
+    first, cache = case.continued(TOKENS[:, :4], SequenceInfo(steps, real), case.model.allocate(2, T + 2))
+    more = SequenceInfo(steps + np.int32(lengths)[:, None], np.ones_like(steps))
     second, _ = case.continued(TOKENS[:, 4:], more, cache)
     for row, length in enumerate(lengths):
         tokens = np.concatenate([TOKENS[row, :length], TOKENS[row, 4:], TOKENS[row, length:4]])
@@ -205,7 +205,7 @@ def test_parameters_are_kept_in_the_type_of_the_precision(case):
 @pytest.mark.parametrize("name", ["bert", "llama", "lstm"])
 def test_an_order_of_prediction_is_refused_where_mixers_follow_none(name):
     model = Transformer(EVERY[name])
-    place = Placement(jnp.arange(T)[None], order_BT=jnp.arange(T)[None])
+    place = SequenceInfo(jnp.arange(T)[None], order_BT=jnp.arange(T)[None])
     with pytest.raises(ValueError, match="order_BT, and not every mixer has the mask Permuted"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), TOKENS, place))
 

@@ -13,7 +13,6 @@ from llm_jax.core.trees import named_leaves
 from llm_jax.data.batch import Batch
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
@@ -21,6 +20,7 @@ from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import build
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.decoder import with_experts
@@ -50,7 +50,7 @@ def gradient(model):
 
 def _plain(model, params, batch, z_loss):
     """The same from whole logits."""
-    place = Placement(batch.positions_BT, batch.segment_ids_BT)
+    place = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
     logits = model.apply({"params": params}, batch.tokens_BT, place).logits_BTV
     log_z = jax.nn.logsumexp(logits, axis=-1)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets_BT[..., None], axis=-1)[..., 0]

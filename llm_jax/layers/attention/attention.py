@@ -16,7 +16,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.attention import context_parallel as exchange
 from llm_jax.layers.attention.kernels import BlockedKernel, Kernel, check_dropout, weights
 from llm_jax.layers.attention.kv_cache import KeyValues
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask, Placement
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask
 from llm_jax.layers.attention.pairs import Pairs, drop_of
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.attention.softmax import zero_where_blind
@@ -28,6 +28,7 @@ from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.position import RotaryPosition
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.roles import Role
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes, partition
 
@@ -161,12 +162,12 @@ class Attention(nn.Module):
         y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         return self.out(y_BNTH), state
 
-    def queries(self, x_BTD: jax.Array, place: Placement) -> jax.Array:
+    def queries(self, x_BTD: jax.Array, place: SequenceInfo) -> jax.Array:
         """[B, N, T, H], normalised and rotated."""
         q_BNTH = self._project("query", "BTD,DNH->BNTH", self.config.heads, axes.HEADS)(x_BTD)
         return checkpoint_name(self._placed(q_BNTH, place, "query_norm"), "qkv")
 
-    def keys_values(self, x_BSD: jax.Array, place: Placement, cached: bool) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, x_BSD: jax.Array, place: SequenceInfo, cached: bool) -> tuple[jax.Array, jax.Array]:
         """[B, K, S, H] each, the keys normalised and rotated. Where heads divide over more devices than there are
         key/value heads, those are repeated, but for a cache and for a norm over all of them (exchange.py repeats them
         then)."""
@@ -192,7 +193,7 @@ class Attention(nn.Module):
         bias = config.biased_output
         return Linear("BNTH,NHD->BTD", shape, words, config.out_init, self.precision, bias, name="out")(y_BNTH)
 
-    def _placed(self, x_BNTH: jax.Array, place: Placement, norm: str) -> jax.Array:
+    def _placed(self, x_BNTH: jax.Array, place: SequenceInfo, norm: str) -> jax.Array:
         if self.config.qk_norm is not None:
             x_BNTH = self.config.qk_norm.apply(x_BNTH, self.precision, norm)
         x_BNTH = self._clipped(x_BNTH)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.checks import check
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 
 
 @flax.struct.dataclass
@@ -42,11 +42,11 @@ class Cache:
     """
 
     layers: tuple
-    slots: Placement
+    slots: SequenceInfo
     length: jax.Array
-    memory: Placement | None = None
+    memory: SequenceInfo | None = None
 
-    def place(self, new: Placement) -> "Cache":
+    def place(self, new: SequenceInfo) -> "Cache":
         """Records where the next T tokens stand, [B or 1, T]. `layers` and `length` stay as they were.
 
         Raises:
@@ -60,9 +60,9 @@ class Cache:
             return jax.lax.dynamic_update_slice(old_BS, jnp.broadcast_to(new_BT, (batch, tokens)), (0, self.length))
 
         positions = put(self.slots.positions_BT, new.positions_BT)
-        return dataclasses.replace(self, slots=Placement(positions, put(self.slots.documents_BT, new.documents_BT)))
+        return dataclasses.replace(self, slots=SequenceInfo(positions, put(self.slots.documents_BT, new.documents_BT)))
 
 
-def empty_slots(batch: int, slots: int) -> Placement:
-    """Placement of `slots` empty slots."""
-    return Placement(jnp.zeros((batch, slots), jnp.int32), jnp.zeros((batch, slots), jnp.int32))
+def empty_slots(batch: int, slots: int) -> SequenceInfo:
+    """SequenceInfo of `slots` empty slots."""
+    return SequenceInfo(jnp.zeros((batch, slots), jnp.int32), jnp.zeros((batch, slots), jnp.int32))

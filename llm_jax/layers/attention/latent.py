@@ -18,7 +18,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.attention import context_parallel as exchange
 from llm_jax.layers.attention.kernels import BlockedKernel, Kernel, check_dropout, weights
-from llm_jax.layers.attention.masks import Causal, Mask, Placement
+from llm_jax.layers.attention.masks import Causal, Mask
 from llm_jax.layers.attention.pairs import Pairs, drop_of
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.broadcast import broadcast
@@ -29,6 +29,7 @@ from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm, RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import YaRNScaling
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes
 
@@ -187,7 +188,7 @@ class LatentAttention(nn.Module):
         out = Linear("BNTV,NVD->BTD", shape, words, config.out_init, self.precision, name="out")
         return out(y_BNTV), state
 
-    def _queries(self, x_BTD: jax.Array, place: Placement) -> tuple[jax.Array, jax.Array]:
+    def _queries(self, x_BTD: jax.Array, place: SequenceInfo) -> tuple[jax.Array, jax.Array]:
         """[B, N, T, H] and, rotated, [B, N, T, P]."""
         config = self.config
         if config.query_rank is not None:
@@ -202,7 +203,7 @@ class LatentAttention(nn.Module):
             q_BNTH, q_BNTP = checkpoint_name(q_BNTH, "qkv"), checkpoint_name(q_BNTP, "qkv")
         return q_BNTH, q_BNTP
 
-    def _latents(self, x_BTD: jax.Array, place: Placement) -> jax.Array:
+    def _latents(self, x_BTD: jax.Array, place: SequenceInfo) -> jax.Array:
         """What keys and values are made of, [B, T, L]."""
         config = self.config
         c_BTR = checkpoint_name(self._down("latent", config.rank)(x_BTD), "qkv")

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from llm_jax.core.checks import given
-from llm_jax.layers.attention.masks import Mask, Placement
+from llm_jax.layers.attention.masks import Mask
 from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 Places = slice | jax.Array
 """Some of the T queries or S keys: a slice, or their numbers [n], int32, which the program may compute."""
@@ -52,8 +53,8 @@ class Pairs:
     """
 
     mask: Mask = flax.struct.field(pytree_node=False)
-    queries: Placement
-    slots: Placement | None
+    queries: SequenceInfo
+    slots: SequenceInfo | None
     scores: ScoresConfig = flax.struct.field(pytree_node=False)
     bias_RN: jax.Array | None = None
     sink_N: jax.Array | None = None
@@ -93,7 +94,7 @@ class Pairs:
         )
 
     @property
-    def _numbered(self) -> tuple[Placement, Placement]:
+    def _numbered(self) -> tuple[SequenceInfo, SequenceInfo]:
         """Where queries and keys stand.
 
         Tokens of one row are numbered by their places in it: within a document their distances are those of the

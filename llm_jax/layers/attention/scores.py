@@ -7,8 +7,8 @@ import jax
 
 from llm_jax.core.checks import check_positive_if_given
 from llm_jax.core.configclass import configclass
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.positions.position import PositionBias
+from llm_jax.layers.sequence import SequenceInfo
 
 
 @configclass
@@ -29,7 +29,7 @@ class ScoresConfig:
         check_positive_if_given(scale=self.scale, softcap=self.softcap)
 
     def across(
-        self, heads: int, queries: Placement, keys: Placement, bias_RN: jax.Array | None = None
+        self, heads: int, queries: SequenceInfo, keys: SequenceInfo, bias_RN: jax.Array | None = None
     ) -> jax.Array | None:
         """Bias of queries against keys, float32 [B or 1, N, T, S]; None without one."""
         if self.bias is None:

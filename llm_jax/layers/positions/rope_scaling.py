@@ -1,7 +1,7 @@
 """Rotary frequencies for sequences longer than those of pretraining.
 
 Legend: B batch, T length, h pairs of features. `lengths_BT` is the length of each token's sequence (see
-`Placement.lengths_BT`), int32 [B, T] or [B, 1].
+`SequenceInfo.lengths_BT`), int32 [B, T] or [B, 1].
 """
 
 import math

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.initialisers import FanIn, Init, Zero, annotated
 from llm_jax.layers.recurrent.documents import segment_ids
 from llm_jax.layers.roles import Role
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.sharding import axes
 
 
@@ -69,7 +69,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTC: jax.Array, place: Placement, state: Recent | None = None
+        self, x_BTC: jax.Array, place: SequenceInfo, state: Recent | None = None
     ) -> tuple[jax.Array, Recent | None]:
         """Convolves; `state` holds the inputs of earlier calls, which the tokens of this one continue."""
         x_BTC = x_BTC.astype(self.precision.dtype)

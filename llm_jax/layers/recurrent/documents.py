@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.layers.attention.masks import Placement
+from llm_jax.layers.sequence import SequenceInfo
 
 
 @flax.struct.dataclass
@@ -25,13 +25,13 @@ class Documents:
     last_B: jax.Array
 
 
-def segment_ids(place: Placement) -> jax.Array:
+def segment_ids(place: SequenceInfo) -> jax.Array:
     """int32 [B, T], the document of each token; 1 where each row is one."""
     given = place.segment_ids_BT
     return jnp.ones_like(place.positions_BT, jnp.int32) if given is None else given
 
 
-def documents(place: Placement, before_B: jax.Array | None = None) -> Documents:
+def documents(place: SequenceInfo, before_B: jax.Array | None = None) -> Documents:
     """The documents of a row.
 
     A document begins where the segment differs from that of the previous real token; what the positions say is left

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive, given
 from llm_jax.core.configclass import configclass
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.recurrent.documents import Documents, documents
+from llm_jax.layers.sequence import SequenceInfo
 
 
 @flax.struct.dataclass
@@ -144,7 +144,7 @@ def recur(
     k_BKTH: jax.Array,
     v_BNTP: jax.Array,
     log_BNT: jax.Array,
-    place: Placement,
+    place: SequenceInfo,
     memory: Memory | None = None,
 ) -> tuple[jax.Array, Memory | None]:
     """Output [B, N, T, P], float32, and the state after the last real token; none where none was given.
@@ -156,7 +156,7 @@ def recur(
     """
     if memory is None:
         # Rows of one document are all alike: what is made of their places is made once.
-        row = place if place.segment_ids_BT is not None else Placement(place.positions_BT[:1])
+        row = place if place.segment_ids_BT is not None else SequenceInfo(place.positions_BT[:1])
         return form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, documents(row))[0], None
     found = documents(place, memory.document_B)
     y_BNTP, matrix_BNHP = form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, found, memory.matrix_BNHP)

@@ -11,12 +11,13 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.attention.attention import AttentionConfig, CrossAttentionConfig, QKNormConfig
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Placement
+from llm_jax.layers.attention.masks import Bidirectional, Causal
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.norms import RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 B, T, D, N, H = 2, 6, 8, 4, 4
 GENERATOR = np.random.default_rng(0)
@@ -31,7 +32,7 @@ def _weights(config):
         config.build(D, Precision(), None).init,
         jax.random.key(0),
         jnp.zeros((1, 1, D)),
-        Context(Placement(jnp.zeros((1, 1)))),
+        Context(SequenceInfo(jnp.zeros((1, 1)))),
     )
     return jax.tree.map(lambda leaf: GENERATOR.normal(size=leaf.shape), nn.unbox(shapes["params"]))
 
@@ -118,7 +119,7 @@ CASES = {
 def test_attention_is_the_loop_over_packed_documents(case):
     config = CASES[case]
     params = _weights(config)
-    place = Context(Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
+    place = Context(SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
     apply = jax.jit(lambda x: config.build(D, Precision(), None).apply({"params": params}, x, place))
     y, state = apply(jnp.asarray(X, jnp.float32))
     assert state is None
@@ -134,7 +135,7 @@ def test_without_segments_a_row_is_one_document(mask):
     params = _weights(config)
     places = np.broadcast_to(np.arange(T), (B, T))
     layer = config.build(D, Precision(), None)
-    y, _ = jax.jit(layer.apply)({"params": params}, np.float32(X), Context(Placement(places)))
+    y, _ = jax.jit(layer.apply)({"params": params}, np.float32(X), Context(SequenceInfo(places)))
     expected = _reference(config, params, X, places, np.ones((B, T)))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
@@ -166,8 +167,8 @@ CROSS = {
 
 def _read(memory: bool) -> Context:
     context = Context(
-        Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)),
-        memory=Placement(jnp.asarray(MEMORY_POSITIONS), jnp.asarray(MEMORY_SEGMENTS)),
+        SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)),
+        memory=SequenceInfo(jnp.asarray(MEMORY_POSITIONS), jnp.asarray(MEMORY_SEGMENTS)),
     )
     return context.replace(memory_BSD=jnp.asarray(MEMORY, jnp.float32)) if memory else context
 
@@ -207,7 +208,7 @@ def test_state_is_as_large_as_the_kv_heads_need():
 def test_initial_scales_are_those_of_the_config():
     config = AttentionConfig(8, 16, kv_heads=8, init=Normal(0.5), out_init=Normal(0.05))
     layer = config.build(128, Precision(), None)
-    params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(Placement(np.zeros((1, 1)))))[
+    params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(SequenceInfo(np.zeros((1, 1)))))[
         "params"
     ]
     for name, part in params.items():
@@ -216,7 +217,7 @@ def test_initial_scales_are_those_of_the_config():
 
 def test_queries_may_start_at_a_scale_of_their_own():
     layer = AttentionConfig(8, 16, kv_heads=8, init=Normal(0.5), query_init=Normal(0.1)).build(128, Precision(), None)
-    params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(Placement(np.zeros((1, 1)))))[
+    params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 1, 128)), Context(SequenceInfo(np.zeros((1, 1)))))[
         "params"
     ]
     for name, scale in (("query", 0.1), ("key", 0.5), ("value", 0.5)):
@@ -225,7 +226,7 @@ def test_queries_may_start_at_a_scale_of_their_own():
 
 def test_scores_and_softmax_are_float32_under_bfloat16():
     config = AttentionConfig(N, H, kv_heads=2)
-    layer, place = config.build(D, MIXED, None), Context(Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
+    layer, place = config.build(D, MIXED, None), Context(SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
     variables = {"params": _weights(config)}
     program = jax.make_jaxpr(lambda x: layer.apply(variables, x, place)[0])(jnp.asarray(X, jnp.bfloat16))
     exponentials = [equation for equation in _equations(program.jaxpr) if equation.primitive.name == "exp"]

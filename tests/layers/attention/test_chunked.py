@@ -10,16 +10,17 @@ import pytest
 
 from llm_jax.layers.attention import chunked
 from llm_jax.layers.attention.kernels import ChunkedKernel, Kernel, PlainKernel
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask, Placement
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 N, K, H = 2, 1, 4
 
 
 def _pairs(mask: Mask, length: int) -> Pairs:
-    return Pairs(mask, Placement(jnp.arange(length)[None]), None, ScoresConfig())
+    return Pairs(mask, SequenceInfo(jnp.arange(length)[None]), None, ScoresConfig())
 
 
 def _drawn(length: int):
@@ -42,7 +43,7 @@ def test_blocks_that_the_mask_cannot_reach_are_not_visited(mask, first, last):
 
 
 def test_a_cache_is_visited_whole():
-    queries, slots = (Placement(jnp.zeros((1, number), jnp.int32)) for number in (2, 10))
+    queries, slots = (SequenceInfo(jnp.zeros((1, number), jnp.int32)) for number in (2, 10))
     pairs = Pairs(Causal(), queries, slots, ScoresConfig())
     np.testing.assert_array_equal(chunked.visits(pairs, 4), ([0], [3]))
 
@@ -70,7 +71,7 @@ def test_what_is_not_visited_is_not_computed(kernel):
 
 def test_a_query_that_sees_nothing_gives_nothing_and_gets_nothing():
     segments = jnp.array([[1, 1, 0, 0, 0, 0, 2]])
-    pairs = Pairs(Causal(), Placement(jnp.arange(7)[None], segments), None, ScoresConfig())
+    pairs = Pairs(Causal(), SequenceInfo(jnp.arange(7)[None], segments), None, ScoresConfig())
 
     @jax.jit
     def both(*arrays):
@@ -127,7 +128,7 @@ def _peak_bytes(kernel: Kernel, length: int) -> int:
         return jnp.sum(kernel.attend(*arrays, Pairs(Causal(), place, None, scores, table)))
 
     arrays = [jax.ShapeDtypeStruct((1, heads, length, 32), jnp.float32) for heads in (2, 1, 1)]
-    place = Placement(*2 * [jax.ShapeDtypeStruct((1, length), jnp.int32)])
+    place = SequenceInfo(*2 * [jax.ShapeDtypeStruct((1, length), jnp.int32)])
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(arrays, jax.ShapeDtypeStruct((32, 2), jnp.float32), place)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 

@@ -20,11 +20,12 @@ from llm_jax.layers.attention.kernels import (
     TokamaxKernel,
     weights,
 )
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask, Placement
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 
@@ -73,7 +74,7 @@ def _gives(kernel, scores):
 @pytest.mark.parametrize("mask", [Causal(), Bidirectional()], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
-    place = Placement(POSITIONS, segments)
+    place = SequenceInfo(POSITIONS, segments)
     allowed = np.broadcast_to(Pairs(mask, place, None, ScoresConfig()).allowed(), (B, T, T))
     real = REAL if segments is not None else np.ones_like(REAL)
     # A query of padding sees nothing; what it gives is counted nowhere, so nothing comes back to it either.
@@ -95,8 +96,8 @@ def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_with_a_cache_the_keys_are_its_slots(kernel):
-    slots = Placement(POSITIONS, SEGMENTS)
-    queries = Placement(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
+    slots = SequenceInfo(POSITIONS, SEGMENTS)
+    queries = SequenceInfo(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
     pairs = Pairs(Causal(), queries, slots, ScoresConfig())
     seen = np.array(Causal().across(slots, slots))
     seen[0, 6] = True
@@ -111,7 +112,7 @@ def test_with_a_cache_the_keys_are_its_slots(kernel):
 
 
 def test_blocks_skip_what_no_query_of_theirs_can_see():
-    place = Placement(jnp.arange(64)[None])
+    place = SequenceInfo(jnp.arange(64)[None])
 
     def flops(kernel):
         shapes = [jax.ShapeDtypeStruct((1, heads, 64, 8), jnp.float32) for heads in (2, 1, 1)]
@@ -125,7 +126,7 @@ def test_blocks_skip_what_no_query_of_theirs_can_see():
 def test_a_window_costs_its_width_and_not_the_length():
     def flops(length):
         shapes = [jax.ShapeDtypeStruct((1, heads, length, 8), jnp.float32) for heads in (2, 1, 1)]
-        place = Placement(jnp.arange(length)[None])
+        place = SequenceInfo(jnp.arange(length)[None])
         pairs = Pairs(Causal(8), place, None, ScoresConfig())
         run = lambda q, k, v: BlockedKernel(8).attend(q, k, v, pairs)  # noqa: E731
         return jax.jit(run).lower(*shapes).cost_analysis()["flops"]
@@ -142,7 +143,7 @@ SCORES = {
     "all": ScoresConfig(scale=0.9, softcap=1.5, bias=ALiBiConfig(factor=0.3), sinks=True),
 }
 SINKS = GENERATOR.normal(size=N).astype(np.float32)
-ROW = Placement(np.broadcast_to(np.arange(T), (B, T)))
+ROW = SequenceInfo(np.broadcast_to(np.arange(T), (B, T)))
 
 
 @functools.cache
@@ -194,8 +195,8 @@ def test_scores_are_scaled_capped_and_biased_and_so_are_their_gradients(kernel, 
 
 def test_a_cache_has_the_biases_of_its_positions():
     scores = ScoresConfig(bias=ALiBiConfig())
-    slots = Placement(POSITIONS, SEGMENTS)
-    queries = Placement(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
+    slots = SequenceInfo(POSITIONS, SEGMENTS)
+    queries = SequenceInfo(POSITIONS[:, 4:6], SEGMENTS[:, 4:6])
 
     @jax.jit
     def both(q, k, v):
@@ -207,7 +208,7 @@ def test_a_cache_has_the_biases_of_its_positions():
 
 
 # Every kind of pairs: mask, number of key/value heads, queries, slots, scores.
-PACKED = Placement(POSITIONS, SEGMENTS)
+PACKED = SequenceInfo(POSITIONS, SEGMENTS)
 LAST = PACKED.part(slice(4, T))
 ALIBI, LEARNED = ScoresConfig(bias=ALiBiConfig()), ScoresConfig(bias=RelativeBiasConfig(8, 6))
 BOTH_WAYS = ScoresConfig(bias=RelativeBiasConfig(8, 6, bidirectional=True))
@@ -234,7 +235,7 @@ COMPARED = [
 ]
 
 
-def _draw(case: tuple[Mask, int, Placement, Placement | None, ScoresConfig], dtype=jnp.float32):
+def _draw(case: tuple[Mask, int, SequenceInfo, SequenceInfo | None, ScoresConfig], dtype=jnp.float32):
     """Queries, keys, values, table and sinks, and cotangent, zero at padding, for a case."""
     _, kv_heads, queries, slots, _ = case
     real = 1 if queries.segment_ids_BT is None else (queries.segment_ids_BT != 0)[:, None, :, None]
@@ -374,7 +375,7 @@ def test_tokamax_gives_what_the_plain_kernel_gives(title):
 @pytest.mark.parametrize("kernel", [PlainKernel(), BlockedKernel(3), ChunkedKernel(3)], ids=str)
 def test_values_may_have_another_size_than_keys(kernel):
     allowed = np.broadcast_to(np.tril(np.ones((T, T), bool)), (B, T, T))
-    pairs = Pairs(Causal(), Placement(jnp.broadcast_to(jnp.arange(T), (B, T))), None, ScoresConfig())
+    pairs = Pairs(Causal(), SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T))), None, ScoresConfig())
     run = lambda q, k, v: kernel.attend(q, k, v[..., :3], pairs)  # noqa: E731
     reference = lambda q, k, v: _reference(q, k, v[..., :3], allowed)  # noqa: E731
     cotangent = jnp.asarray(GENERATOR.normal(size=(B, N, T, 3)), jnp.float32)

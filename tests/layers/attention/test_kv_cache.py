@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.layers.attention.kv_cache import Cache, KeyValues, empty_slots
-from llm_jax.layers.attention.masks import Causal, Placement
+from llm_jax.layers.attention.masks import Causal
+from llm_jax.layers.sequence import SequenceInfo
 
 
 def test_entries_land_in_their_slots_and_leave_the_others():
@@ -25,13 +26,13 @@ def test_entries_take_the_type_of_the_cache():
 
 
 def test_empty_slots_are_seen_by_nothing():
-    query = Placement(jnp.array([[100]]), jnp.array([[1]]))
+    query = SequenceInfo(jnp.array([[100]]), jnp.array([[1]]))
     assert not Causal().across(query, empty_slots(1, 4)).any()
 
 
 def test_placing_tokens_records_where_they_stand():
     cache = Cache(layers=(), slots=empty_slots(1, 5), length=jnp.int32(2))
-    placed = cache.place(Placement(jnp.array([[8, 9]]), jnp.array([[3, 3]])))
+    placed = cache.place(SequenceInfo(jnp.array([[8, 9]]), jnp.array([[3, 3]])))
     np.testing.assert_array_equal(placed.slots.positions_BT, [[0, 0, 8, 9, 0]])
     np.testing.assert_array_equal(placed.slots.segment_ids_BT, [[0, 0, 3, 3, 0]])
     assert placed.length == 2
@@ -39,6 +40,6 @@ def test_placing_tokens_records_where_they_stand():
 
 def test_places_given_once_stand_for_all_rows():
     cache = Cache(layers=(), slots=empty_slots(2, 3), length=jnp.int32(1))
-    placed = cache.place(Placement(jnp.array([[8, 9]]), jnp.array([[3, 3], [4, 4]])))
+    placed = cache.place(SequenceInfo(jnp.array([[8, 9]]), jnp.array([[3, 3], [4, 4]])))
     np.testing.assert_array_equal(placed.slots.positions_BT, [[0, 8, 9]] * 2)
     np.testing.assert_array_equal(placed.slots.segment_ids_BT, [[0, 3, 3], [0, 4, 4]])

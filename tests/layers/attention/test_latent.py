@@ -12,11 +12,12 @@ from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.attention.kernels import DotProductKernel, PlainKernel
 from llm_jax.layers.attention.latent import LatentAttentionConfig, Latents
-from llm_jax.layers.attention.masks import Causal, Placement
+from llm_jax.layers.attention.masks import Causal
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, YaRNScaling
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models import count
 from llm_jax.models.families.deepseek import deepseek
 
@@ -26,7 +27,7 @@ X = GENERATOR.normal(size=(B, T, D))
 # Two packed documents and padding in the first row, one document in the second.
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
 POSITIONS = np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
-PLACE = Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
+PLACE = SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
 FULL = LatentAttentionConfig(N, Q, R, H, P, V, position=RoPEConfig(10.0))
 CASES = {
     "both ranks": FULL,
@@ -37,7 +38,7 @@ CASES = {
 
 
 def _weights(config):
-    layer, start = config.build(D, Precision(), None), Context(Placement(jnp.zeros((1, 1))))
+    layer, start = config.build(D, Precision(), None), Context(SequenceInfo(jnp.zeros((1, 1))))
     shapes = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 1, D)), start)
     return jax.tree.map(lambda leaf: GENERATOR.normal(size=leaf.shape), nn.unbox(shapes["params"]))
 
@@ -116,8 +117,8 @@ def test_both_forms_give_from_a_cache_what_the_whole_row_gives(case, absorbed, m
     monkeypatch.setattr(LatentAttentionConfig, "absorbs", lambda *_: absorbed)
     state = config.allocate(B, T, jnp.float32)
     for start, end in ((0, 4), (4, 5), (5, 6)):
-        part = Placement(PLACE.positions_BT[:, start:end], PLACE.segment_ids_BT[:, start:end])
-        slots = Placement(PLACE.positions_BT, jnp.where(jnp.arange(T) < end, PLACE.segment_ids_BT, 0))
+        part = SequenceInfo(PLACE.positions_BT[:, start:end], PLACE.segment_ids_BT[:, start:end])
+        slots = SequenceInfo(PLACE.positions_BT, jnp.where(jnp.arange(T) < end, PLACE.segment_ids_BT, 0))
         context = Context(part, slots, jnp.int32(start))
         y, state = _apply(config, params, jnp.asarray(X[:, start:end], jnp.float32), context, state)
         real = SEGMENTS[:, start:end] != 0
@@ -134,8 +135,8 @@ def test_few_queries_are_compared_among_the_short_vectors_and_many_are_not():
 @pytest.mark.parametrize("length", [1, 24])
 def test_the_form_is_that_of_fewer_flops(length, monkeypatch):
     config = dataclasses.replace(FULL, heads=8, rank=48, head_dim=16, value_dim=16, kernel=PlainKernel())
-    params, slots = _weights(config), Placement(*jnp.ones((2, 1, 64), jnp.int32))
-    context = Context(Placement(*jnp.ones((2, 1, length), jnp.int32)), slots, jnp.int32(0))
+    params, slots = _weights(config), SequenceInfo(*jnp.ones((2, 1, 64), jnp.int32))
+    context = Context(SequenceInfo(*jnp.ones((2, 1, length), jnp.int32)), slots, jnp.int32(0))
     chosen = config.absorbs(length, 64)
 
     def flops(absorbed):
@@ -176,7 +177,7 @@ def test_parameters_and_flops_are_counted(case):
 
 def test_initial_scales_are_those_of_the_config():
     config = LatentAttentionConfig(8, 32, 32, 16, 16, 16, init=Normal(0.5), out_init=Normal(0.05))
-    layer, start = config.build(64, Precision(), None), Context(Placement(jnp.zeros((1, 1))))
+    layer, start = config.build(64, Precision(), None), Context(SequenceInfo(jnp.zeros((1, 1))))
     params = jax.jit(lambda: layer.init(jax.random.key(0), jnp.zeros((1, 1, 64)), start)["params"])()
     kernels = {name: part["kernel"].value for name, part in params.items() if "kernel" in part}
     assert len(kernels) == 8

@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Permuted, Placement
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Permuted
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 SEGMENTS = np.array([[1, 1, 2, 2, 2, 0, 0], [3, 3, 3, 3, 3, 3, 3]])
 POSITIONS = np.array([[0, 1, 0, 1, 2, 0, 0], [0, 1, 2, 3, 4, 5, 6]])
-PACKED = Placement(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
-PLAIN = Placement(jnp.asarray(np.broadcast_to(np.arange(7), (2, 7))))
+PACKED = SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
+PLAIN = SequenceInfo(jnp.asarray(np.broadcast_to(np.arange(7), (2, 7))))
 CASES = {
     "causal": Causal(),
     "window": Causal(3),
@@ -93,14 +94,14 @@ def test_nothing_is_seen_outside_the_columns(mask):
 def test_across_a_cache_it_is_the_mask_of_the_whole_row(mask):
     # The last three tokens of each row asked again, with the whole row in the cache.
     last = slice(4, 7)
-    queries = Placement(PACKED.positions_BT[:, last], PACKED.segment_ids_BT[:, last])
+    queries = SequenceInfo(PACKED.positions_BT[:, last], PACKED.segment_ids_BT[:, last])
     np.testing.assert_array_equal(mask.across(queries, PACKED), _seen(mask, SEGMENTS)[:, last])
 
 
 def test_slots_need_not_be_in_order():
     # One query at position 2 of the second document; its own slot comes after padding.
-    query = Placement(jnp.array([[2]]), jnp.array([[2]]))
-    slots = Placement(jnp.array([[0, 1, 0, 1, 0, 3, 2]]), jnp.array([[1, 1, 2, 2, 0, 2, 2]]))
+    query = SequenceInfo(jnp.array([[2]]), jnp.array([[2]]))
+    slots = SequenceInfo(jnp.array([[0, 1, 0, 1, 0, 3, 2]]), jnp.array([[1, 1, 2, 2, 0, 2, 2]]))
     causal = [[[False, False, True, True, False, False, True]]]
     np.testing.assert_array_equal(Causal().across(query, slots), causal)
     np.testing.assert_array_equal(Bidirectional().across(query, slots)[0, 0], [0, 0, 1, 1, 0, 1, 1])
@@ -113,7 +114,7 @@ def test_pairs_are_the_mean_number_of_keys_seen(mask, length):
 
 
 # Two documents, padding, and for each document tokens that ask, of which one asks for a token that is given.
-ORDERED = Placement(
+ORDERED = SequenceInfo(
     positions_BT=jnp.array([[0, 1, 2, 0, 1, 0, 2, 0, 0, 1]]),
     segment_ids_BT=jnp.array([[1, 1, 1, 2, 2, 0, 1, 1, 2, 0]]),
     order_BT=jnp.array([[2, 0, 1, 1, 1, 0, 1, 2, 1, 0]]),
@@ -122,7 +123,7 @@ ORDERED = Placement(
 
 
 def _seen_in_order(place):
-    """Which key each token of the first row sees, by the words of Placement."""
+    """Which key each token of the first row sees, by the words of SequenceInfo."""
     position, document, order, asks = (
         np.asarray(array)[0] for array in (place.positions_BT, place.segment_ids_BT, place.order_BT, place.targets_BT)
     )
@@ -152,6 +153,8 @@ def test_what_tokens_see_in_an_order():
 def test_lengths_are_those_of_documents_without_padding():
     positions = jnp.array([[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]])
     segments = jnp.array([[1, 1, 1, 2, 2, 0], [0, 3, 3, 0, 3, 0]])
-    np.testing.assert_array_equal(Placement(positions, segments).lengths_BT, [[3, 3, 3, 2, 2, 0], [0, 4, 4, 0, 4, 0]])
+    np.testing.assert_array_equal(
+        SequenceInfo(positions, segments).lengths_BT, [[3, 3, 3, 2, 2, 0], [0, 4, 4, 0, 4, 0]]
+    )
     # Without segment ids a row is one document; a call that continues it counts from its start.
-    np.testing.assert_array_equal(Placement(jnp.array([[0, 1, 2], [7, 8, 9]])).lengths_BT, [[3], [10]])
+    np.testing.assert_array_equal(SequenceInfo(jnp.array([[0, 1, 2], [7, 8, 9]])).lengths_BT, [[3], [10]])

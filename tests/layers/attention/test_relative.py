@@ -8,23 +8,24 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Permuted, Placement
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Permuted
 from llm_jax.layers.attention.relative import RelativeAttentionConfig
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Normal
+from llm_jax.layers.sequence import SequenceInfo
 
 B, T, D, N, H = 2, 7, 8, 2, 3
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(B, T, D))
 # Two packed documents, padding and a token that asks in the first row; padding before one document in the second.
-PLACE = Placement(
+PLACE = SequenceInfo(
     positions_BT=jnp.array([[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 2]]),
     segment_ids_BT=jnp.array([[1, 1, 1, 2, 2, 0, 1], [0, 1, 1, 1, 1, 1, 1]]),
     types_BT=jnp.array([[0, 1, 1, 0, 5, 0, 1], [0, 0, 0, 1, 1, 1, 1]]),
     order_BT=jnp.array([[2, 1, 3, 0, 1, 0, 1], [0, 0, 2, 1, 0, 3, 1]]),
     targets_BT=jnp.array([[False] * 6 + [True]] * 2),
 )
-PLAIN = Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
+PLAIN = SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T)))
 CASES = {
     "two streams": (RelativeAttentionConfig(N, H), PLACE),
     "far distances alike": (RelativeAttentionConfig(N, H, farthest=1), PLACE),
@@ -98,7 +99,7 @@ def test_one_part_for_all_is_no_part():
 
 def test_the_first_token_asked_for_is_told_nothing_where_nothing_is_given():
     # Two tokens, the second before the first, and one that asks for the second.
-    place = Placement(
+    place = SequenceInfo(
         positions_BT=jnp.array([[0, 1, 1]]),
         order_BT=jnp.array([[2, 1, 1]]),
         targets_BT=jnp.array([[False, False, True]]),

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.attention.masks import Causal, Placement
+from llm_jax.layers.attention.masks import Causal
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 N, T = 2, 300
 BIASES = {
@@ -27,7 +28,7 @@ def test_a_row_and_its_cache_have_the_same_biases(name: str):
     config = ScoresConfig(bias=BIASES[name])
     buckets = getattr(config.bias, "buckets", 1)
     bias_RN = jnp.asarray(np.random.default_rng(0).normal(size=(buckets, N)), jnp.float32)
-    place = Placement(jnp.arange(T)[None])
+    place = SequenceInfo(jnp.arange(T)[None])
     within = jax.jit(lambda place: Pairs(Causal(), place, None, config, bias_RN).bias(N))(place)
     across = jax.jit(lambda place: Pairs(Causal(), place, place, config, bias_RN).bias(N))(place)
     # ALiBi's biases of keys that nothing sees may differ.

@@ -11,10 +11,11 @@ import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from llm_jax.layers.attention.kernels import BlockedKernel, PlainKernel, SplashKernel
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Permuted, Placement
+from llm_jax.layers.attention.masks import Bidirectional, Causal, Permuted
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 B, N, K, T, H = 2, 4, 2, 256, 32
 GENERATOR = np.random.default_rng(0)
@@ -55,7 +56,7 @@ def _value_and_gradients(kernel, pairs):
     ids=["causal and packed", "window", "bidirectional and packed"],
 )
 def test_it_is_softmax_attention_forward_and_backward(interpreted, mask, segments, scores):
-    pairs = Pairs(mask, Placement(POSITIONS, segments), None, scores)
+    pairs = Pairs(mask, SequenceInfo(POSITIONS, segments), None, scores)
     found, expected = (_value_and_gradients(kernel, pairs) for kernel in (SplashKernel(128), PlainKernel()))
     for name, one, other in zip(("y", "q", "k", "v"), found, expected, strict=True):
         assert np.abs(other).max() > 0.1
@@ -63,7 +64,7 @@ def test_it_is_softmax_attention_forward_and_backward(interpreted, mask, segment
 
 
 def test_what_its_backward_pass_needs_can_be_kept():
-    pairs = Pairs(Causal(), Placement(POSITIONS), None, ScoresConfig())
+    pairs = Pairs(Causal(), SequenceInfo(POSITIONS), None, ScoresConfig())
     kept = jax.checkpoint_policies.save_only_these_names("context")
 
     def forward_passes(policy):
@@ -75,7 +76,7 @@ def test_what_its_backward_pass_needs_can_be_kept():
 
 
 def test_short_rows_and_caches_take_the_blocked_kernel():
-    place = Placement(POSITIONS[:, :7])
+    place = SequenceInfo(POSITIONS[:, :7])
     q, k, v = (x[:, :, :7] for x in (Q, KEYS, VALUES))
     for slots in (None, place):
         pairs = Pairs(Causal(), place, slots, ScoresConfig())
@@ -90,7 +91,7 @@ def test_short_rows_and_caches_take_the_blocked_kernel():
         (lambda: SplashKernel().check(ScoresConfig(bias=ALiBiConfig())), "scores.bias is ALiBiConfig"),
         (
             lambda: SplashKernel().attend(
-                Q, KEYS, VALUES, Pairs(Permuted(), Placement(POSITIONS), None, ScoresConfig())
+                Q, KEYS, VALUES, Pairs(Permuted(), SequenceInfo(POSITIONS), None, ScoresConfig())
             ),
             "mask is Permuted",
         ),

@@ -10,11 +10,11 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 B, T, D = 2, 5, 8
 GENERATOR = np.random.default_rng(0)
@@ -26,12 +26,12 @@ GATED = dataclasses.replace(SHARED, shared_gate=True)
 
 def _run(config, params):
     places = jnp.broadcast_to(jnp.arange(T), (B, T))
-    context = Context(Placement(places, jnp.ones((B, T), jnp.int32)))
+    context = Context(SequenceInfo(places, jnp.ones((B, T), jnp.int32)))
     return np.asarray(config.build(D, Precision(), None).apply({"params": params}, X, context)[0])
 
 
 def _params(config):
-    context = Context(Placement(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32)))
+    context = Context(SequenceInfo(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32)))
     shapes = jax.eval_shape(config.build(D, Precision(), None).init, jax.random.key(0), X[:1, :1], context)["params"]
     return jax.tree.map(lambda leaf: jnp.asarray(GENERATOR.normal(size=leaf.shape), jnp.float32), nn.unbox(shapes))
 

@@ -10,10 +10,11 @@ import pytest
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.attention.kernels import BlockedKernel, PlainKernel
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Placement
+from llm_jax.layers.attention.masks import Bidirectional, Causal
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.context import Context
 from llm_jax.layers.positions.relative_bias import RelativeBias, RelativeBiasConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 N = 3
 GENERATOR = np.random.default_rng(0)
@@ -111,7 +112,10 @@ def test_attention_raises_scores_by_it_and_the_table_learns(mask, kernel):
     table = jnp.asarray(GENERATOR.normal(size=(bias.buckets, N)), jnp.float32)
     segments = np.array([[1] * 4 + [2] * 6, [1] * 10])
     positions = np.array([[*range(4), *range(6)], [*range(10)]])
-    place, distance = Placement(jnp.asarray(positions), jnp.asarray(segments)), np.arange(10) - np.arange(10)[:, None]
+    place, distance = (
+        SequenceInfo(jnp.asarray(positions), jnp.asarray(segments)),
+        np.arange(10) - np.arange(10)[:, None],
+    )
     same = segments[:, :, None] == segments[:, None, :]
     seen = same & ((distance <= 0) & (distance > -(mask.window or 10)) if isinstance(mask, Causal) else same)
     buckets = np.array([[_bucket(bias, int(item)) for item in row] for row in distance])

@@ -8,9 +8,9 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.initialisers import FanIn
 from llm_jax.layers.recurrent.convolution import ConvolutionConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 B, T, C = 3, 9, 5
 GENERATOR = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def _weights(config):
 
 
 def _place(segments):
-    return Placement(np.zeros(segments.shape, np.int32), np.int32(segments))
+    return SequenceInfo(np.zeros(segments.shape, np.int32), np.int32(segments))
 
 
 def _run(config, params, x, place, state=None, precision=Precision()):  # noqa: B008
@@ -68,7 +68,7 @@ def test_a_loop_gives_the_same(config):
 
 def test_a_row_without_segments_is_one_document(config):
     params, one = _weights(config), np.ones_like(SEGMENTS)
-    y, _ = _run(config, params, X, Placement(jnp.zeros((B, T), jnp.int32)))
+    y, _ = _run(config, params, X, SequenceInfo(jnp.zeros((B, T), jnp.int32)))
     np.testing.assert_allclose(y, _reference(config, params, X, one), rtol=1e-5, atol=1e-5)
 
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.recurrent.documents import documents
+from llm_jax.layers.sequence import SequenceInfo
 
 SEGMENTS = np.array([[0, 0, 1, 1, 2, 0, 2, 3], [1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]])
 
@@ -19,7 +19,7 @@ def _walk(segments, before):
 
 
 def test_documents_begin_where_the_last_real_token_was_of_another():
-    place = Placement(jnp.zeros(SEGMENTS.shape, jnp.int32), jnp.asarray(SEGMENTS))
+    place = SequenceInfo(jnp.zeros(SEGMENTS.shape, jnp.int32), jnp.asarray(SEGMENTS))
     for before in ([0, 0, 0], [1, 1, 1], [3, 2, 0]):
         found = documents(place, jnp.asarray(before, jnp.int32))
         starts, last = _walk(SEGMENTS, np.array(before))
@@ -29,7 +29,7 @@ def test_documents_begin_where_the_last_real_token_was_of_another():
 
 
 def test_a_row_without_segments_is_one_document_whatever_its_positions():
-    found = documents(Placement(jnp.asarray([[0, 1, 0, 1], [5, 6, 7, 8]])))
+    found = documents(SequenceInfo(jnp.asarray([[0, 1, 0, 1], [5, 6, 7, 8]])))
     np.testing.assert_array_equal(found.starts_BT, [[True, False, False, False]] * 2)
     np.testing.assert_array_equal(found.last_B, [1, 1])
     assert np.asarray(found.real_BT).all()

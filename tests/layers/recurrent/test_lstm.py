@@ -10,9 +10,9 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
 from llm_jax.layers.recurrent.lstm import LSTMConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 B, T, D = 3, 8, 5
 CONFIG = LSTMConfig(D)
@@ -29,7 +29,7 @@ def _weights():
 
 
 def _place(segments):
-    return Context(Placement(jnp.zeros(segments.shape, jnp.int32), jnp.asarray(segments, jnp.int32)))
+    return Context(SequenceInfo(jnp.zeros(segments.shape, jnp.int32), jnp.asarray(segments, jnp.int32)))
 
 
 PARAMS = _weights()

@@ -11,17 +11,17 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
 from llm_jax.layers.recurrent.mamba2 import Mamba2Config, TimeScales
 from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, ParallelForm, RecurrentForm
+from llm_jax.layers.sequence import SequenceInfo
 
 B, T, D, N, P, K, H = 2, 10, 6, 4, 3, 2, 5
 CONFIG = Mamba2Config(N, P, K, H, bias=True, step_limit=(0.1, 1.5))
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(B, T, D)).astype(np.float32)
 SEGMENTS = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 0, 0], [0, 0, 1, 1, 2, 2, 2, 2, 2, 3]], np.int32)
-PACKED = Placement(np.zeros((B, T), np.int32), SEGMENTS)
+PACKED = SequenceInfo(np.zeros((B, T), np.int32), SEGMENTS)
 REAL = (SEGMENTS != 0)[..., None]
 FORMS = {"parallel": ParallelForm(), "chunks": ChunkwiseForm(4), "recurrent": RecurrentForm()}
 
@@ -112,7 +112,7 @@ def test_rows_of_different_length_go_on_from_their_own_last_token(form):
         real = np.ones((B, end - start), np.int32)
         if start == 0:
             real = (np.arange(5) < np.array(lengths)[:, None]).astype(np.int32)
-        place = Placement(jnp.zeros_like(real), jnp.asarray(real))
+        place = SequenceInfo(jnp.zeros_like(real), jnp.asarray(real))
         y, state = apply({"params": PARAMS}, X[:, start:end], Context(place), state)
         for row in range(B):
             parts[row].append(np.asarray(y[row])[real[row] != 0])

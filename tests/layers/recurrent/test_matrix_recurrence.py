@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, Memory, ParallelForm, RecurrentForm, recur
+from llm_jax.layers.sequence import SequenceInfo
 
 B, K, N, T, H, P = 3, 2, 4, 11, 3, 5
 GENERATOR = np.random.default_rng(0)
@@ -49,10 +49,10 @@ def _reference(q, k, v, log, segments):
     return y
 
 
-def _place(segments: np.ndarray | None, length: int = T) -> Placement:
+def _place(segments: np.ndarray | None, length: int = T) -> SequenceInfo:
     # Positions are not what tells documents apart.
     positions = jnp.broadcast_to(jnp.arange(length), (B, length))
-    return Placement(positions, None if segments is None else jnp.asarray(segments, jnp.int32))
+    return SequenceInfo(positions, None if segments is None else jnp.asarray(segments, jnp.int32))
 
 
 @pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one document", "packed"])
@@ -133,7 +133,7 @@ def test_the_state_is_float32_in_every_precision_and_does_not_lose_small_terms(f
     length = 65
     ones = jnp.ones((1, 1, length, 1), jnp.bfloat16)
     v = ones.at[:, :, 1:].set(2.0**-10)
-    place = Placement(jnp.arange(length)[None], jnp.ones((1, length), jnp.int32))
+    place = SequenceInfo(jnp.arange(length)[None], jnp.ones((1, length), jnp.int32))
     run = jax.jit(lambda empty: recur(form, ones, ones, v, jnp.zeros((1, 1, length)), place, empty))
     _, memory = run(Memory.empty(1, 1, 1, 1))
     assert memory.matrix_BNHP.dtype == jnp.float32
@@ -152,7 +152,7 @@ def test_strong_decays_give_no_infinities_and_no_nans():
 def _temporary_bytes(form, length: int) -> int:
     shapes = [jax.ShapeDtypeStruct((1, 2, length, 16), jnp.float32)] * 3
     log = jax.ShapeDtypeStruct((1, 2, length), jnp.float32)
-    place = Placement(jnp.zeros((1, length), jnp.int32), jnp.ones((1, length), jnp.int32))
+    place = SequenceInfo(jnp.zeros((1, length), jnp.int32), jnp.ones((1, length), jnp.int32))
     loss = lambda *x: jnp.sum(recur(form, *x, place)[0] ** 2)  # noqa: E731
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*shapes, log).compile()
     return compiled.memory_analysis().temp_size_in_bytes
@@ -167,7 +167,7 @@ def test_memory_of_chunks_grows_with_the_length_and_that_of_all_scores_with_its_
 def test_flops_are_those_of_the_compiler(chunk):
     length, heads, size = 64, 2, 32
     shapes = [jax.ShapeDtypeStruct((1, heads, length, size), jnp.float32)] * 3
-    place, log = Placement(jnp.zeros((1, length), jnp.int32)), np.zeros((1, heads, length), np.float32)
+    place, log = SequenceInfo(jnp.zeros((1, length), jnp.int32)), np.zeros((1, heads, length), np.float32)
     lowered = jax.jit(lambda *x: recur(ChunkwiseForm(chunk), *x, log, place)[0]).lower(*shapes)
     # The chunks' scores that are not allowed are made as well; what is no product of matrices comes on top.
     forbidden = (chunk - (chunk + 1) / 2) * 4 * heads * size

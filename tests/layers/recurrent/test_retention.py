@@ -10,11 +10,11 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, ParallelForm, RecurrentForm
 from llm_jax.layers.recurrent.retention import PowerDecays, RetentionConfig, SpacedDecays
+from llm_jax.layers.sequence import SequenceInfo
 
 B, T, D, N, H, P = 2, 9, 12, 3, 4, 6
 CONFIG = RetentionConfig(N, H, P)
@@ -22,7 +22,7 @@ GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(B, T, D)).astype(np.float32)
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0], [1, 1, 2, 2, 2, 2, 2, 2, 3]], np.int32)
 POSITIONS = np.array([[0, 1, 2, 3, 0, 1, 2, 0, 0], [0, 1, 0, 1, 2, 3, 4, 5, 0]], np.int32)
-PACKED = Placement(POSITIONS, SEGMENTS)
+PACKED = SequenceInfo(POSITIONS, SEGMENTS)
 REAL = (SEGMENTS != 0)[..., None]
 FORMS = {"parallel": ParallelForm(), "chunks": ChunkwiseForm(4), "recurrent": RecurrentForm()}
 
@@ -101,7 +101,7 @@ def test_a_row_may_come_window_by_window(form):
     apply, state, parts = jax.jit(module.apply), CONFIG.allocate(B, T, jnp.bfloat16), []
     assert state.matrix_BNHP.shape == (B, N, H, P) and state.matrix_BNHP.dtype == jnp.float32
     for start, end in ((0, 4), (4, 8), (8, 9)):
-        place = Placement(*(array[:, start:end] for array in (PACKED.positions_BT, PACKED.segment_ids_BT)))
+        place = SequenceInfo(*(array[:, start:end] for array in (PACKED.positions_BT, PACKED.segment_ids_BT)))
         y, state = apply({"params": PARAMS}, X[:, start:end], Context(place), state)
         parts.append(y)
     whole, _ = apply({"params": PARAMS}, X, Context(PACKED))
@@ -109,8 +109,8 @@ def test_a_row_may_come_window_by_window(form):
 
 
 def test_a_score_depends_on_the_distance_and_not_on_the_places():
-    module, place = _module(CONFIG), Placement(jnp.broadcast_to(jnp.arange(T), (B, T)))
-    moved = Placement(place.positions_BT + 5)
+    module, place = _module(CONFIG), SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T)))
+    moved = SequenceInfo(place.positions_BT + 5)
     apply = jax.jit(module.apply)
     here, there = (apply({"params": PARAMS}, X, Context(where))[0] for where in (place, moved))
     np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5)
@@ -120,7 +120,7 @@ def test_a_score_depends_on_the_distance_and_not_on_the_places():
 
 def test_a_head_is_normalised_so_that_the_size_of_its_values_is_nothing():
     larger = PARAMS | {"value": {"kernel": 100 * PARAMS["value"]["kernel"]}}
-    place = Context(Placement(jnp.broadcast_to(jnp.arange(T), (B, T))))
+    place = Context(SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T))))
     apply = jax.jit(_module(CONFIG).apply)
     y, same = (apply({"params": params}, X, place)[0] for params in (PARAMS, larger))
     np.testing.assert_allclose(y, same, rtol=1e-2, atol=1e-2)

@@ -11,10 +11,10 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.layers.attention.masks import Placement
 from llm_jax.layers.context import Context
 from llm_jax.layers.recurrent.convolution import ConvolutionConfig
 from llm_jax.layers.recurrent.rg_lru import RGLRUConfig
+from llm_jax.layers.sequence import SequenceInfo
 
 B, T, D = 3, 8, 5
 CONFIG = RGLRUConfig(6, 2, ConvolutionConfig(3))
@@ -25,7 +25,7 @@ SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0, 0], [0, 0, 1, 1, 1, 1, 2, 2], [1] * T
 
 
 def _place(segments):
-    return Context(Placement(jnp.zeros(segments.shape, jnp.int32), jnp.asarray(segments, jnp.int32)))
+    return Context(SequenceInfo(jnp.zeros(segments.shape, jnp.int32), jnp.asarray(segments, jnp.int32)))
 
 
 def _init(config, key=0, width=D):

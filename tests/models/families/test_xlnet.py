@@ -13,7 +13,8 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
 from llm_jax.layers.attention.attention import AttentionConfig
-from llm_jax.layers.attention.masks import Causal, Placement
+from llm_jax.layers.attention.masks import Causal
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.families.bert import bert
@@ -34,7 +35,7 @@ ALL = np.array([3, 6, 0, 4, 2, 5, 1])
 """An order of all tokens: the fourth is predicted first."""
 
 
-def _row(order: Sequence[int], targets: Sequence[int], given: Sequence[int] = (), document: int = 1) -> Placement:
+def _row(order: Sequence[int], targets: Sequence[int], given: Sequence[int] = (), document: int = 1) -> SequenceInfo:
     """A document whose tokens `order` are predicted in this order after `given`, and tokens that ask for `targets`."""
     length = len(order) + len(given)
     ranks = np.zeros(length, np.int32)
@@ -42,35 +43,35 @@ def _row(order: Sequence[int], targets: Sequence[int], given: Sequence[int] = ()
     at = np.concatenate([np.arange(length), np.array(targets, int)]).astype(np.int32)
     asks = np.arange(len(at)) >= length
     arrays = (at, np.full(len(at), document, np.int32), TYPES[at], ranks[at], asks)
-    return Placement(*(array[None] for array in arrays))
+    return SequenceInfo(*(array[None] for array in arrays))
 
 
 def _padded(array: np.ndarray, length: int) -> np.ndarray:
     return np.pad(array, ((0, 0), (0, length - array.shape[1])))
 
 
-def _tokens(placement: Placement, tokens: np.ndarray = TOKENS) -> np.ndarray:
+def _tokens(placement: SequenceInfo, tokens: np.ndarray = TOKENS) -> np.ndarray:
     """The tokens with a 0 for each that asks."""
     return _padded(tokens, placement.positions_BT.shape[1])
 
 
-def _long(placement: Placement | None, length: int) -> int:
+def _long(placement: SequenceInfo | None, length: int) -> int:
     """The length to which a row is padded so that all rows share a program, but for those that name no padding."""
     return length if placement is None or placement.segment_ids_BT is None else 2 * T
 
 
-def _logits(tokens: np.ndarray, placement: Placement | None = None, model: Transformer = MODEL) -> np.ndarray:
+def _logits(tokens: np.ndarray, placement: SequenceInfo | None = None, model: Transformer = MODEL) -> np.ndarray:
     length = tokens.shape[1]
     tokens, placement = jax.tree.map(lambda x: _padded(x, _long(placement, length)), (tokens, placement))
     return np.asarray(_apply(tokens, placement, model))[:, :length]
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _apply(tokens: jax.Array, placement: Placement | None, model: Transformer) -> jax.Array:
+def _apply(tokens: jax.Array, placement: SequenceInfo | None, model: Transformer) -> jax.Array:
     return model.apply({"params": PARAMS}, tokens, placement).logits_BTV
 
 
-def _influence(placement: Placement) -> np.ndarray:
+def _influence(placement: SequenceInfo) -> np.ndarray:
     """Size of d logits[t] / d embedding[s], [T, T]."""
     length = placement.positions_BT.shape[1]
     placement = jax.tree.map(lambda x: _padded(x, _long(placement, length)), placement)
@@ -78,7 +79,7 @@ def _influence(placement: Placement) -> np.ndarray:
 
 
 @jax.jit
-def _sizes(placement: Placement) -> jax.Array:
+def _sizes(placement: SequenceInfo) -> jax.Array:
     def scores(x_BTD: jax.Array) -> jax.Array:
         def run(model: Transformer) -> jax.Array:
             return model.unembed(model.run(x_BTD, placement).hidden_BTD)
@@ -201,7 +202,7 @@ def test_in_the_order_of_reading_the_content_is_causal():
 
 
 def test_without_an_order_every_token_knows_all():
-    place = Placement(np.arange(T, dtype=np.int32)[None])
+    place = SequenceInfo(np.arange(T, dtype=np.int32)[None])
     assert (_influence(place) > 1e-6).all()
     np.testing.assert_array_equal(_logits(TOKENS), _logits(TOKENS, place))
     _same(_logits(TOKENS, place), _logits(TOKENS, place.replace(order_BT=np.zeros((1, T), np.int32))))
@@ -219,11 +220,11 @@ def test_asking_changes_nothing_else_and_a_token_that_asks_may_have_any_id():
     _same(again[:, T:], logits[:, [T + 1, T, T + 1]])
 
 
-def _beside(*rows: Placement) -> Placement:
+def _beside(*rows: SequenceInfo) -> SequenceInfo:
     return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *rows)
 
 
-def _cut(placement: Placement, places: Sequence[int]) -> Placement:
+def _cut(placement: SequenceInfo, places: Sequence[int]) -> SequenceInfo:
     return jax.tree.map(lambda array: array[:, np.array(places)], placement)
 
 
