@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 
 from llm_jax.core.checks import check
-from llm_jax.data.batch import Batch
 from llm_jax.data.feed import global_batch, host_share
 from llm_jax.data.pipeline import Dataset
 from llm_jax.experiment import Experiment
-from llm_jax.models.transformer import Transformer
+from llm_jax.models.build import build
+from llm_jax.objectives.objective import AnyBatch
 from llm_jax.sharding import axes
 from llm_jax.sharding.partition import Layout
 from llm_jax.starts.fit import Fit
@@ -41,7 +41,7 @@ class Assembly:
             return self.programs.fresh()
         return self.programs.begin(self.fit.parameters(self.experiment.seed))
 
-    def place(self, rows: dict) -> Batch:
+    def place(self, rows: dict) -> AnyBatch:
         """A batch over all devices from this host's stacked rows."""
         return global_batch(self.experiment.objective.batch(rows), self.layout.rows)
 
@@ -63,17 +63,20 @@ def assemble(experiment: Experiment, cache: Path, begun: bool = False) -> Assemb
     """
     tokenizer = _tokenizer(experiment, cache)
     start = None if begun else experiment.start
-    fit = None if start is None else Fit.of(start, Transformer(experiment.model, experiment.precision))
+    fit = None if start is None else Fit.of(start, build(experiment.model, experiment.precision))
     if start is not None and fit is not None and tokenizer is not None:
         check_tokens(fit.weights, tokenizer, start.resized_vocabulary)
     layout = Layout.of(experiment.sharding)
     _check_rows(experiment, layout)
-    dataset = experiment.data.build(tokenizer, cache, experiment.seed, experiment.objective.example)
-    vocab_size = experiment.model.vocab_size
+    dataset = experiment.dataset(tokenizer, cache)
+    vocab_size, special = (
+        experiment.model.vocab_size,
+        experiment.objective.special_tokens(experiment.data.sequence_length),
+    )
     check(
-        vocab_size is not None and dataset.vocab_size <= vocab_size,
-        f"the data have {dataset.vocab_size} different tokens and model.vocab_size is {vocab_size}: "
-        "the model must have at least as many",
+        vocab_size is not None and dataset.vocab_size + special <= vocab_size,
+        f"the data have {dataset.vocab_size} different tokens{f', the objective {special} of its own' * (special > 0)} "
+        f"and model.vocab_size is {vocab_size}: it must be at least {dataset.vocab_size + special}",
     )
     return Assembly(experiment, tokenizer, dataset, experiment_programs(experiment, layout), fit)
 
@@ -99,7 +102,7 @@ def _check_rows(experiment: Experiment, layout: Layout) -> None:
 def experiment_programs(experiment: Experiment, layout: Layout) -> Programs:
     """The programs of `experiment` in a layout, which may be of devices that there are not."""
     return programs(
-        Transformer(experiment.model, experiment.precision),
+        build(experiment.model, experiment.precision),
         experiment.objective,
         experiment.optimizer,
         experiment.update,

@@ -14,10 +14,10 @@ from llm_jax.core.configclass import configclass, deferred
 from llm_jax.core.dtypes import Precision
 from llm_jax.core.overrides import overridden
 from llm_jax.core.source import Source
-from llm_jax.data.pipeline import DataConfig
+from llm_jax.data.pipeline import DataConfig, Dataset
 from llm_jax.evals import Evaluation, PerplexityConfig
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.models.config import TransformerConfig
+from llm_jax.models.config import ModelConfig
 from llm_jax.models.stack import in_stages
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.objective import Objective
@@ -58,10 +58,8 @@ class Experiment:
     tokenizer: TokenizerConfig | None
     """None where the data are tokens already (synthetic sources)."""
     data: DataConfig
-    model: TransformerConfig = dataclasses.field(
-        metadata={"remedy": "only causal language models can be trained, until there are objectives for others"}
-    )
-    """A causal one: there is no objective for others yet."""
+    model: ModelConfig
+    """A decoder, an encoder or an encoder-decoder, as the objective needs."""
     start: Start | None = None
     """Weights with which training begins; None: drawn ones."""
     objective: Objective = CausalLMConfig()
@@ -99,16 +97,21 @@ class Experiment:
             f"data.batch_size is {batch} and update.accumulate is {parts}: the batch is cut into that many equal "
             "microbatches; change one of them",
         )
+        check(
+            not self.samples.prompts or self.objective.needs.direction == "causal",
+            f"samples.prompts are continued by a decoder, and objective {type(self.objective).__name__} trains "
+            "none: leave them out",
+        )
         self._check_metrics()
         self._check_experts(self.sharding.mesh.expert)
         if (plan := self.sharding.schedule) is not None:
-            for side in self.model.sides:
-                in_stages(side.segments, plan)
+            for stack in self.model.stacks:
+                in_stages(stack.segments, plan)
             plan.check_rows(batch // parts, 1)
 
     def _check_metrics(self) -> None:
         """That each metric is recorded by one evaluation, and the one that checkpoints are compared by is recorded."""
-        names = [name for evaluation in self.evaluations for name in evaluation.metrics(self.data)]
+        names = [name for evaluation in self.evaluations for name in evaluation.metrics(self)]
         best, keep_best = self.checkpoint.best_metric, self.checkpoint.keep_best
         twice = sorted({name for name in names if names.count(name) > 1})
         check(
@@ -125,7 +128,7 @@ class Experiment:
     def _check_experts(self, devices: int) -> None:
         """That experts can be divided over the expert axis, and rows into groups, where the sizes of mesh axes are not
         left to the number of devices."""
-        layers = [layer for side in self.model.sides for layer in side.experts]
+        layers = [layer for stack in self.model.stacks for layer in stack.experts]
         counts = sorted({layer.count for layer in layers})
         check(
             devices == 1 or len(counts) > 0,
@@ -140,6 +143,15 @@ class Experiment:
         )
         for layer in layers:
             layer.check_rows(self.data.sequence_length, max(self.sharding.mesh.context, 1))
+
+    def dataset(self, tokenizer: Tokenizer | None, cache: Path) -> Dataset:
+        """The data with the examples of the objective; text is tokenised in `cache` if it is not there.
+
+        Raises:
+          ValueError: for data that cannot be read, and for a tokenizer that lacks what the objective needs.
+        """
+        examples = self.objective.examples(self.model, tokenizer, self.data.sequence_length)
+        return self.data.build(tokenizer, cache, self.seed, examples)
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Token ids with which the model begins to continue `text`, as its documents begin."""

@@ -16,7 +16,6 @@ from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.run_lock import RunLock
 from llm_jax.evals import EvaluatedRun, Evaluation
 from llm_jax.inference.generate import Generator
-from llm_jax.models import count
 from llm_jax.train import hooks
 from llm_jax.train.display import Display
 from llm_jax.train.hook_config import TrainingRun
@@ -107,7 +106,7 @@ def _evaluate(parts: Assembly, config: Evaluation, recorder: hooks.Recorder, dis
     name = f"evaluation {type(config).__name__}"
     return hooks.Evaluate(
         lambda params, step: evaluator(params, rng.key(experiment.seed, name, step)),
-        functools.partial(config.compared, experiment.data),
+        functools.partial(config.compared, experiment),
         parts.programs.weights,
         config.every,
         experiment.steps,
@@ -137,5 +136,5 @@ def _throughput(parts: Assembly) -> hooks.Throughput:
     data = parts.experiment.data
     chip = chips.chip(jax.devices()[0].device_kind)
     peak = chip.peak_flops * jax.device_count() if chip else None
-    flops = count.training_flops(parts.experiment.model, data.sequence_length)
+    flops = parts.experiment.objective.training_flops(parts.experiment.model, data.sequence_length)
     return hooks.Throughput(data.batch_size * data.sequence_length, flops, peak)

@@ -7,10 +7,10 @@ from typing import Any, Self
 
 from llm_jax.core.checks import check, given
 from llm_jax.core.run_directory import RunDirectory
-from llm_jax.data.batch import Batch
 from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import Experiment
-from llm_jax.models.transformer import Transformer
+from llm_jax.models.build import Model, build
+from llm_jax.objectives.objective import AnyBatch
 from llm_jax.starts.run_start import read_run, restored_weights
 from llm_jax.tokenizers import Tokenizer
 
@@ -21,7 +21,7 @@ class Trained:
 
     experiment: Experiment
     tokenizer: Tokenizer
-    model: Transformer
+    model: Model
     params: Any
     """The weights that are meant for use: their moving average if the run keeps one."""
 
@@ -39,15 +39,14 @@ class Trained:
         experiment, tokenizer, step = read_run(run, step, best)
         tokenizer = given(tokenizer, f"{run.path} was trained on tokens: it has no tokenizer for text")
         restored = restored_weights(run, experiment, experiment.precision, tokenizer.digest, step)
-        model = Transformer(experiment.model, experiment.precision)
+        model = build(experiment.model, experiment.precision)
         return cls(experiment, tokenizer, model, restored.state)
 
-    def held_out(self, cache: Path) -> Iterator[Batch]:
+    def held_out(self, cache: Path) -> Iterator[AnyBatch]:
         """The validation sets of the run's data, tokenised in `cache` if they are not there; of each the sample that
         the run's PerplexityConfig scores, or all of it where the run has none."""
         experiment = self.experiment
         limits = [one.max_bytes for one in experiment.evaluations if isinstance(one, PerplexityConfig)]
-        objective = experiment.objective
-        dataset = experiment.data.build(self.tokenizer, cache, experiment.seed, objective.example)
+        dataset = experiment.dataset(self.tokenizer, cache)
         for found in dataset.evaluation("validation", 0, 1, limits[0] if limits else None):
-            yield from map(objective.batch, found.batches)
+            yield from map(experiment.objective.batch, found.batches)

@@ -24,11 +24,11 @@ from llm_jax.core.checks import check
 from llm_jax.core.run_directory import FollowedRun, RunDirectory, machine_card
 from llm_jax.core.run_lock import RunHeld, RunLock
 from llm_jax.core.source import Source
-from llm_jax.data.batch import Batch
 from llm_jax.evals import RunEnd
 from llm_jax.experiment import Experiment
 from llm_jax.hosts.group import Hosts
 from llm_jax.models import count
+from llm_jax.objectives.objective import AnyBatch
 from llm_jax.resumption import changes, check_same_data, newest, open_run, step_to_resume
 from llm_jax.run_header import header
 from llm_jax.run_hooks import Saver, attached, evaluated_run
@@ -299,7 +299,7 @@ def _train(opened: _Opened, checkpoints: Checkpoints, begin: Restored) -> tuple[
     return state, not stopped
 
 
-def _compiled(parts: Assembly, hosts: Hosts, display: Display, batches: Iterator[Batch]) -> Iterator[Batch]:
+def _compiled(parts: Assembly, hosts: Hosts, display: Display, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
     """The batches, once the update is compiled on all hosts: a host that compiles for longer than another would keep
     it waiting in a collective, and the first figures would be those of the compiler."""
     begun, batch = time.perf_counter(), next(batches)
@@ -358,6 +358,8 @@ def _card(parts: Assembly) -> dict[str, Any]:
         "model": {
             "parameters": trees.count(parts.programs.abstract_state.params),
             "active_parameters": round(count.active_parameters(experiment.model)),
-            "training_flops_per_token": count.training_flops(experiment.model, experiment.data.sequence_length),
+            "training_flops_per_token": experiment.objective.training_flops(
+                experiment.model, experiment.data.sequence_length
+            ),
         },
     }

@@ -20,6 +20,7 @@ from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.run_lock import RunHeld
 from llm_jax.core.source import Source
 from llm_jax.data.feed import global_batch
+from llm_jax.data.rows import whole_row
 from llm_jax.experiment import Experiment
 from llm_jax.resumption import check_run
 from llm_jax.sharding.partition import Layout
@@ -133,11 +134,13 @@ def _updates(one: Experiment) -> Callable[[], None]:
     """A function that makes one update of a fresh model and waits for it."""
     layout = Layout.of(one.sharding)
     made = experiment_programs(one, layout)
-    shape = (one.data.batch_size, one.data.sequence_length + 1)
-    tokens = np.random.default_rng(0).integers(0, one.model.vocab_size, shape, dtype=np.int32)
-    places = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-    rows = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": places}
-    batch, state = global_batch(one.objective.batch(rows), layout.rows), [made.fresh()]
+    length, generator = one.data.sequence_length, np.random.default_rng(0)
+    examples = one.objective.examples(one.model, None, length)
+    words = (one.model.vocab_size or 0) - one.objective.special_tokens(length)
+    drawn = generator.integers(0, words, (one.data.batch_size, length + 1), dtype=np.int32)
+    rows = [examples.row(whole_row(tokens), generator) for tokens in drawn]
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch, state = global_batch(one.objective.batch(stacked), layout.rows), [made.fresh()]
 
     def call() -> None:
         with made.activated():

@@ -62,7 +62,7 @@ def test_the_average_is_what_is_evaluated_where_one_is_kept(lab, parts):
 def test_placed_rows_are_inputs_and_their_successors(parts):
     rows = next(parts.dataset.train_iterator())
     batch = parts.place(rows)
-    np.testing.assert_array_equal(batch.tokens_BT, rows["tokens"][:, :-1])
+    np.testing.assert_array_equal(batch.inputs.tokens_BT, rows["tokens"][:, :-1])
     np.testing.assert_array_equal(batch.targets_BT, rows["tokens"][:, 1:])
     assert parts.share == (0, 1)
 

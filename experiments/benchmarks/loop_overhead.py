@@ -29,13 +29,13 @@ from tables import machine, markdown, median, publish
 
 from llm_jax.assemble import Assembly, assemble
 from llm_jax.core.run_directory import RunDirectory
-from llm_jax.data.batch import Batch
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.pipeline import DataConfig
 from llm_jax.data.sources import TextFilesConfig
 from llm_jax.data.splits import RangeSplit
 from llm_jax.experiment import Experiment
 from llm_jax.models import count
+from llm_jax.objectives.batch import Batch
 from llm_jax.optim import AdamWConfig
 from llm_jax.tokenizers import ByteTokenizerConfig
 from llm_jax.train import hooks

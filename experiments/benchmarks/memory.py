@@ -19,11 +19,10 @@ from tables import machine, markdown, publish
 
 from llm_jax.core.dtypes import Precision
 from llm_jax.core.metrics import Ratio
-from llm_jax.data import Batch
-from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import boxed_parameters
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.transformer import Transformer
+from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
 from llm_jax.train.compile import compiled
@@ -55,8 +54,7 @@ class PlainLM:
     """The loss that chunking is measured against; stands in for CausalLMConfig."""
 
     def loss(self, model: Transformer, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Ratio]]:
-        placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
-        log_p_BTV = jax.nn.log_softmax(model.apply({"params": params}, batch.tokens_BT, placement).logits_BTV)
+        log_p_BTV = jax.nn.log_softmax(model.apply({"params": params}, batch.inputs).logits_BTV)
         losses_BT = -jnp.take_along_axis(log_p_BTV, batch.targets_BT[..., None], axis=-1)[..., 0]
         loss = Ratio.of(losses_BT, batch.loss_weights_BT)
         return loss.total, {"loss": loss}
@@ -68,9 +66,7 @@ def peak_bytes(arguments: Arguments, objective: CausalLMConfig | PlainLM) -> int
     model = Transformer(gpt2(*shape, vocab_size=arguments.vocab_size, max_length=arguments.length))
     optimizer = AdamWConfig(peak_lr=1e-4).build(1000, boxed_parameters(model))
     state = jax.eval_shape(functools.partial(initial_state, model, optimizer, 0, ema=False))
-    integers = jax.ShapeDtypeStruct((arguments.batch, arguments.length), jnp.int32)
-    weights = jax.ShapeDtypeStruct(integers.shape, jnp.float32)
-    batch = Batch(integers, integers, integers, integers, weights)
+    batch = CausalLMConfig().abstract_batch(model.config, None, arguments.length, arguments.batch)
     step = compiled(train_step(model, objective, optimizer, StepConfig(), 0), Precision(), donate_argnums=0)
     return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 

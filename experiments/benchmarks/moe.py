@@ -104,7 +104,7 @@ def our_gradients(config: TransformerConfig, dtype: NumberType, tokens: np.ndarr
     """Forward and backward pass on tokens [B, T + 1]."""
     precision = MIXED if dtype == "bfloat16" else Precision()
     model, batch = Transformer(config, precision), batch_of(tokens)
-    params = jax.jit(lambda: model.init(jax.random.key(0), batch.tokens_BT)["params"])()
+    params = jax.jit(lambda: model.init(jax.random.key(0), batch.inputs)["params"])()
     loss = jax.value_and_grad(lambda params, batch: CausalLMConfig().loss(model, params, batch)[0])
     gradients = compiled(loss, precision)
     return lambda: jax.block_until_ready(gradients(params, batch))

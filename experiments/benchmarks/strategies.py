@@ -26,14 +26,12 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import tyro
 from jax.experimental import topologies
 from tables import machine, markdown, publish
 
 from llm_jax.core import trees
-from llm_jax.data import Batch
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Execution
@@ -158,10 +156,9 @@ def compile_step(config: TransformerConfig, sharding: ShardingConfig, arguments:
     model = Transformer(dataclasses.replace(config, execution=Execution(unroll=1)))
     layout = Layout.of(sharding, _devices(arguments.platform))
     optimizer = AdamWConfig(peak_lr=1e-4)
-    made = programs(model, CausalLMConfig(), optimizer, StepConfig(), layout, steps=1000, seed=0)
-    shape = (DEVICES, arguments.length)
-    integers, floats = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32)
-    return made, read(made.compile_step(Batch(integers, integers, integers, integers, floats)))
+    objective = CausalLMConfig()
+    made = programs(model, objective, optimizer, StepConfig(), layout, steps=1000, seed=0)
+    return made, read(made.compile_step(objective.abstract_batch(config, None, arguments.length, DEVICES)))
 
 
 def _devices(platform: str) -> list[jax.Device]:

@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import tyro
 from jax.experimental import topologies
 from models import require
@@ -29,7 +28,6 @@ from tables import machine, markdown, publish
 
 from llm_jax.assemble import experiment_programs
 from llm_jax.core import chips
-from llm_jax.data import Batch
 from llm_jax.experiment import Experiment, load_experiment
 from llm_jax.layers.attention.kernels import SplashKernel
 from llm_jax.layers.ffn.dispatch import Dispatch
@@ -174,10 +172,9 @@ def _dispatched(model: TransformerConfig, dispatch: Dispatch) -> TransformerConf
 
 def compile_step(experiment: Experiment, devices: list[jax.Device]) -> jax.stages.Compiled:
     """The update of `experiment` over `devices`, from shapes alone."""
-    size = (experiment.data.batch_size, experiment.data.sequence_length)
-    integers, weights = jax.ShapeDtypeStruct(size, jnp.int32), jax.ShapeDtypeStruct(size, jnp.float32)
-    made = experiment_programs(experiment, Layout.of(experiment.sharding, devices))
-    return made.compile_step(Batch(integers, integers, integers, integers, weights))
+    data, made = experiment.data, experiment_programs(experiment, Layout.of(experiment.sharding, devices))
+    objective = experiment.objective
+    return made.compile_step(objective.abstract_batch(experiment.model, None, data.sequence_length, data.batch_size))
 
 
 @dataclasses.dataclass(frozen=True)

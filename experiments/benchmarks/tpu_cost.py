@@ -16,14 +16,12 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import tyro
 from jax.experimental import topologies
 from models import Family, Size, our_config, require
 from tables import machine, markdown, publish
 
 from llm_jax.core.dtypes import MIXED
-from llm_jax.data import Batch
 from llm_jax.layers.attention.kernels import BlockedKernel, Kernel, PlainKernel, SplashKernel
 from llm_jax.models.build import boxed_parameters
 from llm_jax.models.config import TransformerConfig
@@ -70,8 +68,7 @@ def compile_step(config: TransformerConfig, size: Size, device: jax.Device) -> j
     model = Transformer(config, MIXED)
     optimizer = AdamWConfig(peak_lr=1e-4).build(1000, boxed_parameters(model))
     state = jax.eval_shape(functools.partial(initial_state, model, optimizer, 0, ema=False))
-    integers = jax.ShapeDtypeStruct((size.batch, size.length), jnp.int32)
-    batch = Batch(integers, integers, integers, integers, jax.ShapeDtypeStruct(integers.shape, jnp.float32))
+    batch = CausalLMConfig().abstract_batch(config, None, size.length, size.batch)
     sharding = jax.sharding.SingleDeviceSharding(device)
     step = jax.jit(
         train_step(model, CausalLMConfig(), optimizer, StepConfig(), 0),

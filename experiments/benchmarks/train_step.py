@@ -24,10 +24,10 @@ from nanodo_step import nanodo_step
 from tables import alternate, machine, markdown, median, publish, threads
 
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.data import Batch
 from llm_jax.models.build import boxed_parameters
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
+from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
 from llm_jax.train.compile import compiled
@@ -55,7 +55,7 @@ class Arguments:
     compile: bool = True
     """Whether torch.compile takes part; it needs a C++ compiler."""
     isa: InstructionSet | None = None
-    """Widest vector instructions on both sides; None: all that the processor has. It binds XLA's own code and Eigen,
+    """Widest vector instructions on both stacks; None: all that the processor has. It binds XLA's own code and Eigen,
     ATen, torch.compile, oneDNN and MKL on Intel's processors. YNNPACK, which XLA takes for most products, and MKL on
     AMD's processors ask the processor instead: a table to publish needs one without wider instructions."""
     nanodo: Path | None = None
@@ -92,7 +92,7 @@ def batch_of(tokens: np.ndarray) -> Batch:
     """The batch of rows of tokens [B, T + 1], one document each."""
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     return jax.device_put(
-        Batch.from_rows({"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": positions})
+        Batch.next_tokens({"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": positions})
     )
 
 

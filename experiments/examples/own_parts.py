@@ -34,6 +34,7 @@ from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import applied
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.inputs import Inputs
 from llm_jax.models.stack import Segment
 from llm_jax.objectives import CausalLMConfig
 from llm_jax.optim import AdamWConfig, Cosine
@@ -138,8 +139,7 @@ class SmoothedConfig(CausalLMConfig):
     def loss(self, model, params, batch, key=None, whole=None):
         """As `Objective.loss`; the metric 'loss' stays that of the true targets, to be compared with other runs."""
         rngs = None if key is None else {"dropout": key}
-        placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
-        logits_BTV = applied(model, params, batch.tokens_BT, placement, rngs=rngs).logits_BTV
+        logits_BTV = applied(model, params, batch.inputs, rngs=rngs).logits_BTV
         log_p_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32))
         true_BT = -jnp.take_along_axis(log_p_BTV, batch.targets_BT[..., None], axis=-1)[..., 0]
         others_BT = -jnp.mean(log_p_BTV, axis=-1)
@@ -163,7 +163,7 @@ class CopyingConfig(Evaluation):
         super().__post_init__()
         check_positive(rows=self.rows, half=self.half)
 
-    def metrics(self, data: DataConfig) -> tuple[str, ...]:
+    def metrics(self, experiment: Experiment) -> tuple[str, ...]:
         return ("copying/error",)
 
     def build(self, run: EvaluatedRun) -> Evaluator:
@@ -172,8 +172,8 @@ class CopyingConfig(Evaluation):
             drawn_BH = jax.random.randint(key, (self.rows, self.half), 0, 256)
             tokens_BT = jnp.concatenate([drawn_BH, drawn_BH], axis=1)
             positions_BT = jnp.broadcast_to(jnp.arange(2 * self.half), tokens_BT.shape)
-            placement = SequenceInfo(positions_BT, jnp.ones_like(tokens_BT))
-            logits_BTV = applied(run.programs.model, params, tokens_BT, placement).logits_BTV
+            inputs = Inputs(tokens_BT, SequenceInfo(positions_BT, jnp.ones_like(tokens_BT)))
+            logits_BTV = applied(run.programs.model, params, inputs).logits_BTV
             return jnp.mean(jnp.argmax(logits_BTV[:, self.half - 1 : -1], axis=-1) != drawn_BH)
 
         return lambda params, key: {"copying": {"error": error(params, key)}}

@@ -1,6 +1,6 @@
 """Metrics are sums and counts, so that microbatches, devices and hosts combine exactly.
 
-A metric is a tree of arrays, of which two are added leaf by leaf, with `told(name)`: the figures that are made of the
+A metric is a tree of arrays, of which two are added leaf by leaf, with `compute(name)`: the values computed from the
 sums, by the names under which they are recorded.
 """
 
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 
 class Metric(Protocol):
-    """Sums, and the figures that are made of them."""
+    """Sums, and the values computed from them."""
 
-    def told(self, name: str) -> dict[str, float]:
-        """Of sums that have been fetched from the device: figures by name, of which `name` is the first part."""
+    def compute(self, name: str) -> dict[str, float]:
+        """Host-side values, from sums fetched from the device, keyed `name` or `name/...`."""
         ...
 
 
@@ -44,7 +44,7 @@ class Ratio:
         """total / count; 0 where nothing was counted."""
         return self.total / jnp.where(self.count == 0, 1, self.count)
 
-    def told(self, name: str) -> dict[str, float]:
+    def compute(self, name: str) -> dict[str, float]:
         """The mean."""
         return {name: float(self.total) / (float(self.count) or 1.0)}
 
@@ -65,4 +65,4 @@ def add(left: Metrics, right: Metrics) -> Metrics:
 def means(metrics: Metrics) -> dict[str, float]:
     """Fetches the metrics from the device and divides."""
     fetched = jax.device_get(metrics)
-    return {name: value for key in fetched for name, value in fetched[key].told(key).items()}
+    return {name: value for key in fetched for name, value in fetched[key].compute(key).items()}

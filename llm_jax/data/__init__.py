@@ -1,6 +1,5 @@
 """Text or synthetic tasks in, batches out: deterministic, random-access, the same for any number of hosts."""
 
-from llm_jax.data.batch import Batch
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.feed import global_batch, host_share
 from llm_jax.data.markov import MarkovConfig
@@ -30,7 +29,6 @@ __all__ = [
     "DataConfig",
     "Dataset",
     "EvaluationSet",
-    "Batch",
     "global_batch",
     "host_share",
     # Text: where it comes from, how it is split, how it is packed.

@@ -8,9 +8,10 @@ import numpy as np
 
 from llm_jax.core.checks import check, check_one_of, given
 from llm_jax.core.configclass import configclass
+from llm_jax.data.built_documents import BuiltDocuments
 from llm_jax.data.cache import TokenDocuments, tokenized
 from llm_jax.data.duplicates import Distinct, DocumentSet
-from llm_jax.data.packing import PackedConfig, Packing
+from llm_jax.data.packing import Documents, PackedConfig, Packing
 from llm_jax.data.rows import EvaluationRows, RowContext, Rows, RowSource, Source
 from llm_jax.data.sources import Reader, TextSource
 from llm_jax.data.splits import ContentSplit, Limited, Part, SeparateSources, Split
@@ -77,12 +78,16 @@ class Corpus(RowSource):
             f"takes batch_size x sequence_length + 1 = {context.batch_size} x {context.sequence_length} + 1 = "
             f"{needed}: give more text, or lower batch_size or sequence_length",
         )
-        return self._config.packing.train(documents, context.sequence_length, context.seed)
+        packing, built = self._config.packing, self._built(documents)
+        return packing.train(built, context.sequence_length, context.seed, context.examples.fields)
 
     def evaluation(self, part: Part, max_bytes: int | None) -> dict[str, EvaluationRows]:
         text = self._text(part)
         documents = self._tokenized(text if max_bytes is None else Limited(text, max_bytes))
-        rows = self._config.packing.evaluation(documents, self._context.sequence_length)
+        context, built = self._context, self._built(documents)
+        rows = self._config.packing.evaluation(built, context.sequence_length, context.examples.fields)
+        if context.examples.changes_documents:
+            return {"": EvaluationRows(rows, rows.rows_per_epoch, text_bytes=None, optimal_loss=None)}
         # With bos it is bos alone that is not predicted, and it has no bytes.
         given = 0 if self._config.bos else self._bytes_of_first(rows.unpredicted)
         return {"": EvaluationRows(rows, rows.rows_per_epoch, documents.text_bytes - given, optimal_loss=None)}
@@ -110,6 +115,12 @@ class Corpus(RowSource):
         # Parts of one source all have its count.
         parts = split.parts() if isinstance(split, SeparateSources) else ("train",)
         return sum(self._text(part).empty for part in parts)
+
+    def _built(self, documents: TokenDocuments) -> Documents:
+        """As the objective changes them."""
+        if not self._context.examples.changes_documents:
+            return documents
+        return BuiltDocuments(documents, self._context.examples, self._context.seed)
 
     def _bytes_of_first(self, ids: np.ndarray) -> int:
         """UTF-8 bytes of ids that begin documents; eos has none."""

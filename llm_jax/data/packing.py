@@ -9,8 +9,14 @@ import numpy as np
 from llm_jax.core import rng
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
+from llm_jax.data.built_documents import BuiltDocuments
 from llm_jax.data.cache import TokenDocuments
-from llm_jax.data.rows import Row, Rows, whole_row
+from llm_jax.data.examples import Field
+from llm_jax.data.rows import Row, Rows, padding_row, whole_row
+
+Documents = TokenDocuments | BuiltDocuments
+"""Documents as they were tokenised, or as an objective changes them. Both have `len`, `lengths`, `offsets`, `total` and
+`read`."""
 
 
 @configclass
@@ -18,11 +24,12 @@ class Packing(abc.ABC):
     """How documents become rows. Derive a configclass from it to use a packing of your own."""
 
     @abc.abstractmethod
-    def train(self, documents: TokenDocuments, sequence_length: int, seed: int) -> Rows:
-        """Rows of `sequence_length` + 1 tokens without end, each a pure function of (seed, index)."""
+    def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[Field, ...] = ()) -> Rows:
+        """Rows of `sequence_length` + 1 tokens without end, each a pure function of (seed, index). `fields` are arrays
+        beside the tokens that the documents have."""
 
     @abc.abstractmethod
-    def evaluation(self, documents: TokenDocuments, sequence_length: int) -> "PackedRows":
+    def evaluation(self, documents: Documents, sequence_length: int, fields: tuple[Field, ...] = ()) -> "PackedRows":
         """Rows in which each token is a target once, in the order of the source."""
 
 
@@ -35,22 +42,28 @@ class PackedConfig(Packing):
     isolate: bool = True
     """Documents that share a row are segments of their own; False: a row is one segment."""
 
-    def train(self, documents: TokenDocuments, sequence_length: int, seed: int) -> Rows:
-        return PackedRows(documents, sequence_length, seed, self.shuffle, self.isolate)
+    def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[Field, ...] = ()) -> Rows:
+        return PackedRows(documents, sequence_length, seed, self.shuffle, self.isolate, fields)
 
-    def evaluation(self, documents: TokenDocuments, sequence_length: int) -> "PackedRows":
-        return PackedRows(documents, sequence_length, seed=0, shuffle=False, isolate=self.isolate)
+    def evaluation(self, documents: Documents, sequence_length: int, fields: tuple[Field, ...] = ()) -> "PackedRows":
+        return PackedRows(documents, sequence_length, 0, shuffle=False, isolate=self.isolate, fields=fields)
 
 
 @configclass
 class RandomWindowsConfig(Packing):
     """Each row is a window at a random place of one long stream, as in nanoGPT. Documents are not told apart."""
 
-    def train(self, documents: TokenDocuments, sequence_length: int, seed: int) -> Rows:
+    def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[Field, ...] = ()) -> Rows:
+        """Raises ValueError for documents that an objective changes."""
+        if not isinstance(documents, TokenDocuments):
+            raise ValueError(
+                "data.source.packing is RandomWindowsConfig, which reads windows of the tokenised text, and the "
+                "objective changes documents before they are packed: take PackedConfig"
+            )
         return RandomWindows(documents, sequence_length, seed)
 
-    def evaluation(self, documents: TokenDocuments, sequence_length: int) -> "PackedRows":
-        return PackedRows(documents, sequence_length, seed=0, shuffle=False, isolate=False)
+    def evaluation(self, documents: Documents, sequence_length: int, fields: tuple[Field, ...] = ()) -> "PackedRows":
+        return PackedRows(documents, sequence_length, 0, shuffle=False, isolate=False, fields=fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +91,13 @@ class PackedRows:
     """
 
     def __init__(
-        self, documents: TokenDocuments, sequence_length: int, seed: int, shuffle: bool = True, isolate: bool = True
+        self,
+        documents: Documents,
+        sequence_length: int,
+        seed: int,
+        shuffle: bool = True,
+        isolate: bool = True,
+        fields: tuple[Field, ...] = (),
     ):
         """Raises ValueError if there is not even one target."""
         check(
@@ -90,6 +109,7 @@ class PackedRows:
         self._seed = seed
         self._shuffle = shuffle
         self._isolate = isolate
+        self._fields = fields
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     @property
@@ -101,8 +121,9 @@ class PackedRows:
         """Ids that are no target in any row: the first of every document or, where documents are not told apart, the
         first of the stream in the order of the source. The first input of any other row is a target of the row before.
         """
-        begins = self._documents.offsets[:-1][self._documents.lengths > 0]
-        return self._documents.tokens[begins if self._isolate else begins[:1]]
+        (with_tokens,) = np.nonzero(self._documents.lengths)
+        first = with_tokens if self._isolate else with_tokens[:1]
+        return self._documents.read(first, np.zeros_like(first), np.ones_like(first), epoch=0)["tokens"]
 
     def __getitem__(self, index: int) -> Row:
         number, place = divmod(index, self.rows_per_epoch)
@@ -110,9 +131,9 @@ class PackedRows:
         row = place if epoch.rows is None else int(epoch.rows[place])
         start = row * self._sequence_length
         stop = min(start + self._sequence_length + 1, self._documents.total)
-        return self._row(epoch, start, stop)
+        return self._row(epoch, number, start, stop)
 
-    def _row(self, epoch: _Epoch, start: int, stop: int) -> Row:
+    def _row(self, epoch: _Epoch, number: int, start: int, stop: int) -> Row:
         """The stream's tokens [start, stop), padded to a row."""
         first, last = np.searchsorted(epoch.ends, (start, stop - 1), side="right")
         parts = np.arange(first, last + 1) if epoch.documents is None else epoch.documents[first : last + 1]
@@ -122,11 +143,10 @@ class PackedRows:
         part_starts = np.maximum(begins, start)
         part_lengths = np.minimum(ends, stop) - part_starts
         stream = np.arange(start, stop)
-        size = self._sequence_length + 1
-        row = {name: np.zeros(size, np.int32) for name in ("tokens", "segment_ids", "positions")}
-        count = stop - start
-        in_storage = np.repeat(offsets[parts] - begins, part_lengths)
-        row["tokens"][:count] = self._documents.tokens[stream + in_storage]
+        row, count = padding_row(self._sequence_length + 1, self._fields), stop - start
+        found = self._documents.read(parts, part_starts - begins, part_starts - begins + part_lengths, number)
+        for name, array in found.items():
+            row[name][:count] = array
         if self._isolate:
             # Documents without tokens take no number.
             numbers = np.cumsum(part_lengths > 0)

@@ -14,8 +14,9 @@ from llm_jax.core.checks import check, check_divides, check_not_negative, check_
 from llm_jax.core.configclass import configclass
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.duplicates import census, fingerprints, remembered
+from llm_jax.data.examples import Examples, Row
 from llm_jax.data.mixture import MixtureConfig
-from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, Source, Transform, padding_row
+from llm_jax.data.rows import EvaluationRows, RowContext, Rows, Source, padding_row
 from llm_jax.data.sources import TextSource
 from llm_jax.data.splits import Joined, Limited, Part
 from llm_jax.tokenizers.tokenizer import Tokenizer
@@ -74,15 +75,24 @@ class DataConfig:
         return texts[0] if len(texts) == 1 else Joined(texts)
 
     def build(
-        self, tokenizer: Tokenizer | None, cache: Path, seed: int, transform: Transform | None = None
+        self,
+        tokenizer: Tokenizer | None,
+        cache: Path,
+        seed: int,
+        examples: Examples = Examples(),  # noqa: B008
     ) -> "Dataset":
-        """Tokenises the training part, or finds it in `cache`. `transform` is the objective's; None: rows as they are.
+        """Tokenises the training part, or finds it in `cache`. `examples` are the objective's.
 
         Raises:
           ValueError: for anything wrong with the text, and if the training part is smaller than one batch.
         """
-        context = RowContext(tokenizer, cache, self.sequence_length, self.batch_size, seed)
-        return Dataset(self, context, transform)
+        for source in self._sources:
+            check(
+                isinstance(source, CorpusConfig) or not examples.changes_documents,
+                f"{type(examples).__name__} changes documents before they are packed, and {type(source).__name__} has "
+                "no documents: take a CorpusConfig",
+            )
+        return Dataset(self, RowContext(tokenizer, cache, self.sequence_length, self.batch_size, seed, examples))
 
     @property
     def _sources(self) -> list[Source]:
@@ -131,12 +141,11 @@ class EvaluationSet:
 
 
 class Dataset:
-    """Batches for training and evaluation. A batch is a dict of stacked rows, int32 [rows of this host, T + 1]."""
+    """Batches for training and evaluation. A batch is a dict of stacked rows, [rows of this process, ...]."""
 
-    def __init__(self, config: DataConfig, context: RowContext, transform: Transform | None):
+    def __init__(self, config: DataConfig, context: RowContext):
         self._config = config
         self._context = context
-        self._transform = transform
         self._source = config.source.build(context)
         self._train = self._source.train()
 
@@ -203,8 +212,9 @@ class Dataset:
         return EvaluationSet(name, batches, found.text_bytes, found.optimal_loss)
 
     def _batches(self, rows: Rows, count: int | None, name: str, host: int, hosts: int) -> "Batches":
+        context = self._context
         prepared = _Prepared(
-            rows, count, self._config.sequence_length + 1, self._transform, self._context.seed, f"transform {name}"
+            rows, count, context.sequence_length + 1, context.examples, context.seed, f"transform {name}"
         )
         batch_size = self._config.batch_size
         length = _ENDLESS if count is None else -(-count // batch_size)
@@ -250,11 +260,11 @@ class _Prepared:
     rows: Rows
     count: int | None
     row_length: int
-    transform: Transform | None
+    examples: Examples
     seed: int
     name: str
 
     def __getitem__(self, index: int) -> Row:
         past_end = self.count is not None and index >= self.count
-        row = padding_row(self.row_length) if past_end else self.rows[index]
-        return row if self.transform is None else self.transform(row, rng.generator(self.seed, self.name, index))
+        row = padding_row(self.row_length, self.examples.fields) if past_end else self.rows[index]
+        return self.examples.row(row, rng.generator(self.seed, self.name, index))

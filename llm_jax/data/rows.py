@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -10,15 +9,9 @@ import numpy as np
 
 from llm_jax.core.configclass import configclass
 from llm_jax.data.duplicates import DocumentSet
+from llm_jax.data.examples import Examples, Field, Row
 from llm_jax.data.splits import Part
 from llm_jax.tokenizers.tokenizer import Tokenizer
-
-Row = dict[str, np.ndarray]
-"""One example: `tokens`, `segment_ids` (0 is padding, documents are 1, 2, ...) and `positions` (from 0 in each
-document), int32, each of length sequence_length + 1. A transform may add arrays; all rows of a run have the same."""
-
-Transform = Callable[[Row, np.random.Generator], Row]
-"""What an objective does to a row, masking for instance. The generator is the row's own."""
 
 
 class Rows(Protocol):
@@ -54,6 +47,8 @@ class RowContext:
     batch_size: int
     """Rows per step over all hosts; a mixture counts its steps by it."""
     seed: int
+    examples: Examples = Examples()
+    """What the objective makes of documents and rows."""
 
 
 @configclass
@@ -117,6 +112,7 @@ def whole_row(tokens: np.ndarray) -> Row:
     }
 
 
-def padding_row(length: int) -> Row:
+def padding_row(length: int, fields: tuple[Field, ...] = ()) -> Row:
     """A row without a single token."""
-    return {name: np.zeros(length, np.int32) for name in ("tokens", "segment_ids", "positions")}
+    row = {name: np.zeros(length, np.int32) for name in ("tokens", "segment_ids", "positions")}
+    return row | {field.name: np.full(length, field.padding, field.dtype) for field in fields}

@@ -9,10 +9,10 @@ import jax
 
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.data.batch import Batch
-from llm_jax.data.pipeline import DataConfig, Dataset, EvaluationSet
+from llm_jax.data.pipeline import Dataset, EvaluationSet
 from llm_jax.data.rows import Row
 from llm_jax.data.splits import Part
+from llm_jax.objectives.objective import AnyBatch
 from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.train.programs import Programs
 
@@ -37,7 +37,7 @@ class EvaluatedRun:
     dataset: Dataset
     share: tuple[int, int]
     """(process, processes): which part of every batch this process reads."""
-    place: Callable[[Row], Batch]
+    place: Callable[[Row], AnyBatch]
     """From stacked rows of this process to a batch over all devices."""
 
     def held_out(self, part: Part = "validation", max_bytes: int | None = None) -> tuple[EvaluationSet, ...]:
@@ -49,7 +49,7 @@ class EvaluatedRun:
         """
         return self.dataset.evaluation(part, *self.share, max_bytes)
 
-    def batches(self, found: EvaluationSet) -> Iterator[Batch]:
+    def batches(self, found: EvaluationSet) -> Iterator[AnyBatch]:
         """The batches of a set over all devices."""
         return map(self.place, found.batches)
 
@@ -84,7 +84,7 @@ class Evaluation(abc.ABC):
         check_positive(every=self.every)
 
     @abc.abstractmethod
-    def metrics(self, data: DataConfig) -> tuple[str, ...]:
+    def metrics(self, experiment: Any) -> tuple[str, ...]:
         """Names `<set>/<metric>` of the metrics that checkpoints can be compared by (`checkpoint.best_metric`): lower
         values are better. It may return further metrics, which are recorded alone."""
 
@@ -96,14 +96,14 @@ class Evaluation(abc.ABC):
           ValueError: if the run lacks what it needs, such as a held-out part.
         """
 
-    def compared(self, data: DataConfig, found: Results) -> dict[str, float]:
+    def compared(self, experiment: Any, found: Results) -> dict[str, float]:
         """The values of `metrics` out of what the evaluator has returned; checkpoints keep them.
 
         Raises:
           ValueError: if the evaluator has left one out.
         """
         flat = {f"{name}/{metric}": value for name, values in found.items() for metric, value in values.items()}
-        names = self.metrics(data)
+        names = self.metrics(experiment)
         missing = [name for name in names if name not in flat]
         check(
             not missing,

@@ -11,10 +11,10 @@ import numpy as np
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics, means
-from llm_jax.data.batch import Batch
-from llm_jax.data.pipeline import DataConfig, EvaluationSet
+from llm_jax.data.pipeline import EvaluationSet
 from llm_jax.evals import compression
 from llm_jax.evals.evaluation import EvaluatedRun, Evaluation, Evaluator, Results, RunEnd
+from llm_jax.objectives.objective import AnyBatch
 
 
 @configclass
@@ -34,15 +34,21 @@ class PerplexityConfig(Evaluation):
         super().__post_init__()
         check(self.test or not self.compressors, "compressors is set and test is not: compressors needs the test part")
 
-    def metrics(self, data: DataConfig) -> tuple[str, ...]:
-        return data.held_out.names
+    def metrics(self, experiment: Any) -> tuple[str, ...]:
+        check(
+            experiment.objective.predicts_text or not self.compressors,
+            "compressors of PerplexityConfig is set, and compressors are compared in bits per byte, which objective "
+            f"{type(experiment.objective).__name__} does not define: set it to False",
+        )
+        names = experiment.data.held_out.names
+        return names if experiment.objective.predicts_text else _without_bits(names)
 
     def build(self, run: EvaluatedRun) -> Evaluator:
         sets = run.held_out("validation", self.max_bytes)
         return lambda params, key: {found.name: _scored(run, found, params) for found in sets}
 
-    def compared(self, data: DataConfig, found: Results) -> dict[str, float]:
-        return data.held_out.figures(found)
+    def compared(self, experiment: Any, found: Results) -> dict[str, float]:
+        return experiment.data.held_out.figures(found)
 
     def finish(self, run: EvaluatedRun, end: RunEnd) -> None:
         """Scores the test part and, where `compressors` is set, its baselines."""
@@ -57,11 +63,16 @@ class PerplexityConfig(Evaluation):
 
 
 def _scored(run: EvaluatedRun, found: EvaluationSet, params: Any) -> dict[str, float]:
-    return scores(functools.partial(run.programs.evaluate, params), run.batches(found), found.text_bytes)
+    text_bytes = found.text_bytes if run.experiment.objective.predicts_text else None
+    return scores(functools.partial(run.programs.evaluate, params), run.batches(found), text_bytes)
+
+
+def _without_bits(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if not name.endswith("/bits_per_byte"))
 
 
 def scores(
-    function: Callable[[Batch], Metrics], batches: Iterable[Batch], bytes_of_text: int | None
+    function: Callable[[AnyBatch], Metrics], batches: Iterable[AnyBatch], bytes_of_text: int | None
 ) -> dict[str, float]:
     """Means over a whole set: 'loss' in nats per token, 'targets' counted and, where the text's size is known,
     'bits_per_byte'.

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core.checks import check
-from llm_jax.data.batch import Batch
-from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.layers.tap import tapped
-from llm_jax.models.transformer import Transformer
+from llm_jax.models.build import Model
+from llm_jax.objectives.batch import Batch
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
 CLASSES = ("whitespace", "punctuation", "digit", "word start", "word continuation")
@@ -74,17 +73,24 @@ class Specialisation:
         return float(np.mean([bits for path in self.counts for _, bits in self.layers(path)]))
 
 
-def specialisation(model: Transformer, params: Any, batches: Iterable[Batch], tokenizer: Tokenizer) -> Specialisation:
+def specialisation(model: Model, params: Any, batches: Iterable[Batch], tokenizer: Tokenizer) -> Specialisation:
     """Counts the visits of the tokens of batches, padding and special ids left out.
 
     Raises:
       ValueError: for a model without layers of experts, or no batches.
     """
-    check(len(model.config.experts) > 0, "there is nothing to count: take a model with layers of experts")
+    check(
+        any(stack.experts for stack in model.config.stacks),
+        "the model has no MoE layer: take one whose blocks have a MoEConfig as ffn",
+    )
     classes, found = TokenClasses.of(tokenizer), {}
     run = jax.jit(lambda params, batch, classes_BT: _counts(model, params, batch, classes_BT))
     for batch in batches:
-        classes_BT = np.where(np.asarray(batch.segment_ids_BT) != 0, classes.rows(np.asarray(batch.tokens_BT)), _NONE)
+        classes_BT = np.where(
+            np.asarray(batch.inputs.located().real_BT),
+            classes.rows(np.asarray(batch.inputs.tokens_BT)),
+            _NONE,
+        )
         for path, counts_LCE in jax.device_get(run(params, batch, classes_BT)).items():
             found[path] = found.get(path, 0) + counts_LCE.astype(np.float64)
     check(len(found) > 0, "there is nothing to count: give at least one batch")
@@ -99,10 +105,9 @@ def mutual_information(counts: np.ndarray) -> float:
     return float(np.sum(joint[seen] * np.log2(joint[seen] / apart[seen])))
 
 
-def _counts(model: Transformer, params: Any, batch: Batch[jax.Array], classes_BT: jax.Array) -> dict[str, jax.Array]:
+def _counts(model: Model, params: Any, batch: Batch[jax.Array], classes_BT: jax.Array) -> dict[str, jax.Array]:
     """Visits [L, C, E] of the layers of experts, by the path of their block."""
-    placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
-    _, visits = tapped(model, params, batch.tokens_BT, placement, names=("*/ffn/visits",), method="hidden")
+    _, visits = tapped(model, params, batch.inputs, names=("*/ffn/visits",), method="hidden")
     classes_BTC = jax.nn.one_hot(classes_BT, len(CLASSES))
     return {
         name.removesuffix("/ffn/visits"): jnp.einsum("LBTE,BTC->LCE", visits_LBTE, classes_BTC)

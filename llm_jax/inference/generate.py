@@ -21,8 +21,9 @@ from llm_jax.layers.attention.kv_cache import Cache
 from llm_jax.layers.roles import Role, roles_of
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import Model, applied, boxed_parameters
-from llm_jax.models.config import LOOK_BACK
+from llm_jax.models.config import MAKE_CAUSAL
 from llm_jax.models.heads import HeadConfig, TiedHead
+from llm_jax.models.inputs import Inputs
 from llm_jax.models.stack import Execution, unstack, unstacked
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import partition
@@ -176,7 +177,7 @@ class Generator:
         batch, length = tokens_BP.shape
         positions_BP = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
         cache = self._model.allocate(batch, length + new_tokens)
-        output = self._apply(params, tokens_BP, SequenceInfo(positions_BP, segments_BP), cache)
+        output = self._apply(params, Inputs(tokens_BP, SequenceInfo(positions_BP, segments_BP)), cache)
         lengths_B = segments_BP.sum(axis=1)
         last_B1D = jnp.take_along_axis(output.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
         seen_BV = None
@@ -190,8 +191,8 @@ class Generator:
 
     def _decode_step(self, params, cache, progress: _Progress, seed, index) -> tuple[Cache, _Progress]:
         tokens_B1, positions_B1 = progress.tokens_B[:, None], progress.positions_B[:, None]
-        placement = SequenceInfo(positions_B1, jnp.ones_like(positions_B1))
-        output = self._apply(params, tokens_B1, placement, cache)
+        inputs = Inputs(tokens_B1, SequenceInfo(positions_B1, jnp.ones_like(positions_B1)))
+        output = self._apply(params, inputs, cache)
         key = rng.key(seed, "sample", index)
         positions_B = progress.positions_B + 1
         return output.cache, self._advance(
@@ -208,19 +209,19 @@ class Generator:
         # Every process reads these, hence holds them whole.
         return _Progress(partition.constrain(tokens_B), positions_B, partition.constrain(finished_B), seen_BV)
 
-    def _apply(self, params, tokens_BT, placement, cache) -> Any:
-        return applied(self._model, params, tokens_BT, placement, cache, method="hidden")
+    def _apply(self, params, inputs, cache) -> Any:
+        return applied(self._model, params, inputs, cache, method="hidden")
 
 
 def _writer(model: Model) -> Transformer:
-    if not isinstance(model, Transformer) or model.config.reads_memory:
+    if not isinstance(model, Transformer) or model.config.has_cross_attention:
         raise ValueError(
-            "the model reads what an encoder made of another row, and prompts have no such row: give a decoder alone"
+            "the model reads the output of an encoder, and Generator continues prompts of decoders only: give a decoder"
         )
     check(
         model.config.causal,
-        f"{' and '.join(model.config.looking_ahead)} of the model tells tokens of later ones, so it cannot write a row "
-        f"token by token: {LOOK_BACK}",
+        f"{' and '.join(model.config.non_causal)} of the model is not causal, and generation token by token needs a "
+        f"causal model: {MAKE_CAUSAL}",
     )
     check(
         isinstance(model.config.head, HeadConfig | TiedHead),

@@ -26,7 +26,7 @@ def catalogue() -> str:
         for name, build in module.SIZES.items():
             config = build()
             kinds = [kind for kind, family in FAMILIES.items() if family.expresses(config)]
-            depth = "+".join(str(side.depth) for side in config.sides)
+            depth = "+".join(str(stack.depth) for stack in config.stacks)
             total, active = count.parameters(config), round(count.active_parameters(config))
             shape = (depth, str(config.width), short(total), short(active) if active < total else "-")
             # Without published weights there is nothing to compare but counts and what must hold for every model.

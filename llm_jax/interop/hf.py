@@ -106,7 +106,7 @@ def save_hf(
         Nothing is left behind.
     """
     if isinstance(tokenizer, Tokenizer):
-        vocab_size = model.config.sides[-1].vocab_size or 0
+        vocab_size = model.config.stacks[-1].vocab_size or 0
         check(
             tokenizer.vocab_size <= vocab_size,
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}: it is "
@@ -131,7 +131,7 @@ def save_hf(
     sizes = {name: kind.itemsize * int(np.prod(item.shape)) for name, item in tensors.items()}
     write_folder(folder, sizes, tensor, shard_bytes)
     facts = {"model_type": found.model_type, "architectures": [found.architecture], "torch_dtype": dtype}
-    facts |= _write_tokenizer(tokenizer, folder, model.config.sides[-1].max_length)
+    facts |= _write_tokenizer(tokenizer, folder, model.config.stacks[-1].max_length)
     # Some families state a pad token of their own, from which positions are counted.
     options = facts | training.write(found, model.config)
     write_atomically(folder / _CONFIG, json.dumps(options, indent=2, sort_keys=True) + "\n")

@@ -40,8 +40,8 @@ def _read(settings: Settings) -> EncoderDecoderConfig:
     )
     names = ("router_aux_loss_coef", "router_z_loss_coef")
     coefficients = [settings.given(name, default=0.001) for name in names]
-    sides = (parts.with_activation(side, activation) for side in pair.sides)
-    encoder, decoder = (experts.balanced(side, *coefficients) for side in sides)
+    stacks = (parts.with_activation(stack, activation) for stack in pair.stacks)
+    encoder, decoder = (experts.balanced(stack, *coefficients) for stack in stacks)
     return dataclasses.replace(pair, encoder=encoder, decoder=decoder)
 
 

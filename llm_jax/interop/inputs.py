@@ -18,6 +18,7 @@ from llm_jax.models.build import Model
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.heads import ClassHead
+from llm_jax.models.inputs import Inputs
 
 _INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 _ORDER = {"perm_mask", "target_mapping"}
@@ -29,16 +30,16 @@ def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
     that may have been replaced [B, T]; of spans `start_logits` and `end_logits` [B, T, 2]; of targets [B, P, V].
 
     Args:
-      inputs: as of `arguments`.
+      inputs: as of `model_inputs`.
 
     Raises:
-      ValueError: as `arguments`.
+      ValueError: as `model_inputs`.
     """
-    output = jax.jit(model.apply)({"params": params}, *arguments(model, **inputs))
+    output = jax.jit(model.apply)({"params": params}, model_inputs(model, **inputs))
     logits = np.asarray(output.logits_BTV, np.float32)
     if "target_mapping" in inputs:
         logits = logits[:, -np.shape(inputs["target_mapping"])[1] :]
-    head = model.config.sides[-1].head
+    head = model.config.stacks[-1].head
     if not isinstance(head, ClassHead):
         return logits
     if head.of == "row":
@@ -47,8 +48,8 @@ def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
     return logits[..., 0] if replaced else logits
 
 
-def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
-    """What the model is called with where transformers' is called with `inputs`.
+def model_inputs(model: Model, **inputs: np.ndarray) -> Inputs:
+    """The model's inputs where transformers' model is called with `inputs`.
 
     Args:
       inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding,
@@ -69,31 +70,32 @@ def arguments(model: Model, **inputs: np.ndarray) -> tuple[Any, ...]:
     missing = {"input_ids", "decoder_input_ids"} & known - set(inputs)
     check(not missing, f"forward is given no {' and no '.join(sorted(missing))}: the model reads them")
     order = {name: inputs[name] for name in _ORDER & set(inputs)}
-    encoder, decoder = config.sides[0], config.sides[-1]
-    sides = {name: decoder if name.startswith("decoder_") else encoder for name in inputs if name not in order}
-    given = {name: _checked(name, inputs[name], side, decoder.vocab_size or 0) for name, side in sides.items()}
+    encoder, decoder = config.stacks[0], config.stacks[-1]
+    stacks = {name: decoder if name.startswith("decoder_") else encoder for name in inputs if name not in order}
+    given = {name: _checked(name, inputs[name], stack, decoder.vocab_size or 0) for name, stack in stacks.items()}
     check_padding(config, inputs)
     if pair:
         target = {name.removeprefix("decoder_"): array for name, array in given.items() if name.startswith("decoder_")}
         source = {name: array for name, array in given.items() if not name.startswith("decoder_")}
-        return source["input_ids"], target["input_ids"], _placement(source), _placement(target)
-    placement = permuted(_placement(given, counts_tokens(config)), **order)
-    targets = placement.positions_BT.shape[1] - given["input_ids"].shape[1]
-    # A token that asks has one vector whatever its id.
-    return jnp.pad(given["input_ids"], ((0, 0), (0, targets))), placement
+        encoder = Inputs(source["input_ids"], _sequence(source))
+        return Inputs(target["input_ids"], _sequence(target), encoder=encoder)
+    sequence = permuted(_sequence(given, counts_tokens(config)), **order)
+    targets = sequence.positions_BT.shape[1] - given["input_ids"].shape[1]
+    # Query-stream tokens have one vector whatever their id.
+    return Inputs(jnp.pad(given["input_ids"], ((0, 0), (0, targets))), sequence)
 
 
-def _checked(name: str, array: np.ndarray, side: TransformerConfig, vocab_size: int) -> jax.Array:
+def _checked(name: str, array: np.ndarray, stack: TransformerConfig, vocab_size: int) -> jax.Array:
     """An input as int32, of which every value has a row in its table: jax would take the nearest one for another.
 
     Args:
       vocab_size: of a stack without a table of its own.
     """
     limits = {
-        "input_ids": (side.vocab_size or vocab_size, "the model's vocabulary"),
+        "input_ids": (stack.vocab_size or vocab_size, "the model's vocabulary"),
         "attention_mask": (2, "a mask"),
-        "position_ids": (side.max_length, "the model's positions"),
-        "token_type_ids": (_types(side), "the model's token types"),
+        "position_ids": (stack.max_length, "the model's positions"),
+        "token_type_ids": (_types(stack), "the model's token types"),
     }
     limit, table = limits[name.removeprefix("decoder_")]
     check(limit > 0, f"{name} is given and the model has no token types: leave it out")
@@ -110,15 +112,15 @@ def _checked(name: str, array: np.ndarray, side: TransformerConfig, vocab_size: 
     return jnp.asarray(found, jnp.int32)
 
 
-def _types(side: TransformerConfig) -> int:
+def _types(stack: TransformerConfig) -> int:
     """Number of token types. XLNet compares those of two tokens and knows no limit."""
-    mixers = [block.mixer for segment in side.segments for block in segment.blocks]
+    mixers = [block.mixer for segment in stack.segments for block in segment.blocks]
     compared = any(isinstance(mixer, RelativeAttentionConfig) for mixer in mixers)
-    return np.iinfo(np.int32).max if compared else side.embed.types
+    return np.iinfo(np.int32).max if compared else stack.embed.types
 
 
-def _placement(given: dict[str, jax.Array], counts_tokens: bool = False) -> SequenceInfo:
-    """Where tokens stand by transformers' rules."""
+def _sequence(given: dict[str, jax.Array], counts_tokens: bool = False) -> SequenceInfo:
+    """Positions and documents by transformers' rules."""
     shape = given["input_ids"].shape
     mask_BT = given["attention_mask"] if "attention_mask" in given else jnp.ones(shape, jnp.int32)
     if "position_ids" in given:

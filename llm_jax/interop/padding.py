@@ -35,13 +35,13 @@ def check_padding(config: ModelConfig, inputs: dict[str, np.ndarray]) -> None:
     Raises:
       ValueError: where transformers' result depends on what padding holds.
     """
-    decoder_mask = "decoder_attention_mask" if len(config.sides) > 1 else "attention_mask"
-    for side, name in zip(config.sides, ("attention_mask", decoder_mask), strict=False):
+    decoder_mask = "decoder_attention_mask" if len(config.stacks) > 1 else "attention_mask"
+    for stack, name in zip(config.stacks, ("attention_mask", decoder_mask), strict=False):
         if name in inputs:
             real_BT = np.asarray(inputs[name]) != 0
-            _check_row_head(side, name, real_BT)
-            _check_distances(side, name, real_BT)
-            _check_capacity(side, name, real_BT)
+            _check_row_head(stack, name, real_BT)
+            _check_distances(stack, name, real_BT)
+            _check_capacity(stack, name, real_BT)
 
 
 def _check_row_head(config: TransformerConfig, name: str, real_BT: np.ndarray) -> None:

@@ -72,7 +72,7 @@ _RATES: dict[str, dict[str, Option]] = {
 """{model_type: {field of `Rates`: its option}}; where a type is missing, `attention_dropout` is all there is."""
 
 _LAYER_DROP = {"encoder": "encoder_layerdrop", "decoder": "decoder_layerdrop"}
-"""Of the sides of BART and Marian."""
+"""Of the stacks of BART and Marian."""
 
 _DEVIATIONS = {"opt": "init_std", "bart": "init_std"}
 """{model_type: option of the standard deviation of initial values}; `initializer_range` where a type is missing."""
@@ -121,7 +121,7 @@ def write(family: Family, config: ModelConfig) -> dict[str, Any]:
             options |= {parent: (_stated(options, parent) or {}) | {leaf: rate}} if parent else {leaf: rate}
     if kind in ("bart", "marian"):
         options |= {name: rates_of(getattr(config, side)).layers for side, name in _LAYER_DROP.items()}
-    table = config.sides[-1].embed.init
+    table = config.stacks[-1].embed.init
     if kind in _FACTORS and isinstance(table, Normal):
         options["initializer_factor"] = table.stddev
     elif kind not in _BY_SIZE and isinstance(table, Normal):
@@ -143,7 +143,7 @@ def _has(places: Rates, name: str) -> bool:
 
 def _drops_before_scores(config: ModelConfig, kind: str) -> bool:
     """Whether the class of transformers with this head drops what its scores read."""
-    head = config.sides[-1].head
+    head = config.stacks[-1].head
     if not isinstance(head, ClassHead):
         return False
     return head.of == "row" or (head.of == "token" and head.transform is None and kind != "xlnet")
@@ -158,7 +158,7 @@ def _share(name: str, value: Any) -> float:
 def _with_initial_values(config: ModelConfig, kind: str, options: dict[str, Any]) -> ModelConfig:
     """With the scale that the options state; without one, as the family was published."""
     name = "initializer_factor" if kind in _FACTORS else _DEVIATIONS.get(kind, "initializer_range")
-    stated, table = _stated(options, name), config.sides[-1].embed.init
+    stated, table = _stated(options, name), config.stacks[-1].embed.init
     if stated is None or kind in _BY_SIZE or not isinstance(table, Normal):
         return config
     number = isinstance(stated, int | float) and not isinstance(stated, bool)

@@ -1,6 +1,6 @@
-"""What the layers of one call have in common besides the stream.
+"""What all layers of one call share besides the residual stream.
 
-Legend: B batch, T length, S slots of the cache or tokens of the memory, D model width, R relative places, N heads.
+Legend: B batch, T length, S slots of the cache or tokens of the encoder, D model width, R relative positions, N heads.
 """
 
 import flax.struct
@@ -12,23 +12,24 @@ from llm_jax.layers.sequence import SequenceInfo
 
 @flax.struct.dataclass
 class Context:
-    """Where the tokens stand, and what else they may read.
+    """Positions of the tokens, the cache, and the output of an encoder.
 
     Attributes:
-      queries: where the T tokens of the stream stand.
-      slots: where the tokens in the S slots of the cache stand, those of this call among them; None without a cache.
+      queries: positions and documents of the T tokens of this call.
+      slots: positions and documents of the tokens in the S slots of the cache, those of this call included; None
+        without a cache.
       slot: int32 scalar, the first slot that this call writes; None without a cache.
-      memory: where the S tokens stand that cross attention reads; None where nothing does.
-      memory_BSD: what an encoder made of them; None where the cache already holds their keys and values.
+      encoded: positions and documents of the S tokens that cross attention reads; None without cross attention.
+      encoded_BSD: the output of the encoder; None where the cache already holds its keys and values.
       tokens_BT: int32 ids of the T tokens; None where only their vectors are known.
-      bias_RN: learned biases of scores by relative place, which all layers share; None without such biases.
+      bias_RN: learned biases of scores by relative position, which all layers share; None without such biases.
     """
 
     queries: SequenceInfo
     slots: SequenceInfo | None = None
     slot: jax.Array | None = None
-    memory: SequenceInfo | None = None
-    memory_BSD: jax.Array | None = None
+    encoded: SequenceInfo | None = None
+    encoded_BSD: jax.Array | None = None
     tokens_BT: jax.Array | None = None
     bias_RN: jax.Array | None = None
 

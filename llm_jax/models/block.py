@@ -19,7 +19,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.attention.attention import CrossAttentionConfig
 from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.ffn import FFN
-from llm_jax.layers.ffn.tally import Report
+from llm_jax.layers.ffn.routing_statistics import RoutingAux
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.tap import tap
@@ -115,21 +115,21 @@ class BlockConfig:
         idle = 0 if self.ffn is None else self.ffn.parameters(width) - self.ffn.active_parameters(width)
         return self.parameters(width) - idle
 
-    def forward_flops(self, width: int, length: int, memory: int = 0) -> float:
-        """Forward FLOPs per token of a row of `length` tokens that reads `memory` tokens of an encoder."""
+    def forward_flops(self, width: int, length: int, encoder_length: int = 0) -> float:
+        """Forward FLOPs per token of a sequence of `length` tokens that reads `encoder_length` tokens of an encoder."""
         flops = self.mixer.matrix_flops(width) + self.mixer.mixing_flops(length)
         if self.cross is not None:
-            flops += self.cross.matrix_flops(width, memory / length) + self.cross.mixing_flops(memory)
+            flops += self.cross.matrix_flops(width, encoder_length / length) + self.cross.mixing_flops(encoder_length)
         return flops + (self.ffn.matrix_flops(width) if self.ffn is not None else 0)
 
-    def allocate(self, batch: int, slots: int, memory: int, dtype: Any) -> dict[str, Any]:
-        """Empty states of the branches, for `slots` tokens of the stream and `memory` of an encoder."""
+    def allocate(self, batch: int, slots: int, encoder_length: int, dtype: Any) -> dict[str, Any]:
+        """Empty states of the branches, for `slots` tokens of the stream and `encoder_length` of an encoder."""
         states = {"mixer": self.mixer.allocate(batch, slots, dtype)}
-        return states | ({"cross": self.cross.allocate(batch, memory, dtype)} if self.cross else {})
+        return states | ({"cross": self.cross.allocate(batch, encoder_length, dtype)} if self.cross else {})
 
 
 class Block(nn.Module):
-    """x [B, T, D] -> [B, T, D], with the states of its branches by name and the report of its ffn."""
+    """x [B, T, D] -> [B, T, D], with the states of its branches by name and the routing statistics of its ffn."""
 
     config: BlockConfig
     width: int
@@ -138,16 +138,16 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, context: Context, states: dict[str, Any] | None = None
-    ) -> tuple[jax.Array, dict[str, Any] | None, Report | None]:
-        after, reports = dict(states or {}), []
+    ) -> tuple[jax.Array, dict[str, Any] | None, RoutingAux | None]:
+        after, found = dict(states or {}), []
 
         def branch(name: str, x_BTD: jax.Array) -> jax.Array:
             module = getattr(self.config, name).build(self.width, self.precision, name)
             # Brought together here, once, and not for each of the products that read it.
             x_BTD = constrain(x_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
             if name == "ffn":
-                y_BTD, report = module(x_BTD, context)
-                reports.append(report)
+                y_BTD, aux = module(x_BTD, context)
+                found.append(aux)
             else:
                 y_BTD, after[name] = module(x_BTD, context, after.get(name))
             # So are its gradients, which otherwise would have a say in how what is inside of the branch is divided.
@@ -156,14 +156,14 @@ class Block(nn.Module):
             return y_BTD
 
         names = [name for name in ("mixer", "cross", "ffn") if getattr(self.config, name) is not None]
-        y_BTD, report = self._wired(x_BTD, names, branch), next(iter(reports), None)
+        y_BTD, aux = self._wired(x_BTD, names, branch), next(iter(found), None)
         if self.config.layer_drop and self.has_rng("dropout"):
             stays = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.config.layer_drop)
             y_BTD = jnp.where(stays, y_BTD, x_BTD)
             # A step that skips the block does not balance its router either.
-            report = report and dataclasses.replace(report, loss_B=jnp.where(stays, report.loss_B, 0))
+            aux = aux and dataclasses.replace(aux, loss_B=jnp.where(stays, aux.loss_B, 0))
         tap(self, "stream", lambda: y_BTD)
-        return y_BTD, after if states is not None else None, report
+        return y_BTD, after if states is not None else None, aux
 
     def _wired(self, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
         wiring = self.config.wiring

@@ -1,5 +1,6 @@
 """The model of a config, and its parameters before and when they are made."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,7 +11,9 @@ from llm_jax.layers.roles import unboxed
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
-from llm_jax.models.transformer import Memory, Transformer
+from llm_jax.models.inputs import Inputs
+from llm_jax.models.outputs import EncoderOutput
+from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import partition
 
 Model = Transformer | EncoderDecoder
@@ -30,19 +33,22 @@ def applied(model: Model, params: Any, *arguments: Any, method: str | None = Non
 
 def initial_parameters(model: Model, key: jax.Array) -> Any:
     """A fresh parameter tree; its leaves are boxed with their logical axes and roles."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    if isinstance(model, EncoderDecoder):
-        return model.init(key, tokens, tokens)["params"]
-    config = model.config
+    return model.init(key, _smallest_inputs(model))["params"]
+
+
+def _smallest_inputs(model: Model) -> Inputs:
+    """One sequence of one token."""
+    tokens, config = Inputs(jnp.zeros((1, 1), jnp.int32)), model.config
+    if isinstance(config, EncoderDecoderConfig):
+        return dataclasses.replace(tokens, encoder=tokens)
     if config.vocab_size is None:
         vectors = jnp.zeros((1, 1, config.embed.table_width(config.width)), model.precision.dtype)
-        return model.init(key, vectors, method="run")["params"]
-    memory = None
-    if config.reads_memory:
-        memory = Memory(
-            jnp.zeros((1, 1, config.width), model.precision.dtype), SequenceInfo(jnp.zeros((1, 1), jnp.int32))
-        )
-    return model.init(key, tokens, memory=memory)["params"]
+        return Inputs(features_BTE=vectors)
+    if config.has_cross_attention:
+        hidden = jnp.zeros((1, 1, config.width), model.precision.dtype)
+        sequence = SequenceInfo(jnp.zeros((1, 1), jnp.int32))
+        return dataclasses.replace(tokens, encoded=EncoderOutput(hidden, sequence))
+    return tokens
 
 
 def boxed_parameters(model: Model) -> Any:

@@ -19,9 +19,9 @@ from llm_jax.models.block import BlockConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, Segment
 
-LOOK_BACK = (
-    "give a mixer the mask Causal(), set allow_future=True of what has that field and may look ahead, or take another "
-    "type"
+MAKE_CAUSAL = (
+    "give mixers the mask Causal(), set allow_future=True where a part has that field and may read later tokens, or "
+    "choose another type"
 )
 """How a model is made causal."""
 
@@ -114,20 +114,20 @@ class TransformerConfig:
         return sum(segment.repeats * len(segment.blocks) for segment in self.segments)
 
     @property
-    def sides(self) -> tuple["TransformerConfig", ...]:
+    def stacks(self) -> tuple["TransformerConfig", ...]:
         """The stacks that a model is made of: this one."""
         return (self,)
 
     @property
     def causal(self) -> bool:
-        """Whether no token is told of a later one, so that rows can be written token by token."""
-        return not self.looking_ahead
+        """Whether the model is causal, so that it can generate token by token."""
+        return not self.non_causal
 
     @property
-    def looking_ahead(self) -> tuple[str, ...]:
-        """The types of what tells tokens of later ones, each once."""
+    def non_causal(self) -> tuple[str, ...]:
+        """Types of the parts that are not causal, each once."""
         found = [type(mixer).__name__ for mixer in self._mixers if not mixer.causal]
-        found += [name for block in self._blocks if block.ffn is not None for name in block.ffn.looking_ahead]
+        found += [name for block in self._blocks if block.ffn is not None for name in block.ffn.non_causal]
         return tuple(dict.fromkeys(found))
 
     @property
@@ -140,7 +140,7 @@ class TransformerConfig:
         )
 
     @property
-    def reads_memory(self) -> bool:
+    def has_cross_attention(self) -> bool:
         """Whether blocks have cross attention."""
         return any(block.cross is not None for block in self._blocks)
 
@@ -182,7 +182,7 @@ class EncoderDecoderConfig:
     def __post_init__(self):
         check(self.encoder.head is None, f"encoder.head is {self.encoder.head}: the decoder gives the scores; set None")
         check(
-            self.decoder.reads_memory,
+            self.decoder.has_cross_attention,
             "no block of the decoder has `cross` attention: it would never read what the encoder made",
         )
         check(
@@ -199,14 +199,13 @@ class EncoderDecoderConfig:
         )
         check(
             self.decoder.causal,
-            f"decoder has {' and '.join(self.decoder.looking_ahead)}: its tokens are told of later ones, which it "
-            f"predicts; {LOOK_BACK}",
+            f"{' and '.join(self.decoder.non_causal)} of the decoder is not causal, and it must be: {MAKE_CAUSAL}",
         )
         if self.encoder.vocab_size is None:
             self.encoder.check_vocabulary(vocab_size)
 
     @property
-    def sides(self) -> tuple[TransformerConfig, ...]:
+    def stacks(self) -> tuple[TransformerConfig, ...]:
         """The stacks that it is made of."""
         return self.encoder, self.decoder
 

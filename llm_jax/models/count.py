@@ -14,13 +14,13 @@ from llm_jax.models.stack import Segment
 
 def parameters(config: ModelConfig) -> int:
     """Number of parameters."""
-    return sum(_parameters(side) for side in config.sides)
+    return sum(_parameters(stack) for stack in config.stacks)
 
 
 def active_parameters(config: ModelConfig) -> float:
     """Number of parameters that compute a token, in the mean: all but those of the experts that it does not visit."""
-    width, idle = config.sides[0].width, 0.0
-    for segment in (segment for side in config.sides for segment in side.segments):
+    width, idle = config.stacks[0].width, 0.0
+    for segment in (segment for stack in config.stacks for segment in stack.segments):
         unvisited = sum(block.parameters(width) - block.active_parameters(width) for block in segment.blocks)
         idle += _copies(segment) * unvisited
     return parameters(config) - idle
@@ -30,8 +30,13 @@ def forward_flops(config: ModelConfig, length: int) -> float:
     """FLOPs per token of a forward pass over rows of `length` tokens, scores included. Of an encoder-decoder: per token
     of a target that is as long as its source, whose encoding is counted in."""
     if isinstance(config, EncoderDecoderConfig):
-        return _forward_flops(config.encoder, length) + _forward_flops(config.decoder, length, length)
+        return pair_flops(config, length, length) / length
     return _forward_flops(config, length)
+
+
+def pair_flops(config: EncoderDecoderConfig, source: int, target: int) -> float:
+    """FLOPs of a forward pass over a source and a target of so many tokens, scores of the target included."""
+    return source * _forward_flops(config.encoder, source) + target * _forward_flops(config.decoder, target, source)
 
 
 def training_flops(config: ModelConfig, length: int) -> float:
@@ -68,9 +73,9 @@ def _copies(segment: Segment) -> int:
     return 1 if segment.shared else segment.repeats
 
 
-def _forward_flops(config: TransformerConfig, length: int, memory: int = 0) -> float:
+def _forward_flops(config: TransformerConfig, length: int, encoder_length: int = 0) -> float:
     blocks = sum(
-        segment.repeats * block.forward_flops(config.width, length, memory)
+        segment.repeats * block.forward_flops(config.width, length, encoder_length)
         for segment in config.segments
         for block in segment.blocks
     )

@@ -60,11 +60,11 @@ def rates_of(config: ModelConfig) -> Rates:
 
 def _found(config: ModelConfig, name: str) -> list[float]:
     """The rates at all places of this name."""
-    return [rate for side in config.sides for place, rate in _places(side) if place == name]
+    return [rate for stack in config.stacks for place, rate in _places(stack) if place == name]
 
 
 def _places(config: TransformerConfig) -> Iterator[tuple[str, float]]:
-    """(name of a place, its rate) of one side."""
+    """(name of a place, its rate) of one stack."""
     yield "embed", config.embed.dropout
     yield "final", config.dropout
     if isinstance(config.head, ClassHead):
@@ -85,7 +85,7 @@ def _places(config: TransformerConfig) -> Iterator[tuple[str, float]]:
 
 
 def _side(config: TransformerConfig, rates: Rates) -> TransformerConfig:
-    """One side with those of the rates that it has a place for."""
+    """One stack with those of the rates that it has a place for."""
     segments = tuple(
         dataclasses.replace(segment, blocks=tuple(_block(block, rates) for block in segment.blocks))
         for segment in config.segments

@@ -1,27 +1,28 @@
-"""Two transformers joined by cross attention: one reads a row, the other writes what follows from it.
+"""Two transformers joined by cross attention: one encodes a sequence, the other generates the target.
 
-Legend: B batch, S source length, T target length.
+Legend: B batch, S source length, T target length, D model width.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from llm_jax.core.checks import check
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.attention.kv_cache import Cache
-from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.config import EncoderDecoderConfig
-from llm_jax.models.outputs import Output
-from llm_jax.models.stack import Reports
-from llm_jax.models.transformer import Memory, Transformer
+from llm_jax.models.inputs import Inputs
+from llm_jax.models.outputs import EncoderOutput, Output
+from llm_jax.models.stack import Aux
+from llm_jax.models.transformer import Transformer
 
 
 class EncoderDecoder(nn.Module):
     """Source and target tokens in, scores of the target's next tokens out (Vaswani et al. 2017, arXiv:1706.03762, 3).
 
-    Pure, as `Transformer`: `init(rng, source_BS, target_BT)`.
+    Called as `Transformer` is, with `inputs.encoder` beside the tokens of the decoder.
     """
 
     config: EncoderDecoderConfig
@@ -31,51 +32,67 @@ class EncoderDecoder(nn.Module):
         self.encoder = Transformer(self.config.encoder, self.precision)
         self.decoder = Transformer(self.config.decoder, self.precision)
 
-    def __call__(
-        self,
-        source_BS: jax.Array,
-        target_BT: jax.Array,
-        source: SequenceInfo | None = None,
-        target: SequenceInfo | None = None,
-    ) -> Output:
-        """Scores of the next token at every place of the target.
+    def __call__(self, inputs: Inputs, cache: Cache | None = None) -> Output:
+        """Hidden states and scores of every token of the target.
 
         Args:
-          source_BS, target_BT: int32 token ids.
-          source, target: where the tokens stand; None: each row is one document. Where rows are packed, a target reads
-            the source of the same segment id.
-        """
-        return self.decode(target_BT, self.encode(source_BS, source), target)
-
-    def encode(self, source_BS: jax.Array, source: SequenceInfo | None = None) -> Memory:
-        """What the decoder reads of the source."""
-        if source is None:
-            source = SequenceInfo(jnp.broadcast_to(jnp.arange(source_BS.shape[1], dtype=jnp.int32), source_BS.shape))
-        table = self.decoder if self.config.encoder.vocab_size is None else self.encoder
-        output = self.encoder.run(table.embed.tokens(source_BS), source, tokens_BT=source_BS)
-        return Memory(output.hidden_BTD, source, _under("encoder", output.reports))
-
-    def decode(
-        self,
-        target_BT: jax.Array,
-        memory: Memory | None = None,
-        target: SequenceInfo | None = None,
-        cache: Cache | None = None,
-    ) -> Output:
-        """Scores of the target's next tokens; with a cache from `allocate` only the first call needs the memory."""
-        output = self.decoder(target_BT, target, cache, memory)
-        read = {} if memory is None else memory.reports
-        return dataclasses.replace(output, reports=read | _under("decoder", output.reports))
-
-    def allocate(self, batch: int, slots: int, memory: int) -> Cache:
-        """An empty cache for targets of up to `slots` tokens that read sources of `memory` tokens.
+          inputs: of the decoder; `encoder`, or its output `encoded`, is required in a call without a cache and in the
+            first call with one.
+          cache: earlier tokens of the target, from `allocate`.
 
         Raises:
-          ValueError: if the decoder has fewer positions than that, or its tokens see later ones.
+          ValueError: as `Transformer`, for the encoder or the decoder.
         """
-        # Outside of `apply` flax lets a module make another one only where it shall be none of its own.
-        return Transformer(self.config.decoder, self.precision, parent=None).allocate(batch, slots, memory)
+        return self.scored(self.hidden(inputs, cache))
+
+    def hidden(self, inputs: Inputs, cache: Cache | None = None) -> Output:
+        """As `__call__`, without the scores."""
+        check(
+            isinstance(inputs, Inputs),
+            f"inputs are of type {type(inputs).__name__}: an encoder-decoder takes Inputs(tokens, encoder=Inputs(...))",
+        )
+        if inputs.encoder is not None:
+            check(inputs.encoded is None, "inputs have `encoder` and `encoded`: give one of them")
+            encoded = self.encode(inputs.encoder)
+            inputs = dataclasses.replace(inputs, encoder=None, encoded=encoded)
+        output = self.decoder.hidden(inputs, cache)
+        aux = {} if inputs.encoded is None else inputs.encoded.aux
+        return dataclasses.replace(output, aux=aux | _under("decoder", output.aux))
+
+    def encode(self, inputs: Inputs | jax.Array) -> EncoderOutput:
+        """What the decoder reads of the source."""
+        inputs = Inputs.of(inputs)
+        if self.config.encoder.vocab_size is None and inputs.features_BTE is None:
+            # One table serves both stacks.
+            output = self.encoder.run(self.decoder.embed.tokens(inputs.ids_BT), inputs)
+        else:
+            output = self.encoder.hidden(inputs)
+        return EncoderOutput(output.hidden_BTD, inputs.located(), _under("encoder", output.aux))
+
+    def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Float32 scores of hidden states of the decoder, as in `Output.logits_BTV`."""
+        return self.decoder.unembed(hidden_BTD)
+
+    def scored(self, output: Output) -> Output:
+        """With the scores of its hidden states, where the decoder has a head."""
+        return self.decoder.scored(output)
+
+    def unembed_parameters(self, params: Any) -> Any:
+        """The parameters, of all of the model's, that `unembed` reads."""
+        return {"decoder": self._own_decoder().unembed_parameters(params["decoder"])}
+
+    def allocate(self, batch: int, slots: int, encoder_length: int) -> Cache:
+        """An empty cache for targets of up to `slots` tokens that read sources of `encoder_length` tokens.
+
+        Raises:
+          ValueError: if the decoder has fewer positions than that, or is not causal.
+        """
+        return self._own_decoder().allocate(batch, slots, encoder_length)
+
+    def _own_decoder(self) -> Transformer:
+        # Outside of `apply` flax lets a module create another one only if it is no submodule.
+        return Transformer(self.config.decoder, self.precision, parent=None)
 
 
-def _under(name: str, reports: Reports) -> Reports:
-    return {f"{name}/{path}": report for path, report in reports.items()}
+def _under(name: str, aux: Aux) -> Aux:
+    return {f"{name}/{path}": one for path, one in aux.items()}

@@ -16,7 +16,7 @@ from llm_jax.core.checks import check, check_one_of, check_positive, check_posit
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.context import Context
-from llm_jax.layers.ffn.tally import Report
+from llm_jax.layers.ffn.routing_statistics import RoutingAux
 from llm_jax.layers.tap import COLLECTION
 from llm_jax.models.block import Block, BlockConfig
 from llm_jax.sharding import axes, pipeline
@@ -35,7 +35,7 @@ the group's input, `dots` the results of matrix products with weights, `projecti
 output projection and the ffn's inner products. Products of tokens with one another and the steps of an LSTM are made
 again."""
 
-Reports = dict[str, Report]
+Aux = dict[str, RoutingAux]
 """By the path of a block in the stack's parameters, such as 'segment_0/block_1'; a leading axis for its layers."""
 
 _FEW = 8
@@ -124,44 +124,44 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, context: Context, states: tuple | None = None
-    ) -> tuple[jax.Array, tuple | None, Reports]:
+    ) -> tuple[jax.Array, tuple | None, Aux]:
         """Runs the blocks; `states` holds per segment and repeat the states of its blocks."""
         if states is not None:
             return *self._cached(x_BTD, context, states), {}
         # Parameters are made for segments whole.
         schedule = None if self.is_initializing() else pipeline.schedule()
         cut = in_stages(self.segments, schedule) if schedule else [False] * len(self.segments)
-        reports: Reports = {}
+        aux: Aux = {}
         for index, segment in enumerate(self.segments):
             name, remat = f"segment_{index}", self.execution.remat_of(index)
             if cut[index]:
-                x_BTD, told = self._pipelined(segment, remat, self.variables["params"][name], x_BTD, context)
+                x_BTD, found = self._pipelined(segment, remat, self.variables["params"][name], x_BTD, context)
             else:
                 group = self._scanned(segment, remat)(segment.blocks, self.width, self.precision, name=name)
-                x_BTD, (_, told) = group(x_BTD, context, None)
-            reports |= {f"{name}/{block}": report for block, report in told.items()}
-        return x_BTD, None, reports
+                x_BTD, (_, found) = group(x_BTD, context, None)
+            aux |= {f"{name}/{block}": one for block, one in found.items()}
+        return x_BTD, None, aux
 
     def _pipelined(
         self, segment: Segment, remat: Remat, weights: Any, x_BTD: jax.Array, context: Context
-    ) -> tuple[jax.Array, Reports]:
-        """A stage is a shorter segment, and what is computed again is a step of it. Dropout differs by layer and row,
-        and from what the segment draws whole."""
+    ) -> tuple[jax.Array, Aux]:
+        """Each stage is a shorter segment; remat is applied per stage. Dropout differs by layer and sequence, and from
+        that of the whole segment."""
 
         def stage(weights: Any, bias_RN: Any, key: Any, x_BTD: jax.Array, context: Context) -> tuple:
             part = dataclasses.replace(segment, repeats=len(jax.tree.leaves(weights)[0]))
             layers = self._scanned(part, "none")(part.blocks, self.width, self.precision, parent=None)
             rngs = None if key is None else {"dropout": key}
             context = dataclasses.replace(context, bias_RN=bias_RN)
-            x_BTD, (_, told) = layers.apply({"params": weights}, x_BTD, context, None, rngs=rngs)
-            losses = {block: report.loss_B for block, report in told.items()}
-            return x_BTD, losses, {block: dataclasses.replace(report, loss_B=None) for block, report in told.items()}
+            x_BTD, (_, aux) = layers.apply({"params": weights}, x_BTD, context, None, rngs=rngs)
+            losses = {block: one.loss_B for block, one in aux.items()}
+            return x_BTD, losses, {block: dataclasses.replace(one, loss_B=None) for block, one in aux.items()}
 
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         keep = None if remat == "none" else _POLICIES[remat]
         rows = dataclasses.replace(context, bias_RN=None)
-        x_BTD, losses, told = pipeline.run(stage, weights, context.bias_RN, key, x_BTD, rows, keep)
-        return x_BTD, {block: dataclasses.replace(report, loss_B=losses[block]) for block, report in told.items()}
+        x_BTD, losses, aux = pipeline.run(stage, weights, context.bias_RN, key, x_BTD, rows, keep)
+        return x_BTD, {block: dataclasses.replace(one, loss_B=losses[block]) for block, one in aux.items()}
 
     def _cached(self, x_BTD: jax.Array, context: Context, states: tuple) -> tuple[jax.Array, tuple]:
         """One repeat after the other: a loop over layers would copy the whole cache on each turn."""
@@ -207,11 +207,11 @@ class Group(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, context: Context, states: tuple | None
-    ) -> tuple[jax.Array, tuple[tuple | None, Reports]]:
-        after, reports = [], {}
+    ) -> tuple[jax.Array, tuple[tuple | None, Aux]]:
+        after, aux = [], {}
         for index, block in enumerate(self.blocks):
             state, name = states[index] if states else None, f"block_{index}"
-            x_BTD, state, report = Block(block, self.width, self.precision, name=name)(x_BTD, context, state)
+            x_BTD, state, found = Block(block, self.width, self.precision, name=name)(x_BTD, context, state)
             after.append(state)
-            reports |= {} if report is None else {name: report}
-        return x_BTD, (tuple(after) if states else None, reports)
+            aux |= {} if found is None else {name: found}
+        return x_BTD, (tuple(after) if states else None, aux)

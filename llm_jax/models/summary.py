@@ -25,10 +25,10 @@ def summary(config: ModelConfig, length: int) -> dict[str, str]:
         f"length is {length} and the model's max_length is {config.max_length}: ask for 1 to that many tokens",
     )
     parameters = count.parameters(config)
-    mixers = [block.mixer for side in config.sides for segment in side.segments for block in segment.blocks]
+    mixers = [block.mixer for stack in config.stacks for segment in stack.segments for block in segment.blocks]
     heads = sorted({mixer.shape for mixer in mixers})
     return {
-        "layers": " + ".join(str(side.depth) for side in config.sides),
+        "layers": " + ".join(str(stack.depth) for stack in config.stacks),
         "width": f"{config.width:,}",
         "heads": "; ".join(heads),
         "vocabulary": f"{config.vocab_size:,}",
@@ -39,7 +39,7 @@ def summary(config: ModelConfig, length: int) -> dict[str, str]:
         "training FLOPs a token": f"{count.training_flops(config, length):.3e}",
         "cache of a row": (
             f"{count.cache_bytes(config, length, MIXED) / 2**20:,.1f} MiB at {length:,} tokens, bfloat16"
-            if config.sides[-1].causal
+            if config.stacks[-1].causal
             else "none: it is no decoder"
         ),
         "memory to train": (
@@ -67,8 +67,8 @@ def initialisers(config: ModelConfig) -> dict[str, str]:
                 inner = name if field.name in ("segments", "blocks") else f"{name}.{field.name}".lstrip(".")
                 visit(inner, getattr(value, field.name))
 
-    for side in config.sides:
-        visit("", side)
+    for stack in config.stacks:
+        visit("", stack)
     return {name: " or ".join(words) for name, words in found.items()}
 
 

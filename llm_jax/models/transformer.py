@@ -1,12 +1,12 @@
 """The one transformer: embedding, stack, final norm, head.
 
-Legend: B batch, T length, S length of another row that is read, D model width, E width of the table, V vocabulary.
+Legend: B batch, T length, S length of an encoder's sequence, D model width, E width of the table, V vocabulary.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -20,32 +20,19 @@ from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.layers.tap import tap
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.heads import ClassHead, Head, TiedHead
+from llm_jax.models.inputs import Inputs
 from llm_jax.models.outputs import Output
-from llm_jax.models.stack import Reports, Stack
+from llm_jax.models.stack import Stack
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.partition import constrain
 
 
-@flax.struct.dataclass
-class Memory:
-    """What cross attention reads.
-
-    Attributes:
-      hidden_BSD: hidden states of an encoder.
-      placement: where its tokens stand; a token reads those of its own document, by segment id.
-      reports: what layers of experts told while they were made; see `Output`.
-    """
-
-    hidden_BSD: jax.Array
-    placement: SequenceInfo
-    reports: Reports = flax.struct.field(default_factory=dict)
-
-
 class Transformer(nn.Module):
-    """Tokens in, scores out: of the next token, of the token that was masked, of classes, as the head says.
+    """Decoder or encoder: tokens in, scores out, of the next token, of the token that was masked, or of classes, as the
+    head says.
 
-    Pure: `init(rng, tokens_BT)` makes the parameter tree, `apply({"params": params}, tokens_BT, ...)` uses it.
-    Dropout acts where `apply` is given `rngs={"dropout": key}`.
+    Pure: `init(rng, inputs)` creates the parameters, `apply({"params": params}, inputs)` uses them. Dropout acts where
+    `apply` is given `rngs={"dropout": key}`.
     """
 
     config: TransformerConfig
@@ -63,72 +50,58 @@ class Transformer(nn.Module):
             table = config.embed.table_width(config.width)
             self.head = Head(config.head, config.width, config.vocab_size or 0, table, self.precision)
 
-    def __call__(
-        self,
-        tokens_BT: jax.Array,
-        placement: SequenceInfo | None = None,
-        cache: Cache | None = None,
-        memory: Memory | None = None,
-    ) -> Output:
-        """Scores at every place.
+    def __call__(self, inputs: Inputs | jax.Array, cache: Cache | None = None) -> Output:
+        """Hidden states and scores of every token.
 
         Args:
-          tokens_BT: int32 token ids.
-          placement: where the tokens stand; None: each row is one document, begun here or in the cache.
+          inputs: what is read; an array is token ids, int32 [B, T].
           cache: earlier tokens, from `allocate`; the tokens of this call continue them.
-          memory: what cross attention reads; with a cache only the first call is given it.
 
         Raises:
-          ValueError: for a row longer than the model's `max_length`, or whose length does not divide over the devices
-            that it is divided over; for an order of prediction where mixers follow
-            none; for a memory missing, or given to a model that has no cross attention.
+          ValueError: for a sequence longer than the model's `max_length`, or whose length does not divide over the
+            devices that it is divided over; for a factorization order where mixers follow none; for an encoder's output
+            that is missing, or given to a model without cross attention; for inputs of an encoder.
         """
-        return self.scored(self.hidden(tokens_BT, placement, cache, memory))
+        return self.scored(self.hidden(inputs, cache))
 
-    def hidden(
-        self,
-        tokens_BT: jax.Array,
-        placement: SequenceInfo | None = None,
-        cache: Cache | None = None,
-        memory: Memory | None = None,
-    ) -> Output:
-        """As `__call__`, without the scores: a loss over a large vocabulary takes them chunk by chunk."""
-        return self.run(self.embed.tokens(tokens_BT), placement, cache, memory, tokens_BT)
+    def hidden(self, inputs: Inputs | jax.Array, cache: Cache | None = None) -> Output:
+        """As `__call__`, without the scores: a loss over a large vocabulary computes them chunk by chunk."""
+        inputs = Inputs.of(inputs)
+        if inputs.features_BTE is None:
+            check(
+                self.config.vocab_size is not None,
+                "the model has no vocabulary (vocab_size is None): give inputs.features_BTE in place of tokens_BT",
+            )
+        x_BTE = self.embed.tokens(inputs.ids_BT) if inputs.features_BTE is None else inputs.features_BTE
+        return self.run(x_BTE, inputs, cache)
 
-    def run(
-        self,
-        x_BTE: jax.Array,
-        placement: SequenceInfo | None = None,
-        cache: Cache | None = None,
-        memory: Memory | None = None,
-        tokens_BT: jax.Array | None = None,
-    ) -> Output:
-        """As `hidden`, from the vectors of the tokens, and their ids if they have such."""
-        batch, length = x_BTE.shape[:2]
-        self._check(length, placement, cache, memory)
-        if placement is None:
-            start = 0 if cache is None else cache.length
-            placement = SequenceInfo(jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length)))
-        if cache is not None or memory is not None:
-            placement = _whole(placement)
+    def run(self, x_BTE: jax.Array, inputs: Inputs, cache: Cache | None = None) -> Output:
+        """As `hidden`, with `x_BTE` for the embeddings of the tokens, such as those of another model's table."""
+        self._check(inputs, cache)
+        sequence = inputs.located(0 if cache is None else cache.length)
+        encoded = inputs.encoded
+        if cache is not None or encoded is not None:
+            sequence = _with_segments(sequence)
         bias_RN = self.relative_bias() if self.config.relative_bias else None
-        context = Context(placement, tokens_BT=tokens_BT, bias_RN=bias_RN)
-        if memory is not None:
-            context = dataclasses.replace(context, memory=_whole(memory.placement), memory_BSD=memory.hidden_BSD)
-        x_BTD = constrain(self.embed(x_BTE, placement), axes.BATCH, axes.STREAM, axes.WIDTH)
+        context = Context(sequence, tokens_BT=inputs.tokens_BT, bias_RN=bias_RN)
+        if encoded is not None:
+            context = dataclasses.replace(
+                context, encoded=_with_segments(encoded.sequence), encoded_BSD=encoded.hidden_BSD
+            )
+        x_BTD = constrain(self.embed(x_BTE, sequence), axes.BATCH, axes.STREAM, axes.WIDTH)
         tap(self, "embedded", lambda: x_BTD)
         if cache is None:
-            x_BTD, _, reports = self.stack(x_BTD, context)
+            x_BTD, _, aux = self.stack(x_BTD, context)
         else:
-            cache = cache.place(placement)
-            cache = cache if memory is None else dataclasses.replace(cache, memory=context.memory)
-            context = dataclasses.replace(context, slots=cache.slots, slot=cache.length, memory=cache.memory)
-            x_BTD, layers, reports = self.stack(x_BTD, context, cache.layers)
-            cache = dataclasses.replace(cache, layers=layers, length=cache.length + length)
-        reports = {f"stack/{path}": report for path, report in reports.items()}
+            cache = cache.place(sequence)
+            cache = cache if encoded is None else dataclasses.replace(cache, encoded=context.encoded)
+            context = dataclasses.replace(context, slots=cache.slots, slot=cache.length, encoded=cache.encoded)
+            x_BTD, layers, aux = self.stack(x_BTD, context, cache.layers)
+            cache = dataclasses.replace(cache, layers=layers, length=cache.length + x_BTD.shape[1])
+        aux = {f"stack/{path}": one for path, one in aux.items()}
         hidden_BTD = self.drop(self.final_norm(x_BTD), deterministic=not self.has_rng("dropout"))
         tap(self, "last_hidden", lambda: hidden_BTD)
-        return Output(hidden_BTD=hidden_BTD, cache=cache, reports=reports)
+        return Output(hidden_BTD=hidden_BTD, cache=cache, aux=aux)
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """Float32 scores of hidden states, as in `Output.logits_BTV`."""
@@ -141,23 +114,23 @@ class Transformer(nn.Module):
         """With the scores of its hidden states, where the model has a head."""
         return dataclasses.replace(output, logits_BTV=self.unembed(output.hidden_BTD)) if self.config.head else output
 
-    @property
-    def unembed_parameters(self) -> tuple[str, ...]:
-        """Names of the parameter sub-trees that `unembed` reads."""
+    def unembed_parameters(self, params: Any) -> Any:
+        """The parameters, of all of the model's, that `unembed` reads."""
         head = self.config.head
         tied = isinstance(head, TiedHead)
-        return ("embed",) * tied + ("head",) * (not tied or head.bias or head.transform is not None)
+        names = ("embed",) * tied + ("head",) * (not tied or head.bias or head.transform is not None)
+        return {name: params[name] for name in names}
 
-    def allocate(self, batch: int, slots: int, memory: int = 0) -> Cache:
-        """An empty cache for rows of up to `slots` tokens that read `memory` tokens of an encoder.
+    def allocate(self, batch: int, slots: int, encoder_length: int = 0) -> Cache:
+        """An empty cache for sequences of up to `slots` tokens that read `encoder_length` tokens of an encoder.
 
         Raises:
-          ValueError: if the model has fewer positions than that, or its tokens see later ones.
+          ValueError: if the model has fewer positions than that, or is not causal.
         """
         check(
             self.config.causal,
-            f"tokens are told of later ones by {' and '.join(self.config.looking_ahead)}, and a cache does not hold "
-            "them yet: give the model whole rows",
+            f"{' and '.join(self.config.non_causal)} of the model is not causal, and a KV cache needs a causal model: "
+            "run whole sequences without a cache",
         )
         if slots > self.config.max_length:
             raise ValueError(
@@ -166,44 +139,50 @@ class Transformer(nn.Module):
             )
         layers = tuple(
             tuple(
-                tuple(block.allocate(batch, slots, memory, self.precision.dtype) for block in segment.blocks)
+                tuple(block.allocate(batch, slots, encoder_length, self.precision.dtype) for block in segment.blocks)
                 for _ in range(segment.repeats)
             )
             for segment in self.config.segments
         )
-        seen = empty_slots(batch, memory) if self.config.reads_memory else None
-        return Cache(layers, empty_slots(batch, slots), jnp.zeros((), jnp.int32), seen)
+        encoded = empty_slots(batch, encoder_length) if self.config.has_cross_attention else None
+        return Cache(layers, empty_slots(batch, slots), jnp.zeros((), jnp.int32), encoded)
 
-    def _check(self, length: int, placement: SequenceInfo | None, cache: Cache | None, memory: Memory | None) -> None:
-        if length > self.config.max_length:
+    def _check(self, inputs: Inputs, cache: Cache | None) -> None:
+        config, (_, length) = self.config, inputs.shape
+        if length > config.max_length:
             raise ValueError(
-                f"tokens have length {length} and the model's max_length is {self.config.max_length}: "
-                "shorten the rows or raise model.max_length"
+                f"inputs have {length} tokens and the model's max_length is {config.max_length}: shorten the sequences "
+                "or raise model.max_length"
             )
         parts = partition.parts(axes.LENGTH)
         check(
-            # One token is what parameters are made with.
+            # Parameters are created with one token.
             cache is not None or length == 1 or length % parts == 0,
-            f"tokens have length {length} and rows are divided over {parts} devices: make it a multiple of {parts}, or "
-            "mesh.context smaller",
+            f"inputs have {length} tokens and sequences are divided over {parts} devices: make the length a multiple "
+            f"of {parts}, or mesh.context smaller",
         )
         check(
-            placement is None or placement.order_BT is None or self.config.permuted,
-            "placement has order_BT, and not every mixer has the mask Permuted: tokens would see those that they shall "
-            "predict; leave it out",
+            inputs.sequence is None or inputs.sequence.order_BT is None or config.permuted,
+            "inputs.sequence has order_BT, and not every mixer has the mask Permuted: tokens would read those that "
+            "they must predict; leave it out",
         )
         check(
-            memory is None or self.config.reads_memory,
-            "a memory was given, and no block has `cross` attention that would read it: leave it out",
+            inputs.encoder is None,
+            "inputs have an `encoder`, and the model is one stack: give its output as `encoded`, or take a model of "
+            "type EncoderDecoder",
         )
         check(
-            memory is not None or cache is not None or not self.config.reads_memory,
-            "blocks have `cross` attention and no memory was given: it has nothing to read; pass what an encoder made",
+            inputs.encoded is None or config.has_cross_attention,
+            "inputs have the output of an encoder, and no block of the model has `cross` attention: leave it out",
+        )
+        check(
+            inputs.encoded is not None or cache is not None or not config.has_cross_attention,
+            "blocks have `cross` attention and inputs have no `encoded`: give the output of an encoder",
         )
 
 
-def _whole(placement: SequenceInfo) -> SequenceInfo:
+def _with_segments(sequence: SequenceInfo) -> SequenceInfo:
     """With segment ids: all one document where there are none."""
-    if placement.segment_ids_BT is not None:
-        return placement
-    return dataclasses.replace(placement, segment_ids_BT=jnp.ones_like(placement.positions_BT))
+    if sequence.segment_ids_BT is not None:
+        return sequence
+    return dataclasses.replace(sequence, segment_ids_BT=jnp.ones_like(sequence.positions_BT))

@@ -28,7 +28,7 @@ _ROUTER = "/ffn/router/"
 
 def has_experts(config: ModelConfig) -> bool:
     """Whether some layer has."""
-    return any(side.experts for side in config.sides)
+    return any(stack.experts for stack in config.stacks)
 
 
 def check_upcycles(dense: ModelConfig, mixed: ModelConfig) -> None:
@@ -36,15 +36,15 @@ def check_upcycles(dense: ModelConfig, mixed: ModelConfig) -> None:
     Raises:
       ValueError: unless `mixed` is `dense` but for experts, each of the shape of the ffn whose place they take.
     """
-    sides = tuple(tuple(architecture(config).sides) for config in (dense, mixed))
+    stacks = tuple(tuple(architecture(config).stacks) for config in (dense, mixed))
     check(
         type(dense) is type(mixed),
         f"{type(dense).__name__} cannot become {type(mixed).__name__}: upcycle into a model of the same kind",
     )
-    for one, other in zip(*sides, strict=True):
-        for side in (one, other):
+    for one, other in zip(*stacks, strict=True):
+        for stack in (one, other):
             check(
-                not any(segment.shared for segment in side.segments),
+                not any(segment.shared for segment in stack.segments),
                 "layers share their weights, and each that is to have experts needs its own: upcycle another model",
             )
         check(
@@ -95,8 +95,8 @@ def upcycled(dense: ModelConfig, parameters: Any, model: Model, key: jax.Array) 
     check_upcycles(dense, model.config)
     given, routers = dict(trees.named_leaves(parameters)), _routers(model, key)
     prefixes = ("",) if isinstance(dense, TransformerConfig) else ("encoder/", "decoder/")
-    places = {prefix: _places(side) for prefix, side in zip(prefixes, dense.sides, strict=True)}
-    wanted_places = {prefix: _places(side) for prefix, side in zip(prefixes, model.config.sides, strict=True)}
+    places = {prefix: _places(stack) for prefix, stack in zip(prefixes, dense.stacks, strict=True)}
+    wanted_places = {prefix: _places(stack) for prefix, stack in zip(prefixes, model.config.stacks, strict=True)}
 
     def leaf(path: tuple, wanted: jax.ShapeDtypeStruct) -> jax.Array:
         name = trees.path_name(path)
@@ -105,11 +105,11 @@ def upcycled(dense: ModelConfig, parameters: Any, model: Model, key: jax.Array) 
         found = _IN_STACK.fullmatch(name)
         if found is None:
             return jnp.asarray(given[name], wanted.dtype)
-        side, segment, block, rest = found.groups()
-        numbers = [i for i, place in enumerate(wanted_places[side]) if place[:2] == (int(segment), int(block))]
-        sources = [places[side][number] for number in numbers]
+        stack, segment, block, rest = found.groups()
+        numbers = [i for i, place in enumerate(wanted_places[stack]) if place[:2] == (int(segment), int(block))]
+        sources = [places[stack][number] for number in numbers]
         within = rest.replace("ffn/experts/", "ffn/")
-        layers = [given[f"{side}stack/segment_{s}/block_{b}/{within}"][repeat] for s, b, repeat in sources]
+        layers = [given[f"{stack}stack/segment_{s}/block_{b}/{within}"][repeat] for s, b, repeat in sources]
         stacked = jnp.stack(layers).astype(wanted.dtype)
         return stacked if within == rest else jnp.broadcast_to(stacked[:, None], wanted.shape)
 

@@ -1,9 +1,18 @@
 """What training minimises. An objective is a config type; derive one from `Objective` to use one of your own."""
 
+from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
-from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.masked_lm import MaskedLMConfig
+from llm_jax.objectives.objective import Needs, Objective
+from llm_jax.objectives.span_corruption import SpanCorruptionConfig
+from llm_jax.objectives.token_loss import token_loss
 
 __all__ = [
+    "Batch",
     "CausalLMConfig",
+    "MaskedLMConfig",
+    "Needs",
     "Objective",
+    "SpanCorruptionConfig",
+    "token_loss",
 ]

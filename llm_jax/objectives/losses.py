@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.metrics import Metrics, Ratio, metric_of
-from llm_jax.layers.ffn.tally import BalanceLoss, Report, Tallies
+from llm_jax.layers.ffn.routing_statistics import BalanceLoss, RoutingAux, RoutingMetric
 from llm_jax.sharding import axes, partition
 
 Unembed = Callable[[Any, jax.Array], jax.Array]
@@ -128,7 +128,7 @@ def _join(x: jax.Array) -> jax.Array:
 
 
 def balance(
-    reports: dict[str, Report], weights_BT: jax.Array, whole: Metrics | None = None
+    aux: dict[str, RoutingAux], weights_BT: jax.Array, whole: Metrics | None = None
 ) -> tuple[jax.Array, Metrics]:
     """Balance losses of all layers of experts, each row's and the batch's as often as there are targets, to be added to
     a sum over targets; and metrics: 'balance_loss', and 'experts', what the layers did.
@@ -136,12 +136,12 @@ def balance(
     Args:
       whole: the metric 'balance_loss' of the batch of which these rows are a part; None: they are all of it.
     """
-    if not reports:
+    if not aux:
         return jnp.zeros(()), {}
     count_B = jnp.sum(weights_BT, axis=1, dtype=jnp.float32)
-    rows = jnp.sum(sum((jnp.sum(report.loss_B, axis=0) for report in reports.values()), jnp.zeros(())) * count_B)
-    own = BalanceLoss(rows, jnp.sum(count_B), {path: report.batch for path, report in reports.items()})
+    rows = jnp.sum(sum((jnp.sum(layer.loss_B, axis=0) for layer in aux.values()), jnp.zeros(())) * count_B)
+    own = BalanceLoss(rows, jnp.sum(count_B), {path: layer.batch for path, layer in aux.items()})
     return rows + own.part_of(own if whole is None else metric_of(whole, "balance_loss", BalanceLoss)), {
         "balance_loss": own,
-        "experts": Tallies({path: report.tally for path, report in reports.items()}),
+        "experts": RoutingMetric({path: layer.statistics for path, layer in aux.items()}),
     }

@@ -1,49 +1,135 @@
 """What training minimises, whatever the model."""
 
 import abc
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
-from llm_jax.data.batch import Batch
-from llm_jax.models.config import ModelConfig
+from llm_jax.data.examples import Examples
+from llm_jax.data.rows import padding_row
+from llm_jax.models import count
+from llm_jax.models.config import MAKE_CAUSAL, EncoderDecoderConfig, ModelConfig
+from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
+from llm_jax.tokenizers.tokenizer import Tokenizer
+
+AnyBatch = Any
+"""A tree of arrays with the batch as their first axis, of which the second, where there is one, is the length: what
+`Objective.batch` returns. Only the objective knows its fields."""
+
+Direction = Literal["causal", "bidirectional", "encoder-decoder"]
+
+
+class Needs(NamedTuple):
+    """What an objective requires of a model."""
+
+    direction: Direction
+    """Of the model: a causal decoder, an encoder in which tokens read later ones too, or an encoder-decoder."""
+    heads: tuple[type[AnyHead], ...] = (HeadConfig, TiedHead)
+    """Types of the head; of an encoder-decoder that of its decoder."""
 
 
 @configclass
 class Objective(abc.ABC):
-    """A loss, and the models that it is for. Derive a configclass from it to train with a loss of your own."""
+    """A loss, the examples that it is computed on, and the models that it is for. Derive a configclass from it to train
+    with a loss of your own."""
 
-    @abc.abstractmethod
+    needs: ClassVar[Needs] = Needs("causal")
+    predicts_text: ClassVar[bool] = True
+    """Whether every token of the text is a target once, given those before it, so that the loss can be stated in bits
+    per byte."""
+
     def check(self, model: ModelConfig, sequence_length: int) -> None:
-        """The objective can train the model on sequences of this length.
+        """
+        Raises:
+          ValueError: if the objective cannot train the model on sequences of this length, saying which model it could.
+            The base compares the model with `needs`.
+        """
+        name, needs = type(self).__name__, self.needs
+        pair = isinstance(model, EncoderDecoderConfig)
+        check(
+            pair == (needs.direction == "encoder-decoder"),
+            f"objective {name} trains {_TRAINED[needs.direction]} and model is of type {type(model).__name__}: choose "
+            "another objective or another model",
+        )
+        decoder = model.stacks[-1]
+        if needs.direction == "causal":
+            check(
+                decoder.causal,
+                f"objective {name} predicts tokens from those before them, and {' and '.join(decoder.non_causal)} of "
+                f"the model is not causal: {MAKE_CAUSAL}; MaskedLMConfig trains encoders",
+            )
+        if needs.direction == "bidirectional":
+            check(
+                not decoder.causal,
+                f"objective {name} predicts tokens from those on both sides, and the model is causal: give its mixers "
+                "the mask Bidirectional(), or take CausalLMConfig",
+            )
+        check(
+            isinstance(decoder.head, needs.heads),
+            f"objective {name} needs a head of type {' or '.join(head.__name__ for head in needs.heads)} and the "
+            f"model's is {type(decoder.head).__name__}: change model.head",
+        )
+        check(
+            pair or not decoder.has_cross_attention,
+            f"objective {name} gives a model no encoder output, and blocks of the model have `cross` attention: leave "
+            "it out, or take an encoder-decoder",
+        )
+
+    def special_tokens(self, sequence_length: int) -> int:
+        """Number of ids at the end of the model's vocabulary that the objective uses for itself, such as a mask token:
+        the data must have none of them."""
+        return 0
+
+    def examples(self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int) -> Examples:
+        """What becomes of documents and of packed rows.
+
+        Args:
+          tokenizer: None where the data are tokens already.
 
         Raises:
-          ValueError: if it cannot, saying which model it could.
+          ValueError: if the tokenizer lacks what the objective needs.
         """
+        return Examples()
 
-    def example(self, row: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
-        """What becomes of a packed row before it is batched, by a generator of the row's own."""
-        return row
-
-    def batch(self, rows: dict[str, np.ndarray]) -> Batch[np.ndarray]:
-        """What the model is given for stacked rows [B, T + 1]."""
-        return Batch.from_rows(rows)
+    @abc.abstractmethod
+    def batch(self, rows: Mapping[str, Any]) -> AnyBatch:
+        """The batch of stacked rows, numpy arrays [B, ...] as `examples` leaves them."""
 
     @abc.abstractmethod
     def loss(
         self,
         model: Any,
         params: Any,
-        batch: Batch,
+        batch: AnyBatch,
         key: jax.Array | None = None,
         whole: Metrics | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """Summed loss over the batch's targets, and metrics, of which 'loss' is a `Ratio`.
+        """Summed loss over the batch's targets, and metrics, of which 'loss' is a `Ratio`: sums and counts, so that
+        microbatches, devices and processes combine exactly.
 
         Args:
+          model: a module; `models.build.applied(model, params, inputs)` runs it.
           key: for dropout; None where nothing is dropped.
           whole: metrics of the batch of which this one is a part; None: this is all of it.
         """
+
+    def training_flops(self, model: ModelConfig, sequence_length: int) -> float:
+        """FLOPs of forward and backward pass for each of the `sequence_length` tokens of a row."""
+        return count.training_flops(model, sequence_length)
+
+    def abstract_batch(
+        self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int, batch_size: int
+    ) -> AnyBatch:
+        """Shapes and dtypes of a batch of the whole run, without data."""
+        examples = self.examples(model, tokenizer, sequence_length)
+        row = examples.row(padding_row(sequence_length + 1, examples.fields), np.random.default_rng(0))
+        batch = self.batch({name: array[None] for name, array in row.items()})
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), batch)
+
+
+_TRAINED = {"causal": "decoders", "bidirectional": "encoders", "encoder-decoder": "encoder-decoders"}

@@ -137,8 +137,8 @@ def _programs(model: str, sharding: ShardingConfig, way: str, devices: int) -> P
 
 def _run_by(config: ModelConfig, execution: Execution) -> ModelConfig:
     if isinstance(config, EncoderDecoderConfig):
-        sides = (dataclasses.replace(side, execution=execution) for side in config.sides)
-        return EncoderDecoderConfig(*sides)
+        stacks = (dataclasses.replace(stack, execution=execution) for stack in config.stacks)
+        return EncoderDecoderConfig(*stacks)
     return dataclasses.replace(config, execution=execution)
 
 

@@ -4,7 +4,7 @@ Legend: B batch, T length.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,6 @@ import numpy as np
 
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
-from llm_jax.data.batch import Batch
 from llm_jax.layers.ffn.balance import ZLoss
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
@@ -20,7 +19,6 @@ from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import Model, applied
 from llm_jax.models.config import ModelConfig, TransformerConfig
@@ -29,9 +27,10 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.stack import Segment
+from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.losses import balance, cross_entropy
-from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.objective import Needs, Objective
 
 VOCAB = 96
 LENGTH = 32
@@ -71,8 +70,10 @@ MODELS: dict[str, Callable[[], ModelConfig]] = {
 class ContinuationConfig(Objective):
     """Next-token prediction by a decoder that reads the same row through an encoder: a loss to compare, no task."""
 
-    def check(self, model: ModelConfig, sequence_length: int) -> None:
-        """It is only for the model of this file."""
+    needs = Needs("encoder-decoder")
+
+    def batch(self, rows: Mapping[str, Any]) -> Batch:
+        return Batch.next_tokens(rows)
 
     def loss(
         self,
@@ -84,12 +85,11 @@ class ContinuationConfig(Objective):
     ) -> tuple[jax.Array, Metrics]:
         """As that of `CausalLMConfig`."""
         rngs = None if key is None else {"dropout": key}
-        place = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
-        output = applied(model, params, batch.tokens_BT, batch.tokens_BT, place, place, rngs=rngs)
+        output = applied(model, params, dataclasses.replace(batch.inputs, encoder=batch.inputs), rngs=rngs)
         scores = lambda _, logits_BTV: logits_BTV  # noqa: E731
         total, metrics = cross_entropy(scores, (), output.logits_BTV, batch.targets_BT, batch.loss_weights_BT)
-        added, told = balance(output.reports, batch.loss_weights_BT, whole)
-        return total + added, metrics | told
+        added, routing = balance(output.aux, batch.loss_weights_BT, whole)
+        return total + added, metrics | routing
 
 
 def objective(model: Model) -> Objective:
@@ -107,4 +107,4 @@ def batch(step: int) -> Batch[np.ndarray]:
         positions[row, :cut], positions[row, cut:end] = np.arange(cut), np.arange(end - cut)
     first, stride = generator.integers(0, VOCAB, (ROWS, 1)), generator.integers(1, 4, (ROWS, 1))
     tokens = ((first + stride * np.arange(LENGTH + 1)) % VOCAB).astype(np.int32)
-    return Batch.from_rows({"tokens": tokens, "segment_ids": segments, "positions": positions})
+    return Batch.next_tokens({"tokens": tokens, "segment_ids": segments, "positions": positions})

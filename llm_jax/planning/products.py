@@ -90,8 +90,8 @@ def _window(operation: Operation, axes: int) -> list[tuple[int, tuple[int, int],
         for key in ("stride", "lhs_dilate", "rhs_dilate")
     )
     pads = fields["pad"].split("x") if "pad" in fields else ["0_0"] * axes
-    sides = [pad.partition("_") for pad in pads]
-    padding = [(int(low), int(high)) for low, _, high in sides]
+    stacks = [pad.partition("_") for pad in pads]
+    padding = [(int(low), int(high)) for low, _, high in stacks]
     return list(zip(stride, padding, spread, dilation, strict=True))
 
 

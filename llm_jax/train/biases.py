@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from llm_jax.core.metrics import Metrics
-from llm_jax.layers.ffn.tally import Tallies, Tally
+from llm_jax.layers.ffn.routing_statistics import RoutingMetric, RoutingStatistics
 
 
 def moved(params: Any, former: Any, metrics: Metrics) -> Any:
@@ -18,7 +18,7 @@ def moved(params: Any, former: Any, metrics: Metrics) -> Any:
     the load of the whole batch, whatever the optimizer did to them."""
     biases: dict[str, jax.Array] = {}
     flat: dict[str, Any] = flatten_dict(former, sep="/")
-    for tallies in (metric for metric in metrics.values() if isinstance(metric, Tallies)):
+    for tallies in (metric for metric in metrics.values() if isinstance(metric, RoutingMetric)):
         for path, tally in tallies.layers.items():
             if tally.rate is not None:
                 name = f"{path}/ffn/router/bias"
@@ -26,7 +26,7 @@ def moved(params: Any, former: Any, metrics: Metrics) -> Any:
     return unflatten_dict(flatten_dict(params, sep="/") | biases, sep="/") if biases else params
 
 
-def _moved(bias: jax.Array, tally: Tally, rate: float) -> jax.Array:
+def _moved(bias: jax.Array, statistics: RoutingStatistics, rate: float) -> jax.Array:
     """bias [L, E], or [E] where all layers share it."""
-    load = tally.load_E if bias.ndim == tally.load_E.ndim else jnp.sum(tally.load_E, axis=0)
+    load = statistics.load_E if bias.ndim == statistics.load_E.ndim else jnp.sum(statistics.load_E, axis=0)
     return bias + rate * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)

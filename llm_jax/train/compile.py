@@ -11,21 +11,21 @@ from llm_jax.core import chips
 from llm_jax.core.checks import check
 from llm_jax.core.chips import Device
 from llm_jax.core.dtypes import Precision
-from llm_jax.data.batch import Batch
+from llm_jax.objectives.objective import AnyBatch
 from llm_jax.sharding.mesh import DATA
 from llm_jax.sharding.partition import Layout
 from llm_jax.train.state import TrainState, at_rest
 from llm_jax.train.step import Places, StepReport
 
-Pure = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
+Pure = Callable[[TrainState, AnyBatch], tuple[TrainState, StepReport]]
 
 
 class Update(Protocol):
     """A compiled update, or one that compiles when it is called."""
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]: ...
+    def __call__(self, state: TrainState, batch: AnyBatch) -> tuple[TrainState, StepReport]: ...
 
-    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+    def lower(self, state: TrainState, batch: AnyBatch) -> jax.stages.Lowered:
         """The program for states and batches of these shapes."""
         ...
 
@@ -90,14 +90,14 @@ class Mapped:
         options = {"axis_name": DATA, "in_axes": (None, 0), "out_axes": (None, None), "donate_argnums": 0}
         return jax.pmap(self.update, devices=list(self.layout.concrete.devices.flat), **options)
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+    def __call__(self, state: TrainState, batch: AnyBatch) -> tuple[TrainState, StepReport]:
         # By an executable that is kept: jax.pmap compiles again for states that lie otherwise, as the second one does.
         key = _shapes(batch)
         if key not in self._executables:
             self._executables[key] = self.lower(state, batch).compile()
         return self._executables[key](state, self._by_device(batch))
 
-    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+    def lower(self, state: TrainState, batch: AnyBatch) -> jax.stages.Lowered:
         """The program for states and batches of these shapes; the same at every call, so that it is compiled once."""
         key = _shapes(batch)
         if key not in self._lowered:
@@ -112,11 +112,11 @@ class Mapped:
     def _executables(self) -> dict[tuple, jax.stages.Compiled]:
         return {}
 
-    def _by_device(self, batch: Batch) -> Batch:
+    def _by_device(self, batch: AnyBatch) -> AnyBatch:
         return jax.tree.map(lambda x: x.reshape(self.layout.mesh.size, -1, *x.shape[1:]), batch)
 
 
-def _shapes(batch: Batch) -> tuple:
+def _shapes(batch: AnyBatch) -> tuple:
     return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
 
 

@@ -10,7 +10,7 @@ import jax
 
 from llm_jax.core.metrics import means
 from llm_jax.core.trees import named_leaves
-from llm_jax.data.batch import Batch
+from llm_jax.objectives.objective import AnyBatch
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import StepReport
 
@@ -47,8 +47,8 @@ class Hook:
 
 def train(
     state: TrainState,
-    step_function: Callable[[TrainState, Batch], tuple[TrainState, StepReport]],
-    batches: Iterator[Batch],
+    step_function: Callable[[TrainState, AnyBatch], tuple[TrainState, StepReport]],
+    batches: Iterator[AnyBatch],
     hooks: list[Hook],
     first: int,
     last: int,

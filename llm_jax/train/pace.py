@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llm_jax.data.batch import Batch
 from llm_jax.hosts.group import Hosts
+from llm_jax.objectives.objective import AnyBatch
 from llm_jax.train.loop import Hook
 
 _NOTABLE = 0.1
@@ -29,7 +29,7 @@ class Pace(Hook):
         self._reports: dict[int, dict[int, tuple[float, float]]] = {}
         hosts.on_pace(self._hear)
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
         """The same batches; the time that each takes to come is this host's."""
         while True:
             begun = time.perf_counter()

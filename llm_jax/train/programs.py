@@ -10,10 +10,9 @@ import jax
 import optax
 
 from llm_jax.core.metrics import Metrics
-from llm_jax.data.batch import Batch
 from llm_jax.layers.roles import unboxed
 from llm_jax.models.build import Model, boxed_parameters
-from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.objective import AnyBatch, Objective
 from llm_jax.optim import Optimizer
 from llm_jax.sharding import partition
 from llm_jax.sharding.partition import Layout
@@ -37,7 +36,7 @@ class Programs:
     """The state before the first update with these parameters."""
     step: Update
     """The update; the state is donated."""
-    evaluate: Callable[[Any, Batch], Metrics]
+    evaluate: Callable[[Any, AnyBatch], Metrics]
     weights: Callable[[TrainState], Any]
     """The weights that evaluation, samples and generation use."""
 
@@ -45,7 +44,7 @@ class Programs:
         """Context in which all of them are called, so that activations are laid out over the mesh."""
         return partition.activate(self.layout)
 
-    def compile_step(self, batch: Batch) -> jax.stages.Compiled:
+    def compile_step(self, batch: AnyBatch) -> jax.stages.Compiled:
         """The update for batches of these shapes, to be read or called; nothing is run."""
         with self.activated():
             return self.step.lower(self.abstract_state, batch).compile()

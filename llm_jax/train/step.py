@@ -16,10 +16,9 @@ from llm_jax.core import rng
 from llm_jax.core.checks import check_fraction, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics, Ratio, metric_of
-from llm_jax.data.batch import Batch
-from llm_jax.layers.ffn.tally import BalanceLoss
+from llm_jax.layers.ffn.routing_statistics import BalanceLoss
 from llm_jax.models.build import Model
-from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.objective import AnyBatch, Objective
 from llm_jax.optim.schedules import Rate
 from llm_jax.train.biases import moved
 from llm_jax.train.state import TrainState
@@ -81,7 +80,7 @@ def train_step(
     places: Places | None = None,
     axis: str | None = None,
     rate: Rate | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
+) -> Callable[[TrainState, AnyBatch], tuple[TrainState, StepReport]]:
     """The pure update function (state, batch) -> (state, report), to be compiled with the state donated.
 
     Args:
@@ -94,7 +93,7 @@ def train_step(
 
     gradients = _summed_gradients(model, objective, config, places, axis)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+    def step(state: TrainState, batch: AnyBatch) -> tuple[TrainState, StepReport]:
         key = rng.key(seed, "dropout", state.step)
         learning_rate = None if rate is None else jnp.asarray(rate(state.step), jnp.float32)
         if places is not None:
@@ -121,10 +120,10 @@ def train_step(
     return step
 
 
-def evaluation_step(model: Model, objective: Objective, microbatches: int = 1) -> Callable[[Any, Batch], Metrics]:
+def evaluation_step(model: Model, objective: Objective, microbatches: int = 1) -> Callable[[Any, AnyBatch], Metrics]:
     """The pure function (params, batch) -> metrics, which runs the batch in this number of parts, in turn."""
 
-    def step(params: Any, batch: Batch) -> Metrics:
+    def step(params: Any, batch: AnyBatch) -> Metrics:
         return _summed(lambda batch, key: objective.loss(model, params, batch)[1], microbatches, batch, None)
 
     return step
@@ -132,7 +131,7 @@ def evaluation_step(model: Model, objective: Objective, microbatches: int = 1) -
 
 def _summed_gradients(
     model: Model, objective: Objective, config: StepConfig, places: Places | None, axis: str | None
-) -> Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]]:
+) -> Callable[[Any, AnyBatch, jax.Array], tuple[Any, Metrics]]:
     """(params, batch, key) -> gradients and metrics, sums over all tokens of the batch."""
 
     def laid(found: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
@@ -141,17 +140,17 @@ def _summed_gradients(
     def over_devices(sums: Any) -> Any:
         return sums if axis is None else jax.lax.psum(sums, axis)
 
-    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
+    def gradients(params: Any, batch: AnyBatch, key: jax.Array) -> tuple[Any, Metrics]:
         divided, given = config.accumulate > 1 or axis is not None, {}
         if divided and config.balance_over == "batch":
 
-            def balance(batch: Batch, key: jax.Array | None) -> Metrics:
+            def balance(batch: AnyBatch, key: jax.Array | None) -> Metrics:
                 return _of_batch(objective.loss(model, params, batch, key)[1])
 
             whole = over_devices(_summed(balance, config.accumulate, batch, key))
             given = {"whole": whole} if whole else {}
 
-        def part(batch: Batch, key: jax.Array | None) -> tuple[Any, Metrics]:
+        def part(batch: AnyBatch, key: jax.Array | None) -> tuple[Any, Metrics]:
             loss = lambda params: objective.loss(model, params, batch, key, **given)  # noqa: E731
             (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
             return gradient, metrics
@@ -168,9 +167,9 @@ def _of_batch(metrics: Metrics) -> Metrics:
 
 
 def _summed(
-    function: Callable[[Batch, jax.Array | None], Any],
+    function: Callable[[AnyBatch, jax.Array | None], Any],
     microbatches: int,
-    batch: Batch,
+    batch: AnyBatch,
     key: jax.Array | None,
     laid: Callable[[Any], Any] = lambda sums: sums,
 ) -> Any:
@@ -183,7 +182,7 @@ def _summed(
     if microbatches == 1:
         return laid(function(batch, key))
 
-    def one(sums: Any, item: tuple[Batch, jax.Array | None]) -> tuple[Any, None]:
+    def one(sums: Any, item: tuple[AnyBatch, jax.Array | None]) -> tuple[Any, None]:
         return laid(jax.tree.map(lambda sum, part: sum + part.astype(jnp.float32), sums, function(*item))), None
 
     parts = jax.tree.map(lambda x: _interleave(x, microbatches), batch)

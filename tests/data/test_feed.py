@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from llm_jax.data.batch import Batch
 from llm_jax.data.feed import global_batch, host_share
+from llm_jax.objectives.batch import Batch
 from tests.helpers import compiler
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,9 +45,9 @@ def test_one_process_gets_its_own_rows_back():
     rows_over_devices = NamedSharding(mesh, PartitionSpec("data"))
     assert host_share(rows_over_devices, 6) == (0, 1)
     rows = {name: np.arange(6 * 5, dtype=np.int32).reshape(6, 5) for name in ("tokens", "segment_ids", "positions")}
-    batch = Batch.from_rows(rows)
+    batch = Batch.next_tokens(rows)
     fed = global_batch(batch, rows_over_devices)
-    assert isinstance(fed.tokens_BT, jax.Array) and fed.tokens_BT.sharding == rows_over_devices
+    assert isinstance(fed.inputs.tokens_BT, jax.Array) and fed.inputs.tokens_BT.sharding == rows_over_devices
     jax.tree.map(np.testing.assert_array_equal, fed, batch)
 
 

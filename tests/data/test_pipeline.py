@@ -7,6 +7,7 @@ import pytest
 
 from llm_jax.core import config as core_config
 from llm_jax.data.corpus import CorpusConfig
+from llm_jax.data.examples import Examples
 from llm_jax.data.markov import MarkovConfig
 from llm_jax.data.mixture import MixtureConfig, WeightedSource
 from llm_jax.data.packing import PackedConfig, RandomWindowsConfig
@@ -48,7 +49,7 @@ def source(folder, kind):
 
 def dataset(folder, kind="packed", seed=0, transform=None, read_ahead=2):
     config = DataConfig(source(folder, kind), LENGTH, BATCH, read_ahead)
-    return config.build(FakeTokenizer(), folder / "cache", seed, transform)
+    return config.build(FakeTokenizer(), folder / "cache", seed, Transformed(transform) if transform else Examples())
 
 
 def take(iterator, count):
@@ -65,6 +66,16 @@ def assert_equal(left, right):
 
 def differ(left, right):
     return any((a["tokens"] != b["tokens"]).any() for a, b in zip(left, right, strict=True))
+
+
+class Transformed(Examples):
+    """Examples whose packed rows go through a function."""
+
+    def __init__(self, transform):
+        self._transform = transform
+
+    def row(self, row, generator):
+        return self._transform(row, generator)
 
 
 def noisy(row, generator):

@@ -13,7 +13,7 @@ class CopyingConfig(Evaluation):
 
     tokens: tuple[str, ...]
 
-    def metrics(self, data):
+    def metrics(self, experiment):
         return ("copying/error",)
 
     def build(self, run: EvaluatedRun) -> Evaluator:
@@ -27,10 +27,10 @@ def test_an_evaluation_may_have_fields_without_defaults_and_has_an_interval():
 
 
 def test_checkpoints_keep_the_metrics_that_are_declared(tmp_path):
-    data, config = tiny_run.experiment(tmp_path).data, CopyingConfig(())
+    experiment, config = tiny_run.experiment(tmp_path), CopyingConfig(())
     found = {"copying": {"error": 0.5, "accuracy": 0.5}, "other": {"error": 1.0}}
-    assert config.compared(data, found) == {"copying/error": 0.5}
+    assert config.compared(experiment, found) == {"copying/error": 0.5}
     with pytest.raises(
         ValueError, match=r"CopyingConfig declares the metrics copying/error.* returned copying/errors:"
     ):
-        config.compared(data, {"copying": {"errors": 0.5}})
+        config.compared(experiment, {"copying": {"errors": 0.5}})

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from llm_jax.data.batch import Batch
 from llm_jax.evals.specialisation import CLASSES, TokenClasses, mutual_information, specialisation
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
@@ -14,6 +13,7 @@ from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Segment
 from llm_jax.models.transformer import Transformer
+from llm_jax.objectives.batch import Batch
 from llm_jax.tokenizers.byte import ByteTokenizer
 from tests.helpers import tiny
 
@@ -26,7 +26,7 @@ def _batch(text, rows=3, padding=4):
     ids = np.tile(np.concatenate([ids, np.full(padding, TOKENIZER.pad_id, np.int32)]), (rows, 1))
     segments = (np.arange(ids.shape[1]) < ids.shape[1] - padding) * np.ones_like(ids)
     positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-    return Batch.from_rows({"tokens": ids, "segment_ids": segments, "positions": positions})
+    return Batch.next_tokens({"tokens": ids, "segment_ids": segments, "positions": positions})
 
 
 def _model(*routers):
@@ -123,7 +123,7 @@ def test_nothing_to_count_is_refused():
     with pytest.raises(ValueError, match="give at least one batch"):
         specialisation(model, params, [], TOKENIZER)
     dense = Transformer(llama(1, 2, 8, 12, vocab_size=TOKENIZER.vocab_size, max_length=160))
-    with pytest.raises(ValueError, match="layers of experts"):
+    with pytest.raises(ValueError, match="the model has no MoE layer"):
         specialisation(dense, tiny.parameters(dense), [_batch(TEXT)], TOKENIZER)
 
 

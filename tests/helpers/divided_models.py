@@ -16,6 +16,7 @@ from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.config import ModelConfig
+from llm_jax.models.inputs import Inputs
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
@@ -61,7 +62,7 @@ def outcome(config: ModelConfig, sharding: ShardingConfig | None) -> dict[str, A
     params, rows = tiny.parameters(model), packed()
 
     def loss(params: Any) -> jax.Array:
-        logits_BTV = model.apply({"params": params}, tiny.tokens(B, T), rows).logits_BTV
+        logits_BTV = model.apply({"params": params}, Inputs(tiny.tokens(B, T), rows)).logits_BTV
         return jnp.sum(jnp.sin(logits_BTV) * (rows.segment_ids_BT != 0)[..., None])
 
     if sharding is None:

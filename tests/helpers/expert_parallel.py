@@ -19,7 +19,6 @@ from llm_jax.layers.ffn.experts import Local, words
 from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig, MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.planning.program import read
@@ -130,17 +129,16 @@ def _divided(
     return jnp.sum(run(weights, rows_MPD, weights_MP, sizes_ME), axis=0)
 
 
-def told(sharding: ShardingConfig | None) -> dict[str, list]:
+def compute(sharding: ShardingConfig | None) -> dict[str, list]:
     """The report of a mixture's layers, by field."""
     experts = MoEConfig(
         8, GLUConfig(24), SoftmaxConfig(TOP), Capacity(0.5), (ZLoss(0.1), SequenceLoss(1.0), LoadLoss())
     )
     model = build(with_experts(tiny.tiny_llama(8), experts))
     params, batch = tiny.parameters(model), tiny.batch(BATCH, LENGTH)
-    placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
 
     def reports(params: Any) -> Any:
-        return model.apply({"params": params}, batch.tokens_BT, placement).reports
+        return model.apply({"params": params}, batch.inputs).aux
 
     if sharding is None:
         found = jax.jit(reports)(params)
@@ -180,7 +178,7 @@ def main() -> None:
     found: dict[str, Any] = {
         "sent": {windows: sent(GLUConfig(4, bias=True), EXPERT, windows) for windows in WINDOWS},
         "tensor": sent(MLPConfig(4, activation="relu", bias=True), TENSOR, 3),
-        "told": {name: told(sharding) for name, sharding in {"alone": None, **PIPELINES}.items()},
+        "computed": {name: compute(sharding) for name, sharding in {"alone": None, **PIPELINES}.items()},
         "exchanged": {experts: exchanged(experts) for experts in PARTS},
         "refused": refused(12),
     }

@@ -71,8 +71,7 @@ class Training:
 
     def scores(self, params: Any, batch: Any) -> jax.Array:
         """[B, T, V] without dropout."""
-        placement = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
-        return self.model.apply({"params": params}, batch.tokens_BT, placement).logits_BTV
+        return self.model.apply({"params": params}, batch.inputs).logits_BTV
 
     def _step(self, params: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
         def loss(params: Any) -> jax.Array:

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.core import trees
-from llm_jax.data.batch import Batch
 from llm_jax.models.build import Model, abstract_parameters
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
+from llm_jax.models.inputs import Inputs
 from llm_jax.models.stack import Execution
+from llm_jax.objectives.batch import Batch
 
 VOCAB = 32
 MAX_LENGTH = 16
@@ -63,11 +64,11 @@ def tokens(batch: int, length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCAB, (batch, length)).astype(np.int32)
 
 
-def inputs(config: ModelConfig, batch: int, length: int) -> tuple[np.ndarray, ...]:
-    """What a model is called with: random tokens, or a source of `length` and a shorter target."""
+def inputs(config: ModelConfig, batch: int, length: int) -> Inputs:
+    """Random tokens; of an encoder-decoder a source of `length` and a shorter target."""
     if isinstance(config, EncoderDecoderConfig):
-        return tokens(batch, length), tokens(batch, length - 2, seed=1)
-    return (tokens(batch, length),)
+        return Inputs(tokens(batch, length - 2, seed=1), encoder=Inputs(tokens(batch, length)))
+    return Inputs(tokens(batch, length))
 
 
 def batch(rows: int, length: int = 8, seed: int = 0) -> Batch:
@@ -80,7 +81,7 @@ def batch(rows: int, length: int = 8, seed: int = 0) -> Batch:
         segments[row, :cut], segments[row, cut:end] = 1, 2
         positions[row, :cut], positions[row, cut:end] = np.arange(cut), np.arange(end - cut)
     ids = generator.integers(0, VOCAB, (rows, length + 1)).astype(np.int32)
-    return Batch.from_rows({"tokens": ids, "segment_ids": segments, "positions": positions})
+    return Batch.next_tokens({"tokens": ids, "segment_ids": segments, "positions": positions})
 
 
 def jacobian(function: Callable[..., jax.Array], *arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -27,6 +27,7 @@ from llm_jax.models.families import llama as llama_family
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.heads import ClassHead
+from llm_jax.models.inputs import Inputs
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 from tests.helpers.published import PAIRS, PUBLISHED
@@ -223,7 +224,7 @@ def test_the_first_token_is_that_of_the_prompt_alone(name):
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)], segments[row, : len(prompt)] = prompt, 1
     place = SequenceInfo(jnp.broadcast_to(jnp.arange(64), (3, 64)), jnp.asarray(segments))
-    together = jax.jit(lambda tokens: model.apply({"params": params}, tokens, place).logits_BTV)(padded)
+    together = jax.jit(lambda tokens: model.apply({"params": params}, Inputs(tokens, place)).logits_BTV)(padded)
     for row, prompt in enumerate(prompts):
         np.testing.assert_allclose(together[row, len(prompt) - 1], alone[row], atol=2e-5)
     firsts = Generator(model, GREEDY, eos_id=None, pad_id=PAD).generate(params, prompts, 1)
@@ -275,9 +276,9 @@ LLAMA = PUBLISHED["llama"]
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (bert(1, 2, 8), "AttentionConfig of the model tells tokens of later ones"),
-        (PAIRS["t5"], "reads what an encoder made of another row"),
-        (PAIRS["bart"].decoder, "reads what an encoder made of another row"),
+        (bert(1, 2, 8), "AttentionConfig of the model is not causal"),
+        (PAIRS["t5"], "reads the output of an encoder"),
+        (PAIRS["bart"].decoder, "reads the output of an encoder"),
         (dataclasses.replace(LLAMA, head=ClassHead(3)), "head is ClassHead, which scores no vocabulary"),
         (dataclasses.replace(LLAMA, head=None), "head is NoneType, which scores no vocabulary"),
     ],

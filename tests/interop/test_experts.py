@@ -48,8 +48,8 @@ def test_switch_has_one_for_the_logits_too(stated: float | None):
     again = FAMILIES["switch_transformers"].write(pair)
     z = 0.001 if stated is None else stated
     assert (again["router_aux_loss_coef"], again["router_z_loss_coef"]) == (0.02, z)
-    for side in pair.sides:
-        losses, layers = parts.expert_layer(side).balance, len(parts.mixed_layers(side))
+    for stack in pair.stacks:
+        losses, layers = parts.expert_layer(stack).balance, len(parts.mixed_layers(stack))
         assert [type(one) for one in losses] == [LoadLoss, ZLoss][: 1 + (z > 0)]
         assert [one.weight for one in losses] == pytest.approx([0.02 / layers, z / layers][: len(losses)])
 
@@ -78,6 +78,6 @@ def test_means_over_layers_are_those_of_the_papers(size: str, weights: tuple[flo
     assert [one.weight * config.depth for one in parts.expert_layer(config).balance] == pytest.approx(weights)
 
 
-@pytest.mark.parametrize("name", [name for name in SIZES if any(side.experts for side in SIZES[name]().sides)])
+@pytest.mark.parametrize("name", [name for name in SIZES if any(stack.experts for stack in SIZES[name]().stacks)])
 def test_no_published_size_is_without_balance(name: str):
-    assert all(layer.balance for side in SIZES[name]().sides for layer in side.experts)
+    assert all(layer.balance for stack in SIZES[name]().stacks for layer in stack.experts)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
-from llm_jax.interop.inputs import arguments
+from llm_jax.interop.inputs import model_inputs
 from llm_jax.models.architecture import architecture
 from llm_jax.models.build import build
 from llm_jax.models.families import SIZES
@@ -256,7 +256,7 @@ IDS = np.array([[1, 2, 3]])
 def test_forward_refuses_what_no_table_has(family, inputs, message):
     """jax takes the last row for an index beyond the table, and the last but one for -2."""
     with pytest.raises(ValueError, match=message):
-        arguments(build(EVERY[family]), **inputs)
+        model_inputs(build(EVERY[family]), **inputs)
 
 
 def test_every_activation_can_be_exported(tmp_path: Path):

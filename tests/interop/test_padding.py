@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_jax.interop.inputs import arguments
+from llm_jax.interop.inputs import model_inputs
 from llm_jax.interop.padding import counts_tokens
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.models.build import build
@@ -22,13 +22,13 @@ def test_a_row_that_is_read_from_padding_is_refused(name: str):
     config = bert(1, 2, 8, 32, 16, narrow=4, head=row_head(3, "gelu")) if name == "electra, rows" else EVERY[name]
     inputs = {"input_ids": tokens(2, 6)}
     with pytest.raises(ValueError, match=r"attention_mask is 0 at the first token of rows \[1\], .*: pad at the end"):
-        arguments(build(config), **inputs, attention_mask=BEFORE)
-    arguments(build(config), **inputs, attention_mask=AFTER)
+        model_inputs(build(config), **inputs, attention_mask=BEFORE)
+    model_inputs(build(config), **inputs, attention_mask=AFTER)
 
 
 def test_scores_of_tokens_take_padding_on_either_side():
     for mask in (BEFORE, AFTER):
-        arguments(build(EVERY["bert"]), input_ids=tokens(2, 6), attention_mask=mask)
+        model_inputs(build(EVERY["bert"]), input_ids=tokens(2, 6), attention_mask=mask)
 
 
 def test_padding_that_would_take_places_of_full_experts_is_refused():
@@ -37,9 +37,9 @@ def test_padding_that_would_take_places_of_full_experts_is_refused():
     narrow = build(switch(2, 2, 8, 16, **shape, dispatch=Capacity(2 * 4 / 16, group=16)))
     ample = build(switch(2, 2, 8, 16, **shape, dispatch=Capacity(6 * 4 / 16, group=16)))
     with pytest.raises(ValueError, match=r"padding before real tokens in rows \[1\], and an expert has 2 places for 6"):
-        arguments(narrow, **inputs, attention_mask=BEFORE)
-    arguments(narrow, **inputs, attention_mask=AFTER)
-    arguments(ample, **inputs, attention_mask=BEFORE)
+        model_inputs(narrow, **inputs, attention_mask=BEFORE)
+    model_inputs(narrow, **inputs, attention_mask=AFTER)
+    model_inputs(ample, **inputs, attention_mask=BEFORE)
 
 
 @pytest.mark.parametrize("name", ["bloom", "falcon, alibi"])
@@ -47,14 +47,14 @@ def test_holes_between_which_distances_differ_are_refused(name: str):
     model, inputs = build(EVERY[name]), {"input_ids": tokens(2, 6)}
     holes = np.array([[0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 1, 1]])
     with pytest.raises(ValueError, match=r"attention_mask has padding between real tokens in rows \[1\]"):
-        arguments(model, **inputs, attention_mask=holes)
-    arguments(model, **inputs, attention_mask=holes[:1].repeat(2, axis=0))
-    arguments(build(EVERY["mpt"]), **inputs, attention_mask=holes)
+        model_inputs(model, **inputs, attention_mask=holes)
+    model_inputs(model, **inputs, attention_mask=holes[:1].repeat(2, axis=0))
+    model_inputs(build(EVERY["mpt"]), **inputs, attention_mask=holes)
 
 
 COUNTING = {"opt", "opt, 350m", "roberta", "bloom", "falcon, alibi"}
 
 
 def test_positions_count_real_tokens_in_the_families_where_transformers_counts_them():
-    models = [name for name, config in EVERY.items() if len(config.sides) == 1]
+    models = [name for name, config in EVERY.items() if len(config.stacks) == 1]
     assert {name for name in models if counts_tokens(EVERY[name])} == COUNTING

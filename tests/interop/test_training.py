@@ -68,7 +68,7 @@ def test_nested_options_and_layer_drop_of_each_side_are_kept():
     assert written["attn_config"] == nested["attn_config"]
     bart = FAMILIES["bart"]
     model = training.read(bart, bart.write(KINDS["bart"]) | {"encoder_layerdrop": 0.2, "decoder_layerdrop": 0.1})
-    assert [rates_of(side).layers for side in model.sides] == [0.2, 0.1]
+    assert [rates_of(stack).layers for stack in model.stacks] == [0.2, 0.1]
     assert training.write(bart, model).items() >= {"encoder_layerdrop": 0.2, "decoder_layerdrop": 0.1}.items()
 
 

@@ -22,7 +22,7 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(2, T, D)), jnp.float32)
 PLACE = SequenceInfo(jnp.broadcast_to(jnp.arange(T), (2, T)), jnp.ones((2, T), jnp.int32))
 MEMORY = jnp.asarray(np.random.default_rng(2).normal(size=(2, T + 2, D)), jnp.float32)
 READ = SequenceInfo(jnp.broadcast_to(jnp.arange(T + 2), (2, T + 2)), jnp.asarray(np.arange(T + 2) < T, jnp.int32)[None])
-CONTEXT = Context(PLACE, memory=READ, memory_BSD=MEMORY)
+CONTEXT = Context(PLACE, encoded=READ, encoded_BSD=MEMORY)
 
 # f is the mixer, h the cross attention, g the ffn; the others are the norms, in the order of their names.
 FORMULAS = {

@@ -146,8 +146,8 @@ def test_parts_that_do_not_fit_together_are_refused(name):
 def test_sizes_of_a_pair_are_those_of_its_sides():
     config = PAIRS["marian"]
     assert (config.width, config.vocab_size, config.max_length) == (16, tiny.VOCAB, tiny.MAX_LENGTH)
-    assert config.sides == (config.encoder, config.decoder) and BERT.sides == (BERT,)
-    assert config.decoder.reads_memory and not config.encoder.reads_memory
+    assert config.stacks == (config.encoder, config.decoder) and BERT.stacks == (BERT,)
+    assert config.decoder.has_cross_attention and not config.encoder.has_cross_attention
     assert (
         T5.decoder.relative_bias == (RelativeBiasConfig(8, 12, init=UniformGlorot()), 4) and BERT.relative_bias is None
     )

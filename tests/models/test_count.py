@@ -17,8 +17,8 @@ from llm_jax.models.families.albert import albert
 from llm_jax.models.families.bart import bart
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
+from llm_jax.models.inputs import Inputs
 from llm_jax.models.stack import Execution, Segment
-from tests.helpers import tiny
 from tests.helpers.published import EVERY, described, executed
 
 
@@ -42,7 +42,7 @@ def test_parameters_are_those_of_the_model(name):
 
 
 @pytest.mark.parametrize("precision", [Precision(), MIXED])
-@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if config.sides[-1].causal])
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if config.stacks[-1].causal])
 def test_cache_bytes_are_those_of_the_cache(name, precision):
     config = CONFIGS[name]
     memory = (5,) if isinstance(config, EncoderDecoderConfig) else ()
@@ -64,9 +64,10 @@ def _compiler_flops(config: ModelConfig, gradient: bool) -> float:
     # Written out, as the compiler counts the body of a loop once.
     model = build(executed(config, Execution(unroll=99)))
     shapes, _ = abstract_parameters(model)
-    rows = (jax.ShapeDtypeStruct((1, LENGTH), jnp.int32),) * len(tiny.inputs(config, 1, LENGTH))
-    function = lambda params, *rows: model.apply({"params": params}, *rows).logits_BTV.sum()  # noqa: E731
-    lowered = jax.jit(jax.grad(function) if gradient else function).lower(shapes, *rows)
+    tokens = Inputs(jax.ShapeDtypeStruct((1, LENGTH), jnp.int32))
+    inputs = tokens.replace(encoder=tokens) if isinstance(config, EncoderDecoderConfig) else tokens
+    function = lambda params, inputs: model.apply({"params": params}, inputs).logits_BTV.sum()  # noqa: E731
+    lowered = jax.jit(jax.grad(function) if gradient else function).lower(shapes, inputs)
     assert "stablehlo.while" not in lowered.as_text()
     return lowered.cost_analysis()["flops"]
 

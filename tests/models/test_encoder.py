@@ -14,6 +14,7 @@ from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.heads import ClassHead
+from llm_jax.models.inputs import Inputs
 from tests.helpers import tiny
 from tests.helpers.published import ENCODERS, covering
 
@@ -44,7 +45,7 @@ class Case:
     def __post_init__(self):
         self.model = build(self.config)
         self.params = tiny.parameters(self.model)
-        self.forward = jax.jit(lambda *inputs: self.model.apply({"params": self.params}, *inputs))
+        self.forward = jax.jit(lambda *arrays: self.model.apply({"params": self.params}, Inputs(*arrays)))
 
     @property
     def of_rows(self) -> bool:
@@ -68,7 +69,8 @@ def test_every_token_sees_every_token_of_its_document_and_no_other(case):
     place = _place(3, 3, rows=1)
 
     def sums(x_BTE: jax.Array) -> jax.Array:
-        return case.model.apply({"params": case.params}, x_BTE, place, method="run").hidden_BTD[0] @ weights_D
+        inputs = Inputs(sequence=place, features_BTE=x_BTE)
+        return case.model.apply({"params": case.params}, inputs, method="hidden").hidden_BTD[0] @ weights_D
 
     influence = np.abs(jax.jit(jax.jacrev(sums))(np.float32(x_BTE))[:, 0]).max(axis=-1)
     assert (influence[FIRST, FIRST] > 1e-6).all() and (influence[SECOND, SECOND] > 1e-6).all()
@@ -127,7 +129,7 @@ def test_types_matter_to_all_of_their_document(case):
 def test_scores_are_read_where_the_head_says(case):
     """Each from its own token's hidden state; those of a row from its first one."""
     output = case.forward(TOKENS, PACKED)
-    head = {name: case.params[name] for name in case.model.unembed_parameters}
+    head = case.model.unembed_parameters(case.params)
     unembed = jax.jit(lambda hidden_BTD: case.model.apply({"params": head}, hidden_BTD, method="unembed"))
     _same(unembed(np.asarray(output.hidden_BTD)), output.logits_BTV)
     hidden = np.asarray(output.hidden_BTD)
@@ -145,7 +147,7 @@ def test_scores_are_read_where_the_head_says(case):
 
 def test_bfloat16_is_finite_and_near_to_float32(case):
     model = build(case.config, MIXED)
-    output = jax.jit(lambda tokens: model.apply({"params": case.params}, tokens, PACKED))(TOKENS)
+    output = jax.jit(lambda tokens: model.apply({"params": case.params}, Inputs(tokens, PACKED)))(TOKENS)
     exact = case.forward(TOKENS, PACKED).logits_BTV[:, :6]
     assert output.logits_BTV.dtype == jnp.float32 and output.hidden_BTD.dtype == jnp.bfloat16
     assert np.isfinite(output.logits_BTV).all()
@@ -154,7 +156,7 @@ def test_bfloat16_is_finite_and_near_to_float32(case):
 
 
 def test_a_cache_is_refused(case):
-    with pytest.raises(ValueError, match="told of later ones by AttentionConfig, and a cache does not hold them yet"):
+    with pytest.raises(ValueError, match="AttentionConfig of the model is not causal, and a KV cache"):
         case.model.allocate(1, T)
 
 
@@ -192,7 +194,7 @@ def test_shared_layers_compute_and_learn_as_copies_would(shared):
     copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (repeats, *leaf.shape)), shared.params["stack"])
 
     def loss(model, params):
-        return jnp.mean(jnp.sin(model.apply({"params": params}, TOKENS, PACKED).logits_BTV))
+        return jnp.mean(jnp.sin(model.apply({"params": params}, Inputs(TOKENS, PACKED)).logits_BTV))
 
     value, gradient = jax.jit(jax.value_and_grad(lambda params: loss(shared.model, params)))(shared.params)
     other = build(_unshared(shared.config))

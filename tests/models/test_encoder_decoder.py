@@ -13,7 +13,9 @@ from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import build
 from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
-from llm_jax.models.transformer import Memory, Transformer
+from llm_jax.models.inputs import Inputs
+from llm_jax.models.outputs import EncoderOutput
+from llm_jax.models.transformer import Transformer
 from llm_jax.models.upcycle import has_experts
 from tests.helpers import tiny
 from tests.helpers.published import PAIRS, PUBLISHED, covering
@@ -36,6 +38,10 @@ PACKED = (_place(3, 3), _place(2, 2))
 WHOLE = (_place(S), _place(T))
 
 
+def _pair(source_BS, target_BT, source: SequenceInfo | None = None, target: SequenceInfo | None = None) -> Inputs:
+    return Inputs(target_BT, target, encoder=Inputs(source_BS, source))
+
+
 @dataclasses.dataclass
 class Case:
     """A model with weights and the compiled passes that the tests share."""
@@ -45,15 +51,15 @@ class Case:
     def __post_init__(self):
         self.model = build(self.config)
         self.params = tiny.parameters(self.model)
-        self.forward = jax.jit(lambda *inputs: self._apply(*inputs).logits_BTV)
-        self.encode = jax.jit(lambda *inputs: self._apply(*inputs, method="encode"))
+        self.forward = jax.jit(lambda *arrays: self._apply(_pair(*arrays)).logits_BTV)
+        self.encode = jax.jit(lambda *arrays: self._apply(Inputs(*arrays), method="encode"))
         self.decode = jax.jit(self._decode)
 
     def _apply(self, *inputs, **options):
         return self.model.apply({"params": self.params}, *inputs, **options)
 
-    def _decode(self, tokens: jax.Array, memory: Memory | None, place: SequenceInfo, cache: Cache):
-        output = self._apply(tokens, memory, place, cache, method="decode")
+    def _decode(self, tokens: jax.Array, encoded: EncoderOutput | None, place: SequenceInfo, cache: Cache):
+        output = self._apply(Inputs(tokens, place, encoded=encoded), cache)
         return output.logits_BTV, output.cache
 
 
@@ -74,8 +80,8 @@ def _influence(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
     def sums(read_BSD: jax.Array, written_BTD: jax.Array) -> jax.Array:
         def run(model: EncoderDecoder) -> jax.Array:
-            memory = Memory(model.encoder.run(read_BSD, source).hidden_BTD, source)
-            return model.decoder.run(written_BTD, target, None, memory).hidden_BTD
+            encoder = Inputs(sequence=source, features_BTE=read_BSD)
+            return model.hidden(Inputs(sequence=target, features_BTE=written_BTD, encoder=encoder)).hidden_BTD
 
         return case._apply(method=run)[0] @ np.sin(np.arange(width))
 
@@ -101,7 +107,8 @@ def test_every_token_of_a_source_sees_all_of_its_document(case):
     weights_D = np.sin(np.arange(case.config.width))
 
     def sums(x_BSD: jax.Array) -> jax.Array:
-        return encoder.apply({"params": case.params["encoder"]}, x_BSD, source, method="run").hidden_BTD[0] @ weights_D
+        inputs = Inputs(sequence=source, features_BTE=x_BSD)
+        return encoder.apply({"params": case.params["encoder"]}, inputs, method="hidden").hidden_BTD[0] @ weights_D
 
     x_BSD = np.random.default_rng(0).normal(size=(1, S, case.config.width)).astype(np.float32)
     (gradient,) = jax.jit(lambda x_BSD: tiny.jacobian(sums, x_BSD))(x_BSD)
@@ -152,7 +159,7 @@ def test_padding_of_the_target_changes_nothing(case):
 
 @pytest.mark.parametrize(("lengths", "sources"), [((4, 4), (6, 6)), ((4, 2), (6, 3))])
 def test_targets_share_a_cache_with_what_follows_them(case, lengths, sources):
-    """Only the first call is given the memory. Rows that are shorter have padding, and go on from their own ends."""
+    """Only the first call has the encoder output. Shorter targets have padding and continue from their own ends."""
     lengths, steps = np.array(lengths), np.tile(np.arange(4, dtype=np.int32), (2, 1))
     source = SequenceInfo(WHOLE[0].positions_BT, np.int32(np.arange(S) < np.array(sources)[:, None]))
     begin = SequenceInfo(steps, np.int32(np.arange(4) < lengths[:, None]))
@@ -191,7 +198,7 @@ def test_the_table_that_encoder_and_decoder_share_learns_from_both(name):
     apart = case.params | {"encoder": case.params["encoder"] | {"embed": embed}}
 
     def loss(model, params):
-        return jnp.mean(jnp.sin(model.apply({"params": params}, SOURCE, TARGET).logits_BTV))
+        return jnp.mean(jnp.sin(model.apply({"params": params}, _pair(SOURCE, TARGET)).logits_BTV))
 
     value, gradient = jax.jit(jax.value_and_grad(lambda params: loss(case.model, params)))(case.params)
     wanted, expected = jax.jit(jax.value_and_grad(lambda params: loss(own, params)))(apart)
@@ -203,7 +210,7 @@ def test_the_table_that_encoder_and_decoder_share_learns_from_both(name):
 
 def test_bfloat16_is_finite_and_near_to_float32(case):
     model = build(case.config, MIXED)
-    output = jax.jit(lambda: model.apply({"params": case.params}, SOURCE, TARGET, *WHOLE))()
+    output = jax.jit(lambda: model.apply({"params": case.params}, _pair(SOURCE, TARGET, *WHOLE)))()
     exact = case.forward(SOURCE, TARGET, *WHOLE)
     assert output.logits_BTV.dtype == jnp.float32 and output.hidden_BTD.dtype == jnp.bfloat16
     assert np.isfinite(output.logits_BTV).all()
@@ -213,19 +220,28 @@ def test_bfloat16_is_finite_and_near_to_float32(case):
     assert 0 < error < 0.1
 
 
-def test_a_decoder_without_a_memory_and_a_memory_without_a_reader_are_refused():
-    case = Case(PAIRS["bart"])
-    with pytest.raises(ValueError, match="blocks have `cross` attention and no memory was given"):
-        case._apply(TARGET, method="decode")
-    reader, memory = PUBLISHED["gpt2"], Memory(np.zeros((2, S, 16), np.float32), WHOLE[0])
-    with pytest.raises(ValueError, match="a memory was given, and no block has `cross` attention"):
-        Transformer(reader).init(jax.random.key(0), TARGET, memory=memory)
+def test_inputs_that_a_model_lacks_or_cannot_use_are_refused():
+    case, decoder = Case(PAIRS["bart"]), Transformer(PUBLISHED["gpt2"])
+    encoded = EncoderOutput(np.zeros((2, S, 16), np.float32), WHOLE[0])
+    with pytest.raises(ValueError, match="blocks have `cross` attention and inputs have no `encoded`"):
+        case._apply(Inputs(TARGET))
+    with pytest.raises(ValueError, match="inputs are of type ndarray: an encoder-decoder takes Inputs"):
+        case._apply(TARGET)
+    with pytest.raises(ValueError, match="inputs have `encoder` and `encoded`: give one of them"):
+        case._apply(Inputs(TARGET, encoder=Inputs(SOURCE), encoded=encoded))
+    with pytest.raises(ValueError, match="inputs have the output of an encoder, and no block of the model has `cross`"):
+        decoder.init(jax.random.key(0), Inputs(TARGET, encoded=encoded))
+    with pytest.raises(ValueError, match="inputs have an `encoder`, and the model is one stack"):
+        decoder.init(jax.random.key(0), _pair(SOURCE, TARGET))
+    for inputs in (Inputs(), Inputs(TARGET, features_BTE=np.zeros((2, T, 16), np.float32))):
+        with pytest.raises(ValueError, match="of tokens_BT and features_BTE: give exactly one of them"):
+            decoder.init(jax.random.key(0), inputs)
 
 
 def test_rows_and_caches_longer_than_the_model_are_refused():
     case, long = Case(PAIRS["t5"]), tiny.tokens(2, 17)
     for rows in ((long, TARGET), (SOURCE, long)):
-        with pytest.raises(ValueError, match="length 17 and the model's max_length is 16"):
-            jax.eval_shape(case._apply, *rows)
+        with pytest.raises(ValueError, match="17 tokens and the model's max_length is 16"):
+            jax.eval_shape(case._apply, _pair(*rows))
     with pytest.raises(ValueError, match="17 tokens exceeds the model's max_length of 16"):
         case.model.allocate(1, 17, 4)

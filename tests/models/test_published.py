@@ -20,7 +20,7 @@ def test_a_loop_with_and_unrolled_layers_without_recomputation_agree(name: str):
 
         def loss(params):
             # Of one class as of many: a cross-entropy of one would be zero.
-            return jnp.mean(jnp.sin(model.apply({"params": params}, *inputs).logits_BTV))
+            return jnp.mean(jnp.sin(model.apply({"params": params}, inputs).logits_BTV))
 
         return jax.jit(jax.value_and_grad(loss))(tiny.parameters(model))
 

@@ -154,8 +154,11 @@ def test_kept_projections_spare_the_backward_pass_all_products_with_matrices_but
         loss = lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, TOKENS).logits_BTV))  # noqa: E731
         with formulated_for("cpu"):
             program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
-        found = (equation.params["dimension_numbers"] for equation in _equations(program, "dot_general"))
-        return sum(batch == ((), ()) for _, batch in found)
+        found = [equation.params for equation in _equations(program, "dot_general")]
+        # Products of the highest precision are those of layers/reuse.py, of cosines with an identity; some versions of
+        # jax compute them again.
+        highest = (jax.lax.Precision.HIGHEST,) * 2
+        return sum(one["dimension_numbers"][1] == ((), ()) and one["precision"] != highest for one in found)
 
     branches = sum(len(block.branches) for segment in config.segments for block in segment.blocks)
     assert products("projections") - products("none") < branches
@@ -213,7 +216,7 @@ def test_shared_layers_run_the_same_whole_cut_and_with_a_cache():
     )
     cache = model.allocate(2, 8)
     for start in (0, 4):
-        output = jax.jit(model.apply)({"params": params}, TOKENS[:, start : start + 4], None, cache)
+        output = jax.jit(model.apply)({"params": params}, TOKENS[:, start : start + 4], cache)
         np.testing.assert_allclose(output.logits_BTV, whole[:, start : start + 4], rtol=1e-4, atol=1e-4)
         cache = output.cache
 

@@ -10,8 +10,8 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.data.batch import Batch
 from llm_jax.models.build import abstract_parameters, build
+from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from tests.helpers import tiny
 from tests.helpers.programs import narrow_sums
@@ -39,7 +39,7 @@ def test_nothing_is_summed_in_bfloat16(name: str):
     inputs, (shapes, _) = tiny.inputs(model.config, 2, 8), abstract_parameters(model)
 
     def loss(params):
-        return jnp.mean(jnp.sin(model.apply({"params": params}, *inputs).logits_BTV))
+        return jnp.mean(jnp.sin(model.apply({"params": params}, inputs).logits_BTV))
 
     assert narrow_sums(jax.make_jaxpr(jax.grad(loss))(shapes).jaxpr) == set()
 
@@ -51,7 +51,7 @@ def test_gradients_of_many_tokens_are_those_of_float32():
     odds = 1 / np.arange(1, tiny.VOCAB + 1)
     ids = np.random.default_rng(0).choice(tiny.VOCAB, (1024, 17), p=odds / odds.sum()).astype(np.int32)
     places = np.broadcast_to(np.arange(17, dtype=np.int32), ids.shape)
-    batch = Batch.from_rows({"tokens": ids, "segment_ids": np.ones_like(ids), "positions": places})
+    batch = Batch.next_tokens({"tokens": ids, "segment_ids": np.ones_like(ids), "positions": places})
     params = jax.tree.map(lambda x: x / 4, tiny.parameters(build(config)))
 
     def gradient(precision: Precision):

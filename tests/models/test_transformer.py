@@ -16,6 +16,7 @@ from llm_jax.layers.context import Context
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.inputs import Inputs
 from llm_jax.models.transformer import Transformer
 from llm_jax.models.upcycle import has_experts
 from tests.helpers import tiny
@@ -39,7 +40,7 @@ class Case:
         self.influence = jax.jit(self._influence)
 
     def _forward(self, tokens: jax.Array, place: SequenceInfo) -> jax.Array:
-        return self.model.apply({"params": self.params}, tokens, place).logits_BTV
+        return self.model.apply({"params": self.params}, Inputs(tokens, place)).logits_BTV
 
     def _influence(self, place: SequenceInfo) -> jax.Array:
         """Size of d logits[t] / d embedding[s], [T, T], for the first row."""
@@ -58,7 +59,7 @@ class Case:
         return jnp.abs(tiny.jacobian(scores, x_BTD)[0][:, 0]).max(axis=-1)
 
     def _continued(self, tokens: jax.Array, place: SequenceInfo | None, cache: Cache) -> tuple[jax.Array, Cache]:
-        output = self.model.apply({"params": self.params}, tokens, place, cache)
+        output = self.model.apply({"params": self.params}, Inputs(tokens, place), cache)
         return output.logits_BTV, output.cache
 
 
@@ -131,7 +132,7 @@ def test_hidden_states_of_a_row_without_padding_or_places_give_the_logits_of_one
     """With the parameters that are named, and no others."""
     hidden = jax.jit(lambda tokens: case.model.apply({"params": case.params}, tokens, method="hidden"))(TOKENS[:, :5])
     assert hidden.logits_BTV is None and hidden.cache is None
-    head = {name: case.params[name] for name in case.model.unembed_parameters}
+    head = case.model.unembed_parameters(case.params)
     unembed = jax.jit(lambda hidden_BTD: case.model.apply({"params": head}, hidden_BTD, method="unembed"))
     _same(unembed(hidden.hidden_BTD), case.forward(TOKENS, _place(5))[:, :5])
 
@@ -180,7 +181,7 @@ def test_bfloat16_is_finite_and_near_to_float32(case):
 
 
 def test_a_row_longer_than_the_model_is_refused(case):
-    with pytest.raises(ValueError, match="length 17 and the model's max_length is 16: shorten the rows or raise"):
+    with pytest.raises(ValueError, match="17 tokens and the model's max_length is 16: shorten the sequences or raise"):
         jax.eval_shape(case.model.apply, {"params": case.params}, tiny.tokens(1, 17))
 
 
@@ -207,7 +208,7 @@ def test_an_order_of_prediction_is_refused_where_mixers_follow_none(name):
     model = Transformer(EVERY[name])
     place = SequenceInfo(jnp.arange(T)[None], order_BT=jnp.arange(T)[None])
     with pytest.raises(ValueError, match="order_BT, and not every mixer has the mask Permuted"):
-        jax.eval_shape(lambda: model.init(jax.random.key(0), TOKENS, place))
+        jax.eval_shape(lambda: model.init(jax.random.key(0), Inputs(TOKENS, place)))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -31,8 +31,8 @@ FFN = {"llama": GLUConfig(24), "gpt2": MLPConfig(64), "t5": MLPConfig(24, "relu"
 
 
 def _t5(experts: MoEConfig) -> EncoderDecoderConfig:
-    sides = {"encoder": with_experts(T5.encoder, experts, [1]), "decoder": with_experts(T5.decoder, experts)}
-    return dataclasses.replace(T5, **sides)
+    stacks = {"encoder": with_experts(T5.encoder, experts, [1]), "decoder": with_experts(T5.decoder, experts)}
+    return dataclasses.replace(T5, **stacks)
 
 
 def _experts(name: str, **changes) -> MoEConfig:
@@ -55,7 +55,7 @@ CASES = {
 def _logits(config: ModelConfig, params) -> np.ndarray:
     model = build(config)
     inputs = tiny.inputs(config, 2, 10)
-    return np.asarray(jax.jit(lambda params: model.apply({"params": params}, *inputs).logits_BTV)(params))
+    return np.asarray(jax.jit(lambda params: model.apply({"params": params}, inputs).logits_BTV)(params))
 
 
 @pytest.mark.parametrize("name", CASES)

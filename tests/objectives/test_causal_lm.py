@@ -10,7 +10,6 @@ import pytest
 
 from llm_jax.core.metrics import means
 from llm_jax.core.trees import named_leaves
-from llm_jax.data.batch import Batch
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
@@ -20,13 +19,13 @@ from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import build
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.heads import ClassHead
 from llm_jax.models.transformer import Transformer
+from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from tests.helpers import tiny
 
@@ -50,8 +49,7 @@ def gradient(model):
 
 def _plain(model, params, batch, z_loss):
     """The same from whole logits."""
-    place = SequenceInfo(batch.positions_BT, batch.segment_ids_BT)
-    logits = model.apply({"params": params}, batch.tokens_BT, place).logits_BTV
+    logits = model.apply({"params": params}, batch.inputs).logits_BTV
     log_z = jax.nn.logsumexp(logits, axis=-1)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets_BT[..., None], axis=-1)[..., 0]
     return jnp.sum(batch.loss_weights_BT * (nll + z_loss * log_z**2)), nll
@@ -80,9 +78,11 @@ def test_targets_on_padding_or_in_another_document_cost_nothing(params, gradient
     batch = tiny.batch(4)
     uncounted = batch.loss_weights_BT == 0
     last = np.zeros_like(uncounted)
-    crossing = batch.segment_ids_BT[:, :-1] != batch.segment_ids_BT[:, 1:]
+    crossing = batch.inputs.sequence.segment_ids_BT[:, :-1] != batch.inputs.sequence.segment_ids_BT[:, 1:]
     last[:, :-1] = crossing
-    assert (uncounted & last & (batch.segment_ids_BT == 1)).any(axis=1).all()  # the end of each first document
+    assert (
+        (uncounted & last & (batch.inputs.sequence.segment_ids_BT == 1)).any(axis=1).all()
+    )  # the end of each first document
     other = batch.replace(targets_BT=np.where(uncounted, (batch.targets_BT + 1) % tiny.VOCAB, batch.targets_BT))
     (loss, metrics), actual = gradient(params, batch)
     (other_loss, other_metrics), other_gradient = gradient(params, other)
@@ -122,7 +122,8 @@ def test_dropout_needs_a_key_and_depends_on_it():
 
 def test_a_packed_row_becomes_an_example_unchanged():
     row = {"tokens": np.arange(3)}
-    assert CausalLMConfig().example(row, np.random.default_rng(0)) is row
+    examples = CausalLMConfig().examples(tiny.tiny_llama(), None, 2)
+    assert examples.row(row, np.random.default_rng(0)) is row and not examples.changes_documents
 
 
 @pytest.mark.parametrize(("field", "value"), [("z_loss", -1.0), ("chunks", 0)])
@@ -139,8 +140,10 @@ def test_batches_are_pytrees_of_the_stated_types():
 
 
 OTHERS = {
-    "AttentionConfig of the model shows them later ones: give a mixer the mask Causal": bert(2, 4, 16),
-    "the model's head is ClassHead": dataclasses.replace(tiny.tiny_gpt2(), head=ClassHead(3)),
+    "AttentionConfig of the model is not causal: give mixers the mask Causal": bert(2, 4, 16),
+    "needs a head of type HeadConfig or TiedHead and the model's is ClassHead": dataclasses.replace(
+        tiny.tiny_gpt2(), head=ClassHead(3)
+    ),
     "blocks of the model have `cross` attention": t5(2, 4, 16, 24).decoder,
 }
 
@@ -164,11 +167,13 @@ def test_experts_that_tell_tokens_of_later_ones_are_refused_unless_that_is_meant
     def model(**allowed):
         return with_experts(tiny.tiny_llama(), MoEConfig(4, GLUConfig(8), *AHEAD[name](**allowed)), [1])
 
-    with pytest.raises(ValueError, match=f"and {name} of the model shows them later ones.* set allow_future=True"):
+    with pytest.raises(ValueError, match=f"and {name} of the model is not causal.* set allow_future=True"):
         CausalLMConfig().check(model(), 16)
-    with pytest.raises(ValueError, match=f"{name} of the model tells tokens of later ones, so it cannot write a row"):
+    with pytest.raises(
+        ValueError, match=f"{name} of the model is not causal, and generation token by token needs a causal model"
+    ):
         Generator(build(model()), SamplingConfig(), 0, 0)
-    with pytest.raises(ValueError, match=f"decoder has {name}: its tokens are told of later ones"):
+    with pytest.raises(ValueError, match=f"{name} of the decoder is not causal"):
         pair = t5(2, 4, 16, 24)
         dataclasses.replace(pair, decoder=with_experts(pair.decoder, model().experts[0], [1]))
     CausalLMConfig().check(model(allow_future=True), 16)

@@ -43,7 +43,7 @@ OPTION_CASES = {
     "electra, untied": Case("ElectraConfig", "ElectraForMaskedLM", NARROW, inputs=SENTENCES),
     "albert, untied": Case("AlbertConfig", "AlbertForMaskedLM", NARROW, inputs=SENTENCES),
     "xlnet, untied": Case("XLNetConfig", "XLNetLMHeadModel", XLNET | UNTIED | {"n_layer": 2}, inputs=PADDED_LEFT),
-    "bart, sides of other sizes": Case(
+    "bart, stacks of other sizes": Case(
         "BartConfig",
         "BartForConditionalGeneration",
         BART | {"decoder_attention_heads": 2, "decoder_ffn_dim": 40, "decoder_layers": 1},

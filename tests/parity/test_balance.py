@@ -12,7 +12,7 @@ import pytest
 
 from llm_jax.interop import load_hf
 from llm_jax.interop.experts import balanced
-from llm_jax.interop.inputs import arguments
+from llm_jax.interop.inputs import model_inputs
 from llm_jax.layers.ffn.routing import Choice, Routed, load
 from llm_jax.models.families.mixtral import mixtral
 from tests.parity.torch_models import CASES, Case
@@ -42,8 +42,8 @@ def _told(case: Case, folder: Path) -> tuple[Any, float]:
     with torch.no_grad():
         output = theirs(**{name: torch.from_numpy(x) for name, x in case.inputs.items()}, output_router_logits=True)
     model, params = load_hf(folder)
-    reports = jax.jit(model.apply)({"params": params}, *arguments(model, **case.inputs)).reports
-    return output, sum(float(np.sum(report.loss_B[..., 0]) + report.batch.total) for report in reports.values())
+    aux = jax.jit(model.apply)({"params": params}, model_inputs(model, **case.inputs)).aux
+    return output, sum(float(np.sum(layer.loss_B[..., 0]) + layer.batch.total) for layer in aux.values())
 
 
 @pytest.mark.parametrize("name", OF_ONE_LAYER)

@@ -12,7 +12,7 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
-from llm_jax.interop.inputs import arguments
+from llm_jax.interop.inputs import model_inputs
 from tests.parity.inputs import difference, torch_logits
 from tests.parity.option_cases import OPTION_CASES
 from tests.parity.torch_models import CASES, Case
@@ -77,10 +77,10 @@ def test_gradients_of_a_loss(name: str, tmp_path: Path):
     loss.backward()
 
     model, params = load_hf(tmp_path)
-    ours_inputs = arguments(model, **inputs)
+    ours_inputs = model_inputs(model, **inputs)
 
     def ours(params):
-        log_p_BTV = jax.nn.log_softmax(model.apply({"params": params}, *ours_inputs).logits_BTV)
+        log_p_BTV = jax.nn.log_softmax(model.apply({"params": params}, ours_inputs).logits_BTV)
         return -jnp.mean(jnp.take_along_axis(log_p_BTV, labels[..., None], axis=-1)[real])
 
     value, gradients = jax.jit(jax.value_and_grad(ours))(params)

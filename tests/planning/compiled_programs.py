@@ -22,7 +22,6 @@ from jax.experimental import topologies
 from jax.sharding import PartitionSpec
 
 from llm_jax.core.dtypes import MIXED, Precision
-from llm_jax.data.batch import Batch
 from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.config import TransformerConfig
@@ -67,8 +66,7 @@ def step(
     model, optimizer = Transformer(config, precision), optax.adamw(1e-2)
     state = jax.eval_shape(functools.partial(initial_state, model, optimizer, 0, False))
     places = state_shardings(state, abstract_parameters(model)[1], layout)
-    integers = jax.ShapeDtypeStruct((2 * DEVICES, length), jnp.int32)
-    batch = Batch(integers, integers, integers, integers, jax.ShapeDtypeStruct(integers.shape, jnp.float32))
+    batch = CausalLMConfig().abstract_batch(config, None, length, 2 * DEVICES)
     update = jax.jit(
         train_step(model, CausalLMConfig(), optimizer, StepConfig(), 0),
         in_shardings=(places, layout.rows),

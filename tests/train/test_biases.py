@@ -11,7 +11,7 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.core.metrics import means
 from llm_jax.layers.ffn.balance import SequenceLoss
-from llm_jax.layers.ffn.tally import Tallies, Tally
+from llm_jax.layers.ffn.routing_statistics import RoutingMetric, RoutingStatistics
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.train.biases import moved
@@ -44,7 +44,11 @@ def _step(optimizer="adam", accumulate=1, ema=None, rate=RATE):
 
 def _tallies(load, rate=0.5):
     zero = jnp.zeros(len(load))
-    return {"experts": Tallies({"a/b": Tally(zero, jnp.asarray(load, float), zero, zero, zero, zero, rate)})}
+    return {
+        "experts": RoutingMetric(
+            {"a/b": RoutingStatistics(zero, jnp.asarray(load, float), zero, zero, zero, zero, rate)}
+        )
+    }
 
 
 def _router(bias):
@@ -78,7 +82,7 @@ def test_nothing_else_moves_them_and_the_average_follows():
     expected = _bias(start) + RATE * np.sign(load.mean(1, keepdims=True) - load)
     np.testing.assert_allclose(_bias(after.params), expected, atol=1e-7)
     np.testing.assert_allclose(_bias(after.ema), 0.75 * _bias(start) + 0.25 * expected, atol=1e-6)
-    assert load.sum() == 2 * 2 * (tiny.batch(8).segment_ids_BT != 0).sum()
+    assert load.sum() == 2 * 2 * (tiny.batch(8).inputs.sequence.segment_ids_BT != 0).sum()
     assert _bias(report.gradient_norms) == 0
 
 
@@ -102,8 +106,8 @@ def test_losses_of_the_batch_are_those_of_all_microbatches():
         # Adam's first mean of gradients is a tenth of the first gradient.
         return dict(trees.named_leaves(after.opt_state[0].mu)), means(report.metrics)["balance_loss"]
 
-    (expected, loss), (actual, told) = gradient(step), gradient(_step(accumulate=4)[1])
-    assert told == pytest.approx(loss, rel=1e-5)
+    (expected, loss), (actual, seen) = gradient(step), gradient(_step(accumulate=4)[1])
+    assert seen == pytest.approx(loss, rel=1e-5)
     for name, leaf in expected.items():
         np.testing.assert_allclose(actual[name], leaf, rtol=1e-4, atol=1e-7, err_msg=name)
 
@@ -111,10 +115,10 @@ def test_losses_of_the_batch_are_those_of_all_microbatches():
 class Asked(CausalLMConfig):
     """Notes the batch that each microbatch's losses are computed over, other than its own."""
 
-    told = set()
+    seen = set()
 
     def loss(self, model, params, batch, key=None, whole=None):
-        self.told.update(whole or ())
+        self.seen.update(whole or ())
         return super().loss(model, params, batch, key, whole)
 
 
@@ -127,11 +131,11 @@ class Asked(CausalLMConfig):
     ],
 )
 def test_losses_are_told_of_no_batch_where_they_are_not_of_it(balance, over):
-    Asked.told.clear()
+    Asked.seen.clear()
     model, optimizer = Transformer(balanced(RATE, balance)), optax.sgd(1.0)
     state = jax.eval_shape(lambda: state_of(tiny.parameters(model), optimizer, False))
     jax.eval_shape(train_step(model, Asked(), optimizer, StepConfig(4, balance_over=over), 0), state, tiny.batch(8))
-    assert not Asked.told
+    assert not Asked.seen
 
 
 def test_an_update_that_is_not_finite_moves_nothing():
@@ -149,9 +153,9 @@ def test_experts_that_get_all_tokens_lose_them():
     loads, losses = [], []
     for number in range(60):
         state, report = step(state, tiny.batch(16, seed=number))
-        told = means(report.metrics)
-        loads.append(told["experts/max_load"])
-        losses.append(told["loss"])
+        seen = means(report.metrics)
+        loads.append(seen["experts/max_load"])
+        losses.append(seen["loss"])
     assert loads[0] > 1.9 and np.mean(loads[-5:]) < 1.35
     assert np.isfinite(losses).all()
 

@@ -255,7 +255,7 @@ class Watched(CausalLMConfig):
     rows = set()
 
     def loss(self, model, params, batch, *given, **named):
-        self.rows.add(len(batch.tokens_BT))
+        self.rows.add(len(batch.inputs.tokens_BT))
         return super().loss(model, params, batch, *given, **named)
 
 

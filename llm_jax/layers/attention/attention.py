@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check, check_divides, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.attention import context_parallel as exchange
+from llm_jax.layers.attention import context_parallel
 from llm_jax.layers.attention.kernels import BlockedKernel, Kernel, check_dropout, weights
 from llm_jax.layers.attention.kv_cache import KeyValues
 from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask
@@ -159,7 +159,7 @@ class Attention(nn.Module):
         given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
         pairs = Pairs(config.mask, context.queries, context.slots, config.scores, **given)
         tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
-        y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
+        y_BNTH = context_parallel.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         return self.out(y_BNTH), state
 
     def queries(self, x_BTD: jax.Array, place: SequenceInfo) -> jax.Array:
@@ -229,30 +229,33 @@ class CrossAttentionConfig(AttentionConfig):
     def build(self, width: int, precision: Precision, name: str) -> "CrossAttention":
         return CrossAttention(self, width, precision, name=name)
 
-    def matrix_flops(self, width: int, memory: float = 1.0) -> float:
-        """Forward FLOPs per token of the projections, where there are `memory` tokens of the encoder to each."""
-        return 4 * width * (self.heads + self.kv_heads * memory) * self.head_dim
+    def matrix_flops(self, width: int, encoder_tokens: float = 1.0) -> float:
+        """Forward FLOPs per token of the projections, with `encoder_tokens` tokens of the encoder for each."""
+        return 4 * width * (self.heads + self.kv_heads * encoder_tokens) * self.head_dim
 
 
 class CrossAttention(Attention):
-    """x [B, T, D] and the memory [B, S, D] of the context -> [B, T, D]."""
+    """x [B, T, D] and the encoder output [B, S, D] of the context -> [B, T, D]."""
 
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, context: Context, state: KeyValues | None = None
     ) -> tuple[jax.Array, KeyValues | None]:
-        """Reads the memory; `state` keeps its keys and values for the calls that are given it no more."""
+        """Reads the encoder output; `state` keeps its keys and values for later calls, which are not given it."""
         config, keys_values = self.config, state
-        if context.memory_BSD is not None and context.memory is not None:
-            keys_values = KeyValues(*self.keys_values(context.memory_BSD, context.memory, cached=state is not None))
+        if context.encoded_BSD is not None and context.encoded is not None:
+            keys_values = KeyValues(*self.keys_values(context.encoded_BSD, context.encoded, cached=state is not None))
             state = None if state is None else state.replaced(keys_values)
         if keys_values is None:
-            raise ValueError("cross attention has no memory and no keys and values of one: give the context a memory")
+            raise ValueError(
+                "cross attention has neither an encoder output nor cached keys and values: the first call with a cache "
+                "needs inputs.encoded"
+            )
         given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
-        pairs = Pairs(config.mask, context.queries, context.memory, config.scores, **given)
+        pairs = Pairs(config.mask, context.queries, context.encoded, config.scores, **given)
         q_BNTH = self.queries(x_BTD, context.queries)
         k_BKSH, v_BKSH = keys_values.k_BKSH, keys_values.v_BKSH
         tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
-        y_BNTH = exchange.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
+        y_BNTH = context_parallel.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         # A target whose document has no source must not read the sources of others.
         return self.out(zero_where_blind(y_BNTH, pairs.allowed())), state

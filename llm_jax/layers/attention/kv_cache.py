@@ -38,13 +38,13 @@ class Cache:
       layers: by segment, by repeat, by block: the state of that mixer.
       slots: where the token in each slot stands; an empty slot has segment 0, which nothing sees.
       length: int32 scalar, number of slots written. All rows write the same slots: a shorter prompt leaves padding.
-      memory: where the tokens stand that cross attention reads; None where nothing does.
+      encoded: positions and documents of the tokens that cross attention reads; None without cross attention.
     """
 
     layers: tuple
     slots: SequenceInfo
     length: jax.Array
-    memory: SequenceInfo | None = None
+    encoded: SequenceInfo | None = None
 
     def place(self, new: SequenceInfo) -> "Cache":
         """Records where the next T tokens stand, [B or 1, T]. `layers` and `length` stay as they were.

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check, check_not_negative, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.attention import context_parallel as exchange
+from llm_jax.layers.attention import context_parallel
 from llm_jax.layers.attention.kernels import BlockedKernel, Kernel, check_dropout, weights
 from llm_jax.layers.attention.masks import Causal, Mask
 from llm_jax.layers.attention.pairs import Pairs, drop_of
@@ -238,7 +238,7 @@ class LatentAttention(nn.Module):
         drop = drop_of(self, config.dropout)
         pairs = Pairs(config.mask, context.queries, context.slots, config.scores, drop=drop)
         tap(self, "weights", lambda: weights(q, k, pairs))
-        return exchange.attend(config.kernel, q, k, v, pairs, cached=context.slots is not None)
+        return context_parallel.attend(config.kernel, q, k, v, pairs, cached=context.slots is not None)
 
     def _down(self, name: str, size: int) -> Linear:
         """From the stream to what all heads share."""

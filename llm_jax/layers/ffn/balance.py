@@ -18,7 +18,7 @@ import numpy as np
 from llm_jax.core.checks import check, check_not_negative
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.routing import Choice, Routed, Router, load
-from llm_jax.layers.ffn.tally import BatchLosses, Report, Sums, Tally
+from llm_jax.layers.ffn.routing_statistics import BatchLosses, RoutingAux, RoutingStatistics, Sums
 
 Array = jax.Array | np.ndarray
 
@@ -193,7 +193,7 @@ def mean_over(layers: int, *losses: LoadLoss | SequenceLoss | ImportanceLoss | Z
 
 def report(
     balance: tuple[Balance, ...], routed: Routed, experts: int, served_BT: jax.Array, real_BT: jax.Array
-) -> Report:
+) -> RoutingAux:
     """What a layer tells of its tokens, which it served so many choices each."""
     real_BT = real_BT.astype(jnp.float32)
     load_BTE = load(routed.routes, experts, real_BT)
@@ -206,7 +206,7 @@ def report(
         shares_BTE = shares(routed.scores_BTE)
         importance_E = jnp.einsum("BTE,BT->E", shares_BTE, real_BT)
         entropy = jnp.sum(jax.scipy.special.entr(shares_BTE) * real_BT[..., None])
-    tally = Tally(
+    tally = RoutingStatistics(
         tokens=jnp.sum(real_BT),
         load_E=jnp.sum(load_BTE, (0, 1)),
         importance_E=importance_E,
@@ -217,7 +217,7 @@ def report(
     )
     # Only the losses are to be followed back.
     sums = BatchLosses(tuple(b.sums(routed, load_BTE, real_BT) for b in of_batch), of_batch)
-    return Report(sum(of_rows, jnp.zeros(real_BT.shape[:1])), sums, jax.lax.stop_gradient(tally))
+    return RoutingAux(sum(of_rows, jnp.zeros(real_BT.shape[:1])), sums, jax.lax.stop_gradient(tally))
 
 
 def shares(scores_BTE: jax.Array) -> jax.Array:

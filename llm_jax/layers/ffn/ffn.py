@@ -22,7 +22,7 @@ class FFN(abc.ABC):
     def build(self, width: int, precision: Precision, name: str) -> nn.Module:
         """A module that is called with (x [B, T, D], context) and returns (y [B, T, D], report).
 
-        The report is that of a layer of experts (layers/ffn/tally.py), and None of other layers.
+        The report is that of a layer of experts (layers/ffn/routing_statistics.py), and None of other layers.
 
         Args:
           width: D, the size of the residual stream.
@@ -42,6 +42,6 @@ class FFN(abc.ABC):
         """Forward FLOPs per token."""
 
     @property
-    def looking_ahead(self) -> tuple[str, ...]:
+    def non_causal(self) -> tuple[str, ...]:
         """Names of its parts that make the result of a token depend on later tokens; empty if it is causal."""
         return ()

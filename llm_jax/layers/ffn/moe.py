@@ -23,7 +23,7 @@ from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
 from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.routing import Router, Routes, load
-from llm_jax.layers.ffn.tally import Report
+from llm_jax.layers.ffn.routing_statistics import RoutingAux
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.roles import Role
 from llm_jax.layers.tap import tap
@@ -74,8 +74,8 @@ class MoEConfig(FFN):
         check_balance(self.balance, self.router)
 
     @property
-    def looking_ahead(self) -> tuple[str, ...]:
-        """The types of what tells tokens of later ones."""
+    def non_causal(self) -> tuple[str, ...]:
+        """Types of the parts that are not causal: by which a token depends on later ones."""
         return tuple(type(part).__name__ for part in (self.router, self.dispatch) if not part.causal)
 
     def check_rows(self, length: int, parts: int) -> None:
@@ -113,7 +113,7 @@ class MoE(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Report]:
+    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, RoutingAux]:
         config, real_BT = self.config, context.queries.real_BT
         config.check_rows(
             x_BTD.shape[1], partition.parts(axes.LENGTH) if partition.divides(x_BTD.shape, _TOKENS) else 1

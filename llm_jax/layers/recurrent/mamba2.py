@@ -24,7 +24,7 @@ from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import normalise
 from llm_jax.layers.recurrent.convolution import ConvolutionConfig, Recent
-from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, Form, Memory, recur
+from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, Form, RecurrentState, recur
 from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
@@ -34,7 +34,7 @@ class Mamba2State:
     """What a layer remembers: the last inputs of its convolution, and the matrix of its recurrence."""
 
     recent: Recent
-    memory: Memory
+    recurrence: RecurrentState
 
 
 @configclass
@@ -153,7 +153,7 @@ class Mamba2Config(Mixer):
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> Mamba2State:
         """An empty state, of one size for any number of tokens."""
         recent = self.convolution.allocate(batch, self.channels, dtype)
-        return Mamba2State(recent, Memory.empty(batch, self.heads, self.state_size, self.head_dim))
+        return Mamba2State(recent, RecurrentState.empty(batch, self.heads, self.state_size, self.head_dim))
 
 
 class Mamba2(nn.Module):
@@ -179,7 +179,7 @@ class Mamba2(nn.Module):
         value_BNTP, key_BKTH, query_BKTH = self._heads(ACTIVATIONS["silu"](mixed_BTC))
         step_BNT, log_BNT = self._steps(projected["step"])
         added_BNTP = (value_BNTP * step_BNT[..., None]).astype(value_BNTP.dtype)
-        memory = state.memory if state else None
+        memory = state.recurrence if state else None
         y_BNTP, memory = recur(config.form, query_BKTH, key_BKTH, added_BNTP, log_BNT, place, memory)
         skip_N11 = self._of_heads("skip", nn.initializers.ones_init(), Role.SCALE)[:, None, None]
         y_BNTP = checkpoint_name((y_BNTP + skip_N11 * value_BNTP).astype(value_BNTP.dtype), "context")

@@ -21,7 +21,7 @@ from llm_jax.layers.sequence import SequenceInfo
 
 
 @flax.struct.dataclass
-class Memory:
+class RecurrentState:
     """State of a layer between calls.
 
     Attributes:
@@ -33,10 +33,10 @@ class Memory:
     document_B: jax.Array
 
     @staticmethod
-    def empty(batch: int, heads: int, key_size: int, value_size: int) -> "Memory":
+    def empty(batch: int, heads: int, key_size: int, value_size: int) -> "RecurrentState":
         """The state before any token."""
         matrix_BNHP = jnp.zeros((batch, heads, key_size, value_size), jnp.float32)
-        return Memory(matrix_BNHP, jnp.zeros(batch, jnp.int32))
+        return RecurrentState(matrix_BNHP, jnp.zeros(batch, jnp.int32))
 
 
 @configclass
@@ -145,8 +145,8 @@ def recur(
     v_BNTP: jax.Array,
     log_BNT: jax.Array,
     place: SequenceInfo,
-    memory: Memory | None = None,
-) -> tuple[jax.Array, Memory | None]:
+    memory: RecurrentState | None = None,
+) -> tuple[jax.Array, RecurrentState | None]:
     """Output [B, N, T, P], float32, and the state after the last real token; none where none was given.
 
     A document begins with an empty matrix. Padding neither decays it nor adds to it.
@@ -160,7 +160,7 @@ def recur(
         return form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, documents(row))[0], None
     found = documents(place, memory.document_B)
     y_BNTP, matrix_BNHP = form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, found, memory.matrix_BNHP)
-    return y_BNTP, Memory(given(matrix_BNHP, "the form returned no state"), found.last_B)
+    return y_BNTP, RecurrentState(given(matrix_BNHP, "the form returned no state"), found.last_B)
 
 
 def _chunkwise(chunk, q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP):

@@ -22,7 +22,7 @@ from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import normalise
 from llm_jax.layers.positions.rope import RoPEConfig
-from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, Form, Memory, recur
+from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, Form, RecurrentState, recur
 from llm_jax.sharding import axes
 
 
@@ -114,9 +114,9 @@ class RetentionConfig(Mixer):
         """Heads in words."""
         return f"{self.heads} of {self.head_dim}, values of {self.value_dim}"
 
-    def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> Memory:
+    def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> RecurrentState:
         """An empty state, of one size for any number of tokens."""
-        return Memory.empty(batch, self.heads, self.head_dim, self.value_dim)
+        return RecurrentState.empty(batch, self.heads, self.head_dim, self.value_dim)
 
 
 class Retention(nn.Module):
@@ -128,8 +128,8 @@ class Retention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, context: Context, state: Memory | None = None
-    ) -> tuple[jax.Array, Memory | None]:
+        self, x_BTD: jax.Array, context: Context, state: RecurrentState | None = None
+    ) -> tuple[jax.Array, RecurrentState | None]:
         """Mixes tokens; `state` holds what is left of earlier ones, which the tokens of this call continue."""
         config, place = self.config, context.queries
         q_BNTH = self._project("query", config.head_dim)(x_BTD)

@@ -101,11 +101,11 @@ def _pair(
     reads = BlockConfig(AttentionConfig(*shape, mask=Bidirectional(), **inits), ffn, norm, _POST_NORM, dropout)
     cross = CrossAttentionConfig(*shape, **inits)
     writes = BlockConfig(AttentionConfig(*shape, **inits), ffn, norm, _POST_NORM, dropout, cross)
-    sides = ((None, reads, layers[0], None), (vocab_size, writes, layers[1], TiedHead(bias=bias)))
+    stacks = ((None, reads, layers[0], None), (vocab_size, writes, layers[1], TiedHead(bias=bias)))
     return EncoderDecoderConfig(
         *(
             TransformerConfig(tokens, width, max_length, (Segment((block,), depth),), None, embed, head)
-            for tokens, block, depth, head in sides
+            for tokens, block, depth, head in stacks
         )
     )
 

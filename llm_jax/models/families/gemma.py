@@ -1,7 +1,7 @@
 """Gemma 1, 2 and 3 (Gemma Team, arXiv:2403.08295 table 1; arXiv:2408.00118 table 1; arXiv:2503.19786 table 1: text).
 
 All: scales of norms are one plus a parameter, token vectors are multiplied by the square root of the width, tied head.
-Gemma 2 caps scores and logits, norms a block's halves on both sides and alternates local and global layers; Gemma 3
+Gemma 2 caps scores and logits, norms a block's halves on both stacks and alternates local and global layers; Gemma 3
 normalises queries and keys in place of the caps, with one global layer after five local ones.
 
 Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to

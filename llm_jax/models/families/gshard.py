@@ -38,7 +38,7 @@ def gshard(
     """A GShard of any size.
 
     Args:
-      layers: of each side; the paper counts those of both.
+      layers: of each stack; the paper counts those of both.
       dispatch: with places for twice an even load of first choices, which is an even load of both (2.2).
     """
     init, buckets = UniformFanIn(), 32
@@ -47,7 +47,7 @@ def gshard(
     expert = MLPConfig(hidden, "relu", bias=False, init=init, out_init=init)
     router = SoftmaxConfig(2, random_second=True, init=init)
     layer = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))
-    encoder, decoder = (with_experts(side, layer, range(1, layers, 2)) for side in pair.sides)
+    encoder, decoder = (with_experts(stack, layer, range(1, layers, 2)) for stack in pair.stacks)
     return dataclasses.replace(pair, encoder=encoder, decoder=decoder)
 
 

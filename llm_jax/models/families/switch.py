@@ -66,12 +66,12 @@ def switch(
     router = SoftmaxConfig(1, normalized=False, bias=bias, noise=Jitter(0.01), init=init)
     layer = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))
 
-    def side(config: TransformerConfig, every: int) -> TransformerConfig:
+    def stack(config: TransformerConfig, every: int) -> TransformerConfig:
         mixed = [number for number in range(config.depth) if every and number % every == min(1, every - 1)]
         return with_experts(config, layer, mixed)
 
     decoder_every = every if decoder_every is None else decoder_every
-    return dataclasses.replace(pair, encoder=side(pair.encoder, every), decoder=side(pair.decoder, decoder_every))
+    return dataclasses.replace(pair, encoder=stack(pair.encoder, every), decoder=stack(pair.decoder, decoder_every))
 
 
 _RATES = Rates(embed=0.1, residual=0.1, attention=0.1, ffn=0.1, experts=0.4, final=0.1)

@@ -168,9 +168,9 @@ CROSS = {
 def _read(memory: bool) -> Context:
     context = Context(
         SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)),
-        memory=SequenceInfo(jnp.asarray(MEMORY_POSITIONS), jnp.asarray(MEMORY_SEGMENTS)),
+        encoded=SequenceInfo(jnp.asarray(MEMORY_POSITIONS), jnp.asarray(MEMORY_SEGMENTS)),
     )
-    return context.replace(memory_BSD=jnp.asarray(MEMORY, jnp.float32)) if memory else context
+    return context.replace(encoded_BSD=jnp.asarray(MEMORY, jnp.float32)) if memory else context
 
 
 @pytest.mark.parametrize("case", CROSS)

@@ -144,7 +144,7 @@ def test_a_report_adds_up_what_was_done_with_real_tokens(router):
     visited = np.asarray(load(routed.routes, 4, jnp.asarray(REAL, jnp.float32)))
     served = visited.sum(-1)
     served[0, 0], dropped = 0, served[0, 0]
-    tally = report((), routed, 4, jnp.asarray(served), jnp.asarray(REAL)).tally
+    tally = report((), routed, 4, jnp.asarray(served), jnp.asarray(REAL)).statistics
     np.testing.assert_array_equal(tally.load_E, visited.sum((0, 1)))
     assert (tally.tokens, tally.dropped) == (REAL.sum(), dropped)
     assert tally.unserved == (served[REAL] == 0).sum() and tally.rate is None
@@ -163,7 +163,7 @@ def test_only_losses_are_followed_back_and_by_their_weights():
     def total(logits, balance):
         routed = router.apply(own, logits, routing.context(REAL))
         found = report(balance, routed, 4, load(routed.routes, 4, REAL * 1.0).sum(-1), jnp.asarray(REAL))
-        return jnp.sum(found.loss_B) + found.batch.total + sum(map(jnp.sum, jax.tree.leaves(found.tally)))
+        return jnp.sum(found.loss_B) + found.batch.total + sum(map(jnp.sum, jax.tree.leaves(found.statistics)))
 
     for kind in (ZLoss, LoadLoss):
         of = jax.grad(lambda logits, weight: total(logits, (kind(weight),)))  # noqa: B023
@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused(build, message):
 def test_what_fits_is_built():
     _moe(SigmoidConfig(2), BiasUpdate(), SequenceLoss(), ZLoss())
     _moe(ExpertChoiceConfig(2), ZLoss())
-    assert not dataclasses.replace(_moe(SOFTMAX), balance=(LoadLoss(), ImportanceLoss())).looking_ahead
+    assert not dataclasses.replace(_moe(SOFTMAX), balance=(LoadLoss(), ImportanceLoss())).non_causal
 
 
 def test_a_loss_of_rows_may_count_the_best_scores_instead_of_what_a_bias_chose():

@@ -41,7 +41,7 @@ def test_parts_of_the_inner_features_add_up(run, load):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_stages_tell_what_the_layers_of_one_device_tell(run, name):
     """Layers in their order, rows in theirs, and nothing of the bubble."""
-    found, wanted = run["told"][name], run["told"]["alone"]
+    found, wanted = run["computed"][name], run["computed"]["alone"]
     for field, value in wanted.items():
         np.testing.assert_allclose(found[field], value, rtol=1e-5, err_msg=field)
     assert np.shape(wanted["loss_B"]) == (8, BATCH) and min(wanted["tally/dropped"]) > 0

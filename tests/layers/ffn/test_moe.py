@@ -85,7 +85,7 @@ def test_a_layer_is_the_sum_of_what_its_experts_give(router, dispatch):
     routes = told["intermediates"]["router"]["__call__"][0].routes
     assert type(routes) is config.router.routes
     np.testing.assert_allclose(y, _expected(routes, params, X), rtol=2e-4, atol=1e-5)
-    assert report.tally.dropped == 0 and report.tally.tokens == REAL.sum()
+    assert report.statistics.dropped == 0 and report.statistics.tokens == REAL.sum()
     assert trees.count(params) == config.parameters(WIDTH)
 
 
@@ -126,7 +126,7 @@ def test_tokens_in_another_order_give_results_in_that_order(router, dispatch):
     for moved in (np.s_[:, order], np.s_[::-1], np.s_[::-1, order]):
         found, report = run(X[moved], routing.context(REAL[moved], TOKENS[moved]))
         np.testing.assert_allclose(found, np.asarray(y)[moved], rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(report.tally.load_E, told.tally.load_E)
+        np.testing.assert_array_equal(report.statistics.load_E, told.statistics.load_E)
 
 
 @pytest.mark.parametrize("dispatch", ["capacity", "dropless"])
@@ -157,4 +157,4 @@ def test_slots_serve_mixtures_and_nothing_else():
 @pytest.mark.parametrize("router", [ExpertChoiceConfig(2), SinkhornConfig(), SoftConfig(2, LENGTH)])
 def test_routers_that_look_ahead_are_not_causal(router):
     dispatch = Slots() if isinstance(router, SoftConfig) else Dense()
-    assert MoEConfig(EXPERTS, GLUConfig(6), router, dispatch).looking_ahead == (type(router).__name__,)
+    assert MoEConfig(EXPERTS, GLUConfig(6), router, dispatch).non_causal == (type(router).__name__,)

@@ -125,7 +125,7 @@ def test_rows_of_different_length_go_on_from_their_own_last_token(form):
 def test_the_state_has_one_size_for_any_number_of_tokens():
     for slots in (1, 1000):
         state = CONFIG.allocate(B, slots, jnp.bfloat16)
-        assert state.memory.matrix_BNHP.shape == (B, N, H, P) and state.memory.matrix_BNHP.dtype == jnp.float32
+        assert state.recurrence.matrix_BNHP.shape == (B, N, H, P) and state.recurrence.matrix_BNHP.dtype == jnp.float32
         assert state.recent.x_BPC.shape == (B, 3, N * P + 2 * K * H) and state.recent.x_BPC.dtype == jnp.bfloat16
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, Memory, ParallelForm, RecurrentForm, recur
+from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm, ParallelForm, RecurrentForm, RecurrentState, recur
 from llm_jax.layers.sequence import SequenceInfo
 
 B, K, N, T, H, P = 3, 2, 4, 11, 3, 5
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_the_recurrence(segments, cached):
 
     def loss(form, inputs, matrix):
         # The state is of document 1, which goes on where the row begins with it.
-        memory = Memory(matrix, jnp.ones(B, jnp.int32)) if cached else None
+        memory = RecurrentState(matrix, jnp.ones(B, jnp.int32)) if cached else None
         y, memory = recur(form, *inputs, _place(segments), memory)
         return jnp.sum(y * weight) + (jnp.sum(jnp.sin(memory.matrix_BNHP)) if cached else 0)
 
@@ -95,7 +95,7 @@ def test_gradients_are_those_of_the_recurrence(segments, cached):
 def test_windows_with_a_state_give_what_the_whole_row_gives(form, window):
     inputs = _inputs()
     run = jax.jit(lambda x, place, memory: recur(form, *x, place, memory))
-    memory, parts = Memory.empty(B, N, H, P), []
+    memory, parts = RecurrentState.empty(B, N, H, P), []
     for start in range(0, T, window):
         part = slice(start, start + window)
         place = _place(SEGMENTS[:, part], SEGMENTS[:, part].shape[1])
@@ -110,7 +110,7 @@ def test_windows_with_a_state_give_what_the_whole_row_gives(form, window):
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_padding_leaves_the_state_as_it_was_to_the_bit(form):
     q, k, v, log = _inputs(4)
-    before = Memory(jnp.asarray(GENERATOR.normal(size=(B, N, H, P)), jnp.float32), jnp.full(B, 7, jnp.int32))
+    before = RecurrentState(jnp.asarray(GENERATOR.normal(size=(B, N, H, P)), jnp.float32), jnp.full(B, 7, jnp.int32))
     _, after = jax.jit(lambda: recur(form, q, k, v, log, _place(np.zeros((B, 4)), 4), before))()
     np.testing.assert_array_equal(after.matrix_BNHP, before.matrix_BNHP)
     np.testing.assert_array_equal(after.document_B, before.document_B)
@@ -119,10 +119,10 @@ def test_padding_leaves_the_state_as_it_was_to_the_bit(form):
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_another_document_finds_an_empty_state(form):
     q, k, v, log = _inputs(4)
-    old = Memory(jnp.full((B, N, H, P), 1e6), jnp.full(B, 7, jnp.int32))
+    old = RecurrentState(jnp.full((B, N, H, P), 1e6), jnp.full(B, 7, jnp.int32))
     place = _place(np.full((B, 4), 8), 4)
     run = jax.jit(lambda memory: recur(form, q, k, v, log, place, memory))
-    fresh, continued = run(Memory.empty(B, N, H, P)), run(old)
+    fresh, continued = run(RecurrentState.empty(B, N, H, P)), run(old)
     for actual, expected in zip(jax.tree.leaves(continued), jax.tree.leaves(fresh), strict=True):
         np.testing.assert_array_equal(actual, expected)
 
@@ -135,7 +135,7 @@ def test_the_state_is_float32_in_every_precision_and_does_not_lose_small_terms(f
     v = ones.at[:, :, 1:].set(2.0**-10)
     place = SequenceInfo(jnp.arange(length)[None], jnp.ones((1, length), jnp.int32))
     run = jax.jit(lambda empty: recur(form, ones, ones, v, jnp.zeros((1, 1, length)), place, empty))
-    _, memory = run(Memory.empty(1, 1, 1, 1))
+    _, memory = run(RecurrentState.empty(1, 1, 1, 1))
     assert memory.matrix_BNHP.dtype == jnp.float32
     np.testing.assert_allclose(memory.matrix_BNHP.item(), 1 + 64 * 2.0**-10, rtol=1e-6)
 

@@ -67,7 +67,7 @@ def test_later_tokens_leave_earlier_logits_alone_but_where_priority_is_by_score(
     run = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
     later = np.where(np.arange(length) < kept, tokens, (tokens + 7) % tiny.VOCAB)
     one, other = run(tokens), run(later)
-    dropped = [np.asarray(report.tally.dropped) for report in one.reports.values()]
+    dropped = [np.asarray(report.statistics.dropped) for report in one.aux.values()]
     assert (np.concatenate(dropped) > 0).all() == isinstance(dispatch, Capacity)
     difference = np.abs(np.asarray(one.logits_BTV) - other.logits_BTV).max((0, 2))
     assert (difference[kept:] > 1e-2).all()

@@ -19,6 +19,7 @@ from llm_jax.models import count
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.xlnet import last_head, xlnet
+from llm_jax.models.inputs import Inputs
 from llm_jax.models.stack import Execution, Segment
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
@@ -68,7 +69,7 @@ def _logits(tokens: np.ndarray, placement: SequenceInfo | None = None, model: Tr
 
 @functools.partial(jax.jit, static_argnames="model")
 def _apply(tokens: jax.Array, placement: SequenceInfo | None, model: Transformer) -> jax.Array:
-    return model.apply({"params": PARAMS}, tokens, placement).logits_BTV
+    return model.apply({"params": PARAMS}, Inputs(tokens, placement)).logits_BTV
 
 
 def _influence(placement: SequenceInfo) -> np.ndarray:
@@ -82,7 +83,7 @@ def _influence(placement: SequenceInfo) -> np.ndarray:
 def _sizes(placement: SequenceInfo) -> jax.Array:
     def scores(x_BTD: jax.Array) -> jax.Array:
         def run(model: Transformer) -> jax.Array:
-            return model.unembed(model.run(x_BTD, placement).hidden_BTD)
+            return model.unembed(model.hidden(Inputs(sequence=placement, features_BTE=x_BTD)).hidden_BTD)
 
         logits_BTV = MODEL.apply({"params": PARAMS}, method=run)
         return jnp.sum(logits_BTV[0] * jnp.sin(jnp.arange(tiny.VOCAB)), axis=-1)
@@ -271,7 +272,7 @@ def test_a_loop_with_and_unrolled_layers_without_recomputation_agree():
         model = Transformer(dataclasses.replace(CONFIG, execution=execution))
 
         def loss(params):
-            logits_BTV = model.apply({"params": params}, _tokens(place), place).logits_BTV[:, T:]
+            logits_BTV = model.apply({"params": params}, Inputs(_tokens(place), place)).logits_BTV[:, T:]
             return jnp.mean(jax.nn.logsumexp(logits_BTV, axis=-1) - logits_BTV[..., 0])
 
         return jax.jit(jax.value_and_grad(loss))(PARAMS)
@@ -304,9 +305,11 @@ def test_a_row_may_be_read_from_its_last_token():
 def test_what_would_leak_or_is_not_there_is_refused():
     place = _row(ALL, ALL).replace(order_BT=None)
     with pytest.raises(ValueError, match="targets_BT and embed.target is False"):
-        jax.eval_shape(Transformer(bert(1, 2, 8, tiny.VOCAB)).init, jax.random.key(0), _tokens(place), place)
+        jax.eval_shape(Transformer(bert(1, 2, 8, tiny.VOCAB)).init, jax.random.key(0), Inputs(_tokens(place), place))
     block = dataclasses.replace(CONFIG.segments[0].blocks[0], mixer=AttentionConfig(4, 4, 4))
     with pytest.raises(ValueError, match="not every mixer is RelativeAttentionConfig with the mask Permuted"):
         dataclasses.replace(CONFIG, segments=(*CONFIG.segments, Segment((block,), 1)))
-    with pytest.raises(ValueError, match="told of later ones by RelativeAttentionConfig, and a cache does not"):
+    with pytest.raises(
+        ValueError, match="RelativeAttentionConfig of the model is not causal, and a KV cache needs a causal model"
+    ):
         jax.eval_shape(lambda: MODEL.apply({"params": PARAMS}, TOKENS, cache=MODEL.allocate(1, T)))

@@ -50,7 +50,7 @@ def test_a_layer_is_what_the_paper_computes_and_padding_is_0():
     for row in range(BATCH):
         np.testing.assert_allclose(y[row][REAL[row]], _expected(params, X[row], REAL[row]), rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(y[row][~REAL[row]], 0)
-    tally = report.tally
+    tally = report.statistics
     assert tally.tokens == REAL.sum() and tally.unserved == 0
     np.testing.assert_allclose([tally.load_E.sum(), tally.dropped], [REAL.sum(), 0], atol=1e-5)
 
@@ -75,7 +75,7 @@ def test_costs_are_those_of_its_parameters_and_products():
     slots = EXPERTS * SLOTS
     expert = MOE.expert.matrix_flops(WIDTH)
     assert MOE.matrix_flops(WIDTH) == pytest.approx(3 * 2 * WIDTH * slots + slots / LENGTH * expert)
-    assert MOE.looking_ahead == ("SoftConfig",)
+    assert MOE.non_causal == ("SoftConfig",)
 
 
 def test_a_dispatch_that_has_no_slots_is_refused():

@@ -1,4 +1,4 @@
-"""What layers of experts did with the tokens of a batch, as sums, and the figures and losses that are made of them.
+"""Routing statistics of MoE layers, as sums over the tokens of a batch, and the metrics and losses computed from them.
 
 Legend: B batch, E experts.
 """
@@ -16,9 +16,9 @@ _OF_LAYERS = ("max_load", "load_entropy", "max_importance", "entropy", "dropped"
 
 
 @flax.struct.dataclass
-class Tally:
-    """What a layer of experts did with the real tokens of a batch: float32 sums over them. A stack's has a leading axis
-    for its layers.
+class RoutingStatistics:
+    """Routing statistics of a MoE layer: float32 sums over the tokens of a batch, padding excluded. Those of a stack
+    have a leading axis for its layers.
 
     Attributes:
       tokens: number of tokens.
@@ -59,18 +59,18 @@ class BatchLosses:
 
 
 @flax.struct.dataclass
-class Report:
-    """What a layer of experts tells of a batch. A stack's has a leading axis for its layers.
+class RoutingAux:
+    """Auxiliary output of a MoE layer. That of a stack has a leading axis for its layers.
 
     Attributes:
       loss_B: float32 losses of each row, weighted and added up.
       batch: losses of the batch.
-      tally: what it did.
+      statistics: routing statistics.
     """
 
     loss_B: jax.Array
     batch: BatchLosses
-    tally: Tally
+    statistics: RoutingStatistics
 
 
 @flax.struct.dataclass
@@ -98,23 +98,23 @@ class BalanceLoss:
         loss, count = sum(layer.total for layer in at.values()), jax.lax.stop_gradient(whole.count)
         return self.count * loss + (count - self.count) * (loss - jax.lax.stop_gradient(loss))
 
-    def told(self, name: str) -> dict[str, float]:
+    def compute(self, name: str) -> dict[str, float]:
         """The mean over targets, where losses of the batch are those of all that was added up."""
         of_batch = sum(float(layer.total) for layer in self.layers.values())
         return {name: float(self.rows) / (float(self.count) or 1.0) + of_batch}
 
 
 @flax.struct.dataclass
-class Tallies:
-    """A metric: the tallies of all layers of a model.
+class RoutingMetric:
+    """A metric: the routing statistics of all MoE layers of a model.
 
     Attributes:
       layers: by the path of a block in the parameters, such as 'stack/segment_0/block_1'.
     """
 
-    layers: dict[str, Tally]
+    layers: dict[str, RoutingStatistics]
 
-    def told(self, name: str) -> dict[str, float]:
+    def compute(self, name: str) -> dict[str, float]:
         """The mean over all layers of each of their figures, and all but `unserved` of each layer after them.
 
         max_load: tokens of the expert with most of them over the mean of all. entropy: mean of a token's scores, in
@@ -123,8 +123,8 @@ class Tallies:
         max_importance: as max_load, of scores. Without scores there is neither importance nor entropy.
         """
         means, layers = {}, {}
-        for path, tally in self.layers.items():
-            for figure, values in _figures(tally).items():
+        for path, statistics in self.layers.items():
+            for figure, values in _figures(statistics).items():
                 means.setdefault(figure, []).extend(values)
                 digits = len(str(len(values) - 1))
                 for layer, value in enumerate(values if figure in _OF_LAYERS else ()):
@@ -132,15 +132,15 @@ class Tallies:
         return {f"{name}/{figure}": float(np.mean(values)) for figure, values in means.items()} | layers
 
 
-def _figures(tally: Tally) -> dict[str, np.ndarray]:
+def _figures(statistics: RoutingStatistics) -> dict[str, np.ndarray]:
     """Of each layer."""
-    tokens, chosen = np.maximum(tally.tokens, 1), np.maximum(np.sum(tally.load_E, axis=-1), 1)
-    shares_E = tally.load_E / chosen[..., None]
+    tokens, chosen = np.maximum(statistics.tokens, 1), np.maximum(np.sum(statistics.load_E, axis=-1), 1)
+    shares_E = statistics.load_E / chosen[..., None]
     load_entropy = -np.sum(shares_E * np.log(np.where(shares_E > 0, shares_E, 1)), axis=-1)
-    figures = {"max_load": _peak(tally.load_E), "load_entropy": load_entropy}
-    if np.any(tally.importance_E):
-        figures |= {"max_importance": _peak(tally.importance_E), "entropy": tally.entropy / tokens}
-    return figures | {"dropped": tally.dropped / chosen, "unserved": tally.unserved / tokens}
+    figures = {"max_load": _peak(statistics.load_E), "load_entropy": load_entropy}
+    if np.any(statistics.importance_E):
+        figures |= {"max_importance": _peak(statistics.importance_E), "entropy": statistics.entropy / tokens}
+    return figures | {"dropped": statistics.dropped / chosen, "unserved": statistics.unserved / tokens}
 
 
 def _peak(given_E: jax.Array | np.ndarray) -> np.ndarray:

@@ -1,18 +1,18 @@
-"""Tallies are told by layer and over all of them."""
+"""RoutingMetric are told by layer and over all of them."""
 
 import jax
 import numpy as np
 import pytest
 
 from llm_jax.core.metrics import add, means
-from llm_jax.layers.ffn.tally import Tallies, Tally
+from llm_jax.layers.ffn.routing_statistics import RoutingMetric, RoutingStatistics
 
 
 def _tally(load_LE, importance_LE, tokens=10.0, entropy=5.0, dropped=0.0, unserved=0.0):
     layers = len(load_LE)
     of = lambda value: np.full(layers, value, np.float32)  # noqa: E731
     load_LE, importance_LE = np.array(load_LE, np.float32), np.array(importance_LE, np.float32)
-    return Tally(of(tokens), load_LE, importance_LE, of(entropy), of(dropped), of(unserved), rate=0.1)
+    return RoutingStatistics(of(tokens), load_LE, importance_LE, of(entropy), of(dropped), of(unserved), rate=0.1)
 
 
 def _entropy(*shares):
@@ -21,7 +21,7 @@ def _entropy(*shares):
 
 def test_figures_are_told_of_sums():
     one = _tally([[6, 2, 2, 10], [5, 5, 5, 5]], [[1, 2, 3, 4], [2, 2, 3, 3]], dropped=2, unserved=1)
-    metrics = {"experts": Tallies({"stack/segment_1/block_0": one})}
+    metrics = {"experts": RoutingMetric({"stack/segment_1/block_0": one})}
     told = means(add(metrics, metrics))
     assert told == pytest.approx(
         {
@@ -47,7 +47,7 @@ def test_figures_are_told_of_sums():
 
 def test_layers_are_named_so_that_they_sort_and_weigh_alike():
     many, few = _tally([[1, 1]] * 12, [[1, 1]] * 12), _tally([[2, 0]], [[1, 1]])
-    told = Tallies({"stack/segment_0/block_0": many, "stack/segment_1/block_0": few}).told("experts")
+    told = RoutingMetric({"stack/segment_0/block_0": many, "stack/segment_1/block_0": few}).compute("experts")
     layers = [name for name in told if name.startswith("experts/max_load/stack/segment_0")]
     assert layers == sorted(layers) and len(layers) == 12
     assert told["experts/max_load"] == pytest.approx((12 * 1 + 2) / 13)
@@ -58,16 +58,16 @@ _WITHOUT_SCORES = (*_OF_LAYERS, *(f"{name}/block/0" for name in _OF_LAYERS), "un
 
 
 def test_without_scores_there_is_neither_importance_nor_entropy():
-    told = Tallies({"block": _tally([[1, 3]], [[0, 0]], entropy=0)}).told("experts")
+    told = RoutingMetric({"block": _tally([[1, 3]], [[0, 0]], entropy=0)}).compute("experts")
     assert set(told) == {f"experts/{name}" for name in _WITHOUT_SCORES}
 
 
 def test_experts_without_tokens_and_one_with_all_have_no_entropy():
-    assert Tallies({"block": _tally([[0, 6, 0]], [[0, 0, 0]])}).told("experts")["experts/load_entropy"] == 0
+    assert RoutingMetric({"block": _tally([[0, 6, 0]], [[0, 0, 0]])}).compute("experts")["experts/load_entropy"] == 0
 
 
 def test_nothing_counted_is_no_division_by_zero():
-    told = Tallies({"block": _tally([[0, 0]], [[0, 0]], tokens=0, entropy=0)}).told("experts")
+    told = RoutingMetric({"block": _tally([[0, 0]], [[0, 0]], tokens=0, entropy=0)}).compute("experts")
     assert all(np.isfinite(list(told.values())))
 
 

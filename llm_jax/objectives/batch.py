@@ -1,0 +1,42 @@
+"""The batch of objectives with one target for each token.
+
+Legend: B batch, T length.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Generic, Self, TypeVar
+
+import flax.struct
+import jax
+import numpy as np
+
+from llm_jax.layers.sequence import SequenceInfo
+from llm_jax.models.inputs import Inputs
+
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
+
+@flax.struct.dataclass
+class Batch(Generic[Array]):
+    """Inputs, targets and their weights: numpy arrays on the host, jax arrays in compiled functions.
+
+    Attributes:
+      inputs: what the model reads.
+      targets_BT: int32; for a causal model the token after each input.
+      loss_weights_BT: float32; 0 where the target is padding or belongs to another document than the input.
+    """
+
+    inputs: Inputs
+    targets_BT: Array
+    loss_weights_BT: Array
+
+    @classmethod
+    def next_tokens(cls, rows: Mapping[str, Any]) -> Self:
+        """The batch of next-token prediction, from int32 arrays [B, T + 1]: `tokens`, `segment_ids`, `positions`."""
+        segments = rows["segment_ids"]
+        same_document = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)
+        return cls(
+            inputs=Inputs(rows["tokens"][:, :-1], SequenceInfo(rows["positions"][:, :-1], segments[:, :-1])),
+            targets_BT=rows["tokens"][:, 1:],
+            loss_weights_BT=same_document.astype(np.float32),
+        )
