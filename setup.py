@@ -49,6 +49,7 @@ setup(
         "hf": ["tokenizers>=0.21"],
         "tpu": ["jax[tpu]", "tokamax"],
         "gpu": ["jax[cuda13]", "tokamax"],
+        "wandb": ["wandb>=0.19"],
         "parity": ["torch==2.13.0", "transformers==5.23.0"],  # what the live comparisons compare with
         "dev": [
             "pytest>=8",

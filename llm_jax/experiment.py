@@ -25,6 +25,7 @@ from llm_jax.optim import Optimizer
 from llm_jax.sharding.rules import ShardingConfig
 from llm_jax.starts import Start
 from llm_jax.tokenizers import Tokenizer, TokenizerConfig
+from llm_jax.trackers import TensorBoardConfig, Tracker
 from llm_jax.train.hook_config import HookConfig
 from llm_jax.train.step import StepConfig
 
@@ -73,6 +74,8 @@ class Experiment:
     samples: SampleConfig = SampleConfig()
     hooks: tuple[HookConfig, ...] = ()
     """What else is done beside the updates, such as a profiler's trace."""
+    trackers: tuple[Tracker, ...] = (TensorBoardConfig(),)
+    """Where records of the run go beside its metrics.jsonl."""
     log_every: int = 10
     """Updates between two records of the training figures."""
 

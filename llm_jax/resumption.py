@@ -26,6 +26,7 @@ FREE = (
     "checkpoint",
     "samples",
     "hooks",
+    "trackers",
     "data.read_ahead",
 )
 """Fields that decide nothing of what is computed, but for rounding."""

@@ -24,7 +24,7 @@ def header(parts: Assembly, run: RunDirectory) -> str:
         "data": "; ".join([type(data.source).__name__, *_amounts(parts.dataset.manifest()["source"])]),
         "devices": f"{devices.size} x {devices.flat[0].device_kind}, processes: {jax.process_count()}, "
         f"mesh: {axes or 'one device'}",
-        "log": f"{run.metrics_file}, tensorboard --logdir {run.tensorboard}",
+        "log": ", ".join([str(run.metrics_file), *(tracker.place(run) for tracker in experiment.trackers)]),
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
 

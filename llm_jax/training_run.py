@@ -66,8 +66,9 @@ def run_training(
 
     Raises:
       ValueError: if the directory holds a run of another experiment or on other data, or with `fresh` something
-        that is no run; if another process trains in it; if a state that was read is not finite; if the hosts do not
-        agree on experiment, data or run directory, or are not jax's processes.
+        that is no run; if another process trains in it; if a state that was read is not finite; if a tracker needs a
+        package that is not installed; if the hosts do not agree on experiment, data or run directory, or are not jax's
+        processes.
       FloatingPointError: if loss or gradients stop being finite.
     """
     hosts = Hosts() if hosts is None else hosts
@@ -83,6 +84,9 @@ def run_training(
     hosts.agree("the files that define the experiment", {"digest": source.digest})
     run = (RunDirectory if hosts.leads else FollowedRun)(runs / experiment.name)
     _check_origins(experiment, run, branch)
+    if hosts.leads:
+        for tracker in experiment.trackers:
+            tracker.require()
     with run.locked(_say(hosts)) as lock:
         step = hosts.gather("step", step_to_resume(run, step))[0]
         if hosts.leads and not fresh:
@@ -278,7 +282,7 @@ def _train(opened: _Opened, checkpoints: Checkpoints, begin: Restored) -> tuple[
     if begin.data:
         iterator.set_state(begin.data)
     with (
-        contextlib.closing(_recorder(run, hosts)) as recorder,
+        contextlib.closing(_recorder(experiment, run, hosts)) as recorder,
         Display(first, experiment.steps, experiment.log_every, _console(hosts)) as display,
         hooks.StopOnSignal(hosts, display.print, functools.partial(_kept, run)) as signals,
     ):
@@ -319,8 +323,10 @@ def _kept(run: RunDirectory) -> str:
     return f"the run is kept up to checkpoint {saved[-1]} in {run.checkpoints}; the same command resumes after it"
 
 
-def _recorder(run: RunDirectory, hosts: Hosts) -> hooks.Recorder:
-    return hooks.Recorder(run) if hosts.leads else hooks.Silent()
+def _recorder(experiment: Experiment, run: RunDirectory, hosts: Hosts) -> hooks.Recorder:
+    if not hosts.leads:
+        return hooks.Silent()
+    return hooks.Recorder(run, experiment.trackers, config.to_text(experiment))
 
 
 def _console(hosts: Hosts) -> LogConsole:
@@ -330,7 +336,7 @@ def _console(hosts: Hosts) -> LogConsole:
 def _finish(parts: Assembly, run: RunDirectory, state: TrainState, hosts: Hosts) -> None:
     """What evaluations measure once, after the last step."""
     recorded = frozenset((kind, step) for kind, step in hosts.gather("records", _recorded(run))[0])
-    with contextlib.closing(_recorder(run, hosts)) as recorder:
+    with contextlib.closing(_recorder(parts.experiment, run, hosts)) as recorder:
         params = functools.partial(parts.programs.weights, state)
         end = RunEnd(parts.experiment.steps, params, recorded, recorder.write, hosts.leads)
         for evaluation in parts.experiment.evaluations:

@@ -27,6 +27,7 @@ LEVELS = (
     ("checkpoints",),
     ("interop",),
     ("starts",),
+    ("trackers",),
     ("train",),
     ("inference",),
     ("evals", "posttrain"),
@@ -44,10 +45,10 @@ LEVELS = (
 )
 LEVEL = {package: number for number, line in enumerate(LEVELS) for package in line}
 
-OPTIONAL = {"torch", "transformers", "tokenizers", "tokamax"}
+OPTIONAL = {"torch", "transformers", "tokenizers", "tokamax", "wandb"}
 """Third-party packages that need not be installed: they are imported inside functions."""
 
-SLOW = {"grain", "orbax", "tensorflow_datasets"}
+SLOW = {"grain", "orbax", "tensorflow_datasets", "tensorboardX"}
 """Third-party packages that may be, since they take long, and the help of an experiment, or `show`, does not need them.
 What the commands of `cli` work with may be as well, since their help does not need it; nothing else."""
 

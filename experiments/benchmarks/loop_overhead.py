@@ -191,7 +191,7 @@ def _attached(parts: Assembly, run: RunDirectory) -> Iterator[list[Hook]]:
     )
     with (
         open(os.devnull, "w") as nowhere,
-        contextlib.closing(hooks.Recorder(run)) as recorder,
+        contextlib.closing(hooks.Recorder(run, experiment.trackers)) as recorder,
         hooks.Display(0, experiment.steps, experiment.log_every, Console(file=nowhere, force_terminal=True)) as display,
         hooks.StopOnSignal() as signals,
     ):

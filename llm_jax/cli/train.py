@@ -21,7 +21,7 @@ class Train:
     """Train an experiment, or resume it: the same command continues where it was stopped.
 
     A resumed run may be longer where its schedule allows that, and may differ in log_every, evaluations, checkpoint,
-    samples and sharding.
+    samples, hooks, trackers and sharding.
 
     Fields of the experiment are overridden by name: `llm-jax train FILE --steps 200 --optimizer.peak-lr 1e-3`;
     `llm-jax train FILE --help` lists them all.
@@ -95,9 +95,6 @@ def run(arguments: list[str]) -> None:
 
 def _next_commands(trained: "RunDirectory", experiment: "Experiment") -> str:
     prompt = shlex.quote(next(iter(experiment.samples.prompts), "TEXT"))
-    generate = "" if experiment.tokenizer is None else f"  llm-jax generate {trained.path} --prompt {prompt}\n"
-    return (
-        f"{generate}"
-        f"  llm-jax report {trained.path}\n"
-        f"  tensorboard --logdir {trained.tensorboard}    (pip install tensorboard)"
-    )
+    generate = [] if experiment.tokenizer is None else [f"llm-jax generate {trained.path} --prompt {prompt}"]
+    figures = [tracker.place(trained) for tracker in experiment.trackers]
+    return "\n".join(f"  {line}" for line in [*generate, f"llm-jax report {trained.path}", *figures])

@@ -64,7 +64,7 @@ class RunEnd:
     recorded: frozenset[tuple[str, int]]
     """(kind, step) of every record in metrics.jsonl."""
     record: Callable[..., None]
-    """(kind, step, **values) adds a record to metrics.jsonl and TensorBoard. Only the first process writes it."""
+    """(kind, step, **values) adds a record to metrics.jsonl and the trackers. Only the first process writes it."""
     leads: bool
     """Whether this is the first process."""
 

@@ -24,7 +24,7 @@ class TrainingRun:
     first: int
     """Updates that were made before this start of the run."""
     record: Callable[..., None]
-    """(kind, step, **values) adds a record to metrics.jsonl and TensorBoard. Only the first host writes it."""
+    """(kind, step, **values) adds a record to metrics.jsonl and the trackers. Only the first host writes it."""
     say: Callable[[str], None]
     """Shows a line above the progress display, on the first host."""
 

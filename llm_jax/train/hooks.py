@@ -9,14 +9,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llm_jax.core import records
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.hosts.group import Hosts
+from llm_jax.trackers.tracker import TrackedRun, Tracker
+from llm_jax.trackers.tracking import Tracking
 from llm_jax.train.display import Display
-from llm_jax.train.event_files import EventFiles
 from llm_jax.train.loop import Hook, Stop
 from llm_jax.train.state import TrainState
 
@@ -30,27 +31,39 @@ def _say(text: str) -> None:
 
 
 class Recorder:
-    """Appends records to metrics.jsonl and to TensorBoard's event files. Each line is whole once written.
+    """Appends records to metrics.jsonl, each line whole once written, and hands their numbers to trackers.
 
     `latest` holds the last record of each kind, for a checkpoint to keep: where a crash takes the end of the file,
     `write_again` brings them back.
+
+    Args:
+      experiment: flat text of the experiment, for the trackers.
+      say: is told which tracker is given up.
     """
 
-    def __init__(self, run: RunDirectory, say: Callable[[str], None] = _say):
+    def __init__(
+        self,
+        run: RunDirectory,
+        trackers: Sequence[Tracker] = (),
+        experiment: str = "",
+        say: Callable[[str], None] = _say,
+    ):
         records.repair(run.metrics_file)
+        tracked = TrackedRun(run, experiment, resumed=any(run.records()))
         self._path = run.metrics_file
         self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()
         self.latest: dict[str, dict[str, Any]] = {}
-        self._events = EventFiles(run.tensorboard, say)
+        self._trackers = [Tracking(tracker, tracked, say) for tracker in trackers]
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Writes one record; numbers also become TensorBoard scalars named '<kind>/<name>'."""
+        """Writes one record; its numbers go to the trackers as well."""
         line = json.dumps({"kind": kind, "step": step, "time": time.time()} | values)
         self.keep_file()
         self._append(line)
         self.latest[kind] = json.loads(line)
-        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-        self._events.add(step, {f"{kind}/{name}": value for name, value in numbers.items()})
+        if figures := {name: value for name, value in values.items() if isinstance(value, (int, float))}:
+            for tracker in self._trackers:
+                tracker.write(kind, step, figures)
 
     def write_again(self, kept: Mapping[str, dict[str, Any]]) -> None:
         """Writes those of the records that the file lacks."""
@@ -73,7 +86,8 @@ class Recorder:
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _append(self, line: str) -> None:
         """A line that a full disk cuts short is taken away, so that it can be written again."""

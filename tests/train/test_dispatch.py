@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import time
 import types
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from llm_jax.assemble import Assembly, assemble
+from llm_jax.core.configclass import configclass
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import ModularAdditionConfig
 from llm_jax.evals import PerplexityConfig
@@ -19,6 +21,7 @@ from llm_jax.optim import WSD, AdamWConfig
 from llm_jax.run_hooks import attached
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import DataParallel, ShardingConfig
+from llm_jax.trackers import FigureWriter, Tracker
 from llm_jax.train import GradientNormsConfig, hooks
 from llm_jax.train.display import Display
 from llm_jax.train.loop import Hook, train
@@ -44,6 +47,22 @@ class Watch(Hook):
     def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
         if step < len(self._reports):
             self.ahead[step] = not self._reports[step].finite.is_ready()
+
+
+@configclass
+class SlowConfig(Tracker):
+    """Takes as long for each record as an update does."""
+
+    def open(self, run):
+        return SlowWriter()
+
+    def place(self, run):
+        return "nowhere"
+
+
+class SlowWriter(FigureWriter):
+    def write(self, kind, step, figures):
+        time.sleep(0.3)
 
 
 def _slowed(update):
@@ -78,7 +97,7 @@ def test_all_hooks_see_the_figures_of_an_update_while_the_next_one_runs(tmp_path
     console = Console(file=io.StringIO(), width=200)
     with (
         parts.programs.activated(),
-        contextlib.closing(hooks.Recorder(run)) as recorder,
+        contextlib.closing(hooks.Recorder(run, (SlowConfig(),))) as recorder,
         Display(0, STEPS, 1, console) as display,
         hooks.StopOnSignal() as signals,
     ):

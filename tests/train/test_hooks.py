@@ -1,5 +1,6 @@
 """What happens around the updates."""
 
+import errno
 import io
 import json
 import os
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
+from llm_jax.core.configclass import configclass
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.hosts.group import Group
+from llm_jax.trackers import FigureWriter, Tracker
 from llm_jax.train import hooks
 from llm_jax.train.loop import Stop
 from tests.hosts.lines import everywhere, lines
@@ -39,16 +42,48 @@ def _shown(display) -> str:
     return display._console.file.getvalue()
 
 
-def test_records_can_be_read_at_once_and_also_go_to_tensorboard(run, recorder):
-    recorder.write("train", 3, loss=1.5, learning_rate=1e-3)
+class Kept(FigureWriter):
+    """Keeps what it is given."""
+
+    def __init__(self, given):
+        self._given = given
+
+    def write(self, kind, step, figures):
+        self._given.append((kind, step, dict(figures)))
+
+
+@configclass
+class KeepingConfig(Tracker):
+    """Keeps the figures of runs by the name of the run, and what was told of them."""
+
+    def open(self, run):
+        OPENED.append(run)
+        return Kept(GIVEN.setdefault(run.name, []))
+
+    def place(self, run):
+        return "memory"
+
+
+OPENED: list = []
+GIVEN: dict = {}
+
+
+def test_records_can_be_read_at_once_and_their_numbers_go_to_trackers(run):
+    recorder = hooks.Recorder(run, (KeepingConfig(),), "name = 1")
+    recorder.write("train", 3, loss=1.5, learning_rate=1e-3, note="a word")
     recorder.write("event", 3, text="saved")
     records = list(run.records())
     assert [(record["kind"], record["step"]) for record in records] == [("train", 3), ("event", 3)]
     assert records[0]["loss"] == 1.5 and records[0]["time"] > 1e9
     recorder.close()
-    (file,) = run.tensorboard.iterdir()
-    content = file.read_bytes()
-    assert b"train/loss" in content and b"train/learning_rate" in content and b"saved" not in content
+    assert GIVEN[run.path.name] == [("train", 3, {"loss": 1.5, "learning_rate": 1e-3})]
+    again = hooks.Recorder(run, (KeepingConfig(),), "name = 1")
+    again.write("train", 4, loss=1.0)
+    again.close()
+    assert [(one.directory, one.experiment, one.resumed) for one in OPENED] == [
+        (run, "name = 1", False),
+        (run, "name = 1", True),
+    ]
 
 
 def test_the_first_record_after_a_crash_is_not_lost_with_the_line_that_was_cut(run):
@@ -127,6 +162,15 @@ def test_an_evaluation_comes_every_few_steps_and_once_at_the_end(run, recorder, 
     assert [(record["error"], record["block/error"]) for record in others] == [(0.25, 1.0)] * len(steps)
     assert held_out.metrics == {"validation/loss": 1.5 * last} and held_out.step == last
     assert f"step {last}  copying: error 0.2500\n" in _shown(display)
+
+
+def test_samples_that_cannot_be_written_cost_a_message():
+    def write(step: int, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said = []
+    hooks.Sample(lambda weights: "text", lambda state: state, 5, 10, write, said.append).on_step(5, None)
+    assert said == ["the samples of step 5 cannot be written ([Errno 28] No space left on device); the run continues"]
 
 
 def test_a_metric_that_is_no_number_is_refused(recorder, display):

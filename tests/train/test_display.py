@@ -1,92 +1,17 @@
-"""What a run can do without cannot stop it: event files, samples, the display."""
+"""The display cannot stop a run, nor delay it."""
 
 import contextlib
-import errno
 import io
 import os
-import threading
 import time
 
 import pytest
 from rich.console import Console
 
-from llm_jax.core.run_directory import RunDirectory
-from llm_jax.train import event_files, hooks
 from llm_jax.train.display import Display, LogConsole
-from llm_jax.train.event_files import EventFiles
 
 RECORDS = 5000
 """More than wait in any queue."""
-
-
-class FullDisk(io.RawIOBase):
-    """A file on a disk without room, once `room` bytes are written."""
-
-    def __init__(self, room: int):
-        self._room = room
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return 2**30  # of no file: nothing is synchronised
-
-    def write(self, content) -> int:
-        self._room -= len(content)
-        if self._room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return len(content)
-
-
-@pytest.mark.parametrize("room", [0, 10_000])
-def test_a_full_disk_ends_the_event_files_and_not_the_run(tmp_path, monkeypatch, room):
-    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: io.BufferedWriter(FullDisk(room)))
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-    run, said = RunDirectory(tmp_path), []
-    recorder = hooks.Recorder(run, said.append)
-    begun = time.monotonic()
-    for step in range(RECORDS):
-        recorder.write("train", step, loss=1.0)
-    recorder.close()
-    assert time.monotonic() - begun < 10
-    assert len(list(run.records())) == RECORDS
-    assert len(said) == 1 and "No space left on device" in said[0] and "event files are not written any more" in said[0]
-
-
-def test_a_folder_that_cannot_be_made_ends_them_too(tmp_path):
-    (tmp_path / "tensorboard").write_text("a file")
-    said = []
-    files = EventFiles(tmp_path / "tensorboard", said.append)
-    for step in range(3):
-        files.add(step, {"loss": 1.0})
-    files.close()
-    assert len(said) == 1 and "File exists" in said[0]
-
-
-def test_a_disk_that_hangs_delays_nobody(tmp_path, monkeypatch):
-    released, said = threading.Event(), []
-
-    class Hanging:
-        def __init__(self, prefix):
-            released.wait()
-
-    monkeypatch.setattr(event_files, "EventsWriter", Hanging)
-    files = EventFiles(tmp_path, said.append)
-    begun = time.monotonic()
-    for step in range(RECORDS):
-        files.add(step, {"loss": 1.0})
-    assert time.monotonic() - begun < 5
-    assert len(said) == 1 and "nothing was written" in said[0]
-    released.set()
-
-
-def test_samples_that_cannot_be_written_cost_a_message():
-    def write(step: int, text: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    said = []
-    hooks.Sample(lambda weights: "text", lambda state: state, 5, 10, write, said.append).on_step(5, None)
-    assert said == ["the samples of step 5 cannot be written ([Errno 28] No space left on device); the run continues"]
 
 
 FIGURES = {"loss": 1.0, "learning_rate": 0.1, "tokens_per_second": 10.0}
