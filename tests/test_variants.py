@@ -11,7 +11,7 @@ def test_a_deeper_model_takes_longer_for_an_update(tmp_path):
     base = tiny_run.experiment(tmp_path)
     model = base.model
     variants = {
-        f"{layers}": dataclasses.replace(base, model=llama(layers, 2, 64, 256, vocab_size=model.vocab_size))
+        f"{layers}": dataclasses.replace(base, model=llama(layers, 2, 64, hidden=256, vocab_size=model.vocab_size))
         for layers in (1, 12)
     }
     seconds = update_seconds(variants, rounds=3)

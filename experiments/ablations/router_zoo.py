@@ -82,7 +82,7 @@ def experiment() -> Experiment:
             sequence_length=LENGTH,
             batch_size=ROWS,
         ),
-        model=llama(4, 4, WIDTH, HIDDEN, vocab_size=VOCAB_SIZE, max_length=LENGTH),
+        model=llama(4, 4, WIDTH, hidden=HIDDEN, vocab_size=VOCAB_SIZE, max_length=LENGTH),
         optimizer=AdamWConfig(peak_lr=3e-3, schedule=Cosine(warmup_steps=50, final_fraction=0.1)),
         checkpoint=CheckpointConfig(every=1000),
         evaluations=(PerplexityConfig(every=250, max_bytes=200_000),),

@@ -53,7 +53,7 @@ def our_config(family: Family, size: Size) -> TransformerConfig:
     """Our model."""
     shape = (size.layers, size.heads, size.width)
     limits = {"vocab_size": size.vocab_size, "max_length": size.length}
-    return gpt2(*shape, **limits) if family == "gpt2" else llama(*shape, size.hidden, **limits)
+    return gpt2(*shape, **limits) if family == "gpt2" else llama(*shape, hidden=size.hidden, **limits)
 
 
 def torch_model(family: Family, size: Size) -> "torch.nn.Module":

@@ -89,7 +89,9 @@ SMOKE = {
 
 def config_of(size: Size, mixture: Mixture | None) -> TransformerConfig:
     """A LLaMA, its ffns dense if None."""
-    config = llama(size.layers, size.heads, size.width, size.hidden, vocab_size=size.vocab_size, max_length=size.length)
+    config = llama(
+        size.layers, size.heads, size.width, hidden=size.hidden, vocab_size=size.vocab_size, max_length=size.length
+    )
     if mixture is None:
         return config
     ((block,),) = (segment.blocks for segment in config.segments)

@@ -58,10 +58,10 @@ from llm_jax.train.step import StepConfig
 DEVICES = 8
 
 SIZES = {
-    "tiny": lambda: llama(8, 8, 256, 512, vocab_size=1024),
-    "125M": lambda: llama(12, 12, 768, 2048, max_length=2048),
-    "1.3B": lambda: llama(24, 16, 2048, 5504, max_length=2048),
-    "7B": lambda: llama(32, 32, 4096, 11008, max_length=2048),
+    "tiny": lambda: llama(8, 8, 256, hidden=512, vocab_size=1024),
+    "125M": lambda: llama(12, 12, 768, hidden=2048, max_length=2048),
+    "1.3B": lambda: llama(24, 16, 2048, hidden=5504, max_length=2048),
+    "7B": lambda: llama(32, 32, 4096, hidden=11008, max_length=2048),
 }
 """The first three are LLaMAs of GPT-3's widths and depths (arXiv:2005.14165, table 2.1) and of LLaMA's own."""
 

@@ -147,7 +147,7 @@ def experiment_of(row: Row, chips: int, overrides: tuple[str, ...] = ()) -> Expe
     experiment = load_experiment(REFERENCES / f"{row.reference}.py", overrides)
     model = experiment.model
     if row.tiny:
-        model = llama(1, 1, 256, 512, head_dim=128, vocab_size=512, max_length=4096).with_kernel(SplashKernel())
+        model = llama(1, 1, 256, hidden=512, head_dim=128, vocab_size=512, max_length=4096).with_kernel(SplashKernel())
     if row.dispatch is not None:
         model = _dispatched(model, row.dispatch)
     if row.remat is not None:

@@ -24,10 +24,10 @@ def _read_bloom(settings: Settings) -> TransformerConfig:
         settings.need("n_layer", "num_hidden_layers"),
         settings.need("n_head", "num_attention_heads"),
         settings.need("n_embed", "hidden_size"),
-        settings.need("vocab_size"),
-        settings.given("seq_length", default=2048),
-        settings.given("layer_norm_epsilon", default=1e-5),
-        settings.given("tie_word_embeddings", default=True),
+        vocab_size=settings.need("vocab_size"),
+        max_length=settings.given("seq_length", default=2048),
+        epsilon=settings.given("layer_norm_epsilon", default=1e-5),
+        tied=settings.given("tie_word_embeddings", default=True),
     )
 
 
@@ -67,8 +67,8 @@ def _read_mpt(settings: Settings) -> TransformerConfig:
         settings.need("n_layers"),
         settings.need("n_heads"),
         settings.need("d_model"),
-        settings.need("vocab_size"),
-        settings.given("max_seq_len", default=2048),
+        vocab_size=settings.need("vocab_size"),
+        max_length=settings.given("max_seq_len", default=2048),
         epsilon=settings.given("layer_norm_epsilon", default=1e-5),
         scale=attention.given("softmax_scale"),
         tied=settings.given("tie_word_embeddings", default=True),

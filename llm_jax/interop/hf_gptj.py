@@ -19,12 +19,12 @@ def _read(settings: Settings) -> TransformerConfig:
         settings.need("n_layer"),
         heads,
         width,
-        settings.stated("rotary_dim", default=64) or width // heads,
-        settings.need("vocab_size"),
-        settings.given("n_positions", default=2048),
-        settings.given("n_inner"),
-        settings.activation("activation_function", default="gelu_new"),
-        settings.given("layer_norm_epsilon", default=1e-5),
+        rotated=settings.stated("rotary_dim", default=64) or width // heads,
+        vocab_size=settings.need("vocab_size"),
+        max_length=settings.given("n_positions", default=2048),
+        hidden=settings.given("n_inner"),
+        activation=settings.activation("activation_function", default="gelu_new"),
+        epsilon=settings.given("layer_norm_epsilon", default=1e-5),
     )
     return parts.with_tied(config, settings.given("tie_word_embeddings", default=False))
 

@@ -38,18 +38,20 @@ def _read(settings: Settings) -> TransformerConfig:
     return mamba2(
         settings.given("num_hidden_layers", default=64),
         width,
-        settings.need("vocab_size"),
-        settings.given("max_position_embeddings", default=_LONGEST),
-        heads,
-        head_dim,
-        settings.given("n_groups", default=8),
-        settings.given("state_size", default=128),
-        ConvolutionConfig(settings.given("conv_kernel", default=4), settings.given("use_conv_bias", default=True)),
-        settings.given("use_bias", default=False),
-        settings.given("layer_norm_epsilon", default=1e-5),
-        (limits[0], limits[1]),
-        settings.given("tie_word_embeddings", default=False),
-        ChunkwiseForm(settings.given("chunk_size", default=_CHUNK)),
+        vocab_size=settings.need("vocab_size"),
+        max_length=settings.given("max_position_embeddings", default=_LONGEST),
+        heads=heads,
+        head_dim=head_dim,
+        groups=settings.given("n_groups", default=8),
+        state_size=settings.given("state_size", default=128),
+        convolution=ConvolutionConfig(
+            settings.given("conv_kernel", default=4), settings.given("use_conv_bias", default=True)
+        ),
+        bias=settings.given("use_bias", default=False),
+        epsilon=settings.given("layer_norm_epsilon", default=1e-5),
+        step_limit=(limits[0], limits[1]),
+        tied=settings.given("tie_word_embeddings", default=False),
+        form=ChunkwiseForm(settings.given("chunk_size", default=_CHUNK)),
     )
 
 

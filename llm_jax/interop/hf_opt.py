@@ -19,12 +19,12 @@ def _read(settings: Settings) -> TransformerConfig:
         settings.need("num_hidden_layers"),
         settings.need("num_attention_heads"),
         settings.need("hidden_size"),
-        settings.need("vocab_size"),
-        settings.given("max_position_embeddings", default=2048),
-        settings.need("ffn_dim"),
-        settings.activation("activation_function", default="relu"),
-        settings.given("enable_bias", default=True),
-        settings.given("word_embed_proj_dim"),
+        vocab_size=settings.need("vocab_size"),
+        max_length=settings.given("max_position_embeddings", default=2048),
+        hidden=settings.need("ffn_dim"),
+        activation=settings.activation("activation_function", default="relu"),
+        bias=settings.given("enable_bias", default=True),
+        embed_width=settings.given("word_embed_proj_dim"),
         post_norm=not settings.given("do_layer_norm_before", default=True),
     )
     return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))

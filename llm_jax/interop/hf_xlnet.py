@@ -42,7 +42,7 @@ def _read(settings: Settings) -> TransformerConfig:
         settings.need("n_layer"),
         settings.need("n_head"),
         settings.need("d_model"),
-        settings.need("vocab_size"),
+        vocab_size=settings.need("vocab_size"),
         hidden=settings.need("d_inner"),
         activation=settings.activation("ff_activation"),
         epsilon=settings.given("layer_norm_eps", default=1e-12),

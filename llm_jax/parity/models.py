@@ -42,7 +42,7 @@ EXPERTS = 8
 def _mixture() -> TransformerConfig:
     """A decoder with experts in two of three blocks, by capacity and without. Its balance losses are those of rows, so
     that it does not matter how a batch is cut."""
-    config = llama(2, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH)
+    config = llama(2, 8, 32, hidden=48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH)
     dense = config.segments[0].blocks[0]
     expert = dense.ffn
     if not isinstance(expert, DenseConfig):
@@ -57,10 +57,18 @@ def _mixture() -> TransformerConfig:
 
 
 MODELS: dict[str, Callable[[], ModelConfig]] = {
-    "decoder": lambda: llama(8, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH),
-    "encoder-decoder": lambda: t5(8, 8, 32, 64, head_dim=4, vocab_size=VOCAB, max_length=LENGTH, gated=True),
+    "decoder": lambda: llama(8, 8, 32, hidden=48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH),
+    "encoder-decoder": lambda: t5(8, 8, 32, hidden=64, head_dim=4, vocab_size=VOCAB, max_length=LENGTH, gated=True),
     "hybrid": lambda: recurrent_gemma(
-        16, 8, 32, 48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH, window=6, pattern=("recurrent", "attention")
+        16,
+        8,
+        32,
+        hidden=48,
+        kv_heads=4,
+        vocab_size=VOCAB,
+        max_length=LENGTH,
+        window=6,
+        pattern=("recurrent", "attention"),
     ),
     "mixture": _mixture,
 }

@@ -96,7 +96,7 @@ def test_text_has_one_ascii_line_per_leaf_and_type():
         Outer("", (Inner(1), Twin(2)), (Inner((Inner(3), 4, "x")), ((Twin(()),), 5))),
         Outer((Inner(), ()), None, ((), (Inner(),))),
         gpt2(2, 2, 8),
-        llama(3, 4, 16, 24, kv_heads=2),
+        llama(3, 4, 16, hidden=24, kv_heads=2),
     ],
     ids=["mixed tuples", "empty tuple beside a config", "gpt2", "llama"],
 )
@@ -135,7 +135,7 @@ def _variants(value: Any):
 
 
 def test_digest_changes_with_every_single_field():
-    original = llama(2, 4, 16, 24, kv_heads=2)
+    original = llama(2, 4, 16, hidden=24, kv_heads=2)
     digests = {config.digest(original)}
     built = 0
     for build in _variants(original):

@@ -10,7 +10,7 @@ from llm_jax.core import config, run_directory
 from llm_jax.core.run_directory import FollowedRun, RunDirectory
 from llm_jax.models.families.llama import llama
 
-EXPERIMENT = llama(2, 4, 16, 24)
+EXPERIMENT = llama(2, 4, 16, hidden=24)
 
 
 def test_an_experiment_comes_back_from_its_file(tmp_path):

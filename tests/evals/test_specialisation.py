@@ -30,7 +30,7 @@ def _batch(text, rows=3, padding=4):
 
 
 def _model(*routers):
-    config = llama(1, 2, 8, 12, vocab_size=TOKENIZER.vocab_size, max_length=160)
+    config = llama(1, 2, 8, hidden=12, vocab_size=TOKENIZER.vocab_size, max_length=160)
     block = config.segments[0].blocks[0]
     blocks = tuple(dataclasses.replace(block, ffn=MoEConfig(4, block.ffn, router)) for router in routers)
     model = Transformer(dataclasses.replace(config, segments=(Segment((block,), 1), Segment((*blocks, block), 2))))
@@ -122,7 +122,7 @@ def test_nothing_to_count_is_refused():
     model, params = _model(SoftmaxConfig(1))
     with pytest.raises(ValueError, match="give at least one batch"):
         specialisation(model, params, [], TOKENIZER)
-    dense = Transformer(llama(1, 2, 8, 12, vocab_size=TOKENIZER.vocab_size, max_length=160))
+    dense = Transformer(llama(1, 2, 8, hidden=12, vocab_size=TOKENIZER.vocab_size, max_length=160))
     with pytest.raises(ValueError, match="the model has no MoE layer"):
         specialisation(dense, tiny.parameters(dense), [_batch(TEXT)], TOKENIZER)
 

@@ -54,10 +54,8 @@ from tests.helpers.tiny import MAX_LENGTH, VOCAB
 LIMITS = {"vocab_size": VOCAB, "max_length": MAX_LENGTH}
 OLD = (2, 4, 16)
 """Layers, heads, width."""
-NEW = (*OLD, 24, 2)
-"""And ffn width and key/value heads."""
-LATENT = (12, 8, 4, 2, 6)
-"""Ranks of queries and of keys and values, features of a head without position, with position, of a value."""
+NEW = {"hidden": 24, "kv_heads": 2}
+LATENT = {"hidden": 24, "query_rank": 12, "rank": 8, "head_dim": 4, "rotary_dim": 2, "value_dim": 6}
 
 
 _DEEPSEEK_V2 = experts(4, 10, SoftmaxConfig(2, False, 2.0, limit=GroupLimit(2, 1, best=1)), shared=2)
@@ -92,44 +90,57 @@ PUBLISHED = {
     "gpt_neox, serial": gpt_neox(*OLD, **LIMITS, rope=RoPEConfig(), parallel=False),
     "opt": opt(*OLD, **LIMITS),
     "opt, 350m": opt(*OLD, **LIMITS, embed_width=10, post_norm=True),
-    "llama": llama(*NEW, **LIMITS),
-    "llama, linear": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=LinearScaling(2.0))),
-    "llama, llama3": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=Llama3Scaling(original_length=8))),
-    "llama, yarn": llama(*NEW, **LIMITS, rope=RoPEConfig(scaling=YaRNScaling(4.0, original_length=4))),
-    "mistral": llama(*NEW, **LIMITS, window=5),
-    "qwen2": qwen2(*NEW, **LIMITS, tied=True),
-    "qwen3": qwen3(*NEW, **LIMITS, head_dim=6),
-    "phi3": llama(*NEW, **LIMITS, rope=RoPEConfig(features=2), window=5),
-    "olmo2": olmo2(*NEW, **LIMITS),
-    "gemma": gemma(*NEW, 6, **LIMITS),
-    "gemma2": gemma(*NEW, 6, **LIMITS, windows=(3, None), scale=20**-0.5, softcaps=(5.0, 3.0), sandwich=True),
-    "gemma3": gemma(3, *NEW[1:], 6, **LIMITS, windows=(3, 3, None), rope=RoPEConfig(1e6), qk_norm=True, sandwich=True),
-    "falcon, 7b": falcon(*OLD, 1, Parallel(), **LIMITS),
-    "falcon, 40b": falcon(*OLD, 2, Parallel(shared_norm=False), **LIMITS),
-    "falcon, alibi": falcon(*OLD, 4, Serial(), rope=None, bias=True, **LIMITS),
+    "llama": llama(*OLD, **NEW, **LIMITS),
+    "llama, linear": llama(*OLD, **NEW, **LIMITS, rope=RoPEConfig(scaling=LinearScaling(2.0))),
+    "llama, llama3": llama(*OLD, **NEW, **LIMITS, rope=RoPEConfig(scaling=Llama3Scaling(original_length=8))),
+    "llama, yarn": llama(*OLD, **NEW, **LIMITS, rope=RoPEConfig(scaling=YaRNScaling(4.0, original_length=4))),
+    "mistral": llama(*OLD, **NEW, **LIMITS, window=5),
+    "qwen2": qwen2(*OLD, **NEW, **LIMITS, tied=True),
+    "qwen3": qwen3(*OLD, **NEW, **LIMITS, head_dim=6),
+    "phi3": llama(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2), window=5),
+    "olmo2": olmo2(*OLD, **NEW, **LIMITS),
+    "gemma": gemma(*OLD, **NEW, head_dim=6, **LIMITS),
+    "gemma2": gemma(
+        *OLD, **NEW, head_dim=6, **LIMITS, windows=(3, None), scale=20**-0.5, softcaps=(5.0, 3.0), sandwich=True
+    ),
+    "gemma3": gemma(
+        3,
+        *OLD[1:],
+        **NEW,
+        head_dim=6,
+        **LIMITS,
+        windows=(3, 3, None),
+        rope=RoPEConfig(1e6),
+        qk_norm=True,
+        sandwich=True,
+    ),
+    "falcon, 7b": falcon(*OLD, kv_heads=1, wiring=Parallel(), **LIMITS),
+    "falcon, 40b": falcon(*OLD, kv_heads=2, wiring=Parallel(shared_norm=False), **LIMITS),
+    "falcon, alibi": falcon(*OLD, kv_heads=4, wiring=Serial(), rope=None, bias=True, **LIMITS),
     "bloom": bloom(*OLD, **LIMITS),
     "mpt": mpt(2, 6, 24, **LIMITS),
     "starcoder": starcoder(*OLD, **LIMITS),
-    "starcoder2": starcoder2(*OLD, 2, **LIMITS, window=5),
+    "starcoder2": starcoder2(*OLD, kv_heads=2, **LIMITS, window=5),
     "palm": _palm(),
-    "lamda": lamda(*OLD, 6, 24, **LIMITS, bias=RelativeBiasConfig(4, 5)),
-    "deepseek": deepseek(*OLD, 24, *LATENT, **LIMITS),
+    "lamda": lamda(*OLD, head_dim=6, hidden=24, **LIMITS, bias=RelativeBiasConfig(4, 5)),
+    "deepseek": deepseek(*OLD, **LATENT, **LIMITS),
     "deepseek, yarn": deepseek(
-        *(*OLD, 24, None, *LATENT[1:]),
+        *OLD,
+        **LATENT | {"query_rank": None},
         **LIMITS,
         rope=RoPEConfig(scaling=YaRNScaling(4.0, 4, magnitude=1.0)),
         sharpening=1.0,
     ),
-    "mixtral": mixtral(*NEW, **LIMITS, experts=3),
-    "qwen2_moe": qwen2_moe(*NEW, **LIMITS, experts=4, top=2, expert_hidden=10, shared_hidden=12, mixed=(1,)),
-    "qwen3_moe": qwen3_moe(*NEW, **LIMITS, head_dim=6, experts=4, top=3, expert_hidden=10),
-    "olmoe": olmoe(*NEW, **LIMITS, experts=4, top=2, clip=0.8),
-    "deepseek_v2": deepseek(*OLD, 24, *LATENT, **LIMITS, layer=_DEEPSEEK_V2),
-    "deepseek_v3": deepseek(*OLD, 24, *LATENT, **LIMITS, layer=_DEEPSEEK_V3),
-    "dbrx": dbrx(*NEW, **LIMITS, clip=0.8, experts=3, top=2),
-    "gpt_oss": gpt_oss(*NEW, **LIMITS, rope=RoPEConfig(), head_dim=6, windows=(3, None), experts=3, top=2),
-    "glam": glam(*OLD, 3, head_dim=6, hidden=24, **LIMITS, bias=RelativeBiasConfig(4, 5), dispatch=Dropless()),
-    "recurrent_gemma": recurrent_gemma(4, *NEW[1:4], channels=24, window=3, taps=3, bias=True, **LIMITS),
+    "mixtral": mixtral(*OLD, **NEW, **LIMITS, experts=3),
+    "qwen2_moe": qwen2_moe(*OLD, **NEW, **LIMITS, experts=4, top=2, expert_hidden=10, shared_hidden=12, mixed=(1,)),
+    "qwen3_moe": qwen3_moe(*OLD, **NEW, **LIMITS, head_dim=6, experts=4, top=3, expert_hidden=10),
+    "olmoe": olmoe(*OLD, **NEW, **LIMITS, experts=4, top=2, clip=0.8),
+    "deepseek_v2": deepseek(*OLD, **LATENT, **LIMITS, layer=_DEEPSEEK_V2),
+    "deepseek_v3": deepseek(*OLD, **LATENT, **LIMITS, layer=_DEEPSEEK_V3),
+    "dbrx": dbrx(*OLD, **NEW, **LIMITS, clip=0.8, experts=3, top=2),
+    "gpt_oss": gpt_oss(*OLD, **NEW, **LIMITS, rope=RoPEConfig(), head_dim=6, windows=(3, None), experts=3, top=2),
+    "glam": glam(*OLD, experts=3, head_dim=6, hidden=24, **LIMITS, bias=RelativeBiasConfig(4, 5), dispatch=Dropless()),
+    "recurrent_gemma": recurrent_gemma(4, *OLD[1:], hidden=24, channels=24, window=3, taps=3, bias=True, **LIMITS),
     "lstm": lstm(2, 16, **LIMITS),
     "mamba2": mamba2(2, 16, **LIMITS, head_dim=8, groups=2, state_size=6, form=ChunkwiseForm(3)),
     "mamba2, biases": mamba2(2, 16, **LIMITS, head_dim=8, state_size=8, bias=True, step_limit=(0.1, 2.0), tied=False),
@@ -157,10 +168,12 @@ ENCODERS = _looped(
 _NEAR = {"head_dim": 6, "buckets": 8, "max_distance": 12}
 PAIRS = _looped(
     {
-        "t5": t5(*OLD, 24, **LIMITS, **_NEAR),
-        "t5, 1.1": t5(*OLD, 24, **LIMITS, **_NEAR, decoder_layers=1, activation="gelu_tanh", gated=True, tied=False),
-        "switch": switch(*OLD, 24, **LIMITS, **_NEAR, experts=3, dispatch=Dropless()),
-        "gshard": gshard(2, 3, *OLD[1:], 24, 6, **LIMITS, dispatch=Dropless()),
+        "t5": t5(*OLD, hidden=24, **LIMITS, **_NEAR),
+        "t5, 1.1": t5(
+            *OLD, hidden=24, **LIMITS, **_NEAR, decoder_layers=1, activation="gelu_tanh", gated=True, tied=False
+        ),
+        "switch": switch(*OLD, hidden=24, **LIMITS, **_NEAR, experts=3, dispatch=Dropless()),
+        "gshard": gshard(2, 3, *OLD[1:], hidden=24, head_dim=6, **LIMITS, dispatch=Dropless()),
         "bart": bart(*OLD, **LIMITS, hidden=24),
         "original": original(*OLD, **LIMITS),
         "marian": original(*OLD, **LIMITS, activation="silu", scaled=False, bias=True, decoder_layers=1),
@@ -169,7 +182,7 @@ PAIRS = _looped(
 """An encoder and a decoder that reads it."""
 
 # No config.json can say how long its rows are: it has no table of positions.
-PERMUTED = _looped({"xlnet": xlnet(*OLD, VOCAB, hidden=24)})
+PERMUTED = _looped({"xlnet": xlnet(*OLD, vocab_size=VOCAB, hidden=24)})
 """Every token sees what comes before it in an order that the row brings."""
 
 EVERY = PUBLISHED | ENCODERS | PAIRS | PERMUTED

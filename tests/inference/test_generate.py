@@ -208,7 +208,7 @@ EXPERTS = {
 def _long(name: str) -> TransformerConfig:
     """A model of 128 positions, longer than the multiple to which prompts are padded."""
     rope = RoPEConfig(scaling=ROTARY.get(name, Unscaled()))
-    model = llama_family.llama(2, 2, 8, 16, vocab_size=tiny.VOCAB, max_length=128, rope=rope)
+    model = llama_family.llama(2, 2, 8, hidden=16, vocab_size=tiny.VOCAB, max_length=128, rope=rope)
     return with_experts(model, EXPERTS[name], (1,)) if name in EXPERTS else model
 
 

@@ -260,7 +260,7 @@ def test_forward_refuses_what_no_table_has(family, inputs, message):
 
 
 def test_every_activation_can_be_exported(tmp_path: Path):
-    config = bert(1, 2, 8, 11, 8, activation="tanh")
+    config = bert(1, 2, 8, vocab_size=11, max_length=8, activation="tanh")
     model = build(config)
     save_hf(model, tiny.parameters(model), tmp_path)
     assert architecture(load_hf(tmp_path)[0].config) == architecture(config)

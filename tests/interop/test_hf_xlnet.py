@@ -18,14 +18,14 @@ from llm_jax.models.stack import Execution
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 
-CONFIG = dataclasses.replace(xlnet(2, 4, 16, tiny.VOCAB, hidden=24), execution=Execution(unroll=1))
+CONFIG = dataclasses.replace(xlnet(2, 4, 16, vocab_size=tiny.VOCAB, hidden=24), execution=Execution(unroll=1))
 HEADS = {"scores": CONFIG.head, "row": last_head(3), "token": ClassHead(5), "span": span_head()}
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("farthest", [None, 5])
 def test_there_and_back_to_the_bit(head, farthest, tmp_path):
-    config = dataclasses.replace(xlnet(2, 4, 16, tiny.VOCAB, hidden=24, farthest=farthest), head=head)
+    config = dataclasses.replace(xlnet(2, 4, 16, vocab_size=tiny.VOCAB, hidden=24, farthest=farthest), head=head)
     model = Transformer(config)
     params = tiny.parameters(model)
     save_hf(model, params, tmp_path)
@@ -76,7 +76,7 @@ def test_options_of_memory_change_nothing(tmp_path):
 
 
 def test_only_models_with_targets_take_an_order():
-    model = Transformer(llama(1, 2, 8, 8, vocab_size=11, max_length=8))
+    model = Transformer(llama(1, 2, 8, hidden=8, vocab_size=11, max_length=8))
     mask = np.zeros((1, 3, 3))
     with pytest.raises(ValueError, match="forward knows no input perm_mask"):
         forward(model, tiny.parameters(model), input_ids=np.ones((1, 3)), perm_mask=mask)

@@ -19,7 +19,11 @@ AFTER = BEFORE[:, ::-1]
 
 @pytest.mark.parametrize("name", ["bert, rows", "albert, rows", "electra, rows"])
 def test_a_row_that_is_read_from_padding_is_refused(name: str):
-    config = bert(1, 2, 8, 32, 16, narrow=4, head=row_head(3, "gelu")) if name == "electra, rows" else EVERY[name]
+    config = (
+        bert(1, 2, 8, vocab_size=32, max_length=16, narrow=4, head=row_head(3, "gelu"))
+        if name == "electra, rows"
+        else EVERY[name]
+    )
     inputs = {"input_ids": tokens(2, 6)}
     with pytest.raises(ValueError, match=r"attention_mask is 0 at the first token of rows \[1\], .*: pad at the end"):
         model_inputs(build(config), **inputs, attention_mask=BEFORE)
@@ -34,8 +38,8 @@ def test_scores_of_tokens_take_padding_on_either_side():
 def test_padding_that_would_take_places_of_full_experts_is_refused():
     inputs = {"input_ids": tokens(2, 6), "decoder_input_ids": tokens(2, 3)}
     shape = {"vocab_size": 32, "max_length": 16, "head_dim": 4, "experts": 4}
-    narrow = build(switch(2, 2, 8, 16, **shape, dispatch=Capacity(2 * 4 / 16, group=16)))
-    ample = build(switch(2, 2, 8, 16, **shape, dispatch=Capacity(6 * 4 / 16, group=16)))
+    narrow = build(switch(2, 2, 8, hidden=16, **shape, dispatch=Capacity(2 * 4 / 16, group=16)))
+    ample = build(switch(2, 2, 8, hidden=16, **shape, dispatch=Capacity(6 * 4 / 16, group=16)))
     with pytest.raises(ValueError, match=r"padding before real tokens in rows \[1\], and an expert has 2 places for 6"):
         model_inputs(narrow, **inputs, attention_mask=BEFORE)
     model_inputs(narrow, **inputs, attention_mask=AFTER)

@@ -56,5 +56,5 @@ def test_scores_have_a_matrix_of_their_own_where_they_are_not_tied():
 
 def test_a_model_of_one_kind_of_layer_is_none_that_the_file_can_say():
     for kind in ("recurrent", "attention"):
-        assert not FAMILY.expresses(recurrent_gemma(2, 2, 8, 8, pattern=(kind,)))
-    assert FAMILY.expresses(recurrent_gemma(2, 2, 8, 8, pattern=("attention", "recurrent")))
+        assert not FAMILY.expresses(recurrent_gemma(2, 2, 8, hidden=8, pattern=(kind,)))
+    assert FAMILY.expresses(recurrent_gemma(2, 2, 8, hidden=8, pattern=("attention", "recurrent")))

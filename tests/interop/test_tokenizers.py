@@ -21,7 +21,7 @@ SPECIAL = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 
 @pytest.fixture(scope="module")
 def model():
-    model = build(llama(1, 2, 8, 12, vocab_size=260, max_length=16))
+    model = build(llama(1, 2, 8, hidden=12, vocab_size=260, max_length=16))
     return model, tiny.parameters(model)
 
 
@@ -62,7 +62,7 @@ def test_the_tokenizer_of_a_folder_is_copied(model, exported, tmp_path):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
-    model = build(llama(1, 2, 8, 12, vocab_size=258, max_length=16))
+    model = build(llama(1, 2, 8, hidden=12, vocab_size=258, max_length=16))
     with pytest.raises(ValueError, match="the tokenizer has 259 tokens and the model 258"):
         save_hf(model, tiny.parameters(model), tmp_path / "out", tokenizer=BYTE)
     assert not (tmp_path / "out").exists()

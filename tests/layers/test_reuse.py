@@ -35,7 +35,7 @@ def test_it_changes_no_bit(function):
 
 
 def test_angles_are_computed_once_for_all_heads_layers_and_both_passes():
-    text = _gradients_of(Transformer(llama(2, 2, 16, 24, vocab_size=32, max_length=16), Precision()))
+    text = _gradients_of(Transformer(llama(2, 2, 16, hidden=24, vocab_size=32, max_length=16), Precision()))
     assert [text.count(f" {name}(") for name in ("cosine", "sine")] == [1, 1]
 
 

@@ -23,15 +23,15 @@ from tests.helpers.published import EVERY, described, executed
 
 
 def _two_segments() -> TransformerConfig:
-    one, other = llama(2, 4, 16, 24, kv_heads=1), gpt2(1, 2, 16)
+    one, other = llama(2, 4, 16, hidden=24, kv_heads=1), gpt2(1, 2, 16)
     blocks = (*one.segments[0].blocks, *other.segments[0].blocks)
     return dataclasses.replace(one, segments=(Segment(blocks, 3), *other.segments))
 
 
 CONFIGS = EVERY | {
     "gpt2 without biases": gpt2(3, 2, 8, vocab_size=11, max_length=7, bias=False),
-    "llama, tied": llama(1, 2, 8, 12, vocab_size=13, tied=True),
-    "llama, multi-query": llama(3, 4, 16, 40, kv_heads=1),
+    "llama, tied": llama(1, 2, 8, hidden=12, vocab_size=13, tied=True),
+    "llama, multi-query": llama(3, 4, 16, hidden=40, kv_heads=1),
     "several blocks and segments": _two_segments(),
 }
 
@@ -99,7 +99,7 @@ def test_training_costs_three_forward_passes(name):
 
 
 def test_flops_of_a_large_model_are_near_to_six_per_parameter():
-    config = llama(32, 32, 4096, 11008)
+    config = llama(32, 32, 4096, hidden=11008)
     embedding = config.vocab_size * config.width
     per_parameter = count.training_flops(config, 1) / (count.parameters(config) - embedding)
     np.testing.assert_allclose(per_parameter, 6, rtol=0.001)

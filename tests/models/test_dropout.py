@@ -179,7 +179,7 @@ ALL = Rates(embed=0.1, residual=0.2, attention=0.3, ffn=0.4, final=0.5, layers=0
 
 
 def test_rates_are_set_and_read_at_every_place():
-    for config in (tiny.tiny_gpt2(), t5(2, 2, 8, 12, 4, vocab_size=16)):
+    for config in (tiny.tiny_gpt2(), t5(2, 2, 8, hidden=12, head_dim=4, vocab_size=16)):
         assert rates_of(with_dropout(config, ALL)) == ALL
         assert with_dropout(with_dropout(config, ALL), Rates(*(0.0,) * 7)) == config
         assert with_dropout(config, Rates()) == config
@@ -189,7 +189,7 @@ def test_a_rate_without_its_place_is_refused():
     with pytest.raises(ValueError, match=r"rates.experts is 0.4 and the model has no such place"):
         with_dropout(tiny.tiny_llama(), Rates(experts=0.4))
     with pytest.raises(ValueError, match=r"rates.attention is 0.1"):
-        with_dropout(mamba2(1, 32, 16), Rates(attention=0.1))
+        with_dropout(mamba2(1, 32, vocab_size=16), Rates(attention=0.1))
 
 
 def test_without_a_key_nothing_is_dropped_and_with_one_layers_and_keys_differ():

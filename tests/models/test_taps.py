@@ -86,8 +86,8 @@ def test_a_name_that_no_tap_has_is_refused_with_those_there_are(model):
 
 
 def test_layers_that_share_their_weights_and_experts_have_taps_of_their_own():
-    block = llama(1, 2, 8, 12, vocab_size=tiny.VOCAB, max_length=16).segments[0].blocks[0]
-    config = llama(1, 2, 8, 12, vocab_size=tiny.VOCAB, max_length=16)
+    block = llama(1, 2, 8, hidden=12, vocab_size=tiny.VOCAB, max_length=16).segments[0].blocks[0]
+    config = llama(1, 2, 8, hidden=12, vocab_size=tiny.VOCAB, max_length=16)
     shared = build(dataclasses.replace(config, segments=(Segment((block,), 3, shared=True),)))
     _, found = tapped(shared, tiny.parameters(shared), TOKENS, names=("*/stream",))
     stream_LBTD = found[f"{BLOCK}/stream"]

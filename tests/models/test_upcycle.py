@@ -25,8 +25,8 @@ from llm_jax.models.upcycle import check_upcycles, upcycled
 from tests.helpers import tiny
 
 LIMITS = {"vocab_size": tiny.VOCAB, "max_length": tiny.MAX_LENGTH}
-LLAMA, GPT2 = llama(4, 4, 16, 24, 2, **LIMITS), gpt2(3, 4, 16, **LIMITS)
-T5 = t5(2, 2, 16, 24, 8, **LIMITS, dropout=0.1)
+LLAMA, GPT2 = llama(4, 4, 16, hidden=24, kv_heads=2, **LIMITS), gpt2(3, 4, 16, **LIMITS)
+T5 = t5(2, 2, 16, hidden=24, head_dim=8, **LIMITS, dropout=0.1)
 FFN = {"llama": GLUConfig(24), "gpt2": MLPConfig(64), "t5": MLPConfig(24, "relu", bias=False)}
 
 
@@ -91,9 +91,12 @@ def test_weights_that_do_not_add_up_to_one_give_a_part_of_the_function():
 
 
 REFUSED = [
-    (llama(4, 4, 24, 24, 2, **LIMITS), "width is 16 in the dense model and 24 in the one with experts"),
-    (llama(3, 4, 16, 24, 2, **LIMITS), "the dense model has 4 layers and the one with experts 3"),
-    (llama(4, 4, 16, 24, 4, **LIMITS), "layer 0 differs outside its ffn: only the ffn may become experts"),
+    (llama(4, 4, 24, hidden=24, kv_heads=2, **LIMITS), "width is 16 in the dense model and 24 in the one with experts"),
+    (llama(3, 4, 16, hidden=24, kv_heads=2, **LIMITS), "the dense model has 4 layers and the one with experts 3"),
+    (
+        llama(4, 4, 16, hidden=24, kv_heads=4, **LIMITS),
+        "layer 0 differs outside its ffn: only the ffn may become experts",
+    ),
     (dataclasses.replace(LLAMA, embed=GPT2.embed), "embed is .* in the dense model and .* only the ffn may become"),
 ]
 

@@ -144,7 +144,7 @@ OTHERS = {
     "needs a head of type HeadConfig or TiedHead and the model's is ClassHead": dataclasses.replace(
         tiny.tiny_gpt2(), head=ClassHead(3)
     ),
-    "blocks of the model have `cross` attention": t5(2, 4, 16, 24).decoder,
+    "blocks of the model have `cross` attention": t5(2, 4, 16, hidden=24).decoder,
 }
 
 
@@ -174,6 +174,6 @@ def test_experts_that_tell_tokens_of_later_ones_are_refused_unless_that_is_meant
     ):
         Generator(build(model()), SamplingConfig(), 0, 0)
     with pytest.raises(ValueError, match=f"{name} of the decoder is not causal"):
-        pair = t5(2, 4, 16, 24)
+        pair = t5(2, 4, 16, hidden=24)
         dataclasses.replace(pair, decoder=with_experts(pair.decoder, model().experts[0], [1]))
     CausalLMConfig().check(model(allow_future=True), 16)

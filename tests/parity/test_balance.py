@@ -73,7 +73,7 @@ def test_layers_that_choose_alike_have_their_loss_and_its_gradients(layers: int)
     theirs = [torch.from_numpy(logits).requires_grad_() for _ in range(layers)]
     expected = 0.03 * load_balancing_loss_func(tuple(theirs), 6, 2)
     expected.backward()
-    segments = balanced(mixtral(layers, 2, 8, 8, 2, experts=6), 0.03).segments
+    segments = balanced(mixtral(layers, 2, 8, hidden=8, kv_heads=2, experts=6), 0.03).segments
     (loss,) = segments[0].blocks[0].ffn.balance
 
     def of_layer(logits_BTE: jax.Array) -> jax.Array:

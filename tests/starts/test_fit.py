@@ -18,7 +18,7 @@ from llm_jax.tokenizers.character import CharacterTokenizer
 from llm_jax.tokenizers.pipelines import token_ids
 from tests.helpers import tiny
 
-THERE = llama(2, 2, 8, 12, vocab_size=30, max_length=16)
+THERE = llama(2, 2, 8, hidden=12, vocab_size=30, max_length=16)
 HEAD = "head/kernel"
 
 
@@ -83,8 +83,8 @@ def test_a_vocabulary_of_another_size_keeps_the_rows_that_both_have(folder, size
     [
         (THERE, {"fresh": ("haed",)}, "no parameter of the model has a name that begins so; did you mean 'head'"),
         (THERE, {"fresh": ("",)}, "empty name"),
-        (llama(2, 2, 16, 12, vocab_size=30, max_length=16), {}, "width: 16 -> 8"),
-        (llama(2, 2, 8, 12, vocab_size=30, max_length=16, tied=True), {}, "head"),
+        (llama(2, 2, 16, hidden=12, vocab_size=30, max_length=16), {}, "width: 16 -> 8"),
+        (llama(2, 2, 8, hidden=12, vocab_size=30, max_length=16, tied=True), {}, "head"),
         (gpt2(2, 2, 8, vocab_size=30, max_length=16), {}, "another model"),
     ],
 )

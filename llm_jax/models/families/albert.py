@@ -18,6 +18,7 @@ def albert(
     layers: int,
     heads: int,
     width: int,
+    *,
     vocab_size: int = 30000,
     max_length: int = 512,
     hidden: int | None = None,

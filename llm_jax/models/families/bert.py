@@ -26,6 +26,7 @@ def bert(
     layers: int,
     heads: int,
     width: int,
+    *,
     vocab_size: int = 30522,
     max_length: int = 512,
     hidden: int | None = None,
@@ -56,7 +57,7 @@ def bert(
 
 def roberta(layers: int, heads: int, width: int) -> TransformerConfig:
     """A RoBERTa: byte-level tokens, one token type."""
-    return bert(layers, heads, width, 50265, epsilon=1e-5, types=1, offset=2, init=Normal(0.02))
+    return bert(layers, heads, width, vocab_size=50265, epsilon=1e-5, types=1, offset=2, init=Normal(0.02))
 
 
 def discriminator(activation: Activation = "gelu") -> ClassHead:

@@ -24,6 +24,7 @@ def dbrx(
     layers: int,
     heads: int,
     width: int,
+    *,
     hidden: int,
     kv_heads: int = 8,
     vocab_size: int = 100_352,
@@ -54,5 +55,5 @@ def dbrx(
 
 
 SIZES = {
-    "dbrx": lambda: dbrx(40, 48, 6144, 10752),
+    "dbrx": lambda: dbrx(40, 48, 6144, hidden=10752),
 }

@@ -34,6 +34,7 @@ def deepseek(
     layers: int,
     heads: int,
     width: int,
+    *,
     hidden: int,
     query_rank: int | None = 1536,
     rank: int = 512,
@@ -111,20 +112,20 @@ _LONG = {
 def v2_lite() -> TransformerConfig:
     """DeepSeek-V2-Lite (arXiv:2405.04434, appendix B)."""
     layer = experts(64, 1408, SoftmaxConfig(6, normalized=False, init=INIT), shared=2)
-    return deepseek(27, 16, 2048, 10944, query_rank=None, **_LONG, layer=layer)
+    return deepseek(27, 16, 2048, hidden=10944, query_rank=None, **_LONG, layer=layer)
 
 
 def v2() -> TransformerConfig:
     """DeepSeek-V2 (arXiv:2405.04434, 3.1.2)."""
     router = SoftmaxConfig(6, normalized=False, scale=16.0, limit=GroupLimit(8, 3, best=1), init=INIT)
-    return deepseek(60, 128, 5120, 12288, **_LONG, layer=experts(160, 1536, router, shared=2))
+    return deepseek(60, 128, 5120, hidden=12288, **_LONG, layer=experts(160, 1536, router, shared=2))
 
 
 def v3() -> TransformerConfig:
     """DeepSeek-V3 (arXiv:2412.19437, 4.2)."""
     layer = experts(256, 2048, SigmoidConfig(8, scale=2.5, limit=GroupLimit(8, 4), init=INIT), shared=1)
     long = _LONG | {"vocab_size": 129_280, "sharpening": 1.0}
-    return deepseek(61, 128, 7168, 18432, **long, layer=layer, first=3)
+    return deepseek(61, 128, 7168, hidden=18432, **long, layer=layer, first=3)
 
 
 SIZES = {
@@ -132,6 +133,14 @@ SIZES = {
     "deepseek-v2": v2,
     "deepseek-v3": v3,
     "youtu-llm-2b": lambda: deepseek(
-        32, 16, 2048, 6144, vocab_size=128_256, max_length=131_072, rope=RoPEConfig(1.6e6), tied=True, init=Normal()
+        32,
+        16,
+        2048,
+        hidden=6144,
+        vocab_size=128_256,
+        max_length=131_072,
+        rope=RoPEConfig(1.6e6),
+        tied=True,
+        init=Normal(),
     ),
 }

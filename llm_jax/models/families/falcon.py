@@ -22,6 +22,7 @@ def falcon(
     layers: int,
     heads: int,
     width: int,
+    *,
     kv_heads: int,
     wiring: Wiring,
     rope: RoPEConfig | None = RoPEConfig(),  # noqa: B008
@@ -51,8 +52,8 @@ def falcon(
 
 
 SIZES = {
-    "falcon-rw-1b": lambda: falcon(24, 32, 2048, 32, Serial(), rope=None, vocab_size=50304, bias=True),
-    "falcon-7b": lambda: falcon(32, 71, 4544, 1, Parallel()),
-    "falcon-40b": lambda: falcon(60, 128, 8192, 8, Parallel(shared_norm=False)),
-    "falcon-180b": lambda: falcon(80, 232, 14848, 8, Parallel(shared_norm=False), tied=False),
+    "falcon-rw-1b": lambda: falcon(24, 32, 2048, kv_heads=32, wiring=Serial(), rope=None, vocab_size=50304, bias=True),
+    "falcon-7b": lambda: falcon(32, 71, 4544, kv_heads=1, wiring=Parallel()),
+    "falcon-40b": lambda: falcon(60, 128, 8192, kv_heads=8, wiring=Parallel(shared_norm=False)),
+    "falcon-180b": lambda: falcon(80, 232, 14848, kv_heads=8, wiring=Parallel(shared_norm=False), tied=False),
 }

@@ -9,6 +9,7 @@ the residual stream.
 """
 
 import math
+from typing import Any
 
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.attention.attention import AttentionConfig, QKNormConfig
@@ -31,6 +32,7 @@ def gemma(
     layers: int,
     heads: int,
     width: int,
+    *,
     hidden: int,
     kv_heads: int,
     head_dim: int = 256,
@@ -77,41 +79,30 @@ def gemma(
     return decoder(blocks, width, vocab_size, max_length, norm, embed, TiedHead(softcaps[1]))
 
 
-def gemma2(
-    layers: int, heads: int, width: int, hidden: int, kv_heads: int, head_dim: int = 256, scale: float | None = None
-) -> TransformerConfig:
-    """A Gemma 2."""
-    shape = (layers, heads, width, hidden, kv_heads, head_dim)
-    return gemma(*shape, windows=(4096, None), scale=scale, softcaps=(50.0, 30.0), sandwich=True)
+def gemma2(layers: int, heads: int, width: int, **options: Any) -> TransformerConfig:
+    """A Gemma 2; options of `gemma`."""
+    return gemma(layers, heads, width, windows=(4096, None), softcaps=(50.0, 30.0), sandwich=True, **options)
 
 
 def gemma3(
-    layers: int,
-    heads: int,
-    width: int,
-    hidden: int,
-    kv_heads: int,
-    head_dim: int = 256,
-    window: int = 1024,
-    factor: float = 8.0,
-    scale: float | None = None,
+    layers: int, heads: int, width: int, *, window: int = 1024, factor: float = 8.0, **options: Any
 ) -> TransformerConfig:
-    """A Gemma 3 for text; the rotations of global layers are slowed down by `factor`, for 128k tokens."""
+    """A Gemma 3 for text; the rotations of global layers are slowed down by `factor`, for 128k tokens. Other options of
+    `gemma`."""
     rope = RoPEConfig(1e6, scaling=LinearScaling(factor)) if factor != 1 else RoPEConfig(1e6)
-    shape = (layers, heads, width, hidden, kv_heads, head_dim)
-    windows = (window,) * 5 + (None,)
-    length = 32768 if factor == 1 else 131_072
-    return gemma(*shape, 262_144, length, windows=windows, rope=rope, scale=scale, qk_norm=True, sandwich=True)
+    limits = {"vocab_size": 262_144, "max_length": 32768 if factor == 1 else 131_072, "rope": rope}
+    own = {"windows": (window,) * 5 + (None,), "qk_norm": True, "sandwich": True}
+    return gemma(layers, heads, width, **limits, **own, **options)
 
 
 SIZES = {
-    "gemma-2b": lambda: gemma(18, 8, 2048, 16384, 1),
-    "gemma-7b": lambda: gemma(28, 16, 3072, 24576, 16),
-    "gemma2-2b": lambda: gemma2(26, 8, 2304, 9216, 4),
-    "gemma2-9b": lambda: gemma2(42, 16, 3584, 14336, 8),
-    "gemma2-27b": lambda: gemma2(46, 32, 4608, 36864, 16, head_dim=128, scale=144**-0.5),
-    "gemma3-1b": lambda: gemma3(26, 4, 1152, 6912, 1, window=512, factor=1.0),
-    "gemma3-4b": lambda: gemma3(34, 8, 2560, 10240, 4),
-    "gemma3-12b": lambda: gemma3(48, 16, 3840, 15360, 8),
-    "gemma3-27b": lambda: gemma3(62, 32, 5376, 21504, 16, head_dim=128, scale=168**-0.5),
+    "gemma-2b": lambda: gemma(18, 8, 2048, hidden=16384, kv_heads=1),
+    "gemma-7b": lambda: gemma(28, 16, 3072, hidden=24576, kv_heads=16),
+    "gemma2-2b": lambda: gemma2(26, 8, 2304, hidden=9216, kv_heads=4),
+    "gemma2-9b": lambda: gemma2(42, 16, 3584, hidden=14336, kv_heads=8),
+    "gemma2-27b": lambda: gemma2(46, 32, 4608, hidden=36864, kv_heads=16, head_dim=128, scale=144**-0.5),
+    "gemma3-1b": lambda: gemma3(26, 4, 1152, hidden=6912, kv_heads=1, window=512, factor=1.0),
+    "gemma3-4b": lambda: gemma3(34, 8, 2560, hidden=10240, kv_heads=4),
+    "gemma3-12b": lambda: gemma3(48, 16, 3840, hidden=15360, kv_heads=8),
+    "gemma3-27b": lambda: gemma3(62, 32, 5376, hidden=21504, kv_heads=16, head_dim=128, scale=168**-0.5),
 }

@@ -34,6 +34,7 @@ def glam(
     layers: int,
     heads: int,
     width: int,
+    *,
     experts: int,
     head_dim: int = 128,
     hidden: int | None = None,
@@ -61,10 +62,10 @@ def glam(
 
 
 SIZES = {
-    "glam-0.1b-64e": lambda: glam(12, 12, 768, 64, head_dim=64),
-    "glam-1.7b-64e": lambda: glam(24, 16, 2048, 64),
-    "glam-1.7b-128e": lambda: glam(24, 16, 2048, 128),
-    "glam-1.7b-256e": lambda: glam(24, 16, 2048, 256),
-    "glam-8b-64e": lambda: glam(32, 32, 4096, 64),
-    "glam-64b-64e": lambda: glam(64, 128, 8192, 64, vocab_size=256_000),
+    "glam-0.1b-64e": lambda: glam(12, 12, 768, experts=64, head_dim=64),
+    "glam-1.7b-64e": lambda: glam(24, 16, 2048, experts=64),
+    "glam-1.7b-128e": lambda: glam(24, 16, 2048, experts=128),
+    "glam-1.7b-256e": lambda: glam(24, 16, 2048, experts=256),
+    "glam-8b-64e": lambda: glam(32, 32, 4096, experts=64),
+    "glam-64b-64e": lambda: glam(64, 128, 8192, experts=64, vocab_size=256_000),
 }

@@ -29,6 +29,7 @@ def gpt2(
     layers: int,
     heads: int,
     width: int,
+    *,
     vocab_size: int = 50257,
     max_length: int = 1024,
     bias: bool = True,
@@ -57,7 +58,7 @@ def gpt2(
     return decoder(blocks, width, vocab_size, max_length, norm, embed)
 
 
-def gpt3(layers: int, heads: int, width: int, window: int = 256) -> TransformerConfig:
+def gpt3(layers: int, heads: int, width: int, *, window: int = 256) -> TransformerConfig:
     """A GPT-3: dense and locally banded layers alternate. The paper does not say how wide the bands are."""
     return gpt2(layers, heads, width, max_length=2048, windows=(None, window))
 

@@ -28,6 +28,7 @@ def gpt_neox(
     layers: int,
     heads: int,
     width: int,
+    *,
     vocab_size: int = 50304,
     max_length: int = 2048,
     rope: RoPEConfig | None = None,

@@ -28,6 +28,7 @@ def gpt_oss(
     layers: int,
     heads: int,
     width: int,
+    *,
     hidden: int,
     kv_heads: int = 8,
     vocab_size: int = 201_088,
@@ -75,6 +76,6 @@ def gpt_oss(
 
 
 SIZES = {
-    "gpt-oss-20b": lambda: gpt_oss(24, 64, 2880, 2880),
-    "gpt-oss-120b": lambda: gpt_oss(36, 64, 2880, 2880, experts=128),
+    "gpt-oss-20b": lambda: gpt_oss(24, 64, 2880, hidden=2880),
+    "gpt-oss-120b": lambda: gpt_oss(36, 64, 2880, hidden=2880, experts=128),
 }

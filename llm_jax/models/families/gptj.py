@@ -27,6 +27,7 @@ def gptj(
     layers: int,
     heads: int,
     width: int,
+    *,
     rotated: int = 64,
     vocab_size: int = 50400,
     max_length: int = 2048,

@@ -29,6 +29,7 @@ def gshard(
     experts: int,
     heads: int = 16,
     width: int = 1024,
+    *,
     hidden: int = 8192,
     head_dim: int = 128,
     vocab_size: int = 32128,
@@ -42,8 +43,9 @@ def gshard(
       dispatch: with places for twice an even load of first choices, which is an even load of both (2.2).
     """
     init, buckets = UniformFanIn(), 32
-    shape = (layers, heads, width, hidden, head_dim, vocab_size, max_length)
-    pair = t5(*shape, buckets=buckets, distance_init=distance_init(heads, buckets), dense_init=init)
+    sizes = {"hidden": hidden, "head_dim": head_dim, "vocab_size": vocab_size, "max_length": max_length}
+    near = {"buckets": buckets, "distance_init": distance_init(heads, buckets)}
+    pair = t5(layers, heads, width, dense_init=init, **sizes, **near)
     expert = MLPConfig(hidden, "relu", bias=False, init=init, out_init=init)
     router = SoftmaxConfig(2, random_second=True, init=init)
     layer = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))

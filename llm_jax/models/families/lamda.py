@@ -30,6 +30,7 @@ def lamda(
     layers: int,
     heads: int,
     width: int,
+    *,
     head_dim: int = 128,
     hidden: int | None = None,
     vocab_size: int = 32_000,

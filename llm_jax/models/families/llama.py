@@ -7,7 +7,11 @@ Initialisation: none is published. As in GPT-2: N(0, 0.02), smaller by 1 / sqrt(
 the residual stream; 0.02 is the `initializer_range` of the published config.json files.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from llm_jax.core.checks import check, check_divides
+from llm_jax.layers.activations import Activation
 from llm_jax.layers.attention.attention import AttentionConfig, QKNormConfig
 from llm_jax.layers.attention.masks import Causal
 from llm_jax.layers.embed import EmbedConfig
@@ -25,6 +29,7 @@ def llama(
     layers: int,
     heads: int,
     width: int,
+    *,
     hidden: int,
     kv_heads: int | None = None,
     vocab_size: int = 32000,
@@ -35,8 +40,9 @@ def llama(
     head_dim: int | None = None,
     bias: bool = False,
     out_bias: bool | None = None,
+    activation: Activation = "silu",
     ffn_bias: bool = False,
-    window: int | tuple[int | None, ...] | None = None,
+    window: int | Sequence[int | None] | None = None,
     qk_norm: QKNormConfig | None = None,
     clip: float | None = None,
     wiring: Serial = Serial(),  # noqa: B008
@@ -54,9 +60,10 @@ def llama(
     """
     if head_dim is None:
         check_divides(heads, width, "heads", "width")
-    windows = window if isinstance(window, tuple) else (window,) * layers
+    windows = window if isinstance(window, Sequence) else (window,) * layers
     check(len(windows) == layers, f"window has {len(windows)} entries and there are {layers} layers: give one a layer")
     norm, out_init = RMSNormConfig(epsilon), out_init or residual_init(layers)
+    ffn = GLUConfig(hidden, activation, ffn_bias, init, out_init)
 
     def block(window: int | None) -> BlockConfig:
         mixer = AttentionConfig(
@@ -72,48 +79,47 @@ def llama(
             init=init,
             out_init=out_init,
         )
-        return BlockConfig(mixer, GLUConfig(hidden, bias=ffn_bias, init=init, out_init=out_init), norm, wiring)
+        return BlockConfig(mixer, ffn, norm, wiring)
 
     blocks = tuple(block(window) for window in windows)
     return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(init), head_config(tied, init))
 
 
-def llama2(layers: int, heads: int, width: int, hidden: int, kv_heads: int | None = None) -> TransformerConfig:
-    """A LLaMA 2."""
-    return llama(layers, heads, width, hidden, kv_heads, max_length=4096, epsilon=1e-5)
+def llama2(layers: int, heads: int, width: int, **options: Any) -> TransformerConfig:
+    """A LLaMA 2; options of `llama`."""
+    return llama(layers, heads, width, max_length=4096, epsilon=1e-5, **options)
 
 
-def code_llama(layers: int, heads: int, width: int, hidden: int, kv_heads: int | None = None) -> TransformerConfig:
-    """A Code Llama: LLaMA 2 with slower rotation, for long files (section 2.4)."""
-    shape = (layers, heads, width, hidden, kv_heads)
-    return llama(*shape, vocab_size=32016, max_length=16384, rope=RoPEConfig(1e6), epsilon=1e-5)
+def code_llama(layers: int, heads: int, width: int, **options: Any) -> TransformerConfig:
+    """A Code Llama: LLaMA 2 with slower rotation, for long files (section 2.4); options of `llama`."""
+    long = {"vocab_size": 32016, "max_length": 16384, "rope": RoPEConfig(1e6), "epsilon": 1e-5}
+    return llama(layers, heads, width, **long, **options)
 
 
 def llama3(
-    layers: int, heads: int, width: int, hidden: int, long: bool = False, factor: float = 8.0, tied: bool = False
+    layers: int, heads: int, width: int, *, long: bool = False, factor: float = 8.0, **options: Any
 ) -> TransformerConfig:
-    """A LLaMA 3, or with `long` a 3.1 or 3.2, whose slow rotations are slowed down by `factor`."""
+    """A LLaMA 3, or with `long` a 3.1 or 3.2, whose slow rotations are slowed down by `factor`; options of `llama`."""
     rope = RoPEConfig(5e5, scaling=Llama3Scaling(factor)) if long else RoPEConfig(5e5)
-    length = 131_072 if long else 8192
-    shape = (layers, heads, width, hidden, 8)
-    return llama(*shape, vocab_size=128_256, max_length=length, rope=rope, epsilon=1e-5, tied=tied)
+    common = {"kv_heads": 8, "vocab_size": 128_256, "max_length": 131_072 if long else 8192, "epsilon": 1e-5}
+    return llama(layers, heads, width, rope=rope, **common, **options)
 
 
 SIZES = {
-    "llama-7b": lambda: llama(32, 32, 4096, 11008),
-    "llama-13b": lambda: llama(40, 40, 5120, 13824),
-    "llama-33b": lambda: llama(60, 52, 6656, 17920),
-    "llama-65b": lambda: llama(80, 64, 8192, 22016),
-    "llama2-7b": lambda: llama2(32, 32, 4096, 11008),
-    "llama2-13b": lambda: llama2(40, 40, 5120, 13824),
-    "llama2-70b": lambda: llama2(80, 64, 8192, 28672, kv_heads=8),
-    "code-llama-7b": lambda: code_llama(32, 32, 4096, 11008),
-    "code-llama-13b": lambda: code_llama(40, 40, 5120, 13824),
-    "llama3-8b": lambda: llama3(32, 32, 4096, 14336),
-    "llama3-70b": lambda: llama3(80, 64, 8192, 28672),
-    "llama3.1-8b": lambda: llama3(32, 32, 4096, 14336, long=True),
-    "llama3.1-70b": lambda: llama3(80, 64, 8192, 28672, long=True),
-    "llama3.1-405b": lambda: llama3(126, 128, 16384, 53248, long=True),
-    "llama3.2-1b": lambda: llama3(16, 32, 2048, 8192, long=True, factor=32.0, tied=True),
-    "llama3.2-3b": lambda: llama3(28, 24, 3072, 8192, long=True, factor=32.0, tied=True),
+    "llama-7b": lambda: llama(32, 32, 4096, hidden=11008),
+    "llama-13b": lambda: llama(40, 40, 5120, hidden=13824),
+    "llama-33b": lambda: llama(60, 52, 6656, hidden=17920),
+    "llama-65b": lambda: llama(80, 64, 8192, hidden=22016),
+    "llama2-7b": lambda: llama2(32, 32, 4096, hidden=11008),
+    "llama2-13b": lambda: llama2(40, 40, 5120, hidden=13824),
+    "llama2-70b": lambda: llama2(80, 64, 8192, hidden=28672, kv_heads=8),
+    "code-llama-7b": lambda: code_llama(32, 32, 4096, hidden=11008),
+    "code-llama-13b": lambda: code_llama(40, 40, 5120, hidden=13824),
+    "llama3-8b": lambda: llama3(32, 32, 4096, hidden=14336),
+    "llama3-70b": lambda: llama3(80, 64, 8192, hidden=28672),
+    "llama3.1-8b": lambda: llama3(32, 32, 4096, hidden=14336, long=True),
+    "llama3.1-70b": lambda: llama3(80, 64, 8192, hidden=28672, long=True),
+    "llama3.1-405b": lambda: llama3(126, 128, 16384, hidden=53248, long=True),
+    "llama3.2-1b": lambda: llama3(16, 32, 2048, hidden=8192, long=True, factor=32.0, tied=True),
+    "llama3.2-3b": lambda: llama3(28, 24, 3072, hidden=8192, long=True, factor=32.0, tied=True),
 }

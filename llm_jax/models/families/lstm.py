@@ -16,6 +16,7 @@ from llm_jax.models.families.decoder import decoder
 def lstm(
     layers: int,
     width: int,
+    *,
     vocab_size: int = 10_000,
     max_length: int = 1024,
     dropout: float = 0.0,

@@ -22,6 +22,7 @@ from llm_jax.models.families.decoder import decoder, head_config
 def mamba2(
     layers: int,
     width: int,
+    *,
     vocab_size: int = 50288,
     max_length: int = 2048,
     heads: int | None = None,

@@ -7,8 +7,10 @@ from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.families.llama import llama
 
 SIZES = {
-    "mistral-7b-v0.1": lambda: llama(32, 32, 4096, 14336, 8, max_length=32768, epsilon=1e-5, window=4096),
+    "mistral-7b-v0.1": lambda: llama(
+        32, 32, 4096, hidden=14336, kv_heads=8, max_length=32768, epsilon=1e-5, window=4096
+    ),
     "mistral-7b-v0.3": lambda: llama(
-        32, 32, 4096, 14336, 8, vocab_size=32768, max_length=32768, rope=RoPEConfig(1e6), epsilon=1e-5
+        32, 32, 4096, hidden=14336, kv_heads=8, vocab_size=32768, max_length=32768, rope=RoPEConfig(1e6), epsilon=1e-5
     ),
 }

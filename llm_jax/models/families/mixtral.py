@@ -3,6 +3,8 @@
 Initialisation: none is published; as LLaMA's here (llama.py), routers N(0, 0.02).
 """
 
+from typing import Any
+
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
@@ -19,31 +21,25 @@ def mixtral(
     layers: int,
     heads: int,
     width: int,
+    *,
     hidden: int,
-    kv_heads: int = 8,
-    vocab_size: int = 32000,
-    max_length: int = 32768,
-    rope: RoPEConfig = RoPEConfig(1e6),  # noqa: B008
-    epsilon: float = 1e-5,
-    tied: bool = False,
-    head_dim: int | None = None,
-    window: int | None = None,
     experts: int = 8,
     top: int = 2,
     dispatch: Dispatch = Dropless(),  # noqa: B008
     balance: tuple[Balance, ...] | None = None,
+    **options: Any,
 ) -> TransformerConfig:
-    """A Mixtral of any size; arguments as of `llama`.
+    """A Mixtral of any size; other options of `llama`.
 
     Args:
       hidden: width of an expert.
       balance: None: the load loss of the 8x7B's config.json, which the paper does not mention.
     """
-    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
+    limits = {"kv_heads": 8, "max_length": 32768, "rope": RoPEConfig(1e6), "epsilon": 1e-5}
     expert = GLUConfig(hidden, out_init=residual_init(layers))
     balance = _balance(0.02, layers, top) if balance is None else balance
     layer = MoEConfig(experts, expert, SoftmaxConfig(top), dispatch, balance)
-    return with_experts(llama(*shape, window=window), layer)
+    return with_experts(llama(layers, heads, width, hidden=hidden, **limits | options), layer)
 
 
 def _balance(coefficient: float, layers: int, top: int = 2) -> tuple[Balance, ...]:
@@ -52,6 +48,6 @@ def _balance(coefficient: float, layers: int, top: int = 2) -> tuple[Balance, ..
 
 
 SIZES = {
-    "mixtral-8x7b": lambda: mixtral(32, 32, 4096, 14336),
-    "mixtral-8x22b": lambda: mixtral(56, 48, 6144, 16384, max_length=65536, balance=_balance(0.001, 56)),
+    "mixtral-8x7b": lambda: mixtral(32, 32, 4096, hidden=14336),
+    "mixtral-8x22b": lambda: mixtral(56, 48, 6144, hidden=16384, max_length=65536, balance=_balance(0.001, 56)),
 }

@@ -6,6 +6,8 @@ standard deviations (github.com/allenai/OLMo, `init_cutoff_factor` in configs/of
 olmo/initialization.py; the 32B: github.com/allenai/OLMo-core, src/olmo_core/nn/transformer/init.py).
 """
 
+from typing import Any
+
 from llm_jax.layers.attention.attention import QKNormConfig
 from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.norms import RMSNormConfig
@@ -21,25 +23,23 @@ def olmo2(
     layers: int,
     heads: int,
     width: int,
-    hidden: int,
-    kv_heads: int | None = None,
+    *,
     vocab_size: int = 100_352,
     max_length: int = 4096,
     rope: RoPEConfig = RoPEConfig(5e5),  # noqa: B008
     epsilon: float = 1e-6,
-    tied: bool = False,
-    head_dim: int | None = None,
-    bias: bool = False,
+    **options: Any,
 ) -> TransformerConfig:
-    """An OLMo 2 of any size."""
+    """An OLMo 2 of any size; other options of `llama`."""
     qk_norm, wiring = QKNormConfig(RMSNormConfig(epsilon), over="heads"), Serial(before=False, after=True)
-    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
-    return llama(*shape, bias=bias, qk_norm=qk_norm, wiring=wiring, init=INIT, out_init=INIT)
+    limits = {"vocab_size": vocab_size, "max_length": max_length, "rope": rope, "epsilon": epsilon}
+    own = {"qk_norm": qk_norm, "wiring": wiring, "init": INIT, "out_init": INIT}
+    return llama(layers, heads, width, **limits, **own, **options)
 
 
 SIZES = {
-    "olmo2-1b": lambda: olmo2(16, 16, 2048, 8192),
-    "olmo2-7b": lambda: olmo2(32, 32, 4096, 11008),
-    "olmo2-13b": lambda: olmo2(40, 40, 5120, 13824),
-    "olmo2-32b": lambda: olmo2(64, 40, 5120, 27648, kv_heads=8),
+    "olmo2-1b": lambda: olmo2(16, 16, 2048, hidden=8192),
+    "olmo2-7b": lambda: olmo2(32, 32, 4096, hidden=11008),
+    "olmo2-13b": lambda: olmo2(40, 40, 5120, hidden=13824),
+    "olmo2-32b": lambda: olmo2(64, 40, 5120, hidden=27648, kv_heads=8),
 }

@@ -6,6 +6,8 @@ however deep the model (github.com/allenai/OLMoE, configs/OLMoE-1B-7B-0924.yml; 
 Muennighoff/MoE, olmo/model.py: `OLMoEBlock.reset_parameters`).
 """
 
+from typing import Any
+
 from llm_jax.layers.attention.attention import QKNormConfig
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, ZLoss, mean_over
 from llm_jax.layers.ffn.dispatch import Dispatch
@@ -14,7 +16,6 @@ from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.norms import RMSNormConfig
-from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.llama import llama
@@ -25,39 +26,35 @@ def olmoe(
     layers: int,
     heads: int,
     width: int,
+    *,
     hidden: int,
-    kv_heads: int | None = None,
     vocab_size: int = 50304,
     max_length: int = 4096,
-    rope: RoPEConfig = RoPEConfig(),  # noqa: B008
     epsilon: float = 1e-5,
-    tied: bool = False,
-    head_dim: int | None = None,
-    bias: bool = False,
-    clip: float | None = None,
     experts: int = 64,
     top: int = 8,
     normalized: bool = False,
     dispatch: Dispatch = Dropless(),  # noqa: B008
     balance: tuple[Balance, ...] | None = None,
+    **options: Any,
 ) -> TransformerConfig:
-    """An OLMoE of any size; arguments as of `llama`.
+    """An OLMoE of any size; other options of `llama`.
 
     Args:
       hidden: width of an expert.
-      clip: of queries, keys and values; see AttentionConfig.
       normalized: whether the weights of the experts chosen add up to one.
       balance: None: load and router z-losses of section 2 and table 10 of the paper, means over layers in its code.
     """
-    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
     qk_norm = QKNormConfig(RMSNormConfig(epsilon), over="heads")
     if balance is None:
         balance = mean_over(layers, LoadLoss(0.01, first=False), ZLoss(0.001))
     expert = GLUConfig(hidden, init=INIT, out_init=INIT)
     layer = MoEConfig(experts, expert, SoftmaxConfig(top, normalized, init=INIT), dispatch, balance)
-    return with_experts(llama(*shape, bias=bias, qk_norm=qk_norm, clip=clip, init=INIT, out_init=INIT), layer)
+    limits = {"hidden": hidden, "vocab_size": vocab_size, "max_length": max_length, "epsilon": epsilon}
+    own = {"qk_norm": qk_norm, "init": INIT, "out_init": INIT}
+    return with_experts(llama(layers, heads, width, **limits, **own, **options), layer)
 
 
 SIZES = {
-    "olmoe-1b-7b": lambda: olmoe(16, 16, 2048, 1024),
+    "olmoe-1b-7b": lambda: olmoe(16, 16, 2048, hidden=1024),
 }

@@ -28,6 +28,7 @@ def opt(
     layers: int,
     heads: int,
     width: int,
+    *,
     vocab_size: int = 50272,
     max_length: int = 2048,
     hidden: int | None = None,

@@ -17,7 +17,9 @@ from llm_jax.models.families.decoder import decoder
 from llm_jax.models.heads import TiedHead
 
 
-def palm(layers: int, heads: int, width: int, vocab_size: int = 256_000, max_length: int = 2048) -> TransformerConfig:
+def palm(
+    layers: int, heads: int, width: int, *, vocab_size: int = 256_000, max_length: int = 2048
+) -> TransformerConfig:
     """A PaLM of any size: no biases, one key/value head of size 256, ffn four times as wide, tied head."""
     norm, init = LayerNormConfig(bias=False), FanIn()
     mixer = AttentionConfig(heads, 256, 1, position=RoPEConfig(), init=init, out_init=init)

@@ -5,13 +5,14 @@ for all.
 Initialisation: none is published; as LLaMA's here (llama.py), routers and the gate of the shared expert N(0, 0.02).
 """
 
+from typing import Any
+
 from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
-from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import residual_init, with_experts
 from llm_jax.models.families.qwen import qwen2, qwen3
@@ -21,15 +22,8 @@ def qwen2_moe(
     layers: int,
     heads: int,
     width: int,
-    hidden: int,
-    kv_heads: int,
+    *,
     vocab_size: int = 151_936,
-    max_length: int = 32768,
-    rope: RoPEConfig = RoPEConfig(1e6),  # noqa: B008
-    epsilon: float = 1e-6,
-    tied: bool = False,
-    head_dim: int | None = None,
-    window: tuple[int | None, ...] | None = None,
     experts: int = 64,
     top: int = 8,
     expert_hidden: int = 2560,
@@ -38,40 +32,31 @@ def qwen2_moe(
     mixed: tuple[int, ...] | None = None,
     dispatch: Dispatch = Dropless(),  # noqa: B008
     balance: tuple[Balance, ...] | None = None,
+    **options: Any,
 ) -> TransformerConfig:
-    """A Qwen 2 with experts; arguments as of `llama`.
+    """A Qwen 2 with experts; other options of `qwen2`, where `hidden` is of layers without experts.
 
     Args:
-      hidden: width of the ffn of layers without experts.
       expert_hidden: of an expert that is chosen.
       shared_hidden: of the one for all tokens.
       normalized: whether the weights of the experts chosen add up to one.
       mixed: layers that have experts, counted from 0; None: all.
       balance: None: the load loss of the published config.json files; the papers state no coefficient.
     """
-    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim, window)
     out_init = residual_init(layers)
     expert, shared = GLUConfig(expert_hidden, out_init=out_init), GLUConfig(shared_hidden, out_init=out_init)
     router = SoftmaxConfig(top, normalized)
     balance = _balance(layers, top, mixed) if balance is None else balance
     layer = MoEConfig(experts, expert, router, dispatch, balance, shared, shared_gate=True)
-    return with_experts(qwen2(*shape), layer, mixed)
+    return with_experts(qwen2(layers, heads, width, vocab_size=vocab_size, **options), layer, mixed)
 
 
 def qwen3_moe(
     layers: int,
     heads: int,
     width: int,
-    hidden: int,
+    *,
     kv_heads: int = 4,
-    vocab_size: int = 151_936,
-    max_length: int = 40960,
-    rope: RoPEConfig = RoPEConfig(1e6),  # noqa: B008
-    epsilon: float = 1e-6,
-    tied: bool = False,
-    head_dim: int = 128,
-    bias: bool = False,
-    window: int | None = None,
     experts: int = 128,
     top: int = 8,
     expert_hidden: int = 768,
@@ -79,13 +64,13 @@ def qwen3_moe(
     mixed: tuple[int, ...] | None = None,
     dispatch: Dispatch = Dropless(),  # noqa: B008
     balance: tuple[Balance, ...] | None = None,
+    **options: Any,
 ) -> TransformerConfig:
-    """A Qwen 3 with experts; arguments as of `qwen2_moe`."""
-    shape = (layers, heads, width, hidden, kv_heads, vocab_size, max_length, rope, epsilon, tied, head_dim)
+    """A Qwen 3 with experts; arguments as of `qwen2_moe`, other options of `qwen3`."""
     expert = GLUConfig(expert_hidden, out_init=residual_init(layers))
     balance = _balance(layers, top, mixed) if balance is None else balance
     layer = MoEConfig(experts, expert, SoftmaxConfig(top, normalized), dispatch, balance)
-    return with_experts(qwen3(*shape, bias=bias, window=(window,) * layers), layer, mixed)
+    return with_experts(qwen3(layers, heads, width, kv_heads=kv_heads, **options), layer, mixed)
 
 
 def _balance(layers: int, top: int, mixed: tuple[int, ...] | None) -> tuple[Balance, ...]:
@@ -95,9 +80,18 @@ def _balance(layers: int, top: int, mixed: tuple[int, ...] | None) -> tuple[Bala
 
 SIZES = {
     "qwen1.5-moe-a2.7b": lambda: qwen2_moe(
-        24, 16, 2048, 5632, 16, max_length=8192, experts=60, top=4, expert_hidden=1408, shared_hidden=5632
+        24,
+        16,
+        2048,
+        hidden=5632,
+        kv_heads=16,
+        max_length=8192,
+        experts=60,
+        top=4,
+        expert_hidden=1408,
+        shared_hidden=5632,
     ),
-    "qwen2-57b-a14b": lambda: qwen2_moe(28, 28, 3584, 18944, 4, max_length=131_072),
-    "qwen3-30b-a3b": lambda: qwen3_moe(48, 32, 2048, 6144),
-    "qwen3-235b-a22b": lambda: qwen3_moe(94, 64, 4096, 12288, expert_hidden=1536),
+    "qwen2-57b-a14b": lambda: qwen2_moe(28, 28, 3584, hidden=18944, kv_heads=4, max_length=131_072),
+    "qwen3-30b-a3b": lambda: qwen3_moe(48, 32, 2048, hidden=6144),
+    "qwen3-235b-a22b": lambda: qwen3_moe(94, 64, 4096, hidden=12288, expert_hidden=1536),
 }

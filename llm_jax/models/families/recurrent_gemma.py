@@ -39,6 +39,7 @@ def recurrent_gemma(
     layers: int,
     heads: int,
     width: int,
+    *,
     hidden: int,
     kv_heads: int = 1,
     channels: int | None = None,
@@ -96,6 +97,6 @@ def _rounded(number: float) -> float:
 
 
 SIZES = {
-    "recurrentgemma-2b": lambda: recurrent_gemma(26, 10, 2560, 7680),
-    "recurrentgemma-9b": lambda: recurrent_gemma(38, 16, 4096, 12288),
+    "recurrentgemma-2b": lambda: recurrent_gemma(26, 10, 2560, hidden=7680),
+    "recurrentgemma-9b": lambda: recurrent_gemma(38, 16, 4096, hidden=12288),
 }

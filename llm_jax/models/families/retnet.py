@@ -26,6 +26,7 @@ def retnet(
     layers: int,
     heads: int,
     width: int,
+    *,
     vocab_size: int = 50257,
     max_length: int = 2048,
     decays: Decays = SpacedDecays(),  # noqa: B008

@@ -26,6 +26,7 @@ def starcoder(
     layers: int,
     heads: int,
     width: int,
+    *,
     kv_heads: int = 1,
     vocab_size: int = 49152,
     max_length: int = 8192,
@@ -50,6 +51,7 @@ def starcoder2(
     layers: int,
     heads: int,
     width: int,
+    *,
     kv_heads: int,
     hidden: int | None = None,
     vocab_size: int = 49152,
@@ -76,7 +78,7 @@ def starcoder2(
 
 SIZES = {
     "starcoder": lambda: starcoder(40, 48, 6144),
-    "starcoder2-3b": lambda: starcoder2(30, 24, 3072, 2, rope=RoPEConfig(999_999.4420358813), tied=True),
-    "starcoder2-7b": lambda: starcoder2(32, 36, 4608, 4, rope=RoPEConfig(1e6), tied=True, stddev=0.018042),
-    "starcoder2-15b": lambda: starcoder2(40, 48, 6144, 4),
+    "starcoder2-3b": lambda: starcoder2(30, 24, 3072, kv_heads=2, rope=RoPEConfig(999_999.4420358813), tied=True),
+    "starcoder2-7b": lambda: starcoder2(32, 36, 4608, kv_heads=4, rope=RoPEConfig(1e6), tied=True, stddev=0.018042),
+    "starcoder2-15b": lambda: starcoder2(40, 48, 6144, kv_heads=4),
 }

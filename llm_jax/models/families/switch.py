@@ -14,6 +14,7 @@ table 4); the configs of flaxformer pre-train without (DROPOUT_RATE of moe.gin).
 """
 
 import dataclasses
+from typing import Any
 
 from llm_jax.layers.ffn.balance import LoadLoss
 from llm_jax.layers.ffn.dispatch import Dispatch
@@ -33,35 +34,26 @@ def switch(
     layers: int,
     heads: int,
     width: int,
+    *,
     hidden: int,
-    head_dim: int = 64,
-    vocab_size: int = 32128,
-    max_length: int = 512,
-    decoder_layers: int | None = None,
     experts: int = 8,
     every: int = 2,
     decoder_every: int | None = None,
     bias: bool = False,
-    tied: bool = True,
-    buckets: int = 32,
-    max_distance: int = 128,
-    epsilon: float = 1e-6,
-    dropout: float = 0.0,
     dispatch: Dispatch = Capacity(1.25),  # noqa: B008
+    **options: Any,
 ) -> EncoderDecoderConfig:
-    """A Switch Transformer of any size; arguments as of `t5`.
+    """A Switch Transformer of any size; other options of `t5`.
 
     Args:
       every: of so many layers of the encoder one has experts, the second of them; 0: none has.
       decoder_every: the same of the decoder; None: as the encoder.
       bias: of the router's matrix.
     """
-    shape = (layers, heads, width, hidden, head_dim, vocab_size, max_length, decoder_layers)
-    near = {"buckets": buckets, "max_distance": max_distance, "epsilon": epsilon}
     # The paper's scale s is that of the variance, s / fan-in, and a tenth of T5's.
     init, distance_init = FanIn(0.1**0.5, cut=2.0), UniformGlorot(0.1**0.5)
     inits = {"attention_init": init, "distance_init": distance_init, "dense_init": init}
-    pair = t5(*shape, tied=tied, dropout=dropout, **near, **inits)
+    pair = t5(layers, heads, width, hidden=hidden, **inits, **options)
     expert = MLPConfig(hidden, "relu", bias=False, init=init, out_init=init)
     router = SoftmaxConfig(1, normalized=False, bias=bias, noise=Jitter(0.01), init=init)
     layer = MoEConfig(experts, expert, router, dispatch, (LoadLoss(),))
@@ -78,7 +70,7 @@ _RATES = Rates(embed=0.1, residual=0.1, attention=0.1, ffn=0.1, experts=0.4, fin
 
 
 def _base(experts: int) -> EncoderDecoderConfig:
-    return with_dropout(switch(12, 12, 768, 3072, experts=experts), _RATES)
+    return with_dropout(switch(12, 12, 768, hidden=3072, experts=experts), _RATES)
 
 
 SIZES = {
@@ -88,8 +80,8 @@ SIZES = {
     "switch-base-64": lambda: _base(64),
     "switch-base-128": lambda: _base(128),
     "switch-base-256": lambda: _base(256),
-    "switch-large-128": lambda: with_dropout(switch(24, 16, 1024, 4096, experts=128), _RATES),
+    "switch-large-128": lambda: with_dropout(switch(24, 16, 1024, hidden=4096, experts=128), _RATES),
     "switch-c-2048": lambda: with_dropout(
-        switch(15, 32, 2080, 6144, experts=2048, every=1), dataclasses.replace(_RATES, ffn=None)
+        switch(15, 32, 2080, hidden=6144, experts=2048, every=1), dataclasses.replace(_RATES, ffn=None)
     ),
 }

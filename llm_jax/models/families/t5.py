@@ -35,6 +35,7 @@ def t5(
     layers: int,
     heads: int,
     width: int,
+    *,
     hidden: int,
     head_dim: int = 64,
     vocab_size: int = 32128,
@@ -88,22 +89,22 @@ def t5(
     )
 
 
-def t5_1_1(layers: int, heads: int, width: int, hidden: int) -> EncoderDecoderConfig:
+def t5_1_1(layers: int, heads: int, width: int, *, hidden: int) -> EncoderDecoderConfig:
     """A T5 1.1."""
-    return t5(layers, heads, width, hidden, activation="gelu_tanh", gated=True, tied=False)
+    return t5(layers, heads, width, hidden=hidden, activation="gelu_tanh", gated=True, tied=False)
 
 
 _RATES = Rates(embed=0.1, residual=0.1, attention=0.1, ffn=0.1, final=0.1)
 
 SIZES = {
-    "t5-small": lambda: with_dropout(t5(6, 8, 512, 2048), _RATES),
-    "t5-base": lambda: with_dropout(t5(12, 12, 768, 3072), _RATES),
-    "t5-large": lambda: with_dropout(t5(24, 16, 1024, 4096), _RATES),
-    "t5-3b": lambda: with_dropout(t5(24, 32, 1024, 16384, head_dim=128), _RATES),
-    "t5-11b": lambda: with_dropout(t5(24, 128, 1024, 65536, head_dim=128), _RATES),
-    "t5-v1.1-small": lambda: t5_1_1(8, 6, 512, 1024),
-    "t5-v1.1-base": lambda: t5_1_1(12, 12, 768, 2048),
-    "t5-v1.1-large": lambda: t5_1_1(24, 16, 1024, 2816),
-    "t5-v1.1-xl": lambda: t5_1_1(24, 32, 2048, 5120),
-    "t5-v1.1-xxl": lambda: t5_1_1(24, 64, 4096, 10240),
+    "t5-small": lambda: with_dropout(t5(6, 8, 512, hidden=2048), _RATES),
+    "t5-base": lambda: with_dropout(t5(12, 12, 768, hidden=3072), _RATES),
+    "t5-large": lambda: with_dropout(t5(24, 16, 1024, hidden=4096), _RATES),
+    "t5-3b": lambda: with_dropout(t5(24, 32, 1024, hidden=16384, head_dim=128), _RATES),
+    "t5-11b": lambda: with_dropout(t5(24, 128, 1024, hidden=65536, head_dim=128), _RATES),
+    "t5-v1.1-small": lambda: t5_1_1(8, 6, 512, hidden=1024),
+    "t5-v1.1-base": lambda: t5_1_1(12, 12, 768, hidden=2048),
+    "t5-v1.1-large": lambda: t5_1_1(24, 16, 1024, hidden=2816),
+    "t5-v1.1-xl": lambda: t5_1_1(24, 32, 2048, hidden=5120),
+    "t5-v1.1-xxl": lambda: t5_1_1(24, 64, 4096, hidden=10240),
 }

@@ -28,6 +28,7 @@ def xlnet(
     layers: int,
     heads: int,
     width: int,
+    *,
     vocab_size: int = 32000,
     max_length: int = 1024,
     hidden: int | None = None,

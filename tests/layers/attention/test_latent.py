@@ -150,7 +150,9 @@ def test_the_form_is_that_of_fewer_flops(length, monkeypatch):
 
 @pytest.mark.parametrize("precision", [Precision(), MIXED])
 def test_the_cache_of_a_token_is_one_short_vector_and_one_rotated_key(precision):
-    config = deepseek(3, N, D, 8, Q, R, H, P, V, vocab_size=11, max_length=32)
+    config = deepseek(
+        3, N, D, hidden=8, query_rank=Q, rank=R, head_dim=H, rotary_dim=P, value_dim=V, vocab_size=11, max_length=32
+    )
     assert count.cache_bytes(config, 10, precision) == 3 * 10 * (R + P) * precision.dtype.itemsize
     # DeepSeek-V2, table 1: 9/2 of the head size of 128, here its 512 + 64 numbers.
     assert trees.size_bytes(LatentAttentionConfig(128, 1536).allocate(1, 1, jnp.bfloat16)) == 2 * 9 * 128 // 2

@@ -40,7 +40,7 @@ def test_where_no_group_repeats_runs_do():
 
 
 def test_experts_take_the_place_of_the_ffn_of_some_layers():
-    dense, experts = llama(5, 2, 8, 12), MoEConfig(4, GLUConfig(6), SoftmaxConfig(2))
+    dense, experts = llama(5, 2, 8, hidden=12), MoEConfig(4, GLUConfig(6), SoftmaxConfig(2))
     (block,) = dense.segments[0].blocks
     mixed = dataclasses.replace(block, ffn=experts)
     assert with_experts(dense, experts).segments == (Segment((mixed,), 5),)
@@ -77,6 +77,6 @@ def test_later_tokens_leave_earlier_logits_alone_but_where_priority_is_by_score(
 def test_layers_that_cannot_have_experts_are_refused():
     experts = MoEConfig(4, GLUConfig(6), SoftmaxConfig(2))
     with pytest.raises(ValueError, match=r"layers are \[5\] and the model has 5: name some of 0 to 4"):
-        with_experts(llama(5, 2, 8, 12), experts, [5])
+        with_experts(llama(5, 2, 8, hidden=12), experts, [5])
     with pytest.raises(ValueError, match="share their weights"):
         with_experts(albert(2, 2, 8), experts)

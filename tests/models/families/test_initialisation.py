@@ -52,7 +52,8 @@ L, N, D, F, V, T = 3, 4, 64, 96, 512, 32
 """Layers, heads, width, ffn width, vocabulary, longest row."""
 H = 8
 """Head size where it is free."""
-OLD, NEW, SIZE = (L, N, D), (L, N, D, F), {"vocab_size": V, "max_length": T}
+OLD, SIZE = (L, N, D), {"vocab_size": V, "max_length": T}
+NEW = SIZE | {"hidden": F}
 DRAWS = 100_000
 
 
@@ -117,7 +118,7 @@ TORCH = Even(1 / ROOT)
 FAMILIES = {
     "gpt2": (gpt2(*OLD, **SIZE), gpt(0.02, 0.02 / math.sqrt(2 * L), **{"positions/table": Gauss(0.01)})),
     "gptj": (
-        gptj(*OLD, 4, **SIZE),
+        gptj(*OLD, rotated=4, **SIZE),
         {
             "embed/table": Gauss(1 / math.sqrt(V), 2.0),
             OUT: Gauss(2 / (L * ROOT), 2.0),
@@ -131,15 +132,15 @@ FAMILIES = {
         opt(*OLD, **SIZE, embed_width=48, post_norm=True),
         gpt(0.006, 0.006 / math.sqrt(2 * L), **{"widen|dense": Gauss(0.006)}),
     ),
-    "llama": (llama(*NEW, **SIZE), gpt(0.02, 0.02 / math.sqrt(2 * L))),
+    "llama": (llama(*OLD, **NEW), gpt(0.02, 0.02 / math.sqrt(2 * L))),
     "qwen2_moe": (
-        qwen2_moe(*NEW, 2, **SIZE, experts=4, top=2, expert_hidden=F, shared_hidden=F),
+        qwen2_moe(*OLD, **NEW, kv_heads=2, experts=4, top=2, expert_hidden=F, shared_hidden=F),
         gpt(0.02, 0.02 / math.sqrt(2 * L), shared_gate=Gauss(0.02)),
     ),
-    "olmo2": (olmo2(*NEW, **SIZE), {"kernel|table": Gauss(0.02, 3.0)} | NORMS_AND_BIASES),
-    "olmoe": (olmoe(*NEW, **SIZE, experts=4, top=2), {"kernel|table": Gauss(0.02, 3.0)} | NORMS_AND_BIASES),
-    "gemma": (gemma(*NEW, 2, H, **SIZE), {"scale": Always(0)} | gpt(0.02, 0.02 / math.sqrt(2 * L))),
-    "falcon": (falcon(*OLD, 1, Parallel(), **SIZE), gpt(0.02, 0.02 / math.sqrt(2 * L))),
+    "olmo2": (olmo2(*OLD, **NEW), {"kernel|table": Gauss(0.02, 3.0)} | NORMS_AND_BIASES),
+    "olmoe": (olmoe(*OLD, **NEW, experts=4, top=2), {"kernel|table": Gauss(0.02, 3.0)} | NORMS_AND_BIASES),
+    "gemma": (gemma(*OLD, **NEW, kv_heads=2, head_dim=H), {"scale": Always(0)} | gpt(0.02, 0.02 / math.sqrt(2 * L))),
+    "falcon": (falcon(*OLD, kv_heads=1, wiring=Parallel(), **SIZE), gpt(0.02, 0.02 / math.sqrt(2 * L))),
     "bloom": (bloom(*OLD, **SIZE), gpt(0.0048, 0.0048 / math.sqrt(2 * L))),
     "mpt": (
         mpt(*OLD, **SIZE),
@@ -151,7 +152,7 @@ FAMILIES = {
         | NORMS_AND_BIASES,
     ),
     "starcoder": (starcoder(*OLD, **SIZE), gpt(1 / ROOT, 1 / ROOT / math.sqrt(2 * L))),
-    "starcoder2": (starcoder2(*OLD, 2, **SIZE, stddev=0.018), gpt(0.018, 0.018 / math.sqrt(2 * L))),
+    "starcoder2": (starcoder2(*OLD, kv_heads=2, **SIZE, stddev=0.018), gpt(0.018, 0.018 / math.sqrt(2 * L))),
     "palm": (
         palm(*OLD, **SIZE),
         {
@@ -163,24 +164,33 @@ FAMILIES = {
         | NORMS_AND_BIASES,
     ),
     "deepseek_v3": (
-        deepseek(*NEW, 24, 16, H, 2, H, **SIZE, layer=experts(4, F, SigmoidConfig(2, init=INIT), 1)),
+        deepseek(
+            *OLD,
+            **NEW,
+            query_rank=24,
+            rank=16,
+            head_dim=H,
+            rotary_dim=2,
+            value_dim=H,
+            layer=experts(4, F, SigmoidConfig(2, init=INIT), 1),
+        ),
         {"kernel|table": Gauss(0.006)} | NORMS_AND_BIASES,
     ),
-    "dbrx": (dbrx(*NEW, 2, **SIZE, experts=4, top=2), gpt(0.02, 0.02 / math.sqrt(2 * L))),
+    "dbrx": (dbrx(*OLD, **NEW, kv_heads=2, experts=4, top=2), gpt(0.02, 0.02 / math.sqrt(2 * L))),
     "gpt_oss": (
-        gpt_oss(*NEW, 2, **SIZE, head_dim=H, experts=4, top=2),
+        gpt_oss(*OLD, **NEW, kv_heads=2, head_dim=H, experts=4, top=2),
         gpt(0.02, 0.02 / math.sqrt(2 * L), sinks=Always(0)),
     ),
-    "lamda": (lamda(*OLD, H, F, **SIZE), lingvo()),
-    "glam": (glam(*OLD, 4, H, F, **SIZE), lingvo()),
+    "lamda": (lamda(*OLD, head_dim=H, hidden=F, **SIZE), lingvo()),
+    "glam": (glam(*OLD, experts=4, head_dim=H, hidden=F, **SIZE), lingvo()),
     "gshard": (
-        gshard(2, 4, N, D, F, H, **SIZE),
+        gshard(2, 4, N, D, hidden=F, head_dim=H, **SIZE),
         of_t5(lambda fan: Even(math.sqrt(3 / fan)), distance=Gauss(1 / math.sqrt(N * 32))),
     ),
-    "t5": (t5(*NEW, H, **SIZE), of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0))),
-    "t5 1.1": (t5(*NEW, H, **SIZE, gated=True, tied=False), of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0))),
+    "t5": (t5(*OLD, **NEW, head_dim=H), of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0))),
+    "t5 1.1": (t5(*OLD, **NEW, head_dim=H, gated=True, tied=False), of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0))),
     "switch": (
-        switch(2, *NEW[1:], H, **SIZE, experts=4),
+        switch(2, *OLD[1:], **NEW, head_dim=H, experts=4),
         of_t5(lambda fan: Gauss(math.sqrt(0.1 / fan), 2.0), math.sqrt(0.1), 2.0),
     ),
     "transformer": (
@@ -205,7 +215,7 @@ FAMILIES = {
         {r"by_\w+/bias|target|parts|kernel|table": Gauss(0.02)} | NORMS_AND_BIASES,
     ),
     "mamba2": (
-        mamba2(L, D, V, T, head_dim=16, state_size=H, tied=False),
+        mamba2(L, D, vocab_size=V, max_length=T, head_dim=16, state_size=H, tied=False),
         {
             "convolution": Even(1 / math.sqrt(4)),
             "out/kernel": Even(1 / math.sqrt(2 * D) / math.sqrt(L)),
@@ -217,7 +227,7 @@ FAMILIES = {
         | NORMS_AND_BIASES,
     ),
     "recurrent_gemma": (
-        recurrent_gemma(L, N, D, F, **SIZE, window=8),
+        recurrent_gemma(L, N, D, hidden=F, **SIZE, window=8),
         {
             "scale": Always(0),
             "convolution/kernel": Gauss(0.05),
@@ -229,7 +239,7 @@ FAMILIES = {
         }
         | NORMS_AND_BIASES,
     ),
-    "lstm": (lstm(L, D, V, T, limit=0.05), {"kernel|table|bias": Even(0.05)}),
+    "lstm": (lstm(L, D, vocab_size=V, max_length=T, limit=0.05), {"kernel|table|bias": Even(0.05)}),
     "retnet": (
         retnet(*OLD, **SIZE),
         {

@@ -7,15 +7,15 @@ from llm_jax.models.families import llama
 
 
 def test_layers_may_see_windows_of_their_own():
-    config = llama.llama(4, 2, 8, 12, window=(3, None, 3, None))
+    config = llama.llama(4, 2, 8, hidden=12, window=(3, None, 3, None))
     (segment,) = config.segments
     assert segment.repeats == 2 and [block.mixer.mask.window for block in segment.blocks] == [3, None]
     with pytest.raises(ValueError, match="window has 1 entries and there are 4 layers"):
-        llama.llama(4, 2, 8, 12, window=(3,))
+        llama.llama(4, 2, 8, hidden=12, window=(3,))
 
 
 def test_tying_saves_the_head():
-    tied, own = llama.llama(1, 2, 8, 12, tied=True), llama.llama(1, 2, 8, 12)
+    tied, own = llama.llama(1, 2, 8, hidden=12, tied=True), llama.llama(1, 2, 8, hidden=12)
     assert count.parameters(own) - count.parameters(tied) == 32000 * 8
 
 

@@ -23,12 +23,12 @@ def test_the_scale_of_token_vectors_is_a_bfloat16():
 
 
 def test_without_attention_a_cache_does_not_grow():
-    config = recurrent_gemma(2, 2, 8, 8, pattern=("recurrent",))
+    config = recurrent_gemma(2, 2, 8, hidden=8, pattern=("recurrent",))
     assert count.cache_bytes(config, 8, MIXED) == count.cache_bytes(config, 8000, MIXED)
 
 
 def test_kinds_that_there_are_not_are_refused():
     with pytest.raises(ValueError, match="did you mean 'recurrent'"):
-        recurrent_gemma(2, 2, 8, 8, pattern=("recurent",))
+        recurrent_gemma(2, 2, 8, hidden=8, pattern=("recurent",))
     with pytest.raises(ValueError, match="pattern is empty"):
-        recurrent_gemma(2, 2, 8, 8, pattern=())
+        recurrent_gemma(2, 2, 8, hidden=8, pattern=())

@@ -7,7 +7,7 @@ from llm_jax.models.families.t5 import t5, t5_1_1
 
 
 def test_1_1_is_gated_and_has_a_head_of_its_own():
-    old, new = t5(1, 2, 8, 16), t5_1_1(1, 2, 8, 16)
+    old, new = t5(1, 2, 8, hidden=16), t5_1_1(1, 2, 8, hidden=16)
     assert set(_names(new)) - set(_names(old)) == {"gate", "head"}
 
 
