@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from llm_jax.core.checks import check
+from llm_jax.interop.fields import Table, arguments, options
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
 from llm_jax.models.architecture import architecture
@@ -18,11 +19,10 @@ class Family:
     model_type: str
     architecture: str
     """Name of the class that `save_hf` writes for."""
-    read: Callable[[Settings], ModelConfig]
-    write: Callable[[Any], dict[str, Any]]
-    """The options that `read` reads, and none that transformers does not honour for this `model_type`. It may be asked
-    for a config that is none of the family's: it then raises ValueError, or writes what reads as another config,
-    and each means no."""
+    build: Callable[..., ModelConfig]
+    """The family's function, with arguments of the names that `fields` give."""
+    fields: Table
+    """The options of its config.json, and none that transformers does not honour for this `model_type`."""
     tensors: Callable[[Any], Iterable[Tensor]]
     prefix: str = ""
     """Start of tensor names that checkpoints of the bare model, without its head, leave out."""
@@ -38,7 +38,16 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     """What parts of names were called in old checkpoints: (regular expression, name now)."""
     kind: type[ModelConfig] = TransformerConfig
-    """What `read` gives; the other functions are given no other type."""
+    """What `build` gives; the other functions are given no other type."""
+
+    def read(self, settings: Settings) -> ModelConfig:
+        """The model that a config.json describes. ValueError for options that are not supported, by name."""
+        return self.build(**arguments(self.fields, settings))
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        """The options that `read` reads. Of a config that is none of the family's: ValueError, or options that read as
+        another config, and each means no."""
+        return options(self.fields, config)
 
     def expresses(self, config: ModelConfig) -> bool:
         """Whether a config.json of the family can say all that matters of `config`."""

@@ -75,9 +75,10 @@ def load_hf(directory: str | Path, dtype: Float = "float32") -> tuple[Model, Any
         abstract, _ = abstract_parameters(model)
         wanted = dict(trees.named_leaves(abstract))
         _check_whole(tensors, wanted)
+        holding = _by_leaf(tensors)
         # The largest first: the copies with which a leaf is made then stand beside few others.
         for path, leaf in sorted(wanted.items(), key=lambda item: -item[1].size):
-            leaves[path] = jax.device_put(_filled(path, leaf, tensors, stored, names))
+            leaves[path] = jax.device_put(_filled(path, leaf, holding[path], stored, names))
     return model, jax.tree_util.tree_map_with_path(lambda path, _: leaves[trees.path_name(path)], abstract)
 
 
@@ -251,25 +252,33 @@ def _called(stored: WeightFolder, family: Family) -> dict[str, str]:
     return names
 
 
+def _by_leaf(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    """{path of a leaf: the tensors that hold parts of it}."""
+    found: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        for path in dict.fromkeys(leaf.path for leaf in tensor.leaves):
+            found.setdefault(path, []).append(tensor)
+    return found
+
+
 def _filled(
     path: str, leaf: jax.ShapeDtypeStruct, tensors: list[Tensor], stored: WeightFolder, names: dict[str, str]
 ) -> np.ndarray:
-    """The leaf at `path`, of all tensors that hold parts of it. ValueError for a value that its type cannot hold."""
+    """The leaf at `path`, of the `tensors` that hold parts of it. ValueError for a value that its type cannot hold."""
     array = _empty(leaf)
     for tensor in tensors:
-        if any(part.path == path for part in tensor.leaves):
-            there = tensor.name in names
-            parts = tensor.split(stored.read(names[tensor.name]) if there else np.zeros(tensor.shape, np.float32))
-            for part, values in zip(tensor.leaves, parts, strict=True):
-                if part.path == path:
-                    with np.errstate(over="ignore"):
-                        array[part.place] = values
-                    narrower = jnp.finfo(leaf.dtype).max < jnp.finfo(values.dtype).max
-                    check(
-                        not narrower or _same_finite(array[part.place], values),
-                        f"{tensor.name} has {values.dtype} values too large for {leaf.dtype}: the weights are damaged, "
-                        "or need a wider type",
-                    )
+        there = tensor.name in names
+        parts = tensor.split(stored.read(names[tensor.name]) if there else np.zeros(tensor.shape, np.float32))
+        for part, values in zip(tensor.leaves, parts, strict=True):
+            if part.path == path:
+                with np.errstate(over="ignore"):
+                    array[part.place] = values
+                narrower = jnp.finfo(leaf.dtype).max < jnp.finfo(values.dtype).max
+                check(
+                    not narrower or _same_finite(array[part.place], values),
+                    f"{tensor.name} has {values.dtype} values too large for {leaf.dtype}: the weights are damaged, or "
+                    "need a wider type",
+                )
     return array
 
 

@@ -1,85 +1,79 @@
 """Checkpoints of BART, and of Marian, whose model is the 2017 Transformer."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.core.checks import check_divides
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table, constant
 from llm_jax.interop.mapping import Leaf, Tensor
-from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.interop.settings import Settings
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
 from llm_jax.models.families.bart import bart, original
 
 
-def _common(settings: Settings, length: int) -> dict[str, Any]:
-    """What the functions of both families take; `length` where the file says none."""
-    settings.only("tie_word_embeddings", True, default=True)
-    for option, supported in (("normalize_before", False), ("add_final_layer_norm", False)):
-        settings.only(option, supported, default=supported)
-    return {
-        "layers": settings.need("encoder_layers"),
-        "decoder_layers": settings.need("decoder_layers"),
-        "heads": settings.need("encoder_attention_heads"),
-        "width": settings.need("d_model"),
-        "hidden": settings.need("encoder_ffn_dim"),
-        "vocab_size": settings.need("vocab_size"),
-        "max_length": settings.given("max_position_embeddings", default=length),
-        "activation": settings.activation("activation_function"),
-        "scaled": settings.given("scale_embedding", default=False),
-    }
+def _sized(build: Callable[..., EncoderDecoderConfig]) -> Callable[..., EncoderDecoderConfig]:
+    """A family's function with sizes of the decoder's own, which may be other than the encoder's."""
+
+    def built(*, decoder_heads: int, decoder_hidden: int, **given: Any) -> EncoderDecoderConfig:
+        pair = build(**given)
+        head_dim = pair.width // decoder_heads
+
+        def sized(_: int, block: BlockConfig) -> BlockConfig:
+            mixer, cross = (
+                dataclasses.replace(one, heads=decoder_heads, head_dim=head_dim, kv_heads=decoder_heads)
+                for one in (parts.attention_of(block), parts.cross_of(block))
+            )
+            ffn = dataclasses.replace(parts.dense_of(block), hidden=decoder_hidden)
+            return dataclasses.replace(block, mixer=mixer, cross=cross, ffn=ffn)
+
+        return dataclasses.replace(pair, decoder=parts.changed(pair.decoder, sized))
+
+    return built
 
 
-def _own_sizes(settings: Settings, pair: EncoderDecoderConfig) -> EncoderDecoderConfig:
-    """The pair with the heads and the ffn of its decoder, which may be other than the encoder's."""
-    heads, hidden = settings.need("decoder_attention_heads"), settings.need("decoder_ffn_dim")
-    check_divides(heads, pair.width, "decoder_attention_heads", "d_model")
-    head_dim = pair.width // heads
-
-    def sized(_: int, block: BlockConfig) -> BlockConfig:
-        mixer, cross = (
-            dataclasses.replace(one, heads=heads, head_dim=head_dim, kv_heads=heads)
-            for one in (parts.attention_of(block), parts.cross_of(block))
-        )
-        ffn = dataclasses.replace(parts.dense_of(block), hidden=hidden)
-        return dataclasses.replace(block, mixer=mixer, cross=cross, ffn=ffn)
-
-    return dataclasses.replace(pair, decoder=parts.changed(pair.decoder, sized))
+def _check_decoder(settings: Settings, found: Arguments) -> Arguments:
+    check_divides(found["decoder_heads"], found["width"], "decoder_attention_heads", "d_model")
+    return {}
 
 
-def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
-    decoder, block, reads = config.decoder, parts.first(config.decoder), parts.first(config.encoder)
-    return {
-        "encoder_layers": config.encoder.depth,
-        "decoder_layers": decoder.depth,
-        "encoder_attention_heads": parts.attention_of(reads).heads,
-        "decoder_attention_heads": parts.cross_of(block).heads,
-        "encoder_ffn_dim": parts.dense_of(reads).hidden,
-        "decoder_ffn_dim": parts.dense_of(block).hidden,
-        "d_model": decoder.width,
-        "vocab_size": decoder.vocab_size,
-        "max_position_embeddings": decoder.max_length,
-        "activation_function": activation_name(parts.dense_of(block).activation),
-        "scale_embedding": decoder.embed.scale != 1,
-        "tie_word_embeddings": True,
-        "is_encoder_decoder": True,
-        # Ours knows no special tokens, and transformers cannot do without these.
-        "pad_token_id": 0,
-        "decoder_start_token_id": 0,
-    }
+def _encoder(config: EncoderDecoderConfig) -> BlockConfig:
+    return parts.first(config.encoder)
 
 
-def _read_bart(settings: Settings) -> EncoderDecoderConfig:
-    return _own_sizes(settings, bart(**_common(settings, 1024)))
+def _decoder(config: EncoderDecoderConfig) -> BlockConfig:
+    return parts.first(config.decoder)
 
 
-def _read_marian(settings: Settings) -> EncoderDecoderConfig:
-    settings.only("share_encoder_decoder_embeddings", True, default=True)
-    settings.only("decoder_vocab_size", settings.need("vocab_size"), default=settings.need("vocab_size"))
-    settings.only("normalize_embedding", False, default=False)
-    return _own_sizes(settings, original(bias=True, **_common(settings, 1024)))
+_FIELDS: Table = (
+    Only("tie_word_embeddings", True, written=True),
+    Only("normalize_before", False),
+    Only("add_final_layer_norm", False),
+    Field("encoder_layers", "layers"),
+    Field("decoder_layers", "decoder_layers"),
+    Field("encoder_attention_heads", "heads", held=lambda config: parts.attention_of(_encoder(config)).heads),
+    Field("decoder_attention_heads", "decoder_heads", held=lambda config: parts.cross_of(_decoder(config)).heads),
+    Field("d_model", "width"),
+    Pair(_check_decoder),
+    Field("encoder_ffn_dim", "hidden", held=lambda config: parts.dense_of(_encoder(config)).hidden),
+    Field("decoder_ffn_dim", "decoder_hidden", held=lambda config: parts.dense_of(_decoder(config)).hidden),
+    Field("vocab_size", "vocab_size"),
+    Field("max_position_embeddings", "max_length", 1024),
+    Nonlinearity("activation_function"),
+    Field("scale_embedding", "scaled", False, lambda config: config.decoder.embed.scale != 1),
+    # Ours knows no special tokens, and transformers cannot do without these.
+    constant(is_encoder_decoder=True, pad_token_id=0, decoder_start_token_id=0),
+)
+_MARIAN: Table = (
+    *_FIELDS,
+    Only("share_encoder_decoder_embeddings", True),
+    Only("decoder_vocab_size", lambda found: found["vocab_size"]),
+    Only("normalize_embedding", False),
+)
 
 
 def _tensors(config: EncoderDecoderConfig) -> Iterator[Tensor]:
@@ -106,7 +100,7 @@ def _side(config: TransformerConfig, side: str) -> Iterator[Tensor]:
         yield from parts.layer_norm(place, f"{name}.final_layer_norm", "ffn_stream_norm")
 
 
-def _family(kind: str, architecture: str, read: Any) -> Family:
+def _family(kind: str, architecture: str, build: Callable[..., EncoderDecoderConfig], fields: Table) -> Family:
     names = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
     # Old files carry Marian's sinusoids.
     unread = (r"embed_positions\.weight$", r"^model\.(en|de)coder\.version$")
@@ -116,8 +110,8 @@ def _family(kind: str, architecture: str, read: Any) -> Family:
     return Family(
         kind,
         architecture,
-        read,
-        _write,
+        _sized(build),
+        fields,
         _tensors,
         prefix="model.",
         copies=copies,
@@ -127,6 +121,6 @@ def _family(kind: str, architecture: str, read: Any) -> Family:
 
 
 FAMILIES = (
-    _family("bart", "BartForConditionalGeneration", _read_bart),
-    _family("marian", "MarianMTModel", _read_marian),
+    _family("bart", "BartForConditionalGeneration", bart, _FIELDS),
+    _family("marian", "MarianMTModel", functools.partial(original, bias=True), _MARIAN),
 )

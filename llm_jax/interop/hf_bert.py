@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.core.checks import given
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table, tying
 from llm_jax.interop.mapping import Leaf, Tensor
-from llm_jax.interop.settings import Settings, activation_name, labels
+from llm_jax.interop.settings import Settings, labels
 from llm_jax.layers.activations import Activation
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.albert import albert
@@ -101,93 +102,56 @@ def _write_head(config: TransformerConfig, names: _Names) -> dict[str, Any]:
     return {"architectures": [names.prefix + name]} | labels(head.classes)
 
 
-def _common(settings: Settings, names: _Names, activation: str) -> dict[str, Any]:
-    """What the functions of all these families take."""
-    for option, supported in (("is_decoder", False), ("add_cross_attention", False)):
-        settings.only(option, supported, default=supported)
-    settings.only("position_embedding_type", "absolute", default="absolute")
-    activation = settings.activation("hidden_act", default=activation)
-    epsilon = settings.given("layer_norm_eps", default=1e-12)
-    return {
-        "layers": settings.need("num_hidden_layers"),
-        "heads": settings.need("num_attention_heads"),
-        "width": settings.need("hidden_size"),
-        "vocab_size": settings.need("vocab_size"),
-        "hidden": settings.need("intermediate_size"),
-        "types": settings.given("type_vocab_size", default=2),
-        "activation": activation,
-        "epsilon": epsilon,
-        "head": _head(settings, names, activation, epsilon),
-    }
+def _fields(names: _Names, activation: str = "gelu") -> Table:
+    """What all these families have in common, but for the longest row."""
+    return (
+        Only("is_decoder", False),
+        Only("add_cross_attention", False),
+        Only("position_embedding_type", "absolute"),
+        Field("num_hidden_layers", "layers"),
+        Field("num_attention_heads", "heads"),
+        Field("hidden_size", "width"),
+        Field("vocab_size", "vocab_size"),
+        Field("intermediate_size", "hidden"),
+        Field("type_vocab_size", "types", 2, lambda config: config.embed.types),
+        Nonlinearity("hidden_act", activation),
+        Field("layer_norm_eps", "epsilon", 1e-12),
+        Pair(
+            lambda settings, found: {"head": _head(settings, names, found["activation"], found["epsilon"])},
+            lambda config: _write_head(config, names),
+        ),
+        # Written with the head: one of classes says nothing of it.
+        Pair(lambda settings, found: {"tied": settings.given("tie_word_embeddings", default=True)}),
+    )
 
 
-def _write_common(config: TransformerConfig, names: _Names) -> dict[str, Any]:
-    block = parts.first(config)
-    ffn = parts.dense_of(block)
-    return _write_head(config, names) | {
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": parts.attention_of(block).heads,
-        "hidden_size": config.width,
-        "vocab_size": config.vocab_size,
-        "intermediate_size": ffn.hidden,
-        "type_vocab_size": config.embed.types,
-        "hidden_act": activation_name(ffn.activation),
-        "layer_norm_eps": parts.norm_of(block).epsilon,
-        "max_position_embeddings": config.max_length + parts.learned_of(config).offset,
-    }
+_ROWS = Field("max_position_embeddings", "max_length", 512)
 
 
-def _read_bert(settings: Settings) -> TransformerConfig:
-    length = settings.given("max_position_embeddings", default=512)
-    return _tied(settings, bert(max_length=length, **_common(settings, _BERT, "gelu")))
-
-
-def _tied(settings: Settings, config: TransformerConfig) -> TransformerConfig:
-    return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))
-
-
-def _read_roberta(settings: Settings) -> TransformerConfig:
+def _read_rows(settings: Settings, found: Arguments) -> Arguments:
     # Positions are counted from the row after that of the padding token.
     offset = settings.given("pad_token_id", default=1) + 1
-    length = settings.given("max_position_embeddings", default=514) - offset
-    return _tied(settings, bert(max_length=length, offset=offset, **_common(settings, _ROBERTA, "gelu")))
+    return {"offset": offset, "max_length": settings.given("max_position_embeddings", default=514) - offset}
 
 
-def _write_roberta(config: TransformerConfig) -> dict[str, Any]:
-    return _write_common(config, _ROBERTA) | {"pad_token_id": parts.learned_of(config).offset - 1}
+def _write_rows(config: TransformerConfig) -> dict[str, Any]:
+    offset = parts.learned_of(config).offset
+    return {"max_position_embeddings": config.max_length + offset, "pad_token_id": offset - 1}
 
 
-def _read_electra(settings: Settings) -> TransformerConfig:
-    common = _common(settings, _ELECTRA, "gelu")
-    narrow = settings.given("embedding_size", default=128)
-    narrow = None if narrow == common["width"] else narrow
-    length = settings.given("max_position_embeddings", default=512)
-    return _tied(settings, bert(max_length=length, narrow=narrow, **common))
+def _electra(*, narrow: int, width: int, **given: Any) -> TransformerConfig:
+    return bert(width=width, narrow=None if narrow == width else narrow, **given)
 
 
-def _write_electra(config: TransformerConfig) -> dict[str, Any]:
-    return _write_common(config, _ELECTRA) | {"embedding_size": config.embed.table_width(config.width)}
-
-
-def _read_albert(settings: Settings) -> TransformerConfig:
-    config = albert(
-        max_length=settings.given("max_position_embeddings", default=512),
-        narrow=settings.given("embedding_size", default=128),
-        groups=settings.given("num_hidden_groups", default=1),
-        inner=settings.given("inner_group_num", default=1),
-        **_common(settings, _ALBERT, "gelu_new"),
-    )
-    return _tied(settings, config)
-
-
-def _write_albert(config: TransformerConfig) -> dict[str, Any]:
-    first = config.segments[0]
-    return _write_common(config, _ALBERT) | {
-        "num_hidden_layers": sum(segment.repeats for segment in config.segments),
-        "embedding_size": config.embed.table_width(config.width),
-        "num_hidden_groups": len(config.segments),
-        "inner_group_num": len(first.blocks),
-    }
+_NARROW = Field("embedding_size", "narrow", 128, lambda config: config.embed.table_width(config.width))
+_ALBERT_FIELDS: Table = (
+    *_fields(_ALBERT, "gelu_new"),
+    _ROWS,
+    _NARROW,
+    Field("num_hidden_groups", "groups", 1, lambda config: len(config.segments)),
+    Field("inner_group_num", "inner", 1, lambda config: len(config.segments[0].blocks)),
+    Pair(write=lambda config: {"num_hidden_layers": sum(segment.repeats for segment in config.segments)}),
+)
 
 
 def _embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
@@ -244,14 +208,16 @@ def _head_tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
     yield from parts.dense(scores, "head", config.width, head.classes, head.bias)
 
 
-def _family(names: _Names, read: Any, write: Any, tensors: Any) -> Family:
+def _family(
+    names: _Names, fields: Table, build: Callable[..., TransformerConfig] = bert, tensors: Any = None
+) -> Family:
     embedding = f"{names.model_type}.embeddings.word_embeddings.weight"
     return Family(
         names.model_type,
         f"{names.prefix}ForMaskedLM",
-        read,
-        write,
-        tensors,
+        tying(build),
+        fields,
+        tensors or functools.partial(_tensors, names=names),
         prefix=f"{names.model_type}.",
         copies={f"{names.decoder}.weight": embedding, f"{names.decoder}.bias": names.masked[2]},
         unread=(r"embeddings\.position_ids$", *names.unread, f"^{re.escape(names.masked[2])}$"),
@@ -261,8 +227,8 @@ def _family(names: _Names, read: Any, write: Any, tensors: Any) -> Family:
 
 
 FAMILIES = (
-    _family(_BERT, _read_bert, functools.partial(_write_common, names=_BERT), functools.partial(_tensors, names=_BERT)),
-    _family(_ROBERTA, _read_roberta, _write_roberta, functools.partial(_tensors, names=_ROBERTA)),
-    _family(_ELECTRA, _read_electra, _write_electra, functools.partial(_tensors, names=_ELECTRA)),
-    _family(_ALBERT, _read_albert, _write_albert, _albert_tensors),
+    _family(_BERT, (*_fields(_BERT), _ROWS)),
+    _family(_ROBERTA, (*_fields(_ROBERTA), Pair(_read_rows, _write_rows))),
+    _family(_ELECTRA, (*_fields(_ELECTRA), _ROWS, _NARROW), _electra),
+    _family(_ALBERT, _ALBERT_FIELDS, albert, _albert_tensors),
 )

@@ -7,41 +7,35 @@ from typing import Any
 
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Nested, Only, Pair, Table, constant
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.bloom import bloom, mpt
-from llm_jax.models.heads import TiedHead
 
 
-def _read_bloom(settings: Settings) -> TransformerConfig:
-    settings.only("apply_residual_connection_post_layernorm", False, default=False)
+def _check_exact(settings: Settings, found: Arguments) -> Arguments:
     if settings.given("pretraining_tp", default=1) > 1:
         # transformers then leaves the biases of both output projections out, which training had.
         settings.only("slow_but_exact", False, default=False)
-    return bloom(
-        settings.need("n_layer", "num_hidden_layers"),
-        settings.need("n_head", "num_attention_heads"),
-        settings.need("n_embed", "hidden_size"),
-        vocab_size=settings.need("vocab_size"),
-        max_length=settings.given("seq_length", default=2048),
-        epsilon=settings.given("layer_norm_epsilon", default=1e-5),
-        tied=settings.given("tie_word_embeddings", default=True),
-    )
+    return {}
 
 
-def _write_bloom(config: TransformerConfig) -> dict[str, Any]:
-    block = parts.first(config)
-    return {
-        "n_layer": config.depth,
-        "n_head": parts.attention_of(block).heads,
-        "hidden_size": config.width,
-        "vocab_size": config.vocab_size,
-        "seq_length": config.max_length,
-        "layer_norm_epsilon": parts.norm_of(block).epsilon,
-        "tie_word_embeddings": isinstance(config.head, TiedHead),
-    }
+_BLOOM: Table = (
+    Only("apply_residual_connection_post_layernorm", False),
+    Pair(_check_exact),
+    Field("n_layer", "layers", older=("num_hidden_layers",)),
+    Field("n_head", "heads", older=("num_attention_heads",)),
+    Pair(
+        lambda settings, found: {"width": settings.need("n_embed", "hidden_size")},
+        lambda config: {"hidden_size": config.width},
+    ),
+    Field("vocab_size", "vocab_size"),
+    Field("seq_length", "max_length", 2048),
+    Field("layer_norm_epsilon", "epsilon", 1e-5),
+    Field("tie_word_embeddings", "tied", True),
+)
 
 
 def _bloom_tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -58,43 +52,35 @@ def _bloom_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.head(config, "lm_head")
 
 
-def _read_mpt(settings: Settings) -> TransformerConfig:
+def _mpt(*, clip: float | None, **given: Any) -> TransformerConfig:
     """transformers' class has the shape of the published models whatever `no_bias`, `alibi`, `alibi_bias_max`, `qk_ln`,
     `prefix_lm`, `expansion_ratio` and `logit_scale` are, and so has this. Weights of another shape do not fit."""
-    attention = settings.nested("attn_config")
-    attention.only("attn_type", "multihead_attention", default="multihead_attention")
-    config = mpt(
-        settings.need("n_layers"),
-        settings.need("n_heads"),
-        settings.need("d_model"),
-        vocab_size=settings.need("vocab_size"),
-        max_length=settings.given("max_seq_len", default=2048),
-        epsilon=settings.given("layer_norm_epsilon", default=1e-5),
-        scale=attention.given("softmax_scale"),
-        tied=settings.given("tie_word_embeddings", default=True),
-    )
-    clip = attention.given("clip_qkv")
-    return config if clip is None else parts.changed(config, functools.partial(_clipped, clip=clip))
+    return parts.changed(mpt(**given), functools.partial(_clipped, clip=clip))
 
 
-def _clipped(_: int, block: BlockConfig, clip: float) -> BlockConfig:
+def _clipped(_: int, block: BlockConfig, clip: float | None) -> BlockConfig:
     return dataclasses.replace(block, mixer=dataclasses.replace(parts.attention_of(block), clip=clip))
 
 
-def _write_mpt(config: TransformerConfig) -> dict[str, Any]:
-    block = parts.first(config)
-    mixer = parts.attention_of(block)
-    return {
-        "n_layers": config.depth,
-        "n_heads": mixer.heads,
-        "d_model": config.width,
-        "vocab_size": config.vocab_size,
-        "max_seq_len": config.max_length,
-        "layer_norm_epsilon": parts.norm_of(block).epsilon,
-        "attn_config": {"alibi": True, "softmax_scale": mixer.scores.scale, "clip_qkv": mixer.clip},
-        "no_bias": True,
-        "tie_word_embeddings": isinstance(config.head, TiedHead),
-    }
+_MPT: Table = (
+    Field("n_layers", "layers"),
+    Field("n_heads", "heads"),
+    Field("d_model", "width"),
+    Field("vocab_size", "vocab_size"),
+    Field("max_seq_len", "max_length", 2048),
+    Field("layer_norm_epsilon", "epsilon", 1e-5),
+    Nested(
+        "attn_config",
+        (
+            Only("attn_type", "multihead_attention"),
+            constant(alibi=True),
+            Field("softmax_scale", "scale", None, lambda config: parts.attention_of(parts.first(config)).scores.scale),
+            Field("clip_qkv", "clip", None),
+        ),
+    ),
+    constant(no_bias=True),
+    Field("tie_word_embeddings", "tied", True),
+)
 
 
 def _mpt_tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -114,8 +100,8 @@ FAMILIES = (
     Family(
         "bloom",
         "BloomForCausalLM",
-        _read_bloom,
-        _write_bloom,
+        bloom,
+        _BLOOM,
         _bloom_tensors,
         prefix="transformer.",
         copies={"lm_head.weight": "transformer.word_embeddings.weight"},
@@ -124,8 +110,8 @@ FAMILIES = (
     Family(
         "mpt",
         "MptForCausalLM",
-        _read_mpt,
-        _write_mpt,
+        _mpt,
+        _MPT,
         _mpt_tensors,
         prefix="transformer.",
         copies={"lm_head.weight": "transformer.wte.weight"},

@@ -9,61 +9,53 @@ from typing import Any
 
 from llm_jax.interop import experts, parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Nested, Only, Pair, Rope, Table, balancing
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.dbrx import dbrx
 
 
-def _read(settings: Settings) -> TransformerConfig:
-    attention, ffn = (settings.nested(name) for name in ("attn_config", "ffn_config"))
-    heads, width, length = settings.need("n_heads"), settings.need("d_model"), settings.need("max_seq_len")
-    settings.only("tie_word_embeddings", False, default=False)
-    ffn.only("ffn_act_fn", {"name": "silu"}, default={"name": "silu"})
+def _read_normalized(settings: Settings, found: Arguments) -> Arguments:
     # Null leaves the weights as they are; another power than 1 is refused.
-    normalized = ffn.stated("moe_normalize_expert_weights", 1) is not None
-    ffn.only("moe_normalize_expert_weights", 1, default=1)
-    rope = read_rope(settings, width // heads, length, attention.given("rope_theta", default=10_000.0))
-    config = dbrx(
-        settings.need("n_layers"),
-        heads,
-        width,
-        hidden=ffn.given("ffn_hidden_size", default=3584),
-        kv_heads=attention.given("kv_n_heads", default=1),
-        vocab_size=settings.need("vocab_size"),
-        max_length=longest(rope, length),
-        rope=rope,
-        clip=attention.given("clip_qkv"),
-        experts=ffn.given("moe_num_experts", default=4),
-        top=ffn.given("moe_top_k", default=1),
-        normalized=normalized,
-    )
-    return experts.balanced(config, ffn.given("moe_loss_weight", default=0.01))
+    normalized = settings.stated("moe_normalize_expert_weights", 1) is not None
+    settings.only("moe_normalize_expert_weights", 1, default=1)
+    return {"normalized": normalized}
 
 
-def _write(config: TransformerConfig) -> dict[str, Any]:
-    mixer, layer = parts.attention_of(parts.first(config)), parts.expert_layer(config)
-    rope = parts.rope_of(mixer)
-    attention = {"kv_n_heads": mixer.kv_heads, "clip_qkv": mixer.clip, "rope_theta": rope.base}
-    ffn = {
-        "ffn_act_fn": {"name": "silu"},
-        "ffn_hidden_size": layer.expert.hidden,
-        "moe_num_experts": layer.count,
-        "moe_top_k": parts.router_of(layer).top,
-        "moe_loss_weight": experts.load_coefficient(config),
-        "moe_normalize_expert_weights": 1.0 if parts.router_of(layer).normalized else None,
-    }
-    return write_rope(rope) | {
-        "n_layers": config.depth,
-        "n_heads": mixer.heads,
-        "d_model": config.width,
-        "max_seq_len": written_length(rope, config.max_length),
-        "vocab_size": config.vocab_size,
-        "attn_config": attention,
-        "ffn_config": ffn,
-        "tie_word_embeddings": False,
-    }
+def _write_normalized(config: TransformerConfig) -> dict[str, Any]:
+    return {"moe_normalize_expert_weights": 1.0 if parts.router_of(parts.expert_layer(config)).normalized else None}
+
+
+def _read_rope(settings: Settings, found: Arguments) -> Arguments:
+    base = settings.nested("attn_config").given("rope_theta", default=10_000.0)
+    return Rope("max_seq_len", base=base).read(settings, found)
+
+
+def _write_base(config: TransformerConfig) -> dict[str, Any]:
+    return {"rope_theta": parts.rope_of(parts.attention_of(parts.first(config))).base}
+
+
+_SILU = {"name": "silu"}
+_ATTENTION: Table = (Field("kv_n_heads", "kv_heads", 1), Field("clip_qkv", "clip", None), Pair(write=_write_base))
+_FFN: Table = (
+    Only("ffn_act_fn", _SILU, written=_SILU),
+    Pair(_read_normalized, _write_normalized),
+    Field("ffn_hidden_size", "hidden", 3584),
+    Field("moe_num_experts", "experts", 4),
+    Field("moe_top_k", "top", 1),
+    Field("moe_loss_weight", "load", 0.01),
+)
+_FIELDS: Table = (
+    Only("tie_word_embeddings", False, written=False),
+    Field("n_layers", "layers"),
+    Field("n_heads", "heads"),
+    Field("d_model", "width"),
+    Field("vocab_size", "vocab_size"),
+    Pair(_read_rope, Rope("max_seq_len").write),
+    Nested("attn_config", _ATTENTION),
+    Nested("ffn_config", _FFN),
+)
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -84,4 +76,4 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.head(config, "lm_head")
 
 
-FAMILIES = (Family("dbrx", "DbrxForCausalLM", _read, _write, _tensors, prefix="transformer."),)
+FAMILIES = (Family("dbrx", "DbrxForCausalLM", balancing(dbrx), _FIELDS, _tensors, prefix="transformer."),)

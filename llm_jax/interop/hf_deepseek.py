@@ -3,12 +3,13 @@
 Legend, beside that of mapping.py: q rank of what queries are made of, r of keys and values, w size of a value.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.core.checks import check, given
 from llm_jax.interop import experts, parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Only, Pair, Table, defaults
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
@@ -20,37 +21,20 @@ from llm_jax.layers.ffn.routing import Router
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.deepseek import INIT, deepseek
 from llm_jax.models.families.deepseek import experts as experts_of
-from llm_jax.models.heads import TiedHead
 
 
-def _read(settings: Settings, tied: bool = False, layer: MoEConfig | None = None, first: int = 0) -> TransformerConfig:
-    """A file's model; `tied` where the file does not say. What follows is left to the families with experts."""
-    heads, length = settings.need("num_attention_heads"), settings.need("max_position_embeddings")
-    settings.only("num_key_value_heads", heads, default=heads)
-    settings.only("hidden_act", "silu", default="silu")
-    settings.only("attention_bias", False, default=False)
-    settings.only("rope_interleave", True, default=True)
-    rotary_dim = settings.given("qk_rope_head_dim", default=64)
-    rope = read_rope(settings, rotary_dim, length)
-    return deepseek(
-        settings.need("num_hidden_layers"),
-        heads,
-        settings.need("hidden_size"),
-        hidden=settings.need("intermediate_size"),
-        query_rank=settings.stated("q_lora_rank", default=1536),
-        rank=settings.given("kv_lora_rank", default=512),
-        head_dim=settings.given("qk_nope_head_dim", default=128),
-        rotary_dim=rotary_dim,
-        value_dim=settings.given("v_head_dim", default=128),
-        vocab_size=settings.need("vocab_size"),
-        max_length=longest(rope, length),
-        rope=rope,
-        sharpening=_sharpening(settings),
-        epsilon=settings.given("rms_norm_eps", default=1e-6),
-        tied=settings.given("tie_word_embeddings", default=tied),
-        layer=layer,
-        first=first,
-    )
+def _mixer(config: TransformerConfig) -> LatentAttentionConfig:
+    return parts.mixer_of(parts.first(config), LatentAttentionConfig)
+
+
+def _held(name: str) -> Callable[[TransformerConfig], Any]:
+    return lambda config: getattr(_mixer(config), name)
+
+
+def _read_rope(settings: Settings, found: Arguments) -> Arguments:
+    length = settings.need("max_position_embeddings")
+    rope = read_rope(settings, found["rotary_dim"], length)
+    return {"rope": rope, "max_length": longest(rope, length), "sharpening": _sharpening(settings)}
 
 
 def _sharpening(settings: Settings) -> float:
@@ -60,26 +44,10 @@ def _sharpening(settings: Settings) -> float:
     return float(scaling.given("mscale_all_dim", default=0.0))
 
 
-def _write(config: TransformerConfig) -> dict[str, Any]:
-    block, ffn = parts.first(config), parts.plain_ffn(config)
-    mixer = parts.mixer_of(block, LatentAttentionConfig)
-    return _write_sharpened(write_rope(mixer.position), mixer.sharpening) | {
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": mixer.heads,
-        "num_key_value_heads": mixer.heads,
-        "q_lora_rank": mixer.query_rank,
-        "kv_lora_rank": mixer.rank,
-        "qk_nope_head_dim": mixer.head_dim,
-        "qk_rope_head_dim": mixer.rotary_dim,
-        "v_head_dim": mixer.value_dim,
-        "hidden_size": config.width,
-        "intermediate_size": ffn.hidden,
-        "hidden_act": activation_name(ffn.activation),
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": written_length(mixer.position, config.max_length),
-        "rms_norm_eps": parts.norm_of(block).epsilon,
-        "tie_word_embeddings": isinstance(config.head, TiedHead),
-    }
+def _write_rope(config: TransformerConfig) -> dict[str, Any]:
+    mixer = _mixer(config)
+    length = written_length(mixer.position, config.max_length)
+    return _write_sharpened(write_rope(mixer.position), mixer.sharpening) | {"max_position_embeddings": length}
 
 
 def _write_sharpened(rope: dict[str, Any], sharpening: float) -> dict[str, Any]:
@@ -87,6 +55,28 @@ def _write_sharpened(rope: dict[str, Any], sharpening: float) -> dict[str, Any]:
     if not sharpening:
         return rope
     return rope | {name: rope[name] | {"mscale_all_dim": sharpening} for name in ("rope_scaling", "rope_parameters")}
+
+
+_DENSE: Table = (
+    Field("num_hidden_layers", "layers"),
+    Field("num_attention_heads", "heads", held=_held("heads")),
+    Only("num_key_value_heads", lambda found: found["heads"], written=_held("heads")),
+    Only("hidden_act", "silu", written=lambda config: activation_name(parts.plain_ffn(config).activation)),
+    Only("attention_bias", False),
+    Only("rope_interleave", True),
+    Field("hidden_size", "width"),
+    Field("intermediate_size", "hidden"),
+    Field("q_lora_rank", "query_rank", 1536, _held("query_rank"), null=True),
+    Field("kv_lora_rank", "rank", 512, _held("rank")),
+    Field("qk_nope_head_dim", "head_dim", 128, _held("head_dim")),
+    Field("qk_rope_head_dim", "rotary_dim", 64, _held("rotary_dim")),
+    Field("v_head_dim", "value_dim", 128, _held("value_dim")),
+    Field("vocab_size", "vocab_size"),
+    Pair(_read_rope, _write_rope),
+    Field("rms_norm_eps", "epsilon", 1e-6),
+    Field("tie_word_embeddings", "tied", False),
+)
+"""What all of them have in common."""
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -166,11 +156,11 @@ def _write_limit(router: SoftmaxConfig | SigmoidConfig) -> dict[str, Any]:
     return {"n_group": limit.groups if limit else 1, "topk_group": limit.kept if limit else 1}
 
 
-def _read_v2(settings: Settings) -> TransformerConfig:
+def _read_v2(settings: Settings, found: Arguments) -> Arguments:
     settings.only("mlp_bias", False, default=False)
     first = _first(settings, default=0)
-    if first >= settings.need("num_hidden_layers"):
-        return _read(settings)
+    if first >= found["layers"]:
+        return {}
     settings.only("scoring_func", "softmax", default="softmax")
     # transformers reads no norm_topk_prob here.
     settings.only("norm_topk_prob", False, default=False)
@@ -180,13 +170,13 @@ def _read_v2(settings: Settings) -> TransformerConfig:
     limit = None if method == "greedy" else _limit(settings, None, None, best=1)
     scale = float(settings.given("routed_scaling_factor", default=1.0))
     router = SoftmaxConfig(settings.need("num_experts_per_tok"), normalized=False, scale=scale, limit=limit, init=INIT)
-    return _read(settings, layer=_experts(settings, router, 64, 1407, 2), first=first)
+    return {"layer": _experts(settings, router, 64, 1407, 2), "first": first}
 
 
-def _read_v3(settings: Settings) -> TransformerConfig:
+def _read_v3(settings: Settings, found: Arguments) -> Arguments:
     first = _first(settings, default=3)
-    if first >= settings.need("num_hidden_layers"):
-        return _read(settings)
+    if first >= found["layers"]:
+        return {}
     settings.only("scoring_func", "sigmoid", default="sigmoid")
     settings.only("topk_method", "noaux_tc", default="noaux_tc")
     router = SigmoidConfig(
@@ -196,16 +186,16 @@ def _read_v3(settings: Settings) -> TransformerConfig:
         limit=_limit(settings, 8, 4, best=2),
         init=INIT,
     )
-    return _read(settings, layer=_experts(settings, router, 256, 2048, 1), first=first)
+    return {"layer": _experts(settings, router, 256, 2048, 1), "first": first}
 
 
 def _write_mixed(config: TransformerConfig) -> dict[str, Any]:
     mixed = parts.mixed_layers(config)
     if not mixed:
-        return _write(config) | {"first_k_dense_replace": config.depth}
+        return {"first_k_dense_replace": config.depth}
     layer = parts.expert_layer(config)
     shared = given(layer.shared, "the model has no expert for all tokens, and this family has")
-    return _write(config) | {
+    return {
         "first_k_dense_replace": mixed[0],
         "n_routed_experts": layer.count,
         "moe_intermediate_size": layer.expert.hidden,
@@ -218,19 +208,18 @@ def _write_mixed(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _write_v2(config: TransformerConfig) -> dict[str, Any]:
-    written = _write_mixed(config)
     limited = bool(parts.mixed_layers(config)) and parts.router_of(parts.expert_layer(config)).limit is not None
-    return written | {"topk_method": "group_limited_greedy" if limited else "greedy"}
+    return _write_mixed(config) | {"topk_method": "group_limited_greedy" if limited else "greedy"}
 
 
-def _read_youtu(settings: Settings) -> TransformerConfig:
-    return _read(settings, tied=True)
+_V2: Table = (*_DENSE, Pair(_read_v2, _write_v2))
+_V3: Table = (*_DENSE, Pair(_read_v3, _write_mixed))
 
 
 # The layer that predicts a second token comes after the others.
 _SECOND = (r"^model\.layers\.61\.",)
 FAMILIES = (
-    Family("deepseek_v3", "DeepseekV3ForCausalLM", _read_v3, _write_mixed, _tensors, "model.", unread=_SECOND),
-    Family("deepseek_v2", "DeepseekV2ForCausalLM", _read_v2, _write_v2, _tensors, prefix="model."),
-    Family("youtu", "YoutuForCausalLM", _read_youtu, _write, _tensors, prefix="model."),
+    Family("deepseek_v3", "DeepseekV3ForCausalLM", deepseek, _V3, _tensors, "model.", unread=_SECOND),
+    Family("deepseek_v2", "DeepseekV2ForCausalLM", deepseek, _V2, _tensors, prefix="model."),
+    Family("youtu", "YoutuForCausalLM", deepseek, defaults(_DENSE, tied=True), _tensors, prefix="model."),
 )

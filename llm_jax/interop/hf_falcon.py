@@ -10,68 +10,65 @@ from typing import Any
 from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Pair, Rope, Table
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
-from llm_jax.interop.settings import Settings, activation_name
-from llm_jax.models.block import Parallel, Serial, Wiring
+from llm_jax.interop.settings import Settings
+from llm_jax.models.block import Parallel, Serial
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.falcon import falcon
-from llm_jax.models.heads import TiedHead
 
 
-def _read(settings: Settings) -> TransformerConfig:
-    heads, width = settings.need("num_attention_heads"), settings.need("hidden_size")
-    grouped = settings.given("new_decoder_architecture", default=False)
+def _read_heads(settings: Settings, found: Arguments) -> Arguments:
+    """Key/value heads and the wiring, by which of the two layouts the file has."""
+    heads, grouped = found["heads"], settings.given("new_decoder_architecture", default=False)
     one = settings.given("multi_query", default=True)
-    length = settings.given("max_position_embeddings", default=2048)
-    rope = None if settings.given("alibi", default=False) else read_rope(settings, width // heads, length)
-    return falcon(
-        settings.need("num_hidden_layers"),
-        heads,
-        width,
-        kv_heads=settings.given("num_kv_heads", default=heads) if grouped else 1 if one else heads,
-        wiring=_read_wiring(settings, grouped),
-        rope=rope,
-        vocab_size=settings.need("vocab_size"),
-        max_length=longest(rope, length) if rope else length,
-        hidden=settings.given("ffn_hidden_size", default=4 * width),
-        bias=settings.given("bias", default=False),
-        activation=settings.activation("activation"),
-        epsilon=settings.given("layer_norm_epsilon", default=1e-5),
-        tied=settings.given("tie_word_embeddings", default=True),
-    )
-
-
-def _read_wiring(settings: Settings, grouped: bool) -> Wiring:
+    kv_heads = settings.given("num_kv_heads", default=heads) if grouped else 1 if one else heads
     if not grouped and not settings.given("parallel_attn", default=True):
-        return Serial()
-    return Parallel(shared_norm=settings.given("num_ln_in_parallel_attn", default=2 if grouped else 1) == 1)
+        return {"kv_heads": kv_heads, "wiring": Serial()}
+    norms = settings.given("num_ln_in_parallel_attn", default=2 if grouped else 1)
+    return {"kv_heads": kv_heads, "wiring": Parallel(shared_norm=norms == 1)}
 
 
-def _write(config: TransformerConfig) -> dict[str, Any]:
+def _write_heads(config: TransformerConfig) -> dict[str, Any]:
     block = parts.first(config)
-    ffn = parts.dense_of(block)
     mixer = parts.attention_of(block)
-    rope = write_rope(parts.rope_of(mixer)) if mixer.position else {}
-    length = written_length(parts.rope_of(mixer), config.max_length) if mixer.position else config.max_length
-    return rope | {
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": mixer.heads,
+    return {
         "num_kv_heads": mixer.kv_heads,
-        "hidden_size": config.width,
         "new_decoder_architecture": _grouped(config),
         "multi_query": mixer.kv_heads == 1,
         "parallel_attn": isinstance(block.wiring, Parallel),
         "num_ln_in_parallel_attn": block.wiring.norms(2) if _grouped(config) else None,
-        "alibi": mixer.position is None,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": length,
-        "ffn_hidden_size": ffn.hidden,
-        "bias": mixer.bias,
-        "activation": activation_name(ffn.activation),
-        "layer_norm_epsilon": parts.norm_of(block).epsilon,
-        "tie_word_embeddings": isinstance(config.head, TiedHead),
     }
+
+
+_ROPE = Rope(default=2048)
+
+
+def _read_positions(settings: Settings, found: Arguments) -> Arguments:
+    if not settings.given("alibi", default=False):
+        return _ROPE.read(settings, found)
+    return {"rope": None, "max_length": settings.given("max_position_embeddings", default=2048)}
+
+
+def _write_positions(config: TransformerConfig) -> dict[str, Any]:
+    if parts.attention_of(parts.first(config)).position is None:
+        return {"alibi": True, "max_position_embeddings": config.max_length}
+    return _ROPE.write(config) | {"alibi": False}
+
+
+_FIELDS: Table = (
+    Field("num_hidden_layers", "layers"),
+    Field("num_attention_heads", "heads"),
+    Field("hidden_size", "width"),
+    Pair(_read_heads, _write_heads),
+    Pair(_read_positions, _write_positions),
+    Field("vocab_size", "vocab_size"),
+    Field("ffn_hidden_size", "hidden", lambda found: 4 * found["width"]),
+    Field("bias", "bias", False),
+    Nonlinearity("activation"),
+    Field("layer_norm_epsilon", "epsilon", 1e-5),
+    Field("tie_word_embeddings", "tied", True),
+)
 
 
 def _grouped(config: TransformerConfig) -> bool:
@@ -117,8 +114,8 @@ FAMILIES = (
     Family(
         "falcon",
         "FalconForCausalLM",
-        _read,
-        _write,
+        falcon,
+        _FIELDS,
         _tensors,
         prefix="transformer.",
         copies={"lm_head.weight": "transformer.word_embeddings.weight"},

@@ -8,78 +8,33 @@ from typing import Any
 from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Pair, Rope, Table, defaults
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope, written_length
-from llm_jax.interop.settings import Settings, activation_name, layer_types, layer_windows
+from llm_jax.interop.rope import longest, read_partial_rope, write_partial_rope, written_length
+from llm_jax.interop.settings import Settings, layer_types, layer_windows
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LongRoPEScaling, Unscaled
-from llm_jax.models.config import TransformerConfig
+from llm_jax.models.config import ModelConfig, TransformerConfig
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.qwen import qwen2, qwen3
-from llm_jax.models.heads import TiedHead
 
-
-def read_decoder(
-    settings: Settings,
-    build: Callable[..., TransformerConfig] = llama,
-    kv_heads: int | None = None,
-    head_dim: int | None = None,
-    epsilon: float = 1e-6,
-    rope: RoPEConfig | None = None,
-    **of_family: Any,
-) -> TransformerConfig:
-    """What all of them have in common.
-
-    Args:
-      build: the family's function; what follows the width of a head is left to `of_family`.
-      kv_heads, head_dim, epsilon: where the file names none; None: as many as heads, the width over the heads.
-      rope: None: the whole head is rotated, as the file says.
-    """
-    heads, width = settings.need("num_attention_heads"), settings.need("hidden_size")
-    size: int = settings.given("head_dim", default=head_dim or width // heads)
-    length = settings.need("max_position_embeddings")
-    rope = read_rope(settings, size, length) if rope is None else rope
-    config = build(
-        settings.need("num_hidden_layers"),
-        heads,
-        width,
-        hidden=settings.need("intermediate_size"),
-        kv_heads=settings.given("num_key_value_heads", default=kv_heads or heads),
-        vocab_size=settings.need("vocab_size"),
-        max_length=longest(rope, length),
-        rope=rope,
-        epsilon=settings.given("rms_norm_eps", default=epsilon),
-        tied=settings.given("tie_word_embeddings", default=False),
-        head_dim=size,
-        **of_family,
-    )
-    activation = settings.activation("hidden_act", default="silu")
-    return config if activation == "silu" else parts.with_activation(config, activation)
-
-
-def _head_dim(settings: Settings) -> int:
-    return settings.given("head_dim", default=settings.need("hidden_size") // settings.need("num_attention_heads"))
-
-
-def write_decoder(config: TransformerConfig, rope: RoPEConfig | None = None) -> dict[str, Any]:
-    """What all of them have in common; `rope` None means that of the first block."""
-    block, ffn = parts.first(config), parts.plain_ffn(config)
-    mixer, rope = parts.attention_of(block), rope or parts.rope_of(parts.attention_of(block))
-    return write_rope(rope) | {
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": mixer.heads,
-        "num_key_value_heads": mixer.kv_heads,
-        "head_dim": mixer.head_dim,
-        "hidden_size": config.width,
-        "intermediate_size": ffn.hidden,
-        "hidden_act": activation_name(ffn.activation),
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": written_length(rope, config.max_length),
-        "rms_norm_eps": parts.norm_of(block).epsilon,
-        "tie_word_embeddings": isinstance(config.head, TiedHead),
-    }
+SILU = Nonlinearity("hidden_act", "silu")
+UNROTATED: Table = (
+    Field("num_hidden_layers", "layers"),
+    Field("num_attention_heads", "heads"),
+    Field("num_key_value_heads", "kv_heads", lambda found: found["heads"]),
+    Field("hidden_size", "width"),
+    Field("head_dim", "head_dim", lambda found: found["width"] // found["heads"]),
+    Field("intermediate_size", "hidden"),
+    Field("vocab_size", "vocab_size"),
+    Field("rms_norm_eps", "epsilon", 1e-6),
+    Field("tie_word_embeddings", "tied", False),
+    SILU,
+)
+"""What the config.json of LLaMA and its heirs have in common, but for positions."""
+DECODER: Table = (*UNROTATED, Rope())
+BIAS = Field("attention_bias", "bias", False)
 
 
 def tensors(
@@ -122,40 +77,19 @@ BEFORE = ("input_layernorm", "post_attention_layernorm")
 PRE_NORM = functools.partial(tensors, before=BEFORE)
 
 
-def _read_llama(settings: Settings) -> TransformerConfig:
-    bias = settings.given("attention_bias", default=False)
-    return read_decoder(settings, bias=bias, ffn_bias=settings.given("mlp_bias", default=False))
-
-
-def _write_llama(config: TransformerConfig) -> dict[str, Any]:
-    block = parts.first(config)
-    return write_decoder(config) | {
-        "attention_bias": parts.attention_of(block).bias,
-        "mlp_bias": parts.dense_of(block).bias,
-    }
-
-
-def _read_mistral(settings: Settings) -> TransformerConfig:
-    return read_decoder(settings, kv_heads=8, window=settings.stated("sliding_window", default=4096))
-
-
-def _write_mistral(config: TransformerConfig) -> dict[str, Any]:
-    return write_decoder(config) | {"sliding_window": parts.window_of(parts.attention_of(parts.first(config)))}
-
-
-def _windows(settings: Settings) -> tuple[int | None, ...]:
+def _read_windows(settings: Settings, found: Arguments) -> Arguments:
     """Tokens that each layer of a Qwen sees: by `layer_types`, or the layers from `max_window_layers` on."""
-    layers, window = settings.need("num_hidden_layers"), settings.given("sliding_window", default=4096)
+    layers, window = found["layers"], settings.given("sliding_window", default=4096)
     if not settings.given("use_sliding_window", default=False):
-        return (None,) * layers
+        return {"window": (None,) * layers}
     full = min(settings.given("max_window_layers", default=28), layers)
     kinds = ["full_attention"] * full + ["sliding_attention"] * (layers - full)
-    return layer_windows(settings.given("layer_types", default=kinds), layers, window)
+    return {"window": layer_windows(settings.given("layer_types", default=kinds), layers, window)}
 
 
 def write_windows(config: TransformerConfig) -> dict[str, Any]:
     """The options from which Qwen reads how many tokens each layer sees."""
-    windows = [parts.window_of(parts.attention_of(place.block)) for place in parts.places(config)]
+    windows = parts.windows(config)
     used = [window for window in windows if window is not None]
     return {
         "use_sliding_window": bool(used),
@@ -164,44 +98,27 @@ def write_windows(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def _read_qwen2(settings: Settings) -> TransformerConfig:
-    return read_decoder(settings, qwen2, kv_heads=32, window=_windows(settings))
-
-
-def _read_qwen3(settings: Settings) -> TransformerConfig:
-    bias = settings.given("attention_bias", default=False)
-    return read_decoder(settings, qwen3, kv_heads=32, head_dim=128, bias=bias, window=_windows(settings))
-
-
-def _write_qwen(config: TransformerConfig) -> dict[str, Any]:
-    return (
-        write_decoder(config) | write_windows(config) | {"attention_bias": parts.attention_of(parts.first(config)).bias}
-    )
-
-
-def _read_phi3(settings: Settings) -> TransformerConfig:
+def _read_phi3_rope(settings: Settings, found: Arguments) -> Arguments:
     # transformers takes this length from the top of the file only.
     original = settings.given("original_max_position_embeddings", default=4096)
-    length, head_dim = settings.need("max_position_embeddings"), _head_dim(settings)
-    rope = read_partial_rope(settings.with_option("original_max_position_embeddings", original), head_dim, length)
+    length, settings = settings.need("max_position_embeddings"), settings.with_option(_ORIGINAL, original)
+    rope = read_partial_rope(settings, found["head_dim"], length)
     check(
         isinstance(rope.scaling, Unscaled | LongRoPEScaling),
         f"config.json scales rotations by {type(rope.scaling).__name__}: Phi-3 has LongRoPE only",
     )
-    return read_decoder(settings, epsilon=1e-5, rope=rope, window=settings.given("sliding_window"))
+    return {"rope": rope, "max_length": longest(rope, length)}
 
 
-def _write_phi3(config: TransformerConfig) -> dict[str, Any]:
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def _write_phi3_rope(config: TransformerConfig) -> dict[str, Any]:
     mixer = parts.attention_of(parts.first(config))
-    rope = write_partial_rope(parts.rope_of(mixer), mixer.head_dim)
-    whole = dataclasses.replace(parts.rope_of(mixer), features=None)
-    scaling = whole.scaling
-    original = scaling.original_length if isinstance(scaling, LongRoPEScaling) else config.max_length
-    return (
-        write_decoder(config, whole)
-        | rope
-        | {"sliding_window": parts.window_of(mixer), "original_max_position_embeddings": original}
-    )
+    rope = parts.rope_of(mixer)
+    length = written_length(dataclasses.replace(rope, features=None), config.max_length)
+    original = rope.scaling.original_length if isinstance(rope.scaling, LongRoPEScaling) else config.max_length
+    return write_partial_rope(rope, mixer.head_dim) | {"max_position_embeddings": length, _ORIGINAL: original}
 
 
 def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -219,26 +136,43 @@ def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:
         )
 
 
-def _read_olmo2(settings: Settings) -> TransformerConfig:
-    return read_decoder(settings, olmo2, epsilon=1e-5, bias=settings.given("attention_bias", default=False))
-
-
-def _write_olmo2(config: TransformerConfig) -> dict[str, Any]:
-    return write_decoder(config) | {"attention_bias": parts.attention_of(parts.first(config)).bias}
-
-
 _OLMO2 = functools.partial(tensors, after=("post_attention_layernorm", "post_feedforward_layernorm"))
 
 
-def _family(kind: str, architecture: str, read: Any, write: Any, tensors: Any) -> Family:
-    return Family(kind, architecture, read, write, tensors, prefix="model.", unread=(r"rotary_emb\.inv_freq$",))
+def _family(
+    kind: str, architecture: str, fields: Table, build: Callable[..., ModelConfig] = llama, tensors: Any = PRE_NORM
+) -> Family:
+    return Family(kind, architecture, build, fields, tensors, prefix="model.", unread=(r"rotary_emb\.inv_freq$",))
 
 
 FAMILIES = (
-    _family("llama", "LlamaForCausalLM", _read_llama, _write_llama, PRE_NORM),
-    _family("mistral", "MistralForCausalLM", _read_mistral, _write_mistral, PRE_NORM),
-    _family("qwen2", "Qwen2ForCausalLM", _read_qwen2, _write_qwen, PRE_NORM),
-    _family("qwen3", "Qwen3ForCausalLM", _read_qwen3, _write_qwen, PRE_NORM),
-    _family("phi3", "Phi3ForCausalLM", _read_phi3, _write_phi3, _fused_tensors),
-    _family("olmo2", "Olmo2ForCausalLM", _read_olmo2, _write_olmo2, _OLMO2),
+    _family("llama", "LlamaForCausalLM", (*DECODER, BIAS, Field("mlp_bias", "ffn_bias", False))),
+    _family(
+        "mistral",
+        "MistralForCausalLM",
+        (*defaults(DECODER, kv_heads=8), Field("sliding_window", "window", 4096, null=True)),
+    ),
+    _family(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        (*defaults(DECODER, kv_heads=32), Pair(_read_windows, write_windows)),
+        qwen2,
+    ),
+    _family(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        (*defaults(DECODER, kv_heads=32, head_dim=128), BIAS, Pair(_read_windows, write_windows)),
+        qwen3,
+    ),
+    _family(
+        "phi3",
+        "Phi3ForCausalLM",
+        (
+            *defaults(UNROTATED, epsilon=1e-5),
+            Pair(_read_phi3_rope, _write_phi3_rope),
+            Field("sliding_window", "window", None),
+        ),
+        tensors=_fused_tensors,
+    ),
+    _family("olmo2", "Olmo2ForCausalLM", (*defaults(DECODER, epsilon=1e-5), BIAS), olmo2, _OLMO2),
 )

@@ -4,18 +4,19 @@ Letters beyond those of mapping.py: c channels of the convolution, w its taps, i
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Only, Pair, Table
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
 from llm_jax.layers.recurrent.convolution import ConvolutionConfig
 from llm_jax.layers.recurrent.mamba2 import Mamba2Config
 from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm
-from llm_jax.models.config import TiedHead, TransformerConfig
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.mamba2 import mamba2
 
 _LONGEST = 2**20
@@ -24,35 +25,42 @@ _LONGEST = 2**20
 _CHUNK = 256
 
 
-def _read(settings: Settings) -> TransformerConfig:
-    settings.only("hidden_act", "silu", default="silu")
-    heads, head_dim = settings.given("num_heads", default=128), settings.given("head_dim", default=64)
-    width, expand = settings.need("hidden_size"), settings.given("expand", default=2)
+def _held(name: str) -> Callable[[TransformerConfig], Any]:
+    return lambda config: getattr(parts.mixer_of(parts.first(config), Mamba2Config), name)
+
+
+def _read_expand(settings: Settings, found: Arguments) -> Arguments:
+    width, heads, head_dim = (found[name] for name in ("width", "heads", "head_dim"))
+    expand = settings.given("expand", default=2)
     check(
         int(expand * width) == heads * head_dim,
         f"config.json has expand {expand} of hidden_size {width} and num_heads {heads} of head_dim {head_dim}: "
         "transformers takes them only where they are as many features",
     )
+    return {}
+
+
+def _write_expand(config: TransformerConfig) -> dict[str, Any]:
+    features = _held("features")(config)
+    expand, rest = divmod(features, config.width)
+    check(rest == 0, f"the mixer has {features} features: config.json can only say a multiple of {config.width}")
+    return {"expand": expand}
+
+
+def _read_convolution(settings: Settings, found: Arguments) -> Arguments:
+    taps, bias = settings.given("conv_kernel", default=4), settings.given("use_conv_bias", default=True)
+    return {"convolution": ConvolutionConfig(taps, bias)}
+
+
+def _write_convolution(config: TransformerConfig) -> dict[str, Any]:
+    convolution = _held("convolution")(config)
+    return {"conv_kernel": convolution.taps, "use_conv_bias": convolution.bias}
+
+
+def _read_limits(settings: Settings, found: Arguments) -> Arguments:
     limits = tuple(map(_number, settings.given("time_step_limit", default=(0.0, math.inf))))
     check(len(limits) == 2, f"config.json has time_step_limit = {list(limits)}: it must be the least and the largest")
-    return mamba2(
-        settings.given("num_hidden_layers", default=64),
-        width,
-        vocab_size=settings.need("vocab_size"),
-        max_length=settings.given("max_position_embeddings", default=_LONGEST),
-        heads=heads,
-        head_dim=head_dim,
-        groups=settings.given("n_groups", default=8),
-        state_size=settings.given("state_size", default=128),
-        convolution=ConvolutionConfig(
-            settings.given("conv_kernel", default=4), settings.given("use_conv_bias", default=True)
-        ),
-        bias=settings.given("use_bias", default=False),
-        epsilon=settings.given("layer_norm_epsilon", default=1e-5),
-        step_limit=(limits[0], limits[1]),
-        tied=settings.given("tie_word_embeddings", default=False),
-        form=ChunkwiseForm(settings.given("chunk_size", default=_CHUNK)),
-    )
+    return {"step_limit": limits}
 
 
 def _number(value: float | dict[str, str]) -> float:
@@ -60,31 +68,39 @@ def _number(value: float | dict[str, str]) -> float:
     return float(value["__float__"] if isinstance(value, dict) else value)
 
 
-def _write(config: TransformerConfig) -> dict[str, Any]:
-    block = parts.first(config)
-    mixer = parts.mixer_of(block, Mamba2Config)
-    expand, rest = divmod(mixer.features, config.width)
-    check(rest == 0, f"the mixer has {mixer.features} features: config.json can only say a multiple of {config.width}")
-    return {
-        "num_hidden_layers": config.depth,
-        "hidden_size": config.width,
-        "vocab_size": config.vocab_size,
-        # It bounds nothing there, as it bounds nothing in the recurrence.
-        "max_position_embeddings": config.max_length,
-        "expand": expand,
-        "num_heads": mixer.heads,
-        "head_dim": mixer.head_dim,
-        "n_groups": mixer.groups,
-        "state_size": mixer.state_size,
-        "conv_kernel": mixer.convolution.taps,
-        "use_conv_bias": mixer.convolution.bias,
-        "use_bias": mixer.bias,
-        # It changes the order of sums and nothing else.
-        "chunk_size": mixer.form.chunk if isinstance(mixer.form, ChunkwiseForm) else _CHUNK,
-        "layer_norm_epsilon": parts.norm_of(block).epsilon,
-        "tie_word_embeddings": isinstance(config.head, TiedHead),
-        "time_step_limit": [{"__float__": "Infinity"} if math.isinf(limit) else limit for limit in mixer.step_limit],
-    }
+def _write_limits(config: TransformerConfig) -> dict[str, Any]:
+    limits = _held("step_limit")(config)
+    return {"time_step_limit": [{"__float__": "Infinity"} if math.isinf(limit) else limit for limit in limits]}
+
+
+def _write_chunk(config: TransformerConfig) -> dict[str, Any]:
+    """It changes the order of sums and nothing else."""
+    form = _held("form")(config)
+    return {"chunk_size": form.chunk if isinstance(form, ChunkwiseForm) else _CHUNK}
+
+
+_FIELDS: Table = (
+    Only("hidden_act", "silu"),
+    Field("num_hidden_layers", "layers", 64),
+    Field("hidden_size", "width"),
+    Field("vocab_size", "vocab_size"),
+    # It bounds nothing there, as it bounds nothing in the recurrence.
+    Field("max_position_embeddings", "max_length", _LONGEST),
+    Field("num_heads", "heads", 128, _held("heads")),
+    Field("head_dim", "head_dim", 64, _held("head_dim")),
+    Pair(_read_expand, _write_expand),
+    Field("n_groups", "groups", 8, _held("groups")),
+    Field("state_size", "state_size", 128, _held("state_size")),
+    Pair(_read_convolution, _write_convolution),
+    Field("use_bias", "bias", False, _held("bias")),
+    Field("layer_norm_epsilon", "epsilon", 1e-5),
+    Pair(_read_limits, _write_limits),
+    Field("tie_word_embeddings", "tied", False),
+    Pair(
+        lambda settings, found: {"form": ChunkwiseForm(settings.given("chunk_size", default=_CHUNK))},
+        _write_chunk,
+    ),
+)
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -117,8 +133,8 @@ FAMILIES = (
     Family(
         "mamba2",
         "Mamba2ForCausalLM",
-        _read,
-        _write,
+        mamba2,
+        _FIELDS,
         _tensors,
         prefix="backbone.",
         copies={"lm_head.weight": "backbone.embeddings.weight"},

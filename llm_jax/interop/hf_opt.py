@@ -1,52 +1,32 @@
 """OPT's checkpoints."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Field, Nonlinearity, Only, Pair, Table, tying
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.opt import opt
-from llm_jax.models.heads import TiedHead
 
-
-def _read(settings: Settings) -> TransformerConfig:
-    settings.only("_remove_final_layer_norm", False, default=False)
-    settings.only("layer_norm_elementwise_affine", True, default=True)
-    config = opt(
-        settings.need("num_hidden_layers"),
-        settings.need("num_attention_heads"),
-        settings.need("hidden_size"),
-        vocab_size=settings.need("vocab_size"),
-        max_length=settings.given("max_position_embeddings", default=2048),
-        hidden=settings.need("ffn_dim"),
-        activation=settings.activation("activation_function", default="relu"),
-        bias=settings.given("enable_bias", default=True),
-        embed_width=settings.given("word_embed_proj_dim"),
-        post_norm=not settings.given("do_layer_norm_before", default=True),
-    )
-    return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))
-
-
-def _write(config: TransformerConfig) -> dict[str, Any]:
-    block = parts.first(config)
-    mixer = parts.attention_of(block)
-    ffn = parts.dense_of(block)
-    return {
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": mixer.heads,
-        "hidden_size": config.width,
-        "word_embed_proj_dim": config.embed.table_width(config.width),
-        "do_layer_norm_before": config.final_norm is not None,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_length,
-        "ffn_dim": ffn.hidden,
-        "activation_function": activation_name(ffn.activation),
-        "enable_bias": mixer.bias,
-        "tie_word_embeddings": isinstance(config.head, TiedHead),
-    }
+_FIELDS: Table = (
+    Only("_remove_final_layer_norm", False),
+    Only("layer_norm_elementwise_affine", True),
+    Field("num_hidden_layers", "layers"),
+    Field("num_attention_heads", "heads"),
+    Field("hidden_size", "width"),
+    Field("vocab_size", "vocab_size"),
+    Field("max_position_embeddings", "max_length", 2048),
+    Field("ffn_dim", "hidden"),
+    Nonlinearity("activation_function", "relu"),
+    Field("enable_bias", "bias", True),
+    Field("word_embed_proj_dim", "embed_width", None),
+    Pair(
+        lambda settings, found: {"post_norm": not settings.given("do_layer_norm_before", default=True)},
+        lambda config: {"do_layer_norm_before": config.final_norm is not None},
+    ),
+    Field("tie_word_embeddings", "tied", True),
+)
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -72,8 +52,8 @@ FAMILIES = (
     Family(
         "opt",
         "OPTForCausalLM",
-        _read,
-        _write,
+        tying(opt),
+        _FIELDS,
         _tensors,
         prefix="model.",
         counts_tokens=lambda config: True,

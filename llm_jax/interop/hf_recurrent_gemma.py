@@ -6,16 +6,16 @@ from typing import Any
 from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table, tying
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import read_partial_rope, write_partial_rope
-from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.interop.settings import Settings
 from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.positions.rope_scaling import Unscaled
 from llm_jax.layers.recurrent.rg_lru import RGLRUConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.recurrent_gemma import PATTERN, recurrent_gemma
-from llm_jax.models.heads import TiedHead
 
 
 def _kind(block: BlockConfig) -> str:
@@ -24,38 +24,6 @@ def _kind(block: BlockConfig) -> str:
         return "recurrent"
     parts.attention_of(block)
     return "attention"
-
-
-def _read(settings: Settings) -> TransformerConfig:
-    heads, width = settings.need("num_attention_heads"), settings.need("hidden_size")
-    settings.only("head_dim", width // heads, default=width // heads)
-    layers, length = settings.need("num_hidden_layers"), settings.given("max_position_embeddings", default=8192)
-    # Older files have the kinds of layers under a name of their own.
-    kinds = tuple(settings.given("block_types", "_block_types", default=PATTERN))
-    rope = read_partial_rope(settings, width // heads, length, share=0.5)
-    check(
-        isinstance(rope.scaling, Unscaled),
-        f"config.json scales rotations by {type(rope.scaling).__name__}: RecurrentGemma does not",
-    )
-    config = recurrent_gemma(
-        layers,
-        heads,
-        width,
-        hidden=_half(settings.need("intermediate_size")),
-        kv_heads=settings.given("num_key_value_heads", default=heads),
-        channels=settings.given("lru_width", default=width),
-        vocab_size=settings.need("vocab_size"),
-        max_length=length,
-        window=settings.given("attention_window_size", default=2048),
-        pattern=kinds,
-        taps=settings.given("conv1d_width", default=4),
-        rope=rope,
-        softcap=settings.given("logits_soft_cap", default=30.0),
-        activation=settings.activation("hidden_activation", default="gelu_pytorch_tanh"),
-        epsilon=settings.given("rms_norm_eps", default=1e-6),
-        bias=settings.given("attention_bias", default=False),
-    )
-    return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))
 
 
 def _half(size: int) -> int:
@@ -71,29 +39,61 @@ def _first(config: TransformerConfig, kind: type) -> BlockConfig:
     return found[0]
 
 
-def _write(config: TransformerConfig) -> dict[str, Any]:
-    recurrent, block = parts.mixer_of(_first(config, RGLRUConfig), RGLRUConfig), _first(config, AttentionConfig)
-    mixer = parts.attention_of(block)
+def _attention(config: TransformerConfig) -> AttentionConfig:
+    return parts.attention_of(_first(config, AttentionConfig))
+
+
+def _recurrence(config: TransformerConfig) -> RGLRUConfig:
+    return parts.mixer_of(_first(config, RGLRUConfig), RGLRUConfig)
+
+
+def _read_rope(settings: Settings, found: Arguments) -> Arguments:
+    length = settings.given("max_position_embeddings", default=8192)
+    rope = read_partial_rope(settings, found["width"] // found["heads"], length, share=0.5)
+    check(
+        isinstance(rope.scaling, Unscaled),
+        f"config.json scales rotations by {type(rope.scaling).__name__}: RecurrentGemma does not",
+    )
+    return {"rope": rope, "max_length": length}
+
+
+def _write_rope(config: TransformerConfig) -> dict[str, Any]:
+    mixer = _attention(config)
     rope = parts.rope_of(mixer)
     check(isinstance(rope.scaling, Unscaled), "rotations are scaled: RecurrentGemma's are not")
-    return write_partial_rope(rope, mixer.head_dim) | {
-        "num_hidden_layers": config.depth,
-        "block_types": [_kind(place.block) for place in parts.places(config)],
-        "num_attention_heads": mixer.heads,
-        "num_key_value_heads": mixer.kv_heads,
-        "hidden_size": config.width,
-        "intermediate_size": 2 * parts.dense_of(block).hidden,
-        "hidden_activation": activation_name(parts.dense_of(block).activation),
-        "lru_width": recurrent.channels,
-        "conv1d_width": recurrent.convolution.taps,
-        "attention_window_size": parts.window_of(mixer),
-        "attention_bias": mixer.bias,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_length,
-        "rms_norm_eps": parts.norm_of(block).epsilon,
-        "logits_soft_cap": parts.head_of(config).softcap,
-        "tie_word_embeddings": isinstance(config.head, TiedHead),
-    }
+    return write_partial_rope(rope, mixer.head_dim) | {"max_position_embeddings": config.max_length}
+
+
+def _read_pattern(settings: Settings, found: Arguments) -> Arguments:
+    # Older files have the kinds of layers under a name of their own.
+    return {"pattern": tuple(settings.given("block_types", "_block_types", default=PATTERN))}
+
+
+_FIELDS: Table = (
+    Field("num_hidden_layers", "layers"),
+    Field("num_attention_heads", "heads", held=lambda config: _attention(config).heads),
+    Field("hidden_size", "width"),
+    Only("head_dim", lambda found: found["width"] // found["heads"]),
+    Pair(_read_pattern, lambda config: {"block_types": [_kind(place.block) for place in parts.places(config)]}),
+    Pair(_read_rope, _write_rope),
+    Pair(
+        lambda settings, found: {"hidden": _half(settings.need("intermediate_size"))},
+        lambda config: {"intermediate_size": 2 * parts.dense_of(_first(config, AttentionConfig)).hidden},
+    ),
+    Field(
+        *("num_key_value_heads", "kv_heads", lambda found: found["heads"]),
+        held=lambda config: _attention(config).kv_heads,
+    ),
+    Field("lru_width", "channels", lambda found: found["width"], lambda config: _recurrence(config).channels),
+    Field("vocab_size", "vocab_size"),
+    Field("attention_window_size", "window", 2048, lambda config: parts.window_of(_attention(config))),
+    Field("conv1d_width", "taps", 4, lambda config: _recurrence(config).convolution.taps),
+    Field("logits_soft_cap", "softcap", 30.0, lambda config: parts.head_of(config).softcap),
+    Nonlinearity("hidden_activation", "gelu_pytorch_tanh"),
+    Field("rms_norm_eps", "epsilon", 1e-6),
+    Field("attention_bias", "bias", False, lambda config: _attention(config).bias),
+    Field("tie_word_embeddings", "tied", True),
+)
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -132,4 +132,6 @@ def _recurrent(place: parts.Place, name: str) -> Iterator[Tensor]:
         yield Tensor(f"{name}.{theirs}", layout, (place.leaf(f"mixer/{ours}", leaf_layout),), place.sizes)
 
 
-FAMILIES = (Family("recurrent_gemma", "RecurrentGemmaForCausalLM", _read, _write, _tensors, prefix="model."),)
+FAMILIES = (
+    Family("recurrent_gemma", "RecurrentGemmaForCausalLM", tying(recurrent_gemma), _FIELDS, _tensors, prefix="model."),
+)

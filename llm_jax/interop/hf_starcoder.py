@@ -1,52 +1,31 @@
 """Checkpoints of StarCoder (`gpt_bigcode`) and StarCoder 2."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Field, Nonlinearity, Only, Pair, Rope, Table
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
-from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.starcoder import starcoder, starcoder2
-from llm_jax.models.heads import TiedHead
 
-
-def _read_1(settings: Settings) -> TransformerConfig:
-    settings.only("scale_attn_weights", True, default=True)
-    settings.only("add_cross_attention", False, default=False)
-    heads = settings.need("n_head")
-    return starcoder(
-        settings.need("n_layer"),
-        heads,
-        settings.need("n_embd"),
-        kv_heads=1 if settings.given("multi_query", default=True) else heads,
-        vocab_size=settings.need("vocab_size"),
-        max_length=settings.given("n_positions", default=1024),
-        hidden=settings.given("n_inner"),
-        activation=settings.activation("activation_function", default="gelu_pytorch_tanh"),
-        epsilon=settings.given("layer_norm_epsilon", default=1e-5),
-        tied=settings.given("tie_word_embeddings", default=True),
-    )
-
-
-def _write_1(config: TransformerConfig) -> dict[str, Any]:
-    block = parts.first(config)
-    mixer = parts.attention_of(block)
-    ffn = parts.dense_of(block)
-    return {
-        "n_layer": config.depth,
-        "n_head": mixer.heads,
-        "n_embd": config.width,
-        "multi_query": mixer.kv_heads == 1,
-        "vocab_size": config.vocab_size,
-        "n_positions": config.max_length,
-        "n_inner": ffn.hidden,
-        "activation_function": activation_name(ffn.activation),
-        "layer_norm_epsilon": parts.norm_of(block).epsilon,
-        "tie_word_embeddings": isinstance(config.head, TiedHead),
-    }
+_STARCODER: Table = (
+    Only("scale_attn_weights", True),
+    Only("add_cross_attention", False),
+    Field("n_layer", "layers"),
+    Field("n_head", "heads"),
+    Field("n_embd", "width"),
+    Pair(
+        lambda settings, found: {"kv_heads": 1 if settings.given("multi_query", default=True) else found["heads"]},
+        lambda config: {"multi_query": parts.attention_of(parts.first(config)).kv_heads == 1},
+    ),
+    Field("vocab_size", "vocab_size"),
+    Field("n_positions", "max_length", 1024),
+    Field("n_inner", "hidden", None),
+    Nonlinearity("activation_function", "gelu_pytorch_tanh"),
+    Field("layer_norm_epsilon", "epsilon", 1e-5),
+    Field("tie_word_embeddings", "tied", True),
+)
 
 
 def _tensors_1(config: TransformerConfig) -> Iterator[Tensor]:
@@ -67,45 +46,20 @@ def _tensors_1(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.head(config, "lm_head")
 
 
-def _read_2(settings: Settings) -> TransformerConfig:
-    heads, width = settings.need("num_attention_heads"), settings.need("hidden_size")
-    length = settings.need("max_position_embeddings")
-    rope = read_rope(settings, width // heads, length)
-    return starcoder2(
-        settings.need("num_hidden_layers"),
-        heads,
-        width,
-        kv_heads=settings.given("num_key_value_heads", default=2),
-        hidden=settings.need("intermediate_size"),
-        vocab_size=settings.need("vocab_size"),
-        max_length=longest(rope, length),
-        rope=rope,
-        window=settings.stated("sliding_window", default=None),
-        activation=settings.activation("hidden_act", default="gelu_pytorch_tanh"),
-        epsilon=settings.given("norm_epsilon", default=1e-5),
-        bias=settings.given("use_bias", default=True),
-        tied=settings.given("tie_word_embeddings", default=True),
-    )
-
-
-def _write_2(config: TransformerConfig) -> dict[str, Any]:
-    block = parts.first(config)
-    mixer = parts.attention_of(block)
-    ffn = parts.dense_of(block)
-    return write_rope(parts.rope_of(mixer)) | {
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": mixer.heads,
-        "num_key_value_heads": mixer.kv_heads,
-        "hidden_size": config.width,
-        "intermediate_size": ffn.hidden,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": written_length(parts.rope_of(mixer), config.max_length),
-        "sliding_window": parts.window_of(mixer),
-        "hidden_act": activation_name(ffn.activation),
-        "norm_epsilon": parts.norm_of(block).epsilon,
-        "use_bias": mixer.bias,
-        "tie_word_embeddings": isinstance(config.head, TiedHead),
-    }
+_STARCODER2: Table = (
+    Field("num_hidden_layers", "layers"),
+    Field("num_attention_heads", "heads"),
+    Field("num_key_value_heads", "kv_heads", 2),
+    Field("hidden_size", "width"),
+    Field("intermediate_size", "hidden"),
+    Field("vocab_size", "vocab_size"),
+    Rope(),
+    Field("sliding_window", "window", None),
+    Nonlinearity("hidden_act", "gelu_pytorch_tanh"),
+    Field("norm_epsilon", "epsilon", 1e-5),
+    Field("use_bias", "bias", True),
+    Field("tie_word_embeddings", "tied", True),
+)
 
 
 def _tensors_2(config: TransformerConfig) -> Iterator[Tensor]:
@@ -124,12 +78,12 @@ FAMILIES = (
     Family(
         "gpt_bigcode",
         "GPTBigCodeForCausalLM",
-        _read_1,
-        _write_1,
+        starcoder,
+        _STARCODER,
         _tensors_1,
         prefix="transformer.",
         copies={"lm_head.weight": "transformer.wte.weight"},
         unread=(r"\.attn\.(masked_)?bias$",),
     ),
-    Family("starcoder2", "Starcoder2ForCausalLM", _read_2, _write_2, _tensors_2, prefix="model."),
+    Family("starcoder2", "Starcoder2ForCausalLM", starcoder2, _STARCODER2, _tensors_2, prefix="model."),
 )

@@ -5,16 +5,17 @@ there, and none here. Noise is in training only, as here. Its load loss is that 
 of the batch, as in the paper.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
 
 from llm_jax.interop import experts, parts
 from llm_jax.interop.family import Family
-from llm_jax.interop.hf_t5 import COPIES, UNREAD, read_pair, tensors, write_pair
+from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table
+from llm_jax.interop.hf_t5 import COPIES, PAIR, UNREAD, tensors
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.interop.settings import Settings
+from llm_jax.layers.activations import Activation
 from llm_jax.layers.ffn.dispatch.capacity import FixedCapacity, Limited
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
@@ -22,27 +23,18 @@ from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.families.switch import switch
 
 
-def _read(settings: Settings) -> EncoderDecoderConfig:
-    # transformers' class reads no other option of its ffns: `feed_forward_proj` and `is_gated_act` gate nothing.
-    activation = settings.activation("dense_act_fn", default="relu")
-    settings.only("router_dtype", "float32", default="float32")
-    layers = settings.need("num_layers")
-    decoder_layers = settings.given("num_decoder_layers", default=layers)
-    pair = read_pair(
-        settings,
-        switch,
-        experts=settings.given("num_experts", default=8),
-        every=_every(settings.given("num_sparse_encoder_layers", default=3), layers),
-        decoder_every=_every(settings.given("num_sparse_decoder_layers", default=3), decoder_layers),
-        bias=settings.given("router_bias", default=False),
-        tied=settings.given("tie_word_embeddings", default=True),
-        dispatch=FixedCapacity(limit=settings.given("expert_capacity", default=64)),
-    )
-    names = ("router_aux_loss_coef", "router_z_loss_coef")
-    coefficients = [settings.given(name, default=0.001) for name in names]
-    stacks = (parts.with_activation(stack, activation) for stack in pair.stacks)
-    encoder, decoder = (experts.balanced(stack, *coefficients) for stack in stacks)
-    return dataclasses.replace(pair, encoder=encoder, decoder=decoder)
+def _switch(*, activation: Activation, load: float, z: float, **given: Any) -> EncoderDecoderConfig:
+    pair = switch(**given)
+    stacks = (experts.balanced(parts.with_activation(stack, activation), load, z) for stack in pair.stacks)
+    return EncoderDecoderConfig(*stacks)
+
+
+def _read_mixed(settings: Settings, found: Arguments) -> Arguments:
+    sides = {"every": ("encoder", found["layers"]), "decoder_every": ("decoder", found["decoder_layers"])}
+    return {
+        argument: _every(settings.given(f"num_sparse_{side}_layers", default=3), layers)
+        for argument, (side, layers) in sides.items()
+    }
 
 
 def _every(mixed: int, layers: int) -> int:
@@ -51,18 +43,31 @@ def _every(mixed: int, layers: int) -> int:
     return layers // mixed if mixed else layers
 
 
-def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
-    decoder, layer = config.decoder, parts.expert_layer(config.decoder)
-    return write_pair(config) | {
-        "num_sparse_encoder_layers": len(parts.mixed_layers(config.encoder)),
-        "num_sparse_decoder_layers": len(parts.mixed_layers(decoder)),
-        "num_experts": layer.count,
-        "expert_capacity": _capacity(layer, decoder.max_length),
-        "router_bias": _has_bias(layer),
-        "router_aux_loss_coef": experts.load_coefficient(decoder),
-        "router_z_loss_coef": experts.z_coefficient(decoder),
-        "dense_act_fn": activation_name(layer.expert.activation),
-    }
+def _write_mixed(config: EncoderDecoderConfig) -> dict[str, Any]:
+    sides = {"encoder": config.encoder, "decoder": config.decoder}
+    return {f"num_sparse_{name}_layers": len(parts.mixed_layers(side)) for name, side in sides.items()}
+
+
+def _layer(config: EncoderDecoderConfig) -> MoEConfig:
+    return parts.expert_layer(config.decoder)
+
+
+_FIELDS: Table = (
+    # transformers' class reads no other option of its ffns: `feed_forward_proj` and `is_gated_act` gate nothing.
+    Nonlinearity("dense_act_fn", "relu"),
+    Only("router_dtype", "float32"),
+    *PAIR,
+    Pair(_read_mixed, _write_mixed),
+    Field("num_experts", "experts", 8),
+    Pair(
+        lambda settings, found: {"dispatch": FixedCapacity(limit=settings.given("expert_capacity", default=64))},
+        lambda config: {"expert_capacity": _capacity(_layer(config), config.decoder.max_length)},
+    ),
+    Field("router_bias", "bias", False, lambda config: _has_bias(_layer(config))),
+    Field("router_aux_loss_coef", "load", 0.001),
+    Field("router_z_loss_coef", "z", 0.001),
+    Field("tie_word_embeddings", "tied", True),
+)
 
 
 def _capacity(layer: MoEConfig, length: int) -> int:
@@ -88,8 +93,8 @@ FAMILIES = (
     Family(
         "switch_transformers",
         "SwitchTransformersForConditionalGeneration",
-        _read,
-        _write,
+        _switch,
+        _FIELDS,
         functools.partial(tensors, ffn=_ffn),
         copies=COPIES,
         unread=UNREAD,

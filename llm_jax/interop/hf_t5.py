@@ -8,87 +8,73 @@ from typing import Any
 from llm_jax.core.checks import given
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Pair, Table, constant
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.heads import TiedHead
 
 
-def read_pair(
-    settings: Settings, build: Callable[..., EncoderDecoderConfig] = t5, **of_family: Any
-) -> EncoderDecoderConfig:
-    """What all of them have in common; `build` is the family's function."""
-    return build(
-        settings.need("num_layers"),
-        settings.need("num_heads"),
-        settings.need("d_model"),
-        hidden=settings.need("d_ff"),
-        head_dim=settings.need("d_kv"),
-        vocab_size=settings.need("vocab_size"),
-        max_length=settings.given("n_positions", default=512),
-        decoder_layers=settings.given("num_decoder_layers"),
-        buckets=settings.given("relative_attention_num_buckets", default=32),
-        max_distance=settings.given("relative_attention_max_distance", default=128),
-        epsilon=settings.given("layer_norm_epsilon", default=1e-6),
-        **of_family,
-    )
+def _bias(config: EncoderDecoderConfig) -> RelativeBiasConfig:
+    return given(config.decoder.relative_bias, "the model has no biases by relative place, and T5 has")[0]
 
 
-def write_pair(config: EncoderDecoderConfig) -> dict[str, Any]:
-    """What all of them have in common."""
-    decoder, ffn = config.decoder, parts.plain_ffn(config.decoder)
-    block = parts.first(decoder)
-    mixer = parts.attention_of(block)
-    bias, _ = given(decoder.relative_bias, "the model has no biases by relative place, and T5 has")
-    return {
-        "num_layers": config.encoder.depth,
-        "num_decoder_layers": decoder.depth,
-        "num_heads": mixer.heads,
-        "d_model": decoder.width,
-        "d_ff": ffn.hidden,
-        "d_kv": mixer.head_dim,
-        "vocab_size": decoder.vocab_size,
-        "n_positions": decoder.max_length,
-        "tie_word_embeddings": isinstance(decoder.head, TiedHead),
-        "relative_attention_num_buckets": bias.buckets,
-        "relative_attention_max_distance": bias.max_distance,
-        "layer_norm_epsilon": parts.norm_of(block).epsilon,
-        "is_encoder_decoder": True,
-        "pad_token_id": 0,
-        "decoder_start_token_id": 0,
-    }
+PAIR: Table = (
+    Field("num_layers", "layers"),
+    Field("num_decoder_layers", "decoder_layers", lambda found: found["layers"]),
+    Field("num_heads", "heads"),
+    Field("d_model", "width"),
+    Field("d_ff", "hidden"),
+    Field("d_kv", "head_dim"),
+    Field("vocab_size", "vocab_size"),
+    Field("n_positions", "max_length", 512),
+    Field("relative_attention_num_buckets", "buckets", 32, lambda config: _bias(config).buckets),
+    Field("relative_attention_max_distance", "max_distance", 128, lambda config: _bias(config).max_distance),
+    Field("layer_norm_epsilon", "epsilon", 1e-6),
+    constant(is_encoder_decoder=True, pad_token_id=0, decoder_start_token_id=0),
+)
+"""What T5 and Switch Transformers have in common."""
 
 
-def _read(settings: Settings) -> EncoderDecoderConfig:
+def _read_ffn(settings: Settings, found: Arguments) -> Arguments:
     stated = settings.given("feed_forward_proj", default="relu")
     activation = settings.activation("feed_forward_proj", default=stated, prefix="gated-")
+    # "gated-gelu" has always meant the tanh form.
+    activation = "gelu_tanh" if stated == "gated-gelu" else activation
+    return {"activation": activation, "gated": stated.startswith("gated-")}
+
+
+def _write_ffn(config: EncoderDecoderConfig) -> dict[str, Any]:
+    ffn = parts.dense_of(parts.first(config.decoder))
+    gated = isinstance(ffn, GLUConfig)
+    name = {"gelu_tanh": "gelu"}.get(ffn.activation) if gated else None
+    return {"feed_forward_proj": "gated-" * gated + (name or activation_name(ffn.activation))}
+
+
+def _read_head(settings: Settings, found: Arguments) -> Arguments:
     tied = settings.given("tie_word_embeddings", default=True)
     scaled = settings.given("scale_decoder_outputs", default=tied)
     # Files of transformers 5 always say that weights are tied, which they are unless a matrix lies beside the table.
     stored = settings.stores("lm_head.weight")
     own = not scaled and (not tied if stored is None else stored)
-    pair = read_pair(
-        settings,
-        # "gated-gelu" has always meant the tanh form.
-        activation="gelu_tanh" if stated == "gated-gelu" else activation,
-        gated=stated.startswith("gated-"),
-        tied=not own,
-    )
-    if own or scaled:
+    return {"tied": not own, "scaled": scaled}
+
+
+def _write_head(config: EncoderDecoderConfig) -> dict[str, Any]:
+    head = config.decoder.head
+    tied = isinstance(head, TiedHead)
+    return {"tie_word_embeddings": tied, "scale_decoder_outputs": isinstance(head, TiedHead) and head.scale != 1}
+
+
+def _t5(*, tied: bool, scaled: bool, **given: Any) -> EncoderDecoderConfig:
+    """A T5 whose tied scores may be `scaled` or not."""
+    pair = t5(tied=tied, **given)
+    if not tied or scaled:
         return pair
     return dataclasses.replace(pair, decoder=dataclasses.replace(pair.decoder, head=TiedHead()))
-
-
-def _write(config: EncoderDecoderConfig) -> dict[str, Any]:
-    ffn = parts.dense_of(parts.first(config.decoder))
-    gated = isinstance(ffn, GLUConfig)
-    name = {"gelu_tanh": "gelu"}.get(ffn.activation) if gated else None
-    return write_pair(config) | {
-        "feed_forward_proj": "gated-" * gated + (name or activation_name(ffn.activation)),
-        "scale_decoder_outputs": isinstance(config.decoder.head, TiedHead) and config.decoder.head.scale != 1,
-    }
 
 
 FFN = Callable[[parts.Place, str], Iterator[Tensor]]
@@ -133,8 +119,8 @@ FAMILIES = (
     Family(
         "t5",
         "T5ForConditionalGeneration",
-        _read,
-        _write,
+        _t5,
+        (*PAIR, Pair(_read_ffn, _write_ffn), Pair(_read_head, _write_head)),
         functools.partial(tensors, ffn=_ffn),
         copies=COPIES,
         unread=UNREAD,

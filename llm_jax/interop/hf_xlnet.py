@@ -5,8 +5,9 @@ from typing import Any
 
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
+from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table, constant, tying
 from llm_jax.interop.mapping import Leaf, Tensor
-from llm_jax.interop.settings import Settings, activation_name, labels
+from llm_jax.interop.settings import Settings, labels
 from llm_jax.layers.attention.relative import RelativeAttentionConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.encoder import span_head
@@ -32,44 +33,39 @@ def _head(settings: Settings) -> AnyHead | None:
     return settings.head({**makers, _TOKENS: lambda: None}, default=_TOKENS)
 
 
-def _read(settings: Settings) -> TransformerConfig:
-    # Options of memory (mem_len, reuse_len, use_mems_eval) change nothing in a row that no other comes before.
-    settings.only("attn_type", "bi", default="bi")
-    settings.only("bi_data", False, default=False)
-    settings.only("untie_r", True, default=True)
+def _write_head(config: TransformerConfig) -> dict[str, Any]:
+    head = config.head
+    if not isinstance(head, ClassHead):
+        return {"architectures": [_TOKENS]}
+    return {"architectures": [_CLASSES[head.of]]} | labels(head.classes)
+
+
+def _read_farthest(settings: Settings, found: Arguments) -> Arguments:
     farthest = settings.given("clamp_len", default=-1)
-    config = xlnet(
-        settings.need("n_layer"),
-        settings.need("n_head"),
-        settings.need("d_model"),
-        vocab_size=settings.need("vocab_size"),
-        hidden=settings.need("d_inner"),
-        activation=settings.activation("ff_activation"),
-        epsilon=settings.given("layer_norm_eps", default=1e-12),
-        farthest=farthest if farthest > 0 else None,
-        head=_head(settings),
-    )
-    return parts.with_tied(config, settings.given("tie_word_embeddings", default=True))
+    return {"farthest": farthest if farthest > 0 else None}
 
 
-def _write(config: TransformerConfig) -> dict[str, Any]:
-    block, head = parts.first(config), config.head
-    ffn = parts.dense_of(block)
-    mixer = parts.mixer_of(block, RelativeAttentionConfig)
-    of_classes = isinstance(head, ClassHead)
-    return {
-        "architectures": [_CLASSES[head.of] if of_classes else _TOKENS],
-        "tie_word_embeddings": not isinstance(head, HeadConfig),
-        "n_layer": config.depth,
-        "n_head": mixer.heads,
-        "d_model": config.width,
-        "d_inner": ffn.hidden,
-        "vocab_size": config.vocab_size,
-        "ff_activation": activation_name(ffn.activation),
-        "layer_norm_eps": parts.norm_of(block).epsilon,
-        "clamp_len": mixer.farthest or -1,
-        "mem_len": None,
-    } | (labels(head.classes) if of_classes else {})
+def _mixer(config: TransformerConfig) -> RelativeAttentionConfig:
+    return parts.mixer_of(parts.first(config), RelativeAttentionConfig)
+
+
+_FIELDS: Table = (
+    # Options of memory (mem_len, reuse_len, use_mems_eval) change nothing in a row that no other comes before.
+    constant(mem_len=None),
+    Only("attn_type", "bi"),
+    Only("bi_data", False),
+    Only("untie_r", True),
+    Field("n_layer", "layers"),
+    Field("n_head", "heads", held=lambda config: _mixer(config).heads),
+    Field("d_model", "width"),
+    Field("vocab_size", "vocab_size"),
+    Field("d_inner", "hidden"),
+    Nonlinearity("ff_activation"),
+    Field("layer_norm_eps", "epsilon", 1e-12),
+    Pair(_read_farthest, lambda config: {"clamp_len": _mixer(config).farthest or -1}),
+    Pair(lambda settings, found: {"head": _head(settings)}, _write_head),
+    Field("tie_word_embeddings", "tied", True, lambda config: not isinstance(config.head, HeadConfig)),
+)
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -113,8 +109,8 @@ FAMILIES = (
     Family(
         "xlnet",
         _TOKENS,
-        _read,
-        _write,
+        tying(xlnet),
+        _FIELDS,
         _tensors,
         prefix="transformer.",
         copies={"lm_loss.weight": "transformer.word_embedding.weight"},

@@ -91,6 +91,11 @@ def window_of(mixer: AttentionConfig) -> int | None:
     return mixer.mask.window
 
 
+def windows(config: TransformerConfig) -> list[int | None]:
+    """`window_of` all layers."""
+    return [window_of(attention_of(place.block)) for place in places(config)]
+
+
 def rope_of(mixer: AttentionConfig | LatentAttentionConfig) -> RoPEConfig:
     """Rotary positions of attention. ValueError where it has none, or others."""
     if not isinstance(mixer.position, RoPEConfig):

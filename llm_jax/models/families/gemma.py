@@ -90,8 +90,8 @@ def gemma3(
     """A Gemma 3 for text; the rotations of global layers are slowed down by `factor`, for 128k tokens. Other options of
     `gemma`."""
     rope = RoPEConfig(1e6, scaling=LinearScaling(factor)) if factor != 1 else RoPEConfig(1e6)
-    limits = {"vocab_size": 262_144, "max_length": 32768 if factor == 1 else 131_072, "rope": rope}
-    own = {"windows": (window,) * 5 + (None,), "qk_norm": True, "sandwich": True}
+    limits: dict[str, Any] = {"vocab_size": 262_144, "max_length": 32768 if factor == 1 else 131_072, "rope": rope}
+    own: dict[str, Any] = {"windows": (window,) * 5 + (None,), "qk_norm": True, "sandwich": True}
     return gemma(layers, heads, width, **limits, **own, **options)
 
 

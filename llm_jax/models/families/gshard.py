@@ -10,6 +10,7 @@ N(0, 1).
 """
 
 import dataclasses
+from typing import Any
 
 from llm_jax.layers.ffn.balance import LoadLoss
 from llm_jax.layers.ffn.dispatch import Dispatch
@@ -43,8 +44,8 @@ def gshard(
       dispatch: with places for twice an even load of first choices, which is an even load of both (2.2).
     """
     init, buckets = UniformFanIn(), 32
-    sizes = {"hidden": hidden, "head_dim": head_dim, "vocab_size": vocab_size, "max_length": max_length}
-    near = {"buckets": buckets, "distance_init": distance_init(heads, buckets)}
+    sizes: dict[str, Any] = {"hidden": hidden, "head_dim": head_dim, "vocab_size": vocab_size, "max_length": max_length}
+    near: dict[str, Any] = {"buckets": buckets, "distance_init": distance_init(heads, buckets)}
     pair = t5(layers, heads, width, dense_init=init, **sizes, **near)
     expert = MLPConfig(hidden, "relu", bias=False, init=init, out_init=init)
     router = SoftmaxConfig(2, random_second=True, init=init)

@@ -92,7 +92,7 @@ def llama2(layers: int, heads: int, width: int, **options: Any) -> TransformerCo
 
 def code_llama(layers: int, heads: int, width: int, **options: Any) -> TransformerConfig:
     """A Code Llama: LLaMA 2 with slower rotation, for long files (section 2.4); options of `llama`."""
-    long = {"vocab_size": 32016, "max_length": 16384, "rope": RoPEConfig(1e6), "epsilon": 1e-5}
+    long: dict[str, Any] = {"vocab_size": 32016, "max_length": 16384, "rope": RoPEConfig(1e6), "epsilon": 1e-5}
     return llama(layers, heads, width, **long, **options)
 
 
@@ -101,8 +101,8 @@ def llama3(
 ) -> TransformerConfig:
     """A LLaMA 3, or with `long` a 3.1 or 3.2, whose slow rotations are slowed down by `factor`; options of `llama`."""
     rope = RoPEConfig(5e5, scaling=Llama3Scaling(factor)) if long else RoPEConfig(5e5)
-    common = {"kv_heads": 8, "vocab_size": 128_256, "max_length": 131_072 if long else 8192, "epsilon": 1e-5}
-    return llama(layers, heads, width, rope=rope, **common, **options)
+    limits: dict[str, Any] = {"vocab_size": 128_256, "max_length": 131_072 if long else 8192, "rope": rope}
+    return llama(layers, heads, width, kv_heads=8, epsilon=1e-5, **limits, **options)
 
 
 SIZES = {

@@ -35,7 +35,7 @@ def mixtral(
       hidden: width of an expert.
       balance: None: the load loss of the 8x7B's config.json, which the paper does not mention.
     """
-    limits = {"kv_heads": 8, "max_length": 32768, "rope": RoPEConfig(1e6), "epsilon": 1e-5}
+    limits: dict[str, Any] = {"kv_heads": 8, "max_length": 32768, "rope": RoPEConfig(1e6), "epsilon": 1e-5}
     expert = GLUConfig(hidden, out_init=residual_init(layers))
     balance = _balance(0.02, layers, top) if balance is None else balance
     layer = MoEConfig(experts, expert, SoftmaxConfig(top), dispatch, balance)

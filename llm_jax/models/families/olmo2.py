@@ -32,8 +32,8 @@ def olmo2(
 ) -> TransformerConfig:
     """An OLMo 2 of any size; other options of `llama`."""
     qk_norm, wiring = QKNormConfig(RMSNormConfig(epsilon), over="heads"), Serial(before=False, after=True)
-    limits = {"vocab_size": vocab_size, "max_length": max_length, "rope": rope, "epsilon": epsilon}
-    own = {"qk_norm": qk_norm, "wiring": wiring, "init": INIT, "out_init": INIT}
+    limits: dict[str, Any] = {"vocab_size": vocab_size, "max_length": max_length, "rope": rope, "epsilon": epsilon}
+    own: dict[str, Any] = {"qk_norm": qk_norm, "wiring": wiring, "init": INIT, "out_init": INIT}
     return llama(layers, heads, width, **limits, **own, **options)
 
 

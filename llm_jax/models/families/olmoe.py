@@ -50,8 +50,8 @@ def olmoe(
         balance = mean_over(layers, LoadLoss(0.01, first=False), ZLoss(0.001))
     expert = GLUConfig(hidden, init=INIT, out_init=INIT)
     layer = MoEConfig(experts, expert, SoftmaxConfig(top, normalized, init=INIT), dispatch, balance)
-    limits = {"hidden": hidden, "vocab_size": vocab_size, "max_length": max_length, "epsilon": epsilon}
-    own = {"qk_norm": qk_norm, "init": INIT, "out_init": INIT}
+    limits: dict[str, Any] = {"hidden": hidden, "vocab_size": vocab_size, "max_length": max_length, "epsilon": epsilon}
+    own: dict[str, Any] = {"qk_norm": qk_norm, "init": INIT, "out_init": INIT}
     return with_experts(llama(layers, heads, width, **limits, **own, **options), layer)
 
 

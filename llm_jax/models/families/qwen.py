@@ -17,12 +17,13 @@ _LIMITS: dict[str, Any] = {"vocab_size": 152_064, "max_length": 32768, "rope": R
 
 def qwen2(layers: int, heads: int, width: int, **options: Any) -> TransformerConfig:
     """A Qwen 2; options of `llama`."""
-    return llama(layers, heads, width, **_LIMITS | {"bias": True, "out_bias": False} | options)
+    biases: dict[str, Any] = {"bias": True, "out_bias": False}
+    return llama(layers, heads, width, **_LIMITS | biases | options)
 
 
 def qwen3(layers: int, heads: int, width: int, *, epsilon: float = 1e-6, **options: Any) -> TransformerConfig:
     """A Qwen 3; options of `llama`, among which `head_dim` is 128 and `kv_heads` 8 where they are left out."""
-    limits = _LIMITS | {"vocab_size": 151_936, "max_length": 40960, "head_dim": 128, "kv_heads": 8}
+    limits: dict[str, Any] = _LIMITS | {"vocab_size": 151_936, "max_length": 40960, "head_dim": 128, "kv_heads": 8}
     qk_norm = QKNormConfig(RMSNormConfig(epsilon))
     return llama(layers, heads, width, epsilon=epsilon, qk_norm=qk_norm, **limits | options)
 

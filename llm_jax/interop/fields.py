@@ -1,0 +1,245 @@
+"""Options of a config.json and arguments of a family's function: one table, read both ways.
+
+A table is a tuple of entries. Read, an entry makes arguments of options; written, it makes options of what a model
+holds. Defaults are those of transformers' config classes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from llm_jax.core.checks import given
+from llm_jax.interop import experts, parts
+from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope, written_length
+from llm_jax.interop.settings import Settings, activation_name
+from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.models.config import ModelConfig, TransformerConfig
+from llm_jax.models.heads import TiedHead
+
+Arguments = dict[str, Any]
+
+NEEDED: Any = object()
+"""The default of an option that every file must state."""
+
+
+class Entry(Protocol):
+    """What a config.json says in one or more options."""
+
+    def read(self, settings: Settings, found: Arguments, /) -> Arguments:
+        """Arguments from options and what earlier entries `found`. ValueError for a value that is not supported."""
+        ...
+
+    def write(self, config: Any, /) -> dict[str, Any]:
+        """The options that say what a model holds. ValueError for a model that they cannot say."""
+        ...
+
+
+Table = tuple[Entry, ...]
+
+
+def _attention(config: ModelConfig) -> AttentionConfig:
+    return parts.attention_of(parts.first(config.sides[-1]))
+
+
+_HELD: dict[str, Callable[[Any], Any]] = {
+    "layers": lambda config: config.sides[0].depth,
+    "decoder_layers": lambda config: config.sides[-1].depth,
+    "heads": lambda config: _attention(config).heads,
+    "kv_heads": lambda config: _attention(config).kv_heads,
+    "head_dim": lambda config: _attention(config).head_dim,
+    "bias": lambda config: _attention(config).bias,
+    "clip": lambda config: _attention(config).clip,
+    "window": lambda config: parts.window_of(_attention(config)),
+    "width": lambda config: config.width,
+    "hidden": lambda config: parts.plain_ffn(config.sides[-1]).hidden,
+    "activation": lambda config: parts.plain_ffn(config.sides[-1]).activation,
+    "ffn_bias": lambda config: parts.plain_ffn(config.sides[-1]).bias,
+    "epsilon": lambda config: parts.norm_of(parts.first(config.sides[-1])).epsilon,
+    "vocab_size": lambda config: config.vocab_size,
+    "max_length": lambda config: config.sides[-1].max_length,
+    "tied": lambda config: isinstance(config.sides[-1].head, TiedHead),
+    "embed_width": lambda config: config.embed.table_width(config.width),
+    "experts": lambda config: parts.expert_layer(config.sides[-1]).count,
+    "expert_hidden": lambda config: parts.expert_layer(config.sides[-1]).expert.hidden,
+    "shared_hidden": lambda config: (
+        given(
+            parts.expert_layer(config.sides[-1]).shared, "the model has no expert for all tokens, and this family has"
+        ).hidden
+    ),
+    "top": lambda config: parts.router_of(parts.expert_layer(config.sides[-1])).top,
+    "normalized": lambda config: parts.router_of(parts.expert_layer(config.sides[-1])).normalized,
+    "load": lambda config: experts.load_coefficient(config.sides[-1]),
+    "z": lambda config: experts.z_coefficient(config.sides[-1]),
+}
+"""{argument: where a model holds it}. What all blocks have alike is read from the first, of a pair from the decoder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """An option that is an argument."""
+
+    option: str
+    argument: str
+    default: Any = NEEDED
+    """Where the file has none; a function is given the arguments that earlier entries gave."""
+    held: Callable[[Any], Any] | None = None
+    """Where a model holds it; None: where `_HELD` says."""
+    older: tuple[str, ...] = ()
+    """Other names that files have for it."""
+    null: bool = False
+    """Whether null means None, and not that the file says nothing."""
+
+    def read(self, settings: Settings, found: Arguments) -> Arguments:
+        return {self.argument: self.stated(settings, found)}
+
+    def stated(self, settings: Settings, found: Arguments) -> Any:
+        """The value of the option, or its default."""
+        if self.default is NEEDED:
+            return settings.need(self.option, *self.older)
+        default = self.default(found) if callable(self.default) else self.default
+        if self.null:
+            return settings.stated(self.option, default)
+        return settings.given(self.option, *self.older, default=default)
+
+    def write(self, config: Any) -> dict[str, Any]:
+        return {self.option: (self.held or _HELD[self.argument])(config)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Nonlinearity:
+    """The option that names the nonlinearity of the ffn."""
+
+    option: str
+    default: str = "gelu"
+
+    def read(self, settings: Settings, found: Arguments) -> Arguments:
+        return {"activation": settings.activation(self.option, default=self.default)}
+
+    def write(self, config: Any) -> dict[str, Any]:
+        return {self.option: activation_name(_HELD["activation"](config))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+    """An option of which one value is supported, that of files without it."""
+
+    option: str
+    supported: Any
+    """A function is given the arguments that earlier entries gave."""
+    written: Any = NEEDED
+    """What is written; a function is given the model. NEEDED: nothing."""
+
+    def read(self, settings: Settings, found: Arguments) -> Arguments:
+        supported = self.supported(found) if callable(self.supported) else self.supported
+        settings.only(self.option, supported, default=supported)
+        return {}
+
+    def write(self, config: Any) -> dict[str, Any]:
+        if self.written is NEEDED:
+            return {}
+        return {self.option: self.written(config) if callable(self.written) else self.written}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Options and arguments that are not one to one."""
+
+    read: Callable[[Settings, Arguments], Arguments] = lambda settings, found: {}
+    write: Callable[[Any], dict[str, Any]] = lambda config: {}
+
+
+def constant(**options: Any) -> Pair:
+    """Options that are written, and of which nothing is read."""
+    return Pair(write=lambda config: options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    """Options that lie in an object of the file."""
+
+    option: str
+    fields: Table
+
+    def read(self, settings: Settings, found: Arguments) -> Arguments:
+        return arguments(self.fields, settings.nested(self.option), found)
+
+    def write(self, config: Any) -> dict[str, Any]:
+        return {self.option: options(self.fields, config)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions, and the longest row, which their scaling has a say in: arguments `rope` and `max_length`."""
+
+    length: str = "max_position_embeddings"
+    default: Any = NEEDED
+    """Of that option."""
+    base: float = 10_000.0
+    """Where the file names none."""
+    share: float | None = None
+    """Of each head, where the file names none; None: the family rotates whole heads."""
+
+    def read(self, settings: Settings, found: Arguments) -> Arguments:
+        length = Field(self.length, "", self.default).stated(settings, found)
+        size = found.get("head_dim", found["width"] // found["heads"])
+        if self.share is None:
+            rope = read_rope(settings, size, length, self.base)
+        else:
+            rope = read_partial_rope(settings, size, length, self.base, self.share)
+        return {"rope": rope, "max_length": longest(rope, length)}
+
+    def write(self, config: Any) -> dict[str, Any]:
+        mixer = _attention(config)
+        rope = parts.rope_of(mixer)
+        written = write_rope(rope) if self.share is None else write_partial_rope(rope, mixer.head_dim)
+        return written | {self.length: written_length(rope, config.max_length)}
+
+
+def arguments(fields: Sequence[Entry], settings: Settings, found: Arguments | None = None) -> Arguments:
+    """What the options say, as arguments of the family's function.
+
+    Args:
+      found: arguments that are known already.
+
+    Raises:
+      ValueError: for an option that is missing, of a wrong type or not supported, by name.
+    """
+    made: Arguments = {}
+    for entry in fields:
+        made |= entry.read(settings, (found or {}) | made)
+    return made
+
+
+def options(fields: Sequence[Entry], config: ModelConfig) -> dict[str, Any]:
+    """The options that say what `arguments` read. ValueError for a model that they cannot say."""
+    written: dict[str, Any] = {}
+    for entry in fields:
+        written |= entry.write(config)
+    return written
+
+
+def defaults(fields: Table, **changed: Any) -> Table:
+    """The table with other defaults of these arguments."""
+    known = {entry.argument for entry in fields if isinstance(entry, Field)}
+    assert set(changed) <= known, f"{set(changed) - known} are no fields of the table"
+    return tuple(
+        dataclasses.replace(entry, default=changed[entry.argument])
+        if isinstance(entry, Field) and entry.argument in changed
+        else entry
+        for entry in fields
+    )
+
+
+def tying(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:
+    """A family's function with the argument `tied`, which it has not."""
+    return lambda *, tied, **given: parts.with_tied(build(**given), tied)
+
+
+def balancing(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:
+    """A family's function with the coefficient `load` of a file, in the place of its own balance losses."""
+    return lambda *, load, **given: experts.balanced(build(**given), load)
+
+
+def activating(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:
+    """A family's function with the argument `activation`, of its experts too."""
+    return lambda *, activation, **given: parts.with_activation(build(**given), activation)
