@@ -38,12 +38,12 @@ Table = tuple[Entry, ...]
 
 
 def _attention(config: ModelConfig) -> AttentionConfig:
-    return parts.attention_of(parts.first(config.sides[-1]))
+    return parts.attention_of(parts.first(config.stacks[-1]))
 
 
 _HELD: dict[str, Callable[[Any], Any]] = {
-    "layers": lambda config: config.sides[0].depth,
-    "decoder_layers": lambda config: config.sides[-1].depth,
+    "layers": lambda config: config.stacks[0].depth,
+    "decoder_layers": lambda config: config.stacks[-1].depth,
     "heads": lambda config: _attention(config).heads,
     "kv_heads": lambda config: _attention(config).kv_heads,
     "head_dim": lambda config: _attention(config).head_dim,
@@ -51,25 +51,25 @@ _HELD: dict[str, Callable[[Any], Any]] = {
     "clip": lambda config: _attention(config).clip,
     "window": lambda config: parts.window_of(_attention(config)),
     "width": lambda config: config.width,
-    "hidden": lambda config: parts.plain_ffn(config.sides[-1]).hidden,
-    "activation": lambda config: parts.plain_ffn(config.sides[-1]).activation,
-    "ffn_bias": lambda config: parts.plain_ffn(config.sides[-1]).bias,
-    "epsilon": lambda config: parts.norm_of(parts.first(config.sides[-1])).epsilon,
+    "hidden": lambda config: parts.plain_ffn(config.stacks[-1]).hidden,
+    "activation": lambda config: parts.plain_ffn(config.stacks[-1]).activation,
+    "ffn_bias": lambda config: parts.plain_ffn(config.stacks[-1]).bias,
+    "epsilon": lambda config: parts.norm_of(parts.first(config.stacks[-1])).epsilon,
     "vocab_size": lambda config: config.vocab_size,
-    "max_length": lambda config: config.sides[-1].max_length,
-    "tied": lambda config: isinstance(config.sides[-1].head, TiedHead),
+    "max_length": lambda config: config.stacks[-1].max_length,
+    "tied": lambda config: isinstance(config.stacks[-1].head, TiedHead),
     "embed_width": lambda config: config.embed.table_width(config.width),
-    "experts": lambda config: parts.expert_layer(config.sides[-1]).count,
-    "expert_hidden": lambda config: parts.expert_layer(config.sides[-1]).expert.hidden,
+    "experts": lambda config: parts.expert_layer(config.stacks[-1]).count,
+    "expert_hidden": lambda config: parts.expert_layer(config.stacks[-1]).expert.hidden,
     "shared_hidden": lambda config: (
         given(
-            parts.expert_layer(config.sides[-1]).shared, "the model has no expert for all tokens, and this family has"
+            parts.expert_layer(config.stacks[-1]).shared, "the model has no expert for all tokens, and this family has"
         ).hidden
     ),
-    "top": lambda config: parts.router_of(parts.expert_layer(config.sides[-1])).top,
-    "normalized": lambda config: parts.router_of(parts.expert_layer(config.sides[-1])).normalized,
-    "load": lambda config: experts.load_coefficient(config.sides[-1]),
-    "z": lambda config: experts.z_coefficient(config.sides[-1]),
+    "top": lambda config: parts.router_of(parts.expert_layer(config.stacks[-1])).top,
+    "normalized": lambda config: parts.router_of(parts.expert_layer(config.stacks[-1])).normalized,
+    "load": lambda config: experts.load_coefficient(config.stacks[-1]),
+    "z": lambda config: experts.z_coefficient(config.stacks[-1]),
 }
 """{argument: where a model holds it}. What all blocks have alike is read from the first, of a pair from the decoder."""
 

@@ -1,5 +1,6 @@
 """Weights & Biases: the figures of a run at wandb.ai or a server of one's own (pip extra `wandb`)."""
 
+import importlib
 import json
 import uuid
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ class WandbConfig(Tracker):
     def require(self) -> None:
         """See `Tracker`."""
         try:
-            import wandb  # noqa: F401 - whether it is there
+            importlib.import_module("wandb")
         except ImportError as error:
             raise ValueError(
                 f"a tracker is WandbConfig, and wandb cannot be imported ({error}): install it with "
@@ -56,8 +57,7 @@ class _WandbRun(FigureWriter):
     patience = 60.0  # for the upload
 
     def __init__(self, config: WandbConfig, run: TrackedRun):
-        import wandb
-
+        wandb: Any = importlib.import_module("wandb")
         self._run = wandb.init(
             project=config.project,
             entity=config.entity,

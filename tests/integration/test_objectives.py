@@ -28,7 +28,7 @@ from tests.helpers import tiny_run
 
 OBJECTIVES = {
     "encoder": (bert(1, 2, 16, vocab_size=260, max_length=32), MaskedLMConfig(rate=0.5)),
-    "pair": (t5(1, 2, 16, 32, vocab_size=264, max_length=32, gated=True), SpanCorruptionConfig()),
+    "pair": (t5(1, 2, 16, hidden=32, vocab_size=264, max_length=32, gated=True), SpanCorruptionConfig()),
 }
 
 
@@ -95,7 +95,7 @@ def experiments(tmp_path):
             tmp_path, model=bert(1, 2, 16, vocab_size=260, max_length=32), objective=MaskedLMConfig()
         ),
         "pair": tiny_run.experiment(
-            tmp_path, model=t5(1, 2, 16, 32, vocab_size=264, max_length=32), objective=SpanCorruptionConfig()
+            tmp_path, model=t5(1, 2, 16, hidden=32, vocab_size=264, max_length=32), objective=SpanCorruptionConfig()
         ),
     }
 

@@ -10,7 +10,7 @@ from llm_jax.objectives import CausalLMConfig, SpanCorruptionConfig
 from tests.helpers import tiny
 
 VOCAB = 120
-MODEL = t5(1, 2, 8, 16, vocab_size=VOCAB, max_length=600)
+MODEL = t5(1, 2, 8, hidden=16, vocab_size=VOCAB, max_length=600)
 
 
 def row(length, real=None, seed=0):

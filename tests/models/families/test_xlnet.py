@@ -305,7 +305,9 @@ def test_a_row_may_be_read_from_its_last_token():
 def test_what_would_leak_or_is_not_there_is_refused():
     place = _row(ALL, ALL).replace(order_BT=None)
     with pytest.raises(ValueError, match="targets_BT and embed.target is False"):
-        jax.eval_shape(Transformer(bert(1, 2, 8, vocab_size=tiny.VOCAB)).init, jax.random.key(0), Inputs(_tokens(place), place))
+        jax.eval_shape(
+            Transformer(bert(1, 2, 8, vocab_size=tiny.VOCAB)).init, jax.random.key(0), Inputs(_tokens(place), place)
+        )
     block = dataclasses.replace(CONFIG.segments[0].blocks[0], mixer=AttentionConfig(4, 4, 4))
     with pytest.raises(ValueError, match="not every mixer is RelativeAttentionConfig with the mask Permuted"):
         dataclasses.replace(CONFIG, segments=(*CONFIG.segments, Segment((block,), 1)))
