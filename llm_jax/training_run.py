@@ -21,12 +21,12 @@ from llm_jax.checkpoints.record import Identity, Record
 from llm_jax.checkpoints.restore import Restored, saved_steps
 from llm_jax.core import chips, config, trees
 from llm_jax.core.checks import check
-from llm_jax.core.run_directory import FollowedRun, RunDirectory, machine_card
+from llm_jax.core.run_directory import ReadOnlyRun, RunDirectory, machine_card
 from llm_jax.core.run_lock import RunHeld, RunLock
 from llm_jax.core.source import Source
 from llm_jax.evals import RunEnd
 from llm_jax.experiment import Experiment
-from llm_jax.hosts.group import Hosts
+from llm_jax.hosts.process_group import Hosts
 from llm_jax.models import count
 from llm_jax.objectives.objective import AnyBatch
 from llm_jax.resumption import changes, check_same_data, newest, open_run, step_to_resume
@@ -82,7 +82,7 @@ def run_training(
     source.check(experiment)
     hosts.agree("experiment", config.flatten(experiment))
     hosts.agree("the files that define the experiment", {"digest": source.digest})
-    run = (RunDirectory if hosts.leads else FollowedRun)(runs / experiment.name)
+    run = (RunDirectory if hosts.leads else ReadOnlyRun)(runs / experiment.name)
     _check_origins(experiment, run, branch)
     if hosts.leads:
         for tracker in experiment.trackers:

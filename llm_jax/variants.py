@@ -20,7 +20,7 @@ from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.run_lock import RunHeld
 from llm_jax.core.source import Source
 from llm_jax.data.feed import global_batch
-from llm_jax.data.rows import whole_row
+from llm_jax.data.row_source import whole_row
 from llm_jax.experiment import Experiment
 from llm_jax.resumption import check_run
 from llm_jax.sharding.partition import Layout

@@ -7,13 +7,13 @@ import pytest
 from llm_jax.assemble import assemble
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import ModularAdditionConfig
-from llm_jax.hosts.group import Group
+from llm_jax.hosts.process_group import ProcessGroup
 from llm_jax.models import count
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.train.step import StepConfig
 from llm_jax.training_run import _check_hosts, run_training
 from tests.helpers import tiny_run
-from tests.hosts.lines import everywhere, lines
+from tests.hosts.connections import everywhere, lines
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def _complaints(parts, runs) -> list[str]:
         return ""
 
     with lines(2) as (opened, _):
-        groups = [Group(line, ["a", "b"]) for line in opened]
+        groups = [ProcessGroup(line, ["a", "b"]) for line in opened]
         return everywhere(list(zip(groups, parts, runs, strict=True)), check)
 
 

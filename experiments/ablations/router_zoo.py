@@ -37,14 +37,14 @@ from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
 from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
-from llm_jax.layers.ffn.routers.scores import Noisy
+from llm_jax.layers.ffn.routers.router_scores import Noisy
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.models.families.llama import llama
 from llm_jax.optim import AdamWConfig, Cosine
 from llm_jax.tokenizers import TrainSentencePieceConfig
-from llm_jax.trained import Trained
+from llm_jax.trained_model import TrainedModel
 from llm_jax.variants import update_seconds
 
 VOCAB_SIZE, LENGTH, ROWS = 1024, 128, 16
@@ -131,7 +131,7 @@ def report(results: Results, folder: Path) -> str:
 
 def _specialisation(run: Run) -> Specialisation | None:
     """On the held-out text of the run; None for a model without experts."""
-    trained = Trained.of(RunDirectory(run.path))
+    trained = TrainedModel.of(RunDirectory(run.path))
     if not trained.experiment.model.experts:
         return None
     return specialisation(trained.model, trained.params, trained.held_out(Path(".cache")), trained.tokenizer)

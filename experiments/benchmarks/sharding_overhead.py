@@ -22,15 +22,15 @@ from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import Both, DataParallel, FullySharded, ShardingConfig, Strategy, TensorParallel
+from llm_jax.sharding.rules import Combined, DataParallel, FullySharded, ShardingConfig, Strategy, TensorParallel
 from llm_jax.train.programs import programs
 from llm_jax.train.step import StepConfig
 
 STRATEGIES: dict[str, Strategy] = {
     "DataParallel": DataParallel(),
-    "DataParallel by pmap": DataParallel(mapped=True),
+    "DataParallel by pmap": DataParallel(use_pmap=True),
     "FullySharded": FullySharded(),
-    "FullySharded x TensorParallel": Both(FullySharded(), TensorParallel(sequence=True)),
+    "FullySharded x TensorParallel": Combined(FullySharded(), TensorParallel(sequence=True)),
 }
 
 

@@ -68,7 +68,7 @@ SIZES = {
 LAYOUTS = {name: strategy.sharding for name, strategy in STRATEGIES.items() if name not in ("pmap", "expert axis")} | {
     "ring, not balanced": ShardingConfig(MeshConfig(data=2, context=4), ContextParallel(Ring(balanced=False))),
     # A depth of 12 has no eight parts.
-    "pipeline, two rounds": ShardingConfig(MeshConfig(data=4, stage=2), PipelineParallel(2, rounds=2)),
+    "pipeline, two virtual stages": ShardingConfig(MeshConfig(data=4, stage=2), PipelineParallel(2, virtual_stages=2)),
 }
 """Those of llm_jax/parity, and others in place of some."""
 
@@ -122,7 +122,7 @@ def textbook(made: Programs, config: TransformerConfig, length: int, scatters: b
         moved += config.depth * _attention(layout, found[ContextParallel], config, rows * length)
     if stages > 1:
         # A batch passes on as a whole, once for each round, and its gradients back.
-        moved += 2 * stages * found[PipelineParallel].rounds * stream
+        moved += 2 * stages * found[PipelineParallel].virtual_stages * stream
     return moved
 
 

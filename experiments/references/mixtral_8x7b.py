@@ -18,7 +18,7 @@ from llm_jax.layers.attention.kernels import SplashKernel
 from llm_jax.models.families.mixtral import SIZES
 from llm_jax.models.stack import Execution
 from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import Both, ExpertParallel, FullySharded, ShardingConfig
+from llm_jax.sharding.rules import Combined, ExpertParallel, FullySharded, ShardingConfig
 from llm_jax.tokenizers import SentencePieceTokenizerConfig
 from llm_jax.train.step import StepConfig
 
@@ -35,5 +35,5 @@ def experiment() -> Experiment:
         # megatron/core/transformer/moe/router.py), MegaBlocks the tokens of one device (`batched_load_balancing_loss`
         # in megablocks/layers/moe.py), MaxText each row (`load_balance_loss` in src/maxtext/layers/moe.py).
         update=StepConfig(accumulate=4, balance_over="microbatch"),
-        sharding=ShardingConfig(MeshConfig(data=1, fsdp=-1, expert=8), Both(FullySharded(), ExpertParallel())),
+        sharding=ShardingConfig(MeshConfig(data=1, fsdp=-1, expert=8), Combined(FullySharded(), ExpertParallel())),
     )

@@ -28,7 +28,7 @@ from llm_jax.experiment import Experiment
 from llm_jax.layers.ffn.balance import LoadLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.ffn.routers.scores import Jitter
+from llm_jax.layers.ffn.routers.router_scores import Jitter
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models import count
 from llm_jax.models.families.decoder import with_experts

@@ -36,11 +36,11 @@ def run(arguments: list[str]) -> None:
     options = parse(Convert, arguments)
     from llm_jax.core.run_directory import RunDirectory
     from llm_jax.interop import load_hf, save_hf
-    from llm_jax.trained import Trained
+    from llm_jax.trained_model import TrainedModel
 
     source = RunDirectory(options.source)
     if source.experiment_file.exists():
-        trained = Trained.of(source, options.step, options.best)
+        trained = TrainedModel.of(source, options.step, options.best)
         model, params, tokenizer = trained.model, trained.params, trained.tokenizer
     else:
         check((options.source / "config.json").exists(), f"{options.source} is neither a run nor a transformers folder")

@@ -27,9 +27,9 @@ def run(arguments: list[str]) -> None:
     from llm_jax.cli.terminal import console
     from llm_jax.core.run_directory import RunDirectory
     from llm_jax.evals.specialisation import specialisation
-    from llm_jax.trained import Trained
+    from llm_jax.trained_model import TrainedModel
 
-    trained = Trained.of(RunDirectory(options.run), options.step, options.best)
+    trained = TrainedModel.of(RunDirectory(options.run), options.step, options.best)
     found = specialisation(trained.model, trained.params, trained.held_out(options.cache_dir), trained.tokenizer)
     console().print(experts.table(found))
     print(f"wrote {drawing.save(plots.specialisation_figure(found), options.run / 'specialisation.png')}")

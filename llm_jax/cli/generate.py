@@ -31,9 +31,9 @@ def run(arguments: list[str]) -> None:
     options = parse(Generate, arguments)
     from llm_jax.core.run_directory import RunDirectory
     from llm_jax.inference.generate import Generator
-    from llm_jax.trained import Trained
+    from llm_jax.trained_model import TrainedModel
 
-    trained = Trained.of(RunDirectory(options.run), options.step, options.best)
+    trained = TrainedModel.of(RunDirectory(options.run), options.step, options.best)
     tokenizer = trained.tokenizer
     generator = Generator(trained.model, options.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
     prompt = trained.experiment.prompt(tokenizer, options.prompt)

@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
     from llm_jax.cli.terminal import console
     from llm_jax.core.files import write_atomically
     from llm_jax.parity import table
-    from llm_jax.parity.cell import WAYS
+    from llm_jax.parity.case import WAYS
     from llm_jax.parity.models import MODELS
     from llm_jax.parity.strategies import DEVICES, STRATEGIES
 

@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
     from llm_jax.cli import devices
     from llm_jax.core.source import Source
     from llm_jax.data import known_files
-    from llm_jax.hosts.group import joined
+    from llm_jax.hosts.process_group import joined
     from llm_jax.training_run import run_training
 
     devices.simulate(options.cpu_devices)

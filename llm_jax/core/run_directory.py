@@ -288,9 +288,9 @@ _OWN = (
 """Properties of a run directory that name what a run leaves in it."""
 
 
-class FollowedRun(RunDirectory):
-    """A run as the hosts beside the first have it: they read it, save their part of its checkpoints, and write nothing
-    else."""
+class ReadOnlyRun(RunDirectory):
+    """The run directory of the processes after the first: they read it, save their part of its checkpoints, and write
+    nothing else."""
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[RunLock]:

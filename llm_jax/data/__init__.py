@@ -6,7 +6,7 @@ from llm_jax.data.markov import MarkovConfig
 from llm_jax.data.mixture import MixtureConfig, WeightedSource
 from llm_jax.data.packing import PackedConfig, Packing, RandomWindowsConfig
 from llm_jax.data.pipeline import DataConfig, Dataset, EvaluationSet
-from llm_jax.data.rows import Source
+from llm_jax.data.row_source import Source
 from llm_jax.data.sources import (
     ArrayRecordConfig,
     JsonLinesConfig,

@@ -12,7 +12,7 @@ from llm_jax.data.built_documents import BuiltDocuments
 from llm_jax.data.cache import TokenDocuments, tokenized
 from llm_jax.data.duplicates import Distinct, DocumentSet
 from llm_jax.data.packing import Documents, PackedConfig, Packing
-from llm_jax.data.rows import EvaluationRows, RowContext, Rows, RowSource, Source
+from llm_jax.data.row_source import EvaluationRows, RowContext, Rows, RowSource, Source
 from llm_jax.data.sources import Reader, TextSource
 from llm_jax.data.splits import ContentSplit, Limited, Part, SeparateSources, Split
 

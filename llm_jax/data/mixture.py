@@ -13,7 +13,7 @@ from llm_jax.core import rng
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.data.duplicates import DocumentSet
-from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, RowSource, Source
+from llm_jax.data.row_source import EvaluationRows, Row, RowContext, Rows, RowSource, Source
 from llm_jax.data.splits import Part
 
 
@@ -83,8 +83,8 @@ class MixtureConfig(Source):
         counts[most_due[: self.block - counts.sum()]] += 1
         return counts
 
-    def build(self, context: RowContext) -> "Mixture":
-        return Mixture(self, context)
+    def build(self, context: RowContext) -> "MixtureSource":
+        return MixtureSource(self, context)
 
     def _check_weights(self, step: int) -> None:
         weights = {source.name: source.weight_at(step) for source in self.sources}
@@ -97,7 +97,7 @@ class MixtureConfig(Source):
             )
 
 
-class Mixture(RowSource):
+class MixtureSource(RowSource):
     """The sources of a mixture, each with a seed of its own."""
 
     def __init__(self, config: MixtureConfig, context: RowContext):

@@ -12,7 +12,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.data.built_documents import BuiltDocuments
 from llm_jax.data.cache import TokenDocuments
 from llm_jax.data.examples import Field
-from llm_jax.data.rows import Row, Rows, padding_row, whole_row
+from llm_jax.data.row_source import Row, Rows, padding_row, whole_row
 
 Documents = TokenDocuments | BuiltDocuments
 """Documents as they were tokenised, or as an objective changes them. Both have `len`, `lengths`, `offsets`, `total` and

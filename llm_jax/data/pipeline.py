@@ -16,7 +16,7 @@ from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.duplicates import census, fingerprints, remembered
 from llm_jax.data.examples import Examples, Row
 from llm_jax.data.mixture import MixtureConfig
-from llm_jax.data.rows import EvaluationRows, RowContext, Rows, Source, padding_row
+from llm_jax.data.row_source import EvaluationRows, RowContext, Rows, Source, padding_row
 from llm_jax.data.sources import TextSource
 from llm_jax.data.splits import Joined, Limited, Part
 from llm_jax.tokenizers.tokenizer import Tokenizer

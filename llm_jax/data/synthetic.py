@@ -16,7 +16,7 @@ from llm_jax.core import config as core_config
 from llm_jax.core import rng
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.data.rows import EvaluationRows, Row, RowContext, Rows, RowSource, Source, padding_row
+from llm_jax.data.row_source import EvaluationRows, Row, RowContext, Rows, RowSource, Source, padding_row
 from llm_jax.data.splits import Part
 
 

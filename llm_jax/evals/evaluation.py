@@ -10,7 +10,7 @@ import jax
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.data.pipeline import Dataset, EvaluationSet
-from llm_jax.data.rows import Row
+from llm_jax.data.row_source import Row
 from llm_jax.data.splits import Part
 from llm_jax.objectives.objective import AnyBatch
 from llm_jax.tokenizers.tokenizer import Tokenizer

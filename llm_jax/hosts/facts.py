@@ -34,11 +34,11 @@ def digest(facts: Mapping[str, str]) -> str:
 
 def differences(names: list[str], facts: list[Mapping[str, str]]) -> str:
     """Lines that say in what each host differs from the first. `names` are those of the machines."""
-    lines = []
+    connections = []
     for index, found in enumerate(facts):
         keys = [*facts[0], *(key for key in found if key not in facts[0])]
         differing = [key for key in keys if found.get(key) != facts[0].get(key)]
         told = [f"{key} is {found.get(key, 'absent')}, not {facts[0].get(key, 'absent')}" for key in differing[:_SHOWN]]
         more = [f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
-        lines += [f"  host {index} ({names[index]}): {'; '.join(told + more)}"] if told else []
-    return "\n".join(lines)
+        connections += [f"  host {index} ({names[index]}): {'; '.join(told + more)}"] if told else []
+    return "\n".join(connections)

@@ -1,6 +1,6 @@
 """The switchboard of a job: host 0 runs it beside its training, and every host, itself among them, is connected.
 
-Messages are JSON objects, one a line. From a host:
+Messages are JSON objects, one a connection. From a host:
 
     {"hello": index, "count": all, "name": name}    first of all
     {"gather": name, "value": value}                {"gathered": name, "values": [...]} goes to all, once all have sent
@@ -33,10 +33,10 @@ async def read(reader: asyncio.StreamReader, seconds: float) -> dict[str, Any] |
       OSError: for a broken connection.
       ValueError: for what is no message.
     """
-    line = await asyncio.wait_for(reader.readline(), seconds)
-    message = json.loads(line) if line else None
+    connection = await asyncio.wait_for(reader.readline(), seconds)
+    message = json.loads(connection) if connection else None
     if not isinstance(message, dict | None):
-        raise ValueError(f"{line[:80]!r} is no message")
+        raise ValueError(f"{connection[:80]!r} is no message")
     return message
 
 

@@ -1,8 +1,8 @@
 """All hosts stop after the same step, whichever was asked to, without talking during the steps.
 
-The host that is asked tells all. Each answers, from the thread of its line, with the last step its loop has dispatched,
-and from then on its loop waits after the next one for the decision. That is the largest of the answers plus one, which
-no loop can have passed.
+The host that is asked tells all. Each answers, from the thread of its connection, with the last step its loop has
+dispatched, and from then on its loop waits after the next one for the decision. That is the largest of the answers plus
+one, which no loop can have passed.
 
 jax's `reached_preemption_sync_point` agrees in this way too, but it looks once a second, knows SIGTERM alone, takes its
 handler for itself, and does not tell which host was asked.
@@ -11,22 +11,22 @@ handler for itself, and does not tell which host was asked.
 import threading
 from typing import Any
 
-from llm_jax.hosts.line import Line
+from llm_jax.hosts.connection import Connection
 
 _ASK, _AT = "stop", "stop at"
 
 
 class AgreedStop:
-    """The decision to stop. It is made once in the life of a line."""
+    """The decision to stop. It is made once in the life of a connection."""
 
-    def __init__(self, line: Line):
-        self._line = line
+    def __init__(self, connection: Connection):
+        self._line = connection
         self._lock = threading.Lock()
         self._step = 0
         self._answered: int | None = None
         self._decided = threading.Event()
         self._last = 0
-        line.hears[_ASK] = self._asked
+        connection.hears[_ASK] = self._asked
 
     def ask(self) -> None:
         """Asks all hosts to stop soon; safe in a signal handler."""

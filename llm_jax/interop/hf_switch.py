@@ -16,7 +16,7 @@ from llm_jax.interop.hf_t5 import COPIES, PAIR, UNREAD, tensors
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
 from llm_jax.layers.activations import Activation
-from llm_jax.layers.ffn.dispatch.capacity import FixedCapacity, Limited
+from llm_jax.layers.ffn.dispatch.capacity import FixedCapacity, LimitedCapacity
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models.config import EncoderDecoderConfig
@@ -73,7 +73,7 @@ _FIELDS: Table = (
 def _capacity(layer: MoEConfig, length: int) -> int:
     """Places of an expert in the longest row; without a limit there are some for all tokens."""
     dispatch = layer.dispatch
-    return dispatch.places(length, 1, layer.count) if isinstance(dispatch, Limited) else length
+    return dispatch.places(length, 1, layer.count) if isinstance(dispatch, LimitedCapacity) else length
 
 
 def _has_bias(layer: MoEConfig) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from llm_jax.core.checks import check
 from llm_jax.interop.families import FAMILIES
 from llm_jax.layers.attention.attention import AttentionConfig
-from llm_jax.layers.ffn.dispatch.capacity import Limited
+from llm_jax.layers.ffn.dispatch.capacity import LimitedCapacity
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.models.config import ModelConfig, TransformerConfig
 from llm_jax.models.heads import ClassHead
@@ -80,7 +80,7 @@ def _check_capacity(config: TransformerConfig, name: str, real_BT: np.ndarray) -
     rows = np.flatnonzero((_followed(real_BT) & ~real_BT).any(axis=1))
     for layer in config.experts if rows.size else ():
         dispatch = layer.dispatch
-        if isinstance(dispatch, Limited):
+        if isinstance(dispatch, LimitedCapacity):
             places = dispatch.places(dispatch.group or length, 1, layer.count)
             check(
                 places >= length,

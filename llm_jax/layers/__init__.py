@@ -32,7 +32,7 @@ from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
 from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
 from llm_jax.layers.ffn.routers.groups import GroupLimit
-from llm_jax.layers.ffn.routers.scores import Jitter, Noisy
+from llm_jax.layers.ffn.routers.router_scores import Jitter, Noisy
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig

@@ -93,8 +93,8 @@ class Embed(nn.Module):
     def setup(self):
         config, inner = self.config, self.config.sum_width(self.width)
         if self.vocab_size is not None:
-            shape, words = (self.vocab_size, config.table_width(self.width)), (axes.VOCAB, axes.EMBED)
-            self.table_VE = self._table("table", shape, words, Role.EMBEDDING)
+            shape, logical_axes = (self.vocab_size, config.table_width(self.width)), (axes.VOCAB, axes.EMBED)
+            self.table_VE = self._table("table", shape, logical_axes, Role.EMBEDDING)
         if config.target:
             size = config.table_width(self.width)
             init = annotated(config.init.draw(size, 1), (axes.EMBED,), Role.VECTOR)
@@ -106,9 +106,9 @@ class Embed(nn.Module):
         if config.norm:
             self.norm = config.norm.build(self.precision, "norm")
         if config.factorized:
-            shape, words = (config.factorized.width, self.width), (axes.MLP, axes.EMBED)
+            shape, logical_axes = (config.factorized.width, self.width), (axes.MLP, axes.EMBED)
             init, bias = config.factorized.init, config.factorized.bias
-            self.widen = Linear("BTE,ED->BTD", shape, words, init, self.precision, bias)
+            self.widen = Linear("BTE,ED->BTD", shape, logical_axes, init, self.precision, bias)
         self.drop = nn.Dropout(config.dropout)
 
     def __call__(self, x_BTE: jax.Array, placement: SequenceInfo) -> jax.Array:
@@ -148,6 +148,6 @@ class Embed(nn.Module):
             return broadcast(self.types_RE[0], x_BTD.shape, x_BTD.dtype)
         return look_up(self.types_RE, types_BT, x_BTD.dtype, axes.TYPES)
 
-    def _table(self, name: str, shape: tuple[int, int], words: tuple[str, str], role: Role) -> jax.Array:
-        init = annotated(self.config.init.draw(shape[1], shape[0]), words, role)
+    def _table(self, name: str, shape: tuple[int, int], logical_axes: tuple[str, str], role: Role) -> jax.Array:
+        init = annotated(self.config.init.draw(shape[1], shape[0]), logical_axes, role)
         return self.param(name, init, shape, self.precision.param_dtype)

@@ -195,8 +195,8 @@ TORCH_DEFAULT = UniformFanIn(1 / math.sqrt(3))
 """What PyTorch's Linear and Conv1d start with, kernels and biases alike; the fan-in of a bias is that of its kernel."""
 
 
-def annotated(init: nn.initializers.Initializer, words: tuple[str, ...], role: Role) -> Callable[..., jax.Array]:
-    """`init` of a parameter whose axes have these logical words (sharding/axes.py) and which has this role
+def annotated(init: nn.initializers.Initializer, logical_axes: tuple[str, ...], role: Role) -> Callable[..., jax.Array]:
+    """`init` of a parameter whose axes have these logical axes (sharding/axes.py) and which has this role
     (roles.py), for `Module.param`.
 
     What it makes is boxed with both; flax takes the box off wherever a module reads the parameter.
@@ -205,7 +205,7 @@ def annotated(init: nn.initializers.Initializer, words: tuple[str, ...], role: R
       ValueError: for a role that is none of `Role`.
     """
     check(role in list(Role), f"role is {role!r}: it must be one of Role, {', '.join(Role)}")
-    return cast("Callable[..., jax.Array]", lambda *drawn: ParameterBox(init(*drawn), words, role=Role(role)))
+    return cast("Callable[..., jax.Array]", lambda *drawn: ParameterBox(init(*drawn), logical_axes, role=Role(role)))
 
 
 def _cut_words(cut: float | None) -> str:

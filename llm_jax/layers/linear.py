@@ -73,11 +73,11 @@ class Linear(nn.Module):
             y += broadcast(offset, y.shape, dtype)
         return y
 
-    def _repeated(self, parameter: jax.Array, words: tuple[str, ...]) -> jax.Array:
+    def _repeated(self, parameter: jax.Array, logical_axes: tuple[str, ...]) -> jax.Array:
         if self.copies == 1:
             return parameter
-        axis = words.index(self.axes[self.contracted])
-        return partition.constrain(jnp.repeat(parameter, self.copies, axis=axis), *words)
+        axis = logical_axes.index(self.axes[self.contracted])
+        return partition.constrain(jnp.repeat(parameter, self.copies, axis=axis), *logical_axes)
 
     def product(self, einsum: str, x: jax.Array) -> jax.Array:
         """einsum(x, kernel) in other letters than those of the layer, and without its bias: the transposed map, or one
@@ -103,17 +103,17 @@ class BlockDiagonal(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
-        size, dtype, words = self.features // self.blocks, self.precision.dtype, (axes.BLOCKS, axes.HEAD_DIM)
+        size, dtype, logical_axes = self.features // self.blocks, self.precision.dtype, (axes.BLOCKS, axes.HEAD_DIM)
         init = self.kernel_init.draw(size, size)
         kernel_NHM = self.param(
             "kernel",
-            annotated(init, (*words, axes.HEAD_DIM), Role.MATRIX),
+            annotated(init, (*logical_axes, axes.HEAD_DIM), Role.MATRIX),
             (self.blocks, size, size),
             self.precision.param_dtype,
         )
         bias_NM = self.param(
             "bias",
-            annotated(nn.initializers.zeros_init(), words, Role.BIAS),
+            annotated(nn.initializers.zeros_init(), logical_axes, Role.BIAS),
             (self.blocks, size),
             self.precision.param_dtype,
         )

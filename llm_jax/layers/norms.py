@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
+from llm_jax.layers.barrier import fence_gradients
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.derivative import custom_vjp
-from llm_jax.layers.fence import fence_gradients
 from llm_jax.layers.initialisers import annotated
 from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes

@@ -170,9 +170,9 @@ class Head(nn.Module):
             scores, word, bias_init = config.classes, axes.CLASSES, Zero()
         else:
             scores, word, bias_init = self.vocab_size, axes.VOCAB, config.bias_init
-        shape, words = (out, scores), (axes.EMBED, word)
+        shape, logical_axes = (out, scores), (axes.EMBED, word)
         self.scores = Linear(
-            "BTD,DV->BTV", shape, words, config.init, self.precision, config.bias, bias_init, role=Role.READOUT
+            "BTD,DV->BTV", shape, logical_axes, config.init, self.precision, config.bias, bias_init, role=Role.READOUT
         )
         # Its kernel and bias lie beside the transform, not one level further down.
         nn.share_scope(self, self.scores)
@@ -208,8 +208,10 @@ class Transform(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config = self.config
-        shape, words = (self.width, self.out), (axes.EMBED, axes.MLP)
-        x_BTE = Linear("BTD,DE->BTE", shape, words, config.init, self.precision, config.bias, name="dense")(x_BTD)
+        shape, logical_axes = (self.width, self.out), (axes.EMBED, axes.MLP)
+        x_BTE = Linear("BTD,DE->BTE", shape, logical_axes, config.init, self.precision, config.bias, name="dense")(
+            x_BTD
+        )
         if config.activation is not None:
             x_BTE = ACTIVATIONS[config.activation](x_BTE)
         return config.norm.build(self.precision, "norm")(x_BTE) if config.norm else x_BTE

@@ -19,8 +19,9 @@ from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.routing_statistics import RoutingAux
 from llm_jax.layers.tap import COLLECTION
 from llm_jax.models.block import Block, BlockConfig
-from llm_jax.sharding import axes, pipeline
-from llm_jax.sharding.schedule import Schedule
+from llm_jax.sharding import axes
+from llm_jax.sharding import pipeline_parallel as pipeline
+from llm_jax.sharding.pipeline_schedule import PipelineSchedule
 
 Remat = Literal["none", "full", "dots", "projections"]
 
@@ -82,7 +83,7 @@ class Execution:
         return min(self.unroll, repeats)
 
 
-def in_stages(segments: tuple[Segment, ...], schedule: Schedule) -> list[bool]:
+def in_stages(segments: tuple[Segment, ...], schedule: PipelineSchedule) -> list[bool]:
     """For each segment of a stack whether it is cut into the stages of a pipeline. One with shared weights is not:
     there is nothing in it that stages could divide.
 
@@ -167,7 +168,7 @@ class Stack(nn.Module):
         """One repeat after the other: a loop over layers would copy the whole cache on each turn."""
         after = []
         for index, (segment, repeats) in enumerate(zip(self.segments, states, strict=True)):
-            group = Group(segment.blocks, self.width, self.precision, parent=None)
+            group = BlockGroup(segment.blocks, self.width, self.precision, parent=None)
             weights, done = self.variables["params"][f"segment_{index}"], []
             for repeat, state in enumerate(repeats):
                 own = {"params": _repeat(weights, segment, repeat)}
@@ -177,7 +178,7 @@ class Stack(nn.Module):
         return x_BTD, tuple(after)
 
     def _scanned(self, segment: Segment, remat: Remat) -> Any:
-        group, turns = Group, self.execution.turns(segment.repeats)
+        group, turns = BlockGroup, self.execution.turns(segment.repeats)
         if remat != "none":
             # Inside a loop the compiler cannot merge the recomputation with the forward pass; a barrier is needless.
             policy = _POLICIES[remat]
@@ -197,7 +198,7 @@ class Stack(nn.Module):
         )
 
 
-class Group(nn.Module):
+class BlockGroup(nn.Module):
     """The blocks of one repeat of a segment."""
 
     blocks: tuple[BlockConfig, ...]

@@ -1,5 +1,5 @@
-"""Experts from a dense model: each begins as a copy of the ffn whose place it takes, and the router fresh (Komatsuzaki
-et al. 2022, arXiv:2212.05055, section 3).
+"""Sparse upcycling: every expert is initialised from the ffn of a dense model, and the router is random (Komatsuzaki et
+al. 2022, arXiv:2212.05055, section 3).
 
 What the model computes stays what it was wherever the weights of a token add up to one and no choice is dropped: with
 `SoftmaxConfig(top)` and `Dropless`. Elsewhere training begins behind the dense model: with weights that are not

@@ -11,7 +11,7 @@ from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.examples import Examples
-from llm_jax.data.rows import padding_row
+from llm_jax.data.row_source import padding_row
 from llm_jax.models import count
 from llm_jax.models.config import MAKE_CAUSAL, EncoderDecoderConfig, ModelConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead

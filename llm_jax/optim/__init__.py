@@ -4,7 +4,7 @@ config = AdamWConfig(peak_lr=1e-3, schedule=Cosine(warmup_steps=100))
 transformation = config.build(steps, boxed_parameters(model))
 """
 
-from llm_jax.optim.masks import DecayAll, DecayMask, DecayMatching, DecayMatrices
+from llm_jax.optim.decay_masks import DecayAll, DecayMask, DecayMatching, DecayMatrices
 from llm_jax.optim.optimizers import (
     AdafactorConfig,
     AdamConfig,

@@ -1,4 +1,4 @@
-"""The layouts over eight devices that must all train alike, and what each must be seen to do."""
+"""The layouts over eight devices that must all train alike, and the collectives that each must use."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ from llm_jax.sharding import rules
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.rules import (
     AllToAll,
-    Both,
+    Combined,
     ContextParallel,
     DataParallel,
     ExpertParallel,
@@ -34,9 +34,9 @@ class Strategy:
     optimizer: int = 1
     """Parts into which the optimizer's state is divided."""
     present: tuple[str, ...] = (REDUCE,)
-    """Kinds of collectives, all of which there must be."""
+    """Collectives that must appear."""
     absent: tuple[str, ...] = ()
-    """Kinds of collectives of which there must be none."""
+    """Collectives that must not appear."""
     within: str = ""
     """Part of the path of the parameters that this is said of."""
     experts: int | None = None
@@ -66,7 +66,7 @@ _NO_EXCHANGE = (GATHER, EXCHANGE, PASS)
 
 STRATEGIES: dict[str, Strategy] = {
     "data parallel": _strategy(DataParallel(), 1, 1, (REDUCE,), _NO_EXCHANGE, data=8),
-    "pmap": _strategy(DataParallel(mapped=True), 1, 1, (REDUCE,), _NO_EXCHANGE, data=8),
+    "pmap": _strategy(DataParallel(use_pmap=True), 1, 1, (REDUCE,), _NO_EXCHANGE, data=8),
     "ZeRO-1": _strategy(FullySharded(stage=1), 1, 8, (REDUCE, GATHER), fsdp=8),
     "ZeRO-2": _strategy(FullySharded(stage=2), 1, 8, (REDUCE, GATHER), fsdp=8),
     "ZeRO-3 (FSDP)": _strategy(FullySharded(), 8, 8, (REDUCE, GATHER), fsdp=8),
@@ -78,36 +78,38 @@ STRATEGIES: dict[str, Strategy] = {
     "ring": _strategy(ContextParallel(Ring()), 1, 1, (REDUCE, PASS), data=2, context=4),
     "all-to-all": _strategy(ContextParallel(AllToAll()), 1, 1, (REDUCE, EXCHANGE), (), data=2, context=4),
     "pipeline": _strategy(PipelineParallel(4), 4, 4, (REDUCE, PASS), within=_STACK, data=2, stage=4),
-    "pipeline, two rounds": _strategy(PipelineParallel(4, 2), 4, 4, (REDUCE, PASS), within=_STACK, data=2, stage=4),
-    "FSDP x tensor": _strategy(Both(FullySharded(), TensorParallel()), 8, 8, (REDUCE, GATHER), fsdp=2, tensor=4),
+    "pipeline, two virtual stages": _strategy(
+        PipelineParallel(4, 2), 4, 4, (REDUCE, PASS), within=_STACK, data=2, stage=4
+    ),
+    "FSDP x tensor": _strategy(Combined(FullySharded(), TensorParallel()), 8, 8, (REDUCE, GATHER), fsdp=2, tensor=4),
     "FSDP x tensor, sequence": _strategy(
-        Both(FullySharded(), TensorParallel(sequence=True)), 4, 4, (REDUCE, GATHER), data=2, fsdp=2, tensor=2
+        Combined(FullySharded(), TensorParallel(sequence=True)), 4, 4, (REDUCE, GATHER), data=2, fsdp=2, tensor=2
     ),
     "ZeRO-1 x tensor": _strategy(
-        Both(FullySharded(stage=1), TensorParallel()), 2, 8, (REDUCE, GATHER), fsdp=4, tensor=2
+        Combined(FullySharded(stage=1), TensorParallel()), 2, 8, (REDUCE, GATHER), fsdp=4, tensor=2
     ),
     "FSDP x ring": _strategy(
-        Both(FullySharded(), ContextParallel(Ring())), 2, 2, (REDUCE, GATHER, PASS), fsdp=2, context=4
+        Combined(FullySharded(), ContextParallel(Ring())), 2, 2, (REDUCE, GATHER, PASS), fsdp=2, context=4
     ),
     "FSDP x tensor x ring": _strategy(
-        Both(FullySharded(), Both(TensorParallel(), ContextParallel(Ring()))),
+        Combined(FullySharded(), Combined(TensorParallel(), ContextParallel(Ring()))),
         *(4, 4, (REDUCE, GATHER, PASS)),
         fsdp=2,
         context=2,
         tensor=2,
     ),
     "FSDP x tensor, sequence x all-to-all": _strategy(
-        Both(FullySharded(), Both(TensorParallel(sequence=True), ContextParallel(AllToAll()))),
+        Combined(FullySharded(), Combined(TensorParallel(sequence=True), ContextParallel(AllToAll()))),
         *(4, 4, (REDUCE, GATHER, EXCHANGE)),
         fsdp=2,
         context=2,
         tensor=2,
     ),
     "FSDP x pipeline": _strategy(
-        Both(FullySharded(), PipelineParallel(4)), 8, 8, (REDUCE, GATHER, PASS), within=_STACK, fsdp=2, stage=4
+        Combined(FullySharded(), PipelineParallel(4)), 8, 8, (REDUCE, GATHER, PASS), within=_STACK, fsdp=2, stage=4
     ),
     "ZeRO-1 x tensor x pipeline": _strategy(
-        Both(FullySharded(stage=1), Both(TensorParallel(), PipelineParallel(2))),
+        Combined(FullySharded(stage=1), Combined(TensorParallel(), PipelineParallel(2))),
         *(4, 8, (REDUCE, PASS)),
         within=_STACK,
         fsdp=2,
@@ -115,32 +117,32 @@ STRATEGIES: dict[str, Strategy] = {
         tensor=2,
     ),
     "expert x FSDP": _strategy(
-        *(Both(ExpertParallel(), FullySharded()), 8, 8, (REDUCE, GATHER)),
+        *(Combined(ExpertParallel(), FullySharded()), 8, 8, (REDUCE, GATHER)),
         experts=8,
         fsdp=4,
         expert=2,
     ),
     "expert x tensor, sequence": _strategy(
-        *(Both(ExpertParallel(), TensorParallel(sequence=True)), 2, 2, (REDUCE, GATHER)),
+        *(Combined(ExpertParallel(), TensorParallel(sequence=True)), 2, 2, (REDUCE, GATHER)),
         experts=8,
         expert=4,
         tensor=2,
     ),
     "expert x pipeline": _strategy(
-        *(Both(ExpertParallel(), PipelineParallel(4, 2)), 4, 4, (REDUCE, PASS)),
+        *(Combined(ExpertParallel(), PipelineParallel(4, 2)), 4, 4, (REDUCE, PASS)),
         experts=8,
         within=_STACK,
         stage=4,
         expert=2,
     ),
     "expert x ring": _strategy(
-        *(Both(ExpertParallel(), ContextParallel(Ring())), 1, 1, (REDUCE, PASS)),
+        *(Combined(ExpertParallel(), ContextParallel(Ring())), 1, 1, (REDUCE, PASS)),
         experts=4,
         expert=4,
         context=2,
     ),
     "pipeline x ring": _strategy(
-        Both(PipelineParallel(2), ContextParallel(Ring())),
+        Combined(PipelineParallel(2), ContextParallel(Ring())),
         *(2, 2, (REDUCE, PASS)),
         within=_STACK,
         data=2,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from rich.table import Table
 
 from llm_jax.core.checks import check
-from llm_jax.parity.cell import STEPS, WAYS, Cell, cell
+from llm_jax.parity.case import STEPS, WAYS, ParityCase, cell
 from llm_jax.parity.models import MODELS
 from llm_jax.parity.strategies import STRATEGIES
 
@@ -18,7 +18,7 @@ def matrix(
     strategies: Iterable[str] = STRATEGIES,
     ways: Iterable[str] = ("loop",),
     progress: Callable[[str], None] = lambda _: None,
-) -> Iterator[Cell]:
+) -> Iterator[ParityCase]:
     """The cells of some models, strategies and ways to run them, as they are measured.
 
     Raises:
@@ -34,7 +34,7 @@ def matrix(
                 yield cell(model, name, STRATEGIES[name], way)
 
 
-def is_right(found: Cell) -> bool:
+def is_right(found: ParityCase) -> bool:
     """Whether the model learned, as on one device, and the program does what its strategy says."""
     # One by one: a maximum may drop what is not a number.
     alike = found.first_loss <= LOSS and found.last_loss <= LOSS and found.gradient <= GRADIENT
@@ -47,7 +47,7 @@ TITLE = (
 )
 
 
-def rows(cells: Iterable[Cell]) -> list[tuple[str, ...]]:
+def rows(cells: Iterable[ParityCase]) -> list[tuple[str, ...]]:
     """A heading, and a row for each strategy and way, with a column for each model."""
     cells = list(cells)
     chosen = list(dict.fromkeys(found.model for found in cells))
@@ -60,7 +60,7 @@ def rows(cells: Iterable[Cell]) -> list[tuple[str, ...]]:
     return shown
 
 
-def table(cells: Iterable[Cell]) -> Table:
+def table(cells: Iterable[ParityCase]) -> Table:
     """The rows for a terminal, in red what is not right."""
     headings, *found = rows(cells)
     shown = Table(*headings, title=TITLE)
@@ -72,7 +72,7 @@ def table(cells: Iterable[Cell]) -> Table:
 _WRONG = "WRONG: "
 
 
-def _text(found: Cell) -> str:
+def _text(found: ParityCase) -> str:
     figures = " ".join(f"{value:.0e}" for value in (found.first_loss, found.gradient, found.last_loss))
     text = f"{figures} ({found.parameters:.2f}, {found.optimizer:.2f})"
     return text if is_right(found) else f"{_WRONG}{text} {'; '.join(found.faults) or 'not alike'}"

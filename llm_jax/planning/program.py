@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import jax
 
-from llm_jax.planning import products
+from llm_jax.planning import hlo_products as products
 from llm_jax.planning.collectives import Collective, group_size, kind_of, operand_bytes
 from llm_jax.planning.hlo import Module, Operation, Scope
 from llm_jax.planning.loops import trip_count
@@ -46,7 +46,7 @@ class Loop:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class CustomCall:
     """Work that the program's text does not describe: a custom call that is no matrix product of a known library."""
 
     name: str
@@ -106,7 +106,7 @@ class Program:
     collectives: tuple[Collective, ...]
     """Those among two devices or more, in the order of the program."""
     loops: tuple[Loop, ...]
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[CustomCall, ...]
     cycles: int | None
     """Sum of the TPU compiler's estimates over operations, without transfers between devices and without kernels: a
     figure to rank programs by. None for other compilers, which make none."""
@@ -119,7 +119,7 @@ class Program:
         return all(loop.rounds is not None for loop in self.loops)
 
     @property
-    def uncounted(self) -> tuple[Kernel, ...]:
+    def uncounted(self) -> tuple[CustomCall, ...]:
         """Kernels whose FLOPs nothing notes. Where there are some, `flops` is a lower bound."""
         return tuple(kernel for kernel in self.kernels if kernel.flops is None)
 
@@ -186,7 +186,7 @@ class _Tally:
     cycles: int = 0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     loops: list[Loop] = dataclasses.field(default_factory=list)
-    kernels: list[Kernel] = dataclasses.field(default_factory=list)
+    kernels: list[CustomCall] = dataclasses.field(default_factory=list)
 
     def add(self, other: Self) -> None:
         for field in dataclasses.fields(self):
@@ -245,10 +245,10 @@ def _library_flops(scope: Scope, operation: Operation) -> int | None:
     return products.library_flops(_target(operation), operation, scope.operand_arrays(operation))
 
 
-def _kernel(place: _Place, operation: Operation) -> list[Kernel]:
+def _kernel(place: _Place, operation: Operation) -> list[CustomCall]:
     target = _target(operation) or operation.opcode
     noted = operation.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
-    kernel = Kernel(operation.name, target, int(noted) if noted else None, place.executions)
+    kernel = CustomCall(operation.name, target, int(noted) if noted else None, place.executions)
     return [] if target in _MARKS else [kernel]
 
 

@@ -15,7 +15,7 @@ from llm_jax.train.programs import Programs
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ShardInfo:
     """One parameter. Bytes on a device are those of the one that holds most."""
 
     name: str
@@ -43,12 +43,12 @@ class Totals:
     """The moving average of the parameters."""
 
 
-def places(made: Programs) -> list[Place]:
+def places(made: Programs) -> list[ShardInfo]:
     """Every parameter of a run."""
     state, (_, words) = made.abstract_state, abstract_parameters(made.model)
     kept = [*_with_paths(state.opt_state), *_with_paths(state.ema)]
     return [
-        Place(
+        ShardInfo(
             name=trees.path_name(path),
             shape=leaf.shape,
             words=axes,
@@ -116,7 +116,7 @@ def table(made: Programs) -> Table:
     return shown
 
 
-def _divided(place: Place) -> str:
+def _divided(place: ShardInfo) -> str:
     parts = [
         f"{word}: {' x '.join((axes,) if isinstance(axes, str) else axes)}"
         for word, axes in zip(place.words, place.spec, strict=True)

@@ -1,4 +1,4 @@
-"""The logical words with which layers annotate arrays. A strategy (rules.py) maps each to mesh axes, or to none."""
+"""The logical axes with which layers annotate arrays. A strategy (rules.py) maps each to mesh axes, or to none."""
 
 # Parameters.
 EMBED = "embed"
@@ -23,7 +23,7 @@ LENGTH = "length"
 WIDTH = "width"
 STREAM = "stream"
 
-WORDS = (
+LOGICAL_AXES = (
     *(EMBED, HEADS, KV_HEADS, BLOCKS, EXPERTS, HEAD_DIM, MLP, VOCAB, NORM, POSITIONS, TYPES, ROUTES, CLASSES, LAYERS),
     *(BATCH, LENGTH, WIDTH, STREAM),
 )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from llm_jax.hosts.group import Hosts
+from llm_jax.hosts.process_group import Hosts
 
 
 def connect(mesh: Mesh, hosts: Hosts) -> None:

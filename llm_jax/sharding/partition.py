@@ -1,4 +1,4 @@
-"""From logical words to shardings: parameters, everything shaped like them, batches, activations."""
+"""From logical axes to shardings: parameters, everything shaped like them, batches, activations."""
 
 import contextlib
 import contextvars
@@ -16,8 +16,9 @@ from llm_jax.core import trees
 from llm_jax.core.checks import check, given
 from llm_jax.core.chips import Device
 from llm_jax.sharding import axes, rules
-from llm_jax.sharding.line import Line
+from llm_jax.sharding.device_group import DeviceGroup
 from llm_jax.sharding.mesh import STAGE
+from llm_jax.sharding.pipeline_schedule import PipelineSchedule
 from llm_jax.sharding.rules import (
     ContextParallel,
     DataParallel,
@@ -28,7 +29,6 @@ from llm_jax.sharding.rules import (
     mesh_axes,
     placed,
 )
-from llm_jax.sharding.schedule import Schedule
 
 Axes = tuple[str, ...]
 AnyMesh = Mesh | AbstractMesh
@@ -83,9 +83,9 @@ class Layout:
         return None if isinstance(self.mesh, AbstractMesh) else self.mesh.devices.flat[0]
 
     @property
-    def mapped(self) -> bool:
+    def uses_pmap(self) -> bool:
         """Whether programs are made by jax.pmap."""
-        return self.strategy == DataParallel(mapped=True)
+        return self.strategy == DataParallel(use_pmap=True)
 
     @functools.cached_property
     def table(self) -> Table:
@@ -94,23 +94,23 @@ class Layout:
         return {word: tuple(a for a in mesh_axes(table, word) if a not in self.within) or None for word in table}
 
     @property
-    def schedule(self) -> Schedule | None:
+    def schedule(self) -> PipelineSchedule | None:
         """The pipeline through its stages; None without one."""
         return rules.schedule(self.strategy, self.mesh.shape[STAGE])
 
-    def sharding(self, *words: str) -> NamedSharding:
-        """Of an activation whose leading axes have these words; axes past them are not divided."""
-        return NamedSharding(self.mesh, self.spec(words))
+    def sharding(self, *logical_axes: str) -> NamedSharding:
+        """Of an activation whose leading axes have these logical axes; axes past them are not divided."""
+        return NamedSharding(self.mesh, self.spec(logical_axes))
 
-    def spec(self, words: Axes) -> PartitionSpec:
-        """Mesh axes of an activation whose leading axes have these words."""
-        return PartitionSpec(*(names or None for names in placed(self.table, words)))
+    def spec(self, logical_axes: Axes) -> PartitionSpec:
+        """Mesh axes of an activation whose leading axes have these logical axes."""
+        return PartitionSpec(*(names or None for names in placed(self.table, logical_axes)))
 
-    def gradient_sharding(self, *words: str) -> NamedSharding:
+    def gradient_sharding(self, *logical_axes: str) -> NamedSharding:
         """Of what gradients are made of; see `constrain_gradient`."""
         table, spec = self.strategy.gradients(), []
-        for index, word in enumerate(words):
-            later = {axis for other in words[index + 1 :] for axis in mesh_axes(table, other)} | {*self.within}
+        for index, word in enumerate(logical_axes):
+            later = {axis for other in logical_axes[index + 1 :] for axis in mesh_axes(table, other)} | {*self.within}
             spec.append(tuple(axis for axis in mesh_axes(table, word) if axis not in later) or None)
         return NamedSharding(self.mesh, PartitionSpec(*spec))
 
@@ -140,11 +140,11 @@ class Layout:
         return shardings(shapes, logical_axes, self.mesh, self.table)
 
     def gradients(self, shapes: Any, logical_axes: Any) -> Any:
-        """Shardings of gradients, by shapes and words of their parameters."""
+        """Shardings of gradients, by shapes and logical axes of their parameters."""
         return shardings(shapes, logical_axes, self.mesh, self.strategy.gradients())
 
     def optimizer(self, shapes: Any, logical_axes: Any) -> Any:
-        """Shardings of what the optimizer keeps for parameters, by their shapes and words."""
+        """Shardings of what the optimizer keeps for parameters, by their shapes and logical axes."""
         return shardings(shapes, logical_axes, self.mesh, self.strategy.optimizer())
 
 
@@ -155,7 +155,7 @@ _active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout"
 def activate(layout: Layout) -> Iterator[None]:
     """While tracing inside, layers lay their activations out by `layout`. A program of jax.pmap is that of one device:
     it lays out nothing."""
-    if layout.mapped:
+    if layout.uses_pmap:
         yield
         return
     with using(layout), jax.set_mesh(layout.concrete):
@@ -175,7 +175,8 @@ def using(layout: Layout | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def within(*mesh_axes: str) -> Iterator[None]:
-    """While tracing inside, what is laid out is what one part of these mesh axes computes."""
+    """While tracing inside, constraints leave out these mesh axes, over which an enclosing vmap or shard_map already
+    divides the computation."""
     with using(dataclasses.replace(required(), within=mesh_axes)):
         yield
 
@@ -190,17 +191,17 @@ def required() -> Layout:
     return given(_active.get(), "there is no active layout: call it inside partition.activate(layout)")
 
 
-def constrain(x: jax.Array, *words: str) -> jax.Array:
-    """Lays an activation out by its logical words; does nothing outside `activate`."""
+def constrain(x: jax.Array, *logical_axes: str) -> jax.Array:
+    """Lays an activation out by its logical axes; does nothing outside `activate`."""
     layout = active()
-    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.sharding(*words))
+    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.sharding(*logical_axes))
 
 
-def constrain_gradient(x: jax.Array, *words: str) -> jax.Array:
+def constrain_gradient(x: jax.Array, *logical_axes: str) -> jax.Array:
     """As `constrain`, for what gradients of parameters are made of: it is divided as they are where they are summed. Of
-    two words that are divided over the same devices the last one is."""
+    two logical_axes that are divided over the same devices the last one is."""
     layout = active()
-    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.gradient_sharding(*words))
+    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.gradient_sharding(*logical_axes))
 
 
 def parts(word: str) -> int:
@@ -209,9 +210,9 @@ def parts(word: str) -> int:
     return 1 if layout is None else layout.parts(word)
 
 
-def divides(shape: tuple[int, ...], words: Axes) -> bool:
+def divides(shape: tuple[int, ...], logical_axes: Axes) -> bool:
     """Whether all parts of an activation are of one size."""
-    return all(size % parts(word) == 0 for size, word in zip(shape, words, strict=False))
+    return all(size % parts(word) == 0 for size, word in zip(shape, logical_axes, strict=False))
 
 
 def head_copies(kv_heads: int) -> int:
@@ -221,23 +222,23 @@ def head_copies(kv_heads: int) -> int:
     return devices // math.gcd(devices, kv_heads)
 
 
-def line(word: str, *before: str) -> Line:
-    """The devices over which the layout of `activate` divides arrays along `word`, where axes before have the words
-    `before`; outside of it one by itself."""
+def device_group(axis: str, *before: str) -> DeviceGroup:
+    """The devices over which the active layout divides an array along the logical axis `axis`, after the logical axes
+    `before`; a group of one device without a layout."""
     layout = active()
     if layout is None:
-        return Line((), 1)
-    names = placed(layout.table, (*before, word))[-1]
-    return Line(names, math.prod(layout.mesh.shape[axis] for axis in names))
+        return DeviceGroup((), 1)
+    names = placed(layout.table, (*before, axis))[-1]
+    return DeviceGroup(names, math.prod(layout.mesh.shape[name] for name in names))
 
 
-def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:
-    """`function`, to be run by every device on its own part of the arrays; a `Line` lets it speak to others.
+def per_device(function: Callable, inputs: tuple, outputs: Any) -> Callable:
+    """`function`, to be run by every device on its own part of the arrays; a `DeviceGroup` lets it speak to others.
 
     While it is traced no layout is active: what it sees is not divided. Outside of `activate` it is `function` itself.
 
     Args:
-      inputs: for every argument a tree like it of tuples of words, as those of `constrain`.
+      inputs: for every argument a tree like it of tuples of logical_axes, as those of `constrain`.
       outputs: a tree of such tuples like what `function` gives.
 
     Raises:
@@ -255,8 +256,8 @@ def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:
 
     def checked(*arguments):
         flat, structure = jax.tree.flatten(inputs, is_leaf=is_words)
-        for x, words in zip(structure.flatten_up_to(arguments), flat, strict=True):
-            for size, word, names in zip(x.shape, words, placed(layout.table, words), strict=False):
+        for x, logical_axes in zip(structure.flatten_up_to(arguments), flat, strict=True):
+            for size, word, names in zip(x.shape, logical_axes, placed(layout.table, logical_axes), strict=False):
                 devices = math.prod(layout.mesh.shape[axis] for axis in names)
                 check(
                     size % devices == 0,
@@ -270,19 +271,19 @@ def mapped(function: Callable, inputs: tuple, outputs: Any) -> Callable:
     return checked
 
 
-def apart(function: Callable[[jax.Array], jax.Array], *words: str) -> Callable[[jax.Array], jax.Array]:
-    """`function` of an array whose leading axes have these words, each place of which it treats by itself: for what
-    compilers would bring together on every device, such as a choice of the largest numbers. An array that does not
-    divide is left to them."""
+def per_shard(function: Callable[[jax.Array], jax.Array], *logical_axes: str) -> Callable[[jax.Array], jax.Array]:
+    """`function`, run on each shard by itself, of an array whose leading axes have these logical axes. It must treat
+    every index of them independently. For operations before which XLA would gather the whole array on every device,
+    such as top_k. An array that does not divide is left to XLA."""
 
     def run(x: jax.Array) -> jax.Array:
-        return mapped(function, (words,), words)(x) if divides(x.shape, words) else function(x)
+        return per_device(function, (logical_axes,), logical_axes)(x) if divides(x.shape, logical_axes) else function(x)
 
     return run
 
 
 def logical_axes(boxed: Any) -> Any:
-    """The tree of logical axes, one tuple of words a parameter, of an `eval_shape`d `init` with its boxes on.
+    """The tree of logical axes, one tuple for each parameter, of an `eval_shape`d `init` with its boxes on.
 
     Raises:
       ValueError: for a parameter that is not annotated, or annotated with an unknown word.
@@ -293,8 +294,10 @@ def logical_axes(boxed: Any) -> Any:
         name = trees.path_name(path)
         if not is_box(leaf):
             raise ValueError(f"parameter {name} has no logical axes: annotate it where it is made (layers/linear.py)")
-        if unknown := [word for word in leaf.names if word not in axes.WORDS]:
-            raise ValueError(f"parameter {name} has axes {leaf.names}: {unknown} are not words of sharding/axes.py")
+        if unknown := [word for word in leaf.names if word not in axes.LOGICAL_AXES]:
+            raise ValueError(
+                f"parameter {name} has axes {leaf.names}: {unknown} are not logical axes of sharding/axes.py"
+            )
         return tuple(leaf.names)
 
     return jax.tree_util.tree_map_with_path(read, boxed, is_leaf=is_box)
@@ -314,9 +317,9 @@ def shardings(shapes: Any, axes_tree: Any, mesh: AnyMesh, table: Table) -> Any:
         whole = (word == axes.LAYERS and size < devices) or (word == axes.KV_HEADS and size % devices != 0)
         return None if whole else names or None
 
-    def place(path: tuple, shape: Any, words: Axes) -> NamedSharding:
-        spec = PartitionSpec(*map(over, shape.shape, words, placed(table, words)))
-        _check_divides(trees.path_name(path), shape.shape, words, spec, mesh)
+    def place(path: tuple, shape: Any, logical_axes: Axes) -> NamedSharding:
+        spec = PartitionSpec(*map(over, shape.shape, logical_axes, placed(table, logical_axes)))
+        _check_divides(trees.path_name(path), shape.shape, logical_axes, spec, mesh)
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, shapes, axes_tree)
@@ -346,8 +349,8 @@ def like_parameters(tree: Any, parameters: Any, parameter_shardings: Any, mesh: 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _check_divides(name: str, shape: tuple[int, ...], words: Axes, spec: PartitionSpec, mesh: AnyMesh) -> None:
-    for size, word, names in zip(shape, words, spec, strict=True):
+def _check_divides(name: str, shape: tuple[int, ...], logical_axes: Axes, spec: PartitionSpec, mesh: AnyMesh) -> None:
+    for size, word, names in zip(shape, logical_axes, spec, strict=True):
         names = (names,) if isinstance(names, str) else names or ()
         names = tuple(axis for axis in names if mesh.shape[axis] > 1)
         parts = math.prod(mesh.shape[axis] for axis in names)

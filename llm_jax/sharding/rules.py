@@ -1,4 +1,4 @@
-"""Strategies: visible tables from the logical words of axes.py to mesh axes.
+"""Strategies: visible tables from the logical axes of axes.py to mesh axes.
 
 A strategy is a config type. It has `table()`, where parameters and activations lie while the model computes;
 `gradients()`, where gradients are summed; and `optimizer()`, where the optimizer's state and moving averages lie, and
@@ -14,7 +14,7 @@ from llm_jax.core.checks import check, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.sharding import axes
 from llm_jax.sharding.mesh import CONTEXT, DATA, EXPERT, FSDP, STAGE, TENSOR, Axes, MeshConfig
-from llm_jax.sharding.schedule import Schedule
+from llm_jax.sharding.pipeline_schedule import PipelineSchedule
 
 Table = dict[str, str | tuple[str, ...] | None]
 
@@ -40,12 +40,12 @@ class _OneTable(abc.ABC):
 class DataParallel(_OneTable):
     """Every device holds all parameters and sees its own examples."""
 
-    mapped: bool = False
+    use_pmap: bool = False
     """Whether by `jax.pmap`: every device then runs the program of one device, and sums gradients with the others.
     Dropout differs from device to device, and so from what a program over all devices draws."""
 
     def table(self) -> Table:
-        table: Table = dict.fromkeys(axes.WORDS)
+        table: Table = dict.fromkeys(axes.LOGICAL_AXES)
         return table | {axes.BATCH: _BATCH}
 
 
@@ -115,14 +115,14 @@ class PipelineParallel(_OneTable):
 
     microbatches: int
     """Pieces of a batch that are under way at once: a multiple of the stages. More of them make a smaller bubble."""
-    rounds: int = 1
+    virtual_stages: int = 1
     """How often a row passes through all stages. 1: each holds layers that follow one another (Huang et al. 2019,
     arXiv:1811.06965). More: each holds so many shorter runs of layers, and the bubble is the smaller (Narayanan et al.
     2021, arXiv:2104.04473, 2.2); rows are passed on so many times as often, and weights, which lie in the order of the
     layers so that checkpoints do not depend on it, are exchanged between stages once a pass, gradients likewise."""
 
     def __post_init__(self):
-        check_positive(microbatches=self.microbatches, rounds=self.rounds)
+        check_positive(microbatches=self.microbatches, virtual_stages=self.virtual_stages)
 
     def table(self) -> Table:
         return DataParallel().table() | {axes.BATCH: (DATA, FSDP, STAGE, EXPERT), axes.LAYERS: STAGE}
@@ -165,7 +165,7 @@ class ContextParallel(_OneTable):
 
 
 @configclass
-class Both:
+class Combined:
     """Two strategies at once, each over mesh axes of its own, such as FullySharded and TensorParallel."""
 
     one: "Strategy"
@@ -175,9 +175,9 @@ class Both:
         kinds = [type(part).__name__ for part in parts(self)]
         twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         check(
-            DataParallel(mapped=True) not in (self.one, self.other),
-            "strategy has DataParallel(mapped=True) and another: jax.pmap divides the batch and nothing else; set "
-            "mapped to False",
+            DataParallel(use_pmap=True) not in (self.one, self.other),
+            "strategy has DataParallel(use_pmap=True) and another: jax.pmap divides the batch and nothing else; set "
+            "use_pmap to False",
         )
         check(not twice, f"strategy has {', '.join(twice)} twice: combine strategies of different kinds")
 
@@ -191,26 +191,26 @@ class Both:
         return _merged(self.one.optimizer(), self.other.optimizer())
 
 
-Strategy = DataParallel | FullySharded | TensorParallel | ExpertParallel | PipelineParallel | ContextParallel | Both
+Strategy = DataParallel | FullySharded | TensorParallel | ExpertParallel | PipelineParallel | ContextParallel | Combined
 
 
 def parts(strategy: Strategy) -> Iterator[Strategy]:
     """The strategies that a product is made of."""
-    if isinstance(strategy, Both):
+    if isinstance(strategy, Combined):
         yield from parts(strategy.one)
         yield from parts(strategy.other)
     else:
         yield strategy
 
 
-def schedule(strategy: Strategy, stages: int) -> Schedule | None:
+def schedule(strategy: Strategy, stages: int) -> PipelineSchedule | None:
     """The pipeline of a strategy over so many stages; None without one.
 
     Raises:
       ValueError: for microbatches that the stages do not divide.
     """
     found = [part for part in parts(strategy) if isinstance(part, PipelineParallel)]
-    return Schedule(stages, found[0].microbatches, found[0].rounds) if found and stages > 1 else None
+    return PipelineSchedule(stages, found[0].microbatches, found[0].virtual_stages) if found and stages > 1 else None
 
 
 def mesh_axes(table: Table, word: str) -> tuple[str, ...]:
@@ -219,11 +219,11 @@ def mesh_axes(table: Table, word: str) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names or ()
 
 
-def placed(table: Table, words: Iterable[str]) -> list[tuple[str, ...]]:
-    """Mesh axes over which each axis of an array with these words is divided: where several words name a mesh axis, it
-    divides the first of them."""
+def placed(table: Table, logical_axes: Iterable[str]) -> list[tuple[str, ...]]:
+    """Mesh axes over which each axis of an array with these logical axes is divided: a mesh axis that several of them
+    name divides the first."""
     found: list[tuple[str, ...]] = []
-    for word in words:
+    for word in logical_axes:
         used = {axis for names in found for axis in names}
         found.append(tuple(axis for axis in mesh_axes(table, word) if axis not in used))
     return found
@@ -253,16 +253,16 @@ class ShardingConfig:
         check(
             not idle,
             f"mesh.{', mesh.'.join(idle)} is not 1 and strategy {kind} divides nothing over it: all devices along it "
-            "would do the same; set it to 1, or take a strategy that uses it (TensorParallel, Both)",
+            "would do the same; set it to 1, or take a strategy that uses it (TensorParallel, Combined)",
         )
         check(
-            not (self.offload and self.strategy == DataParallel(mapped=True)),
-            "sharding.offload is True and strategy DataParallel(mapped=True): jax.pmap computes where the state lies; "
+            not (self.offload and self.strategy == DataParallel(use_pmap=True)),
+            "sharding.offload is True and strategy DataParallel(use_pmap=True): jax.pmap computes where the state is; "
             "set one of them to False",
         )
         schedule(self.strategy, self.mesh.stage)  # which may raise
 
     @property
-    def schedule(self) -> Schedule | None:
+    def schedule(self) -> PipelineSchedule | None:
         """The pipeline; None without one, and where the number of stages is left to the number of devices."""
         return schedule(self.strategy, self.mesh.stage)

@@ -37,8 +37,8 @@ class Fit:
             parameter that the model does not have.
         """
         weights = start.find()
-        shapes, words = abstract_parameters(model)
-        wanted, named = dict(trees.named_leaves(shapes)), dict(_named(words))
+        shapes, logical_axes = abstract_parameters(model)
+        wanted, named = dict(trees.named_leaves(shapes)), dict(_named(logical_axes))
         _check_names(start.fresh, list(wanted))
         drawn = tuple(name for name in wanted if _is_fresh(name, start.fresh))
         if has_experts(model.config) and not has_experts(weights.config):
@@ -69,8 +69,8 @@ class Fit:
         if self.upcycles:
             source = build(self.weights.config, precision)
             return upcycled(source.config, given, self.model, rng.key(seed, "upcycle"))
-        shapes, words = abstract_parameters(self.model)
-        there, named = dict(trees.named_leaves(given)), dict(_named(words))
+        shapes, logical_axes = abstract_parameters(self.model)
+        there, named = dict(trees.named_leaves(given)), dict(_named(logical_axes))
         drawn = _drawn(self.model, {*self.drawn, *self.resized}, rng.key(seed, "parameters"))
 
         def leaf(path: tuple, wanted: jax.ShapeDtypeStruct) -> Any:
@@ -146,6 +146,6 @@ def _drawn(model: Model, names: set[str], key: jax.Array) -> dict[str, jax.Array
     return jax.jit(draw)(key)
 
 
-def _named(words: Any) -> Any:
+def _named(logical_axes: Any) -> Any:
     """(name, logical axes) of every parameter."""
-    return trees.named_leaves(words, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return trees.named_leaves(logical_axes, is_leaf=lambda leaf: isinstance(leaf, tuple))

@@ -15,7 +15,7 @@ from llm_jax.objectives.objective import AnyBatch
 from llm_jax.sharding.mesh import DATA
 from llm_jax.sharding.partition import Layout
 from llm_jax.train.state import TrainState, at_rest
-from llm_jax.train.step import Places, StepReport
+from llm_jax.train.step import StepReport, StepShardings
 
 Pure = Callable[[TrainState, AnyBatch], tuple[TrainState, StepReport]]
 
@@ -31,7 +31,7 @@ class Update(Protocol):
 
 
 def compiled_update(
-    make: Callable[[Places | None, str | None], Pure],
+    make: Callable[[StepShardings | None, str | None], Pure],
     layout: Layout,
     shardings: TrainState,
     gradients: Any,
@@ -44,11 +44,11 @@ def compiled_update(
       shardings: where the state lies while it is updated.
       gradients: where gradients lie.
     """
-    if layout.mapped:
+    if layout.uses_pmap:
         return Mapped(make(None, DATA), layout)
     resting = at_rest(shardings, layout)
     return compiled(
-        make(Places(gradients, shardings.opt_state), None),
+        make(StepShardings(gradients, shardings.opt_state), None),
         precision,
         layout.device,
         in_shardings=(resting, layout.rows),
@@ -84,8 +84,8 @@ class Mapped:
         """
         check(
             jax.process_count() == 1,
-            f"strategy is DataParallel(mapped=True) and there are {jax.process_count()} processes: by jax.pmap the "
-            "state would be each process's own, which no checkpoint holds; set mapped to False",
+            f"strategy is DataParallel(use_pmap=True) and there are {jax.process_count()} processes: by jax.pmap the "
+            "state would be each process's own, which no checkpoint holds; set use_pmap to False",
         )
         options = {"axis_name": DATA, "in_axes": (None, 0), "out_axes": (None, None), "donate_argnums": 0}
         return jax.pmap(self.update, devices=list(self.layout.concrete.devices.flat), **options)

@@ -14,7 +14,7 @@ from typing import Any
 
 from llm_jax.core import records
 from llm_jax.core.run_directory import RunDirectory
-from llm_jax.hosts.group import Hosts
+from llm_jax.hosts.process_group import Hosts
 from llm_jax.trackers.tracker import TrackedRun, Tracker
 from llm_jax.trackers.tracking import Tracking
 from llm_jax.train.display import Display

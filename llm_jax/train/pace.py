@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llm_jax.hosts.group import Hosts
+from llm_jax.hosts.process_group import Hosts
 from llm_jax.objectives.objective import AnyBatch
 from llm_jax.train.loop import Hook
 

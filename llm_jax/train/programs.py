@@ -1,4 +1,4 @@
-"""The programs that train a model in a layout, put together."""
+"""The compiled functions that train and evaluate a model with a sharding."""
 
 import contextlib
 import dataclasses

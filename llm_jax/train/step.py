@@ -41,7 +41,7 @@ class StepReport:
     learning_rate: jax.Array | None = None
 
 
-class Places(NamedTuple):
+class StepShardings(NamedTuple):
     """Trees of shardings."""
 
     gradients: Any
@@ -77,7 +77,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     config: StepConfig,
     seed: int,
-    places: Places | None = None,
+    places: StepShardings | None = None,
     axis: str | None = None,
     rate: Rate | None = None,
 ) -> Callable[[TrainState, AnyBatch], tuple[TrainState, StepReport]]:
@@ -130,7 +130,7 @@ def evaluation_step(model: Model, objective: Objective, microbatches: int = 1) -
 
 
 def _summed_gradients(
-    model: Model, objective: Objective, config: StepConfig, places: Places | None, axis: str | None
+    model: Model, objective: Objective, config: StepConfig, places: StepShardings | None, axis: str | None
 ) -> Callable[[Any, AnyBatch, jax.Array], tuple[Any, Metrics]]:
     """(params, batch, key) -> gradients and metrics, sums over all tokens of the batch."""
 

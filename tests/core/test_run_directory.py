@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from llm_jax.core import config, run_directory
-from llm_jax.core.run_directory import FollowedRun, RunDirectory
+from llm_jax.core.run_directory import ReadOnlyRun, RunDirectory
 from llm_jax.models.families.llama import llama
 
 EXPERIMENT = llama(2, 4, 16, hidden=24)
@@ -94,7 +94,7 @@ def test_files_that_were_deleted_are_put_back(tmp_path):
 
 
 def test_a_followed_run_is_read_and_never_written(tmp_path):
-    run, followed = RunDirectory(tmp_path / "run"), FollowedRun(tmp_path / "run")
+    run, followed = RunDirectory(tmp_path / "run"), ReadOnlyRun(tmp_path / "run")
     followed.open(EXPERIMENT)
     followed.write_sample(1, "a")
     followed.write_tokenizer(None)
@@ -107,7 +107,7 @@ def test_a_followed_run_is_read_and_never_written(tmp_path):
         assert not run.lock_file.exists()
     others = ("open", "delete", "locked", "put_back", "set_aside_after", "end_card")
     writing = [name for name in vars(RunDirectory) if name.startswith("write_") or name in others]
-    assert set(writing) <= vars(FollowedRun).keys()
+    assert set(writing) <= vars(ReadOnlyRun).keys()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

@@ -5,7 +5,7 @@ import pytest
 from llm_jax.core import config as core_config
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.packing import PackedConfig, RandomWindowsConfig
-from llm_jax.data.rows import RowContext
+from llm_jax.data.row_source import RowContext
 from llm_jax.data.sources import TextFilesConfig
 from llm_jax.data.splits import ContentSplit, HashSplit, Limited, RangeSplit
 from tests.helpers.fake_tokenizer import FakeTokenizer

@@ -7,7 +7,7 @@ from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.duplicates import Distinct, census, fingerprints
 from llm_jax.data.mixture import MixtureConfig, WeightedSource
 from llm_jax.data.pipeline import DataConfig
-from llm_jax.data.rows import RowContext
+from llm_jax.data.row_source import RowContext
 from llm_jax.data.sources import JsonLinesConfig
 from llm_jax.data.splits import ContentSplit, HashSplit, RangeSplit, SeparateSources
 from tests.helpers.fake_tokenizer import FakeTokenizer

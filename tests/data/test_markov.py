@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm_jax.data.markov import MarkovConfig
-from llm_jax.data.rows import RowContext
+from llm_jax.data.row_source import RowContext
 
 
 def every_chain(task, order):

@@ -6,7 +6,7 @@ import pytest
 
 from llm_jax.data.markov import MarkovConfig
 from llm_jax.data.mixture import MixedRows, MixtureConfig, WeightedSource
-from llm_jax.data.rows import RowContext
+from llm_jax.data.row_source import RowContext
 from llm_jax.data.synthetic import CopyConfig, ModularAdditionConfig
 
 SOURCE = ModularAdditionConfig()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_jax.data.rows import RowContext
+from llm_jax.data.row_source import RowContext
 from llm_jax.data.synthetic import CopyConfig, InductionConfig, ModularAdditionConfig
 from tests.helpers.fake_tokenizer import FakeTokenizer
 

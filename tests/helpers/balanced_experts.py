@@ -32,14 +32,14 @@ from llm_jax.optim import AdamWConfig
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import Both, ContextParallel, DataParallel, FullySharded, Ring, ShardingConfig
+from llm_jax.sharding.rules import Combined, ContextParallel, DataParallel, FullySharded, Ring, ShardingConfig
 from llm_jax.train.programs import programs
 from llm_jax.train.step import StepConfig
 from tests.helpers import routing, tiny
 
 LAYOUTS = {
     "one": (ShardingConfig(MeshConfig(data=1), DataParallel()), 1),
-    "mapped": (ShardingConfig(MeshConfig(data=8), DataParallel(mapped=True)), 1),
+    "mapped": (ShardingConfig(MeshConfig(data=8), DataParallel(use_pmap=True)), 1),
     "data": (ShardingConfig(MeshConfig(data=8), DataParallel()), 1),
     "fsdp": (ShardingConfig(MeshConfig(data=2, fsdp=4), FullySharded()), 2),
 }
@@ -68,7 +68,7 @@ def balanced(rate: float = RATE, losses: tuple[Balance, ...] = (SequenceLoss(), 
 def routed() -> dict[str, float]:
     """By router the largest relative difference of what a layer gives and tells, losses over the batch and over rows
     among it, between rows on several devices and on one."""
-    sharding = ShardingConfig(MeshConfig(data=2, fsdp=2, context=2), Both(FullySharded(), ContextParallel(Ring())))
+    sharding = ShardingConfig(MeshConfig(data=2, fsdp=2, context=2), Combined(FullySharded(), ContextParallel(Ring())))
     layout = Layout.of(sharding, jax.devices())
     generator = np.random.default_rng(0)
     x = jnp.asarray(generator.normal(size=(8, 16, 8)), jnp.float32)

@@ -16,7 +16,7 @@ from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local, names
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.routing import Choice, Picks
-from llm_jax.sharding.line import Line
+from llm_jax.sharding.device_group import DeviceGroup
 
 EXPERT = GLUConfig(6, bias=True)
 WIDTH = 8
@@ -85,7 +85,7 @@ def serve(
     dispatch: Dispatch, weights: dict[str, Any], x_BTD: jax.Array, routes: Choice | Picks, real_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """What the dispatch gives on a device by itself."""
-    count, alone = len(weights["down"][0]), Line((), 1)
+    count, alone = len(weights["down"][0]), DeviceGroup((), 1)
     return dispatch.run(Local(EXPERT, weights, count, alone, alone), x_BTD, routes, real_BT)
 
 

@@ -20,7 +20,15 @@ from llm_jax.models.inputs import Inputs
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import AllToAll, Both, ContextParallel, FullySharded, Ring, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import (
+    AllToAll,
+    Combined,
+    ContextParallel,
+    FullySharded,
+    Ring,
+    ShardingConfig,
+    TensorParallel,
+)
 from tests.helpers import published, tiny
 
 B, T = 4, 16
@@ -30,7 +38,7 @@ LAYOUTS = {
     "ring": ShardingConfig(ALONE, ContextParallel(Ring(block=2))),
     "all to all": ShardingConfig(ALONE, ContextParallel(AllToAll())),
     "fsdp, ring and tensor": ShardingConfig(
-        PRODUCT, Both(FullySharded(), Both(ContextParallel(Ring()), TensorParallel(sequence=True)))
+        PRODUCT, Combined(FullySharded(), Combined(ContextParallel(Ring()), TensorParallel(sequence=True)))
     ),
 }
 

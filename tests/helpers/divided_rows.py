@@ -26,7 +26,7 @@ from llm_jax.planning.program import Program, read
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import AllToAll, Both, ContextParallel, Exchange, Ring, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import AllToAll, Combined, ContextParallel, Exchange, Ring, ShardingConfig, TensorParallel
 
 B, N, K, T, S, H = 4, 8, 2, 32, 16, 4
 MESHES = {
@@ -77,7 +77,7 @@ CASES: dict[str, tuple[Mask, int, SequenceInfo, SequenceInfo | None, ScoresConfi
 def layout(mesh: str, exchange: Exchange) -> Layout:
     """With TensorParallel where the mesh has such an axis."""
     strategy = ContextParallel(exchange)
-    strategy = Both(strategy, TensorParallel()) if MESHES[mesh].tensor > 1 else strategy
+    strategy = Combined(strategy, TensorParallel()) if MESHES[mesh].tensor > 1 else strategy
     return Layout.of(ShardingConfig(MESHES[mesh], strategy))
 
 
@@ -193,7 +193,7 @@ def message(function: Any) -> str:
 def doubled(x: jax.Array) -> jax.Array:
     """Twice as much, by every device of the mesh `2` for its own rows."""
     with partition.activate(layout("2", AllToAll())):
-        return partition.mapped(lambda x: 2 * x, (("batch",),), ("batch",))(x)
+        return partition.per_device(lambda x: 2 * x, (("batch",),), ("batch",))(x)
 
 
 def rings() -> dict[str, Any]:

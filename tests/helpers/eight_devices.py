@@ -19,7 +19,7 @@ from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
 from llm_jax.sharding.rules import (
     AllToAll,
-    Both,
+    Combined,
     ContextParallel,
     DataParallel,
     FullySharded,
@@ -38,14 +38,16 @@ LAYOUTS = {
     "fsdp": ShardingConfig(MeshConfig(data=2, fsdp=4), FullySharded()),
     "wide tensor": ShardingConfig(MeshConfig(data=2, tensor=4), TensorParallel()),
     "wide tensor and ring": ShardingConfig(
-        MeshConfig(data=1, context=2, tensor=4), Both(ContextParallel(Ring()), TensorParallel())
+        MeshConfig(data=1, context=2, tensor=4), Combined(ContextParallel(Ring()), TensorParallel())
     ),
-    "fsdp and tensor": ShardingConfig(MeshConfig(data=2, fsdp=2, tensor=2), Both(FullySharded(), TensorParallel(True))),
-    "pipeline": ShardingConfig(MeshConfig(data=2, fsdp=2, stage=2), Both(FullySharded(), PipelineParallel(2))),
+    "fsdp and tensor": ShardingConfig(
+        MeshConfig(data=2, fsdp=2, tensor=2), Combined(FullySharded(), TensorParallel(True))
+    ),
+    "pipeline": ShardingConfig(MeshConfig(data=2, fsdp=2, stage=2), Combined(FullySharded(), PipelineParallel(2))),
     "all to all": ShardingConfig(MeshConfig(data=2, context=4), ContextParallel(AllToAll())),
     "fsdp, ring and tensor": ShardingConfig(
         MeshConfig(data=1, fsdp=2, context=2, tensor=2),
-        Both(FullySharded(), Both(ContextParallel(Ring()), TensorParallel(True))),
+        Combined(FullySharded(), Combined(ContextParallel(Ring()), TensorParallel(True))),
     ),
 }
 STEPS = 2

@@ -15,7 +15,7 @@ import numpy as np
 from llm_jax.core import trees
 from llm_jax.layers.ffn.balance import LoadLoss, SequenceLoss, ZLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
-from llm_jax.layers.ffn.experts import Local, words
+from llm_jax.layers.ffn.experts import Local, logical_axes
 from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig, MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
@@ -23,21 +23,23 @@ from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.planning.program import read
 from llm_jax.sharding import axes, partition
-from llm_jax.sharding.line import Line
+from llm_jax.sharding.device_group import DeviceGroup
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import Both, ExpertParallel, PipelineParallel, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import Combined, ExpertParallel, PipelineParallel, ShardingConfig, TensorParallel
 from tests.helpers import tiny
 
 DEVICES, EXPERTS, WIDTH, ROWS = 8, 16, 6, 20  # rows that a device sends
 LOADS = ("even", "uneven", "one expert", "one device", "few", "none")
 WINDOWS = (1, 3, 20)
 EXPERT = ShardingConfig(MeshConfig(data=1, expert=8), ExpertParallel())
-TENSOR = ShardingConfig(MeshConfig(data=1, expert=4, tensor=2), Both(ExpertParallel(), TensorParallel()))
+TENSOR = ShardingConfig(MeshConfig(data=1, expert=4, tensor=2), Combined(ExpertParallel(), TensorParallel()))
 PIPELINES = {
     "stages": ShardingConfig(MeshConfig(data=2, stage=4), PipelineParallel(8)),
-    "rounds": ShardingConfig(MeshConfig(data=2, stage=4), PipelineParallel(8, rounds=2)),
-    "experts": ShardingConfig(MeshConfig(data=1, stage=2, expert=4), Both(PipelineParallel(4, 4), ExpertParallel())),
+    "rounds": ShardingConfig(MeshConfig(data=2, stage=4), PipelineParallel(8, virtual_stages=2)),
+    "experts": ShardingConfig(
+        MeshConfig(data=1, stage=2, expert=4), Combined(PipelineParallel(4, 4), ExpertParallel())
+    ),
 }
 BATCH, LENGTH, TOP = 16, 8, 2
 PARTS = (2, 8)
@@ -47,11 +49,11 @@ SENT: list[int] = []
 """Numbers that a device sent to each expert's in an exchange of an array."""
 
 
-class Counting(Line):
+class Counting(DeviceGroup):
     """Writes down what is sent in pieces."""
 
     def exchanged(self, x: jax.Array, into: jax.Array, left: jax.Array, sizes: jax.Array, *rest: jax.Array):
-        """As of Line."""
+        """As of DeviceGroup."""
         numbers = math.prod(x.shape[1:])
         jax.debug.callback(lambda entries: SENT.append(int(entries) * numbers), jnp.sum(sizes))
         return super().exchanged(x, into, left, sizes, *rest)
@@ -78,7 +80,9 @@ def sent(config: DenseConfig, sharding: ShardingConfig, windows: int) -> dict[st
     layout, generator = Layout.of(sharding), np.random.default_rng(1)
     devices = layout.parts(axes.BATCH)
     draw = lambda *shape: jnp.asarray(generator.normal(size=shape), jnp.float32)  # noqa: E731
-    shapes = {name: (config.hidden, WIDTH) if name == "down" else (WIDTH, config.hidden) for name in words(config)}
+    shapes = {
+        name: (config.hidden, WIDTH) if name == "down" else (WIDTH, config.hidden) for name in logical_axes(config)
+    }
     biased = lambda shape: draw(EXPERTS, shape[1]) if config.bias else None  # noqa: E731
     weights = {name: (draw(EXPERTS, *shape), biased(shape)) for name, shape in shapes.items()}
     rows_MPD, dy_MPD, weights_MP = draw(devices, ROWS, WIDTH), draw(devices, ROWS, WIDTH), draw(devices, ROWS)
@@ -118,14 +122,14 @@ def _alone(
 def _divided(
     config: DenseConfig, windows: int, weights: Any, rows_MPD: jax.Array, weights_MP: jax.Array, sizes_ME: jax.Array
 ) -> jax.Array:
-    others, *lines = (partition.line(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP))
+    others, *lines = (partition.device_group(word) for word in (axes.EXPERTS, axes.EMBED, axes.MLP))
 
     def here(weights: Any, rows_1PD: jax.Array, weights_1P: jax.Array, sizes_1E: jax.Array) -> jax.Array:
         local = Local.of(config, EXPERTS, weights, Counting(others.axes, others.size), *lines)
         return local.ragged(rows_1PD[0], weights_1P[0], sizes_1E[0], windows)[None, None]
 
     rows = (axes.BATCH,)
-    run = partition.mapped(here, (words(config), rows, rows, rows), (axes.MLP, axes.BATCH))
+    run = partition.per_device(here, (logical_axes(config), rows, rows, rows), (axes.MLP, axes.BATCH))
     return jnp.sum(run(weights, rows_MPD, weights_MP, sizes_ME), axis=0)
 
 

@@ -10,7 +10,7 @@ from llm_jax import assemble, cli
 from llm_jax.data import pipeline
 
 
-def main(folder: str, index: int, slow: int, words: list[str]) -> None:
+def main(folder: str, index: int, slow: int, logical_axes: list[str]) -> None:
     """Runs the command, then writes FOLDER/rows.INDEX.json."""
     rows: list[int] = []
     prepare, place = pipeline._Prepared.__getitem__, assemble.global_batch
@@ -27,7 +27,7 @@ def main(folder: str, index: int, slow: int, words: list[str]) -> None:
     pipeline._Prepared.__getitem__ = noted
     if index == slow:
         assemble.global_batch = delayed
-    cli.main(words)
+    cli.main(logical_axes)
     if folder:
         (Path(folder) / f"rows.{index}.json").write_text(json.dumps(rows))
 

@@ -24,7 +24,14 @@ from llm_jax.planning.program import Program, read
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import Both, DataParallel, FullySharded, PipelineParallel, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import (
+    Combined,
+    DataParallel,
+    FullySharded,
+    PipelineParallel,
+    ShardingConfig,
+    TensorParallel,
+)
 from tests.helpers import tiny
 
 ROWS, LENGTH, STEPS = 16, 8, 3
@@ -45,11 +52,16 @@ MODELS: dict[str, TransformerConfig] = {
     "segments": _segments(),
 }
 LOOPED, UNROLLED, RECOMPUTED = Execution(unroll=1), Execution("full", unroll=8), Execution("dots", unroll=1)
-DIVIDED = Both(FullySharded(), TensorParallel(sequence=True))
+DIVIDED = Combined(FullySharded(), TensorParallel(sequence=True))
 PIPELINES = {
     "2 stages": ("llama", MeshConfig(data=4, stage=2), PipelineParallel(4), LOOPED),
-    "rounds": ("llama", MeshConfig(data=2, stage=4), PipelineParallel(4, rounds=2), RECOMPUTED),
-    "product": ("llama", MeshConfig(fsdp=2, data=1, stage=2, tensor=2), Both(DIVIDED, PipelineParallel(4, 2)), LOOPED),
+    "rounds": ("llama", MeshConfig(data=2, stage=4), PipelineParallel(4, virtual_stages=2), RECOMPUTED),
+    "product": (
+        "llama",
+        MeshConfig(fsdp=2, data=1, stage=2, tensor=2),
+        Combined(DIVIDED, PipelineParallel(4, 2)),
+        LOOPED,
+    ),
     "segments": ("segments", MeshConfig(data=4, stage=2), PipelineParallel(2), UNROLLED),
 }
 """Name: model, mesh, strategy, execution."""
@@ -181,7 +193,9 @@ def dropped() -> dict[str, Any]:
 
 def kept() -> dict[str, list[int]]:
     """What the backward pass keeps by policy: bytes, and number of matrices that are kept for every step."""
-    layout = Layout.of(ShardingConfig(MeshConfig(data=4, stage=2), PipelineParallel(4, rounds=2)), jax.devices())
+    layout = Layout.of(
+        ShardingConfig(MeshConfig(data=4, stage=2), PipelineParallel(4, virtual_stages=2)), jax.devices()
+    )
     found = {}
     for remat in ("none", "dots", "projections", "full"):
         model = build(dataclasses.replace(MODELS["llama"], execution=Execution(remat, unroll=1)))

@@ -4,8 +4,8 @@ import pytest
 
 import llm_jax
 from llm_jax.hosts import facts
-from llm_jax.hosts.group import Group, Hosts
-from tests.hosts.lines import everywhere, lines
+from llm_jax.hosts.process_group import Hosts, ProcessGroup
+from tests.hosts.connections import connections, everywhere
 
 
 def test_the_code_is_every_source_file_and_the_versions():
@@ -37,11 +37,11 @@ def test_the_differences_say_which_host_differs_in_what():
 
 
 def test_hosts_that_agree_go_on_and_all_others_are_told():
-    with lines(3) as (opened, _):
-        groups = [Group(line, ["a", "b", "c"]) for line in opened]
+    with connections(3) as (opened, _):
+        groups = [ProcessGroup(connection, ["a", "b", "c"]) for connection in opened]
         everywhere(groups, lambda group: group.agree("experiment", {"lr": "1"}))
 
-        def disagree(group: Group) -> str:
+        def disagree(group: ProcessGroup) -> str:
             with pytest.raises(ValueError) as error:
                 group.agree("experiment", {"lr": str(group.names.index("b") if group is groups[1] else 0)})
             return str(error.value)
@@ -52,10 +52,10 @@ def test_hosts_that_agree_go_on_and_all_others_are_told():
 
 
 def test_the_leader_goes_first():
-    with lines(3) as (opened, _):
-        groups, order = [Group(line, ["a", "b", "c"]) for line in opened], []
+    with connections(3) as (opened, _):
+        groups, order = [ProcessGroup(connection, ["a", "b", "c"]) for connection in opened], []
 
-        def act(group: Group) -> None:
+        def act(group: ProcessGroup) -> None:
             with group.leader_first("x"):
                 order.append(group.leads)
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from llm_jax.hosts.stop import AgreedStop
-from tests.hosts.lines import everywhere, lines
+from tests.hosts.connections import connections, everywhere
 
 
 def _loop(stop: AgreedStop, asks_at: int | None, seconds: float, first: int = 0) -> int:
@@ -26,8 +26,8 @@ def _loop(stop: AgreedStop, asks_at: int | None, seconds: float, first: int = 0)
 def test_hosts_of_different_pace_stop_after_the_same_step(seed):
     draw = random.Random(seed)
     paces = [draw.choice([1e-5, 1e-4, 1e-3, 5e-3]) for _ in range(3)]
-    with lines(3) as (opened, _):
-        stops = [AgreedStop(line) for line in opened]
+    with connections(3) as (opened, _):
+        stops = [AgreedStop(connection) for connection in opened]
         asks = {draw.randrange(3): draw.randint(1, 50)}
         cases = [(stop, asks.get(host), pace) for host, (stop, pace) in enumerate(zip(stops, paces, strict=True))]
         stopped = everywhere(cases, lambda case: _loop(*case))
@@ -35,8 +35,8 @@ def test_hosts_of_different_pace_stop_after_the_same_step(seed):
 
 
 def test_all_may_be_asked_at_once_and_twice():
-    with lines(3) as (opened, _):
-        stops = [AgreedStop(line) for line in opened]
+    with connections(3) as (opened, _):
+        stops = [AgreedStop(connection) for connection in opened]
         for stop in stops:
             stop.ask()
             stop.ask()
@@ -45,17 +45,17 @@ def test_all_may_be_asked_at_once_and_twice():
 
 
 def test_a_request_before_the_loop_begins_stops_it_at_once():
-    with lines(2) as (opened, _):
-        stops = [AgreedStop(line) for line in opened]
+    with connections(2) as (opened, _):
+        stops = [AgreedStop(connection) for connection in opened]
         stops[1].ask()
         time.sleep(0.3)
         assert everywhere(stops, lambda stop: _loop(stop, None, 0, first=500)) == [501, 501]
 
 
 def test_nobody_waits_for_a_loop_that_is_not_at_a_step():
-    """The answers come from the lines' threads: a host inside a step, which may need the others, delays no one."""
-    with lines(2) as (opened, _):
-        stops = [AgreedStop(line) for line in opened]
+    """The answers come from the connections' threads: a host inside a step, which may need others, delays no one."""
+    with connections(2) as (opened, _):
+        stops = [AgreedStop(connection) for connection in opened]
         assert not stops[0].reached(7)
         stops[0].ask()
         results = []
@@ -68,6 +68,6 @@ def test_nobody_waits_for_a_loop_that_is_not_at_a_step():
 
 
 def test_nothing_is_stopped_unasked():
-    with lines(2) as (opened, _):
-        stops = [AgreedStop(line) for line in opened]
+    with connections(2) as (opened, _):
+        stops = [AgreedStop(connection) for connection in opened]
         assert not any(stop.reached(step) for step in range(1, 1000) for stop in stops)

@@ -10,7 +10,7 @@ from llm_jax.analysis.report import write_report
 from llm_jax.data import DataConfig
 from llm_jax.layers.ffn.balance import BiasUpdate, SequenceLoss
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.ffn.routers.scores import Jitter
+from llm_jax.layers.ffn.routers.router_scores import Jitter
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig
 from llm_jax.models.stack import Segment
 from llm_jax.training_run import run_training

@@ -11,7 +11,7 @@ from llm_jax.experiment import SampleConfig
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.t5 import t5
 from llm_jax.objectives import MaskedLMConfig, SpanCorruptionConfig
-from llm_jax.trained import Trained
+from llm_jax.trained_model import TrainedModel
 from tests.helpers import tiny_run
 from tests.helpers.command_line import llm_jax
 
@@ -80,7 +80,7 @@ def test_a_resumed_run_is_the_same_run(run, command):
 
 
 def test_its_weights_are_read_back_and_generation_says_what_it_needs(run):
-    trained = Trained.of(run)
+    trained = TrainedModel.of(run)
     assert type(trained.model.config).__name__ in ("TransformerConfig", "EncoderDecoderConfig")
     outcome = llm_jax("generate", run.path, "--prompt", "the red")
     assert outcome.code == 1

@@ -12,7 +12,7 @@ from llm_jax.checkpoints.restore import best_step, readable_records, saved_steps
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.trained import Trained
+from llm_jax.trained_model import TrainedModel
 from tests.helpers import command_line, tiny_run
 from tests.helpers.command_line import llm_jax
 
@@ -49,11 +49,11 @@ import dataclasses
 
 import mine
 from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import Both, FullySharded, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import Combined, FullySharded, ShardingConfig, TensorParallel
 
 
 def experiment():
-    sharding = ShardingConfig(MeshConfig(data=2, fsdp=2, tensor=2), Both(FullySharded(), TensorParallel()))
+    sharding = ShardingConfig(MeshConfig(data=2, fsdp=2, tensor=2), Combined(FullySharded(), TensorParallel()))
     return dataclasses.replace(mine.experiment(), name="divided", sharding=sharding)
 '''
 LONGER = ("--steps", 60)
@@ -117,7 +117,7 @@ def test_its_evaluation_is_recorded_and_decides_which_checkpoint_is_the_best(run
     records = readable_records(run.checkpoints)
     assert {step: record.metrics["copying/error"] for step, record in records.items()} == {4: found[4], 8: found[8]}
     assert "validation/loss" in records[4].metrics
-    best = Trained.of(run, best=True)
+    best = TrainedModel.of(run, best=True)
     assert best_step(run.checkpoints, "copying/error") == min(sorted(records, reverse=True), key=found.get)
     assert best.experiment.checkpoint.best_metric == "copying/error"
 
@@ -152,7 +152,7 @@ def test_generation_and_report_use_the_copy(run, tmp_path, monkeypatch):
 
 def test_generation_with_its_state_is_the_whole_sequence(run):
     """Scores of a token do not depend on whether the tokens before it came in this call or in earlier ones."""
-    trained = Trained.of(run)
+    trained = TrainedModel.of(run)
     prompt = trained.experiment.prompt(trained.tokenizer, "the quick green fox")
     generator = Generator(trained.model, SamplingConfig(temperature=0.0), eos_id=None, pad_id=trained.tokenizer.pad_id)
     (whole,) = generator.generate(trained.params, [prompt], 6, seed=0)

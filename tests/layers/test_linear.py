@@ -8,7 +8,7 @@ import pytest
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.initialisers import FanIn, Normal
 from llm_jax.layers.linear import BlockDiagonal, Linear, contract
-from llm_jax.optim.layouts import layouts
+from llm_jax.optim.muon_layouts import layouts
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout as Sharded
@@ -118,8 +118,8 @@ def test_normal_has_its_standard_deviation_and_zero_mean():
     [("BTD,DF->BTF", (1, 1, 300), (300, 100), 300), ("BNTH,NHD->BTD", (1, 20, 1, 15), (20, 15, 100), 300)],
 )
 def test_fan_in_counts_all_contracted_dimensions(einsum, x_shape, shape, fan_in):
-    words = ("heads", "head_dim", "embed")[-len(shape) :]
-    layer = Linear(einsum, shape, words, FanIn(2.0), Precision())
+    logical_axes = ("heads", "head_dim", "embed")[-len(shape) :]
+    layer = Linear(einsum, shape, logical_axes, FanIn(2.0), Precision())
     kernel = layer.init(jax.random.key(0), jnp.zeros(x_shape))["params"]["kernel"].value
     np.testing.assert_allclose(np.std(kernel), 2.0 / np.sqrt(fan_in), rtol=0.02)
 

@@ -34,11 +34,13 @@ def _scanned(axis):
     )()
 
 
-@pytest.mark.parametrize("axis, shape, words", [(0, (4, 3), ("layers", "embed")), (1, (3, 4), ("embed", "layers"))])
-def test_layers_add_an_axis_and_keep_the_role(axis, shape, words):
+@pytest.mark.parametrize(
+    "axis, shape, logical_axes", [(0, (4, 3), ("layers", "embed")), (1, (3, 4), ("embed", "layers"))]
+)
+def test_layers_add_an_axis_and_keep_the_role(axis, shape, logical_axes):
     boxed = _shapes(_scanned(axis))
     assert unboxed(boxed)["gain"].shape == shape
-    assert partition.logical_axes(boxed) == {"gain": words}
+    assert partition.logical_axes(boxed) == {"gain": logical_axes}
     assert roles_of(boxed) == {"gain": Role.SCALE}
 
 

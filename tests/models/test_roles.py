@@ -9,15 +9,15 @@ from llm_jax.core import trees
 from llm_jax.layers.ffn.dispatch.slots import Slots
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.ffn.routers.scores import Noisy
+from llm_jax.layers.ffn.routers.router_scores import Noisy
 from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.roles import Role, roles_of, unboxed
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import with_experts
-from llm_jax.optim.layouts import layouts
-from llm_jax.optim.masks import DecayMatrices
+from llm_jax.optim.decay_masks import DecayMatrices
 from llm_jax.optim.muon import is_orthogonalised
+from llm_jax.optim.muon_layouts import layouts
 from tests.helpers import tiny
 from tests.helpers.published import EVERY, described
 

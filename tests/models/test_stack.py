@@ -14,7 +14,7 @@ from llm_jax.core import trees
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.stack import Execution, Segment, in_stages, unstack, unstacked
 from llm_jax.models.transformer import Transformer
-from llm_jax.sharding.schedule import Schedule
+from llm_jax.sharding.pipeline_schedule import Schedule
 from tests.helpers import tiny
 from tests.helpers.platforms import formulated_for
 from tests.helpers.published import PUBLISHED, executed

@@ -9,7 +9,7 @@ import pytest
 from llm_jax.core import config as config_text
 from llm_jax.core.trees import named_leaves
 from llm_jax.layers.roles import ParameterBox, Role
-from llm_jax.optim.masks import DecayAll, DecayMatching, DecayMatrices
+from llm_jax.optim.decay_masks import DecayAll, DecayMatching, DecayMatrices
 from llm_jax.optim.optimizers import (
     AdafactorConfig,
     AdamConfig,
@@ -76,8 +76,8 @@ def unstack(tree):
 
 def build(config, specs, steps=STEPS):
     def box(spec):
-        shape, words, role = spec
-        return ParameterBox(jax.ShapeDtypeStruct(shape, jnp.float32), words, role=role)
+        shape, logical_axes, role = spec
+        return ParameterBox(jax.ShapeDtypeStruct(shape, jnp.float32), logical_axes, role=role)
 
     return config.build(steps, jax.tree.map(box, specs, is_leaf=is_spec))
 

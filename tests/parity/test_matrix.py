@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm_jax.parity.cell import WAYS, Cell
+from llm_jax.parity.case import WAYS, ParityCase
 from llm_jax.parity.models import MODELS
 from llm_jax.parity.strategies import STRATEGIES
 from llm_jax.parity.table import is_right
@@ -25,12 +25,12 @@ FEW = ("pmap", "FSDP x tensor, sequence")
 """Strategies under which all ways to run a model are tried; `llm-jax parity --ways all` tries all under all."""
 
 
-def _measured(folder, *arguments: object) -> list[Cell]:
+def _measured(folder, *arguments: object) -> list[ParityCase]:
     output = folder / "cells.json"
     process = command_line.start("parity", *arguments, "--output", output)
     outcome = command_line.wait(process, seconds=900)
     assert output.exists(), outcome.said
-    cells = [Cell(**found) for found in json.loads(output.read_text())]
+    cells = [ParityCase(**found) for found in json.loads(output.read_text())]
     assert (outcome.code == 0) == all(map(is_right, cells)), outcome.said
     return cells
 

@@ -14,7 +14,7 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.stack import Execution
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
-from llm_jax.planning.program import Kernel, Program, read
+from llm_jax.planning.program import CustomCall, Program, read
 from llm_jax.train.state import initial_state
 from llm_jax.train.step import StepConfig, train_step
 from tests.helpers import compiler, tiny
@@ -117,8 +117,8 @@ def test_kernels():
       %step = """
     program = read(loop(replaced={"%step = ": calls}))
     assert program.kernels == (
-        Kernel("k", "tpu_custom_call", 1024, 7),
-        Kernel("unknown", "__cublas$gemm", None, 7),
+        CustomCall("k", "tpu_custom_call", 1024, 7),
+        CustomCall("unknown", "__cublas$gemm", None, 7),
     )
     assert program.flops == 7 * PRODUCT_FLOPS
     assert [kernel.name for kernel in program.uncounted] == ["unknown"]

@@ -10,7 +10,7 @@ from llm_jax.optim import AdamWConfig
 from llm_jax.planning import shardings
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import Both, DataParallel, FullySharded, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import Combined, DataParallel, FullySharded, ShardingConfig, TensorParallel
 from llm_jax.train.programs import programs
 from llm_jax.train.step import StepConfig
 from tests.helpers import command_line, tiny
@@ -50,7 +50,7 @@ def test_the_stages_of_zero_divide_optimizer_state_then_gradients_then_parameter
 
 
 def test_a_product_divides_by_both():
-    made = _made(Both(FullySharded(), TensorParallel()), fsdp=4, tensor=2)
+    made = _made(Combined(FullySharded(), TensorParallel()), fsdp=4, tensor=2)
     (query,) = [place for place in shardings.places(made) if place.name.endswith("query/kernel")]
     assert query.words == ("layers", "embed", "heads", "head_dim")
     assert query.spec == PartitionSpec(None, ("fsdp", "expert"), ("tensor",), None)
@@ -84,4 +84,6 @@ def test_what_lies_in_the_hosts_memory_is_not_the_devices():
 
 
 def test_a_layout_by_pmap_needs_no_devices_either():
-    assert shardings.totals(_made(DataParallel(mapped=True), data=8)) == shardings.totals(_made(DataParallel(), data=8))
+    assert shardings.totals(_made(DataParallel(use_pmap=True), data=8)) == shardings.totals(
+        _made(DataParallel(), data=8)
+    )

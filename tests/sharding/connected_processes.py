@@ -3,15 +3,15 @@
 import sys
 
 from llm_jax.data.feed import global_batch
-from llm_jax.hosts.group import joined
 from llm_jax.hosts.hosts_config import HostsConfig
+from llm_jax.hosts.process_group import joined
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
 from llm_jax.sharding.connect import connect
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import Both, FullySharded, ShardingConfig, TensorParallel
+from llm_jax.sharding.rules import Combined, FullySharded, ShardingConfig, TensorParallel
 from llm_jax.train.programs import programs
 from llm_jax.train.step import StepConfig
 from tests.helpers.tiny import batch, tiny_gpt2
@@ -20,7 +20,7 @@ from tests.helpers.tiny import batch, tiny_gpt2
 def main(port: str, index: str) -> None:
     """Prints a line when the processes are connected, and one after a step, an evaluation and the weights in use."""
     with joined(HostsConfig(f"localhost:{port}", 2, int(index))) as hosts:
-        sharding = ShardingConfig(MeshConfig(fsdp=2, tensor=2), Both(FullySharded(), TensorParallel()))
+        sharding = ShardingConfig(MeshConfig(fsdp=2, tensor=2), Combined(FullySharded(), TensorParallel()))
         layout = Layout.of(sharding)
         connect(layout.mesh, hosts)
         print("connected", flush=True)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.helpers import compiler
 from tests.helpers.command_line import start, wait
-from tests.hosts.lines import free_port
+from tests.hosts.connections import free_port
 
 
 @pytest.mark.slow

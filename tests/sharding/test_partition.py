@@ -1,4 +1,4 @@
-"""From words to shardings, and the errors on the way. Many devices: test_eight_devices.py."""
+"""From logical axes to shardings, and the errors on the way. Many devices: test_eight_devices.py."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.rules import Both, DataParallel, FullySharded, PipelineParallel, ShardingConfig
+from llm_jax.sharding.rules import Combined, DataParallel, FullySharded, PipelineParallel, ShardingConfig
 from tests.helpers import tiny
 
 MESH = AbstractMesh((2, 4, 1), ("data", "fsdp", "expert"), axis_types=(AxisType.Auto,) * 3)
@@ -39,15 +39,15 @@ def test_a_parameter_without_axes_is_an_error_with_its_path():
 
 def test_an_unknown_word_is_an_error_with_path_and_word():
     with pytest.raises(
-        ValueError, match=r"parameter layer/kernel has axes \('embed', 'mpl'\): \['mpl'\] are not words"
+        ValueError, match=r"parameter layer/kernel has axes \('embed', 'mpl'\): \['mpl'\] are not logical_axes"
     ):
         partition.logical_axes(_boxed(("embed", "mpl")))
 
 
 def test_words_become_specs_by_the_table():
     shapes = {"kernel": _shape(3, 8, 6), "scale": _shape(7)}
-    words = {"kernel": (axes.LAYERS, axes.EMBED, axes.MLP), "scale": (axes.NORM,)}
-    result = partition.shardings(shapes, words, MESH, TABLE)
+    logical_axes = {"kernel": (axes.LAYERS, axes.EMBED, axes.MLP), "scale": (axes.NORM,)}
+    result = partition.shardings(shapes, logical_axes, MESH, TABLE)
     assert result["kernel"] == NamedSharding(MESH, PartitionSpec(None, ("fsdp", "expert"), None))
     assert result["scale"].is_fully_replicated
     assert result["kernel"].shard_shape((3, 8, 6)) == (3, 2, 6)
@@ -66,16 +66,19 @@ def test_a_dimension_that_does_not_divide_is_an_error_with_path_shape_axis_and_r
 
 def test_fewer_layers_than_stages_stay_whole():
     mesh = AbstractMesh((4,), ("stage",), axis_types=(AxisType.Auto,))
-    shapes, words = {"long": _shape(8, 6), "short": _shape(3, 6)}, dict.fromkeys(("long", "short"), ("layers", "mlp"))
-    table = dict.fromkeys(axes.WORDS) | {axes.LAYERS: "stage"}
-    placed = partition.shardings(shapes, words, mesh, table)
+    shapes, logical_axes = (
+        {"long": _shape(8, 6), "short": _shape(3, 6)},
+        dict.fromkeys(("long", "short"), ("layers", "mlp")),
+    )
+    table = dict.fromkeys(axes.LOGICAL_AXES) | {axes.LAYERS: "stage"}
+    placed = partition.shardings(shapes, logical_axes, mesh, table)
     assert placed["long"].shard_shape((8, 6)) == (2, 6) and placed["short"].is_fully_replicated
     with pytest.raises(ValueError, match="'layers' has size 6, which does not divide"):
         partition.shardings({"a": _shape(6, 6)}, {"a": ("layers", "mlp")}, mesh, table)
 
 
 def test_within_a_part_of_an_axis_nothing_is_divided_over_it():
-    layout = Layout(MeshConfig().build(jax.devices()[:1]), Both(FullySharded(), PipelineParallel(4)))
+    layout = Layout(MeshConfig().build(jax.devices()[:1]), Combined(FullySharded(), PipelineParallel(4)))
     with partition.activate(layout):
         with partition.within("stage", "fsdp"):
             table = partition.active().table
@@ -86,8 +89,8 @@ def test_within_a_part_of_an_axis_nothing_is_divided_over_it():
 
 @pytest.mark.parametrize("build", tiny.FAMILIES.values(), ids=tiny.FAMILIES)
 def test_every_parameter_of_a_family_is_annotated_and_all_but_norms_and_biases_are_divided(build):
-    shapes, words = abstract_parameters(Transformer(build()))
-    placed = partition.shardings(shapes, words, MESH, TABLE)
+    shapes, logical_axes = abstract_parameters(Transformer(build()))
+    placed = partition.shardings(shapes, logical_axes, MESH, TABLE)
     for (path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(placed), strict=True
     ):
@@ -98,8 +101,8 @@ def test_every_parameter_of_a_family_is_annotated_and_all_but_norms_and_biases_a
 
 def test_copies_of_the_parameters_inside_another_tree_lie_as_they_do():
     parameters = {"a": {"table": _shape(8, 4)}, "table": _shape(8, 4), "b": {"bias": _shape(8)}}
-    words = {"a": {"table": ("embed", "mlp")}, "table": ("vocab", "embed"), "b": {"bias": ("norm",)}}
-    placed = partition.shardings(parameters, words, MESH, TABLE)
+    logical_axes = {"a": {"table": ("embed", "mlp")}, "table": ("vocab", "embed"), "b": {"bias": ("norm",)}}
+    placed = partition.shardings(parameters, logical_axes, MESH, TABLE)
     state = jax.eval_shape(optax.adamw(1e-3).init, parameters)
     result = partition.like_parameters(state, parameters, placed, MESH)
     adam = result[0]

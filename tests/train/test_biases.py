@@ -112,7 +112,7 @@ def test_losses_of_the_batch_are_those_of_all_microbatches():
         np.testing.assert_allclose(actual[name], leaf, rtol=1e-4, atol=1e-7, err_msg=name)
 
 
-class Asked(CausalLMConfig):
+class BackwardInputs(CausalLMConfig):
     """Notes the batch that each microbatch's losses are computed over, other than its own."""
 
     seen = set()
@@ -131,11 +131,13 @@ class Asked(CausalLMConfig):
     ],
 )
 def test_losses_are_told_of_no_batch_where_they_are_not_of_it(balance, over):
-    Asked.seen.clear()
+    BackwardInputs.seen.clear()
     model, optimizer = Transformer(balanced(RATE, balance)), optax.sgd(1.0)
     state = jax.eval_shape(lambda: state_of(tiny.parameters(model), optimizer, False))
-    jax.eval_shape(train_step(model, Asked(), optimizer, StepConfig(4, balance_over=over), 0), state, tiny.batch(8))
-    assert not Asked.seen
+    jax.eval_shape(
+        train_step(model, BackwardInputs(), optimizer, StepConfig(4, balance_over=over), 0), state, tiny.batch(8)
+    )
+    assert not BackwardInputs.seen
 
 
 def test_an_update_that_is_not_finite_moves_nothing():

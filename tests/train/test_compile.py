@@ -41,9 +41,9 @@ def test_a_program_for_this_machine_runs():
     assert compiled(lambda x: x + 1, MIXED, donate_argnums=0)(1) == 2
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-def test_an_update_that_was_compiled_to_begin_with_is_not_compiled_again(mapped):
-    layout = Layout.of(ShardingConfig(MeshConfig(data=1), DataParallel(mapped)), jax.devices()[:1])
+@pytest.mark.parametrize("use_pmap", [False, True])
+def test_an_update_that_was_compiled_to_begin_with_is_not_compiled_again(use_pmap):
+    layout = Layout.of(ShardingConfig(MeshConfig(data=1), DataParallel(use_pmap)), jax.devices()[:1])
     model, optimizer = Transformer(tiny_gpt2(layers=1)), AdamWConfig(peak_lr=1e-3)
     made = programs(model, CausalLMConfig(), optimizer, StepConfig(), layout, 3, 0)
     rows, compilations = global_batch(batch(2), layout.rows), []

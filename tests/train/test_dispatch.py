@@ -16,7 +16,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.data import ModularAdditionConfig
 from llm_jax.evals import PerplexityConfig
-from llm_jax.hosts.group import Hosts
+from llm_jax.hosts.process_group import Hosts
 from llm_jax.optim import WSD, AdamWConfig
 from llm_jax.run_hooks import attached
 from llm_jax.sharding.mesh import MeshConfig
@@ -84,14 +84,14 @@ def _parts(folder, sharding: ShardingConfig) -> Assembly:
     return assemble(dataclasses.replace(made, tokenizer=None, **changes), folder / "cache")
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-def test_all_hooks_see_the_figures_of_an_update_while_the_next_one_runs(tmp_path, mapped):
-    parts = _parts(tmp_path, ShardingConfig(MeshConfig(data=1), DataParallel(mapped)))
+@pytest.mark.parametrize("use_pmap", [False, True])
+def test_all_hooks_see_the_figures_of_an_update_while_the_next_one_runs(tmp_path, use_pmap):
+    parts = _parts(tmp_path, ShardingConfig(MeshConfig(data=1), DataParallel(use_pmap)))
     run, experiment = RunDirectory(tmp_path / "run"), parts.experiment
     run.open(experiment)
 
     update = parts.programs.step
-    mapped_update = dataclasses.replace(update, update=_slowed(update.update)) if mapped else None
+    mapped_update = dataclasses.replace(update, update=_slowed(update.update)) if use_pmap else None
     watch = Watch(mapped_update or jax.jit(_slowed(update), donate_argnums=0))
     iterator = parts.dataset.train_iterator(0, *parts.share)
     console = Console(file=io.StringIO(), width=200)

@@ -19,7 +19,7 @@ from llm_jax.layers.attention.kv_cache import KeyValues
 from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask
 from llm_jax.layers.attention.pairs import Pairs, drop_of
 from llm_jax.layers.attention.scores import ScoresConfig
-from llm_jax.layers.attention.softmax import zero_where_blind
+from llm_jax.layers.attention.softmax import zero_fully_masked
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.linear import Linear
@@ -129,7 +129,7 @@ class AttentionConfig(Mixer):
 
     @property
     def shape(self) -> str:
-        """Heads in words."""
+        """Heads, as text."""
         return f"{self.heads} of {self.head_dim}, {self.kv_heads} key/value"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValues:
@@ -189,9 +189,9 @@ class Attention(nn.Module):
     def out(self, y_BNTH: jax.Array) -> jax.Array:
         """What attention writes to the stream, [B, T, D]."""
         config = self.config
-        shape, words = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        shape, logical_axes = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
         bias = config.biased_output
-        return Linear("BNTH,NHD->BTD", shape, words, config.out_init, self.precision, bias, name="out")(y_BNTH)
+        return Linear("BNTH,NHD->BTD", shape, logical_axes, config.out_init, self.precision, bias, name="out")(y_BNTH)
 
     def _placed(self, x_BNTH: jax.Array, place: SequenceInfo, norm: str) -> jax.Array:
         if self.config.qk_norm is not None:
@@ -207,9 +207,9 @@ class Attention(nn.Module):
 
     def _project(self, name: str, einsum: str, heads: int, heads_axis: str, copies: int = 1) -> Linear:
         shape = (self.width, heads, self.config.head_dim)
-        words = (axes.EMBED, heads_axis, axes.HEAD_DIM)
+        logical_axes = (axes.EMBED, heads_axis, axes.HEAD_DIM)
         init = self.config.query_init if name == "query" and self.config.query_init else self.config.init
-        return Linear(einsum, shape, words, init, self.precision, self.config.bias, copies=copies, name=name)
+        return Linear(einsum, shape, logical_axes, init, self.precision, self.config.bias, copies=copies, name=name)
 
 
 @configclass
@@ -258,4 +258,4 @@ class CrossAttention(Attention):
         tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
         y_BNTH = context_parallel.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         # A target whose document has no source must not read the sources of others.
-        return self.out(zero_where_blind(y_BNTH, pairs.allowed())), state
+        return self.out(zero_fully_masked(y_BNTH, pairs.allowed())), state

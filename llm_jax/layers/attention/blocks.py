@@ -1,12 +1,12 @@
-"""Blocks of queries that meet blocks of keys: what attention in parts is made of, forward and backward.
+"""Blockwise attention: an online softmax over blocks of keys, forward and backward.
 
-A block of queries meets blocks of keys one after another and keeps, of what it has met, only the largest score, the sum
-of the exponentials and their sum of values (Rabe and Staats 2021, arXiv:2112.05682, section 2). The backward pass is
-given the logarithm of that sum and makes the scores of every two blocks again (Dao et al. 2022, arXiv:2205.14135,
-algorithm 4).
+A block of queries goes through the blocks of keys one after another. Its state is the largest score so far, the sum of
+the exponentials and their weighted sum of values (Rabe and Staats 2021, arXiv:2112.05682, section 2). The backward pass
+is given the logarithm of the final sum and recomputes the scores of each pair of blocks (Dao et al. 2022,
+arXiv:2205.14135, algorithm 4).
 
-Legend: B batch, S keys of a stretch, K key/value heads, G query heads per key/value head, N = K * G heads, H head size,
-C queries of a block, M = G * C, D keys of a block, R buckets of relative places.
+Legend: B batch, S keys of a shard, K key/value heads, G query heads per key/value head, N = K * G heads, H head size,
+C queries of a block, M = G * C, D keys of a block, R buckets of relative positions.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.softmax import bias_gradient, fold, fold_mask, fold_sinks, products
 
 _LEAST = jnp.finfo(jnp.float32).min
-"""Below every score, yet finite: a block in which a query sees nothing leaves no infinity behind."""
+"""Below every score, yet finite: fully masked queries must not produce infinities or NaNs."""
 
 
 Numbers = TypeVar("Numbers", np.ndarray, jax.Array)
 Bounds = tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]
-"""First and last but one of some blocks."""
+"""First index, and one past the last."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A stretch of `length` tokens, cut into blocks of `limit` of which the last may have fewer."""
+    """A shard of `length` tokens, cut into blocks of `limit` tokens; the last may have fewer."""
 
     length: int
     limit: int
@@ -47,11 +47,11 @@ class Cut:
         return -(-self.length // self.size)
 
     def filled(self, x_BNTH: jax.Array) -> jax.Array:
-        """With zeros behind the last token, so that all blocks are of one size."""
+        """Padded with zeros to whole blocks."""
         return jnp.pad(x_BNTH, ((0, 0), (0, 0), (0, self.count * self.size - self.length), (0, 0)))
 
     def part(self, x_BNTH: jax.Array, index: jax.Array) -> jax.Array:
-        """Block `index` of an array that is filled."""
+        """Block `index` of a padded array."""
         return jax.lax.dynamic_slice_in_dim(x_BNTH, index * self.size, self.size, axis=2)
 
     def added(self, x_BNTH: jax.Array, index: jax.Array, part: jax.Array) -> jax.Array:
@@ -59,43 +59,43 @@ class Cut:
         return jax.lax.dynamic_update_slice_in_dim(x_BNTH, self.part(x_BNTH, index) + part, index * self.size, axis=2)
 
     def places(self, start: jax.Array | int, index: jax.Array, row: int) -> jax.Array:
-        """Places of the tokens of block `index` in a row of `row` tokens, where the stretch begins at `start`; of what
-        is filled up a place past the row's end."""
+        """Positions in a sequence of `row` tokens of the tokens of block `index`, for a shard that begins at `start`;
+        `row`, one past the end, for padding."""
         offsets = index * self.size + jnp.arange(self.size)
         return jnp.where(offsets < self.length, start + offsets, row)
 
     def bounds(self, start: Numbers, stop: Numbers) -> tuple[Numbers, Numbers]:
-        """First and last but one of the blocks that have tokens `start` to `stop` of the stretch."""
+        """The blocks that hold tokens `start` to `stop` of the shard: the first, and one past the last."""
         return (start // self.size).clip(0, self.count), (-(-stop // self.size)).clip(0, self.count)
 
 
-def reach(pairs: Pairs, cut: Cut, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """First and last but one of the keys outside which the blocks of queries see nothing, [blocks], where their stretch
-    begins at `start`."""
+def key_range(pairs: Pairs, cut: Cut, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """For each block of queries the range of keys that the mask can allow: first key, and one past the last, int32
+    [blocks]; the shard of the queries begins at `start`."""
     starts = range(start, start + cut.length, cut.size)
     found = [pairs.columns(slice(one, min(one + cut.size, start + cut.length))) for one in starts]
     return np.array([part.start for part in found], np.int32), np.array([part.stop for part in found], np.int32)
 
 
 class Keys(NamedTuple):
-    """A stretch of keys and values, filled up to blocks, and the place of its first."""
+    """A shard of keys and values, padded to whole blocks, and the position of its first key."""
 
     k_BKSH: jax.Array
     v_BKSH: jax.Array
     start: jax.Array | int
 
 
-class Met(NamedTuple):
-    """What a block of queries keeps of the keys that it has met, float32."""
+class OnlineSoftmax(NamedTuple):
+    """State of the online softmax of a block of queries, float32."""
 
     largest_BKM1: jax.Array
     sum_BKM1: jax.Array
     values_BKMH: jax.Array
 
 
-class Asked(NamedTuple):
-    """What the backward pass knows of a block of queries: themselves, the gradient of their output, its product with
-    that output, and the logarithm of the sum of their exponentials."""
+class BackwardInputs(NamedTuple):
+    """Inputs of the backward pass for a block of queries: the queries, the gradient of their output, its product with
+    that output, and the logarithm of their softmax denominator."""
 
     q_BKMH: jax.Array
     dy_BKMH: jax.Array
@@ -104,7 +104,7 @@ class Asked(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of a stretch of keys and values, and of the table of biases, summed over the blocks met so far, float32."""
+    """Of a shard of keys and values, and of the table of biases, summed over the blocks so far, float32."""
 
     k_BKSH: jax.Array
     v_BKSH: jax.Array
@@ -116,13 +116,13 @@ class Gradients(NamedTuple):
         return cls(*jax.tree.map(zeros, (keys.k_BKSH, keys.v_BKSH, bias_RN)))
 
 
-def nothing(q_BKMH: jax.Array, features: int, sink_N: jax.Array | None = None) -> Met:
+def initial_state(q_BKMH: jax.Array, features: int, sink_N: jax.Array | None = None) -> OnlineSoftmax:
     """Before anything is met but the sinks, with values of `features`."""
     nothing, values = (jnp.zeros((*q_BKMH.shape[:-1], n), jnp.float32) for n in (1, features))
     if sink_N is None:
-        return Met(nothing + _LEAST, nothing, values)
+        return OnlineSoftmax(nothing + _LEAST, nothing, values)
     kv_heads, rows = q_BKMH.shape[1:3]
-    return Met(nothing + fold_sinks(sink_N, rows * kv_heads // len(sink_N), kv_heads), nothing + 1, values)
+    return OnlineSoftmax(nothing + fold_sinks(sink_N, rows * kv_heads // len(sink_N), kv_heads), nothing + 1, values)
 
 
 def sinks_gradient(sink_N: jax.Array | None, mean_BNT1: jax.Array, log_sum_BNT1: jax.Array) -> jax.Array | None:
@@ -134,30 +134,32 @@ def sinks_gradient(sink_N: jax.Array | None, mean_BNT1: jax.Array, log_sum_BNT1:
     return jnp.sum(d_BNT1, axis=[axis for axis in range(d_BNT1.ndim) if axis != heads])
 
 
-def meet(pairs: Pairs, q_BKMH: jax.Array, rows: jax.Array, keys: Keys, cut: Cut, bounds: Bounds, met: Met) -> Met:
+def accumulate(
+    pairs: Pairs, q_BKMH: jax.Array, rows: jax.Array, keys: Keys, cut: Cut, bounds: Bounds, met: OnlineSoftmax
+) -> OnlineSoftmax:
     """The queries at the places `rows` meet blocks `bounds[0]` to `bounds[1]` of a stretch of keys."""
 
-    def one(index: jax.Array, met: Met) -> Met:
+    def one(index: jax.Array, met: OnlineSoftmax) -> OnlineSoftmax:
         columns, values = cut.places(keys.start, index, pairs.shape[1]), cut.part(keys.v_BKSH, index)
         scores, _, _ = tile(pairs, q_BKMH, cut.part(keys.k_BKSH, index), rows, columns)
         largest = jnp.maximum(met.largest_BKM1, jnp.max(scores, axis=-1, keepdims=True))
         exp_BKMS, shrink = jnp.exp(scores - largest), jnp.exp(met.largest_BKM1 - largest)
         total = met.sum_BKM1 * shrink + jnp.sum(exp_BKMS, axis=-1, keepdims=True)
         summed = _product("BKMS,BKSH->BKMH", exp_BKMS.astype(values.dtype), values)
-        return Met(largest, total, met.values_BKMH * shrink + summed)
+        return OnlineSoftmax(largest, total, met.values_BKMH * shrink + summed)
 
     return jax.lax.fori_loop(*bounds, one, met)
 
 
-def attended(met: Met, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+def attended(met: OnlineSoftmax, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """The output of a block of queries that has met all, and the logarithm of its sum of exponentials."""
     total = jnp.maximum(met.sum_BKM1, jnp.finfo(jnp.float32).tiny)
     return (met.values_BKMH / total).astype(dtype), met.largest_BKM1 + jnp.log(total)
 
 
-def meet_backward(
+def accumulate_backward(
     pairs: Pairs,
-    asked: Asked,
+    asked: BackwardInputs,
     rows: jax.Array,
     keys: Keys,
     cut: Cut,

@@ -14,7 +14,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.layers.attention import blocks
-from llm_jax.layers.attention.blocks import Asked, Cut, Gradients, Keys
+from llm_jax.layers.attention.blocks import BackwardInputs, Cut, Gradients, Keys
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.softmax import fold
 from llm_jax.layers.derivative import custom_vjp
@@ -23,7 +23,7 @@ from llm_jax.layers.derivative import custom_vjp
 def visits(pairs: Pairs, block: int) -> tuple[np.ndarray, np.ndarray]:
     """First and last but one of the blocks of keys that each block of queries meets, [blocks of queries] each."""
     rows, columns = _cuts(pairs, block)
-    first, last = blocks.reach(pairs, rows)
+    first, last = blocks.key_range(pairs, rows)
     return columns.bounds(first, last)
 
 
@@ -40,8 +40,8 @@ def _forward(block, q_BNTH, k_BKSH, v_BKSH, pairs):
     def queries(place):
         index, first, last = place
         q_BKMH = fold(rows.part(q, index), k_BKSH.shape[1])
-        start = blocks.nothing(q_BKMH, v_BKSH.shape[-1], pairs.sink_N)
-        met = blocks.meet(pairs, q_BKMH, rows.places(0, index, rows.length), keys, columns, (first, last), start)
+        start = blocks.initial_state(q_BKMH, v_BKSH.shape[-1], pairs.sink_N)
+        met = blocks.accumulate(pairs, q_BKMH, rows.places(0, index, rows.length), keys, columns, (first, last), start)
         return tuple(x.reshape(*q_BNTH.shape[:2], rows.size, -1) for x in blocks.attended(met, v_BKSH.dtype))
 
     y, log_sum_BNT1 = (blocks.joined(x) for x in jax.lax.map(queries, _places(pairs, block)))
@@ -59,10 +59,10 @@ def _backward(block, residuals, dy_BNTH):
 
     def queries(gradients: Gradients, place):
         index, first, last = place
-        asked = Asked(*(fold(rows.part(x, index), k_BKSH.shape[1]) for x in by_query))
+        asked = BackwardInputs(*(fold(rows.part(x, index), k_BKSH.shape[1]) for x in by_query))
         start = (gradients, blocks.zeros(asked.q_BKMH))
         places = rows.places(0, index, rows.length)
-        gradients, dq_BKMH = blocks.meet_backward(pairs, asked, places, keys, columns, (first, last), start)
+        gradients, dq_BKMH = blocks.accumulate_backward(pairs, asked, places, keys, columns, (first, last), start)
         return gradients, dq_BKMH.reshape(*q_BNTH.shape[:2], rows.size, -1).astype(q_BNTH.dtype)
 
     start = Gradients.zeros(keys, pairs.bias_RN)

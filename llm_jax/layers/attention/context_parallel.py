@@ -15,7 +15,7 @@ from llm_jax.layers.attention import ring
 from llm_jax.layers.attention.kernels import Kernel
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.sharding import axes, partition
-from llm_jax.sharding.line import Line
+from llm_jax.sharding.device_group import DeviceGroup
 from llm_jax.sharding.rules import Ring
 
 
@@ -55,7 +55,7 @@ def _repeated(x_BKSH: jax.Array) -> jax.Array:
 
 def _all_to_all(kernel: Kernel, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
     """Whole rows of some of the heads on every device (Jacobs et al. 2023, arXiv:2309.14509, 3.1)."""
-    length, heads = partition.line(axes.LENGTH), partition.line(axes.HEADS)
+    length, heads = partition.device_group(axes.LENGTH), partition.device_group(axes.HEADS)
     devices = length.size * heads.size
     check(
         q_BNTH.shape[1] % devices == 0,
@@ -65,11 +65,13 @@ def _all_to_all(kernel: Kernel, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: ja
     )
     queries, keys = (axes.BATCH, axes.HEADS, axes.LENGTH), (axes.BATCH, axes.KV_HEADS, axes.LENGTH)
     here = functools.partial(_whole_rows, kernel, length, heads)
-    run = partition.mapped(here, (queries, keys, keys, ring.words(pairs, len(q_BNTH))), queries)
+    run = partition.per_device(here, (queries, keys, keys, ring.logical_axes(pairs, len(q_BNTH))), queries)
     return run(q_BNTH, k_BKSH, v_BKSH, pairs)
 
 
-def _whole_rows(kernel: Kernel, length: Line, heads: Line, q_BNTH, k_BKSH, v_BKSH, pairs: Pairs) -> jax.Array:
+def _whole_rows(
+    kernel: Kernel, length: DeviceGroup, heads: DeviceGroup, q_BNTH, k_BKSH, v_BKSH, pairs: Pairs
+) -> jax.Array:
     """What one device does: its stretch of some heads for whole rows of fewer, and back."""
     # Where a row has more devices than key/value heads, some of those go to several.
     copies = length.size // math.gcd(length.size, k_BKSH.shape[1])

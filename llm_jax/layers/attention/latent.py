@@ -137,7 +137,7 @@ class LatentAttentionConfig(Mixer):
 
     @property
     def shape(self) -> str:
-        """Heads in words."""
+        """Heads, as text."""
         return f"{self.heads} of {self.head_dim} + {self.rotary_dim} rotated, keys and values of {self.rank}"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> "Latents":
@@ -184,8 +184,8 @@ class LatentAttention(nn.Module):
             c_BSL = state.c_BSL
             mix = self._absorbed if config.absorbs(x_BTD.shape[1], c_BSL.shape[1]) else self._expanded
         y_BNTV = mix(*query, c_BSL, context)
-        shape, words = (config.heads, config.value_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-        out = Linear("BNTV,NVD->BTD", shape, words, config.out_init, self.precision, name="out")
+        shape, logical_axes = (config.heads, config.value_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        out = Linear("BNTV,NVD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")
         return out(y_BNTV), state
 
     def _queries(self, x_BTD: jax.Array, place: SequenceInfo) -> tuple[jax.Array, jax.Array]:
@@ -242,10 +242,10 @@ class LatentAttention(nn.Module):
 
     def _down(self, name: str, size: int) -> Linear:
         """From the stream to what all heads share."""
-        shape, words = (self.width, size), (axes.EMBED, axes.HEAD_DIM)
-        return Linear("BTD,DR->BTR", shape, words, self.config.init, self.precision, name=name)
+        shape, logical_axes = (self.width, size), (axes.EMBED, axes.HEAD_DIM)
+        return Linear("BTD,DR->BTR", shape, logical_axes, self.config.init, self.precision, name=name)
 
     def _up(self, name: str, size: int, head_dim: int) -> Linear:
         """From a vector of `size`, which takes the place of the stream, to heads."""
-        shape, words = (size, self.config.heads, head_dim), (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
-        return Linear("BTR,RNH->BNTH", shape, words, self.config.init, self.precision, name=name)
+        shape, logical_axes = (size, self.config.heads, head_dim), (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
+        return Linear("BTR,RNH->BNTH", shape, logical_axes, self.config.init, self.precision, name=name)

@@ -15,7 +15,7 @@ from llm_jax.layers.attention.masks import Mask
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.sequence import SequenceInfo
 
-Places = slice | jax.Array
+Indices = slice | jax.Array
 """Some of the T queries or S keys: a slice, or their numbers [n], int32, which the program may compute."""
 WHOLE = slice(None)
 
@@ -40,7 +40,7 @@ def drop_of(module: nn.Module, rate: float) -> Drop | None:
 
 @flax.struct.dataclass
 class Pairs:
-    """What a kernel is told of T queries and S keys besides the arrays.
+    """Mask, bias and sink inputs of an attention kernel for T queries and S keys.
 
     Attributes:
       queries: where the T tokens stand.
@@ -78,12 +78,12 @@ class Pairs:
         length, slots = self.shape
         return self.mask.columns(rows, length) if self.slots is None else slice(0, slots)
 
-    def allowed(self, rows: Places = WHOLE, columns: Places = WHOLE) -> jax.Array:
+    def allowed(self, rows: Indices = WHOLE, columns: Indices = WHOLE) -> jax.Array:
         """Which of the keys `columns` the queries `rows` see: boolean [B or 1, rows or 1, columns or 1]."""
         queries, keys = self._numbered
         return self.mask.across(queries.part(rows), keys.part(columns))
 
-    def bias(self, heads: int, rows: Places = WHOLE, columns: Places = WHOLE) -> jax.Array | None:
+    def bias(self, heads: int, rows: Indices = WHOLE, columns: Indices = WHOLE) -> jax.Array | None:
         """What is added to their scores: float32 [B or 1, N, rows, columns]; None for nothing."""
         queries, keys = self._numbered
         bias = self.scores.across(self.heads or heads, queries.part(rows), keys.part(columns), self.bias_RN)

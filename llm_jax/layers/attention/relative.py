@@ -20,7 +20,7 @@ from llm_jax.layers.attention.kernels import PlainKernel, check_dropout
 from llm_jax.layers.attention.kv_cache import KeyValues
 from llm_jax.layers.attention.masks import Mask, Permuted
 from llm_jax.layers.attention.pairs import drop_of
-from llm_jax.layers.attention.softmax import attend, weights, zero_where_blind
+from llm_jax.layers.attention.softmax import attend, weights, zero_fully_masked
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal, annotated
@@ -85,7 +85,7 @@ class RelativeAttentionConfig(Mixer):
 
     @property
     def shape(self) -> str:
-        """Heads in words."""
+        """Heads, as text."""
         return f"{self.heads} of {self.head_dim}, by distance"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValues:
@@ -119,9 +119,9 @@ class RelativeAttention(nn.Module):
         tap(self, "weights", lambda: weights(content_BNTH, k_BNSH, allowed, bias_BNTS))
         y_BNTH = attend(content_BNTH, k_BNSH, v_BNSH, allowed, bias_BNTS, kept=kept, rate=config.dropout)
         # The first token to be predicted sees nothing where nothing is given.
-        y_BNTH = zero_where_blind(y_BNTH, allowed)
-        shape, words = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-        return Linear("BNTH,NHD->BTD", shape, words, config.out_init, self.precision, name="out")(y_BNTH), None
+        y_BNTH = zero_fully_masked(y_BNTH, allowed)
+        shape, logical_axes = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        return Linear("BNTH,NHD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")(y_BNTH), None
 
     def _of_distances(self, q_BNTH: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """(q + v) W sinusoid(d) over the root of the head size, [B, N, T, S] float32.
@@ -140,8 +140,8 @@ class RelativeAttention(nn.Module):
 
     def _of_parts(self, q_BNTH: jax.Array, types_BT: jax.Array | None) -> jax.Array | float:
         """(q + w) s over the root of the head size, [B, N, T, S] float32; 0 where all tokens are of one part."""
-        config, words = self.config, (axes.TYPES, axes.HEADS, axes.HEAD_DIM)
-        init = annotated(config.init.draw(config.head_dim, config.heads), words, Role.TABLE)
+        config, logical_axes = self.config, (axes.TYPES, axes.HEADS, axes.HEAD_DIM)
+        init = annotated(config.init.draw(config.head_dim, config.heads), logical_axes, Role.TABLE)
         shape = (2, config.heads, config.head_dim)
         parts_RNH = self.param("parts", init, shape, self.precision.param_dtype)
         q_BNTH = self._biased("by_part", q_BNTH)
@@ -153,9 +153,9 @@ class RelativeAttention(nn.Module):
 
     def _project(self, name: str, x_BTD: jax.Array) -> jax.Array:
         """[B, N, T, H]."""
-        config, words = self.config, (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
+        config, logical_axes = self.config, (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
         shape = (self.width, config.heads, config.head_dim)
-        linear = Linear("BTD,DNH->BNTH", shape, words, config.init, self.precision, name=name)
+        linear = Linear("BTD,DNH->BNTH", shape, logical_axes, config.init, self.precision, name=name)
         return checkpoint_name(linear(x_BTD), "qkv")
 
     def _biased(self, name: str, q_BNTH: jax.Array) -> jax.Array:
@@ -175,7 +175,7 @@ class HeadBias(nn.Module):
 
     @nn.compact
     def __call__(self, x_BNTH: jax.Array) -> jax.Array:
-        config, words = self.config, (axes.HEADS, axes.HEAD_DIM)
-        init = annotated(config.init.draw(config.head_dim, config.heads), words, Role.BIAS)
+        config, logical_axes = self.config, (axes.HEADS, axes.HEAD_DIM)
+        init = annotated(config.init.draw(config.head_dim, config.heads), logical_axes, Role.BIAS)
         bias_NH = self.param("bias", init, (config.heads, config.head_dim), self.precision.param_dtype)
         return x_BNTH + broadcast(bias_NH[:, None], x_BNTH.shape, x_BNTH.dtype)

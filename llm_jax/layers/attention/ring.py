@@ -1,8 +1,8 @@
-"""Attention over rows whose stretches lie on different devices: keys and values go round, queries stay.
+"""Ring attention: sequences are sharded over devices; shards of keys and values rotate, queries stay.
 
-Every device keeps what its queries have met (blocks.py) while the stretches of keys and values of all devices pass by,
-so that none ever holds a whole row; the backward pass sends them round again, and their gradients with them (Liu et
-al. 2023, arXiv:2310.01889, section 3). The next stretch is under way while one is met.
+Every device accumulates the online softmax of its queries (blocks.py) while the shards of keys and values of all
+devices pass, so that none ever holds a whole sequence; the backward pass rotates them again, and their gradients with
+them (Liu et al. 2023, arXiv:2310.01889, section 3). The next shard is sent while one is used.
 
 Under a causal mask the devices that hold the front of a row would be idle most of the time (Brandon et al. 2023,
 arXiv:2311.09431, section 3). Then rows are cut into two stretches a device, and each has one from the front and one as
@@ -24,11 +24,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check
 from llm_jax.layers.attention import blocks
-from llm_jax.layers.attention.blocks import Asked, Cut, Gradients, Keys, Met
+from llm_jax.layers.attention.blocks import BackwardInputs, Cut, Gradients, Keys, OnlineSoftmax
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.softmax import fold
 from llm_jax.sharding import axes, partition
-from llm_jax.sharding.line import Line
+from llm_jax.sharding.device_group import DeviceGroup
 from llm_jax.sharding.partition import Layout
 from llm_jax.sharding.rules import Ring
 
@@ -50,11 +50,11 @@ def attend(layout: Layout, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Arr
 
 
 def _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs):
-    inputs = (_QUERIES, _KEYS, _KEYS, words(pairs, len(q_BNTH)))
+    inputs = (_QUERIES, _KEYS, _KEYS, logical_axes(pairs, len(q_BNTH)))
     with partition.using(layout):
-        lines = [partition.line(word) for word in (axes.LENGTH, axes.HEADS)]
+        lines = [partition.device_group(word) for word in (axes.LENGTH, axes.HEADS)]
         here = functools.partial(_forward_here, _plan(layout.exchange, pairs), *lines)
-        run = partition.mapped(here, inputs, (_QUERIES, _SUMS, _QUERIES, _KEYS, _KEYS))
+        run = partition.per_device(here, inputs, (_QUERIES, _SUMS, _QUERIES, _KEYS, _KEYS))
         y_BNTH, log_sum_LBKM1, *traded = run(q_BNTH, k_BKSH, v_BKSH, pairs)
     # As in chunked.py: a remat policy that keeps the context spares the round.
     y_BNTH = checkpoint_name(y_BNTH, "context")
@@ -64,13 +64,13 @@ def _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs):
 
 def _backward(layout, residuals, dy_BNTH):
     q_BNTH, k_BKSH, v_BKSH, pairs, y_BNTH, log_sum_LBKM1 = residuals
-    laid = words(pairs, len(q_BNTH))
+    laid = logical_axes(pairs, len(q_BNTH))
     inputs = (*3 * (_QUERIES,), _SUMS, _KEYS, _KEYS, laid)
     mean_BNT1 = blocks.mean_under(dy_BNTH, y_BNTH)
     with partition.using(layout):
-        lines = [partition.line(word) for word in (axes.LENGTH, axes.HEADS, axes.BATCH)]
+        lines = [partition.device_group(word) for word in (axes.LENGTH, axes.HEADS, axes.BATCH)]
         here = functools.partial(_backward_here, _plan(layout.exchange, pairs), *lines)
-        run = partition.mapped(here, inputs, (_QUERIES, _KEYS, _KEYS, (laid.bias_RN, laid.sink_N)))
+        run = partition.per_device(here, inputs, (_QUERIES, _KEYS, _KEYS, (laid.bias_RN, laid.sink_N)))
         *gradients, learned = run(q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs)
     return *gradients, dataclasses.replace(pairs, queries=None, slots=None, bias_RN=learned[0], sink_N=learned[1])
 
@@ -78,7 +78,7 @@ def _backward(layout, residuals, dy_BNTH):
 attend.defvjp(_forward, _backward)
 
 
-def words(pairs: Pairs, rows: int) -> Pairs:
+def logical_axes(pairs: Pairs, rows: int) -> Pairs:
     """How the parts of `pairs` are laid out, where there are so many `rows`: every device holds the places of whole
     rows, which are small, and of a table and of sinks its own heads."""
     laid = jax.tree.map(
@@ -111,16 +111,16 @@ class _Plan:
         """Numbers of the stretches of a device."""
         return (device, 2 * self.devices - 1 - device) if self.traded else (device,)
 
-    def reach(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    def key_range(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
         """As `blocks.reach`, for all stretches of queries, [stretches, blocks]."""
         count = self.devices * (2 if self.traded else 1)
-        found = [blocks.reach(pairs, self.rows, number * self.rows.length) for number in range(count)]
+        found = [blocks.key_range(pairs, self.rows, number * self.rows.length) for number in range(count)]
         first, last = zip(*found, strict=True)
         return np.stack(first), np.stack(last)
 
     def visits(self, pairs: Pairs) -> np.ndarray:
         """Number of meetings of two blocks, [devices, hops]."""
-        first, last = self.reach(pairs)
+        first, last = self.key_range(pairs)
         visits = np.zeros((self.devices, self.devices), int)
         for device, hop in np.ndindex(visits.shape):
             mine = list(self.held(device))
@@ -165,7 +165,7 @@ class _Own:
     """What one device holds of a row, and where it stands."""
 
     plan: _Plan
-    line: Line
+    line: DeviceGroup
     reach: tuple[np.ndarray, np.ndarray]
 
     @property
@@ -241,7 +241,7 @@ class _Own:
         return [jnp.where(is_even, one, other), jnp.where(is_even, other, one)]
 
 
-def of_heads(pairs: Pairs, lines: tuple[Line, ...], heads: int) -> Pairs:
+def of_heads(pairs: Pairs, lines: tuple[DeviceGroup, ...], heads: int) -> Pairs:
     """`pairs` of a device that holds so many `heads`, which are divided over `lines`, the first of them slowest."""
     all_heads, first = heads, 0
     for line in lines[::-1]:
@@ -249,46 +249,56 @@ def of_heads(pairs: Pairs, lines: tuple[Line, ...], heads: int) -> Pairs:
     return dataclasses.replace(pairs, heads=all_heads, first_head=first)
 
 
-def _forward_here(plan: _Plan, line: Line, heads: Line, q_BNTH, k_BKSH, v_BKSH, pairs: Pairs):
+def _forward_here(plan: _Plan, line: DeviceGroup, heads: DeviceGroup, q_BNTH, k_BKSH, v_BKSH, pairs: Pairs):
     """What one device does for the output and the logarithm of the sums; and what the backward pass is given."""
-    pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.reach(pairs))
+    pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.key_range(pairs))
     traded = q_BNTH, k_BKSH, v_BKSH = tuple(map(own.traded, (q_BNTH, k_BKSH, v_BKSH)))
     q_LBKMH = own.queries(q_BNTH, k_BKSH.shape[1])
-    met = jax.vmap(lambda q_BKMH: blocks.nothing(q_BKMH, v_BKSH.shape[-1], pairs.sink_N))(q_LBKMH)
+    met = jax.vmap(lambda q_BKMH: blocks.initial_state(q_BKMH, v_BKSH.shape[-1], pairs.sink_N))(q_LBKMH)
 
-    def meet(hop: jax.Array | int, stretches: Any, met: Met) -> Met:
+    def accumulate(hop: jax.Array | int, stretches: Any, met: OnlineSoftmax) -> OnlineSoftmax:
         def block(place):
             q_BKMH, met, number, index, first, last = place
             rows = own.rows(number, index)
             for keys in own.keys(hop, stretches):
                 bounds = plan.columns.bounds(first - keys.start, last - keys.start)
-                met = blocks.meet(pairs, q_BKMH, rows, keys, plan.columns, bounds, met)
+                met = blocks.accumulate(pairs, q_BKMH, rows, keys, plan.columns, bounds, met)
             return met
 
         return jax.lax.map(block, (q_LBKMH, met, *own.places))
 
     def pass_on(carry, hop):
         stretches, met = carry
-        return (line.passed(stretches), meet(hop, stretches, met)), None
+        return (line.passed(stretches), accumulate(hop, stretches, met)), None
 
     carry, last = (own.filled(k_BKSH, v_BKSH), met), plan.visits(pairs).shape[1] - 1
     (stretches, met), _ = jax.lax.scan(pass_on, carry, jnp.arange(last))
-    y_LBKMH, log_sum_LBKM1 = blocks.attended(meet(last, stretches, met), v_BKSH.dtype)
+    y_LBKMH, log_sum_LBKM1 = blocks.attended(accumulate(last, stretches, met), v_BKSH.dtype)
     return own.joined(y_LBKMH, q_BNTH.shape[1]), log_sum_LBKM1, *traded
 
 
 def _backward_here(
-    plan: _Plan, line: Line, heads: Line, rows: Line, q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs
+    plan: _Plan,
+    line: DeviceGroup,
+    heads: DeviceGroup,
+    rows: DeviceGroup,
+    q_BNTH,
+    dy_BNTH,
+    mean_BNT1,
+    log_sum_LBKM1,
+    k_BKSH,
+    v_BKSH,
+    pairs,
 ):
     """What one device does for the gradients of queries, keys, values, table and sinks, of traded queries, keys and
     values."""
-    pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.reach(pairs))
+    pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.key_range(pairs))
     dy_BNTH, mean_BNT1 = own.traded(dy_BNTH), own.traded(mean_BNT1)
     q, dy, mean = (own.queries(x, k_BKSH.shape[1]) for x in (q_BNTH, dy_BNTH, mean_BNT1))
-    asked = Asked(q, dy, mean, log_sum_LBKM1)
+    asked = BackwardInputs(q, dy, mean, log_sum_LBKM1)
     stretches = own.filled(k_BKSH, v_BKSH)
 
-    def meet(hop: jax.Array | int, stretches: Any, dq_LBKMH: jax.Array, dtable: jax.Array | None):
+    def accumulate(hop: jax.Array | int, stretches: Any, dq_LBKMH: jax.Array, dtable: jax.Array | None):
         """Gradients of the stretches that are here, the others with this hop's added."""
         all_keys = own.keys(hop, stretches)
 
@@ -300,7 +310,7 @@ def _backward_here(
                 bounds = plan.columns.bounds(first - keys.start, last - keys.start)
                 dk_BKSH, dv_BKSH = gradients[one]
                 start = (Gradients(dk_BKSH, dv_BKSH, dtable), dq_BKMH)
-                found, dq_BKMH = blocks.meet_backward(pairs, asked, here, keys, plan.columns, bounds, start)
+                found, dq_BKMH = blocks.accumulate_backward(pairs, asked, here, keys, plan.columns, bounds, start)
                 gradients, dtable = (*gradients[:one], found[:2], *gradients[one + 1 :]), found.bias_RN
             return (gradients, dtable), dq_BKMH
 
@@ -310,18 +320,18 @@ def _backward_here(
     def pass_on(carry, hop):
         stretches, gradients, dq_LBKMH, dtable = carry
         coming, arrived = line.passed(stretches), line.passed(gradients)
-        (gradients, dtable), dq_LBKMH = meet(hop, stretches, dq_LBKMH, dtable)
+        (gradients, dtable), dq_LBKMH = accumulate(hop, stretches, dq_LBKMH, dtable)
         return (coming, jax.tree.map(jnp.add, arrived, gradients), dq_LBKMH, dtable), None
 
     # Its own stretch comes first. The gradients of a stretch follow it one hop behind, so that they too are under way
     # while others are made.
     last = plan.visits(pairs).shape[1] - 1
-    (gradients, dtable), dq_LBKMH = meet(0, stretches, *jax.tree.map(blocks.zeros, (asked.q_BKMH, pairs.bias_RN)))
+    (gradients, dtable), dq_LBKMH = accumulate(0, stretches, *jax.tree.map(blocks.zeros, (asked.q_BKMH, pairs.bias_RN)))
     if last:
         carry = (line.passed(stretches), gradients, dq_LBKMH, dtable)
         (stretches, gradients, dq_LBKMH, dtable), _ = jax.lax.scan(pass_on, carry, jnp.arange(1, last))
         arrived = line.passed(gradients)
-        (gradients, dtable), dq_LBKMH = meet(last, stretches, dq_LBKMH, dtable)
+        (gradients, dtable), dq_LBKMH = accumulate(last, stretches, dq_LBKMH, dtable)
         gradients = line.passed(jax.tree.map(jnp.add, arrived, gradients), by=-last)
     dk_BKSH, dv_BKSH = (own.emptied(parts).astype(k_BKSH.dtype) for parts in zip(*gradients, strict=True))
     dq_BNTH = own.joined(dq_LBKMH.astype(q_BNTH.dtype), q_BNTH.shape[1])

@@ -69,9 +69,9 @@ def weights(
     return jax.nn.softmax(jnp.concatenate([scores, sinks], axis=-1))[..., :-1]
 
 
-def zero_where_blind(y_BNTH: jax.Array, allowed: jax.Array) -> jax.Array:
-    """What attention gives, [B, N, T, H], but zeros for queries that may see nothing and are no padding: the average of
-    all values, which kernels may give, would tell them what they must not know.
+def zero_fully_masked(y_BNTH: jax.Array, allowed: jax.Array) -> jax.Array:
+    """The output of attention [B, N, T, H] with zeros for queries whose keys are all masked: kernels may return the
+    average of all values for them, masked ones included.
 
     Args:
       allowed: boolean [B or 1, T or 1, S or 1].

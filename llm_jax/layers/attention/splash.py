@@ -38,7 +38,7 @@ def attend(block: int, q_BNTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, 
 
     queries, keys, segment_ids_BT = (axes.BATCH, axes.HEADS), (axes.BATCH, axes.KV_HEADS), pairs.queries.segment_ids_BT
     rows = None if segment_ids_BT is None else (axes.BATCH,)
-    run = partition.mapped(local, (queries, keys, keys, rows), queries)
+    run = partition.per_device(local, (queries, keys, keys, rows), queries)
     return run(q_BNTH * scale, k_BKTH, v_BKTH, segment_ids_BT)
 
 

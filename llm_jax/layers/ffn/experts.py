@@ -17,12 +17,12 @@ from llm_jax.core.checks import check
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED
 from llm_jax.layers.broadcast import broadcast
-from llm_jax.layers.ffn import windows as sent
+from llm_jax.layers.ffn import chunked_all_to_all as sent
 from llm_jax.layers.ffn.grouped import grouped
 from llm_jax.layers.ffn.mlp import DenseConfig, GLUConfig
 from llm_jax.layers.linear import StackedLinear
 from llm_jax.sharding import axes
-from llm_jax.sharding.line import Line
+from llm_jax.sharding.device_group import DeviceGroup
 
 Weights = dict[str, tuple[jax.Array, jax.Array | None]]
 """Of each of an expert's matrices by name: kernel [E, D, F] in the compute type, bias [E, F] in that of parameters."""
@@ -35,7 +35,7 @@ def names(config: DenseConfig) -> tuple[str, ...]:
     return ("gate", "up", "down") if isinstance(config, GLUConfig) else ("up", "down")
 
 
-def words(config: DenseConfig) -> dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]]:
+def logical_axes(config: DenseConfig) -> dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]]:
     """Of each axis of the weights."""
     laid = {name: _OUT if name == "down" else _INTO for name in names(config)}
     return {name: (kernel, (kernel[0], kernel[2]) if config.bias else None) for name, kernel in laid.items()}
@@ -74,15 +74,23 @@ class Local:
     weights: Weights
     count: int
     """Experts of all devices."""
-    others: Line
+    others: DeviceGroup
     """The devices among which the experts are divided."""
-    inner: Line
+    inner: DeviceGroup
     """The devices among which their inner features are divided."""
     key: jax.Array | None = None
     """Of the inner features that dropout takes; each device has another. None: it takes none."""
 
     @classmethod
-    def of(cls, config: DenseConfig, count: int, weights: Weights, others: Line, width: Line, inner: Line) -> Self:
+    def of(
+        cls,
+        config: DenseConfig,
+        count: int,
+        weights: Weights,
+        others: DeviceGroup,
+        width: DeviceGroup,
+        inner: DeviceGroup,
+    ) -> Self:
         """With weights whose model width is divided over the devices of `width` until now."""
 
         def whole(name: str, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
@@ -123,7 +131,7 @@ class Local:
         )
 
         def compute(weights: Weights, rows_RD: jax.Array, weights_R: jax.Array, sizes_L: jax.Array) -> jax.Array:
-            own = Local(self.config, weights, len(sizes_L), Line((), 1), self.inner)
+            own = Local(self.config, weights, len(sizes_L), DeviceGroup((), 1), self.inner)
             return own._grouped(rows_RD, weights_R, sizes_L)
 
         size = -(-len(rows_PD) // windows)

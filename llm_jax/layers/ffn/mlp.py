@@ -11,8 +11,8 @@ from llm_jax.core.checks import check_fraction, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, GATED, Activation, Gate
+from llm_jax.layers.barrier import fence, fence_gradients
 from llm_jax.layers.context import Context
-from llm_jax.layers.fence import fence, fence_gradients
 from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.layers.linear import Linear

@@ -19,7 +19,7 @@ from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.balance import Balance, check_balance, report
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
-from llm_jax.layers.ffn.experts import Experts, Local, Weights, words
+from llm_jax.layers.ffn.experts import Experts, Local, Weights, logical_axes
 from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.routing import Router, Routes, load
@@ -28,7 +28,7 @@ from llm_jax.layers.linear import Linear
 from llm_jax.layers.roles import Role
 from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes, partition
-from llm_jax.sharding.line import Line
+from llm_jax.sharding.device_group import DeviceGroup
 
 _TOKENS = (axes.BATCH, axes.LENGTH)
 
@@ -131,9 +131,9 @@ class MoE(nn.Module):
         y_BTD = expert.build(self.width, self.precision, "shared")(x_BTD, context)[0]
         if not self.config.shared_gate:
             return y_BTD
-        init, words = expert.init, (axes.EMBED, axes.ROUTES)
+        init, logical_axes = expert.init, (axes.EMBED, axes.ROUTES)
         shape, role = (self.width, 1), Role.READOUT
-        gate = Linear("BTD,DE->BTE", shape, words, init, self.precision, role=role, name="shared_gate")
+        gate = Linear("BTD,DE->BTE", shape, logical_axes, init, self.precision, role=role, name="shared_gate")
         return broadcast(jax.nn.sigmoid(gate(x_BTD)), y_BTD.shape, y_BTD.dtype) * y_BTD
 
     def _dispatched(
@@ -147,7 +147,7 @@ class MoE(nn.Module):
         key = self.make_rng("dropout") if config.expert.dropout and self.has_rng("dropout") else None
 
         def serve(
-            lines: list[Line], weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array, key: Any
+            lines: list[DeviceGroup], weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array, key: Any
         ) -> tuple[jax.Array, jax.Array]:
             local = Local.of(config.expert, config.count, weights, *lines[:3])
             if key is not None:
@@ -158,11 +158,11 @@ class MoE(nn.Module):
             return y_BTD[None], served_BT
 
         with partition.using(layout):
-            lines = [partition.line(word, axes.EXPERTS) for word in (axes.EMBED, axes.MLP)]
-            lines = [partition.line(axes.EXPERTS), *lines, *map(partition.line, _TOKENS)]
-            tokens = routes.words
+            lines = [partition.device_group(word, axes.EXPERTS) for word in (axes.EMBED, axes.MLP)]
+            lines = [partition.device_group(axes.EXPERTS), *lines, *map(partition.device_group, _TOKENS)]
+            tokens = routes.logical_axes
             inputs = (
-                words(config.expert),
+                logical_axes(config.expert),
                 tokens,
                 jax.tree.map(lambda _: tokens, routes),
                 tokens,
@@ -170,6 +170,6 @@ class MoE(nn.Module):
             )
             # Of each part of the inner features a result, for the compiler to add up: it knows where the sum is to lie.
             outputs = ((axes.MLP, *tokens), tokens)
-            run = partition.mapped(functools.partial(serve, lines), inputs, outputs)
+            run = partition.per_device(functools.partial(serve, lines), inputs, outputs)
             y_PBTD, served_BT = run(weights, x_BTD, routes, real_BT, key)
         return jnp.sum(y_PBTD, axis=0), served_BT

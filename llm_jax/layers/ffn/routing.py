@@ -31,7 +31,7 @@ class Choice:
         where the highest weight is it.
     """
 
-    words: ClassVar = (axes.BATCH, axes.LENGTH)
+    logical_axes: ClassVar = (axes.BATCH, axes.LENGTH)
     """Of the axes along which devices may divide it."""
 
     experts_BTK: jax.Array
@@ -52,13 +52,13 @@ class Picks:
     weights_BGEC: jax.Array
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def logical_axes(self) -> tuple[str, ...]:
         """Of the axes along which devices may divide it."""
         return (axes.BATCH, axes.LENGTH) if self.places_BGEC.shape[1] > 1 else (axes.BATCH,)
 
 
 @flax.struct.dataclass
-class Mixture:
+class SoftAssignment:
     """What the slots of the experts are mixed of, and tokens of the results for the slots.
 
     Attributes:
@@ -66,14 +66,14 @@ class Mixture:
       combine_BTES: float32 share of each slot's result in that of each token, 0 for one that is not real.
     """
 
-    words: ClassVar = (axes.BATCH,)
+    logical_axes: ClassVar = (axes.BATCH,)
     """Of the axes along which devices may divide it."""
 
     dispatch_BTES: jax.Array
     combine_BTES: jax.Array
 
 
-Routes = Choice | Picks | Mixture
+Routes = Choice | Picks | SoftAssignment
 Kind = TypeVar("Kind", bound=Routes)
 
 
@@ -86,7 +86,7 @@ class Router(abc.ABC):
     """
 
     routes: ClassVar[type] = Choice
-    """What it gives: `Choice`, `Picks` or `Mixture`."""
+    """What it gives: `Choice`, `Picks` or `SoftAssignment`."""
     scored: ClassVar[bool] = True
     """Whether it scores experts for tokens: `Routed` has logits and scores."""
 
@@ -169,7 +169,7 @@ def served(routes: Routes, *kinds: type[Kind]) -> Kind:
 def load(routes: Routes, experts: int, real_BT: jax.Array) -> jax.Array:
     """Which experts each token chose, or was picked by: float32 0 or 1 [B, T, E], of a mixture their shares in it; none
     for a token that is not real."""
-    if isinstance(routes, Mixture):
+    if isinstance(routes, SoftAssignment):
         return jnp.sum(routes.combine_BTES, axis=-1) * real_BT[..., None]
     if isinstance(routes, Choice):
         chosen_KBT = jnp.moveaxis((routes.weights_BTK > 0) * real_BT[..., None], -1, 0)

@@ -98,6 +98,6 @@ class RelativeBias(nn.Module):
     @nn.compact
     def __call__(self) -> jax.Array:
         init = self.config.init.draw(self.heads, self.config.buckets)
-        words, shape = (axes.POSITIONS, axes.HEADS), (self.config.buckets, self.heads)
-        table_RN = self.param("table", annotated(init, words, Role.TABLE), shape, self.precision.param_dtype)
+        logical_axes, shape = (axes.POSITIONS, axes.HEADS), (self.config.buckets, self.heads)
+        table_RN = self.param("table", annotated(init, logical_axes, Role.TABLE), shape, self.precision.param_dtype)
         return table_RN.astype(jnp.float32)

@@ -86,8 +86,8 @@ class Convolution(nn.Module):
         return y_BTC, state
 
     def _parameter(self, name: str, init: nn.initializers.Initializer, taps: tuple[int, ...], role: Role) -> jax.Array:
-        words = (axes.POSITIONS, axes.MLP)[-1 - len(taps) :]
-        init = annotated(init, words, role)
+        logical_axes = (axes.POSITIONS, axes.MLP)[-1 - len(taps) :]
+        init = annotated(init, logical_axes, role)
         return self.param(name, init, (*taps, self.channels), self.precision.param_dtype)
 
 

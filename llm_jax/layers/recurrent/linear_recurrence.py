@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.sharding import axes, partition
-from llm_jax.sharding.line import Line
+from llm_jax.sharding.device_group import DeviceGroup
 
 
 def linear_recurrence(decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax.Array) -> jax.Array:
@@ -20,15 +20,15 @@ def linear_recurrence(decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax
     that does not divide it is left to the compiler.
     """
     rows, start = (axes.BATCH, axes.LENGTH, axes.MLP), (axes.BATCH, axes.MLP)
-    length = partition.line(axes.LENGTH)
+    length = partition.device_group(axes.LENGTH)
     channels = length.size * partition.parts(axes.MLP)
     if length.size == 1 or decay_BTR.shape[2] % channels or not partition.divides(decay_BTR.shape, rows):
         return _along(decay_BTR, input_BTR, before_BR)
-    run = partition.mapped(functools.partial(_whole_rows, length), (rows, rows, start), rows)
+    run = partition.per_device(functools.partial(_whole_rows, length), (rows, rows, start), rows)
     return run(decay_BTR, input_BTR, before_BR)
 
 
-def _whole_rows(length: Line, decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax.Array) -> jax.Array:
+def _whole_rows(length: DeviceGroup, decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax.Array) -> jax.Array:
     """What one device does."""
     decay_BTR, input_BTR = (length.swapped(x, cut=2, joined=1) for x in (decay_BTR, input_BTR))
     count = decay_BTR.shape[2]

@@ -77,7 +77,7 @@ class LSTMConfig(Mixer):
 
     @property
     def shape(self) -> str:
-        """Cells in words."""
+        """Cells, as text."""
         return f"{self.hidden} memory cells"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> LSTMState:
@@ -109,18 +109,20 @@ class LSTM(nn.Module):
         before = config.allocate(len(x_BTD), 0, self.precision.dtype) if state is None else state
         row = documents(context.queries, before.segment_ids_B)
         # The inputs' share of the gates is one product for all tokens; only the recurrent one must wait its turn.
-        shape, words = (self.width, _GATES, config.hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
-        into = Linear("BTD,DGH->BTGH", shape, words, config.init, self.precision, True, config.bias_init, name="input")
+        shape, logical_axes = (self.width, _GATES, config.hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
+        into = Linear(
+            "BTD,DGH->BTGH", shape, logical_axes, config.init, self.precision, True, config.bias_init, name="input"
+        )
         gates_BTGH = checkpoint_name(into(x_BTD), "qkv")
         # flax annotates `in_axes` by its default, an int.
         along: dict[str, Any] = {"in_axes": (1, 1, 1), "out_axes": 1}
-        scanned = nn.scan(Cell, variable_broadcast="params", split_rngs={"params": False}, **along)
+        scanned = nn.scan(LSTMCell, variable_broadcast="params", split_rngs={"params": False}, **along)
         run = scanned(config, self.precision, name="cell")
         (h_BH, c_BH), y_BTH = run((before.h_BH, before.c_BH), gates_BTGH, row.starts_BT, row.real_BT)
         return y_BTH, None if state is None else LSTMState(h_BH, c_BH, row.last_B)
 
 
-class Cell(nn.Module):
+class LSTMCell(nn.Module):
     """One step: (h, c) [B, H] each -> the same after a token.
 
     i, f, o = sigmoid and g = tanh of W x + U h + b; c' = f c + i g; h' = o tanh(c') (section 3.1).
@@ -135,8 +137,8 @@ class Cell(nn.Module):
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         h_BH, c_BH = (jnp.where(start_B[:, None], 0, part) for part in carry)
         hidden = self.config.hidden
-        shape, words = (hidden, _GATES, hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
-        recurrent = Linear("BK,KGH->BGH", shape, words, self.config.init, self.precision, name="recurrent")
+        shape, logical_axes = (hidden, _GATES, hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
+        recurrent = Linear("BK,KGH->BGH", shape, logical_axes, self.config.init, self.precision, name="recurrent")
         gates_BGH = (gates_BGH + recurrent(h_BH)).astype(jnp.float32)
         input_BH, forget_BH, candidate_BH, output_BH = (gates_BGH[:, gate] for gate in range(_GATES))
         c_BH = jax.nn.sigmoid(forget_BH) * c_BH + jax.nn.sigmoid(input_BH) * jnp.tanh(candidate_BH)

@@ -147,7 +147,7 @@ class Mamba2Config(Mixer):
 
     @property
     def shape(self) -> str:
-        """Heads in words."""
+        """Heads, as text."""
         return f"{self.heads} of {self.head_dim}, state of {self.state_size}"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> Mamba2State:
@@ -187,8 +187,8 @@ class Mamba2(nn.Module):
         y_BTF = GroupedNorm(config.groups, config.epsilon, self.precision, name="norm")(
             GATED["silu"](projected["gate"], y_BTF)
         )
-        shape, words = (config.features, self.width), (axes.MLP, axes.EMBED)
-        out = Linear("BTF,FD->BTD", shape, words, config.out_init, self.precision, config.bias, name="out")
+        shape, logical_axes = (config.features, self.width), (axes.MLP, axes.EMBED)
+        out = Linear("BTF,FD->BTD", shape, logical_axes, config.out_init, self.precision, config.bias, name="out")
         return out(y_BTF), None if recent is None or memory is None else Mamba2State(recent, memory)
 
     def _heads(self, mixed_BTC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -215,8 +215,8 @@ class Mamba2(nn.Module):
         return self.param(name, init, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
     def _project(self, name: str, size: int, word: str) -> Linear:
-        shape, words = (self.width, size), (axes.EMBED, word)
-        return Linear("BTD,DF->BTF", shape, words, self.config.init, self.precision, self.config.bias, name=name)
+        shape, logical_axes = (self.width, size), (axes.EMBED, word)
+        return Linear("BTD,DF->BTF", shape, logical_axes, self.config.init, self.precision, self.config.bias, name=name)
 
 
 class GroupedNorm(nn.Module):

@@ -111,7 +111,7 @@ class RetentionConfig(Mixer):
 
     @property
     def shape(self) -> str:
-        """Heads in words."""
+        """Heads, as text."""
         return f"{self.heads} of {self.head_dim}, values of {self.value_dim}"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> RecurrentState:
@@ -146,11 +146,11 @@ class Retention(nn.Module):
         y_BNTP = checkpoint_name(y_BNTP.astype(v_BNTP.dtype), "context")
         y_BNTP = normalise(y_BNTP, jnp.ones(config.value_dim), config.epsilon, centred=True)
         y_BNTP = GATED["silu"](gate_BNTP, y_BNTP)
-        shape, words = (config.heads, config.value_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-        out = Linear("BNTP,NPD->BTD", shape, words, config.out_init, self.precision, name="out")
+        shape, logical_axes = (config.heads, config.value_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        out = Linear("BNTP,NPD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")
         return out(y_BNTP), state
 
     def _project(self, name: str, size: int) -> Linear:
-        shape, words = (self.width, self.config.heads, size), (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
+        shape, logical_axes = (self.width, self.config.heads, size), (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
         init = self.config.value_init if name == "value" and self.config.value_init else self.config.init
-        return Linear("BTD,DNP->BNTP", shape, words, init, self.precision, name=name)
+        return Linear("BTD,DNP->BNTP", shape, logical_axes, init, self.precision, name=name)

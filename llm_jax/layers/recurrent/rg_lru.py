@@ -92,7 +92,7 @@ class RGLRUConfig(Mixer):
 
     @property
     def shape(self) -> str:
-        """Channels in words."""
+        """Channels, as text."""
         return f"{self.channels} recurrent channels, {self.blocks} blocks"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> RGLRUState:
@@ -139,12 +139,12 @@ class RGLRU(nn.Module):
         return linear_recurrence(decay_BTR, input_BTR, before_BR)
 
     def _branch(self, name: str) -> Linear:
-        shape, words = (self.width, self.config.channels), (axes.EMBED, axes.MLP)
-        return Linear("BTD,DR->BTR", shape, words, self.config.init, self.precision, bias=True, name=name)
+        shape, logical_axes = (self.width, self.config.channels), (axes.EMBED, axes.MLP)
+        return Linear("BTD,DR->BTR", shape, logical_axes, self.config.init, self.precision, bias=True, name=name)
 
     def _out(self) -> Linear:
-        shape, words = (self.config.channels, self.width), (axes.MLP, axes.EMBED)
-        return Linear("BTR,RD->BTD", shape, words, self.config.out_init, self.precision, bias=True, name="out")
+        shape, logical_axes = (self.config.channels, self.width), (axes.MLP, axes.EMBED)
+        return Linear("BTR,RD->BTD", shape, logical_axes, self.config.out_init, self.precision, bias=True, name="out")
 
 
 @jax.checkpoint

@@ -21,7 +21,7 @@ from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.ffn.moe import MoEConfig
-from llm_jax.layers.ffn.routers.scores import Jitter
+from llm_jax.layers.ffn.routers.router_scores import Jitter
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.initialisers import FanIn, UniformGlorot
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig

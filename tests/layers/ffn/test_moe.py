@@ -18,7 +18,7 @@ from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.expert_choice import ExpertChoiceConfig
 from llm_jax.layers.ffn.routers.fixed import HashConfig, RandomConfig
 from llm_jax.layers.ffn.routers.groups import GroupLimit
-from llm_jax.layers.ffn.routers.scores import Noisy
+from llm_jax.layers.ffn.routers.router_scores import Noisy
 from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
@@ -147,10 +147,10 @@ def test_slots_serve_mixtures_and_nothing_else():
     assert len(FITTING) == len(ROUTERS) * len(DISPATCHES) - 1
     with pytest.raises(ValueError, match="ExpertChoiceConfig gives a Picks and dispatch Capacity serves Choice"):
         MoEConfig(EXPERTS, GLUConfig(6), ROUTERS["expert choice"], Capacity())
-    with pytest.raises(ValueError, match="SoftmaxConfig gives a Choice and dispatch Slots serves Mixture"):
+    with pytest.raises(ValueError, match="SoftmaxConfig gives a Choice and dispatch Slots serves SoftAssignment"):
         MoEConfig(EXPERTS, GLUConfig(6), SoftmaxConfig(2), Slots())
     for dispatch in DISPATCHES.values():
-        with pytest.raises(ValueError, match="SoftConfig gives a Mixture and dispatch"):
+        with pytest.raises(ValueError, match="SoftConfig gives a SoftAssignment and dispatch"):
             MoEConfig(EXPERTS, GLUConfig(6), SoftConfig(2, LENGTH), dispatch)
 
 

@@ -1,4 +1,4 @@
-"""Scaled rotations, against the words of their papers."""
+"""Scaled rotations, against the formulas of their papers."""
 
 import jax.numpy as jnp
 import numpy as np

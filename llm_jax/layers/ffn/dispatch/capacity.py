@@ -14,7 +14,7 @@ import numpy as np
 from llm_jax.core.checks import check, check_one_of, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.dispatch import Dispatch
-from llm_jax.layers.ffn.dispatch.rows import ordered
+from llm_jax.layers.ffn.dispatch.expert_rows import ordered
 from llm_jax.layers.ffn.dispatch.seats import ByIndex, Seats, SeatsConfig
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Choice, Router, Routes, served
@@ -22,7 +22,7 @@ from llm_jax.layers.ffn.routing import Choice, Router, Routes, served
 Priority = Literal["position", "score"]
 
 
-class Limited(Dispatch):
+class LimitedCapacity(Dispatch):
     """Experts with a number of places for each group of tokens.
 
     First choices come before second ones: whether a token's second choice is served may depend on later tokens. A token
@@ -104,7 +104,7 @@ class Limited(Dispatch):
 
 
 @configclass
-class Capacity(Limited):
+class Capacity(LimitedCapacity):
     """Each expert takes ceil(factor * choices of a group / experts) of a group of tokens, at least one and at most all
     (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2). Padding counts
     for nothing: the capacity is that of the group's real tokens."""
@@ -138,7 +138,7 @@ class Capacity(Limited):
 
 
 @configclass
-class FixedCapacity(Limited):
+class FixedCapacity(LimitedCapacity):
     """Each expert takes as many tokens of every group, however many it has: `expert_capacity` of transformers' Switch.
     Its other fields are those of `Capacity`."""
 

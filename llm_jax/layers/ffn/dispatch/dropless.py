@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.layers.ffn.dispatch import Dispatch, picked, rows
+from llm_jax.layers.ffn.dispatch import Dispatch, picked
+from llm_jax.layers.ffn.dispatch import expert_rows as rows
 from llm_jax.layers.ffn.experts import Local
 from llm_jax.layers.ffn.routing import Choice, Picks, Routes, served
 
@@ -41,7 +42,7 @@ class Dropless(Dispatch):
         )
         order_1P, place_1P, sizes_1E = rows.ordered(chosen_RK.reshape(1, -1), experts.count)
         used_P = jnp.arange(chosen_RK.size) < jnp.sum(sizes_1E)
-        plan = rows.Rows(order_1P[0], used_P, place_1P.reshape(chosen_RK.shape), served_RK)
+        plan = rows.ExpertRows(order_1P[0], used_P, place_1P.reshape(chosen_RK.shape), served_RK)
         rows_PD, weights_P = plan.tokens(x_BTD.reshape(-1, x_BTD.shape[-1])), plan.weights(weights_RK)
         y_RD = plan.sums(experts.ragged(rows_PD, weights_P, sizes_1E[0], self.windows))
         return y_RD.reshape(x_BTD.shape), jnp.sum(served_BTK, axis=-1, dtype=jnp.float32)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.core.configclass import configclass
-from llm_jax.layers.ffn.dispatch.rows import Rows
+from llm_jax.layers.ffn.dispatch.expert_rows import ExpertRows
 from llm_jax.layers.ffn.experts import Local
 
 
@@ -44,7 +44,9 @@ class ByIndex:
         row_GNK = (seats.expert_GNK * groups + group_G11) * places + jnp.where(seats.served_GNK, seats.place_GNK, 0)
         by_expert = lambda x_GEC: x_GEC.swapaxes(0, 1).reshape(-1)  # noqa: E731
         by_token = lambda x_GNK: x_GNK.reshape(-1, choices)  # noqa: E731
-        rows = Rows(by_expert(choice_GEC), by_expert(seats.used_GEC), by_token(row_GNK), by_token(seats.served_GNK))
+        rows = ExpertRows(
+            by_expert(choice_GEC), by_expert(seats.used_GEC), by_token(row_GNK), by_token(seats.served_GNK)
+        )
         x_ERD = rows.tokens(x_GND.reshape(-1, x_GND.shape[-1])).reshape(count, groups * places, -1)
         y_ERD = experts.batched(x_ERD, rows.weights(by_token(weights_GNK)).reshape(x_ERD.shape[:2]))
         return rows.sums(y_ERD.reshape(-1, x_ERD.shape[-1])).reshape(x_GND.shape)

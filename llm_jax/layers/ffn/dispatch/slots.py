@@ -9,18 +9,18 @@ import jax.numpy as jnp
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.experts import Local
-from llm_jax.layers.ffn.routing import Mixture, Routes, load, served
+from llm_jax.layers.ffn.routing import Routes, SoftAssignment, load, served
 
 
 @configclass
 class Slots(Dispatch):
     """Every expert computes its slots of each row (Puigcerver et al. 2023, arXiv:2308.00951, algorithm 1)."""
 
-    serves = (Mixture,)
+    serves = (SoftAssignment,)
 
     def run(self, experts: Local, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See dispatch.__init__."""
-        mixture = served(routes, Mixture)
+        mixture = served(routes, SoftAssignment)
         dispatch_BTES = mixture.dispatch_BTES.astype(x_BTD.dtype)
         slots_EBSD = jnp.einsum("BTES,BTD->EBSD", dispatch_BTES, jnp.where(real_BT[..., None], x_BTD, 0))
         y_ERD = experts.batched(slots_EBSD.reshape(experts.count, -1, x_BTD.shape[-1]))

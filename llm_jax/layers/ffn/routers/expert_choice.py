@@ -15,7 +15,7 @@ from llm_jax.core.checks import check, check_divides, check_positive, check_posi
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.context import Context
-from llm_jax.layers.ffn.routers.scores import Scoring
+from llm_jax.layers.ffn.routers.router_scores import Scoring
 from llm_jax.layers.ffn.routing import Picks, Routed, Router
 from llm_jax.layers.initialisers import Init, Normal
 from llm_jax.sharding import axes, partition
@@ -106,8 +106,8 @@ class ExpertChoiceRouter(Scoring):
         known_BGEN = jnp.swapaxes(known_BTE.reshape(batch, -1, group, self.experts), 2, 3)
         by_tokens = np.array([self.config.picks(tokens, self.experts) for tokens in range(group + 1)], np.int32)
         picks = int(by_tokens[-1])
-        words = (axes.BATCH, axes.LENGTH) if length > group else (axes.BATCH,)
-        picked = partition.apart(lambda known_BGEN: jax.lax.top_k(known_BGEN, picks)[1], *words)
+        logical_axes = (axes.BATCH, axes.LENGTH) if length > group else (axes.BATCH,)
+        picked = partition.per_shard(lambda known_BGEN: jax.lax.top_k(known_BGEN, picks)[1], *logical_axes)
         places_BGEC = picked(jax.lax.stop_gradient(known_BGEN))
         real_BG = jnp.sum(context.queries.real_BT.reshape(batch, -1, group), axis=-1, dtype=jnp.int32)
         counts_BGEC = jnp.arange(picks) < jnp.asarray(by_tokens)[real_BG][..., None, None]

@@ -60,4 +60,4 @@ def best(ranks_BTE: jax.Array, top: int, limit: GroupLimit | None = None) -> jax
     def found(ranks_BTE: jax.Array) -> jax.Array:
         return jax.lax.top_k(ranks_BTE if limit is None else limit.masked(ranks_BTE), top)[1]
 
-    return partition.apart(found, axes.BATCH, axes.LENGTH)(jax.lax.stop_gradient(ranks_BTE))
+    return partition.per_shard(found, axes.BATCH, axes.LENGTH)(jax.lax.stop_gradient(ranks_BTE))

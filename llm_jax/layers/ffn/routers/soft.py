@@ -11,8 +11,8 @@ from llm_jax.core.checks import check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.context import Context
-from llm_jax.layers.ffn.routers.scores import Scoring
-from llm_jax.layers.ffn.routing import Mixture, Routed, Router
+from llm_jax.layers.ffn.routers.router_scores import Scoring
+from llm_jax.layers.ffn.routing import Routed, Router, SoftAssignment
 from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
@@ -32,7 +32,7 @@ class SoftConfig(Router):
     """Tokens of a row, for which costs are counted; the paper has as many slots in all."""
     init: Init = Normal(0.02)
 
-    routes = Mixture
+    routes = SoftAssignment
     scored = False
 
     @property
@@ -67,7 +67,7 @@ class SoftRouter(Scoring):
         shape = (*x_BTD.shape[:2], self.experts, self.config.slots)
         dispatch_BTZ = jax.nn.softmax(logits_BTZ, axis=1) * real_BT1
         combine_BTZ = jax.nn.softmax(logits_BTZ, axis=2) * real_BT1
-        return Routed(Mixture(dispatch_BTZ.reshape(shape), combine_BTZ.reshape(shape)))
+        return Routed(SoftAssignment(dispatch_BTZ.reshape(shape), combine_BTZ.reshape(shape)))
 
     def _cosines(self, x_BTD: jax.Array) -> jax.Array:
         """Of each token and each slot, times a learned scale, which keeps the softmax soft in wide models (section

@@ -16,7 +16,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.routers.groups import GroupLimit, best
-from llm_jax.layers.ffn.routers.scores import Noise, Scoring
+from llm_jax.layers.ffn.routers.router_scores import Noise, Scoring
 from llm_jax.layers.ffn.routing import Choice, Routed, Router
 from llm_jax.layers.initialisers import Init, Normal, annotated
 from llm_jax.layers.roles import Role

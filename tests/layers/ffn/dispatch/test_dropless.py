@@ -21,7 +21,7 @@ from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.layers.ffn.routing import Choice
 from llm_jax.planning.program import Program, read
-from llm_jax.sharding.line import Line
+from llm_jax.sharding.device_group import DeviceGroup
 from tests.helpers import routing
 
 B, T, D, F = 2, 512, 64, 32
@@ -30,7 +30,7 @@ B, T, D, F = 2, 512, 64, 32
 @functools.cache
 def _program(experts: int, top: int) -> Program:
     """Forward and backward pass of a layer."""
-    config, alone = GLUConfig(F), Line((), 1)
+    config, alone = GLUConfig(F), DeviceGroup((), 1)
     shape = lambda *sizes, dtype="float32": jax.ShapeDtypeStruct(sizes, dtype)  # noqa: E731
     weights = {name: (shape(experts, D, F), None) for name in ("gate", "up")} | {"down": (shape(experts, F, D), None)}
 
@@ -89,7 +89,7 @@ def _sizes(jaxpr) -> Iterator[int]:
 
 def test_no_array_has_tokens_experts_and_places():
     experts, top = 64, 4
-    config, alone = GLUConfig(F), Line((), 1)
+    config, alone = GLUConfig(F), DeviceGroup((), 1)
     weights = {name: (jnp.zeros((experts, D, F)), None) for name in ("gate", "up")}
     weights |= {"down": (jnp.zeros((experts, F, D)), None)}
     local = Local(config, weights, experts, alone, alone)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.ffn.routers.groups import GroupLimit
-from llm_jax.layers.ffn.routers.scores import Jitter, Noisy
+from llm_jax.layers.ffn.routers.router_scores import Jitter, Noisy
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.ffn.routing import load
 from tests.helpers import routing

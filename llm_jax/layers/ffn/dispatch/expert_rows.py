@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 
 @flax.struct.dataclass
-class Rows:
+class ExpertRows:
     """Which choice each row serves, and by which row each choice is served.
 
     Attributes:
@@ -37,7 +37,7 @@ class Rows:
 
     def weights(self, weights_RK: jax.Array) -> jax.Array:
         """The weight of each row's choice [S]; 0 for a row that serves none."""
-        choices = Rows(self.choice_S, self.used_S, self.row_RK.reshape(-1, 1), self.served_RK.reshape(-1, 1))
+        choices = ExpertRows(self.choice_S, self.used_S, self.row_RK.reshape(-1, 1), self.served_RK.reshape(-1, 1))
         return _taken(weights_RK.reshape(-1, 1), choices)[:, 0]
 
     def sums(self, y_SD: jax.Array) -> jax.Array:
@@ -46,13 +46,13 @@ class Rows:
 
 
 @jax.custom_vjp
-def _taken(x_RD: jax.Array, rows: Rows) -> jax.Array:
+def _taken(x_RD: jax.Array, rows: ExpertRows) -> jax.Array:
     token_S = rows.choice_S // rows.row_RK.shape[1]
     return jnp.where(rows.used_S[:, None], _picked(x_RD, token_S), 0)
 
 
 @jax.custom_vjp
-def _summed(y_SD: jax.Array, rows: Rows) -> jax.Array:
+def _summed(y_SD: jax.Array, rows: ExpertRows) -> jax.Array:
     # One term after the other, so that no [R, K, D] is made of them.
     choices = zip(rows.served_RK.T[..., None], rows.row_RK.T, strict=True)
     terms = (jnp.where(served_R1, _picked(y_SD, row_R).astype(jnp.float32), 0) for served_R1, row_R in choices)

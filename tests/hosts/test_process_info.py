@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from llm_jax.hosts import place
+from llm_jax.hosts import process_info as place
 from llm_jax.hosts.hosts_config import HostsConfig
-from llm_jax.hosts.place import Place, find
+from llm_jax.hosts.process_info import ProcessInfo, find
 
 SLURM = {
     "SLURM_JOB_ID": "4097",
@@ -57,7 +57,7 @@ def test_one_process_inside_an_allocation_is_single(environment, shell):
 
 def test_slurm_tells_everything(environment):
     environment(SLURM)
-    assert find(HostsConfig()) == Place("node07:61441", 3, 2)
+    assert find(HostsConfig()) == ProcessInfo("node07:61441", 3, 2)
 
 
 @pytest.mark.parametrize(("visible", "devices"), [(None, (3,)), ("0,1,2,3,4,5,6,7", (3,)), ("3", None)])
@@ -129,12 +129,12 @@ def test_an_mpi_that_does_not_say_the_address_is_refused_with_the_option(environ
     with pytest.raises(ValueError, match="nothing says the address: give --hosts.address"):
         find(HostsConfig())
     found = find(HostsConfig(address="node01:8476"))
-    assert found == Place("node01:8476", 4, 3, (1,))
+    assert found == ProcessInfo("node01:8476", 4, 3, (1,))
 
 
 def test_mpich_and_intel_mpi_tell_count_and_index(environment):
     environment({"PMI_SIZE": "2", "PMI_RANK": "1"})
-    assert find(HostsConfig(address="a:1")) == Place("a:1", 2, 1)
+    assert find(HostsConfig(address="a:1")) == ProcessInfo("a:1", 2, 1)
 
 
 def test_options_say_it_all_and_win(environment):

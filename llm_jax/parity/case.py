@@ -61,7 +61,7 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class ParityCase:
     """What was found for a model, a strategy and a way to run it; differences are relative."""
 
     model: str
@@ -85,7 +85,7 @@ class Cell:
     """What the compiled program does that the strategy must not, or does not that it must."""
 
 
-def cell(model: str, name: str, strategy: Strategy, way: str) -> Cell:
+def cell(model: str, name: str, strategy: Strategy, way: str) -> ParityCase:
     """Trains a model of MODELS by a strategy, and compares."""
     made, program = _compiled(model, strategy.sharding, way, DEVICES)
     outcome, state = _trained(made, program, _start(model))
@@ -93,7 +93,7 @@ def cell(model: str, name: str, strategy: Strategy, way: str) -> Cell:
     expected = alone(model)
     facts = read(program)
     collectives = {kind: facts.moved_bytes(kind) for kind in sorted({one.kind for one in facts.collectives})}
-    return Cell(
+    return ParityCase(
         model=model,
         strategy=name,
         way=way,

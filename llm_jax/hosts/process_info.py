@@ -1,4 +1,4 @@
-"""Where this process stands among those that train together: told by options, or by what started it."""
+"""Process discovery: address, number of processes and index, from options, SLURM, Open MPI or TPU metadata."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ except ImportError:  # no public part of jax
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """This process among `count`."""
 
     address: str
@@ -34,7 +34,7 @@ class Place:
         return int(self.address.rpartition(":")[2])
 
 
-def find(config: HostsConfig) -> Place | None:
+def find(config: HostsConfig) -> ProcessInfo | None:
     """The place that `config` gives, what it leaves open being taken from the scheduler; None for a single process.
 
     Raises:
@@ -50,7 +50,7 @@ def find(config: HostsConfig) -> Place | None:
     return place
 
 
-def _among_several(config: HostsConfig) -> Place | None:
+def _among_several(config: HostsConfig) -> ProcessInfo | None:
     given = {name: value for name, value in dataclasses.asdict(config).items() if name in _FACTS and value is not None}
     told = {} if {"address", "count", "index"} <= given.keys() else _told_by_scheduler()
     facts = told | given
@@ -62,7 +62,7 @@ def _among_several(config: HostsConfig) -> Place | None:
         f"several processes are to train together ({facts}) and nothing says the {' and '.join(missing)}: give "
         f"{', '.join(f'--hosts.{name}' for name in missing)}",
     )
-    return Place(**facts)
+    return ProcessInfo(**facts)
 
 
 _FACTS = ("address", "count", "index", "devices")

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_jax.hosts.hosts_config import HostsConfig
 from llm_jax.hosts.hub import ENDED, LEAVE, LIMIT, Hub, read, write
-from llm_jax.hosts.place import Place
+from llm_jax.hosts.process_info import ProcessInfo
 
 _RETRY_SECONDS = 0.1
 
@@ -31,7 +31,7 @@ def say_last(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-class Line:
+class Connection:
     """The connection. A thread of its own reads and writes; `hears` maps a kind of telling to what it calls there.
 
     Args:
@@ -39,7 +39,7 @@ class Line:
       end: called in that thread when the job is over because of another host.
     """
 
-    def __init__(self, place: Place, config: HostsConfig, name: str, end: Callable[[str], None] = end_process):
+    def __init__(self, place: ProcessInfo, config: HostsConfig, name: str, end: Callable[[str], None] = end_process):
         self.place, self._config, self._name, self._end = place, config, name, end
         self.hears: dict[str, Callable[[int, Any], None]] = {}
         self._waiting: dict[str, concurrent.futures.Future] = {}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from llm_jax.core.checks import check, check_positive
 
 
-class Run(NamedTuple):
+class LayerRun(NamedTuple):
     """Layers that follow one another and are run in one step: where they lie, and where they are needed."""
 
     source: int
@@ -22,15 +22,15 @@ class Run(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Rows in microbatches pass through all stages, so many rounds of them."""
+class PipelineSchedule:
+    """Microbatches pass through all stages, as often as there are virtual stages on each."""
 
     stages: int
     microbatches: int
-    rounds: int
+    virtual_stages: int
 
     def __post_init__(self):
-        check_positive(stages=self.stages, microbatches=self.microbatches, rounds=self.rounds)
+        check_positive(stages=self.stages, microbatches=self.microbatches, virtual_stages=self.virtual_stages)
         check(
             self.microbatches % self.stages == 0,
             f"strategy PipelineParallel has microbatches {self.microbatches} and mesh.stage is {self.stages}: stages "
@@ -39,29 +39,29 @@ class Schedule:
 
     @property
     def groups(self) -> int:
-        """Groups of microbatches; those of a group make all rounds before the next group enters."""
+        """Groups of microbatches; those of a group pass all virtual stages before the next group enters."""
         return self.microbatches // self.stages
 
     @property
     def steps(self) -> int:
         """Steps of the pipeline, in each of which all stages work once."""
-        return self.rounds * self.microbatches + self.stages - 1
+        return self.virtual_stages * self.microbatches + self.stages - 1
 
     @property
     def bubble(self) -> float:
         """Share of the steps in which a stage has nothing to do: while the pipeline fills and empties (Huang et al.
-        2019, arXiv:1811.06965, 2.3; with rounds Narayanan et al. 2021, arXiv:2104.04473, 2.2)."""
+        2019, arXiv:1811.06965, 2.3; with virtual stages Narayanan et al. 2021, arXiv:2104.04473, 2.2)."""
         return (self.stages - 1) / self.steps
 
-    def exchanges(self) -> Iterator[list[Run]]:
+    def exchanges(self) -> Iterator[list[LayerRun]]:
         """All runs of layers, sorted so that in each exchange every stage sends one and receives one."""
         # Stages `apart` from one another would send their runs of one place to the same stage.
-        apart = self.stages // math.gcd(self.stages, self.rounds)
-        for number in range(self.rounds):
-            places = [(number + stage // apart) % self.rounds for stage in range(self.stages)]
-            numbers = [stage * self.rounds + place for stage, place in enumerate(places)]
+        apart = self.stages // math.gcd(self.stages, self.virtual_stages)
+        for number in range(self.virtual_stages):
+            places = [(number + stage // apart) % self.virtual_stages for stage in range(self.stages)]
+            numbers = [stage * self.virtual_stages + place for stage, place in enumerate(places)]
             yield [
-                Run(stage, place, run % self.stages, run // self.stages)
+                LayerRun(stage, place, run % self.stages, run // self.stages)
                 for stage, (place, run) in enumerate(zip(places, numbers, strict=True))
             ]
 
@@ -70,13 +70,14 @@ class Schedule:
         hold it and compute it for rows of their own, as they do embedding and head.
 
         Raises:
-          ValueError: for one of more repeats that the stages and rounds do not divide.
+          ValueError: for one of more repeats that the stages and virtual stages do not divide.
         """
-        parts = self.stages * self.rounds
+        parts = self.stages * self.virtual_stages
         check(
             repeats < self.stages or repeats % parts == 0,
-            f"a segment has {repeats} repeats, mesh.stage is {self.stages} and strategy PipelineParallel has rounds "
-            f"{self.rounds}: a segment is cut into stages * rounds = {parts} equal parts; {self._remedy(repeats)}",
+            f"a segment has {repeats} repeats, mesh.stage is {self.stages} and PipelineParallel has virtual_stages "
+            f"{self.virtual_stages}: a segment is cut into stages * virtual_stages = {parts} equal parts; "
+            f"{self._remedy(repeats)}",
         )
         return repeats >= self.stages
 
@@ -110,4 +111,4 @@ class Schedule:
     def _remedy(self, repeats: int) -> str:
         fits = [(s, v) for s in range(2, repeats + 1) for v in range(1, repeats + 1) if repeats % (s * v) == 0]
         near = sorted(fits, key=lambda fit: (abs(fit[0] - self.stages), fit))
-        return f"(stage, rounds) that divide {repeats}, the nearest first: {near[:12]}"
+        return f"(stage, virtual_stages) that divide {repeats}, the nearest first: {near[:12]}"

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax.layers.roles import ParameterBox, Role
-from llm_jax.optim.layouts import Layout, layouts
+from llm_jax.optim.muon_layouts import MuonLayout, layouts
 
 
 @pytest.mark.parametrize(
-    "words, stack, rows, columns",
+    "logical_axes, stack, rows, columns",
     [
         (("embed", "mlp"), 0, 1, 1),
         (("layers", "embed", "mlp"), 1, 1, 1),
@@ -20,9 +20,9 @@ from llm_jax.optim.layouts import Layout, layouts
         (("layers", "latent", "heads", "head_dim"), 1, 1, 2),
     ],
 )
-def test_a_kernel_is_a_stack_of_matrices_from_inputs_to_outputs(words, stack, rows, columns):
-    layout = Layout("block/kernel", words, Role.MATRIX)
-    assert layout.stack + layout.rows + layout.columns == tuple(range(len(words)))
+def test_a_kernel_is_a_stack_of_matrices_from_inputs_to_outputs(logical_axes, stack, rows, columns):
+    layout = MuonLayout("block/kernel", logical_axes, Role.MATRIX)
+    assert layout.stack + layout.rows + layout.columns == tuple(range(len(logical_axes)))
     assert (len(layout.stack), len(layout.rows), len(layout.columns)) == (stack, rows, columns)
 
 
@@ -32,18 +32,18 @@ VECTORS = {Role.NORM, Role.SCALE, Role.BIAS, Role.BALANCE, Role.RATE, Role.VECTO
 @pytest.mark.parametrize("role", Role)
 def test_the_role_tells_vectors_from_matrices_however_they_are_named_and_stacked(role):
     # A bias of heads and a projection of heads may have the same axes.
-    assert Layout("a/kernel", ("layers", "heads", "head_dim"), role).is_matrix == (role not in VECTORS)
+    assert MuonLayout("a/kernel", ("layers", "heads", "head_dim"), role).is_matrix == (role not in VECTORS)
 
 
-def box(shape, words, role):
-    return ParameterBox(jax.ShapeDtypeStruct(shape, jnp.float32), words, role=role)
+def box(shape, logical_axes, role):
+    return ParameterBox(jax.ShapeDtypeStruct(shape, jnp.float32), logical_axes, role=role)
 
 
 def test_layouts_follow_the_tree():
     kernel, bias = box((2, 3), ("embed", "mlp"), Role.MATRIX), box((3,), ("mlp",), Role.BIAS)
     assert layouts({"a": {"kernel": kernel}, "b": {"bias": bias}}) == {
-        "a": {"kernel": Layout("a/kernel", ("embed", "mlp"), Role.MATRIX)},
-        "b": {"bias": Layout("b/bias", ("mlp",), Role.BIAS)},
+        "a": {"kernel": MuonLayout("a/kernel", ("embed", "mlp"), Role.MATRIX)},
+        "b": {"bias": MuonLayout("b/bias", ("mlp",), Role.BIAS)},
     }
 
 

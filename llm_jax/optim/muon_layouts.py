@@ -23,12 +23,12 @@ _MATRICES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class MuonLayout:
     """One parameter: a stack of matrices, a stack of vectors, or a stack of scalars."""
 
     path: str
     """Its path, such as 'stack/0/mixer/query/kernel'."""
-    words: tuple[str, ...]
+    logical_axes: tuple[str, ...]
     """The logical word of each of its axes."""
     role: Role
 
@@ -36,14 +36,14 @@ class Layout:
     def stack(self) -> tuple[int, ...]:
         """The axes that number the items of the stack: leading `layers`, `blocks` and `experts`."""
         depth = 0
-        while depth < len(self.words) and self.words[depth] in _STACKING:
+        while depth < len(self.logical_axes) and self.logical_axes[depth] in _STACKING:
             depth += 1
         return tuple(range(depth))
 
     @property
     def item(self) -> tuple[int, ...]:
         """The axes of one item of the stack."""
-        return tuple(range(len(self.stack), len(self.words)))
+        return tuple(range(len(self.stack), len(self.logical_axes)))
 
     @property
     def is_matrix(self) -> bool:
@@ -54,7 +54,7 @@ class Layout:
     def rows(self) -> tuple[int, ...]:
         """The input axes of a matrix: [D, N, H] maps D to N*H, [N, H, D] maps N*H to D."""
         first, last = self.item[0], self.item[-1]
-        if self.words[first] != axes.EMBED and self.words[last] == axes.EMBED:
+        if self.logical_axes[first] != axes.EMBED and self.logical_axes[last] == axes.EMBED:
             return self.item[:-1]
         return (first,)
 
@@ -79,17 +79,17 @@ def layouts(parameters: Any) -> Any:
         bool(jax.tree.leaves(parameters)), "there are no parameters to optimize: build the model before its optimizer"
     )
 
-    def layout(path: tuple, role: Role, words: tuple[str, ...], box: ParameterBox) -> Layout:
+    def layout(path: tuple, role: Role, logical_axes: tuple[str, ...], box: ParameterBox) -> MuonLayout:
         name, shape = trees.path_name(path), box.value.shape
         check(
-            len(words) == len(shape),
-            f"parameter {name} of shape {shape} has axes {words}: give one word to each dimension",
+            len(logical_axes) == len(shape),
+            f"parameter {name} of shape {shape} has axes {logical_axes}: give one word to each dimension",
         )
-        found = Layout(name, words, role)
+        found = MuonLayout(name, logical_axes, role)
         check(
             len(found.item) >= 2 or not found.is_matrix,
-            f"parameter {name} has role {role.value!r} and axes {words}: a {role.value} has two or more beside those "
-            "that stack; give it the role of a vector, such as bias or scale",
+            f"parameter {name} has role {role.value!r} and axes {logical_axes}: a {role.value} has two or more "
+            "beside those that stack; give it the role of a vector, such as bias or scale",
         )
         return found
 

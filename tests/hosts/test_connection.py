@@ -8,10 +8,10 @@ import time
 
 import pytest
 
+from llm_jax.hosts.connection import Connection
 from llm_jax.hosts.hosts_config import HostsConfig
-from llm_jax.hosts.line import Line
-from llm_jax.hosts.place import Place
-from tests.hosts.lines import Ends, everywhere, free_port, lines
+from llm_jax.hosts.process_info import ProcessInfo
+from tests.hosts.connections import Ends, connections, everywhere, free_port
 
 
 def _wait_for(condition, seconds: float = 10) -> None:
@@ -22,14 +22,16 @@ def _wait_for(condition, seconds: float = 10) -> None:
 
 
 def test_all_hosts_get_all_values_in_the_order_of_hosts():
-    with lines(4) as (opened, _):
+    with connections(4) as (opened, _):
         for name in ("first", "second", "first"):
-            got = everywhere(opened, lambda line, name=name: line.gather(name, [line.place.index, name]))
+            got = everywhere(
+                opened, lambda connection, name=name: connection.gather(name, [connection.place.index, name])
+            )
             assert got == [[[host, name] for host in range(4)]] * 4
 
 
 def test_an_exchange_waits_for_the_last_host():
-    with lines(2) as (opened, _):
+    with connections(2) as (opened, _):
         future = opened[0].start_gather("x", 0)
         time.sleep(0.2)
         assert not future.done()
@@ -37,26 +39,26 @@ def test_an_exchange_waits_for_the_last_host():
 
 
 def test_a_long_value_arrives_whole():
-    with lines(2) as (opened, _):
+    with connections(2) as (opened, _):
         text = "é" * 10**6
-        assert everywhere(opened, lambda line: line.gather("text", text)) == [[text, text]] * 2
+        assert everywhere(opened, lambda connection: connection.gather("text", text)) == [[text, text]] * 2
 
 
 def test_a_telling_reaches_all_or_one_and_in_order():
-    with lines(3) as (opened, _):
-        heard = {line.place.index: [] for line in opened}
-        for line in opened:
-            line.hears["x"] = lambda host, value, index=line.place.index: heard[index].append((host, value))
+    with connections(3) as (opened, _):
+        heard = {connection.place.index: [] for connection in opened}
+        for connection in opened:
+            connection.hears["x"] = lambda host, value, index=connection.place.index: heard[index].append((host, value))
         for value in range(20):
             opened[2].tell("x", value)
         opened[1].tell("x", "only 0", to=0)
-        everywhere(opened, lambda line: line.gather("done"))
+        everywhere(opened, lambda connection: connection.gather("done"))
         assert heard[1] == heard[2] == [(2, value) for value in range(20)]
         assert (1, "only 0") in heard[0] and len(heard[0]) == 21
 
 
 def test_hosts_that_do_not_arrive_are_named():
-    with lines(4, absent=(1, 3), arrival_seconds=1.0) as (opened, ends):
+    with connections(4, absent=(1, 3), arrival_seconds=1.0) as (opened, ends):
         _wait_for(lambda: len(ends) == len(opened))
         assert sorted(host for host, _ in ends) == [0, 2]
         expected = "hosts 1, 3 of 4 did not arrive within 1 seconds; arrived: host 0 (node0), host 2 (node2)"
@@ -64,16 +66,16 @@ def test_hosts_that_do_not_arrive_are_named():
 
 
 def test_no_host_is_missed_when_all_are_there():
-    with lines(2, arrival_seconds=3) as (_, ends):
+    with connections(2, arrival_seconds=3) as (_, ends):
         time.sleep(3.5)
         assert ends == []
 
 
 def test_host_0_that_is_not_there_is_named_with_its_address():
-    place, begun = Place(f"localhost:{free_port()}", 2, 1), time.monotonic()
-    line = Line(place, HostsConfig(arrival_seconds=0.5), "node1")
+    place, begun = ProcessInfo(f"localhost:{free_port()}", 2, 1), time.monotonic()
+    connection = Connection(place, HostsConfig(arrival_seconds=0.5), "node1")
     with pytest.raises(ValueError, match=rf"host 1 \(node1\) did not reach host 0 at {place.address} within 0.5 sec"):
-        line.open()
+        connection.open()
     assert time.monotonic() - begun < 5
 
 
@@ -81,16 +83,16 @@ def test_a_taken_port_is_an_error_with_its_remedy():
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
-        place = Place(f"localhost:{other.getsockname()[1]}", 2, 0)
+        place = ProcessInfo(f"localhost:{other.getsockname()[1]}", 2, 0)
         with pytest.raises(ValueError, match="another job may use it; give --hosts.address"):
-            Line(place, HostsConfig(), "node0").open()
+            Connection(place, HostsConfig(), "node0").open()
 
 
 class Raw:
     """A host that only does what it is told to."""
 
-    def __init__(self, line: Line, index: int, count: int, name: str = "raw"):
-        self.socket = socket.create_connection(("localhost", line.place.port))
+    def __init__(self, connection: Connection, index: int, count: int, name: str = "raw"):
+        self.socket = socket.create_connection(("localhost", connection.place.port))
         self.send({"hello": index, "count": count, "name": name})
         self.file = self.socket.makefile()
 
@@ -102,10 +104,10 @@ class Raw:
 
 
 def test_a_host_whose_process_ends_is_missed_at_once_by_all_others():
-    with lines(3, absent=(2,)) as (opened, ends):
+    with connections(3, absent=(2,)) as (opened, ends):
         other = Raw(opened[0], 2, 3)
         other.send({"gather": "x", "value": 2})
-        assert everywhere(opened, lambda line: line.gather("x", line.place.index)) == [[0, 1, 2]] * 2
+        assert everywhere(opened, lambda connection: connection.gather("x", connection.place.index)) == [[0, 1, 2]] * 2
         begun = time.monotonic()
         other.file.close()
         other.socket.close()
@@ -115,7 +117,7 @@ def test_a_host_whose_process_ends_is_missed_at_once_by_all_others():
 
 
 def test_a_host_that_is_silent_is_lost_after_the_stated_time():
-    with lines(2, absent=(1,), silence_seconds=1.2) as (opened, ends):
+    with connections(2, absent=(1,), silence_seconds=1.2) as (opened, ends):
         silent = Raw(opened[0], 1, 2)
         begun = time.monotonic()
         _wait_for(lambda: ends)
@@ -125,7 +127,7 @@ def test_a_host_that_is_silent_is_lost_after_the_stated_time():
 
 
 def test_hosts_that_send_heartbeats_are_not_lost():
-    with lines(2, silence_seconds=3) as (_, ends):
+    with connections(2, silence_seconds=3) as (_, ends):
         time.sleep(5)
         assert ends == []
 
@@ -133,9 +135,9 @@ def test_hosts_that_send_heartbeats_are_not_lost():
 def test_a_host_0_that_is_silent_or_ends_is_named():
     with socket.create_server(("", 0)) as server:
         ends = Ends()
-        places = [Place(f"localhost:{server.getsockname()[1]}", 3, index) for index in (1, 2)]
-        opened = [Line(place, HostsConfig(silence_seconds=1), "node", ends.of(place.index)) for place in places]
-        threads = [threading.Thread(target=line.open) for line in opened]
+        places = [ProcessInfo(f"localhost:{server.getsockname()[1]}", 3, index) for index in (1, 2)]
+        opened = [Connection(place, HostsConfig(silence_seconds=1), "node", ends.of(place.index)) for place in places]
+        threads = [threading.Thread(target=connection.open) for connection in opened]
         for thread in threads:
             thread.start()
         silent, closing = server.accept()[0], server.accept()[0]
@@ -153,8 +155,8 @@ def test_a_host_0_that_is_silent_or_ends_is_named():
 def test_another_service_at_the_port_is_no_host_0(answer):
     with socket.create_server(("", 0)) as server:
         ends = Ends()
-        place = Place(f"localhost:{server.getsockname()[1]}", 2, 1)
-        Line(place, HostsConfig(), "node1", ends.of(1)).open()
+        place = ProcessInfo(f"localhost:{server.getsockname()[1]}", 2, 1)
+        Connection(place, HostsConfig(), "node1", ends.of(1)).open()
         stranger = server.accept()[0]
         stranger.sendall(answer)
         _wait_for(lambda: ends)
@@ -164,7 +166,7 @@ def test_another_service_at_the_port_is_no_host_0(answer):
 
 @pytest.mark.parametrize("message", [{"gather": "x"}, {"gather": []}, {"tell": "x", "value": 1, "to": 7}])
 def test_a_host_that_sends_no_message_is_lost(message):
-    with lines(2, absent=(1,)) as (opened, ends):
+    with connections(2, absent=(1,)) as (opened, ends):
         broken = Raw(opened[0], 1, 2)
         broken.send(message)
         _wait_for(lambda: ends)
@@ -174,15 +176,15 @@ def test_a_host_that_sends_no_message_is_lost(message):
 
 def test_a_stranger_who_stays_does_not_delay_the_end():
     with contextlib.ExitStack() as stack:
-        with lines(2) as (opened, _):
+        with connections(2) as (opened, _):
             stack.enter_context(socket.create_connection(("localhost", opened[0].place.port)))
-            everywhere(opened, lambda line: line.leave())
+            everywhere(opened, lambda connection: connection.leave())
             begun = time.monotonic()
         assert time.monotonic() - begun < 5
 
 
 def test_a_host_that_fails_ends_the_others_with_its_words():
-    with lines(3) as (opened, ends):
+    with connections(3) as (opened, ends):
         opened[1].fail("the disk is full")
         _wait_for(lambda: len(ends) == 2)
         assert sorted(ends) == [(0, "host 1 (node1) stopped: the disk is full"), (2, ends[1][1])]
@@ -190,10 +192,10 @@ def test_a_host_that_fails_ends_the_others_with_its_words():
 
 @pytest.mark.parametrize(("index", "count"), [(1, 2), (5, 2), (0, 2), (1, 3)])
 def test_a_host_that_does_not_belong_is_refused_and_disturbs_nobody(index, count):
-    with lines(2) as (opened, ends):
+    with connections(2) as (opened, ends):
         stranger = Raw(opened[0], index, count, "lost")
         assert f"host {index} of {count} (lost) has no place among the 2 hosts here" in stranger.until_end()
-        assert everywhere(opened, lambda line: line.gather("x", 1)) == [[1, 1]] * 2
+        assert everywhere(opened, lambda connection: connection.gather("x", 1)) == [[1, 1]] * 2
         assert ends == []
 
 
@@ -201,18 +203,18 @@ def test_a_host_that_does_not_belong_is_refused_and_disturbs_nobody(index, count
     "noise", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"hello": "x"}\n', b'{"hello": 0}\n', b"\n", b""]
 )
 def test_noise_on_the_port_disturbs_nobody(noise):
-    with lines(2) as (opened, ends):
+    with connections(2) as (opened, ends):
         with socket.create_connection(("localhost", opened[0].place.port)) as stranger:
             stranger.sendall(noise)
         time.sleep(0.1)
-        assert everywhere(opened, lambda line: line.gather("x", 1)) == [[1, 1]] * 2
+        assert everywhere(opened, lambda connection: connection.gather("x", 1)) == [[1, 1]] * 2
         assert ends == []
 
 
 def test_hosts_that_leave_together_are_not_missed():
-    with lines(3) as (opened, ends):
-        everywhere(opened, lambda line: line.leave())
-        for line in opened[1:]:
-            line._loop.call_soon_threadsafe(line._writer.close)
+    with connections(3) as (opened, ends):
+        everywhere(opened, lambda connection: connection.leave())
+        for connection in opened[1:]:
+            connection._loop.call_soon_threadsafe(connection._writer.close)
         time.sleep(0.3)
         assert ends == []

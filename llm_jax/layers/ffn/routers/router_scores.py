@@ -73,7 +73,7 @@ class Scoring(nn.Module):
 
     def matrix(self, name: str, scores: int, bias: bool = False, init: Init | None = None) -> Linear:
         """x [B, T, D] -> so many scores of each token, in float32; `init` None means that of the config."""
-        shape, words = (self.width, scores), (axes.EMBED, axes.ROUTES)
+        shape, logical_axes = (self.width, scores), (axes.EMBED, axes.ROUTES)
         exact = Precision(self.precision.params, "float32")
         drawn = self.config.init if init is None else init
-        return Linear("BTD,DE->BTE", shape, words, drawn, exact, bias, role=Role.ROUTER, exact=True, name=name)
+        return Linear("BTD,DE->BTE", shape, logical_axes, drawn, exact, bias, role=Role.ROUTER, exact=True, name=name)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.fence import fence, fence_gradients
+from llm_jax.layers.barrier import fence, fence_gradients
 
 
 @pytest.mark.parametrize(("line", "forward"), [(fence, 1), (fence_gradients, 0)])

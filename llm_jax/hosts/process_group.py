@@ -14,9 +14,9 @@ import jax
 
 from llm_jax.core.checks import check
 from llm_jax.hosts import facts
+from llm_jax.hosts.connection import Connection, say_last
 from llm_jax.hosts.hosts_config import HostsConfig
-from llm_jax.hosts.line import Line, say_last
-from llm_jax.hosts.place import find
+from llm_jax.hosts.process_info import find
 from llm_jax.hosts.stop import AgreedStop
 
 _ECHO_SECONDS = 2.0
@@ -69,14 +69,14 @@ class Hosts:
         """At the leader, `hear(host, value)` is called in another thread with what `report_pace` sends."""
 
 
-class Group(Hosts):
-    """Several processes, connected by a line."""
+class ProcessGroup(Hosts):
+    """Several processes, connected by a connection."""
 
-    def __init__(self, line: Line, names: list[str]):
-        self._line, self.names = line, tuple(names)
-        self.count, self.leads = line.place.count, line.place.index == 0
-        self._agreed_stop = AgreedStop(line)
-        line.hears[_PACE] = lambda host, value: None
+    def __init__(self, connection: Connection, names: list[str]):
+        self._line, self.names = connection, tuple(names)
+        self.count, self.leads = connection.place.count, connection.place.index == 0
+        self._agreed_stop = AgreedStop(connection)
+        connection.hears[_PACE] = lambda host, value: None
 
     def gather(self, name: str, value: Any = None) -> list[Any]:
         return self._line.gather(name, value)
@@ -124,29 +124,29 @@ def joined(config: HostsConfig) -> Iterator[Hosts]:
         return
     # SLURM's name of the node, which is what its other commands take.
     name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    line = Line(place, config, name)
-    line.open()
+    connection = Connection(place, config, name)
+    connection.open()
     try:
-        group = Group(line, line.gather("names", name))
+        group = ProcessGroup(connection, connection.gather("names", name))
         group.agree("code", facts.code())
-        _start_jax(line, config)
+        _start_jax(connection, config)
         kinds = {"devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"}
         group.agree("devices of a host", kinds)
         yield group
-        line.leave()
+        connection.leave()
     except BaseException as error:
-        _end_with(error, line)
+        _end_with(error, connection)
     jax.distributed.shutdown()
-    line.close()
+    connection.close()
 
 
-def _start_jax(line: Line, config: HostsConfig) -> None:
+def _start_jax(connection: Connection, config: HostsConfig) -> None:
     """Connects jax's own processes, at a port that host 0 finds free."""
-    place = line.place
-    port = line.gather("port", _free_port() if place.index == 0 else None)[0]
+    place = connection.place
+    port = connection.gather("port", _free_port() if place.index == 0 else None)[0]
     host = f"[{place.host}]" if ":" in place.host else place.host
-    # Signals and lost hosts are the line's: jax's service would take SIGTERM for itself, and its heartbeats end a
-    # process without a word about which host is missing. They stay, slower, should the line fail.
+    # Signals and lost hosts are the connection's: jax's service would take SIGTERM for itself, and its heartbeats end a
+    # process without a word about which host is missing. They stay, slower, should the connection fail.
     jax.config.update("jax_enable_preemption_service", False)
     _delay_abort()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -167,9 +167,9 @@ def _start_jax(line: Line, config: HostsConfig) -> None:
 
 
 def _delay_abort() -> None:
-    """Lets the line say which host is lost. Without host 0, which runs jax's service, jax aborts every other process
-    within a millisecond. Now the thread that does so first sleeps for as many seconds as SIGABRT's number; the line's
-    thread ends the process before."""
+    """Lets the connection say which host is lost. Without host 0, which runs jax's service, jax aborts every other
+    process within a millisecond. Now the thread that does so first sleeps for as many seconds as SIGABRT's number; the
+    connection's thread ends the process before."""
     try:
         libc = ctypes.CDLL(None)
         libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
@@ -185,17 +185,17 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _end_with(error: BaseException, line: Line) -> None:
+def _end_with(error: BaseException, connection: Connection) -> None:
     """Ends this process because of `error`; the interpreter's own end would wait for hosts that wait for this one."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a second one would end this process before the others are told
     if not isinstance(error, KeyboardInterrupt | SystemExit | Disagreement):
-        # A collective that fails is the echo of a host that is gone: the line presently says which, and ends the
+        # A collective that fails is the echo of a host that is gone: the connection presently says which, and ends the
         # process.
         time.sleep(_ECHO_SECONDS)
     text, code = _last_words(error)
     say_last(f"llm-jax: {text}")
-    line.fail(text)
+    connection.fail(text)
     os._exit(code)
 
 

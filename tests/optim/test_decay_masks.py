@@ -2,8 +2,8 @@ import pytest
 
 from llm_jax.core.trees import named_leaves
 from llm_jax.layers.roles import Role
-from llm_jax.optim.layouts import Layout
-from llm_jax.optim.masks import DecayAll, DecayMatching, DecayMatrices
+from llm_jax.optim.decay_masks import DecayAll, DecayMatching, DecayMatrices
+from llm_jax.optim.muon_layouts import MuonLayout
 
 PARAMETERS = {
     "embed/table": (("vocab", "embed"), Role.EMBEDDING),
@@ -16,12 +16,12 @@ PARAMETERS = {
 
 def tree():
     nested = {}
-    for path, (words, role) in PARAMETERS.items():
+    for path, (logical_axes, role) in PARAMETERS.items():
         *parents, name = path.split("/")
         node = nested
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[name] = Layout(path, words, role)
+        node[name] = MuonLayout(path, logical_axes, role)
     return nested
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from llm_jax.sharding.line import Line
+from llm_jax.sharding.device_group import DeviceGroup
 
 Compute = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 """(weights of L experts, rows sorted by expert [R, D], weights of the rows [R], rows of each expert [L]) -> results
@@ -31,7 +31,7 @@ Compute = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def run(
     compute: Compute,
-    line: Line,
+    line: DeviceGroup,
     size: int,
     weights: Any,
     rows_PD: jax.Array,
@@ -107,7 +107,7 @@ class _Pieces(NamedTuple):
 class _Plan:
     """Where all rows lie, as one of the devices sees it."""
 
-    line: Line
+    line: DeviceGroup
     size: int
     """Rows of a window."""
     all: _Pieces
@@ -116,7 +116,7 @@ class _Plan:
     """Windows of the busiest device."""
 
     @classmethod
-    def of(cls, line: Line, size: int, sizes_E: jax.Array) -> Self:
+    def of(cls, line: DeviceGroup, size: int, sizes_E: jax.Array) -> Self:
         sizes_ME = line.gathered(sizes_E[None], 0)
         totals_ML = jnp.sum(sizes_ME, axis=0).reshape(line.size, -1)
         firsts_E = (jnp.cumsum(totals_ML, axis=1) - totals_ML).reshape(-1)

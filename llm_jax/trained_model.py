@@ -16,7 +16,7 @@ from llm_jax.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """The model of a run at one of its checkpoints. `of` reads it."""
 
     experiment: Experiment

@@ -11,9 +11,9 @@ Tree = TypeVar("Tree")
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class DeviceGroup:
     """`size` devices in the order of the parts that they hold, seen from one of them: to be asked inside of a function
-    that is `partition.mapped`."""
+    that is `partition.per_device`."""
 
     axes: tuple[str, ...]
     """Mesh axes along which they lie; none for a device by itself."""

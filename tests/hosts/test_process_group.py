@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from llm_jax.hosts import group
-from tests.hosts.lines import lines
+from llm_jax.hosts import process_group as group
+from tests.hosts.connections import connections
 
 
 class Ended(BaseException):
@@ -43,7 +43,7 @@ OPTIONS = "its options or its experiment ended it with code 2; its own output sa
     ],
 )
 def test_the_others_are_told_at_once_what_ended_a_host(exits, error, said, code):
-    with lines(2) as (opened, ends):
+    with connections(2) as (opened, ends):
         begun = time.monotonic()
         with pytest.raises(Ended):
             group._end_with(error, opened[1])
@@ -55,7 +55,7 @@ def test_the_others_are_told_at_once_what_ended_a_host(exits, error, said, code)
 
 def test_an_error_that_may_be_the_echo_of_a_lost_host_lets_the_line_speak_first(exits, monkeypatch):
     monkeypatch.setattr(group, "_ECHO_SECONDS", 0.5)
-    with lines(2) as (opened, ends):
+    with connections(2) as (opened, ends):
         begun = time.monotonic()
         with pytest.raises(Ended):
             group._end_with(RuntimeError("collective"), opened[1])

@@ -33,7 +33,7 @@ from llm_jax.core.checks import given
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.mesh import DATA, FSDP, STAGE
 from llm_jax.sharding.partition import Layout
-from llm_jax.sharding.schedule import Schedule
+from llm_jax.sharding.pipeline_schedule import PipelineSchedule
 
 _REPLICAS = (DATA, FSDP)
 
@@ -49,7 +49,7 @@ Stage = Callable[[Any, Any, Any, jax.Array, Any], tuple[jax.Array, Any, Any]]
 what the layers tell of each row [L, B, X], and their sums over rows [L, X]."""
 
 
-def schedule() -> Schedule | None:
+def schedule() -> PipelineSchedule | None:
     """That of the layout of `partition.activate`; None without one."""
     layout = partition.active()
     return layout.schedule if layout is not None else None
@@ -100,13 +100,13 @@ def run(
     return _joined(jnp.roll(x_QSPBX, -1, axis=0)), of_rows, sums
 
 
-def _mapped(stage: Stage, plan: Schedule, keep: Policy) -> Callable:
+def _mapped(stage: Stage, plan: PipelineSchedule, keep: Policy) -> Callable:
     """`stage` for all stages and replicas at a time; their number and the time come first."""
 
     # Else the weights of each step would be kept, cut and cast as it uses them.
     @functools.partial(jax.checkpoint, policy=keep, prevent_cse=False)
     def one(number: jax.Array, time: jax.Array, weights: Any, common: Any, key: Any, x_BX: jax.Array, rows: Any) -> Any:
-        turn = (time - number) // plan.stages % plan.rounds
+        turn = (time - number) // plan.stages % plan.virtual_stages
         own = jax.tree.map(lambda leaf_VLX: jax.lax.dynamic_index_in_dim(leaf_VLX, turn, keepdims=False), weights)
         with partition.within(STAGE, *_REPLICAS):
             return stage(own, common, key, x_BX, rows)
@@ -120,10 +120,10 @@ def _computed(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name not in _MOVES
 
 
-def _entered(held: Any, waiting: Any, time: jax.Array, plan: Schedule) -> tuple[Any, Any]:
+def _entered(held: Any, waiting: Any, time: jax.Array, plan: PipelineSchedule) -> tuple[Any, Any]:
     """With a microbatch that waits in the first stage, and what came there from the last stage in its place, where it
     has made all rounds."""
-    lap = plan.stages * plan.rounds
+    lap = plan.stages * plan.virtual_stages
 
     def exchange(held: Any, waiting: Any) -> tuple[Any, Any]:
         group = time // lap % plan.groups
@@ -131,7 +131,7 @@ def _entered(held: Any, waiting: Any, time: jax.Array, plan: Schedule) -> tuple[
         ring, held = (jax.tree.map(_first, *pair) for pair in ((held, ring), (ring, held)))
         return held, jax.tree.map(lambda leaf, new: leaf.at[group].set(new), waiting, ring)
 
-    if plan.rounds == 1:
+    if plan.virtual_stages == 1:
         return exchange(held, waiting)
     return jax.lax.cond(time % lap < plan.stages, exchange, lambda *both: both, held, waiting)
 
@@ -158,7 +158,7 @@ def _first(one_SX: jax.Array, other_SX: jax.Array) -> jax.Array:
     return jnp.where(stages == 0, one_SX, other_SX)
 
 
-def _cut(x: jax.Array, plan: Schedule, replicas: int, layout: Layout) -> jax.Array:
+def _cut(x: jax.Array, plan: PipelineSchedule, replicas: int, layout: Layout) -> jax.Array:
     """[rows, X] -> [Q, S, P, B, X]. No row leaves its device: a microbatch is of rows that lie at one stage."""
     x_PSBQX = x.reshape(replicas, plan.stages, -1, plan.groups, *x.shape[1:])
     x_QSPBX = jnp.moveaxis(x_PSBQX, (3, 1, 0, 2), (0, 1, 2, 3))
@@ -171,12 +171,14 @@ def _joined(x_QSPBX: jax.Array) -> jax.Array:
     return x_PSBQX.reshape(-1, *x_QSPBX.shape[4:])
 
 
-def _worked(told: jax.Array, plan: Schedule) -> jax.Array:
+def _worked(told: jax.Array, plan: PipelineSchedule) -> jax.Array:
     """What stages told [steps, S, X] of rows, and not of those that waited in the bubble: [Q, V, M, S, X]."""
     # A stage begins as many steps after the first one as it stands behind it.
-    worked = plan.rounds * plan.microbatches
+    worked = plan.virtual_stages * plan.microbatches
     by_stage = [told[stage : stage + worked, stage] for stage in range(plan.stages)]
-    return jnp.stack(by_stage, axis=1).reshape(plan.groups, plan.rounds, plan.stages, plan.stages, *told.shape[2:])
+    return jnp.stack(by_stage, axis=1).reshape(
+        plan.groups, plan.virtual_stages, plan.stages, plan.stages, *told.shape[2:]
+    )
 
 
 def _joined_layers(told_QVMSPLBX: jax.Array) -> jax.Array:
@@ -192,14 +194,14 @@ def _layers(told_VSLX: jax.Array) -> jax.Array:
     return told_VSLX.reshape(-1, *told_VSLX.shape[3:])
 
 
-def _dealt(leaf: jax.Array, plan: Schedule) -> jax.Array:
+def _dealt(leaf: jax.Array, plan: PipelineSchedule) -> jax.Array:
     """[layers, X] -> [S, V, L, X]: in each round every stage runs the layers after those of the stage before it.
 
     They lie the other way, the layers of one stage together, so that most are sent to another: by hand, since the
     compiler sends them several times.
     """
-    leaf_SVLX = leaf.reshape(plan.stages, plan.rounds, -1, *leaf.shape[1:])
-    if plan.rounds == 1:
+    leaf_SVLX = leaf.reshape(plan.stages, plan.virtual_stages, -1, *leaf.shape[1:])
+    if plan.virtual_stages == 1:
         return leaf_SVLX
 
     def exchanged(held_1VLX: jax.Array, stage_1: jax.Array) -> jax.Array:
