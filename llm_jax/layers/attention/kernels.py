@@ -1,4 +1,4 @@
-"""The attention seam: softmax(q k^T) v in interchangeable forms, chosen by config type.
+"""Attention kernels: softmax(q k^T) v in interchangeable forms, chosen by config type. PlainKernel is the formula.
 
 Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size.
 """
@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.core.checks import check, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.layers.attention import chunked, fused, softmax, splash
+from llm_jax.layers.attention import chunked, fused, splash
 from llm_jax.layers.attention.pairs import WHOLE, Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.attention.softmax import attend
@@ -20,8 +21,8 @@ from llm_jax.layers.attention.softmax import attend
 
 @configclass
 class Kernel(abc.ABC):
-    """A way to compute attention. All give the same, and the same gradients; a query that may see nothing (padding)
-    gives something finite, which counts nowhere. Derive a configclass from it to use one of your own."""
+    """A way to compute attention. All kernels compute the same function; for a query whose keys are all masked
+    (padding) the output is finite and not used. Derive a configclass from it to use a kernel of your own."""
 
     holds_weights: ClassVar[bool] = False
     """Whether it holds the weights of attention as an array, so that they can be dropped."""
@@ -38,20 +39,48 @@ class Kernel(abc.ABC):
 
 @configclass
 class PlainKernel(Kernel):
-    """All scores at once: memory and work grow with T * S."""
+    """softmax(q k^T / sqrt(H)) v (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), as it is written: the reference for
+    all other kernels. Memory and work grow with T * S."""
 
     holds_weights = mixed_sizes = True
 
     def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
         """[B, N, T, H]."""
-        return _attend_part(q_BNTH, k_BKSH, v_BKSH, pairs, WHOLE, WHOLE)
+        weights_BNTS = weights(q_BNTH, k_BKSH, pairs)
+        if pairs.drop is not None:
+            kept = pairs.drop.kept(weights_BNTS.shape)
+            weights_BNTS = jnp.where(kept, weights_BNTS / (1 - pairs.drop.rate), 0)
+        v_BNSH = jnp.repeat(v_BKSH, q_BNTH.shape[1] // v_BKSH.shape[1], axis=1)
+        y_BNTH = jnp.einsum("BNTS,BNSH->BNTH", weights_BNTS.astype(v_BKSH.dtype), v_BNSH)
+        return checkpoint_name(y_BNTH, "context")  # kept by the remat policy `projections`
+
+
+def weights(q_BNTH: jax.Array, k_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
+    """The weights by which any kernel multiplies values, without dropout, float32 [B, N, T, S]. Those of a query add up
+    to one, or with a sink to less; those of a query whose keys are all masked are equal."""
+    config, (heads, head_dim) = pairs.scores, (q_BNTH.shape[1], q_BNTH.shape[3])
+    # Heads of queries in groups that share a key head (Ainslie et al. 2023, arXiv:2305.13245).
+    k_BNSH = jnp.repeat(k_BKSH, heads // k_BKSH.shape[1], axis=1)
+    scores = jnp.einsum("BNTH,BNSH->BNTS", q_BNTH, k_BNSH, preferred_element_type=jnp.float32)
+    scores *= head_dim**-0.5 if config.scale is None else config.scale
+    if config.softcap is not None:
+        scores = config.softcap * jnp.tanh(scores / config.softcap)
+    bias_BNTS = pairs.bias(heads)
+    if bias_BNTS is not None:
+        scores += bias_BNTS
+    # Not -inf, for which a query whose keys are all masked would give NaN.
+    scores = jnp.where(pairs.allowed()[:, None], scores, jnp.finfo(jnp.float32).min)
+    if pairs.sink_N is None:
+        return jax.nn.softmax(scores)
+    sinks = jnp.broadcast_to(pairs.sink_N[:, None, None], (*scores.shape[:3], 1))
+    return jax.nn.softmax(jnp.concatenate([scores, sinks], axis=-1))[..., :-1]
 
 
 @configclass
 class BlockedKernel(Kernel):
     """Blocks of queries, each against only those keys that its mask can reach: causal attention costs half.
 
-    With a cache it is the plain kernel.
+    With a cache all queries of a call are one block.
     """
 
     holds_weights = mixed_sizes = True
@@ -65,7 +94,7 @@ class BlockedKernel(Kernel):
     def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
         """[B, N, T, H]."""
         if pairs.slots is not None:
-            return PlainKernel().attend(q_BNTH, k_BKSH, v_BKSH, pairs)
+            return _attend_part(q_BNTH, k_BKSH, v_BKSH, pairs, WHOLE, WHOLE)
         length = q_BNTH.shape[2]
         rows = [slice(start, min(start + self.block, length)) for start in range(0, length, self.block)]
         blocks = [_attend_part(q_BNTH, k_BKSH, v_BKSH, pairs, part, pairs.columns(part)) for part in rows]
@@ -232,12 +261,6 @@ def _check_no_sinks(kernel: Kernel, scores: ScoresConfig) -> None:
         f"scores.sinks is True and kernel {type(kernel).__name__}, whose softmax is over tokens alone: set kernel to "
         "ChunkedKernel, BlockedKernel or PlainKernel",
     )
-
-
-def weights(q_BNTH: jax.Array, k_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
-    """What any kernel multiplies values by, without dropout, float32 [B, N, T, S]."""
-    scores, bias = pairs.scores, pairs.bias(q_BNTH.shape[1], WHOLE, WHOLE)
-    return softmax.weights(q_BNTH, k_BKSH, pairs.allowed(), bias, pairs.sink_N, scores.scale, scores.softcap)
 
 
 def _attend_part(
