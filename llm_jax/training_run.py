@@ -83,10 +83,7 @@ def run_training(
     hosts.agree("experiment", config.flatten(experiment))
     hosts.agree("the files that define the experiment", {"digest": source.digest})
     run = (RunDirectory if hosts.leads else ReadOnlyRun)(runs / experiment.name)
-    _check_origins(experiment, run, branch)
-    if hosts.leads:
-        for tracker in experiment.trackers:
-            tracker.require()
+    _check_start(experiment, run, branch, hosts)
     with run.locked(_say(hosts)) as lock:
         step = hosts.gather("step", step_to_resume(run, step))[0]
         if hosts.leads and not fresh:
@@ -106,8 +103,11 @@ def run_training(
     return run
 
 
-def _check_origins(experiment: Experiment, run: RunDirectory, branch: Branch | None) -> None:
-    """That a run does not begin with itself, and a branch is one of the same data."""
+def _check_start(experiment: Experiment, run: RunDirectory, branch: Branch | None, hosts: Hosts) -> None:
+    """That trackers have their packages, a run does not begin with itself, and a branch is one of the same data."""
+    if hosts.leads:
+        for tracker in experiment.trackers:
+            tracker.require()
     here, start = run.path.resolve(), experiment.start
     check(
         not isinstance(start, RunStart) or Path(start.run).resolve() != here,

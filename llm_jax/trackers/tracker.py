@@ -28,9 +28,6 @@ class FigureWriter(abc.ABC):
     """What a tracker writes the figures of a run with. All calls come from one thread, which is not that of training:
     they may wait for a disk or a server."""
 
-    patience = 5.0
-    """Seconds that the end of training waits, at most, for what is still to be written."""
-
     @abc.abstractmethod
     def write(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
         """The numbers of one record.
@@ -54,6 +51,9 @@ class Tracker(abc.ABC):
     that is slower than figures come, is named once and given nothing any more; the run continues. Trackers decide
     nothing of what is computed: a run may be resumed with others.
     """
+
+    patience = 5.0
+    """Of each type: seconds that the end of training waits, at most, for what is still to be written."""
 
     def require(self) -> None:
         """Imports the packages that it needs. Called before the run starts.

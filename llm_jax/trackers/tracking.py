@@ -29,11 +29,10 @@ class Tracking:
             self._drop(TimeoutError("it has taken nothing for long"))
 
     def close(self) -> None:
-        """Waits for what is still to be written, for as long as the writer's `patience` at most."""
+        """Waits for what is still to be written, for as long as the tracker's `patience` at most."""
         self._aside.do(self._close)
-        patience = FigureWriter.patience if self._writer is None else self._writer.patience
-        if not self._aside.close(patience):
-            self._drop(TimeoutError(f"it has not written everything {patience:g} s after the end"))
+        if not self._aside.close(self._tracker.patience):
+            self._drop(TimeoutError(f"it has not written everything {self._tracker.patience:g} s after the end"))
 
     def _write(self, kind: str, step: int, figures: dict[str, float]) -> None:
         if self._dropped:

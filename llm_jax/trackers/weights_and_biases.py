@@ -27,6 +27,8 @@ class WandbConfig(Tracker):
     count too.
     """
 
+    patience = 60.0  # for the upload
+
     project: str = "llm_jax"
     entity: str | None = None
     """User or team; None: the default of who is logged in."""
@@ -54,8 +56,6 @@ class WandbConfig(Tracker):
 
 
 class _WandbRun(FigureWriter):
-    patience = 60.0  # for the upload
-
     def __init__(self, config: WandbConfig, run: TrackedRun):
         wandb: Any = importlib.import_module("wandb")
         self._run = wandb.init(

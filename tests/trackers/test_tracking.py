@@ -17,11 +17,6 @@ RECORDS = 5000
 class Writer(FigureWriter):
     """Calls `FAULTS[...]` where there is one."""
 
-    patience = 0.2
-
-    def __init__(self):
-        self.threads = []
-
     def write(self, kind, step, figures):
         CALLS.append((kind, step, threading.current_thread()))
         FAULTS.get("write", int)()
@@ -77,7 +72,8 @@ def test_what_a_tracker_raises_is_told_once(tracking, said, place, error):
     assert kinds == {"open": [], "write": ["train", "closed"], "close": ["train"] * 3 + ["closed"]}[place]
 
 
-def test_a_tracker_that_hangs_delays_nobody(tracking, said):
+def test_a_tracker_that_hangs_delays_nobody(tracking, said, monkeypatch):
+    monkeypatch.setattr(FaultyConfig, "patience", 0.2)
     released = threading.Event()
     FAULTS["write"] = released.wait
     begun = time.monotonic()
@@ -89,7 +85,8 @@ def test_a_tracker_that_hangs_delays_nobody(tracking, said):
     released.set()
 
 
-def test_a_tracker_that_does_not_end_is_left_after_its_patience(tracking, said):
+def test_a_tracker_that_does_not_end_is_left_after_its_patience(tracking, said, monkeypatch):
+    monkeypatch.setattr(FaultyConfig, "patience", 0.2)
     released = threading.Event()
     FAULTS["close"] = released.wait
     tracking.write("train", 1, {"loss": 1.0})
@@ -97,7 +94,7 @@ def test_a_tracker_that_does_not_end_is_left_after_its_patience(tracking, said):
         time.sleep(0.001)
     begun = time.monotonic()
     tracking.close()
-    assert Writer.patience <= time.monotonic() - begun < 5
+    assert FaultyConfig.patience <= time.monotonic() - begun < 5
     assert len(said) == 1 and "0.2 s after the end" in said[0]
     released.set()
 
