@@ -31,6 +31,7 @@ setup(
         "flax>=0.12",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
+        "etils[epath]>=1.12",  # paths at gs://, with fsspec; orbax requires it as well
         "grain>=0.2.18",
         "sentencepiece>=0.2.1",
         "tensorflow-datasets>=4.9.9",
@@ -49,6 +50,7 @@ setup(
         "hf": ["tokenizers>=0.21"],
         "tpu": ["jax[tpu]", "tokamax"],
         "gpu": ["jax[cuda13]", "tokamax"],
+        "gcs": ["gcsfs>=2024.12", "google-cloud-storage", "google-cloud-storage-control"],  # runs at gs://
         "wandb": ["wandb>=0.19"],
         "parity": ["torch==2.13.0", "transformers==5.23.0"],  # what the live comparisons compare with
         "dev": [

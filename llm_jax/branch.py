@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.restore import Restored
-from llm_jax.core import config
+from llm_jax.core import config, paths
 from llm_jax.core.checks import check, given
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import Experiment
@@ -39,7 +39,7 @@ class Branch:
         run, _, step = name.rpartition(":")
         if not run or not step.isdecimal():
             run, step = name, ""
-        found = [path for path in (Path(run), runs / run) if path.is_dir()]
+        found = [path for path in (paths.at(run), runs / run) if path.is_dir()]
         check(bool(found), f"--from {name}: neither {run} nor {runs / run} is a run directory")
         directory = RunDirectory(found[0])
         records = restore.readable_records(directory.checkpoints)

@@ -12,6 +12,7 @@ from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.restore import Restored
 from llm_jax.core import chips, rng
 from llm_jax.core.checks import given
+from llm_jax.core.object_lock import ObjectLock
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.run_lock import RunLock
 from llm_jax.evals import EvaluatedRun, Evaluation
@@ -29,7 +30,7 @@ class Saver:
     def __init__(
         self,
         run: RunDirectory,
-        lock: RunLock,
+        lock: RunLock | ObjectLock,
         checkpoints: Checkpoints,
         iterator: grain.DatasetIterator,
         recorder: hooks.Recorder,

@@ -19,8 +19,9 @@ from llm_jax.checkpoints.digest import not_finite
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.record import Identity, Record
 from llm_jax.checkpoints.restore import Restored, saved_steps
-from llm_jax.core import chips, config, trees
+from llm_jax.core import chips, config, paths, trees
 from llm_jax.core.checks import check
+from llm_jax.core.object_lock import ObjectLock
 from llm_jax.core.run_directory import ReadOnlyRun, RunDirectory, machine_card
 from llm_jax.core.run_lock import RunHeld, RunLock
 from llm_jax.core.source import Source
@@ -43,7 +44,7 @@ from llm_jax.train.state import TrainState
 
 def run_training(
     experiment: Experiment,
-    runs: Path,
+    runs: str | Path,
     cache: Path,
     fresh: bool = False,
     hosts: Hosts | None = None,
@@ -55,8 +56,8 @@ def run_training(
     """Trains `experiment` in `runs`/<name>, resuming where an earlier call stopped.
 
     Args:
-      runs: where there are several hosts, a folder that all of them share.
-      cache: shared, or each host's own. The first host fills it before the others look.
+      runs: a folder, or an address at gs://; where there are several hosts, one that all of them share.
+      cache: a folder, shared, or each host's own. The first host fills it before the others look.
       fresh: deletes an earlier run of that name first.
       hosts: what `hosts.joined` gives, where several processes train together.
       step: the checkpoint to resume from; later ones, and their records and samples, are set aside. None: the newest.
@@ -82,7 +83,7 @@ def run_training(
     source.check(experiment)
     hosts.agree("experiment", config.flatten(experiment))
     hosts.agree("the files that define the experiment", {"digest": source.digest})
-    run = (RunDirectory if hosts.leads else ReadOnlyRun)(runs / experiment.name)
+    run = (RunDirectory if hosts.leads else ReadOnlyRun)(paths.at(runs) / experiment.name)
     _check_start(experiment, run, branch, hosts)
     with run.locked(_say(hosts)) as lock:
         step = hosts.gather("step", step_to_resume(run, step))[0]
@@ -110,7 +111,7 @@ def _check_start(experiment: Experiment, run: RunDirectory, branch: Branch | Non
             tracker.require()
     here, start = run.path.resolve(), experiment.start
     check(
-        not isinstance(start, RunStart) or Path(start.run).resolve() != here,
+        not isinstance(start, RunStart) or paths.at(start.run).resolve() != here,
         f"start.run is {run.path}, the run itself: give the new run another --name",
     )
     if branch is not None:
@@ -124,7 +125,7 @@ class _Opened:
 
     parts: Assembly
     run: RunDirectory
-    lock: RunLock
+    lock: RunLock | ObjectLock
     hosts: Hosts
     source: Source
 

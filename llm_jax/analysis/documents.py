@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 from llm_jax.core.checks import check
@@ -44,7 +43,7 @@ def with_pictures(text: str, folder: Path, beside: Path, document: Path) -> str:
 
     def copied(found: re.Match) -> str:
         picture = beside.with_name(f"{beside.stem}_{found[2]}")
-        shutil.copyfile(folder / found[2], picture)
+        picture.write_bytes((folder / found[2]).read_bytes())
         return found[1] + Path(os.path.relpath(picture, document.parent)).as_posix() + found[3]
 
     return _PICTURE.sub(copied, text)

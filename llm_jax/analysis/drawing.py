@@ -4,6 +4,7 @@ Colours are those of Okabe & Ito, which readers with any kind of colour vision c
 that a curve that covers another leaves it visible.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -100,5 +101,7 @@ def quantity(value: float) -> str:
 def save(figure: Figure, path: Path) -> Path:
     """Writes the figure as PNG; equal figures give equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+    path.write_bytes(content.getvalue())
     return path

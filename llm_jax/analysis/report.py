@@ -57,7 +57,7 @@ _NOTED = {
 _SPREAD = ("train loss", "held-out loss", "bits per byte", "tokens/s")
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: str | Path) -> Path:
     """Writes report.md and its plots (in `plots/`) into a run directory, and returns the report's path.
 
     Raises:
@@ -72,7 +72,7 @@ def write_report(run_dir: Path) -> Path:
     return report
 
 
-def compare(runs: Sequence[Path], output: Path) -> str:
+def compare(runs: Sequence[str | Path], output: Path) -> str:
     """Writes one table and one plot of several runs, and returns the Markdown text.
 
     The table's columns are the fields in which the experiments differ, then the final metrics; the plot lies beside
@@ -182,7 +182,7 @@ def _sample(run: Run) -> list[str]:
     if not run.samples:
         return []
     step = int(run.samples[-1].stem.removeprefix("step_"))
-    return [f"## Sample at step {step:,}", _fenced(run.samples[-1].read_text(encoding="utf-8", errors="replace"))]
+    return [f"## Sample at step {step:,}", _fenced(run.samples[-1].read_bytes().decode(errors="replace"))]
 
 
 def _facts(run: Run) -> str:

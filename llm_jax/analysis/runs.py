@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.core import paths
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import RunDirectory
 
@@ -95,7 +96,7 @@ class Run:
         return starts[-1] if starts else {}
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: str | Path) -> Run:
     """Reads a run directory; a run that has not recorded anything yet has empty curves.
 
     The experiment is read as text, so that runs of other versions of the code can be read too.
@@ -103,7 +104,7 @@ def load_run(path: Path) -> Run:
     Raises:
       ValueError: if `path` is not a run directory.
     """
-    path = Path(path)
+    path = paths.at(path)
     experiment = path / "experiment.txt"
     check(path.is_dir(), f"{path} is not a run directory: there is no such folder; a run lies at runs/<name>")
     check(experiment.is_file(), f"{path} is not a run directory: it has no experiment.txt; a run lies at runs/<name>")
@@ -129,9 +130,9 @@ def load_run(path: Path) -> Run:
     return _with_means(run, run.mixture, list(dict.fromkeys([*run.evals, *expected])))
 
 
-def load_runs(paths: Sequence[Path]) -> list[Run]:
+def load_runs(places: Sequence[str | Path]) -> list[Run]:
     """Several run directories, to be compared; as `load_run` and `comparable`."""
-    return comparable([load_run(path) for path in paths])
+    return comparable([load_run(place) for place in places])
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
@@ -207,8 +208,8 @@ def setting(run: Run, path: str) -> str:
 
 def differences(runs: Sequence[Run], ignore: Sequence[str] = ()) -> list[str]:
     """Paths at which the experiments of the runs differ, but for those in `ignore`."""
-    paths = dict.fromkeys(path for run in runs for path in run.fields if path not in ignore)
-    return [path for path in paths if len({run.fields.get(path) for run in runs}) > 1]
+    fields = dict.fromkeys(path for run in runs for path in run.fields if path not in ignore)
+    return [path for path in fields if len({run.fields.get(path) for run in runs}) > 1]
 
 
 def _shortest_end(own: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:

@@ -20,7 +20,8 @@ from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.checkpoints.noise import quiet_orbax
 from llm_jax.checkpoints.record import Identity, Record, describe, root_cause
 from llm_jax.checkpoints.restore import RECORD, STATE, Restored, ranked
-from llm_jax.core.files import unused
+from llm_jax.core.files import remove, unused
+from llm_jax.core.paths import is_object
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._orbax.close()
-            if not self._closed:
+            if not self._closed and self._opened is not None:
                 os.close(self._opened)
             self._closed = True
 
@@ -155,7 +156,7 @@ class Checkpoints:
     def _prepare_directory(self) -> None:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._opened = os.open(self._directory, os.O_RDONLY)
+            self._opened = None if is_object(self._directory) else os.open(self._directory, os.O_RDONLY)
             self._remove_temporaries()
         except OSError as error:
             raise ValueError(
@@ -164,7 +165,10 @@ class Checkpoints:
             ) from error
 
     def _is_deleted(self) -> bool:
-        """Whether the directory that was opened is gone; a write under way may have made another of its name."""
+        """Whether the directory that was opened is gone; a write under way may have made another of its name. In an
+        object store a folder is only a part of names: there it is never gone."""
+        if self._opened is None:
+            return False
         try:
             gone = not os.path.samestat(os.fstat(self._opened), os.stat(self._directory))
         except FileNotFoundError:
@@ -180,7 +184,8 @@ class Checkpoints:
             self.wait()
         with contextlib.suppress(Exception):
             self._orbax.close()
-        os.close(self._opened)
+        if self._opened is not None:
+            os.close(self._opened)
         self._metrics.clear()
         self._unfinished = None
         self._prepare_directory()
@@ -197,8 +202,16 @@ class Checkpoints:
 
     def _remove_temporaries(self) -> None:
         if jax.process_index() == 0:
-            for path in self._directory.glob(f"*{ocp.path.atomicity.TMP_DIR_SUFFIX}*"):
-                shutil.rmtree(path, ignore_errors=True)  # writes of a failed save may still be under way in it
+            for path in self._temporaries():
+                with contextlib.suppress(OSError):  # writes of a failed save may still be under way in it
+                    remove(path)
+
+    def _temporaries(self) -> list[Path]:
+        """What saves that did not end have left."""
+        if not is_object(self._directory):
+            return list(self._directory.glob(f"*{ocp.path.atomicity.TMP_DIR_SUFFIX}*"))
+        folders = restore.step_folders(self._directory) if self._directory.is_dir() else []
+        return [path for path in folders if int(path.name) not in restore.saved_steps(self._directory)]
 
     def _set_aside(self, steps: Sequence[int], why: str) -> None:
         if jax.process_index() == 0:
@@ -211,8 +224,7 @@ class Checkpoints:
         self._orbax.reload()
 
     def _failure(self, error: Exception) -> OSError:
-        place = next(path for path in (self._directory, *self._directory.parents) if path.exists())
-        free = shutil.disk_usage(place).free
+        free = "" if is_object(self._directory) else f", where {_free_bytes(self._directory):,} bytes were free"
         for _ in range(3):  # every part of the save that failed raises once; a manager with errors left is of no use
             with contextlib.suppress(Exception):
                 self._orbax.close()
@@ -221,10 +233,15 @@ class Checkpoints:
         self._remove_temporaries()
         self._orbax = self._open_orbax()
         return OSError(
-            f"checkpoint {self._unfinished} could not be written to {self._directory}, where {free:,} bytes were free: "
+            f"checkpoint {self._unfinished} could not be written to {self._directory}{free}: "
             f"{root_cause(error)}\nThe newest whole checkpoint is that of step {self.latest_step}. Make room "
             "(or lower keep_last and keep_best), then give the same command again: it resumes from there."
         )
+
+
+def _free_bytes(directory: Path) -> int:
+    """On the disk of a directory, which may be gone."""
+    return shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,13 @@ from jax.experimental import multihost_utils
 from llm_jax.checkpoints.digest import digests
 from llm_jax.checkpoints.noise import quiet_orbax
 from llm_jax.checkpoints.record import Damaged, Identity, Leaf, Record, root_cause
+from llm_jax.core.paths import is_object
 from llm_jax.core.trees import named_leaves
 
 STATE = "state"
 RECORD = "record"
+COMMITTED = "commit_success.txt"
+"""Name of the object with which orbax completes a checkpoint in an object store."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,8 +80,19 @@ def saved_steps(directory: Path) -> tuple[int, ...]:
     """
     if not directory.is_dir():
         return ()
+    return tuple(sorted(int(path.name) for path in step_folders(directory) if _is_whole(path)))
+
+
+def step_folders(directory: Path) -> list[Path]:
+    """Folders of checkpoints, those included that an object store has in part."""
     named = [path for path in directory.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name, re.ASCII)]
-    return tuple(sorted(int(path.name) for path in named if path.is_dir()))
+    return [path for path in named if path.is_dir()]
+
+
+def _is_whole(folder: Path) -> bool:
+    """A folder of a file system gets its name when all is written. In an object store orbax writes an object last that
+    says so, since a folder cannot be renamed there in one step."""
+    return not is_object(folder) or (folder / COMMITTED).exists()
 
 
 def readable_records(directory: Path) -> dict[int, Record]:

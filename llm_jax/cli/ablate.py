@@ -22,7 +22,7 @@ class Ablate:
     """Runs of each variant: seeds 0, 1, 2 and so on."""
     only: tuple[str, ...] = ()
     """Names of the variants to train; all if none is given."""
-    runs_dir: Path = Path("runs")
+    runs_dir: str = "runs"
     """Where the runs and the report go, into a folder of the file's name."""
     cache_dir: Path = Path(".cache")
     """As for `train`."""
@@ -43,6 +43,7 @@ def run(arguments: list[str]) -> None:
     from llm_jax.analysis import ablation
     from llm_jax.analysis.documents import check_markers, publish, with_pictures
     from llm_jax.cli import devices
+    from llm_jax.core import paths
     from llm_jax.variants import run_variants
 
     devices.simulate(options.cpu_devices)
@@ -53,7 +54,7 @@ def run(arguments: list[str]) -> None:
     if options.publish is not None:
         check_markers(options.publish, options.file.stem)
     devices.keep_compiled_programs(options.cache_dir)
-    folder = options.runs_dir / options.file.stem
+    folder = paths.at(options.runs_dir) / options.file.stem
     results, unfinished = run_variants(chosen, options.seeds, folder, options.cache_dir, found.source)
     print(text := ablation.write(results, folder, found.report, unfinished))
     if options.publish is not None:

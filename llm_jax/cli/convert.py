@@ -15,7 +15,7 @@ class Convert:
     The source is a run of ours, or a folder in that format, to change its number type or family.
     """
 
-    source: Arg[Path]
+    source: Arg[str]
     """Run directory, or folder with config.json and safetensors."""
     destination: Arg[Path]
     """Folder to write."""
@@ -34,20 +34,22 @@ class Convert:
 def run(arguments: list[str]) -> None:
     """Writes it, and prints where."""
     options = parse(Convert, arguments)
+    from llm_jax.core import paths
     from llm_jax.core.run_directory import RunDirectory
     from llm_jax.interop import load_hf, save_hf
     from llm_jax.trained_model import TrainedModel
 
-    source = RunDirectory(options.source)
+    folder = paths.at(options.source)
+    source = RunDirectory(folder)
     if source.experiment_file.exists():
         trained = TrainedModel.of(source, options.step, options.best)
         model, params, tokenizer = trained.model, trained.params, trained.tokenizer
     else:
-        check((options.source / "config.json").exists(), f"{options.source} is neither a run nor a transformers folder")
+        check((folder / "config.json").exists(), f"{folder} is neither a run nor a transformers folder")
         check(
             options.step is None and not options.best, "--step and --best choose a checkpoint of a run: leave them out"
         )
-        (model, params), tokenizer = load_hf(options.source), options.source
+        (model, params), tokenizer = load_hf(folder), folder
     tokenizer = tokenizer if options.tokenizer else None
     save_hf(model, params, options.destination, options.family, options.dtype, tokenizer=tokenizer)
     print(f"wrote {options.destination}")

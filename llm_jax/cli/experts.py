@@ -10,7 +10,7 @@ from llm_jax.cli.arguments import Arg, parse
 class Experts:
     """Say which experts of a trained model serve which kinds of text: a table, and a picture beside the run."""
 
-    run: Arg[Path]
+    run: Arg[str]
     """Run directory."""
     step: int | None = None
     """Checkpoint to take; the newest if not given."""
@@ -25,11 +25,13 @@ def run(arguments: list[str]) -> None:
     options = parse(Experts, arguments)
     from llm_jax.analysis import drawing, experts, plots
     from llm_jax.cli.terminal import console
+    from llm_jax.core import paths
     from llm_jax.core.run_directory import RunDirectory
     from llm_jax.evals.specialisation import specialisation
     from llm_jax.trained_model import TrainedModel
 
-    trained = TrainedModel.of(RunDirectory(options.run), options.step, options.best)
+    run = RunDirectory(paths.at(options.run))
+    trained = TrainedModel.of(run, options.step, options.best)
     found = specialisation(trained.model, trained.params, trained.held_out(options.cache_dir), trained.tokenizer)
     console().print(experts.table(found))
-    print(f"wrote {drawing.save(plots.specialisation_figure(found), options.run / 'specialisation.png')}")
+    print(f"wrote {drawing.save(plots.specialisation_figure(found), run.path / 'specialisation.png')}")

@@ -1,7 +1,6 @@
 """`llm-jax generate`: continue a prompt."""
 
 import dataclasses
-from pathlib import Path
 
 from llm_jax.cli.arguments import Arg, parse
 from llm_jax.inference.sampling import SamplingConfig
@@ -11,7 +10,7 @@ from llm_jax.inference.sampling import SamplingConfig
 class Generate:
     """Continue a prompt with the model of a run, as it is generated."""
 
-    run: Arg[Path]
+    run: Arg[str]
     """Run directory."""
     prompt: str
     """Text to continue."""
@@ -29,11 +28,12 @@ class Generate:
 def run(arguments: list[str]) -> None:
     """Prints prompt and continuation."""
     options = parse(Generate, arguments)
+    from llm_jax.core import paths
     from llm_jax.core.run_directory import RunDirectory
     from llm_jax.inference.generate import Generator
     from llm_jax.trained_model import TrainedModel
 
-    trained = TrainedModel.of(RunDirectory(options.run), options.step, options.best)
+    trained = TrainedModel.of(RunDirectory(paths.at(options.run)), options.step, options.best)
     tokenizer = trained.tokenizer
     generator = Generator(trained.model, options.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
     prompt = trained.experiment.prompt(tokenizer, options.prompt)

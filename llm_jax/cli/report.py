@@ -1,7 +1,6 @@
 """`llm-jax report`: describe runs that are trained."""
 
 import dataclasses
-from pathlib import Path
 
 from llm_jax.cli.arguments import Arg, parse
 
@@ -10,9 +9,9 @@ from llm_jax.cli.arguments import Arg, parse
 class Report:
     """Write the report of a run, or compare several runs in one table and plot."""
 
-    runs: Arg[tuple[Path, ...]]
+    runs: Arg[tuple[str, ...]]
     """Run directories."""
-    output: Path = Path("runs/comparison.md")
+    output: str = "runs/comparison.md"
     """Where the comparison of several runs goes."""
 
 
@@ -20,8 +19,9 @@ def run(arguments: list[str]) -> None:
     """Writes it, and prints where."""
     options = parse(Report, arguments)
     from llm_jax.analysis.report import compare, write_report
+    from llm_jax.core import paths
 
     if len(options.runs) == 1:
         print(write_report(options.runs[0]))
     else:
-        print(compare(options.runs, options.output))
+        print(compare(options.runs, paths.at(options.output)))

@@ -29,10 +29,10 @@ class Train:
 
     file: Arg[Path]
     """Python file that defines experiment() -> Experiment."""
-    runs_dir: Path = Path("runs")
-    """Folder of run directories."""
+    runs_dir: str = "runs"
+    """Folder of run directories, or its address at gs:// (pip extra `gcs`)."""
     cache_dir: Path = Path(".cache")
-    """Folder of trained tokenizers, tokenised data and compiled programs."""
+    """Folder of trained tokenizers, tokenised data and compiled programs, in a file system wherever the runs are."""
     verify_data: bool = False
     """Read corpus and tokenised data again, even if size, times and inode of their files have not changed."""
     fresh: bool = False
@@ -62,6 +62,7 @@ def run(arguments: list[str]) -> None:
     from llm_jax.branch import Branch
     from llm_jax.checkpoints.restore import saved_steps
     from llm_jax.cli import devices
+    from llm_jax.core import paths
     from llm_jax.core.source import Source
     from llm_jax.data import known_files
     from llm_jax.hosts.process_group import joined
@@ -71,7 +72,7 @@ def run(arguments: list[str]) -> None:
     with joined(options.hosts) as hosts:
         experiment = load_experiment(options.file, overrides)
         devices.keep_compiled_programs(options.cache_dir)
-        branch = None if options.from_ is None else Branch.named(options.from_, options.runs_dir)
+        branch = None if options.from_ is None else Branch.named(options.from_, paths.at(options.runs_dir))
         with known_files.distrusted() if options.verify_data else contextlib.nullcontext():
             trained = run_training(
                 experiment,

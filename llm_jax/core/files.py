@@ -1,13 +1,16 @@
-"""Reading files that may be damaged, and writing files so that a crash leaves none half written."""
+"""Reading files that may be damaged, and writing files so that a crash leaves none half written. A file may be an
+object of an object store (see `paths`)."""
 
 import itertools
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from llm_jax.core.checks import check, shortened
+from llm_jax.core.paths import is_object
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -16,6 +19,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Text is written as UTF-8.
     """
     data = content.encode() if isinstance(content, str) else content
+    if is_object(path):
+        path.write_bytes(data)
+        return
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".partial", delete=False) as file:
         try:
             file.write(data)
@@ -41,6 +47,25 @@ def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}): {remedy}") from error
     check(isinstance(found, dict), f"{path} holds {shortened(found)}: it must be a JSON object; {remedy}")
     return found
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, or a folder with all that it holds; of a symbolic link the link."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink()
+    elif is_object(path):
+        for found in path.rglob("*"):
+            found.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Writes the files of a folder of the file system, at any depth, into another folder."""
+    for file in (file for file in source.rglob("*") if file.is_file()):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(copy, file.read_bytes())
 
 
 def unused(path: Path) -> Path:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,9 @@ import jax
 
 from llm_jax.core import config, records, source
 from llm_jax.core.checks import check
-from llm_jax.core.files import unused, write_atomically
+from llm_jax.core.files import remove, unused, write_atomically
+from llm_jax.core.object_lock import ObjectLock
+from llm_jax.core.paths import is_object
 from llm_jax.core.run_lock import RunLock
 from llm_jax.core.source import Source
 
@@ -34,6 +35,7 @@ class RunDirectory:
     """Paths and small files of one run."""
 
     path: Path
+    """As `paths.at` gives it."""
 
     @property
     def experiment_file(self) -> Path:
@@ -81,7 +83,7 @@ class RunDirectory:
         return self.path / "lock.json"
 
     @contextlib.contextmanager
-    def locked(self, say: Callable[[str], None]) -> Iterator[RunLock]:
+    def locked(self, say: Callable[[str], None]) -> Iterator[RunLock | ObjectLock]:
         """Makes the directory and keeps other processes from writing to it.
 
         Args:
@@ -91,7 +93,7 @@ class RunDirectory:
           RunHeld: if another process has it.
           ValueError: if it cannot be written.
         """
-        lock = RunLock(self.lock_file)
+        lock = (ObjectLock if is_object(self.path) else RunLock)(self.lock_file)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.take(say)
@@ -140,7 +142,7 @@ class RunDirectory:
         )
         # The file that makes it a run goes last, lest a kill leave something that no command knows.
         for path in sorted(found, key=lambda path: path == self.experiment_file):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            remove(path)
 
     def experiment_text(self) -> str:
         """The flat text of the experiment.

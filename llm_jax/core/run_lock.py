@@ -118,9 +118,9 @@ class RunLock:
             touched = touched or last
             alive = state is _State.HELD or last > touched
             waited = time.monotonic() - watch
-            again = _is_requeued(holder)
+            again = is_requeued(holder)
             if alive and (not again or waited > PATIENCE_SECONDS):
-                raise RunHeld(self._refusal(holder))
+                raise RunHeld(refusal(self._path, holder))
             if not said:
                 say(f"{self._path.parent} was last in use by {holder or 'an unknown process'}; waiting for its end")
                 said = True
@@ -151,10 +151,7 @@ class RunLock:
         if self._file is None or self._is_ours():
             return
         if self._path.exists():
-            raise RunHeld(
-                f"this process lost {self._path.parent} to {Holder.parsed(_read(self._path)) or 'an unknown process'} "
-                "while it gave no sign of life; it stops here, and writes nothing more"
-            )
+            raise RunHeld(lost(self._path, Holder.parsed(_read(self._path))))
         former, self._file = self._file, None
         self._path.parent.mkdir(parents=True, exist_ok=True)
         check(self._create(), f"{self._path.parent} was deleted and is in use by another process now; this one stops")
@@ -230,14 +227,24 @@ class RunLock:
         except OSError:
             return False
 
-    def _refusal(self, holder: Holder | None) -> str:
-        ended = holder is not None and holder.has_ended()
-        child = "; the process itself has ended, and a child of it still has the lock" if ended else ""
-        return (
-            f"{self._path.parent} is in use by {holder or 'a process that its lock does not name'}{child}: two "
-            f"processes would destroy each other's records and checkpoints. Wait for it or stop it, or give this run "
-            f"another --name; if no such process exists, delete {self._path}"
-        )
+
+def refusal(path: Path, holder: Holder | None) -> str:
+    """What a process is told that meets the lock at `path`."""
+    ended = holder is not None and holder.has_ended()
+    child = "; the process itself has ended, and a child of it still has the lock" if ended else ""
+    return (
+        f"{path.parent} is in use by {holder or 'a process that its lock does not name'}{child}: two processes would "
+        "destroy each other's records and checkpoints. Wait for it or stop it, or give this run another --name; if no "
+        f"such process exists, delete {path}"
+    )
+
+
+def lost(path: Path, holder: Holder | None) -> str:
+    """What a process is told that had the lock at `path`, which is another's now."""
+    return (
+        f"this process lost {path.parent} to {holder or 'an unknown process'} while it gave no sign of life; it stops "
+        "here, and writes nothing more"
+    )
 
 
 def _place(name: str, path: Path) -> None:
@@ -269,7 +276,7 @@ def _flock(file: int, attempts: int = 1) -> bool | None:
     return False
 
 
-def _is_requeued(holder: Holder | None, environment: Mapping[str, Any] = os.environ) -> bool:
+def is_requeued(holder: Holder | None, environment: Mapping[str, Any] = os.environ) -> bool:
     """Whether the scheduler has started this job again, so that the holder is its predecessor."""
     again = environment.get("SLURM_RESTART_COUNT", "0") != "0"
     return again and holder is not None and holder.job == environment.get("SLURM_JOB_ID", "")

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from llm_jax.core import user_file
 from llm_jax.core.checks import check
 from llm_jax.core.components import is_own
 from llm_jax.core.files import read_json_object, write_atomically
+from llm_jax.core.paths import is_object
 
 _MANIFEST = "manifest.json"
 
@@ -136,17 +138,29 @@ def loaded(folder: Path) -> Iterator[None]:
     names = {*source.modules, *(".".join(name.split(".")[:end]) for name in source.modules for end in range(1, 9))}
     former = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     try:
-        with user_file.user_code(folder):
-            for name in source.modules:
-                file = folder / _file(name, source.modules)
-                if name in sys.modules:
-                    continue
-                user_file.run_file(file) if name == user_file.module_name(file) else importlib.import_module(name)
-        yield
+        with _importable(source, folder) as place:
+            with user_file.user_code(place):
+                for name in source.modules:
+                    file = place / _file(name, source.modules)
+                    if name in sys.modules:
+                        continue
+                    user_file.run_file(file) if name == user_file.module_name(file) else importlib.import_module(name)
+            yield
     finally:
         for name in names:
             sys.modules.pop(name, None)
         sys.modules.update(former)
+
+
+@contextlib.contextmanager
+def _importable(source: Source, folder: Path) -> Iterator[Path]:
+    """A folder with the files of a source from which Python imports: `folder`, or a copy of one in an object store."""
+    if not is_object(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        source.write(Path(copy))
+        yield Path(copy)
 
 
 def own_types(config: Any) -> list[type]:

@@ -1,11 +1,10 @@
 """Weights of another run."""
 
-from pathlib import Path
 from typing import Any
 
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.restore import Restored
-from llm_jax.core import config
+from llm_jax.core import config, paths
 from llm_jax.core.checks import check, check_not_negative, given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
@@ -38,7 +37,7 @@ class RunStart(Start):
         check_not_negative(step=self.step or 0)
 
     def find(self) -> Weights:
-        run = RunDirectory(Path(self.run))
+        run = RunDirectory(paths.at(self.run))
         experiment, tokenizer, step = read_run(run, self.step, self.best)
         digest = None if tokenizer is None else tokenizer.digest
 

@@ -1,7 +1,6 @@
 """The small files that tokenizers are made of."""
 
-from pathlib import Path
-
+from llm_jax.core import paths
 from llm_jax.core.checks import check
 
 
@@ -12,7 +11,7 @@ def read_file(path: str, what: str) -> bytes:
       ValueError: if it is missing, unreadable or empty.
     """
     try:
-        content = Path(path).expanduser().read_bytes()
+        content = paths.at(path).expanduser().read_bytes()
     except OSError as error:
         raise ValueError(f"{what} {path!r} cannot be read ({error.strerror}): check the path in the config") from error
     check(bool(content), f"{what} {path!r} is empty: check the path in the config")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llm_jax.core import paths
 from llm_jax.core.checks import check, check_one_of
 from llm_jax.core.components import is_own_name, named_type
 from llm_jax.core.files import read_json_object
@@ -49,7 +50,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     Raises:
       ValueError: if the folder is none that `save` wrote, its content is not what was saved, or its type is not there.
     """
-    description = Path(directory) / DESCRIPTION
+    directory = paths.at(directory)
+    description = directory / DESCRIPTION
     try:
         facts = json.loads(read_file(str(description), "tokenizer description"))
         kind, digest = facts["kind"], facts["digest"]
@@ -57,7 +59,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{description} does not describe a saved tokenizer: give the folder of a run") from error
     cls = _type(kind, description)
-    path = Path(directory) / cls.file_name
+    path = directory / cls.file_name
     tokenizer = cls.from_content(read_file(str(path), "tokenizer file"), special, str(path))
     check(
         tokenizer.digest == digest,

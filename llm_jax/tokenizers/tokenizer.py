@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from llm_jax.core import paths
 from llm_jax.core.checks import check
 from llm_jax.core.components import is_own, type_name
 from llm_jax.core.configclass import configclass
@@ -201,7 +202,7 @@ class Tokenizer(abc.ABC):
 
     def save(self, directory: str | Path) -> None:
         """Writes a folder from which `load_tokenizer` rebuilds this tokenizer, wherever it is moved to."""
-        directory = Path(directory)
+        directory = paths.at(directory)
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / self.file_name, self.content)
         facts = {

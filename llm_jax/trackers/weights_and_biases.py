@@ -11,6 +11,7 @@ from llm_jax.core.checks import check
 from llm_jax.core.config import saved_fields
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import write_atomically
+from llm_jax.core.paths import is_object
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.trackers.tracker import FigureWriter, TrackedRun, Tracker
 
@@ -65,7 +66,7 @@ class _WandbRun(FigureWriter):
             name=run.name,
             id=_kept_id(run.directory.path / "wandb"),
             resume="allow",
-            dir=str(run.directory.path),
+            dir=None if is_object(run.directory.path) else str(run.directory.path),  # for files of wandb's own
             config=_values(run.experiment),
             allow_val_change=True,  # a resumed run may differ in some fields
             # The display of the run is redrawn in place, which a copy of the terminal would show line by line.

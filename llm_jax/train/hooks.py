@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llm_jax.core import records
+from llm_jax.core.metrics_file import open_metrics
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.hosts.process_group import Hosts
 from llm_jax.trackers.tracker import TrackedRun, Tracker
@@ -48,18 +47,15 @@ class Recorder:
         experiment: str = "",
         say: Callable[[str], None] = _say,
     ):
-        records.repair(run.metrics_file)
+        self._run, self._file = run, open_metrics(run.metrics_file)
         tracked = TrackedRun(run, experiment, resumed=any(run.records()))
-        self._path = run.metrics_file
-        self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()
         self.latest: dict[str, dict[str, Any]] = {}
         self._trackers = [Tracking(tracker, tracked, say) for tracker in trackers]
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Writes one record; its numbers go to the trackers as well."""
         line = json.dumps({"kind": kind, "step": step, "time": time.time()} | values)
-        self.keep_file()
-        self._append(line)
+        self._file.append(line)
         self.latest[kind] = json.loads(line)
         if figures := {name: value for name, value in values.items() if isinstance(value, (int, float))}:
             for tracker in self._trackers:
@@ -67,39 +63,20 @@ class Recorder:
 
     def write_again(self, kept: Mapping[str, dict[str, Any]]) -> None:
         """Writes those of the records that the file lacks."""
-        there = {(record["kind"], record["step"]) for record in records.read(self._path)[0]}
+        there = {(record["kind"], record["step"]) for record in self._run.records()}
         for kind, record in kept.items():
             if (kind, record["step"]) not in there:
-                self._append(json.dumps(record))
+                self._file.append(json.dumps(record))
         self.latest |= kept
 
     def keep_file(self) -> None:
-        """Where the file was deleted under its name, writes it again, with all that it held."""
-        if self._path.exists() and os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
-            return
-        self._file.seek(0)
-        content = self._file.read()
-        self._file.close()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()
-        self._file.write(content)
+        """Makes sure that all records are in the file, also where it was deleted under its name."""
+        self._file.keep()
 
     def close(self) -> None:
         self._file.close()
         for tracker in self._trackers:
             tracker.close()
-
-    def _append(self, line: str) -> None:
-        """A line that a full disk cuts short is taken away, so that it can be written again."""
-        before = os.fstat(self._file.fileno()).st_size
-        content = line.encode() + b"\n"
-        try:
-            written = self._file.write(content)
-            if written != len(content):
-                raise OSError(errno.ENOSPC, f"{self._path}: {os.strerror(errno.ENOSPC)}")
-        except OSError:
-            self._file.truncate(before)
-            raise
 
 
 class Silent(Recorder):

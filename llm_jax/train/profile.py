@@ -1,9 +1,14 @@
 """A trace of what device and host do during some steps."""
 
+import tempfile
+from pathlib import Path
+
 import jax
 
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
+from llm_jax.core.files import copy_folder
+from llm_jax.core.paths import is_object
 from llm_jax.train.hook_config import HookConfig, TrainingRun
 from llm_jax.train.loop import Hook
 from llm_jax.train.state import TrainState
@@ -34,6 +39,9 @@ class _Profile(Hook):
     def __init__(self, config: ProfileConfig, run: TrainingRun):
         self._first, self._last = config.steps
         self._run, self._tracing = run, False
+        self._folder = run.directory.path / "profile"
+        self._copy: tempfile.TemporaryDirectory | None = None
+        """Where the profiler writes, which knows no object stores."""
 
     def due(self, step: int) -> bool:
         return step in (self._first - 1, self._last)
@@ -43,7 +51,8 @@ class _Profile(Hook):
         if step == self._last:
             self._stop(step)
         else:
-            jax.profiler.start_trace(str(self._run.directory.path / "profile"))
+            self._copy = tempfile.TemporaryDirectory() if is_object(self._folder) else None
+            jax.profiler.start_trace(self._copy.name if self._copy else str(self._folder))
             self._tracing = True
 
     def on_end(self, step: int, state: TrainState, finished: bool) -> None:
@@ -53,4 +62,7 @@ class _Profile(Hook):
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
-            self._run.say(f"step {step}  wrote a trace to {self._run.directory.path / 'profile'}")
+            if self._copy is not None:
+                copy_folder(Path(self._copy.name), self._folder)
+                self._copy.cleanup()
+            self._run.say(f"step {step}  wrote a trace to {self._folder}")

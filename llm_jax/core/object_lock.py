@@ -1,0 +1,134 @@
+"""The lock of a run directory in an object store, which has no locks: an object that names its holder.
+
+The store lets one process create the object. The holder writes it again every few seconds. Another process takes the
+lock at once where it can see that the holder has ended, being on the same machine, and otherwise after it has seen the
+object unchanged for a minute; no clocks are compared. A holder that was suspended for longer finds at its next save
+that it has lost the run, and stops. Between looking at an object and replacing it a store leaves a moment in which two
+processes may pass; both then see it within seconds, and the one whose object is gone stops.
+"""
+
+import contextlib
+import dataclasses
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from llm_jax.core import run_lock
+from llm_jax.core.checks import check
+from llm_jax.core.paths import create
+from llm_jax.core.run_lock import Holder, RunHeld
+
+_SETTLE_SECONDS = 2.0
+"""After a takeover, until another process that took the lock over at the same time has written its object."""
+_LOOK_SECONDS = 1.0
+
+
+class ObjectLock:
+    """As `RunLock`, by an object."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._token = uuid.uuid4().hex
+        self._beats = 0
+        self._held = False
+        self._done = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def take(self, say: Callable[[str], None]) -> None:
+        """See `RunLock.take`."""
+        begun, contested = time.monotonic(), False
+        seen, since = None, begun
+        while not self._create():
+            found, now = self._read(), time.monotonic()
+            if found is None:
+                continue
+            holder = _holder(found)
+            ended = None if holder is None else holder.has_ended()
+            if ended or (found == seen and now - since > run_lock.STALE_SECONDS):
+                self._remove(found)
+                contested = True
+                continue
+            alive = ended is False or seen not in (None, found)
+            again = run_lock.is_requeued(holder)
+            if alive and (not again or now - begun > run_lock.PATIENCE_SECONDS):
+                raise RunHeld(run_lock.refusal(self._path, holder))
+            if found != seen:
+                seen, since = found, now
+            if not contested:
+                say(f"{self._path.parent} was last in use by {holder or 'an unknown process'}; waiting for its end")
+                contested = True
+            time.sleep(_LOOK_SECONDS)
+        self._held = True
+        if contested:
+            time.sleep(_SETTLE_SECONDS)
+            self.check()
+        self._done.clear()
+        self._beating = threading.Thread(target=self._beat, name="run lock", daemon=True)
+        self._beating.start()
+
+    def release(self) -> None:
+        """See `RunLock.release`."""
+        if not self._held:
+            return
+        self._done.set()
+        if self._beating is not None:
+            self._beating.join()
+        with contextlib.suppress(OSError):  # another process finds that this one has ended
+            if self._is_ours():
+                self._path.unlink(missing_ok=True)
+        self._held = False
+
+    def check(self) -> None:
+        """See `RunLock.check`."""
+        if not self._held or self._is_ours():
+            return
+        if (found := self._read()) is not None:
+            self._held = False
+            raise RunHeld(run_lock.lost(self._path, _holder(found)))
+        check(self._create(), f"{self._path.parent} was deleted and is in use by another process now; this one stops")
+
+    def _create(self) -> bool:
+        """Also True where the store has the object and its answer was lost, so that the request was made again."""
+        return create(self._path, self._content()) or self._is_ours()
+
+    def _beat(self) -> None:
+        while not self._done.wait(run_lock.BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # the store may not answer for a while; `check` sees what came of it
+                if self._is_ours():
+                    self._beats += 1
+                    self._path.write_bytes(self._content())
+
+    def _content(self) -> bytes:
+        """What this process writes; it differs from one beat to the next."""
+        holder = dataclasses.asdict(Holder.this_process())
+        return json.dumps({"token": self._token, "beats": self._beats, "holder": holder}).encode()
+
+    def _read(self) -> bytes | None:
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _is_ours(self) -> bool:
+        return _entries(self._read() or b"").get("token") == self._token
+
+    def _remove(self, judged: bytes) -> None:
+        """Removes the object if it is still the one that was judged."""
+        if self._read() == judged:
+            self._path.unlink(missing_ok=True)
+
+
+def _entries(content: bytes) -> dict:
+    """What an object holds; empty for one that is damaged."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _holder(content: bytes) -> Holder | None:
+    return Holder.parsed(json.dumps(_entries(content).get("holder")))

@@ -1,0 +1,87 @@
+"""Where run directories lie: in a file system, mounted ones included, or in an object store at gs://.
+
+A path of a file system is a `pathlib.Path`; one at gs:// has the same methods, as far as run directories use them. An
+object store has no folders but those in the names of its objects, renames by copying, cannot append, and has no locks.
+An object is written whole or not at all.
+"""
+
+import fnmatch
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self, cast
+
+import fsspec
+from etils.epath.gpath import PosixGPath
+
+from llm_jax.core.checks import check
+
+_SCHEME = "gs"
+
+
+class ObjectPath(PosixGPath):
+    """A path at gs://."""
+
+    def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
+        """A folder comes with its first object."""
+
+    def absolute(self) -> Self:
+        return self
+
+    def resolve(self, strict: bool = False) -> Self:
+        return self
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def rglob(self, pattern: str) -> Iterator[Self]:
+        """Objects below this folder, at any depth, whose name matches."""
+        for found in _store().find(os.fspath(self)):
+            if fnmatch.fnmatchcase(found.rpartition("/")[2], pattern):
+                yield type(self)(f"{_SCHEME}://{found}")
+
+
+def at(where: str | os.PathLike[str]) -> Path:
+    """The path that a text names: an `ObjectPath` for one that begins with gs://.
+
+    Raises:
+      ValueError: for another scheme, a text without bucket, or if the package for object stores is not installed.
+    """
+    if is_object(where):
+        return cast(Path, where)
+    text = os.fspath(where)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        lost = text.startswith(f"{_SCHEME}:/")
+        check(not lost, f"{text} has lost a slash of gs://, as pathlib.Path does to it: give the address as a str")
+        return Path(text)
+    check(
+        scheme == _SCHEME,
+        f"{text} has the scheme {scheme}: runs lie in a file system or at gs://; give such a path, or mount the store",
+    )
+    check(rest.strip("/") != "", f"{text} names no bucket: write gs://BUCKET/FOLDER")
+    try:
+        fsspec.get_filesystem_class("gcs")
+    except ImportError as error:
+        raise ValueError(f"{text}: gcsfs cannot be imported ({error}): pip install 'llm-jax[gcs]'") from error
+    # What other processes write must be seen, by epath's own objects too.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return cast(Path, ObjectPath(text))
+
+
+def is_object(path: Any) -> bool:
+    """Whether a path is one of an object store."""
+    return isinstance(path, ObjectPath)
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Writes an object unless there is one of its name; of several processes that do so at once one succeeds."""
+    try:
+        _store().pipe_file(os.fspath(path), content, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def _store() -> fsspec.AbstractFileSystem:
+    return fsspec.filesystem("gcs")
