@@ -10,9 +10,11 @@ import time
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from llm_jax.core.paths import at
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.trackers import TensorBoardConfig
 from llm_jax.train import hooks
+from tests.helpers import object_store
 
 RECORDS = 5000
 """More than wait in any queue."""
@@ -34,8 +36,11 @@ def scalars(run):
     return found
 
 
-def test_the_figures_are_in_the_event_files(tmp_path):
-    run, said = RunDirectory(tmp_path), []
+@pytest.mark.parametrize("place", ["a folder", "gs://bucket/run"])
+def test_the_figures_are_in_the_event_files(tmp_path, monkeypatch, place):
+    object_store.install(tmp_path / "store", monkeypatch)
+    run, said = RunDirectory(at(place) if "://" in place else tmp_path / place), []
+    run.path.mkdir(exist_ok=True)
     recorder = hooks.Recorder(run, (TensorBoardConfig(),), say=said.append)
     recorder.write("train", 3, loss=1.5, learning_rate=0.25, note="a word", tokens=96)
     recorder.write("eval/validation", 3, loss=math.inf)
