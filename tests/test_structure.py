@@ -35,7 +35,7 @@ LEVELS = (
     ("analysis", "parity"),
     ("experiment",),
     ("resumption",),
-    ("assemble", "branch", "trained"),
+    ("assemble", "branch", "trained_model"),
     ("run_header", "run_hooks"),
     ("training_run",),
     ("variants",),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import fsspec
+import fsspec.config
 from etils.epath.gpath import PosixGPath
 
 from llm_jax.core.checks import check

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from llm_jax.core.checks import given
+from llm_jax.core.checks import check, given
 from llm_jax.interop import experts, parts
 from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
@@ -221,7 +221,7 @@ def options(fields: Sequence[Entry], config: ModelConfig) -> dict[str, Any]:
 def defaults(fields: Table, **changed: Any) -> Table:
     """The table with other defaults of these arguments."""
     known = {entry.argument for entry in fields if isinstance(entry, Field)}
-    assert set(changed) <= known, f"{set(changed) - known} are no fields of the table"
+    check(set(changed) <= known, f"{sorted(set(changed) - known)} are no fields of the table")
     return tuple(
         dataclasses.replace(entry, default=changed[entry.argument])
         if isinstance(entry, Field) and entry.argument in changed

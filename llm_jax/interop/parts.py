@@ -99,7 +99,7 @@ def windows(config: TransformerConfig) -> list[int | None]:
 def rope_of(mixer: AttentionConfig | LatentAttentionConfig) -> RoPEConfig:
     """Rotary positions of attention. ValueError where it has none, or others."""
     if not isinstance(mixer.position, RoPEConfig):
-        raise ValueError(f"attention has the position {_type(mixer.position)}, and this family has RoPEConfig")
+        raise ValueError(f"attention has the position {type(mixer.position).__name__}, and this family has RoPEConfig")
     return mixer.position
 
 
@@ -127,7 +127,7 @@ def router_of(layer: MoEConfig) -> SoftmaxConfig | SigmoidConfig:
 def norm_of(block: BlockConfig) -> LayerNormConfig | RMSNormConfig:
     """The norms of a block. ValueError where it has none, or others."""
     if not isinstance(block.norm, LayerNormConfig | RMSNormConfig):
-        raise ValueError(f"a block has the norm {_type(block.norm)}, and this family has LayerNorm or RMSNorm")
+        raise ValueError(f"a block has the norm {type(block.norm).__name__}, and this family has LayerNorm or RMSNorm")
     return block.norm
 
 
@@ -391,12 +391,7 @@ def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:
     return sizes | ({"f": block.ffn.hidden} if isinstance(block.ffn, DenseConfig) else {})
 
 
-def _type(part: Any) -> str:
-    return "None" if part is None else type(part).__name__
-
-
 def _without(layout: str, letters: str) -> str:
     """The layout without the axes of these letters."""
-    left = re.sub(f"[{letters.replace(' ', '')}]", "", layout)
-    left = re.sub(r"\(\s*\)", "", left)
+    left = re.sub(r"\(\s*\)", "", re.sub(f"[{letters.replace(' ', '')}]", "", layout))
     return re.sub(r"\s+", " ", left).replace("( ", "(").replace(" )", ")").strip()

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm_jax.optim.muon_layouts import MuonLayout
+from llm_jax.optim.matrix_layouts import MatrixLayout
 
 _SQUARE_FLOOR = 1e-30
 _PARAMETER_FLOOR = 1e-3
@@ -49,7 +49,7 @@ def scale_by_adafactor(
 
     def init(params: Any) -> Any:
         def zeros(averaged: Any, factored: bool) -> Any:
-            def make(layout: MuonLayout, x: jax.Array) -> Any:
+            def make(layout: MatrixLayout, x: jax.Array) -> Any:
                 if _is_factored(layout, x.shape, min_factored_size) != factored:
                     return optax.MaskedNode()
                 return jnp.zeros([1 if axis in averaged(layout) else size for axis, size in enumerate(x.shape)])
@@ -78,9 +78,7 @@ def scale_by_adafactor(
             for moments in (state.row, state.column, state.full)
         )
 
-        def direct(
-            layout: MuonLayout, grad: jax.Array, row: Any, column: Any, full: Any, param: jax.Array
-        ) -> jax.Array:
+        def direct(layout: MatrixLayout, grad: jax.Array, row: Any, column: Any, full: Any, param: jax.Array) -> Any:
             if isinstance(full, optax.MaskedNode):
                 mean = jnp.mean(row, axis=layout.item, keepdims=True)
                 x = grad * jax.lax.rsqrt(row / mean) * jax.lax.rsqrt(column)
@@ -98,12 +96,12 @@ def scale_by_adafactor(
     return optax.GradientTransformation(init, update)
 
 
-def _is_factored(layout: MuonLayout, shape: tuple[int, ...], min_size: int) -> bool:
+def _is_factored(layout: MatrixLayout, shape: tuple[int, ...], min_size: int) -> bool:
     def size(axes: tuple[int, ...]) -> int:
         return math.prod(shape[axis] for axis in axes)
 
     return layout.is_matrix and min(size(layout.rows), size(layout.columns)) >= min_size
 
 
-def _root_mean_square(layout: MuonLayout, x: jax.Array) -> jax.Array:
+def _root_mean_square(layout: MatrixLayout, x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=layout.item, keepdims=True))

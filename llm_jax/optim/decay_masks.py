@@ -9,7 +9,7 @@ import jax
 
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
-from llm_jax.optim.muon_layouts import MuonLayout
+from llm_jax.optim.matrix_layouts import MatrixLayout
 
 
 @configclass
@@ -21,7 +21,7 @@ class DecayMask(abc.ABC):
         """The tree of bools, True where a parameter decays.
 
         Args:
-          layouts: the tree of the parameters' `MuonLayout`s.
+          layouts: the tree of the parameters' `MatrixLayout`s.
         """
 
 
@@ -73,12 +73,12 @@ class DecayMatching(DecayMask):
         return jax.tree.map(lambda layout: _matches(self.patterns, layout), layouts)
 
 
-def _without(exclude: tuple[str, ...], layouts: Any, decays: Callable[[MuonLayout], bool]) -> Any:
+def _without(exclude: tuple[str, ...], layouts: Any, decays: Callable[[MatrixLayout], bool]) -> Any:
     _check_used(exclude, [layout for layout in jax.tree.leaves(layouts) if decays(layout)])
     return jax.tree.map(lambda layout: decays(layout) and not _matches(exclude, layout), layouts)
 
 
-def _matches(patterns: tuple[str, ...], layout: MuonLayout) -> bool:
+def _matches(patterns: tuple[str, ...], layout: MatrixLayout) -> bool:
     return any(re.search(pattern, layout.path) for pattern in patterns)
 
 
@@ -91,7 +91,7 @@ def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
             raise ValueError(f"{name} holds {pattern!r}, no regular expression: {error}; correct it") from None
 
 
-def _check_used(patterns: tuple[str, ...], candidates: Sequence[MuonLayout]) -> None:
+def _check_used(patterns: tuple[str, ...], candidates: Sequence[MatrixLayout]) -> None:
     for pattern in patterns:
         if not any(_matches((pattern,), layout) for layout in candidates):
             shown = ", ".join(layout.path for layout in candidates[:8]) + (", ..." if len(candidates) > 8 else "")

@@ -8,10 +8,10 @@ import optax
 
 from llm_jax.core import trees
 from llm_jax.layers.roles import Role
-from llm_jax.optim.muon_layouts import MuonLayout
+from llm_jax.optim.matrix_layouts import MatrixLayout
 
 
-def is_orthogonalised(layout: MuonLayout) -> bool:
+def is_orthogonalised(layout: MatrixLayout) -> bool:
     """Whether Muon treats a parameter: maps between hidden features, not what is looked up or reads scores."""
     return layout.role in (Role.MATRIX, Role.EXPERT)
 
@@ -49,7 +49,7 @@ def scale_by_muon(
     return optax.chain(orthogonalise, optax.stateless(rescale))
 
 
-def _scale(layout: MuonLayout, shape: tuple[int, ...], matched_rms: float | None) -> float:
+def _scale(layout: MatrixLayout, shape: tuple[int, ...], matched_rms: float | None) -> float:
     inputs, outputs = (math.prod(shape[axis] for axis in axes) for axes in (layout.rows, layout.columns))
     if matched_rms is None:
         return math.sqrt(max(1, outputs / inputs))

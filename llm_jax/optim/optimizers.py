@@ -17,8 +17,8 @@ from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.optim.adafactor import scale_by_adafactor
 from llm_jax.optim.decay_masks import DecayMask, DecayMatrices
+from llm_jax.optim.matrix_layouts import layouts
 from llm_jax.optim.muon import is_orthogonalised, scale_by_muon
-from llm_jax.optim.muon_layouts import layouts
 from llm_jax.optim.schedules import Constant, Rate, Schedule
 
 

@@ -108,10 +108,10 @@ def main() -> None:
             for step in range(STEPS):
                 batch = jax.device_put(tiny.batch(16, seed=step), layout.rows)
                 state, report = jax.block_until_ready(made.step(state, batch))
-        tally = report.metrics["experts"].layers["stack/segment_0/block_0"]
+        statistics = report.metrics["experts"].layers["stack/segment_0/block_0"]
         bias = state.params["stack"]["segment_0"]["block_0"]["ffn"]["router"]["bias"]
         scores = report.gradient_norms["stack"]["segment_0"]["block_0"]["ffn"]["router"]["scores"]["kernel"]
-        found[name] = {"bias": np.asarray(bias).tolist(), "load": np.asarray(tally.load_E).tolist()}
+        found[name] = {"bias": np.asarray(bias).tolist(), "load": np.asarray(statistics.load_E).tolist()}
         found[name] |= {"loss": means(report.metrics)["balance_loss"], "gradient": float(scores)}
     print(json.dumps(found))
 

@@ -8,7 +8,7 @@ import pytest
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.initialisers import FanIn, Normal
 from llm_jax.layers.linear import BlockDiagonal, Linear, contract
-from llm_jax.optim.muon_layouts import layouts
+from llm_jax.optim.matrix_layouts import layouts
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout as Sharded

@@ -16,8 +16,8 @@ from llm_jax.layers.roles import Role, roles_of, unboxed
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import with_experts
 from llm_jax.optim.decay_masks import DecayMatrices
+from llm_jax.optim.matrix_layouts import layouts
 from llm_jax.optim.muon import is_orthogonalised
-from llm_jax.optim.muon_layouts import layouts
 from tests.helpers import tiny
 from tests.helpers.published import EVERY, described
 

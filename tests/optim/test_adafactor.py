@@ -5,7 +5,7 @@ import pytest
 
 from llm_jax.layers.roles import Role
 from llm_jax.optim.adafactor import scale_by_adafactor
-from llm_jax.optim.muon_layouts import MuonLayout
+from llm_jax.optim.matrix_layouts import MatrixLayout
 
 WIDTH, HEADS, HEAD_DIM, LAYERS = 12, 2, 5, 3
 
@@ -26,8 +26,8 @@ def test_on_a_matrix_and_a_vector_it_is_optax(min_size, relative, threshold):
     params = {"kernel": normal("kernel", WIDTH, 8), "scale": normal("scale", WIDTH)}
     gradients = {"kernel": normal("gradient", WIDTH, 8), "scale": normal("other gradient", WIDTH)}
     layouts = {
-        "kernel": MuonLayout("kernel", ("embed", "mlp"), Role.MATRIX),
-        "scale": MuonLayout("scale", ("norm",), Role.NORM),
+        "kernel": MatrixLayout("kernel", ("embed", "mlp"), Role.MATRIX),
+        "scale": MatrixLayout("scale", ("norm",), Role.NORM),
     }
     ours, _ = directions(scale_by_adafactor(layouts, 0.8, threshold, min_size, relative), gradients, params)
     reference = optax.adafactor(
@@ -41,7 +41,7 @@ def test_on_a_matrix_and_a_vector_it_is_optax(min_size, relative, threshold):
 def test_heads_are_factored_as_one_matrix_per_layer():
     logical_axes = ("layers", "embed", "heads", "head_dim")
     params, gradient = normal("p", LAYERS, WIDTH, HEADS, HEAD_DIM), normal("gr", LAYERS, WIDTH, HEADS, HEAD_DIM)
-    layout = MuonLayout("q/kernel", logical_axes, Role.MATRIX)
+    layout = MatrixLayout("q/kernel", logical_axes, Role.MATRIX)
     ours, state = directions(scale_by_adafactor(layout, 0.8, 1.0, 4, True), gradient, params)
     assert state.row.shape == (LAYERS, WIDTH, 1, 1)
     assert state.column.shape == (LAYERS, 1, HEADS, HEAD_DIM)
@@ -57,6 +57,6 @@ def test_heads_are_factored_as_one_matrix_per_layer():
 
 def test_an_optimizer_state_is_small_where_matrices_are_large():
     params = normal("p", LAYERS, 64, 32)
-    layout = MuonLayout("up/kernel", ("layers", "embed", "mlp"), Role.MATRIX)
+    layout = MatrixLayout("up/kernel", ("layers", "embed", "mlp"), Role.MATRIX)
     state = scale_by_adafactor(layout, 0.8, 1.0, 16, True).init(params)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == LAYERS * (64 + 32) + 1

@@ -3,7 +3,7 @@ import pytest
 from llm_jax.core.trees import named_leaves
 from llm_jax.layers.roles import Role
 from llm_jax.optim.decay_masks import DecayAll, DecayMatching, DecayMatrices
-from llm_jax.optim.muon_layouts import MuonLayout
+from llm_jax.optim.matrix_layouts import MatrixLayout
 
 PARAMETERS = {
     "embed/table": (("vocab", "embed"), Role.EMBEDDING),
@@ -21,7 +21,7 @@ def tree():
         node = nested
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[name] = MuonLayout(path, logical_axes, role)
+        node[name] = MatrixLayout(path, logical_axes, role)
     return nested
 
 

@@ -4,8 +4,8 @@ import optax
 import pytest
 
 from llm_jax.layers.roles import ParameterBox, Role
+from llm_jax.optim.matrix_layouts import MatrixLayout
 from llm_jax.optim.muon import is_orthogonalised, scale_by_muon
-from llm_jax.optim.muon_layouts import MuonLayout
 from llm_jax.optim.optimizers import AdamConfig, MuonConfig
 
 WIDTH, HEADS, HEAD_DIM, LAYERS = 16, 2, 12, 3
@@ -32,7 +32,7 @@ def newton_schulz(matrix, iterations):
 def first_direction(name, matched_rms, nesterov=True, iterations=5):
     logical_axes, shape, _ = KERNELS[name]
     gradient = normal(len(name), *shape)
-    layout = MuonLayout(f"{name}/kernel", logical_axes, Role.MATRIX)
+    layout = MatrixLayout(f"{name}/kernel", logical_axes, Role.MATRIX)
     transformation = scale_by_muon({name: {"kernel": layout}}, 0.95, nesterov, iterations, matched_rms)
     tree = {name: {"kernel": gradient}}
     updates = jax.jit(lambda: transformation.update(tree, transformation.init(tree))[0])()
@@ -61,7 +61,7 @@ def test_matched_updates_have_one_root_mean_square_for_all_shapes(name):
 
 def test_only_maps_between_hidden_features_are_orthogonalised():
     # Whatever its name and axes, the role decides.
-    taken = {role for role in Role if is_orthogonalised(MuonLayout("a/kernel", ("embed", "mlp"), role))}
+    taken = {role for role in Role if is_orthogonalised(MatrixLayout("a/kernel", ("embed", "mlp"), role))}
     assert taken == {Role.MATRIX, Role.EXPERT}
 
 

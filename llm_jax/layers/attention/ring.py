@@ -68,8 +68,8 @@ def _backward(layout, residuals, dy_BNTH):
     inputs = (*3 * (_QUERIES,), _SUMS, _KEYS, _KEYS, laid)
     mean_BNT1 = blocks.mean_under(dy_BNTH, y_BNTH)
     with partition.using(layout):
-        lines = [partition.device_group(word) for word in (axes.LENGTH, axes.HEADS, axes.BATCH)]
-        here = functools.partial(_backward_here, _plan(layout.exchange, pairs), *lines)
+        length, heads, batch = (partition.device_group(axis) for axis in (axes.LENGTH, axes.HEADS, axes.BATCH))
+        here = functools.partial(_backward_here, _plan(layout.exchange, pairs), (length, heads, batch))
         run = partition.per_device(here, inputs, (_QUERIES, _KEYS, _KEYS, (laid.bias_RN, laid.sink_N)))
         *gradients, learned = run(q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs)
     return *gradients, dataclasses.replace(pairs, queries=None, slots=None, bias_RN=learned[0], sink_N=learned[1])
@@ -277,21 +277,13 @@ def _forward_here(plan: _Plan, line: DeviceGroup, heads: DeviceGroup, q_BNTH, k_
     return own.joined(y_LBKMH, q_BNTH.shape[1]), log_sum_LBKM1, *traded
 
 
-def _backward_here(
-    plan: _Plan,
-    line: DeviceGroup,
-    heads: DeviceGroup,
-    rows: DeviceGroup,
-    q_BNTH,
-    dy_BNTH,
-    mean_BNT1,
-    log_sum_LBKM1,
-    k_BKSH,
-    v_BKSH,
-    pairs,
-):
-    """What one device does for the gradients of queries, keys, values, table and sinks, of traded queries, keys and
-    values."""
+_Groups = tuple[DeviceGroup, DeviceGroup, DeviceGroup]
+"""The devices that share a sequence, its heads, and the batch."""
+
+
+def _backward_here(plan: _Plan, groups: _Groups, q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs):
+    """One device's part of the gradients of traded queries, keys and values, of the table and of the sinks."""
+    line, heads, rows = groups
     pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.key_range(pairs))
     dy_BNTH, mean_BNT1 = own.traded(dy_BNTH), own.traded(mean_BNT1)
     q, dy, mean = (own.queries(x, k_BKSH.shape[1]) for x in (q_BNTH, dy_BNTH, mean_BNT1))

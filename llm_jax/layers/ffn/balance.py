@@ -206,7 +206,7 @@ def report(
         shares_BTE = shares(routed.scores_BTE)
         importance_E = jnp.einsum("BTE,BT->E", shares_BTE, real_BT)
         entropy = jnp.sum(jax.scipy.special.entr(shares_BTE) * real_BT[..., None])
-    tally = RoutingStatistics(
+    statistics = RoutingStatistics(
         tokens=jnp.sum(real_BT),
         load_E=jnp.sum(load_BTE, (0, 1)),
         importance_E=importance_E,
@@ -217,7 +217,7 @@ def report(
     )
     # Only the losses are to be followed back.
     sums = BatchLosses(tuple(b.sums(routed, load_BTE, real_BT) for b in of_batch), of_batch)
-    return RoutingAux(sum(of_rows, jnp.zeros(real_BT.shape[:1])), sums, jax.lax.stop_gradient(tally))
+    return RoutingAux(sum(of_rows, jnp.zeros(real_BT.shape[:1])), sums, jax.lax.stop_gradient(statistics))
 
 
 def shares(scores_BTE: jax.Array) -> jax.Array:

@@ -144,16 +144,16 @@ def test_a_report_adds_up_what_was_done_with_real_tokens(router):
     visited = np.asarray(load(routed.routes, 4, jnp.asarray(REAL, jnp.float32)))
     served = visited.sum(-1)
     served[0, 0], dropped = 0, served[0, 0]
-    tally = report((), routed, 4, jnp.asarray(served), jnp.asarray(REAL)).statistics
-    np.testing.assert_array_equal(tally.load_E, visited.sum((0, 1)))
-    assert (tally.tokens, tally.dropped) == (REAL.sum(), dropped)
-    assert tally.unserved == (served[REAL] == 0).sum() and tally.rate is None
+    statistics = report((), routed, 4, jnp.asarray(served), jnp.asarray(REAL)).statistics
+    np.testing.assert_array_equal(statistics.load_E, visited.sum((0, 1)))
+    assert (statistics.tokens, statistics.dropped) == (REAL.sum(), dropped)
+    assert statistics.unserved == (served[REAL] == 0).sum() and statistics.rate is None
     if routed.scores_BTE is None:
-        assert not tally.importance_E.any() and tally.entropy == 0
+        assert not statistics.importance_E.any() and statistics.entropy == 0
     else:
         shares = np.asarray(routed.scores_BTE / routed.scores_BTE.sum(-1, keepdims=True))[REAL]
-        np.testing.assert_allclose(tally.importance_E, shares.sum(0), rtol=1e-5)
-        np.testing.assert_allclose(tally.entropy, -np.sum(shares * np.log(shares)), rtol=1e-5)
+        np.testing.assert_allclose(statistics.importance_E, shares.sum(0), rtol=1e-5)
+        np.testing.assert_allclose(statistics.entropy, -np.sum(shares * np.log(shares)), rtol=1e-5)
 
 
 def test_only_losses_are_followed_back_and_by_their_weights():

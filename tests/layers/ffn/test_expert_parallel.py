@@ -44,7 +44,7 @@ def test_stages_tell_what_the_layers_of_one_device_tell(run, name):
     found, wanted = run["computed"][name], run["computed"]["alone"]
     for field, value in wanted.items():
         np.testing.assert_allclose(found[field], value, rtol=1e-5, err_msg=field)
-    assert np.shape(wanted["loss_B"]) == (8, BATCH) and min(wanted["tally/dropped"]) > 0
+    assert np.shape(wanted["loss_B"]) == (8, BATCH) and min(wanted["statistics/dropped"]) > 0
     assert np.unique(np.round(wanted["loss_B"], 6)).size == 8 * BATCH
 
 

@@ -50,9 +50,9 @@ def test_a_layer_is_what_the_paper_computes_and_padding_is_0():
     for row in range(BATCH):
         np.testing.assert_allclose(y[row][REAL[row]], _expected(params, X[row], REAL[row]), rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(y[row][~REAL[row]], 0)
-    tally = report.statistics
-    assert tally.tokens == REAL.sum() and tally.unserved == 0
-    np.testing.assert_allclose([tally.load_E.sum(), tally.dropped], [REAL.sum(), 0], atol=1e-5)
+    statistics = report.statistics
+    assert statistics.tokens == REAL.sum() and statistics.unserved == 0
+    np.testing.assert_allclose([statistics.load_E.sum(), statistics.dropped], [REAL.sum(), 0], atol=1e-5)
 
 
 def test_what_padding_holds_changes_nothing():

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax.layers.roles import ParameterBox, Role
-from llm_jax.optim.muon_layouts import MuonLayout, layouts
+from llm_jax.optim.matrix_layouts import MatrixLayout, layouts
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from llm_jax.optim.muon_layouts import MuonLayout, layouts
     ],
 )
 def test_a_kernel_is_a_stack_of_matrices_from_inputs_to_outputs(logical_axes, stack, rows, columns):
-    layout = MuonLayout("block/kernel", logical_axes, Role.MATRIX)
+    layout = MatrixLayout("block/kernel", logical_axes, Role.MATRIX)
     assert layout.stack + layout.rows + layout.columns == tuple(range(len(logical_axes)))
     assert (len(layout.stack), len(layout.rows), len(layout.columns)) == (stack, rows, columns)
 
@@ -32,7 +32,7 @@ VECTORS = {Role.NORM, Role.SCALE, Role.BIAS, Role.BALANCE, Role.RATE, Role.VECTO
 @pytest.mark.parametrize("role", Role)
 def test_the_role_tells_vectors_from_matrices_however_they_are_named_and_stacked(role):
     # A bias of heads and a projection of heads may have the same axes.
-    assert MuonLayout("a/kernel", ("layers", "heads", "head_dim"), role).is_matrix == (role not in VECTORS)
+    assert MatrixLayout("a/kernel", ("layers", "heads", "head_dim"), role).is_matrix == (role not in VECTORS)
 
 
 def box(shape, logical_axes, role):
@@ -42,8 +42,8 @@ def box(shape, logical_axes, role):
 def test_layouts_follow_the_tree():
     kernel, bias = box((2, 3), ("embed", "mlp"), Role.MATRIX), box((3,), ("mlp",), Role.BIAS)
     assert layouts({"a": {"kernel": kernel}, "b": {"bias": bias}}) == {
-        "a": {"kernel": MuonLayout("a/kernel", ("embed", "mlp"), Role.MATRIX)},
-        "b": {"bias": MuonLayout("b/bias", ("mlp",), Role.BIAS)},
+        "a": {"kernel": MatrixLayout("a/kernel", ("embed", "mlp"), Role.MATRIX)},
+        "b": {"bias": MatrixLayout("b/bias", ("mlp",), Role.BIAS)},
     }
 
 

@@ -23,7 +23,7 @@ _MATRICES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class MuonLayout:
+class MatrixLayout:
     """One parameter: a stack of matrices, a stack of vectors, or a stack of scalars."""
 
     path: str
@@ -79,13 +79,13 @@ def layouts(parameters: Any) -> Any:
         bool(jax.tree.leaves(parameters)), "there are no parameters to optimize: build the model before its optimizer"
     )
 
-    def layout(path: tuple, role: Role, logical_axes: tuple[str, ...], box: ParameterBox) -> MuonLayout:
+    def layout(path: tuple, role: Role, logical_axes: tuple[str, ...], box: ParameterBox) -> MatrixLayout:
         name, shape = trees.path_name(path), box.value.shape
         check(
             len(logical_axes) == len(shape),
             f"parameter {name} of shape {shape} has axes {logical_axes}: give one word to each dimension",
         )
-        found = MuonLayout(name, logical_axes, role)
+        found = MatrixLayout(name, logical_axes, role)
         check(
             len(found.item) >= 2 or not found.is_matrix,
             f"parameter {name} has role {role.value!r} and axes {logical_axes}: a {role.value} has two or more "
