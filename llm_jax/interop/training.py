@@ -5,7 +5,7 @@ Neither changes what a model with given weights computes. Both are kept when a m
 
 import dataclasses
 from collections.abc import Iterator, Set
-from typing import Any, get_args
+from typing import Any
 
 from llm_jax.core.checks import check
 from llm_jax.interop.family import Family
@@ -164,7 +164,7 @@ def _with_initial_values(config: ModelConfig, kind: str, options: dict[str, Any]
     number = isinstance(stated, int | float) and not isinstance(stated, bool)
     check(number and stated > 0, f"config.json has {name} = {stated!r}: a scale of initial values is greater than 0")
     if kind in _FACTORS:
-        return _scaled(config, float(stated), get_args(Init))
+        return _scaled(config, float(stated), (Init,))
     return _scaled(config, stated / table.stddev, (Normal,))
 
 
