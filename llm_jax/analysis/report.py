@@ -107,7 +107,7 @@ def _summary(run: Run) -> str:
     found = {name: _FORMATS[name](value) for name, value in metrics.items() if value is not None}
     if "steps" not in found:
         return "This run has recorded no training step yet."
-    text = f"TrainedModel for {found['steps']} steps"
+    text = f"Trained for {found['steps']} steps"
     if "tokens" in found:
         text += f" on {found['tokens']} tokens"
     text += f"; {found['time']} from the first record to the last"

@@ -40,9 +40,8 @@ def run(arguments: list[str]) -> None:
     from llm_jax.trained_model import TrainedModel
 
     folder = paths.at(options.source)
-    source = RunDirectory(folder)
-    if source.experiment_file.exists():
-        trained = TrainedModel.of(source, options.step, options.best)
+    if RunDirectory(folder).experiment_file.exists():
+        trained = TrainedModel.of(folder, options.step, options.best)
         model, params, tokenizer = trained.model, trained.params, trained.tokenizer
     else:
         check((folder / "config.json").exists(), f"{folder} is neither a run nor a transformers folder")

@@ -26,12 +26,11 @@ def run(arguments: list[str]) -> None:
     from llm_jax.analysis import drawing, experts, plots
     from llm_jax.cli.terminal import console
     from llm_jax.core import paths
-    from llm_jax.core.run_directory import RunDirectory
     from llm_jax.evals.specialisation import specialisation
     from llm_jax.trained_model import TrainedModel
 
-    run = RunDirectory(paths.at(options.run))
+    run = paths.at(options.run)
     trained = TrainedModel.of(run, options.step, options.best)
     found = specialisation(trained.model, trained.params, trained.held_out(options.cache_dir), trained.tokenizer)
     console().print(experts.table(found))
-    print(f"wrote {drawing.save(plots.specialisation_figure(found), run.path / 'specialisation.png')}")
+    print(f"wrote {drawing.save(plots.specialisation_figure(found), run / 'specialisation.png')}")

@@ -12,7 +12,7 @@ from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.byte import ByteTokenizer
 from llm_jax.tokenizers.character import CharacterTokenizer
 from llm_jax.tokenizers.files import read_file
-from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer
+from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer, HuggingFaceTokenizerConfig
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llm_jax.tokenizers.tokenizer import DESCRIPTION, DIGEST_KEY, SpecialIds, Tokenizer
 
@@ -36,6 +36,24 @@ def exported_tokens(folder: Path) -> dict[str, int]:
         model = SentencePieceTokenizer(read_file(str(file), "SentencePiece model"), str(file))
         return pipelines.token_ids(model.pipeline())
     return _read(folder / "vocab.json")
+
+
+def transformers_tokenizer(folder: Path) -> tuple[Tokenizer, bool]:
+    """The tokenizer of a folder of transformers, from its `tokenizer.json` or its SentencePiece model, and whether
+    transformers' begins a text with bos.
+
+    Raises:
+      ValueError: if the folder has neither file, or `tokenizers`, which reads the first, is not installed.
+    """
+    if (folder / "tokenizer.json").exists():
+        tokenizer = HuggingFaceTokenizerConfig(str(folder)).build(lambda: (), folder, "")
+        return tokenizer, tokenizer.begins_with_bos
+    for file in (file for name in ("tokenizer.model", "spiece.model") if (file := folder / name).exists()):
+        tokenizer = SentencePieceTokenizer(read_file(str(file), "SentencePiece model"), str(file))
+        stated = _read(folder / "tokenizer_config.json").get("add_bos_token")
+        # T5's classes never do; those of LLaMA do unless the file says otherwise.
+        return tokenizer, file.name == "tokenizer.model" if stated is None else bool(stated)
+    raise ValueError(f"{folder} has no tokenizer.json, tokenizer.model or spiece.model: add the tokenizer's files")
 
 
 def _read(path: Path) -> dict[str, Any]:

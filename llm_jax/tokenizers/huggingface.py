@@ -89,6 +89,11 @@ class HuggingFaceTokenizer(Tokenizer):
         # Part of a character: in a vocabulary of bytes every character of a token is one of them.
         return len(token) if _REPLACEMENT in text else len(text.encode())
 
+    @property
+    def begins_with_bos(self) -> bool:
+        """Whether the file's post-processor puts bos before a text."""
+        return self._model.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
+
     def pipeline(self) -> dict[str, Any]:
         return json.loads(self.content) | {"truncation": None, "padding": None}
 
