@@ -6,7 +6,6 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Field, Nonlinearity, Pair, Table, tying
 from llm_jax.interop.mapping import Tensor
-from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gptj import gptj
 
@@ -18,7 +17,7 @@ _FIELDS: Table = (
         lambda settings, found: {
             "rotated": settings.stated("rotary_dim", default=64) or found["width"] // found["heads"]
         },
-        lambda config: {"rotary_dim": _rotated(parts.attention_of(parts.first(config)))},
+        lambda config: {"rotary_dim": parts.rotated(parts.attention_of(parts.first(config)))},
     ),
     Field("vocab_size", "vocab_size"),
     Field("n_positions", "max_length", 2048),
@@ -35,14 +34,10 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         name = f"transformer.h.{place.number}"
         projections = (f"{name}.attn.{part}_proj" for part in ("q", "k", "v", "out"))
         yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
-        yield from parts.attention(place, projections, neighbours=_rotated(parts.attention_of(place.block)))
+        yield from parts.attention(place, projections, neighbours=parts.rotated(parts.attention_of(place.block)))
         yield from parts.ffn(place, {"up": f"{name}.mlp.fc_in"}, f"{name}.mlp.fc_out")
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
-
-
-def _rotated(mixer: AttentionConfig) -> int:
-    return parts.rope_of(mixer).features or mixer.head_dim
 
 
 FAMILIES = (

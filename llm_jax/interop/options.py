@@ -58,16 +58,17 @@ _NAMES: dict[Kind, str] = {
         decoder_layers encoder_layers inner_group_num n_layer n_layers num_decoder_layers num_hidden_groups
         num_hidden_layers num_layers""",
     _SIZE: """
-        attention_window_size chunk_size conv1d_width conv_kernel d_ff d_inner d_kv d_model decoder_attention_heads
-        decoder_ffn_dim decoder_sparse_step decoder_vocab_size embedding_size encoder_attention_heads encoder_ffn_dim
-        expert_capacity experts_per_token ffn_dim ffn_hidden_size head_dim hidden_size intermediate_size kv_lora_rank
-        kv_n_heads lru_width max_position_embeddings max_seq_len moe_intermediate_size moe_layer_freq moe_num_experts
-        moe_top_k n_ctx n_embd n_embed n_group n_groups n_head n_heads n_inner n_positions n_routed_experts
-        n_shared_experts num_attention_heads num_experts num_experts_per_tok num_heads num_key_value_heads num_kv_heads
+        attention_window_size chunk_size conv1d_width conv_kernel d_ff d_inner d_kv d_model
+        decoder_attention_heads decoder_ffn_dim decoder_sparse_step decoder_vocab_size embedding_size
+        encoder_attention_heads encoder_ffn_dim expert_capacity experts_per_token ffn_dim ffn_hidden_size
+        head_dim hidden_size intermediate_size kv_lora_rank kv_n_heads lru_width max_position_embeddings
+        max_seq_len moe_intermediate_size moe_layer_freq moe_num_experts moe_top_k n_ctx n_embd n_embed n_group
+        n_groups n_head n_heads n_inner n_positions n_routed_experts n_shared_experts no_rope_layer_interval
+        num_attention_heads num_experts num_experts_per_tok num_heads num_key_value_heads num_kv_heads
         num_labels num_ln_in_parallel_attn num_local_experts original_max_position_embeddings pretraining_tp
-        q_lora_rank qk_nope_head_dim qk_rope_head_dim relative_attention_max_distance relative_attention_num_buckets
-        rotary_dim seq_length shared_expert_intermediate_size sliding_window sliding_window_pattern state_size
-        topk_group type_vocab_size v_head_dim vocab_size word_embed_proj_dim""",
+        q_lora_rank qk_nope_head_dim qk_rope_head_dim relative_attention_max_distance
+        relative_attention_num_buckets rotary_dim seq_length shared_expert_intermediate_size sliding_window
+        sliding_window_pattern state_size topk_group type_vocab_size v_head_dim vocab_size word_embed_proj_dim""",
     _COUNT: """
         alibi_bias_max first_k_dense_replace max_window_layers num_sparse_decoder_layers num_sparse_encoder_layers
         pad_token_id""",
@@ -102,6 +103,7 @@ _NAMES: dict[Kind, str] = {
         attn_config ffn_act_fn ffn_config full_attention id2label rope_parameters rope_scaling sliding_attention""",
     _WORDS: "_block_types architectures block_types layer_types",
     _LAYERS: "mlp_only_layers",
+    _list("0 and 1", lambda value: value in (0, 1) and isinstance(value, int)): "no_rope_layers",
     _RATIOS: "long_factor short_factor",
     _list("two numbers", _limit): "time_step_limit",
     Kind("a number or a string", lambda value: isinstance(value, str) or _real(value)): "logit_scale",

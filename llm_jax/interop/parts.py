@@ -103,6 +103,11 @@ def rope_of(mixer: AttentionConfig | LatentAttentionConfig) -> RoPEConfig:
     return mixer.position
 
 
+def rotated(mixer: AttentionConfig) -> int:
+    """Features of each head that are rotated."""
+    return 0 if mixer.position is None else rope_of(mixer).features or mixer.head_dim
+
+
 def dense_of(block: BlockConfig) -> DenseConfig:
     """The ffn of a block. ValueError where it has none or experts."""
     if not isinstance(block.ffn, DenseConfig):

@@ -59,11 +59,14 @@ _RATES: dict[str, dict[str, Option]] = {
     "dbrx": _DBRX,
     "bert": _BERT,
     "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
     "electra": _BERT,
     "albert": _ALBERT,
     "bart": _BART,
     "marian": _BART,
     "t5": _T5,
+    "mt5": _T5,
     "switch_transformers": _T5 | {"experts": ("dropout_rate", 0.1)},
     "xlnet": _alike(("dropout", 0.1), "residual", "embed", "attention", "ffn", "final")
     | {"head": ("summary_last_dropout", 0.1)},
@@ -76,7 +79,7 @@ _LAYER_DROP = {"encoder": "encoder_layerdrop", "decoder": "decoder_layerdrop"}
 
 _DEVIATIONS = {"opt": "init_std", "bart": "init_std"}
 """{model_type: option of the standard deviation of initial values}; `initializer_range` where a type is missing."""
-_FACTORS = {"t5", "switch_transformers"}
+_FACTORS = {"t5", "mt5", "switch_transformers"}
 """Whose `initializer_factor` multiplies all initial values."""
 _BY_SIZE = {"gpt_neox", "gptj", "mpt", "marian", "recurrent_gemma"}
 """Whose initial values follow from their sizes: the option has never served their training, and is left alone."""

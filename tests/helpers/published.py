@@ -22,9 +22,11 @@ from llm_jax.models.families.bloom import bloom, mpt
 from llm_jax.models.families.dbrx import dbrx
 from llm_jax.models.families.deepseek import deepseek, experts
 from llm_jax.models.families.encoder import row_head, span_head
+from llm_jax.models.families.exaone4 import exaone4
 from llm_jax.models.families.falcon import falcon
 from llm_jax.models.families.gemma import gemma
 from llm_jax.models.families.glam import glam
+from llm_jax.models.families.glm import glm
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.gpt_neox import gpt_neox
 from llm_jax.models.families.gpt_oss import gpt_oss
@@ -35,7 +37,7 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.mixtral import mixtral
-from llm_jax.models.families.olmo2 import olmo2
+from llm_jax.models.families.olmo2 import olmo2, olmo3
 from llm_jax.models.families.olmoe import olmoe
 from llm_jax.models.families.opt import opt
 from llm_jax.models.families.palm import palm
@@ -99,6 +101,12 @@ PUBLISHED = {
     "qwen3": qwen3(*OLD, **NEW, **LIMITS, head_dim=6),
     "phi3": llama(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2), window=5),
     "olmo2": olmo2(*OLD, **NEW, **LIMITS),
+    "olmo3": olmo3(*OLD, **NEW, **LIMITS, window=(3, None), rope=RoPEConfig(scaling=YaRNScaling(4.0, 4))),
+    "smollm3": llama(*OLD, **NEW, **LIMITS, rope=(RoPEConfig(), None), window=(None, 3), tied=True),
+    "exaone4": exaone4(*OLD, **NEW, **LIMITS, window=(3, None), rope=RoPEConfig()),
+    "ernie4_5": llama(*OLD, **NEW, **LIMITS, head_dim=6, bias=True, ffn_bias=True),
+    "glm": glm(*OLD, **NEW, **LIMITS, head_dim=4),
+    "glm4": glm(*OLD, **NEW, **LIMITS, head_dim=4, sandwich=True),
     "gemma": gemma(*OLD, **NEW, head_dim=6, **LIMITS),
     "gemma2": gemma(
         *OLD, **NEW, head_dim=6, **LIMITS, windows=(3, None), scale=20**-0.5, softcaps=(5.0, 3.0), sandwich=True

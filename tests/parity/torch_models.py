@@ -102,6 +102,15 @@ def _encoders() -> dict[str, Case]:
     prefix, options, inputs = ENCODERS["electra"]
     wide = options | {"embedding_size": 32}
     return cases | {
+        "xlm-roberta, masked": Case(
+            "XLMRobertaConfig", "XLMRobertaForMaskedLM", ENCODERS["roberta"][1], inputs=ONE_TYPE
+        ),
+        "camembert, row": Case(
+            "CamembertConfig",
+            "CamembertForSequenceClassification",
+            ENCODERS["roberta"][1] | _labels("row"),
+            inputs=ONE_TYPE,
+        ),
         "electra, replaced": Case("ElectraConfig", "ElectraForPreTraining", options, inputs=inputs),
         "electra, as wide": Case("ElectraConfig", "ElectraForMaskedLM", wide, inputs=inputs),
         "bert, a number": Case(
@@ -133,6 +142,7 @@ def _pairs() -> dict[str, Case]:
     return {
         "t5": Case(*classes, T5 | NEAR, inputs=PAIR, gain=2),
         "t5, 1.1": Case(*classes, gated, inputs=PAIR, untied=True, gain=2),
+        "mt5": Case("MT5Config", "MT5ForConditionalGeneration", T5 | NEAR, inputs=PAIR, untied=True, gain=2),
         "bart": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR),
         "bart, padded before": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR_AFTER_PADDING),
         "marian": Case("MarianConfig", "MarianMTModel", MARIAN, inputs=PAIR),
@@ -279,6 +289,35 @@ CASES = {
         ),
     ),
     "olmo2": Case("Olmo2Config", "Olmo2ForCausalLM", GQA),
+    "olmo3": Case(
+        "Olmo3Config",
+        "Olmo3ForCausalLM",
+        GQA
+        | {"num_hidden_layers": 4, "sliding_window": 5}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+    ),
+    "smollm3": Case("SmolLM3Config", "SmolLM3ForCausalLM", GQA | {"pad_token_id": 0, "no_rope_layer_interval": 2}),
+    "smollm3, windows": Case(
+        "SmolLM3Config",
+        "SmolLM3ForCausalLM",
+        GQA
+        | {"pad_token_id": 0, "no_rope_layers": [0, 1, 1], "use_sliding_window": True, "sliding_window": 5}
+        | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    ),
+    "exaone4": Case("Exaone4Config", "Exaone4ForCausalLM", GQA | {"sliding_window": 5, "sliding_window_pattern": 2}),
+    "exaone4, all": Case(
+        "Exaone4Config",
+        "Exaone4ForCausalLM",
+        GQA | {"sliding_window": None, "layer_types": ["full_attention"] * 3, "head_dim": 12},
+    ),
+    "ernie4_5": Case("Ernie4_5Config", "Ernie4_5ForCausalLM", GQA | {"head_dim": 12, "use_bias": True}),
+    "glm": Case("GlmConfig", "GlmForCausalLM", GQA | {"head_dim": 12, "pad_token_id": 0}),
+    "glm4": Case("Glm4Config", "Glm4ForCausalLM", GQA | {"head_dim": 12, "pad_token_id": 0, "attention_bias": False}),
     "gemma": Case("GemmaConfig", "GemmaForCausalLM", GQA | {"head_dim": 12}),
     "gemma2": Case(
         "Gemma2Config", "Gemma2ForCausalLM", GQA | {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 5}

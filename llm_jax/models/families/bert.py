@@ -1,5 +1,6 @@
-"""BERT (Devlin et al. 2019, arXiv:1810.04805, 3), RoBERTa (Liu et al. 2019, arXiv:1907.11692) and ELECTRA (Clark et al.
-2020, arXiv:2003.10555, 3): post-norm encoders, which differ in what they are trained on.
+"""BERT (Devlin et al. 2019, arXiv:1810.04805, 3) and its heirs: post-norm encoders, which differ in what they are
+trained on. RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-R (Conneau et al. 2020, arXiv:1911.02116), CamemBERT
+(Martin et al. 2020, arXiv:1911.03894), ELECTRA (Clark et al. 2020, arXiv:2003.10555, 3).
 
 Initialisation: N(0, 0.02) cut at two standard deviations for matrices and tables, biases 0
 (github.com/google-research/bert, modeling.py: `create_initializer`, and github.com/google-research/electra,
@@ -55,9 +56,9 @@ def bert(
     return TransformerConfig(vocab_size, width, max_length, (Segment((layer,), layers),), None, embed, head)
 
 
-def roberta(layers: int, heads: int, width: int) -> TransformerConfig:
+def roberta(layers: int, heads: int, width: int, *, vocab_size: int = 50265) -> TransformerConfig:
     """A RoBERTa: byte-level tokens, one token type."""
-    return bert(layers, heads, width, vocab_size=50265, epsilon=1e-5, types=1, offset=2, init=Normal(0.02))
+    return bert(layers, heads, width, vocab_size=vocab_size, epsilon=1e-5, types=1, offset=2, init=Normal(0.02))
 
 
 def discriminator(activation: Activation = "gelu") -> ClassHead:
@@ -72,6 +73,9 @@ SIZES = {
     "bert-large": lambda: with_dropout(bert(24, 16, 1024), _RATES),
     "roberta-base": lambda: with_dropout(roberta(12, 12, 768), _RATES),
     "roberta-large": lambda: with_dropout(roberta(24, 16, 1024), _RATES),
+    "xlm-roberta-base": lambda: with_dropout(roberta(12, 12, 768, vocab_size=250_002), _RATES),
+    "xlm-roberta-large": lambda: with_dropout(roberta(24, 16, 1024, vocab_size=250_002), _RATES),
+    "camembert-base": lambda: with_dropout(roberta(12, 12, 768, vocab_size=32005), _RATES),
     "electra-small": lambda: with_dropout(bert(12, 4, 256, narrow=128, head=discriminator()), _RATES),
     "electra-base": lambda: with_dropout(bert(12, 12, 768, head=discriminator()), _RATES),
     "electra-large": lambda: with_dropout(bert(24, 16, 1024, head=discriminator()), _RATES),

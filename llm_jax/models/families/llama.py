@@ -24,6 +24,9 @@ from llm_jax.models.block import BlockConfig, Serial
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import decoder, head_config, residual_init
 
+Rotations = RoPEConfig | None | Sequence[RoPEConfig | None]
+"""Of all layers, or of each."""
+
 
 def llama(
     layers: int,
@@ -34,7 +37,7 @@ def llama(
     kv_heads: int | None = None,
     vocab_size: int = 32000,
     max_length: int = 2048,
-    rope: RoPEConfig = RoPEConfig(),  # noqa: B008
+    rope: Rotations = RoPEConfig(),  # noqa: B008
     epsilon: float = 1e-6,
     tied: bool = False,
     head_dim: int | None = None,
@@ -54,6 +57,7 @@ def llama(
     What follows `tied` serves the families that changed it.
 
     Args:
+      rope: of every layer, or of each of the layers; None: without positions.
       window: tokens that every layer sees, or each of the layers; None: all before.
       init: of matrices and token vectors.
       out_init: of what writes to the residual stream; None: as in GPT-2.
@@ -62,10 +66,12 @@ def llama(
         check_divides(heads, width, "heads", "width")
     windows = window if isinstance(window, Sequence) else (window,) * layers
     check(len(windows) == layers, f"window has {len(windows)} entries and there are {layers} layers: give one a layer")
+    ropes = rope if isinstance(rope, Sequence) else (rope,) * layers
+    check(len(ropes) == layers, f"rope has {len(ropes)} entries and there are {layers} layers: give one a layer")
     norm, out_init = RMSNormConfig(epsilon), out_init or residual_init(layers)
     ffn = GLUConfig(hidden, activation, ffn_bias, init, out_init)
 
-    def block(window: int | None) -> BlockConfig:
+    def block(window: int | None, rope: RoPEConfig | None) -> BlockConfig:
         mixer = AttentionConfig(
             heads,
             head_dim or width // heads,
@@ -81,7 +87,7 @@ def llama(
         )
         return BlockConfig(mixer, ffn, norm, wiring)
 
-    blocks = tuple(block(window) for window in windows)
+    blocks = tuple(block(*layer) for layer in zip(windows, ropes, strict=True))
     return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(init), head_config(tied, init))
 
 
