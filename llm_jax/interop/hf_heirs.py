@@ -27,19 +27,21 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.families.olmo2 import olmo3
 
 
-def _windows(settings: Settings, layers: int, kinds: list[str]) -> tuple[int | None, ...]:
+def read_windows(settings: Settings, layers: int, kinds: list[str]) -> tuple[int | None, ...]:
     """Tokens that each layer sees: by `layer_types`, or these kinds."""
     window = settings.stated("sliding_window", default=4096)
     return layer_windows(settings.given("layer_types", default=kinds), layers, window)
 
 
-def _write_windows(config: TransformerConfig) -> dict[str, Any]:
+def write_windows(config: TransformerConfig) -> dict[str, Any]:
+    """The options from which `read_windows` reads."""
     windows = parts.windows(config)
     used = next((window for window in windows if window is not None), None)
     return {"sliding_window": used, "layer_types": layer_types(windows)}
 
 
-def _alternating(layers: int, period: int) -> list[str]:
+def alternating(layers: int, period: int) -> list[str]:
+    """The kinds of layers of which every `period`-th one sees all before."""
     return ["sliding_attention" if number % period else "full_attention" for number in range(1, layers + 1)]
 
 
@@ -48,19 +50,19 @@ def _read_olmo3(settings: Settings, found: Arguments) -> Arguments:
     # transformers reads `rope_theta` for the layers that see all before only.
     bases = (settings.given("rope_theta", default=5e5), 5e5)
     rope, local = read_ropes_by_kind(settings, found["head_dim"], length, bases)
-    window = _windows(settings, layers, _alternating(layers, 4))
+    window = read_windows(settings, layers, alternating(layers, 4))
     return {"rope": rope, "local_rope": local, "window": window, "max_length": length}
 
 
 def _write_olmo3(config: TransformerConfig) -> dict[str, Any]:
-    return write_ropes(config) | _write_windows(config)
+    return write_ropes(config) | write_windows(config)
 
 
 def _ropes(config: TransformerConfig) -> list[Any]:
     return [parts.attention_of(place.block).position for place in parts.places(config)]
 
 
-def _write_some_rope(config: TransformerConfig) -> dict[str, Any]:
+def write_some_rope(config: TransformerConfig) -> dict[str, Any]:
     """The rotary positions of the layers that have such. ValueError where none has."""
     mixers = [parts.attention_of(place.block) for place in parts.places(config)]
     rope = parts.rope_of(next((mixer for mixer in mixers if mixer.position is not None), mixers[0]))
@@ -84,7 +86,7 @@ def _read_smollm3(settings: Settings, found: Arguments) -> Arguments:
 
 
 def _write_smollm3(config: TransformerConfig) -> dict[str, Any]:
-    written = _write_some_rope(config) | _write_windows(config)
+    written = write_some_rope(config) | write_windows(config)
     turned = [int(rope is not None) for rope in _ropes(config)]
     return written | {"no_rope_layers": turned, "use_sliding_window": written["sliding_window"] is not None}
 
@@ -94,12 +96,12 @@ def _read_exaone4(settings: Settings, found: Arguments) -> Arguments:
     kinds, rope = ["full_attention"] * layers, read_rope(settings, found["head_dim"], length)
     if settings.stated("sliding_window", default=4096) is not None and settings.given("layer_types") is None:
         # Published files beside which there are `layer_types` name a pattern in letters.
-        kinds = _alternating(layers, settings.given("sliding_window_pattern", default=4))
-    return {"rope": rope, "window": _windows(settings, layers, kinds), "max_length": longest(rope, length)}
+        kinds = alternating(layers, settings.given("sliding_window_pattern", default=4))
+    return {"rope": rope, "window": read_windows(settings, layers, kinds), "max_length": longest(rope, length)}
 
 
 def _write_exaone4(config: TransformerConfig) -> dict[str, Any]:
-    return _write_some_rope(config) | _write_windows(config)
+    return write_some_rope(config) | write_windows(config)
 
 
 _NEIGHBOURS = functools.partial(tensors, before=BEFORE, neighbours=True)

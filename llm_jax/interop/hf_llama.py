@@ -20,7 +20,7 @@ from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.qwen import qwen2, qwen3
 
 SILU = Nonlinearity("hidden_act", "silu")
-UNROTATED: Table = (
+UNNORMED: Table = (
     Field("num_hidden_layers", "layers"),
     Field("num_attention_heads", "heads"),
     Field("num_key_value_heads", "kv_heads", lambda found: found["heads"]),
@@ -28,9 +28,12 @@ UNROTATED: Table = (
     Field("head_dim", "head_dim", lambda found: found["width"] // found["heads"]),
     Field("intermediate_size", "hidden"),
     Field("vocab_size", "vocab_size"),
+    SILU,
+)
+UNROTATED: Table = (
+    *UNNORMED,
     Field("rms_norm_eps", "epsilon", 1e-6),
     Field("tie_word_embeddings", "tied", False),
-    SILU,
 )
 """What the config.json of LLaMA and its heirs have in common, but for positions."""
 DECODER: Table = (*UNROTATED, Rope())
@@ -39,8 +42,8 @@ BIAS = Field("attention_bias", "bias", False)
 
 def tensors(
     config: TransformerConfig,
-    before: tuple[str, str] | None = None,
-    after: tuple[str, str] | None = None,
+    before: tuple[str, ...] = (),
+    after: tuple[str, ...] = (),
     experts: Callable[[parts.Place, str], Iterator[Tensor]] | None = None,
     ffn: Callable[[parts.Place, str], Iterator[Tensor]] = parts.llama_ffn,
     neighbours: bool = False,
@@ -50,7 +53,8 @@ def tensors(
     Args:
       ffn: (layer, name of its ffn) -> tensors of it.
       neighbours: whether features that are rotated together are neighbours.
-      before, after: names of the norms before and after the halves of a block, where there are any.
+      before, after: names of the norms before and after the halves of a block, where there are any; one that is shared
+        is named once.
       experts: (layer, start of its names) -> tensors of its experts, where it has such.
     """
     yield from parts.embedding(config, "model.embed_tokens.weight")
@@ -69,12 +73,10 @@ def tensors(
     yield from parts.head(config, "lm_head")
 
 
-def _block_norms(
-    place: parts.Place, name: str, before: tuple[str, str] | None, after: tuple[str, str] | None
-) -> Iterator[Tensor]:
+def _block_norms(place: parts.Place, name: str, before: tuple[str, ...], after: tuple[str, ...]) -> Iterator[Tensor]:
     """Norms before and after mixer and ffn."""
     for names, ours in ((before, ("mixer_norm", "ffn_norm")), (after, ("mixer_out_norm", "ffn_out_norm"))):
-        for theirs, own in zip(names or (), ours, strict=False):
+        for theirs, own in zip(names, ours, strict=False):
             yield from parts.layer_norm(place, f"{name}.{theirs}", own)
 
 

@@ -304,11 +304,23 @@ def attention(place: Place, names: Iterable[str], neighbours: int = 0, branch: s
 
 
 def fused_attention(
-    place: Place, name: str, layout: str, leaf_layout: str, shares: tuple[int, int, int] = (1, 1, 1)
+    place: Place,
+    name: str,
+    layout: str,
+    leaf_layout: str,
+    shares: tuple[int, int, int] = (1, 1, 1),
+    order: tuple[str, str, str] = ("query", "key", "value"),
+    neighbours: int = 0,
 ) -> Iterator[Tensor]:
-    """Queries, keys and values in one linear layer, cut along s into `shares`."""
-    names = ("query", "key", "value")
-    leaves = tuple(place.leaf(f"mixer/{ours}", leaf_layout, share) for ours, share in zip(names, shares, strict=True))
+    """Queries, keys and values in one linear layer, cut along s into `shares` in this order.
+
+    Args:
+      neighbours: as of `Leaf`, of queries and keys.
+    """
+    leaves = tuple(
+        place.leaf(f"mixer/{ours}", leaf_layout, share, 0 if ours == "value" else neighbours)
+        for ours, share in zip(order, shares, strict=True)
+    )
     yield from linear(place, name, layout, "d", leaves, attention_of(place.block).bias)
 
 

@@ -36,6 +36,12 @@ _BERT = {
     "attention": ("attention_probs_dropout_prob", 0.1),
     "head": ("classifier_dropout", 0.1),
 }
+_DISTILBERT = {
+    "residual": ("dropout", 0.1),
+    "embed": ("dropout", 0.1),
+    "attention": ("attention_dropout", 0.1),
+    "head": ("seq_classif_dropout", 0.2),
+}
 _ALBERT = {place: (name, 0.0) for place, (name, _) in _BERT.items()} | {"head": ("classifier_dropout_prob", 0.1)}
 _BART = {
     "residual": ("dropout", 0.1),
@@ -57,10 +63,16 @@ _RATES: dict[str, dict[str, Option]] = {
     "bloom": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
     "mpt": _MPT,
     "dbrx": _DBRX,
+    "phi": _ATTENTION | {"residual": ("resid_pdrop", 0.0), "embed": ("embd_pdrop", 0.0)},
+    "gpt_neo": _ATTENTION | {"residual": ("resid_dropout", 0.0), "embed": ("embed_dropout", 0.0)},
+    "stablelm": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
+    "codegen": _GPTJ,
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
+    # It drops what attention adds to the stream as little as what a pooler gives.
+    "distilbert": _DISTILBERT,
     "electra": _BERT,
     "albert": _ALBERT,
     "bart": _BART,

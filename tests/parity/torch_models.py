@@ -75,6 +75,7 @@ class Case:
 
 
 ENCODER = SHAPE | {"intermediate_size": 48, "max_position_embeddings": 64}
+DISTILBERT = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": 97, "max_position_embeddings": 64}
 ENCODERS = {
     "bert": ("Bert", ENCODER | {"type_vocab_size": 3}, SENTENCES),
     "roberta": ("Roberta", ENCODER | {"max_position_embeddings": 66, "type_vocab_size": 1}, ONE_TYPE),
@@ -111,6 +112,11 @@ def _encoders() -> dict[str, Case]:
             ENCODERS["roberta"][1] | _labels("row"),
             inputs=ONE_TYPE,
         ),
+        "distilbert, masked": Case("DistilBertConfig", "DistilBertForMaskedLM", DISTILBERT, inputs=ONE_TYPE),
+        "distilbert, row": Case(
+            "DistilBertConfig", "DistilBertForSequenceClassification", DISTILBERT | _labels("row"), inputs=ONE_TYPE
+        ),
+        "distilbert, span": Case("DistilBertConfig", "DistilBertForQuestionAnswering", DISTILBERT, inputs=ONE_TYPE),
         "electra, replaced": Case("ElectraConfig", "ElectraForPreTraining", options, inputs=inputs),
         "electra, as wide": Case("ElectraConfig", "ElectraForMaskedLM", wide, inputs=inputs),
         "bert, a number": Case(
@@ -231,6 +237,14 @@ def _rope(**options: Any) -> dict[str, Any]:
 
 CASES = {
     "gpt2": Case("GPT2Config", "GPT2LMHeadModel", OLD | NO_DROPOUT),
+    "gpt_neo": Case(
+        "GPTNeoConfig",
+        "GPTNeoForCausalLM",
+        {"hidden_size": 32, "num_layers": 4, "num_heads": 4, "vocab_size": 97, "max_position_embeddings": 64}
+        | {"attention_types": [[["global", "local"], 2]], "window_size": 5},
+        gain=2,
+    ),
+    "codegen": Case("CodeGenConfig", "CodeGenForCausalLM", OLD | NO_DROPOUT | {"n_head": 8, "rotary_dim": 2}),
     "gptj": Case("GPTJConfig", "GPTJForCausalLM", OLD | NO_DROPOUT | {"rotary_dim": 4}),
     "gpt_neox": Case("GPTNeoXConfig", "GPTNeoXForCausalLM", SHAPE | {"intermediate_size": 48}),
     "gpt_neox, serial": Case(
@@ -318,6 +332,17 @@ CASES = {
     "ernie4_5": Case("Ernie4_5Config", "Ernie4_5ForCausalLM", GQA | {"head_dim": 12, "use_bias": True}),
     "glm": Case("GlmConfig", "GlmForCausalLM", GQA | {"head_dim": 12, "pad_token_id": 0}),
     "glm4": Case("Glm4Config", "Glm4ForCausalLM", GQA | {"head_dim": 12, "pad_token_id": 0, "attention_bias": False}),
+    "stablelm": Case("StableLmConfig", "StableLmForCausalLM", GQA | {"use_qkv_bias": True}),
+    "stablelm, parallel": Case("StableLmConfig", "StableLmForCausalLM", GQA | {"use_parallel_residual": True}),
+    "cohere": Case("CohereConfig", "CohereForCausalLM", GQA),
+    "cohere2": Case(
+        "Cohere2Config",
+        "Cohere2ForCausalLM",
+        GQA
+        | {"num_hidden_layers": 4, "sliding_window": 5, "sliding_window_pattern": 2, "logit_scale": 0.5}
+        | {"attention_bias": True},
+    ),
+    "phi": Case("PhiConfig", "PhiForCausalLM", GQA | {"partial_rotary_factor": 0.5}),
     "gemma": Case("GemmaConfig", "GemmaForCausalLM", GQA | {"head_dim": 12}),
     "gemma2": Case(
         "Gemma2Config", "Gemma2ForCausalLM", GQA | {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 5}

@@ -1,6 +1,7 @@
 """BERT (Devlin et al. 2019, arXiv:1810.04805, 3) and its heirs: post-norm encoders, which differ in what they are
 trained on. RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-R (Conneau et al. 2020, arXiv:1911.02116), CamemBERT
-(Martin et al. 2020, arXiv:1911.03894), ELECTRA (Clark et al. 2020, arXiv:2003.10555, 3).
+(Martin et al. 2020, arXiv:1911.03894), ELECTRA (Clark et al. 2020, arXiv:2003.10555, 3); DistilBERT (Sanh et al. 2019,
+arXiv:1910.01108, 3) has half the layers.
 
 Initialisation: N(0, 0.02) cut at two standard deviations for matrices and tables, biases 0
 (github.com/google-research/bert, modeling.py: `create_initializer`, and github.com/google-research/electra,
@@ -44,7 +45,7 @@ def bert(
 
     Args:
       hidden: None: four times the width.
-      types: number of token types; a row of BERT's has two sentences.
+      types: number of token types; a row of BERT's has two sentences, DistilBERT knows none.
       offset: row of position 0 in their table; RoBERTa's 2.
       narrow: width of the embedding, where a matrix widens it (ELECTRA's small one); None: the model's.
       head: None: scores of the tokens that were masked.
@@ -76,6 +77,7 @@ SIZES = {
     "xlm-roberta-base": lambda: with_dropout(roberta(12, 12, 768, vocab_size=250_002), _RATES),
     "xlm-roberta-large": lambda: with_dropout(roberta(24, 16, 1024, vocab_size=250_002), _RATES),
     "camembert-base": lambda: with_dropout(roberta(12, 12, 768, vocab_size=32005), _RATES),
+    "distilbert-base": lambda: with_dropout(bert(6, 12, 768, types=0), _RATES),
     "electra-small": lambda: with_dropout(bert(12, 4, 256, narrow=128, head=discriminator()), _RATES),
     "electra-base": lambda: with_dropout(bert(12, 12, 768, head=discriminator()), _RATES),
     "electra-large": lambda: with_dropout(bert(24, 16, 1024, head=discriminator()), _RATES),

@@ -17,10 +17,10 @@ from llm_jax.layers.attention.masks import Causal
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.initialisers import Init, Normal
-from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.norms import Norm, RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import Llama3Scaling
-from llm_jax.models.block import BlockConfig, Serial
+from llm_jax.models.block import BlockConfig, Parallel, Serial
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import decoder, head_config, residual_init
 
@@ -48,7 +48,8 @@ def llama(
     window: int | Sequence[int | None] | None = None,
     qk_norm: QKNormConfig | None = None,
     clip: float | None = None,
-    wiring: Serial = Serial(),  # noqa: B008
+    norm: Norm | None = None,
+    wiring: Serial | Parallel = Serial(),  # noqa: B008
     init: Init = Normal(),  # noqa: B008
     out_init: Init | None = None,
 ) -> TransformerConfig:
@@ -59,6 +60,7 @@ def llama(
     Args:
       rope: of every layer, or of each of the layers; None: without positions.
       window: tokens that every layer sees, or each of the layers; None: all before.
+      norm: of blocks and at the end; None: the root mean square, with `epsilon`.
       init: of matrices and token vectors.
       out_init: of what writes to the residual stream; None: as in GPT-2.
     """
@@ -68,7 +70,7 @@ def llama(
     check(len(windows) == layers, f"window has {len(windows)} entries and there are {layers} layers: give one a layer")
     ropes = rope if isinstance(rope, Sequence) else (rope,) * layers
     check(len(ropes) == layers, f"rope has {len(ropes)} entries and there are {layers} layers: give one a layer")
-    norm, out_init = RMSNormConfig(epsilon), out_init or residual_init(layers)
+    norm, out_init = norm or RMSNormConfig(epsilon), out_init or residual_init(layers)
     ffn = GLUConfig(hidden, activation, ffn_bias, init, out_init)
 
     def block(window: int | None, rope: RoPEConfig | None) -> BlockConfig:
