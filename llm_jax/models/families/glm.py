@@ -13,14 +13,22 @@ from llm_jax.models.families.llama import llama
 
 
 def glm(
-    layers: int, heads: int, width: int, *, head_dim: int = 128, sandwich: bool = False, **options: Any
+    layers: int,
+    heads: int,
+    width: int,
+    *,
+    head_dim: int = 128,
+    rope: RoPEConfig | None = None,
+    sandwich: bool = False,
+    **options: Any,
 ) -> TransformerConfig:
     """A GLM-4 of any size; other options of `llama`.
 
     Args:
+      rope: None: the leading half of each head is rotated.
       sandwich: whether there are norms after the halves of a block too.
     """
-    rope, wiring = RoPEConfig(features=head_dim // 2), Serial(after=sandwich)
+    rope, wiring = RoPEConfig(features=head_dim // 2) if rope is None else rope, Serial(after=sandwich)
     limits: dict[str, Any] = {"kv_heads": 2, "vocab_size": 151_552, "max_length": 131_072, "epsilon": 1.5625e-7}
     limits |= {"rope": rope, "bias": True, "out_bias": False}
     return llama(layers, heads, width, head_dim=head_dim, wiring=wiring, **limits | options)

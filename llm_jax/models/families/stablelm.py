@@ -14,11 +14,23 @@ from llm_jax.models.families.llama import llama
 
 
 def stablelm(
-    layers: int, heads: int, width: int, *, epsilon: float = 1e-5, parallel: bool = False, **options: Any
+    layers: int,
+    heads: int,
+    width: int,
+    *,
+    rope: RoPEConfig | None = None,
+    epsilon: float = 1e-5,
+    parallel: bool = False,
+    **options: Any,
 ) -> TransformerConfig:
-    """A StableLM of any size; other options of `llama`."""
+    """A StableLM of any size; other options of `llama`.
+
+    Args:
+      rope: None: the leading quarter of each head is rotated.
+      parallel: whether attention and ffn stand side by side on one norm.
+    """
     own: dict[str, Any] = {"norm": LayerNormConfig(epsilon), "wiring": Parallel() if parallel else Serial()}
-    rope = RoPEConfig(features=width // heads // 4)
+    rope = RoPEConfig(features=width // heads // 4) if rope is None else rope
     limits: dict[str, Any] = {"vocab_size": 50304, "max_length": 4096, "rope": rope, "out_bias": False}
     return llama(layers, heads, width, **own, **limits | options)
 
