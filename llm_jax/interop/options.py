@@ -82,11 +82,12 @@ _NAMES: dict[Kind, str] = {
         pad_token_id""",
     _whole(-LARGEST): "clamp_len",
     _RATIO: """
-        attention_factor attn_logit_softcapping beta_fast beta_slow clip_qkv expand expansion_ratio factor
-        final_logit_softcapping high_freq_factor logit_scale logits_soft_cap low_freq_factor
-        moe_normalize_expert_weights query_pre_attn_scalar rope_local_base_freq rope_theta rotary_emb_base
-        routed_scaling_factor softmax_scale swiglu_alpha swiglu_limit""",
-    _EPSILON: "layer_norm_eps layer_norm_epsilon norm_epsilon rms_norm_eps",
+        attention_factor attention_multiplier attn_logit_softcapping beta_fast beta_slow clip_qkv
+        embedding_multiplier expand expansion_ratio factor final_logit_softcapping high_freq_factor logit_scale
+        logits_scaling logits_soft_cap low_freq_factor moe_normalize_expert_weights query_pre_attn_scalar
+        residual_multiplier rope_local_base_freq rope_theta rotary_emb_base routed_scaling_factor softmax_scale
+        swiglu_alpha swiglu_limit""",
+    _EPSILON: "layer_norm_eps layer_norm_epsilon norm_eps norm_epsilon rms_norm_eps",
     _WEIGHT: """
         initializer_factor initializer_range init_std moe_loss_weight mscale mscale_all_dim router_aux_loss_coef
         router_z_loss_coef""",

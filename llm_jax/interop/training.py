@@ -65,6 +65,7 @@ _RATES: dict[str, dict[str, Option]] = {
     "dbrx": _DBRX,
     "phi": _ATTENTION | {"residual": ("resid_pdrop", 0.0), "embed": ("embd_pdrop", 0.0)},
     "gpt_neo": _ATTENTION | {"residual": ("resid_dropout", 0.0), "embed": ("embed_dropout", 0.0)},
+    "persimmon": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
     "stablelm": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
     "codegen": _GPTJ,
     "bert": _BERT,
@@ -76,6 +77,8 @@ _RATES: dict[str, dict[str, Option]] = {
     "electra": _BERT,
     "albert": _ALBERT,
     "bart": _BART,
+    "mbart": _BART,
+    "pegasus": _BART,
     "marian": _BART,
     "t5": _T5,
     "mt5": _T5,
@@ -87,13 +90,15 @@ _RATES: dict[str, dict[str, Option]] = {
 """{model_type: {field of `Rates`: its option}}; where a type is missing, `attention_dropout` is all there is."""
 
 _LAYER_DROP = {"encoder": "encoder_layerdrop", "decoder": "decoder_layerdrop"}
-"""Of the stacks of BART and Marian."""
+"""Of the stacks of BART and its relatives."""
 
-_DEVIATIONS = {"opt": "init_std", "bart": "init_std"}
+_OF_BART = ("bart", "mbart", "pegasus", "marian")
+
+_DEVIATIONS = {"opt": "init_std", "bart": "init_std", "mbart": "init_std"}
 """{model_type: option of the standard deviation of initial values}; `initializer_range` where a type is missing."""
 _FACTORS = {"t5", "mt5", "switch_transformers"}
 """Whose `initializer_factor` multiplies all initial values."""
-_BY_SIZE = {"gpt_neox", "gptj", "mpt", "marian", "recurrent_gemma"}
+_BY_SIZE = {"gpt_neox", "gptj", "mpt", "marian", "pegasus", "recurrent_gemma"}
 """Whose initial values follow from their sizes: the option has never served their training, and is left alone."""
 
 
@@ -119,7 +124,7 @@ def read(family: Family, options: dict[str, Any], tensors: Set[str] | None = Non
     if not _drops_before_scores(config, kind):
         rates.pop("head", None)
     config = with_dropout(config, Rates(**{name: rate for name, rate in rates.items() if _has(places, name)}))
-    if kind in ("bart", "marian"):
+    if kind in _OF_BART:
         for side, name in _LAYER_DROP.items():
             layers = Rates(layers=_share(name, _stated(options, name) or 0.0))
             config = dataclasses.replace(config, **{side: with_dropout(getattr(config, side), layers)})
@@ -134,7 +139,7 @@ def write(family: Family, config: ModelConfig) -> dict[str, Any]:
             rate = int(rate) if isinstance(default, int) and rate == int(rate) else rate
             parent, _, leaf = name.rpartition(".")
             options |= {parent: (_stated(options, parent) or {}) | {leaf: rate}} if parent else {leaf: rate}
-    if kind in ("bart", "marian"):
+    if kind in _OF_BART:
         options |= {name: rates_of(getattr(config, side)).layers for side, name in _LAYER_DROP.items()}
     table = config.stacks[-1].embed.init
     if kind in _FACTORS and isinstance(table, Normal):

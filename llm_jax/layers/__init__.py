@@ -39,7 +39,7 @@ from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.ffn.routing import Router
 from llm_jax.layers.initialisers import FanIn, Glorot, Init, Normal, Uniform, UniformFanIn, UniformGlorot, Zero
 from llm_jax.layers.mixer import Mixer
-from llm_jax.layers.norms import LayerNormConfig, Norm, RMSNormConfig
+from llm_jax.layers.norms import LayerNormConfig, Norm, OffsetLayerNormConfig, PlainLayerNormConfig, RMSNormConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.position import AddedPosition, PositionBias, RotaryPosition
@@ -106,9 +106,11 @@ __all__ = [
     "Noisy",
     "Norm",
     "Normal",
+    "OffsetLayerNormConfig",
     "Permuted",
     "PlainKernel",
     "PositionBias",
+    "PlainLayerNormConfig",
     "QKNormConfig",
     "RGLRUConfig",
     "RMSNormConfig",

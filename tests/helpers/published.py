@@ -33,12 +33,15 @@ from llm_jax.models.families.gpt_neo import gpt_neo
 from llm_jax.models.families.gpt_neox import gpt_neox
 from llm_jax.models.families.gpt_oss import gpt_oss
 from llm_jax.models.families.gptj import gptj
+from llm_jax.models.families.granite import granite
 from llm_jax.models.families.gshard import gshard
 from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.mixtral import mixtral
+from llm_jax.models.families.nemotron import nemotron, persimmon
+from llm_jax.models.families.olmo import olmo
 from llm_jax.models.families.olmo2 import olmo2, olmo3
 from llm_jax.models.families.olmoe import olmoe
 from llm_jax.models.families.opt import opt
@@ -117,6 +120,10 @@ PUBLISHED = {
     "cohere": cohere(*OLD, **NEW, **LIMITS),
     "cohere2": cohere2(*OLD, **NEW, **LIMITS, window=(3, None)),
     "phi": phi(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2)),
+    "olmo": olmo(*OLD, **NEW, **LIMITS, clip=0.8),
+    "granite": granite(*OLD, **NEW, **LIMITS),
+    "nemotron": nemotron(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2)),
+    "persimmon": persimmon(*OLD, hidden=24, **LIMITS, rope=RoPEConfig(features=2)),
     "gemma": gemma(*OLD, **NEW, head_dim=6, **LIMITS),
     "gemma2": gemma(
         *OLD, **NEW, head_dim=6, **LIMITS, windows=(3, None), scale=20**-0.5, softcaps=(5.0, 3.0), sandwich=True
@@ -196,6 +203,8 @@ PAIRS = _looped(
         "gshard": gshard(2, 3, *OLD[1:], hidden=24, head_dim=6, **LIMITS, dispatch=Dropless()),
         "bart": bart(*OLD, **LIMITS, hidden=24),
         "original": original(*OLD, **LIMITS),
+        "mbart": bart(*OLD, **LIMITS, hidden=24, scaled=True, pre_norm=True),
+        "pegasus": original(*OLD, **LIMITS, bias=True, pre_norm=True),
         "marian": original(*OLD, **LIMITS, activation="silu", scaled=False, bias=True, decoder_layers=1),
     }
 )

@@ -151,6 +151,8 @@ def _pairs() -> dict[str, Case]:
         "mt5": Case("MT5Config", "MT5ForConditionalGeneration", T5 | NEAR, inputs=PAIR, untied=True, gain=2),
         "bart": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR),
         "bart, padded before": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR_AFTER_PADDING),
+        "mbart": Case("MBartConfig", "MBartForConditionalGeneration", BART | {"scale_embedding": True}, inputs=PAIR),
+        "pegasus": Case("PegasusConfig", "PegasusForConditionalGeneration", BART, inputs=PAIR),
         "marian": Case("MarianConfig", "MarianMTModel", MARIAN, inputs=PAIR),
     }
 
@@ -343,6 +345,19 @@ CASES = {
         | {"attention_bias": True},
     ),
     "phi": Case("PhiConfig", "PhiForCausalLM", GQA | {"partial_rotary_factor": 0.5}),
+    "olmo": Case("OlmoConfig", "OlmoForCausalLM", GQA | {"clip_qkv": 0.7}),
+    "granite": Case(
+        "GraniteConfig",
+        "GraniteForCausalLM",
+        GQA
+        | {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 4.0}
+        | {"tie_word_embeddings": True, "mlp_bias": True, "attention_bias": True},
+    ),
+    "nemotron": Case("NemotronConfig", "NemotronForCausalLM", GQA | {"head_dim": 12, "mlp_bias": True}, gain=2),
+    "persimmon": Case("PersimmonConfig", "PersimmonForCausalLM", GQA | {"partial_rotary_factor": 0.5}, gain=2),
+    "persimmon, without norms": Case(
+        "PersimmonConfig", "PersimmonForCausalLM", GQA | {"qk_layernorm": False, "hidden_act": "gelu"}
+    ),
     "gemma": Case("GemmaConfig", "GemmaForCausalLM", GQA | {"head_dim": 12}),
     "gemma2": Case(
         "Gemma2Config", "Gemma2ForCausalLM", GQA | {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 5}

@@ -14,6 +14,7 @@ from llm_jax.core.checks import check, check_divides
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.attention.attention import AttentionConfig, QKNormConfig
 from llm_jax.layers.attention.masks import Causal
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.initialisers import Init, Normal
@@ -47,6 +48,7 @@ def llama(
     ffn_bias: bool = False,
     window: int | Sequence[int | None] | None = None,
     qk_norm: QKNormConfig | None = None,
+    scores: ScoresConfig = ScoresConfig(),  # noqa: B008
     clip: float | None = None,
     norm: Norm | None = None,
     wiring: Serial | Parallel = Serial(),  # noqa: B008
@@ -73,21 +75,12 @@ def llama(
     norm, out_init = norm or RMSNormConfig(epsilon), out_init or residual_init(layers)
     ffn = GLUConfig(hidden, activation, ffn_bias, init, out_init)
 
+    attention: dict[str, Any] = {"scores": scores, "qk_norm": qk_norm, "clip": clip, "bias": bias}
+    attention |= {"out_bias": out_bias, "init": init, "out_init": out_init}
+    sizes = (heads, head_dim or width // heads, heads if kv_heads is None else kv_heads)
+
     def block(window: int | None, rope: RoPEConfig | None) -> BlockConfig:
-        mixer = AttentionConfig(
-            heads,
-            head_dim or width // heads,
-            kv_heads=heads if kv_heads is None else kv_heads,
-            mask=Causal(window),
-            position=rope,
-            qk_norm=qk_norm,
-            clip=clip,
-            bias=bias,
-            out_bias=out_bias,
-            init=init,
-            out_init=out_init,
-        )
-        return BlockConfig(mixer, ffn, norm, wiring)
+        return BlockConfig(AttentionConfig(*sizes, Causal(window), rope, **attention), ffn, norm, wiring)
 
     blocks = tuple(block(*layer) for layer in zip(windows, ropes, strict=True))
     return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(init), head_config(tied, init))
