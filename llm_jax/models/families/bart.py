@@ -55,7 +55,7 @@ def original(
       scaled: whether token vectors are scaled by the root of the width.
       bias: whether scores have a bias for each token.
       decoder_layers: None: as many as the encoder's.
-      pre_norm: whether norms stand before the branches, and at the end of both sides, in the place of on the stream.
+      pre_norm: whether norms stand before the branches, and at the end of both stacks, instead of on the stream.
     """
     scale = math.sqrt(width) if scaled else 1.0
     embed = EmbedConfig(FanIn(), SinusoidalConfig(), scale=scale, dropout=dropout)
