@@ -1,4 +1,4 @@
-"""Checkpoints of LLaMA's heirs whose layers differ in positions: OLMo 3, SmolLM3, EXAONE 4; of ERNIE 4.5 and GLM-4,
+"""Checkpoints of LLaMA's variants whose layers differ in positions: OLMo 3, SmolLM3, EXAONE 4; of ERNIE 4.5 and GLM-4,
 where features that are rotated together are neighbours."""
 
 import functools
