@@ -1,4 +1,4 @@
-"""`llm-jax experts`: what the experts of a model have learned."""
+"""`llm-jax experts`: which experts of a model process which kinds of tokens."""
 
 import dataclasses
 from pathlib import Path
@@ -13,9 +13,9 @@ class Experts:
     run: Arg[str]
     """Run directory."""
     step: int | None = None
-    """Checkpoint to take; the newest if not given."""
+    """Checkpoint to use; the newest if not given."""
     best: bool = False
-    """Take the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
+    """Use the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
     cache_dir: Path = Path(".cache")
     """As for `train`."""
 

@@ -12,19 +12,19 @@ class Generate:
     """Continue a prompt with the model of a run or of a folder of transformers, as it is generated."""
 
     run: Arg[str]
-    """Run directory, or a folder of transformers."""
+    """Run directory, or a transformers folder."""
     prompt: str
     """Text to continue."""
     new_tokens: int = 128
-    """Longest continuation."""
+    """Maximum number of new tokens."""
     step: int | None = None
     """Checkpoint; the newest if not given."""
     best: bool = False
-    """Take the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
+    """Use the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of a folder of transformers; float32 if not given."""
+    """Dtype for a transformers folder; float32 if not given."""
     seed: int = 0
-    """Decides the sample."""
+    """Seed of the sampling."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.95)
 
 
