@@ -1,4 +1,4 @@
-"""A model ready for use, with its weights and its tokenizer: of a run, or of a folder of transformers."""
+"""A trained model with its weights and its tokenizer, from a run or from a transformers folder."""
 
 import dataclasses
 import os
@@ -22,15 +22,15 @@ from llm_jax.tokenizers.folder import transformers_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A model with the weights that are meant for use: of a run their moving average if it keeps one. `of` reads it."""
+    """A model with its evaluation weights: for a run, the moving average if it has one. `of` reads it."""
 
     model: Model
     params: Any
     tokenizer: Tokenizer
     bos: bool
-    """Whether sequences begin with the tokenizer's bos, as those of training do."""
+    """Whether sequences must begin with the tokenizer's bos, as in training."""
     experiment: Experiment | None = None
-    """That of the run; None for a folder of transformers."""
+    """The experiment of the run; None for a transformers folder."""
 
     @classmethod
     def of(
@@ -40,16 +40,17 @@ class TrainedModel:
         best: bool = False,
         dtype: Float | None = None,
     ) -> Self:
-        """
+        """Loads a model from a run or from a transformers folder.
+
         Args:
           where: a run directory, or a folder with `config.json`, safetensors files and a tokenizer.
-          step: of the checkpoint of a run; None for the newest.
-          best: whether to take the checkpoint of a run with the lowest `checkpoint.best_metric`.
-          dtype: of parameters and computation for a folder of transformers; None: float32. A run has its own.
+          step: step of the checkpoint of a run; None: the newest.
+          best: whether to use the checkpoint of a run with the lowest `checkpoint.best_metric`.
+          dtype: dtype of parameters and computation for a transformers folder; None: float32. Must be None for a run.
 
         Raises:
-          ValueError: for something else; a run without a tokenizer or such a checkpoint; a folder whose model or
-            tokenizer is not supported.
+          ValueError: if `where` is neither; for a run without a tokenizer or without such a checkpoint; for a folder
+            whose model or tokenizer is not supported.
         """
         run = where if isinstance(where, RunDirectory) else RunDirectory(paths.at(where))
         check(step is None or not best, f"--step {step} and --best each choose a checkpoint: leave one of them out")
@@ -69,15 +70,15 @@ class TrainedModel:
         return cls(model, restored.state, tokenizer, experiment.data.bos, experiment)
 
     def prompt(self, text: str) -> list[int]:
-        """Token ids with which the model begins to continue `text`."""
+        """Token ids of the prompt `text`, with bos if `bos` is set."""
         return [self.tokenizer.bos_id] * self.bos + self.tokenizer.encode(text)
 
     def held_out(self, cache: Path) -> Iterator[AnyBatch]:
-        """The validation sets of the run's data, tokenised in `cache` if they are not there; of each the sample that
-        the run's PerplexityConfig scores, or all of it where the run has none.
+        """Batches of the validation sets of the run's data, tokenised in `cache` if they are not there. With
+        `max_bytes` in the run's PerplexityConfig, only that sample of each set.
 
         Raises:
-          ValueError: for a folder of transformers, which has no data.
+          ValueError: for a transformers folder, which has no data.
         """
         experiment = given(
             self.experiment, "a folder of transformers has no held-out data: give the directory of a run"
