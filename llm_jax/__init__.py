@@ -1,4 +1,4 @@
-"""Transformer research in JAX and Flax."""
+"""A laboratory for transformer research in JAX and Flax."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

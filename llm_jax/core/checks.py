@@ -61,7 +61,7 @@ def check_divides(divisor: int, number: int, divisor_name: str, number_name: str
 
 
 def _divisors(number: int) -> set[int]:
-    """All divisors of `number`. For very large numbers only those with a factor below the search limit."""
+    """All divisors of `number`. For very large numbers only those below the search limit, and their cofactors."""
     small = [d for d in range(1, min(math.isqrt(max(number, 0)), 10**6) + 1) if number % d == 0]
     return {*small, *(number // d for d in small)}
 

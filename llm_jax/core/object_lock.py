@@ -91,7 +91,8 @@ class ObjectLock:
         check(self._create(), f"{self._path.parent} was deleted and is in use by another process now; this one stops")
 
     def _create(self) -> bool:
-        """Whether this process has created the object. Also True if the object is ours after a repeated request."""
+        """Whether this process created the object. Also True if a first answer of the store was lost and its client
+        repeated the request."""
         return create(self._path, self._content()) or self._is_ours()
 
     def _beat(self) -> None:

@@ -160,7 +160,8 @@ def _told_by_pod() -> dict:
 
 
 def _one_of(local: int, on_node: int) -> tuple[int, ...] | None:
-    """The GPU of process `local` of `on_node` on its machine; None if the scheduler already restricts its GPUs."""
+    """The GPU of process `local` of `on_node` on its machine. None for all GPUs that it sees: if it is the only process
+    there, or if the scheduler already restricts its GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     fewer = visible is not None and len(visible.split(",")) < on_node
     # SLURM_STEP_GPUS does not help: it is set for every step with GPUs, whether they are bound to tasks or not.

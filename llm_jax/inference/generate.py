@@ -46,7 +46,7 @@ _ROUNDED = (Role.MATRIX, Role.EXPERT, Role.READOUT, Role.EMBEDDING, Role.CONVOLU
 
 
 def in_compute_type(params: Any, roles: Any, dtype: jnp.dtype) -> Any:
-    """Parameters with all matrices cast to `dtype`, which halves the memory traffic of a step if `dtype` is bfloat16.
+    """Parameters with all matrices cast to `dtype`, so that a step reads them in the dtype in which it computes.
 
     Every use of a matrix casts it to `dtype` anyway, except for routers. Routers, vectors and small tables keep their
     dtype: expert scores, norms, decay rates and attention biases are computed in float32, and rounded parameters would

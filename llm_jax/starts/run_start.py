@@ -76,7 +76,8 @@ def read_run(run: RunDirectory, step: int | None, best: bool) -> tuple[Any, Toke
 def restored_weights(
     run: RunDirectory, experiment: Any, precision: Precision, tokenizer_digest: str, step: int | None
 ) -> Restored:
-    """The evaluation weights: the moving average if the run has one, otherwise the parameters.
+    """The evaluation weights, with the step of their checkpoint: the moving average if the run has one, otherwise the
+    parameters.
 
     Raises:
       ValueError: if the checkpoint is damaged, missing, or has another tokenizer.
