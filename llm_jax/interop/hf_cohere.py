@@ -8,8 +8,8 @@ from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Rope, Table, defaults
-from llm_jax.interop.hf_llama_variants import alternating, read_windows, write_some_rope, write_windows
 from llm_jax.interop.hf_llama import BEFORE, BIAS, UNNORMED, tensors
+from llm_jax.interop.hf_llama_variants import alternating, read_windows, write_some_rope, write_windows
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.rope import longest, read_rope
 from llm_jax.interop.settings import Settings
