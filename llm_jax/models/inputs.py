@@ -35,22 +35,20 @@ class Inputs:
 
     @classmethod
     def of(cls, inputs: "Inputs | jax.Array") -> "Inputs":
-        """`inputs`, of which an array [B, T] of token ids is short for `Inputs(tokens_BT=...)`."""
-        return inputs if isinstance(inputs, Inputs) else cls(tokens_BT=inputs)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(B, T).
+        """`inputs`; an array [B, T] of token ids is short for `Inputs(tokens_BT=...)`.
 
         Raises:
           ValueError: if there are neither tokens nor features, or both.
         """
-        found = [x for x in (self.tokens_BT, self.features_BTE) if x is not None]
-        check(
-            len(found) == 1,
-            f"inputs have {len(found)} of tokens_BT and features_BTE: give exactly one of them",
-        )
-        batch, length = found[0].shape[:2]
+        found = inputs if isinstance(inputs, Inputs) else cls(tokens_BT=inputs)
+        given_arrays = sum(x is not None for x in (found.tokens_BT, found.features_BTE))
+        check(given_arrays == 1, f"inputs have {given_arrays} of tokens_BT and features_BTE: give exactly one of them")
+        return found
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        batch, length = (self.ids_BT if self.features_BTE is None else self.features_BTE).shape[:2]
         return batch, length
 
     @property
