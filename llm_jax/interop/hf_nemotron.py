@@ -4,15 +4,15 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import parts
+from llm_jax.interop import experts, parts
 from llm_jax.interop.family import Family
-from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Rope, Table
+from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Rope, Table, activating, balancing
 from llm_jax.interop.hf_llama import BEFORE, BIAS, PRE_NORM, SILU, UNNORMED, UNROTATED, tensors
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
 from llm_jax.models.block import ScaledSerial
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.granite import granite
+from llm_jax.models.families.granite import granite, granite_moe
 from llm_jax.models.families.nemotron import nemotron, persimmon
 from llm_jax.models.families.olmo import olmo
 from llm_jax.models.heads import TiedHead
@@ -47,11 +47,16 @@ _GRANITE: Table = (
     Only("tie_word_embeddings", True, written=True),
     Rope(default=2048),
     BIAS,
-    Field("mlp_bias", "ffn_bias", False),
     Field("embedding_multiplier", "embedding", 1.0, lambda config: config.embed.scale),
     Field("attention_multiplier", "scores", 1.0, lambda config: parts.attention_of(parts.first(config)).scores.scale),
     Field("residual_multiplier", "residual", 1.0, _residual),
     Pair(_read_logits, _write_logits),
+)
+_GRANITE_MOE: Table = (
+    *_GRANITE,
+    Field("num_local_experts", "experts", 8),
+    Field("num_experts_per_tok", "top", 2),
+    Field("router_aux_loss_coef", "load", 0.001),
 )
 _NEMOTRON: Table = (
     *(entry for entry in UNNORMED if entry != SILU),
@@ -79,6 +84,16 @@ _PERSIMMON: Table = (
 )
 
 
+def _experts(place: parts.Place, name: str) -> Iterator[Tensor]:
+    """All experts of a layer lie in two tensors: gate and up of each, one below the other, and what writes."""
+    name = f"{name}.block_sparse_moe"
+    yield from experts.router(place, f"{name}.router.layer")
+    halves = tuple(place.leaf(f"ffn/experts/{ours}/kernel", "x d (s f)") for ours in ("gate", "up"))
+    yield Tensor(f"{name}.input_linear.weight", "x (s f) d", halves, place.sizes)
+    down = (place.leaf("ffn/experts/down/kernel", "x f d"),)
+    yield Tensor(f"{name}.output_linear.weight", "x d f", down, place.sizes)
+
+
 def _plain_ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
     yield from parts.ffn(place, {"up": f"{name}.up_proj"}, f"{name}.down_proj")
 
@@ -101,7 +116,22 @@ def _persimmon_tensors(config: TransformerConfig) -> Iterator[Tensor]:
 _NEMOTRON_TENSORS = functools.partial(tensors, before=BEFORE, ffn=_plain_ffn)
 FAMILIES = (
     Family("olmo", "OlmoForCausalLM", olmo, _OLMO, PRE_NORM, prefix="model."),
-    Family("granite", "GraniteForCausalLM", granite, _GRANITE, PRE_NORM, prefix="model."),
+    Family(
+        "granite",
+        "GraniteForCausalLM",
+        granite,
+        (*_GRANITE, Field("mlp_bias", "ffn_bias", False)),
+        PRE_NORM,
+        prefix="model.",
+    ),
+    Family(
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        balancing(activating(granite_moe)),
+        _GRANITE_MOE,
+        functools.partial(PRE_NORM, experts=_experts),
+        prefix="model.",
+    ),
     Family("nemotron", "NemotronForCausalLM", nemotron, _NEMOTRON, _NEMOTRON_TENSORS, prefix="model."),
     Family("persimmon", "PersimmonForCausalLM", persimmon, _PERSIMMON, _persimmon_tensors, prefix="model."),
 )

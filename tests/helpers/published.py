@@ -33,7 +33,7 @@ from llm_jax.models.families.gpt_neo import gpt_neo
 from llm_jax.models.families.gpt_neox import gpt_neox
 from llm_jax.models.families.gpt_oss import gpt_oss
 from llm_jax.models.families.gptj import gptj
-from llm_jax.models.families.granite import granite
+from llm_jax.models.families.granite import granite, granite_moe
 from llm_jax.models.families.gshard import gshard
 from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
@@ -122,6 +122,7 @@ PUBLISHED = {
     "phi": phi(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2)),
     "olmo": olmo(*OLD, **NEW, **LIMITS, clip=0.8),
     "granite": granite(*OLD, **NEW, **LIMITS),
+    "granitemoe": granite_moe(*OLD, **NEW, **LIMITS, experts=4, top=2),
     "nemotron": nemotron(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2)),
     "persimmon": persimmon(*OLD, hidden=24, **LIMITS, rope=RoPEConfig(features=2)),
     "gemma": gemma(*OLD, **NEW, head_dim=6, **LIMITS),

@@ -14,6 +14,7 @@ from llm_jax.models.families.decoder import with_experts
 from tests.helpers.published import EVERY
 
 DEFAULTS = {"mixtral": 0.001, "qwen2_moe": 0.001, "qwen3_moe": 0.001, "olmoe": 0.01, "gpt_oss": 0.001, "dbrx": 0.01}
+DEFAULTS |= {"granitemoe": 0.001}
 
 
 def _options(name: str, config: ModelConfig) -> dict:

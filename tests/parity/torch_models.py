@@ -353,6 +353,13 @@ CASES = {
         | {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 4.0}
         | {"tie_word_embeddings": True, "mlp_bias": True, "attention_bias": True},
     ),
+    "granitemoe": Case(
+        "GraniteMoeConfig",
+        "GraniteMoeForCausalLM",
+        GQA
+        | {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 4.0}
+        | {"tie_word_embeddings": True, "num_local_experts": 6, "num_experts_per_tok": 2},
+    ),
     "nemotron": Case("NemotronConfig", "NemotronForCausalLM", GQA | {"head_dim": 12, "mlp_bias": True}, gain=2),
     "persimmon": Case("PersimmonConfig", "PersimmonForCausalLM", GQA | {"partial_rotary_factor": 0.5}, gain=2),
     "persimmon, without norms": Case(

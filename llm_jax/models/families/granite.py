@@ -1,15 +1,22 @@
 """Granite 3.0 (Granite Team 2024, github.com/ibm-granite/granite-3.0-language-models/blob/main/paper.pdf, section 2):
 LLaMA with factors of token vectors, scores of attention, what branches add to the stream, and scores of the vocabulary.
 
-Initialisation: none is published; as LLaMA's here (llama.py).
+Initialisation: none is published; as LLaMA's here (llama.py), routers N(0, 0.02).
 """
 
 import dataclasses
 from typing import Any
 
 from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.layers.ffn.balance import Balance, LoadLoss, mean_over
+from llm_jax.layers.ffn.dispatch import Dispatch
+from llm_jax.layers.ffn.dispatch.dropless import Dropless
+from llm_jax.layers.ffn.mlp import GLUConfig
+from llm_jax.layers.ffn.moe import MoEConfig
+from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models.block import ScaledSerial, Serial
 from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.decoder import residual_init, with_experts
 from llm_jax.models.families.llama import llama
 from llm_jax.models.heads import TiedHead
 
@@ -41,7 +48,33 @@ def granite(
     return dataclasses.replace(config, embed=embed, head=TiedHead(scale=logits))
 
 
+def granite_moe(
+    layers: int,
+    heads: int,
+    width: int,
+    *,
+    hidden: int,
+    experts: int = 32,
+    top: int = 8,
+    dispatch: Dispatch = Dropless(),  # noqa: B008
+    balance: tuple[Balance, ...] | None = None,
+    **options: Any,
+) -> TransformerConfig:
+    """A Granite with experts; other options of `granite`.
+
+    Args:
+      hidden: width of an expert.
+      balance: None: the load loss of its config.json files.
+    """
+    balance = mean_over(layers, LoadLoss(0.001 * top, first=False)) if balance is None else balance
+    expert = GLUConfig(hidden, out_init=residual_init(layers))
+    layer = MoEConfig(experts, expert, SoftmaxConfig(top), dispatch, balance)
+    return with_experts(granite(layers, heads, width, hidden=hidden, **options), layer)
+
+
 SIZES = {
     "granite-3.0-2b": lambda: granite(40, 32, 2048, hidden=8192, kv_heads=8),
     "granite-3.0-8b": lambda: granite(40, 32, 4096, hidden=12800, kv_heads=8, logits=0.0625),
+    "granite-3.0-1b-a400m": lambda: granite_moe(24, 16, 1024, hidden=512, kv_heads=8, logits=1 / 6),
+    "granite-3.0-3b-a800m": lambda: granite_moe(32, 24, 1536, hidden=512, kv_heads=8, experts=40, logits=1 / 6),
 }
