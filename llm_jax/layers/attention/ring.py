@@ -242,7 +242,7 @@ class _Own:
 
 
 def of_heads(pairs: Pairs, lines: tuple[DeviceGroup, ...], heads: int) -> Pairs:
-    """`pairs` of a device that holds `heads` heads, which are sharded over `lines`; the first of these varies slowest."""
+    """`pairs` of a device that holds `heads` heads. Heads are sharded over `lines`, the first of these slowest."""
     all_heads, first = heads, 0
     for line in lines[::-1]:
         first, all_heads = first + line.place * all_heads, all_heads * line.size
