@@ -1,8 +1,8 @@
-"""Initial values of parameters: a distribution is a config type.
+"""Initialisers of parameters: each distribution is a config type.
 
-A type has `stddev_of(fan_in, fan_out)`, the scale of its values, `draw(fan_in, fan_out)`, a Flax initialiser, and
-`words`, the distribution in short. Fan-in and fan-out are the numbers of features that a matrix reads and writes; of a
-table of vectors they are the width and the number of rows.
+A type has `stddev_of(fan_in, fan_out)`, the standard deviation, `draw(fan_in, fan_out)`, a Flax initialiser, and
+`words`, a short description. Fan-in and fan-out are the numbers of input and output features of a matrix. For a table
+of vectors they are the width and the number of rows.
 """
 
 import math
@@ -18,13 +18,13 @@ from llm_jax.layers.roles import ParameterBox, Role
 
 
 class _Gaussian:
-    """Values of a Gaussian."""
+    """Base of Gaussian initialisers."""
 
     cut: float | None = None
-    """Values beyond this many standard deviations are drawn again; None: none are."""
+    """Truncation in standard deviations, by redrawing; None: no truncation."""
 
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
-        """Standard deviation before the cut."""
+        """Standard deviation before truncation."""
         raise NotImplementedError
 
     def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
@@ -32,12 +32,12 @@ class _Gaussian:
         stddev, cut = self.stddev_of(fan_in, fan_out), self.cut
         if cut is None:
             return nn.initializers.normal(stddev)
-        # Flax's own initialiser divides by the deviation of what is left, which TensorFlow's and PyTorch's do not.
+        # Flax's own initialiser divides by the standard deviation after truncation; TensorFlow's and PyTorch's do not.
         return lambda key, shape, dtype: jax.random.truncated_normal(key, -cut, cut, shape, dtype) * stddev
 
 
 class _Uniform:
-    """Values that are uniform around zero."""
+    """Base of uniform initialisers around zero."""
 
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
         """Standard deviation."""
@@ -55,20 +55,20 @@ class Normal(_Gaussian):
 
     stddev: float = 0.02
     cut: float | None = None
-    """Values beyond this many standard deviations are drawn again, as `truncated_normal` of TensorFlow and
-    `trunc_normal_` of PyTorch do. The cut makes the deviation of what is left smaller: by 12% for a cut of 2."""
+    """Truncation in standard deviations, by redrawing, as in `truncated_normal` of TensorFlow and `trunc_normal_` of
+    PyTorch. Truncation reduces the standard deviation: by 12% for a cut of 2."""
 
     def __post_init__(self):
         check_positive(stddev=self.stddev)
         check_positive_if_given(cut=self.cut)
 
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
-        """Standard deviation before the cut."""
+        """Standard deviation before truncation."""
         return self.stddev
 
     @property
     def words(self) -> str:
-        """The distribution in short."""
+        """The distribution as text."""
         return f"N(0, {self.stddev:.4g}){_cut_words(self.cut)}"
 
 
@@ -85,12 +85,12 @@ class FanIn(_Gaussian):
         check_positive_if_given(cut=self.cut)
 
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
-        """Standard deviation before the cut."""
+        """Standard deviation before truncation."""
         return self.gain / math.sqrt(fan_in)
 
     @property
     def words(self) -> str:
-        """The distribution in short."""
+        """The distribution as text."""
         return f"N(0, {self.gain:.4g} / sqrt(fan-in)){_cut_words(self.cut)}"
 
 
@@ -109,7 +109,7 @@ class Glorot(_Gaussian):
 
     @property
     def words(self) -> str:
-        """The distribution in short."""
+        """The distribution as text."""
         return f"N(0, {self.gain:.4g} / sqrt(mean of fan-in and fan-out))"
 
 
@@ -128,7 +128,7 @@ class Uniform(_Uniform):
 
     @property
     def words(self) -> str:
-        """The distribution in short."""
+        """The distribution as text."""
         return f"uniform within {self.limit:.4g}"
 
 
@@ -148,7 +148,7 @@ class UniformFanIn(_Uniform):
 
     @property
     def words(self) -> str:
-        """The distribution in short."""
+        """The distribution as text."""
         return f"uniform within {self.gain * math.sqrt(3):.4g} / sqrt(fan-in)"
 
 
@@ -167,7 +167,7 @@ class UniformGlorot(_Uniform):
 
     @property
     def words(self) -> str:
-        """The distribution in short."""
+        """The distribution as text."""
         return f"uniform within {self.gain * math.sqrt(3):.4g} / sqrt(mean of fan-in and fan-out)"
 
 
@@ -185,24 +185,23 @@ class Zero:
 
     @property
     def words(self) -> str:
-        """The distribution in short."""
+        """The distribution as text."""
         return "0"
 
 
 Init = Normal | FanIn | Glorot | Uniform | UniformFanIn | UniformGlorot | Zero
 
 TORCH_DEFAULT = UniformFanIn(1 / math.sqrt(3))
-"""What PyTorch's Linear and Conv1d start with, kernels and biases alike; the fan-in of a bias is that of its kernel."""
+"""PyTorch's default for kernels and biases of Linear and Conv1d; the fan-in of a bias is that of its kernel."""
 
 
 def annotated(init: nn.initializers.Initializer, logical_axes: tuple[str, ...], role: Role) -> Callable[..., jax.Array]:
-    """`init` of a parameter whose axes have these logical axes (sharding/axes.py) and which has this role
-    (roles.py), for `Module.param`.
+    """`init` with the logical axes (sharding/axes.py) and the role (roles.py) of a parameter, for `Module.param`.
 
-    What it makes is boxed with both; flax takes the box off wherever a module reads the parameter.
+    The initialiser returns a box with both; flax unboxes the parameter wherever a module reads it.
 
     Raises:
-      ValueError: for a role that is none of `Role`.
+      ValueError: if `role` is not one of `Role`.
     """
     check(role in list(Role), f"role is {role!r}: it must be one of Role, {', '.join(Role)}")
     return cast("Callable[..., jax.Array]", lambda *drawn: ParameterBox(init(*drawn), logical_axes, role=Role(role)))

@@ -1,4 +1,4 @@
-"""What a model reads.
+"""Inputs of a model.
 
 Legend: B batch, T length, S length of the encoder's sequence, D model width, E width of the embedding table.
 """
@@ -17,14 +17,14 @@ class Inputs:
     """The inputs of one call: the same for decoders, encoders and encoder-decoders.
 
     Attributes:
-      tokens_BT: int32 token ids; of an encoder-decoder those of the decoder. None where `features_BTE` are given.
-      sequence: positions and documents of the tokens. None: every sequence is one document without padding, which
-        begins here or, with a cache, continues it.
-      encoder: inputs of the encoder of an encoder-decoder, [B, S]. Where sequences are packed, a token of the decoder
-        reads the encoder's tokens of the same segment id.
-      encoded: the output of an encoder, in place of `encoder`, where it is computed already; what cross attention
-        reads. With a cache only the first call needs it.
-      features_BTE: vectors in place of the embeddings of tokens, such as those of a soft prompt, or of an image.
+      tokens_BT: int32 token ids, for an encoder-decoder those of the decoder. None if `features_BTE` are given.
+      sequence: positions and segment ids of the tokens. None: every sequence is one document without padding, which
+        starts here or, with a KV cache, continues it.
+      encoder: inputs of the encoder of an encoder-decoder, [B, S]. In packed sequences, a decoder token attends to the
+        encoder tokens of the same segment id.
+      encoded: the encoder output for cross-attention, instead of `encoder`, if it is already computed. With a KV cache
+        only the first call requires it.
+      features_BTE: vectors instead of token embeddings, such as those of a soft prompt or an image.
     """
 
     tokens_BT: jax.Array | None = None
@@ -35,7 +35,7 @@ class Inputs:
 
     @classmethod
     def of(cls, inputs: "Inputs | jax.Array") -> "Inputs":
-        """`inputs`, of which an array [B, T] of token ids is short for `Inputs(tokens_BT=...)`."""
+        """`inputs` as `Inputs`; an array [B, T] of token ids becomes `Inputs(tokens_BT=...)`."""
         return inputs if isinstance(inputs, Inputs) else cls(tokens_BT=inputs)
 
     @property

@@ -71,8 +71,8 @@ class SoftRouter(Scoring):
         return Routed(SoftAssignment(dispatch_BTZ.reshape(shape), combine_BTZ.reshape(shape)))
 
     def _cosines(self, x_BTD: jax.Array) -> jax.Array:
-        """Cosine similarity of each token and each slot, times a learned scale. It keeps the softmax soft in wide models
-        (section 2.3)."""
+        """Cosine similarity of each token and each slot, times a learned scale. It keeps the softmax soft in wide
+        models (section 2.3)."""
         matrix = self.matrix("scores", self.experts * self.config.slots)
         ones = annotated(nn.initializers.ones_init(), (axes.ROUTES,), Role.SCALE)
         scale_1 = self.param("scale", ones, (1,), self.precision.param_dtype).astype("float32")
