@@ -1,7 +1,7 @@
-"""OLMo 2 (OLMo Team 2025, arXiv:2501.00656, table 1 and section 3.1): norms on what the halves of a block give, and on
-all queries and all keys together.
+"""OLMo 2 (OLMo Team 2025, arXiv:2501.00656, table 1 and section 3.1): norms of the outputs of mixer and ffn, and of
+queries and keys over all heads.
 
-Initialisation: N(0, 0.02) for every matrix and for token vectors, however deep the model (section 3.2), cut at three
+Initialisation: N(0, 0.02) for every matrix and for token embeddings, at every depth (section 3.2), truncated at three
 standard deviations (github.com/allenai/OLMo, `init_cutoff_factor` in configs/official-1124 and official-0425, and
 olmo/initialization.py; the 32B: github.com/allenai/OLMo-core, src/olmo_core/nn/transformer/init.py).
 """
@@ -30,7 +30,7 @@ def olmo2(
     epsilon: float = 1e-6,
     **options: Any,
 ) -> TransformerConfig:
-    """An OLMo 2 of any size; other options of `llama`."""
+    """An OLMo 2 of any size; other options are those of `llama`."""
     qk_norm, wiring = QKNormConfig(RMSNormConfig(epsilon), over="heads"), Serial(before=False, after=True)
     limits: dict[str, Any] = {"vocab_size": vocab_size, "max_length": max_length, "rope": rope, "epsilon": epsilon}
     own: dict[str, Any] = {"qk_norm": qk_norm, "wiring": wiring, "init": INIT, "out_init": INIT}
