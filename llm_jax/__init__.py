@@ -10,7 +10,7 @@ __all__ = ["Experiment", "load_experiment"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: this file is run before every module of the package, also before the help of commands.
+    # Imported lazily, because this file runs before every module of the package, including the help of commands.
     if name in __all__:
         return getattr(importlib.import_module("llm_jax.experiment"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""assemble(): the single composition root, where an Experiment becomes parts that work together."""
+"""assemble(): the single composition root, which builds the parts of an Experiment."""
 
 import dataclasses
 from pathlib import Path
@@ -20,46 +20,45 @@ from llm_jax.train.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-    """The working parts of an experiment. Nothing is computed or allocated on a device until a part is used."""
+    """The parts of an experiment. Nothing is computed or allocated on a device until a part is used."""
 
     experiment: Experiment
     tokenizer: Tokenizer | None
     dataset: Dataset
     programs: Programs
     fit: Fit | None
-    """How the weights of the experiment's start become parameters; None without a start, or for a run that has
-    begun."""
+    """Converts the weights of the experiment's start to parameters; None without a start, or if the run resumes."""
 
     @property
     def layout(self) -> Layout:
-        """Where everything lies."""
+        """The mesh and the strategy."""
         return self.programs.layout
 
     def initial_state(self) -> TrainState:
-        """The state before the first update."""
+        """The state before the first step."""
         if self.fit is None:
             return self.programs.fresh()
         return self.programs.begin(self.fit.parameters(self.experiment.seed))
 
     def place(self, rows: dict) -> AnyBatch:
-        """A batch over all devices from this host's stacked rows."""
+        """A batch over all devices, from the stacked rows of this process."""
         return global_batch(self.experiment.objective.batch(rows), self.layout.rows)
 
     @property
     def share(self) -> tuple[int, int]:
-        """(host, hosts): which part of every batch this process reads."""
+        """(host, hosts): the part of every batch that this process reads."""
         return host_share(self.layout.rows, self.experiment.data.batch_size)
 
 
 def assemble(experiment: Experiment, cache: Path, begun: bool = False) -> Assembly:
-    """Builds the parts of `experiment`; tokenizer and tokenised data are made in `cache` if they are not there.
+    """Builds the parts of `experiment`. Creates tokenizer and tokenised data in `cache` if they do not exist.
 
     Args:
-      begun: whether the run begins with a checkpoint, so that the weights of its start are not looked for.
+      begun: whether the run restores a checkpoint, so that the weights of its start are not needed.
 
     Raises:
-      ValueError: for data that cannot be read, a vocabulary larger than the model's, a mesh that does not fit, or
-        weights of another model or tokenizer.
+      ValueError: for data that cannot be read, a vocabulary larger than the model's, a mesh that does not match the
+        devices or the batch, or weights of another model or tokenizer.
     """
     tokenizer = _tokenizer(experiment, cache)
     start = None if begun else experiment.start
@@ -100,7 +99,7 @@ def _check_rows(experiment: Experiment, layout: Layout) -> None:
 
 
 def experiment_programs(experiment: Experiment, layout: Layout) -> Programs:
-    """The programs of `experiment` in a layout, which may be of devices that there are not."""
+    """The compiled functions of `experiment` for a layout, whose devices may be abstract (AOT)."""
     return programs(
         build(experiment.model, experiment.precision),
         experiment.objective,

@@ -1,4 +1,4 @@
-"""A branch: a new run that begins with the whole state of another run at one of its checkpoints."""
+"""A branch: a new run that starts with the whole state of another run at one of its checkpoints."""
 
 import dataclasses
 import hashlib
@@ -13,25 +13,26 @@ from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import Experiment
 
 _KEPT = ("seed", "tokenizer", "data")
-"""Fields that decide which batch comes at which step. `data.read_ahead` decides nothing."""
+"""Fields that determine the batch of each step. `data.read_ahead` does not affect it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """The checkpoint that a new run begins with: weights, optimizer state, moving average, step and data position."""
+    """The checkpoint with which a new run starts: weights, optimizer state, moving average, step and data position."""
 
     run: RunDirectory
     step: int
     experiment: str
     """Flat text of the experiment that wrote it."""
     data: str | None
-    """Digest of the data that it was trained on."""
+    """Digest of its training data."""
 
     @classmethod
     def named(cls, name: str, runs: Path) -> Self:
-        """
+        """Finds a checkpoint by name.
+
         Args:
-          name: RUN or RUN:STEP, RUN being a run directory or the name of one in `runs`; without a step the newest.
+          name: RUN or RUN:STEP, where RUN is a run directory or the name of one in `runs`. Without STEP: the newest.
 
         Raises:
           ValueError: if there is no such run or checkpoint.
@@ -54,15 +55,15 @@ class Branch:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What card and checkpoints of the new run keep of it."""
+        """The entry about the branch on the card and in the checkpoints of the new run."""
         digest = hashlib.sha256(self.experiment.encode()).hexdigest()[:16]
         return {"run": str(self.run.path.resolve()), "step": self.step, "experiment_digest": digest}
 
     def changes(self, experiment: Experiment) -> list[str]:
-        """How `experiment`, that of the new run, differs from the branch's own, one line for each field.
+        """How `experiment`, that of the new run, differs from that of the checkpoint, one line for each field.
 
         Raises:
-          ValueError: if the position in the data would mean nothing, or the run would be over.
+          ValueError: if the data would differ, so that the data position is invalid, or if no steps would remain.
         """
         found = config.differences(config.saved_fields(self.experiment), config.flatten(experiment))
         moved = [line for line in found if _decides_data(line.partition(":")[0])]
@@ -83,7 +84,7 @@ class Branch:
         """Reads the state.
 
         Raises:
-          ValueError: if the checkpoint is damaged, or holds another state than the new experiment makes.
+          ValueError: if the checkpoint is damaged, or its state does not match the new experiment.
         """
         found = restore.restore_state(self.run.checkpoints, abstract, tokenizer_digest, self.step)
         return given(found, f"--from {self}: the checkpoint is gone")

@@ -1,4 +1,4 @@
-"""The Experiment: one frozen dataclass that says everything about a run, and the files that define one."""
+"""The Experiment, a frozen dataclass with all settings of a run, and the files that define one."""
 
 import contextlib
 import dataclasses
@@ -32,14 +32,14 @@ from llm_jax.train.step import StepConfig
 
 @configclass
 class SampleConfig:
-    """Text that the model writes while it trains, to be looked at."""
+    """Text samples from the model during training."""
 
     prompts: tuple[str, ...] = ()
-    """Beginnings to continue; none: no samples."""
+    """Prompts to continue; empty: no samples."""
     every: int = 1000
-    """Updates between two samples; one is taken at the end as well."""
+    """Steps between two samples. The last step is sampled as well."""
     new_tokens: int = 128
-    """Length of each continuation."""
+    """Number of new tokens of each continuation."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.95)
 
     def __post_init__(self):
@@ -48,21 +48,21 @@ class SampleConfig:
 
 @configclass(kw_only=True)
 class Experiment:
-    """Everything that decides what a run computes."""
+    """All settings of a run."""
 
     name: str
-    """Name of the run's directory."""
+    """Name of the run directory."""
     steps: int
-    """Updates in the whole run."""
+    """Number of training steps in the whole run."""
     seed: int = 0
-    """Decides parameters, order of the data, dropout and samples."""
+    """Seed of parameters, data order, dropout and samples."""
     tokenizer: TokenizerConfig | None
-    """None where the data are tokens already (synthetic sources)."""
+    """None if the data consists of tokens (synthetic sources)."""
     data: DataConfig
     model: ModelConfig
-    """A decoder, an encoder or an encoder-decoder, as the objective needs."""
+    """A decoder, an encoder or an encoder-decoder, as the objective requires."""
     start: Start | None = None
-    """Weights with which training begins; None: drawn ones."""
+    """Initial weights; None: random initialisation."""
     objective: Objective = CausalLMConfig()
     optimizer: Optimizer
     update: StepConfig = StepConfig()
@@ -70,14 +70,14 @@ class Experiment:
     sharding: ShardingConfig = ShardingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluations: tuple[Evaluation, ...] = (PerplexityConfig(),)
-    """What is measured of the model while it trains."""
+    """Evaluations during training."""
     samples: SampleConfig = SampleConfig()
     hooks: tuple[HookConfig, ...] = ()
-    """What else is done beside the updates, such as a profiler's trace."""
+    """Additional hooks of the training loop, such as a profiler trace."""
     trackers: tuple[Tracker, ...] = (TensorBoardConfig(),)
-    """Where records of the run go beside its metrics.jsonl."""
+    """Destinations of the run's records in addition to metrics.jsonl."""
     log_every: int = 10
-    """Updates between two records of the training figures."""
+    """Steps between two records of the training metrics."""
 
     def __post_init__(self):
         check_positive(steps=self.steps, log_every=self.log_every)
@@ -113,7 +113,7 @@ class Experiment:
             plan.check_rows(batch // parts, 1)
 
     def _check_metrics(self) -> None:
-        """That each metric is recorded by one evaluation, and the one that checkpoints are compared by is recorded."""
+        """Checks that each metric is recorded by only one evaluation, and that `checkpoint.best_metric` is recorded."""
         names = [name for evaluation in self.evaluations for name in evaluation.metrics(self)]
         best, keep_best = self.checkpoint.best_metric, self.checkpoint.keep_best
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -129,8 +129,8 @@ class Experiment:
         )
 
     def _check_experts(self, devices: int) -> None:
-        """That experts can be divided over the expert axis, and rows into groups, where the sizes of mesh axes are not
-        left to the number of devices."""
+        """Checks that experts are divisible over the expert axis, and rows into groups, as far as mesh axes have fixed
+        sizes."""
         layers = [layer for stack in self.model.stacks for layer in stack.experts]
         counts = sorted({layer.count for layer in layers})
         check(
@@ -148,28 +148,28 @@ class Experiment:
             layer.check_rows(self.data.sequence_length, max(self.sharding.mesh.context, 1))
 
     def dataset(self, tokenizer: Tokenizer | None, cache: Path) -> Dataset:
-        """The data with the examples of the objective; text is tokenised in `cache` if it is not there.
+        """The data with the examples of the objective. Text is tokenised and stored in `cache` if it is not there.
 
         Raises:
-          ValueError: for data that cannot be read, and for a tokenizer that lacks what the objective needs.
+          ValueError: for data that cannot be read, and for a tokenizer that lacks something that the objective needs.
         """
         examples = self.objective.examples(self.model, tokenizer, self.data.sequence_length)
         return self.data.build(tokenizer, cache, self.seed, examples)
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        """Token ids with which the model begins to continue `text`, as its documents begin."""
+        """Token ids of the prompt `text`, with bos if training documents begin with it."""
         return [tokenizer.bos_id] * self.data.bos + tokenizer.encode(text)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment that the Python file at `path` defines by its function `experiment()`, with fields overridden.
+    """The experiment that the Python file at `path` defines by its function `experiment()`, with overridden fields.
 
     Args:
       overrides: as on the command line, such as ["--steps", "200", "--optimizer.peak-lr", "1e-3"].
 
     Raises:
       ValueError: if the file is missing or defines no experiment.
-      SystemExit: for an override that does not fit; the message names it and what was probably meant.
+      SystemExit: for an invalid override. The message names it and makes a suggestion.
     """
     file = _File.read(path, overrides, _experiment)
     return file.overridden(file.found)
@@ -177,22 +177,22 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """What a file with variants of an experiment defines."""
+    """The content of a file with variants of an experiment."""
 
     variants: dict[str, Experiment]
-    """By name; the first is what the others are compared with."""
+    """Variants by name. The first is the baseline."""
     source: Source
     """The file, and the local modules that it imports."""
     report: Callable[..., str] | None
-    """(results, folder) -> Markdown, as `llm_jax.analysis.ablation.write` takes it; None: its own."""
+    """(results, folder) -> Markdown, for `llm_jax.analysis.ablation.write`; None: the default report."""
 
 
 def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> Ablation:
-    """The variants that the Python file at `path` defines by its function `variants()`, fields of all of them
-    overridden, and its function `report`, if it has one.
+    """The variants that the Python file at `path` defines by its function `variants()`, with overridden fields, and its
+    function `report`, if it has one.
 
     Raises:
-      ValueError: if the file is missing or defines no variants, or one has a name that cannot be a folder's.
+      ValueError: if the file is missing or defines no variants, or if a name is not a valid folder name.
       SystemExit: as `load_experiment`.
     """
     file = _File.read(path, overrides, _variants)
@@ -205,7 +205,7 @@ def _experiment(module: ModuleType) -> Experiment:
 
 
 def _variants(module: ModuleType) -> tuple[dict[str, Experiment], Callable[..., str] | None]:
-    """The variants that a module defines, named as they are to be, and its function `report`."""
+    """The variants of a module, each with its key as `name`, and the module's function `report`."""
     place = f"variants() of {module.__file__}"
     found = user_file.call(module, "variants", "a dict from names to Experiments")
     check(isinstance(found, dict), f"{place} returned a {type(found).__name__}: it must return a dict by name")
@@ -224,7 +224,7 @@ def _checked(found: Any, place: str) -> Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """What `read` finds in an experiment file, and how overrides change it."""
+    """The content of an experiment file, and the overrides."""
 
     path: Path
     overrides: Sequence[str]
@@ -232,14 +232,15 @@ class _File:
     text: str | None
     """The file's docstring."""
     refused: ValueError | None
-    """Why the file is not valid without the overrides."""
+    """The error of the file without the overrides; None if it is valid."""
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str], read: Callable[[ModuleType], Any]) -> Self:
         """Runs the file.
 
-        Where overrides may correct configs that break a rule, the file is run once more, without rules: `overridden`
-        applies them to the changed experiment. The first run has them, since a file may itself try what is valid.
+        If a config in it is invalid and there are overrides, which may correct it, the file is run again with checks
+        `deferred`, and `overridden` checks the changed experiment. The first run checks immediately, because a file may
+        itself test whether a config is valid.
         """
         path, refused = Path(path), None
         for rules in (contextlib.nullcontext(), deferred()):

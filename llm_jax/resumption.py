@@ -1,7 +1,7 @@
-"""How a run continues: what its directory says of it, and what of its experiment may change.
+"""Resuming a run: checks of its directory, and which fields of its experiment may change.
 
-The record of a checkpoint says which experiment, data and tokenizer its run has; files beside it that are missing or
-damaged are written again from it. A change of anything else than FREE is another experiment, which needs another run.
+The record of a checkpoint determines the experiment, data and tokenizer of its run. Other files that are missing or
+damaged are written again from it. Only fields in FREE may change. Any other change requires a new run.
 """
 
 import json
@@ -29,23 +29,23 @@ FREE = (
     "trackers",
     "data.read_ahead",
 )
-"""Fields that decide nothing of what is computed, but for rounding."""
+"""Fields that do not affect the computation, except for rounding."""
 
 
 def check_run(
     run: RunDirectory, experiment: Experiment, source: Source, step: int | None = None, accept_changes: bool = False
 ) -> None:
-    """Makes sure that `run` is one of `experiment`, which may continue from checkpoint `step`, or the newest. Writes
-    nothing.
+    """Checks that `run` is new or a run of `experiment`, which may continue from checkpoint `step` or the newest.
+    Writes nothing.
 
-    An experiment that has left neither metrics nor checkpoints, since it could not start, gives way to another.
+    A directory without metrics and checkpoints, whose experiment never started, may be used by another experiment.
 
     Args:
-      source: the user's own files that define the experiment.
-      accept_changes: whether those may differ from the run's.
+      source: the user's files that define the experiment.
+      accept_changes: whether these may differ from those of the run.
 
     Raises:
-      ValueError: if it is a run of another experiment, or of other code, or nothing says of which.
+      ValueError: if the run has another experiment or other code, or if its experiment is unknown.
     """
     records = readable_records(run.checkpoints)
     check(
@@ -69,11 +69,11 @@ def check_run(
 def _check_source(
     run: RunDirectory, digest: str | None, experiment: Experiment, source: Source, accept_changes: bool
 ) -> None:
-    """The code of the experiment's own components is that of the run. Where it has none, the experiment's fields say
-    all that its file does.
+    """Checks that the code of user-defined components is that of the run. Without such components the fields of the
+    experiment are sufficient, and nothing is checked.
 
     Args:
-      digest: of the run's source, by its checkpoint; None: its copy counts.
+      digest: digest of the run's source in its checkpoint; None: that of the copy in the run directory.
     """
     if accept_changes or not own_types(experiment):
         return
@@ -101,8 +101,8 @@ def open_run(
     say: Callable[[str], None],
     accept_changes: bool = False,
 ) -> None:
-    """Opens a new run, or one that passes `check_run`; what is missing or damaged of its small files is written again
-    from the checkpoints, and `say` tells."""
+    """Opens a new run, or one that passes `check_run`. Missing or damaged small files are written again from the
+    checkpoints, with a message by `say`."""
     check_run(run, experiment, source, step, accept_changes)
     records = readable_records(run.checkpoints)
     if not records:
@@ -120,7 +120,7 @@ def open_run(
 
 
 def newest(run: RunDirectory, step: int | None) -> Record | None:
-    """The record of checkpoint `step`, or of the newest that can be read; None if there is none."""
+    """The record of checkpoint `step`, or by default of the newest that is readable; None if there is none."""
     records = readable_records(run.checkpoints)
     if not records:
         return None
@@ -128,14 +128,15 @@ def newest(run: RunDirectory, step: int | None) -> Record | None:
 
 
 def check_same_data(run: RunDirectory, trained_on: str | None, found: str) -> None:
-    """
+    """Checks that the data of the experiment is that of the run, so that the data position is valid.
+
     Args:
-      trained_on: digest of the data by the checkpoint's record; None in one of an earlier version, for which the card
-        counts.
-      found: digest of the data that the experiment names.
+      trained_on: digest of the data in the checkpoint's record; None in records of earlier versions, for which the
+        digest on the card is used.
+      found: digest of the experiment's data.
 
     Raises:
-      ValueError: if they differ: positions in other data would mean nothing.
+      ValueError: if the digests differ.
     """
     starts, _ = run.read_card()
     on_card = [start["data"]["digest"] for start in starts if "digest" in (start.get("data") or {})]
@@ -148,8 +149,8 @@ def check_same_data(run: RunDirectory, trained_on: str | None, found: str) -> No
 
 
 def step_to_resume(run: RunDirectory, step: int | None) -> int | None:
-    """`step`, unless the scheduler has started again a job that went back to it already: that job continues from the
-    newest checkpoint."""
+    """`step`; None if the scheduler has restarted a job that already went back to `step`, because the restarted job
+    must continue from the newest checkpoint."""
     starts, _ = run.read_card()
     job = os.environ.get("SLURM_JOB_ID")
     again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
@@ -158,15 +159,15 @@ def step_to_resume(run: RunDirectory, step: int | None) -> int | None:
 
 
 def changes(saved: str, experiment: Experiment, made: int, where: str) -> list[str]:
-    """How `experiment` differs from the one that was saved, one line for each field, all of which may change.
+    """The allowed differences between `experiment` and the saved one, one line for each field.
 
     Args:
-      saved: flat text of the experiment that the run had.
-      made: updates that the run continues after.
-      where: file or checkpoint that holds `saved`.
+      saved: flat text of the run's experiment.
+      made: number of completed steps after which the run continues.
+      where: file or checkpoint that holds `saved`, for messages.
 
     Raises:
-      ValueError: if a field differs that may not; the message lists all of those.
+      ValueError: if a field differs that must not. The message lists all such fields.
     """
     old = config.saved_fields(saved)
     found = config.differences(old, config.flatten(experiment))
@@ -192,7 +193,7 @@ def _path(line: str) -> str:
 
 
 def _check_steps(old: Mapping[str, str], experiment: Experiment, made: int, where: str) -> None:
-    """A run is made longer where its schedule gives the updates that are made the rates that they had."""
+    """Checks that a run is only extended, and that its schedule gives all completed steps the same learning rates."""
     before, after = json.loads(old["steps"]), experiment.steps
     change = f"steps: {before} -> {after}"
     check(
@@ -215,7 +216,7 @@ def _check_steps(old: Mapping[str, str], experiment: Experiment, made: int, wher
 
 
 def _problem(run: RunDirectory, texts: list[str]) -> str:
-    """What is wrong with experiment.txt, which holds one of `texts` or what the card names; '' if nothing is."""
+    """The problem with experiment.txt; '' if it is one of `texts` or has the digest on the card."""
     if not run.experiment_file.exists():
         return f"{run.experiment_file} is missing"
     if run.experiment_file.read_bytes().decode(errors="replace") in texts:

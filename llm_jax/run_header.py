@@ -1,4 +1,4 @@
-"""The first lines of a run's log: what is trained, on what, where, and where its records are."""
+"""The first lines of a run's log: model, data, devices, and locations of its records."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from llm_jax.models import count
 
 
 def header(parts: Assembly, run: RunDirectory) -> str:
-    """Parameters, steps and tokens, where the weights come from, data, devices and mesh, records."""
+    """Text with parameters, steps and tokens, origin of the weights, data, devices and mesh, and records."""
     experiment, layout = parts.experiment, parts.layout
     data, devices = experiment.data, layout.concrete.devices
     tokens = data.batch_size * data.sequence_length
@@ -30,7 +30,7 @@ def header(parts: Assembly, run: RunDirectory) -> str:
 
 
 def _amounts(manifest: Mapping[str, Any], name: str = "") -> Iterator[str]:
-    """Tokens of each part of each source, where its size is known."""
+    """Number of tokens of each part of each source, if it is known."""
     for key, value in manifest.items():
         if isinstance(value, Mapping):
             yield from _amounts(value, f"{name} {key}".strip())

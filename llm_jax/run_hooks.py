@@ -1,4 +1,4 @@
-"""The hooks of a training run, made from its experiment: figures, evaluations, samples, checkpoints."""
+"""The hooks of a training run, built from its experiment: metrics, evaluations, samples, checkpoints."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ from llm_jax.train.state import TrainState
 
 
 class Saver:
-    """Saves what the run is resumed from."""
+    """Saves checkpoints, from which the run is resumed."""
 
     def __init__(
         self,
@@ -40,7 +40,8 @@ class Saver:
         self._files = run.small_files()
 
     def save(self, step: int, state: TrainState, seconds: float, metrics: Mapping[str, float]) -> None:
-        """Where the directory was deleted meanwhile, it is made again with all that this process still has.
+        """Saves a checkpoint. If the directory was deleted meanwhile, first creates it again with its small files and
+        records.
 
         Raises:
           RunHeld: if another process has taken the directory.
@@ -53,7 +54,7 @@ class Saver:
         self._checkpoints.save(step, state, self._iterator.get_state(), loop, metrics)
 
     def wait(self) -> None:
-        """Returns once everything saved is on disk."""
+        """Waits until all saves are on disk."""
         self._checkpoints.wait()
 
 
@@ -91,14 +92,14 @@ def attached(
         ]
     used = TrainingRun(experiment, run, parts.programs, parts.tokenizer, begin.step, recorder.write, display.print)
     own = [config.build(used) for config in experiment.hooks]
-    # Evaluation comes before saving, so that a checkpoint knows its loss; hooks that may replace the state come before
-    # both; stopping comes last, when all has been done.
+    # Evaluation comes before saving, so that a checkpoint has its loss. Hooks that may replace the state come before
+    # both. Stopping comes last, so that all other hooks of the step have run.
     saving = hooks.Save(save, saver.wait, experiment.checkpoint.every, begin.step)
     return [log, *own, *evaluations, *samples, saving, signals]
 
 
 def evaluated_run(parts: Assembly) -> EvaluatedRun:
-    """What evaluations use of a run."""
+    """The parts of a run that evaluations use."""
     return EvaluatedRun(parts.experiment, parts.programs, parts.tokenizer, parts.dataset, parts.share, parts.place)
 
 
@@ -117,7 +118,7 @@ def _evaluate(parts: Assembly, config: Evaluation, recorder: hooks.Recorder, dis
 
 
 def _sampler(parts: Assembly) -> Callable[[Any], str]:
-    """A function from weights to a page of samples."""
+    """Returns a function from weights to the text of all samples."""
     samples = parts.experiment.samples
     tokenizer = given(parts.tokenizer, "samples.prompts are text, and the experiment has no tokenizer: leave them out")
     generator = Generator(

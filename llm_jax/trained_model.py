@@ -1,51 +1,88 @@
-"""What a run has learned: its weights, with the model and the tokenizer that they belong to."""
+"""A trained model with its weights and its tokenizer, from a run or from a transformers folder."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from llm_jax.core import paths
 from llm_jax.core.checks import check, given
+from llm_jax.core.dtypes import Float
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import Experiment
+from llm_jax.interop import load_hf
 from llm_jax.models.build import Model, build
 from llm_jax.objectives.objective import AnyBatch
 from llm_jax.starts.run_start import read_run, restored_weights
 from llm_jax.tokenizers import Tokenizer
+from llm_jax.tokenizers.folder import transformers_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """The model of a run at one of its checkpoints. `of` reads it."""
+    """A model with its evaluation weights: for a run, the moving average if it has one. `of` reads it."""
 
-    experiment: Experiment
-    tokenizer: Tokenizer
     model: Model
     params: Any
-    """The weights that are meant for use: their moving average if the run keeps one."""
+    tokenizer: Tokenizer
+    bos: bool
+    """Whether sequences must begin with the tokenizer's bos, as in training."""
+    experiment: Experiment | None = None
+    """The experiment of the run; None for a transformers folder."""
 
     @classmethod
-    def of(cls, run: RunDirectory, step: int | None = None, best: bool = False) -> Self:
-        """
+    def of(
+        cls,
+        where: RunDirectory | str | os.PathLike[str],
+        step: int | None = None,
+        best: bool = False,
+        dtype: Float | None = None,
+    ) -> Self:
+        """Loads a model from a run or from a transformers folder.
+
         Args:
-          step: of the checkpoint; None for the newest.
-          best: whether to take the checkpoint with the lowest `checkpoint.best_metric`.
+          where: a run directory, or a folder with `config.json`, safetensors files and a tokenizer.
+          step: step of the checkpoint of a run; None: the newest.
+          best: whether to use the checkpoint of a run with the lowest `checkpoint.best_metric`.
+          dtype: dtype of parameters and computation for a transformers folder; None: float32. Must be None for a run.
 
         Raises:
-          ValueError: for a run without a tokenizer, or without such a checkpoint.
+          ValueError: if `where` is neither; for a run without a tokenizer or without such a checkpoint; for a folder
+            whose model or tokenizer is not supported.
         """
+        run = where if isinstance(where, RunDirectory) else RunDirectory(paths.at(where))
         check(step is None or not best, f"--step {step} and --best each choose a checkpoint: leave one of them out")
+        if not run.experiment_file.exists() and (run.path / "config.json").exists():
+            check(
+                step is None and not best,
+                f"{run.path} is a folder of transformers: --step and --best choose a checkpoint of a run; leave them "
+                "out",
+            )
+            tokenizer, bos = transformers_tokenizer(run.path)
+            return cls(*load_hf(run.path, dtype or "float32"), tokenizer, bos)
+        check(dtype is None, f"{run.path} is a run, whose experiment states its precision: leave --dtype out")
         experiment, tokenizer, step = read_run(run, step, best)
         tokenizer = given(tokenizer, f"{run.path} was trained on tokens: it has no tokenizer for text")
         restored = restored_weights(run, experiment, experiment.precision, tokenizer.digest, step)
         model = build(experiment.model, experiment.precision)
-        return cls(experiment, tokenizer, model, restored.state)
+        return cls(model, restored.state, tokenizer, experiment.data.bos, experiment)
+
+    def prompt(self, text: str) -> list[int]:
+        """Token ids of the prompt `text`, with bos if `bos` is set."""
+        return [self.tokenizer.bos_id] * self.bos + self.tokenizer.encode(text)
 
     def held_out(self, cache: Path) -> Iterator[AnyBatch]:
-        """The validation sets of the run's data, tokenised in `cache` if they are not there; of each the sample that
-        the run's PerplexityConfig scores, or all of it where the run has none."""
-        experiment = self.experiment
+        """Batches of the validation sets of the run's data, tokenised in `cache` if they are not there. With
+        `max_bytes` in the run's PerplexityConfig, only that sample of each set.
+
+        Raises:
+          ValueError: for a transformers folder, which has no data.
+        """
+        experiment = given(
+            self.experiment, "a folder of transformers has no held-out data: give the directory of a run"
+        )
         limits = [one.max_bytes for one in experiment.evaluations if isinstance(one, PerplexityConfig)]
         dataset = experiment.dataset(self.tokenizer, cache)
         for found in dataset.evaluation("validation", 0, 1, limits[0] if limits else None):

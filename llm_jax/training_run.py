@@ -1,4 +1,4 @@
-"""A training run: open its directory, agree over hosts, restore, train, finish."""
+"""A training run: open its directory, check that processes agree, restore, train, finish."""
 
 import contextlib
 import dataclasses
@@ -53,24 +53,24 @@ def run_training(
     source: Source | None = None,
     accept_changes: bool = False,
 ) -> RunDirectory:
-    """Trains `experiment` in `runs`/<name>, resuming where an earlier call stopped.
+    """Trains `experiment` in `runs`/<name>, or resumes it after an earlier call.
 
     Args:
-      runs: a folder, or an address at gs://; where there are several hosts, one that all of them share.
-      cache: a folder, shared, or each host's own. The first host fills it before the others look.
-      fresh: deletes an earlier run of that name first.
-      hosts: what `hosts.joined` gives, where several processes train together.
-      step: the checkpoint to resume from; later ones, and their records and samples, are set aside. None: the newest.
-      branch: what a new run begins with; a run that has begun must have begun with the same.
-      source: the user's own files, which the run directory keeps; None: those that define types of the experiment.
-      accept_changes: whether a run continues with files that have changed since.
+      runs: a folder, or an address at gs://. All processes must share it.
+      cache: a folder, shared or local to each process. The first process fills it before the others read it.
+      fresh: whether to delete an earlier run of that name first.
+      hosts: the value of `hosts.joined`, if several processes train together.
+      step: the checkpoint to resume from; None: the newest. Later ones, and their records and samples, are renamed.
+      branch: the checkpoint with which a new run starts. On resuming, it must be the same or None.
+      source: the user's files, which the run directory stores; None: those that define types of the experiment.
+      accept_changes: whether to resume with changed files.
 
     Raises:
       ValueError: if the directory holds a run of another experiment or on other data, or with `fresh` something
-        that is no run; if another process trains in it; if a state that was read is not finite; if a tracker needs a
-        package that is not installed; if the hosts do not agree on experiment, data or run directory, or are not jax's
-        processes.
-      FloatingPointError: if loss or gradients stop being finite.
+        that is not a run; if another process trains in it; if a restored state is not finite; if a tracker needs a
+        package that is not installed; if the processes do not agree on experiment, data or run directory, or are not
+        jax's processes.
+      FloatingPointError: if loss or gradients become non-finite.
     """
     hosts = Hosts() if hosts is None else hosts
     check(
@@ -95,7 +95,7 @@ def run_training(
             if parts.tokenizer is not None:
                 source.check_type(type(parts.tokenizer))
         if fresh:
-            # Only now is it known that the new run can start.
+            # The old run is deleted only now that the new run is known to be able to start.
             run.delete()
             run.open(experiment)
         _check_hosts(hosts, parts, run)
@@ -105,7 +105,7 @@ def run_training(
 
 
 def _check_start(experiment: Experiment, run: RunDirectory, branch: Branch | None, hosts: Hosts) -> None:
-    """That trackers have their packages, a run does not begin with itself, and a branch is one of the same data."""
+    """Checks that packages of trackers are installed, no run starts from itself, and a branch has the same data."""
     if hosts.leads:
         for tracker in experiment.trackers:
             tracker.require()
@@ -121,7 +121,7 @@ def _check_start(experiment: Experiment, run: RunDirectory, branch: Branch | Non
 
 @dataclasses.dataclass(frozen=True)
 class _Opened:
-    """A run whose directory this process has, with what it takes to train it."""
+    """A run whose directory is locked by this job, with all that is needed to train it."""
 
     parts: Assembly
     run: RunDirectory
@@ -165,7 +165,7 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
 
 
 def _origin(run: RunDirectory, begun: Record | None, branch: Branch | None, parts: Assembly) -> dict[str, Any]:
-    """Where the weights of the run came from, as its checkpoints keep it."""
+    """Origin of the run's weights, as stored in its checkpoints."""
     if begun is None:
         if branch is None:
             return {"start": None if parts.fit is None else parts.fit.weights.origin}
@@ -183,7 +183,7 @@ def _origin(run: RunDirectory, begun: Record | None, branch: Branch | None, part
 def _beginning(
     opened: _Opened, checkpoints: Checkpoints, restored: Restored | None, branch: Branch | None
 ) -> tuple[Restored, dict[str, Any]]:
-    """What training begins with, and what the card says of it."""
+    """The state with which training starts, and facts about it for the card."""
     parts, run = opened.parts, opened.run
     experiment, tokenizer = parts.experiment, _tokenizer_digest(parts)
     if restored is not None:
@@ -198,7 +198,7 @@ def _beginning(
         facts["changes"] = branch.changes(experiment)
         found = branch.restored(parts.programs.abstract_state, tokenizer)
         _check_finite(found.state, f"checkpoint {branch.step} in {branch.run.checkpoints}")
-        # The new run has the state itself: it can be resumed before its first own save, and without the other run.
+        # The state is saved in the new run, so that it can be resumed before its next save and without the other run.
         checkpoints.save(found.step, found.state, found.data, found.loop)
         checkpoints.wait()
         return dataclasses.replace(found, loop=found.loop | {"records": {}}), facts
@@ -211,9 +211,10 @@ def _beginning(
 
 
 def _check_finite(state: TrainState, where: str) -> None:
-    """
+    """Checks a state before training.
+
     Raises:
-      ValueError: if a value of the state is not finite: no update could repair it.
+      ValueError: if a value of the state is not finite, because training could not recover from it.
     """
     bad = not_finite(state)
     check(
@@ -224,7 +225,7 @@ def _check_finite(state: TrainState, where: str) -> None:
 
 
 def _gone_back(run: RunDirectory, checkpoints: Checkpoints, step: int) -> dict[str, Any]:
-    """Sets aside what came after `step`; what the card says of it."""
+    """Renames checkpoints, records and samples after `step`. Returns facts about it for the card."""
     later = [f"checkpoint {other}" for other in checkpoints.go_back(step)]
     moved = [path.name for path in run.set_aside_after(step)]
     return {"went_back_to": step, "set_aside": later + moved}
@@ -232,11 +233,11 @@ def _gone_back(run: RunDirectory, checkpoints: Checkpoints, step: int) -> dict[s
 
 @contextlib.contextmanager
 def _noted_end(run: RunDirectory) -> Iterator[None]:
-    """Notes on the card how the block ended, where that was by an exception."""
+    """Records on the card how the block ended, if it ended by an exception."""
     try:
         yield
     except RunHeld:
-        raise  # the card is another process's now
+        raise  # the card now belongs to another process
     except FloatingPointError as error:
         _note(run, "diverged", str(error))
         raise
@@ -258,17 +259,17 @@ def _tokenizer_digest(parts: Assembly) -> str:
 
 
 def _say(hosts: Hosts) -> Callable[[str], None]:
-    """Shows a line, on the first host alone."""
+    """A function that shows a line, on the first process only."""
     return functools.partial(_console(hosts).print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_hosts(hosts: Hosts, parts: Assembly, run: RunDirectory) -> None:
-    """All hosts train on the same data and see what the first has written."""
+    """Checks that all processes have the same data and see the files of the first process."""
     if hosts.count == 1:
         return
     hosts.gather("run directory opened")
     hosts.agree("data", {"digest": parts.dataset.manifest()["digest"]})
-    # Its bytes: a config of the user's own is not to be parsed back.
+    # Compared by bytes, because a config with user-defined types cannot be parsed here.
     file = run.experiment_file
     experiment = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.exists() else "absent"
     seen = {file.name: experiment, "checkpoints": str(saved_steps(run.checkpoints))}
@@ -276,7 +277,7 @@ def _check_hosts(hosts: Hosts, parts: Assembly, run: RunDirectory) -> None:
 
 
 def _train(opened: _Opened, checkpoints: Checkpoints, begin: Restored) -> tuple[TrainState, bool]:
-    """The state at the end, and whether that is the end of the run."""
+    """Trains. Returns the last state, and whether all steps are done."""
     parts, run, hosts = opened.parts, opened.run, opened.hosts
     experiment, first = parts.experiment, begin.step
     iterator = parts.dataset.train_iterator(0, *parts.share)
@@ -305,8 +306,8 @@ def _train(opened: _Opened, checkpoints: Checkpoints, begin: Restored) -> tuple[
 
 
 def _compiled(parts: Assembly, hosts: Hosts, display: Display, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
-    """The batches, once the update is compiled on all hosts: a host that compiles for longer than another would keep
-    it waiting in a collective, and the first figures would be those of the compiler."""
+    """The batches, after the step is compiled on all processes. Otherwise a slow compilation would make other processes
+    wait in a collective, and the first step times would include compilation."""
     begun, batch = time.perf_counter(), next(batches)
     display.print("compiling the update")
     parts.programs.compile_step(batch)
@@ -317,7 +318,7 @@ def _compiled(parts: Assembly, hosts: Hosts, display: Display, batches: Iterator
 
 
 def _kept(run: RunDirectory) -> str:
-    """What an interruption leaves of a run."""
+    """Message about the checkpoints that remain after an interruption."""
     saved = saved_steps(run.checkpoints)
     if not saved:
         return f"no checkpoint of {run.path} is complete; the same command begins again"
@@ -335,7 +336,7 @@ def _console(hosts: Hosts) -> LogConsole:
 
 
 def _finish(parts: Assembly, run: RunDirectory, state: TrainState, hosts: Hosts) -> None:
-    """What evaluations measure once, after the last step."""
+    """Runs `finish` of all evaluations, after the last step."""
     recorded = frozenset((kind, step) for kind, step in hosts.gather("records", _recorded(run))[0])
     with contextlib.closing(_recorder(parts.experiment, run, hosts)) as recorder:
         params = functools.partial(parts.programs.weights, state)
@@ -345,12 +346,12 @@ def _finish(parts: Assembly, run: RunDirectory, state: TrainState, hosts: Hosts)
 
 
 def _recorded(run: RunDirectory) -> list[tuple[str, int]]:
-    """Kind and step of every record."""
+    """(kind, step) of every record."""
     return [(record["kind"], record["step"]) for record in run.records()]
 
 
 def _card(parts: Assembly) -> dict[str, Any]:
-    """What a reader needs in order to judge the figures of this run."""
+    """The card entry for this start of the run."""
     experiment = parts.experiment
     chip, plan = chips.chip(jax.devices()[0].device_kind), parts.layout.schedule
     return machine_card() | {

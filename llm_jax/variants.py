@@ -1,4 +1,4 @@
-"""Variants of an experiment: trained with several seeds, and their updates timed side by side."""
+"""Variants of an experiment: trains them with several seeds, and compares their step times."""
 
 import dataclasses
 import itertools
@@ -27,25 +27,25 @@ from llm_jax.sharding.partition import Layout
 from llm_jax.training_run import run_training
 
 WARM_UP = 2
-"""Updates of each variant before its time is taken."""
+"""Number of untimed steps of each variant before measuring."""
 
 
 def run_variants(
     variants: dict[str, Experiment], seeds: int, folder: Path, cache: Path, source: Source | None = None
 ) -> tuple[Results, list[Unfinished]]:
-    """Trains each variant with seeds 0 to `seeds` - 1 in `folder`/<variant>-<seed>; those that are trained stay.
+    """Trains each variant with seeds 0 to `seeds` - 1 in `folder`/<variant>-<seed>. Complete runs are not repeated.
 
-    All variants come before the next seed, so that what was done until an interruption can be compared. A run that
-    diverges or fails ends none of the others. One that has diverged is not trained again, since it would diverge again;
-    one during which this command was killed comes after all others, and if it is killed twice without a new checkpoint,
-    that is its result. Its folder deleted, a run is trained from the beginning.
+    All variants of a seed are trained before the next seed, so that results can be compared after an interruption. A
+    run that diverges or fails does not stop the others. A diverged run is not trained again, because it would diverge
+    again. A run during which this command was killed is trained after all others. If it is killed twice without a new
+    checkpoint, its result is 'killed'. To train a run from the beginning, delete its folder.
 
     Args:
-      source: the user's own files that define the variants; None: those that define their types.
+      source: the user's files that define the variants; None: those that define their types.
 
     Raises:
       ValueError: if a folder holds a run of another experiment, or of other code.
-      SystemExit: if a signal stops one of the runs, which then is saved.
+      SystemExit: if a signal stops one of the runs, after it is saved.
     """
     check_positive(seeds=seeds)
     cells = [_Cell(name, seed, one, folder, source) for seed in range(seeds) for name, one in variants.items()]
@@ -75,12 +75,12 @@ class _Cell:
 
     @property
     def kills(self) -> int:
-        """How often, since its last new checkpoint, a process ended while it trained this without a word."""
+        """How many starts since the last new checkpoint ended without an entry on the card, that is, by a kill."""
         silent = list(itertools.takewhile(lambda start: "ended" not in start, reversed(self._starts)))
         return 0 if self._is_complete() else sum(start.get("resumed_from") == self._saved() for start in silent)
 
     def result(self, cache: Path) -> Run | Unfinished:
-        """Trains it where that is of use.
+        """Trains the run, unless it has diverged or was killed repeatedly. Returns its result.
 
         Raises:
           SystemExit: if a signal stops it.
@@ -101,7 +101,7 @@ class _Cell:
                 traceback.print_exc()
             return self._unfinished("failed", f"{type(error).__name__}: {error}")
         if not self._is_complete():
-            # A signal asked the run to end; it is not for the next one to begin.
+            # A signal stopped the run, so the next run must not start.
             raise SystemExit(f"stopped in {self.variant}, seed {self.seed}: the same command continues from there")
         return load_run(self.run.path)
 
@@ -116,9 +116,9 @@ class _Cell:
 
 
 def update_seconds(variants: dict[str, Experiment], rounds: int = 7) -> dict[str, float]:
-    """Median time of an update of each variant on this process's devices, from updates taken in turn.
+    """Median time in seconds of a training step of each variant on this process's devices, measured alternately.
 
-    The weights are fresh and the tokens drawn at random: the load of experts is that of the beginning of training.
+    Weights and tokens are random, so that the load of experts is that at the beginning of training.
     """
     calls = {name: _updates(one) for name, one in variants.items()}
     seconds = {name: [] for name in calls}
@@ -131,7 +131,7 @@ def update_seconds(variants: dict[str, Experiment], rounds: int = 7) -> dict[str
 
 
 def _updates(one: Experiment) -> Callable[[], None]:
-    """A function that makes one update of a fresh model and waits for it."""
+    """A function that runs one training step of a newly initialised model and waits for it."""
     layout = Layout.of(one.sharding)
     made = experiment_programs(one, layout)
     length, generator = one.data.sequence_length, np.random.default_rng(0)

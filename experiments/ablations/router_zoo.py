@@ -132,7 +132,7 @@ def report(results: Results, folder: Path) -> str:
 def _specialisation(run: Run) -> Specialisation | None:
     """On the held-out text of the run; None for a model without experts."""
     trained = TrainedModel.of(RunDirectory(run.path))
-    if not trained.experiment.model.experts:
+    if not trained.model.config.experts:
         return None
     return specialisation(trained.model, trained.params, trained.held_out(Path(".cache")), trained.tokenizer)
 

@@ -1,6 +1,6 @@
-"""What runs have to say, read from their run directories and from nothing else.
+"""Analysis of runs. It reads only run directories.
 
 runs     a run directory as arrays
 plots    figures of one or several runs
-report   report.md of a run, and the comparison of several
+report   report.md of a run, and the comparison of several runs
 """

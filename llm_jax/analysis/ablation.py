@@ -1,4 +1,4 @@
-"""Variants of an experiment side by side, each trained with several seeds: what differs, and by more than by chance?"""
+"""Comparison of variants of an experiment, each trained with several seeds: which differences exceed the noise?"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,24 +12,24 @@ from llm_jax.analysis.runs import NATS, LossUnit, Run, comparable, held_out_set,
 from llm_jax.core.files import write_atomically
 
 Results = dict[str, list[Run]]
-"""Complete runs of every variant that has one, one a seed; the first variant is what the others are compared with."""
+"""Complete runs of each variant, one per seed, without variants that have none. The first variant is the baseline."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Unfinished:
-    """A run of an ablation that did not come to its end, which is a result as well."""
+    """A run of an ablation that did not finish, which is also a result."""
 
     variant: str
     seed: int
     how: str
-    """'diverged', 'failed', 'killed', or 'running' where another process trains it."""
+    """'diverged', 'failed', 'killed', or 'running' if another process trains it."""
     updates: int
-    """Updates of its newest checkpoint."""
+    """Step of its newest checkpoint."""
     why: str
 
 
 Measure = Callable[[Run], float | None]
-"""A number that a run left behind; None if it did not."""
+"""Computes a number from a run; None if the run did not record it."""
 
 
 def table(
@@ -37,15 +37,14 @@ def table(
     measures: dict[str, tuple[Measure, str]] | None = None,
     facts: dict[str, dict[str, str]] | None = None,
 ) -> str:
-    """Mean and standard deviation over seeds of each variant, and how far its held-out loss lies from the first one's.
+    """Mean and standard deviation over seeds of each variant's held-out loss, and its difference to the first variant.
 
-    The loss is in nats per token, or in bits per byte where the variants have different tokenizers. The difference is
-    that of the means, and its error sqrt(s1^2 / n1 + s2^2 / n2) (Welch 1947).
+    The loss is in nats per token, or in bits per byte if the variants have different tokenizers. The difference is that
+    of the means. Its error is sqrt(s1^2 / n1 + s2^2 / n2) (Welch 1947).
 
     Args:
-      measures: further columns, as (measure, format of its numbers); where some seeds have none, how many have one is
-        said.
-      facts: the last columns, for what all seeds of a variant share: its text, by name of the variant.
+      measures: further columns, as (measure, number format). If some seeds have no value, the cell gives their number.
+      facts: the last columns, for facts that all seeds of a variant share: their text by name of the variant.
     """
     measures, facts = measures or {}, facts or {}
     results, unit = _comparable(results)
@@ -67,9 +66,11 @@ def write(
     report: Callable[[Results, Path], str] | None,
     unfinished: Sequence[Unfinished] = (),
 ) -> str:
-    """Writes report.md into `folder` and returns its text: that of `report`, which may write pictures beside it, else
-    the table of all variants, the curves of their losses, the differences seed by seed and, for a sweep over one
-    number, the final loss against that number. A table of the runs that did not finish follows."""
+    """Writes report.md into `folder` and returns its text.
+
+    The text is that of `report`, which may write pictures into `folder`. By default it is a table of all variants,
+    their loss curves, the differences for each seed and, for a sweep over one number, the final loss against that
+    number. A table of the unfinished runs follows."""
     text = "\n\n".join([*([_complete(results, folder, report)] if results else []), *_unfinished(results, unfinished)])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report.md", f"# {folder.name}\n\n{text}\n")
@@ -87,7 +88,7 @@ def _complete(results: Results, folder: Path, report: Callable[[Results, Path], 
 
 
 def _unfinished(results: Results, found: Sequence[Unfinished]) -> list[str]:
-    """The section on runs that did not finish; nothing if all did."""
+    """The section about runs that did not finish; empty if all did."""
     if not found:
         return []
     rows = [(one.variant, f"{one.seed}", one.how, f"{one.updates:,}", one.why) for one in found]
@@ -100,7 +101,7 @@ def _unfinished(results: Results, found: Sequence[Unfinished]) -> list[str]:
 
 
 def differences(results: Results, measure: Measure) -> dict[str, list[float]]:
-    """Of every variant but the first, `measure` minus that of the first variant's run with the same seed, by seed."""
+    """For every variant but the first, `measure` minus that of the first variant with the same seed, for each seed."""
     (_, baseline), *others = results.items()
     first = {run.fields["seed"]: measure(run) for run in baseline}
     pairs = {name: [(measure(run), first.get(run.fields["seed"])) for run in runs] for name, runs in others}
@@ -108,7 +109,7 @@ def differences(results: Results, measure: Measure) -> dict[str, list[float]]:
 
 
 def _pictures(results: Results, folder: Path) -> list[str]:
-    """Draws the pictures of the report into `folder`; returns the lines of Markdown that show them."""
+    """Draws the pictures of the report into `folder`. Returns the lines of Markdown that show them."""
     results, unit = _comparable(results)
     measure = held_out(unit)
     drawing.save(plots.variants_figure(results), folder / "loss.png")
@@ -127,12 +128,12 @@ def _pictures(results: Results, folder: Path) -> list[str]:
 
 
 def held_out_loss(run: Run) -> float | None:
-    """Last loss on the held-out set, in nats per token. See `held_out` for runs of different tokenizers."""
+    """Last loss on the held-out set, in nats per token. For runs with different tokenizers use `held_out`."""
     return held_out(NATS)(run)
 
 
 def held_out(unit: LossUnit) -> Measure:
-    """Last loss on the held-out set."""
+    """A measure of the last loss on the held-out set."""
 
     def measure(run: Run) -> float | None:
         name = held_out_set([run])
@@ -142,12 +143,12 @@ def held_out(unit: LossUnit) -> Measure:
 
 
 def tokens_per_second(run: Run) -> float | None:
-    """Median speed of training."""
+    """Median training throughput."""
     return median(run.train, "tokens_per_second")
 
 
 def trained_tail(column: str) -> Measure:
-    """Mean of the last tenth of a column of the training records."""
+    """A measure of the mean over the last tenth of a column of the training records."""
 
     def measure(run: Run) -> float | None:
         found = run.train.get(column, np.empty(0))
@@ -157,7 +158,7 @@ def trained_tail(column: str) -> Measure:
 
 
 def steps_to(loss: float) -> Measure:
-    """Updates until the held-out loss, drawn as a line between evaluations, first falls to `loss`; None: never."""
+    """A measure of the step at which the held-out loss, interpolated linearly, first reaches `loss`; None: never."""
 
     def measure(run: Run) -> float | None:
         name = held_out_set([run])
@@ -177,12 +178,12 @@ def steps_to(loss: float) -> Measure:
 
 
 def values(runs: Sequence[Run], measure: Measure) -> list[float]:
-    """What the runs left behind, those that did."""
+    """The measure of each run, without runs that have none."""
     return [value for value in map(measure, runs) if value is not None]
 
 
 def spread(found: Sequence[float], form: str) -> str:
-    """'mean ± standard deviation', the unbiased estimate; the number alone if there is but one."""
+    """'mean ± standard deviation', with the unbiased estimate. A single number has no deviation."""
     if not found:
         return "-"
     mean = format(float(np.mean(found)), form)
@@ -190,7 +191,7 @@ def spread(found: Sequence[float], form: str) -> str:
 
 
 def _comparable(results: Results) -> tuple[Results, LossUnit]:
-    """The results as `comparable` makes them, and what their losses are compared in."""
+    """The results after `comparable`, and the unit of their losses."""
     runs = [run for found in results.values() for run in found]
     alike = iter(comparable(runs))
     return {name: [next(alike) for _ in found] for name, found in results.items()}, loss_unit(runs)

@@ -1,4 +1,4 @@
-"""Text that commands write into documents, so that figures stand where they are read and were not copied by hand."""
+"""Inserts the output of commands into Markdown documents, so that no numbers are copied by hand."""
 
 import os
 import re
@@ -11,7 +11,7 @@ _PICTURE = re.compile(r"(!\[[^\]]*\]\()([^)/:]+)(\))")
 
 
 def publish(document: Path, name: str, text: str) -> None:
-    """Puts `text` between the markers <!-- name --> and <!-- /name --> of a Markdown document.
+    """Writes `text` between the markers <!-- name --> and <!-- /name --> of a Markdown document.
 
     Raises:
       ValueError: as `check_markers`.
@@ -22,10 +22,10 @@ def publish(document: Path, name: str, text: str) -> None:
 
 
 def check_markers(document: Path, name: str) -> None:
-    """To be asked before what is to be published is made at length.
+    """Checks that a document has the markers. Call it before a long computation whose result is published.
 
     Raises:
-      ValueError: if there is no such document, or it has no such markers.
+      ValueError: if the document does not exist, or has no such markers.
     """
     check(
         document.is_file() and _between(name).search(document.read_text(encoding="utf-8")) is not None,
@@ -38,8 +38,8 @@ def _between(name: str) -> re.Pattern:
 
 
 def with_pictures(text: str, folder: Path, beside: Path, document: Path) -> str:
-    """`text`, whose pictures lie in `folder`, for `document`: they are copied beside the file `beside`, under its name
-    and their own."""
+    """`text`, whose pictures are in `folder`, with links for `document`. The pictures are copied into the folder of
+    `beside`, as `<stem of beside>_<picture>`."""
 
     def copied(found: re.Match) -> str:
         picture = beside.with_name(f"{beside.stem}_{found[2]}")

@@ -1,7 +1,7 @@
-"""What all figures have in common: matplotlib Figure objects without a window or global state, their colours and axes.
+"""Common parts of all figures: matplotlib Figure objects without a window or global state, their colours and axes.
 
-Colours are those of Okabe & Ito, which readers with any kind of colour vision can tell apart. Dashes differ too, so
-that a curve that covers another leaves it visible.
+Colours are those of Okabe & Ito, which can be distinguished with any kind of colour vision. Dashes differ too, so that
+covered curves remain visible.
 """
 
 import io
@@ -22,7 +22,7 @@ _SMOOTHED_FRACTION = 50
 
 
 def new_figure(title: str, ylabel: str, height: float = 3.2) -> tuple[Figure, Axes]:
-    """A figure of this height in inches, with one axes."""
+    """A figure with one axes. `height` is in inches."""
     figure = Figure(figsize=(7.5, height), layout="constrained")
     axes = figure.add_subplot()
     dress(axes, title, ylabel)
@@ -30,7 +30,7 @@ def new_figure(title: str, ylabel: str, height: float = 3.2) -> tuple[Figure, Ax
 
 
 def dress(axes: Axes, title: str, ylabel: str) -> None:
-    """Title, label, colours and grid."""
+    """Sets title, label, colours and grid."""
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=TEXT)
     axes.set_ylabel(ylabel, color=TEXT)
     axes.spines[["top", "right"]].set_visible(False)
@@ -41,11 +41,11 @@ def dress(axes: Axes, title: str, ylabel: str) -> None:
 
 
 def finish(axes: Axes, xlabel: str) -> None:
-    """The axis of steps or tokens, and the legend, once everything is drawn."""
+    """Sets up the axis of steps or tokens, and the legend. Call it after everything is drawn."""
     axes.set_xlabel(xlabel, color=TEXT)
     axes.margins(x=0.02)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # steps and tokens are whole numbers
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # steps and tokens are integers
     axes.xaxis.set_major_formatter((lambda x, _: quantity(x)) if xlabel == TOKENS else "{x:,.0f}")
     entries = len(axes.get_legend_handles_labels()[0])
     if entries > _MAX_LEGEND:
@@ -55,7 +55,7 @@ def finish(axes: Axes, xlabel: str) -> None:
 
 
 def scale_log(axes: Axes) -> None:
-    """Logarithmic, so that the first steps do not flatten the rest; ticks are plain numbers."""
+    """Makes the y axis logarithmic, so that the first steps do not flatten the rest. Ticks are plain numbers."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [np.empty(0)])
     values = values[np.isfinite(values)]
     if not len(values) or values.min() <= 0:
@@ -67,7 +67,7 @@ def scale_log(axes: Axes) -> None:
 
 
 def _ticks(ratio: float) -> Locator:
-    """Ticks of a logarithmic axis whose ends have this ratio."""
+    """Ticks of a logarithmic axis on which the largest value is `ratio` times the smallest."""
     if ratio < 2:
         return MaxNLocator(7)
     return LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)) if ratio < 12 else LogLocator(subs=(1, 2, 5))
@@ -79,7 +79,7 @@ def style(index: int) -> tuple[str, str]:
 
 
 def moving_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of a fiftieth of the values, shorter at both ends; non-finite values do not count."""
+    """Mean over a centred window of a fiftieth of the values, shorter at both ends. Ignores non-finite values."""
     half = len(values) // _SMOOTHED_FRACTION // 2
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
@@ -91,7 +91,7 @@ def moving_mean(values: np.ndarray) -> np.ndarray:
 
 
 def quantity(value: float) -> str:
-    """Three significant digits: 1.23k for 1230, then M, B (billions), T."""
+    """The value with three significant digits: 1.23k for 1230, then M, B (billions), T."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
@@ -99,7 +99,7 @@ def quantity(value: float) -> str:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes the figure as PNG; equal figures give equal files."""
+    """Writes the figure as PNG. Deterministic: equal figures give equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""Which experts serve which kinds of text, as a table for a terminal."""
+"""A table for the terminal of which experts process which kinds of tokens."""
 
 from rich.table import Table
 
@@ -6,8 +6,8 @@ from llm_jax.evals.specialisation import CLASSES, Specialisation
 
 
 def table(found: Specialisation) -> Table:
-    """Of each layer how much an expert tells of the class of its tokens, and of each class the expert that serves most
-    of it, with the share of the class's visits that it has."""
+    """For each layer, the mutual information of expert and token class, and for each class the expert with the most
+    visits, with its fraction of the class's visits."""
     made = Table("layer", "bits", *CLASSES, title="the expert that serves most of each class of tokens, and how much")
     for path in found.counts:
         for index, (share_CE, bits) in enumerate(found.layers(path)):

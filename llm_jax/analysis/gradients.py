@@ -1,4 +1,4 @@
-"""Figures of the norms of gradients."""
+"""Figures of gradient norms."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _ARRAY = re.compile(r"/(kernel|bias|scale|table)$")
 
 
 def gradient_norm_figure(runs: Sequence[Run]) -> Figure:
-    """Norm of the whole gradient before clipping, against steps. Faint: every train record. Line: their moving mean."""
+    """Global gradient norm before clipping, against steps. Faint: every train record. Line: their moving mean."""
     figure, axes = new_figure("gradient norm", "norm before clipping")
     for index, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
         if "gradient_norm" in run.train:
@@ -30,7 +30,7 @@ def gradient_norm_figure(runs: Sequence[Run]) -> Figure:
 
 
 def parameter_norms_figure(run: Run) -> Figure:
-    """Norm of the gradient of each group of parameters against steps, as their moving mean."""
+    """Gradient norm of each group of parameters against steps, as a moving mean."""
     figure, axes = new_figure("gradient norm of parameters", "norm before clipping", height=4.4)
     for index, (name, norms) in enumerate(groups(run.parameter_norms).items()):
         colour, dashes = style(index)
@@ -41,10 +41,10 @@ def parameter_norms_figure(run: Run) -> Figure:
 
 
 def groups(norms: Curve) -> Curve:
-    """Norms of groups of parameters by name, from those of each parameter by path.
+    """Norms of groups of parameters by name, from the norms of each parameter by path.
 
-    A group has the parameters of one name in all layers, such as 'mixer/query', kernel and bias together. Where this
-    gives more than twelve groups, names are cut to their first parts, such as 'mixer'.
+    A group consists of the parameters of one name in all layers, such as 'mixer/query', with kernel and bias. If there
+    are more than twelve groups, names are shortened to their first parts, such as 'mixer'.
     """
     parts = {path: _ARRAY.sub("", _BLOCK.sub("", path)).split("/") for path in norms if path not in ("step", "time")}
     names: dict[str, str] = {}

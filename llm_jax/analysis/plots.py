@@ -1,4 +1,4 @@
-"""Figures of what one or several runs recorded. Curves that are equal are named in the legend."""
+"""Figures of the records of one or several runs. The legend names curves that are equal."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -31,19 +31,19 @@ _LOG_AXIS_RATIO = 8
 
 
 def loss_figure(runs: Sequence[Run]) -> Figure:
-    """Loss in nats per token, as `_learning_figure` draws it. Of runs with different tokenizers, whose tokens do not
-    compare, held-out bits per byte against steps."""
+    """Loss in nats per token, see `_learning_figure`. For runs with different tokenizers, whose losses per token are
+    not comparable, held-out bits per byte against steps."""
     unit = loss_unit(runs)
     return _learning_figure(runs, "loss", f"loss ({unit.name})", unit.column)
 
 
 def perplexity_figure(runs: Sequence[Run]) -> Figure:
-    """exp(loss in nats per token), as `_learning_figure` draws it; of a mean over sets, that of the mean loss."""
+    """exp(loss in nats per token), see `_learning_figure`. For a mean over sets, exp of the mean loss."""
     return _learning_figure(runs, "perplexity", "perplexity per token", NATS.column, _exp)
 
 
 def held_out_figure(run: Run) -> Figure:
-    """Bits per byte of held-out text, as `_learning_figure` draws it; grey: other compressors of the test part."""
+    """Bits per byte of held-out text, see `_learning_figure`. Grey: other compressors on the test part."""
     others = {f"{name} on test": bits for name, bits in run.baselines.items()}
     return _learning_figure([run], BITS.title, BITS.name, BITS.column, others=others)
 
@@ -60,7 +60,7 @@ def _learning_figure(
     the runs have different tokenizers.
 
     Faint: every train record. Line: their moving mean over a fiftieth of the run. Markers: evaluation sets. Grey:
-    `others`, by name, which do not learn.
+    `others`, constants by name.
     """
     several = len(runs) > 1
     figure, axes = new_figure(title, ylabel, height=4.4)
@@ -92,7 +92,7 @@ def _learning_figure(
 
 def variants_figure(results: Mapping[str, Sequence[Run]], title: str = "held-out loss") -> Figure:
     """Held-out loss of variants against steps: mean over the runs of each, and a band of one standard deviation. In
-    bits per byte where the variants have different tokenizers."""
+    bits per byte if the variants have different tokenizers."""
     unit = loss_unit([run for runs in results.values() for run in runs])
     figure, axes = new_figure(title, f"loss ({unit.name})", height=4.4)
     evaluated = {label: runs for label, runs in results.items() if held_out_set(runs) is not None}
@@ -110,12 +110,12 @@ def variants_figure(results: Mapping[str, Sequence[Run]], title: str = "held-out
 
 
 def differences_figure(differences: Mapping[str, Sequence[float]], baseline: str, unit: str) -> Figure:
-    """Difference of each variant's final held-out loss to that of `baseline` with the same seed: a dot for every seed,
-    a bar for their mean. Left of zero is better.
+    """Difference of each variant's final held-out loss to that of `baseline` with the same seed: a dot for each seed, a
+    bar for the mean. Negative is better.
 
     Args:
-      differences: by variant, one number a seed; variants without any are left out.
-      unit: of the loss, such as 'nats per token'.
+      differences: by variant, one number for each seed. Variants without numbers are left out.
+      unit: unit of the loss, such as 'nats per token'.
     """
     shown = {name: found for name, found in differences.items() if len(found)}
     title = f"final held-out loss minus {baseline}'s, seed by seed"
@@ -137,8 +137,8 @@ def sweep_figure(field: str, values: Sequence[float], losses: Sequence[float], u
     Args:
       field: path of the field in the experiment.
       values: the field's value in each run.
-      losses: final held-out loss of each run; a loss that is not finite is not drawn.
-      unit: of the loss.
+      losses: final held-out loss of each run. Non-finite losses are not drawn.
+      unit: unit of the loss.
     """
     figure, axes = new_figure("final held-out loss", f"loss ({unit})", height=4.4)
     pairs = [(value, loss) for value, loss in zip(values, losses, strict=True) if np.isfinite(loss)]
@@ -157,7 +157,7 @@ def sweep_figure(field: str, values: Sequence[float], losses: Sequence[float], u
 
 
 def throughput_figure(runs: Sequence[Run]) -> Figure:
-    """Tokens per second against steps, from zero up; dashed: the median of each run."""
+    """Tokens per second against steps, on an axis from zero. Dashed: the median of each run."""
     figure, axes = new_figure("throughput", "tokens per second")
     for index, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
         if (middle := median(run.train, "tokens_per_second")) is None:
@@ -187,9 +187,8 @@ def learning_rate_figure(runs: Sequence[Run]) -> Figure:
 
 
 def experts_figure(runs: Sequence[Run]) -> Figure:
-    """What layers of experts did, against steps, in three panels: the load of the fullest expert over the mean, the
-    share of choices dropped, and the entropy of a token's scores. Faint: each layer of a single run. Line: their mean.
-    """
+    """Routing statistics of MoE layers against steps, in three panels: maximum load over mean load, fraction of dropped
+    assignments, and entropy of a token's router scores. Faint: each layer of a single run. Line: their mean."""
     panels = {
         "max_load": "max / mean load",
         "dropped": "share dropped",
@@ -207,7 +206,7 @@ def experts_figure(runs: Sequence[Run]) -> Figure:
 
 
 def specialisation_figure(found: Specialisation) -> Figure:
-    """Of every layer of experts a map: the share of each class of tokens that each expert serves."""
+    """A heat map for every MoE layer: the fraction of each class of tokens that is routed to each expert."""
     layers = [(f"{path} {index}", *of) for path in found.counts for index, of in enumerate(found.layers(path))]
     columns = min(3, len(layers))
     rows = -(-len(layers) // columns)
@@ -229,7 +228,7 @@ def specialisation_figure(found: Specialisation) -> Figure:
 
 
 def bits_per_byte_figure(run: Run) -> Figure:
-    """The run among the other compressors of the same text: bars of bits per byte, the best on top."""
+    """Bars of bits per byte of the run and of other compressors of the same text, lowest on top."""
     name = held_out_set([run])
     bits = last(run.evals[name], "bits_per_byte") if name else None
     bars = [] if bits is None else [(f"{run.name} ({name})", bits, COLOURS[0])]
@@ -249,13 +248,13 @@ def bits_per_byte_figure(run: Run) -> Figure:
 
 
 def _exp(values: np.ndarray) -> np.ndarray:
-    """inf where it is too large for a float64."""
+    """exp, with inf and no warning on overflow."""
     with np.errstate(over="ignore"):
         return np.exp(values)
 
 
 def _draw_training(axes: Axes, run: Run, index: int, counter: str, losses: np.ndarray | None, label: str) -> None:
-    """Without losses the legend still names the run."""
+    """Draws the training records of a run. Without losses only its entry in the legend."""
     colour, dashes = style(index)
     if losses is None:
         axes.plot([], [], dashes, color=colour, linewidth=1.8, label=label)
@@ -267,7 +266,7 @@ def _draw_training(axes: Axes, run: Run, index: int, counter: str, losses: np.nd
 def _draw_evaluation(
     axes: Axes, places: np.ndarray, losses: np.ndarray, colour: str, marker: str, joined: bool, hollow: bool
 ) -> Line2D:
-    """Points of one evaluation set."""
+    """Draws the points of one evaluation set."""
     (line,) = axes.plot(places, losses, marker, color=colour, zorder=3)
     if hollow:
         line.set(markersize=9, markerfacecolor="none", markeredgewidth=1.5)
@@ -287,7 +286,7 @@ def _draw_experts(axes: Axes, run: Run, index: int, name: str, label: str | None
 
 
 def _positions(run: Run, curve: Curve, counter: str) -> np.ndarray:
-    """Where evaluation records lie on the axis of the train records: tokens are those seen by their step."""
+    """Positions of evaluation records on the x axis. Missing token counts are interpolated from the train records."""
     if counter == "step" or "tokens" in curve:
         return curve[counter]
     steps, tokens = np.append(0.0, run.train["step"]), np.append(0.0, run.train["tokens"])
@@ -295,7 +294,7 @@ def _positions(run: Run, curve: Curve, counter: str) -> np.ndarray:
 
 
 def _equal_named(names: Sequence[str], curves: Sequence[np.ndarray | None]) -> list[str]:
-    """The names; that of a curve equal to an earlier one names it too, as the two cover each other."""
+    """The names. If a curve equals an earlier one, and so covers it, its name mentions the earlier one."""
     shown = []
     for index, (name, curve) in enumerate(zip(names, curves, strict=True)):
         equal = (
@@ -309,7 +308,7 @@ def _equal_named(names: Sequence[str], curves: Sequence[np.ndarray | None]) -> l
 
 
 def _held_out_losses(runs: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps [n], losses [runs, n]) at the steps that every run was evaluated at."""
+    """(steps [n], losses [runs, n]) at the steps at which all runs were evaluated."""
     name = held_out_set(runs)
     curves = [] if name is None else [run.evals[name] for run in runs if run.evals]
     steps = functools.reduce(np.intersect1d, [curve["step"] for curve in curves])
@@ -317,5 +316,5 @@ def _held_out_losses(runs: Sequence[Run], column: str) -> tuple[np.ndarray, np.n
 
 
 def _column(curve: Curve, name: str) -> np.ndarray:
-    """nan where a run did not record it."""
+    """A column of a curve; nan if the run did not record it."""
     return curve.get(name, np.full(len(curve["step"]), np.nan))

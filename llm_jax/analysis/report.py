@@ -1,4 +1,4 @@
-"""report.md of a run, and the comparison of several. Every number comes from the run directories' records."""
+"""report.md of a run, and the comparison of several runs. All numbers come from the records in run directories."""
 
 import collections
 import re
@@ -53,12 +53,12 @@ _NOTED = {
     "parameter_norms": "The norm over all layers, of every group of parameters; moving means as above.",
     "experts": "Faint: each layer of experts. Line: the mean over the layers.",
 }
-"""What is written below a plot, by its name."""
+"""Captions of plots, by name."""
 _SPREAD = ("train loss", "held-out loss", "bits per byte", "tokens/s")
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Writes report.md and its plots (in `plots/`) into a run directory, and returns the report's path.
+    """Writes report.md and its plots (in `plots/`) into a run directory. Returns the path of the report.
 
     Raises:
       ValueError: if `run_dir` is not a run directory.
@@ -75,9 +75,9 @@ def write_report(run_dir: str | Path) -> Path:
 def compare(runs: Sequence[str | Path], output: Path) -> str:
     """Writes one table and one plot of several runs, and returns the Markdown text.
 
-    The table's columns are the fields in which the experiments differ, then the final metrics; the plot lies beside
-    `output` as a PNG of the same name. Runs that differ only in seed and name are also summarised by their mean and
-    standard deviation (the unbiased estimate, over runs).
+    The table's columns are the fields in which the experiments differ, then the final metrics. The plot is a PNG with
+    the name of `output` in the same folder. Runs that differ only in seed and name are also summarised by their mean
+    and standard deviation (the unbiased estimate, over runs).
 
     Args:
       runs: run directories.
@@ -102,12 +102,12 @@ def compare(runs: Sequence[str | Path], output: Path) -> str:
 
 
 def _summary(run: Run) -> str:
-    """One paragraph: how long, on how much, how fast, and what came of it."""
+    """One paragraph: steps, tokens, time, throughput, and final losses."""
     metrics = _metrics(run, held_out := held_out_set([run]))
     found = {name: _FORMATS[name](value) for name, value in metrics.items() if value is not None}
     if "steps" not in found:
         return "This run has recorded no training step yet."
-    text = f"TrainedModel for {found['steps']} steps"
+    text = f"Trained for {found['steps']} steps"
     if "tokens" in found:
         text += f" on {found['tokens']} tokens"
     text += f"; {found['time']} from the first record to the last"
@@ -129,7 +129,7 @@ def _summary(run: Run) -> str:
 
 
 def _verdict(run: Run, bits: float) -> str:
-    """How the run stands among the baselines, as the end of a sentence."""
+    """How the run compares with the baselines, as the end of a sentence."""
     better = [name for name, value in run.baselines.items() if bits < value]
     worse = [name for name, value in run.baselines.items() if bits >= value]
     clauses = [f"fewer than {_listed(better)}"] * bool(better) + [f"not fewer than {_listed(worse)}"] * bool(worse)
@@ -137,7 +137,7 @@ def _verdict(run: Run, bits: float) -> str:
 
 
 def _compression(run: Run) -> list[str]:
-    """Table and bars of held-out bits per byte, all of the same text; nothing if the run recorded none."""
+    """Table and bars of held-out bits per byte on the same text; empty if the run recorded none."""
     found = [(name, bits, "", "") for name, bits in run.baselines.items()]
     name = held_out_set([run])
     if name and (bits := last(run.evals[name], "bits_per_byte")) is not None:
@@ -160,7 +160,7 @@ def _compression(run: Run) -> list[str]:
 
 
 def _curves(run: Run) -> list[str]:
-    """The plots of what the run recorded while it learned."""
+    """The plots of the training records."""
     figures = {
         "loss": ("loss" in run.train, plots.loss_figure),
         "perplexity": ("loss" in run.train, plots.perplexity_figure),
@@ -186,7 +186,7 @@ def _sample(run: Run) -> list[str]:
 
 
 def _facts(run: Run) -> str:
-    """Everything that is known of what the run's last start put on its card, one row per fact."""
+    """All known facts on the card about the run's last start, one row per fact."""
     if not run.facts:
         return "This run has no card.json."
     facts = dict(run.facts)
@@ -217,7 +217,7 @@ def _fact(key: str, value: Any) -> str:
 
 
 def _comparison(runs: Sequence[Run]) -> list[str]:
-    """The table of all runs; where experiments differ in many fields, those get a table of their own."""
+    """The table of all runs. If experiments differ in many fields, these are in a second table."""
     names, changed, held_out = labels(runs), differences(runs, ignore=["name"]), held_out_set(runs)
     metrics = [_metrics(run, held_out) for run in runs]
     unit = loss_unit(runs)
@@ -237,7 +237,7 @@ def _comparison(runs: Sequence[Run]) -> list[str]:
 
 
 def _sweep(runs: Sequence[Run]) -> Figure | None:
-    """Final held-out loss against the field that the runs sweep over; None where they are no sweep."""
+    """Final held-out loss against the field that the runs sweep over; None if they are not a sweep."""
     found, name = swept(runs), held_out_set(runs)
     if found is None or name is None:
         return None
@@ -266,7 +266,7 @@ def _seeds(runs: Sequence[Run]) -> list[str]:
 
 
 def _metrics(run: Run, held_out: str | None) -> dict[str, float | None]:
-    """Final metrics of a run; None where the run did not record one."""
+    """Final metrics of a run. A metric that the run did not record is None."""
     evaluation = {} if held_out is None else run.evals.get(held_out, {})
     return {
         "steps": last(run.train, "step"),
@@ -280,7 +280,7 @@ def _metrics(run: Run, held_out: str | None) -> dict[str, float | None]:
 
 
 def _tail(run: Run) -> tuple[float | None, int]:
-    """Mean train loss of the last fiftieth of the records, and their number; None before the first record."""
+    """Mean train loss of the last fiftieth of the records, and their number; (None, 0) without records."""
     losses = run.train.get("loss", np.empty(0))
     number = max(1, len(losses) // _TAIL_FRACTION)
     return (float(np.mean(losses[-number:])), number) if len(losses) else (None, 0)
@@ -302,7 +302,7 @@ def _written(metric: str, value: float | None) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; cells hold any text."""
+    """A table in Markdown. Cells may hold any text, which is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
@@ -312,7 +312,7 @@ def _cell(text: str) -> str:
 
 
 def _fenced(text: str) -> str:
-    """The text as a code block, its fence longer than any run of backticks within."""
+    """The text as a code block. Its fence is longer than any run of backticks in the text."""
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text.rstrip()}\n{fence}"

@@ -14,7 +14,7 @@ from llm_jax.core.checks import check
 from llm_jax.core.run_directory import RunDirectory
 
 Curve = dict[str, np.ndarray]
-"""Columns of one kind of record, float64 [records] each, in the order of steps; nan where a record lacks the field."""
+"""Columns of one kind of record, float64 [records] each, in the order of steps. nan if a record lacks the field."""
 
 _EVAL = "eval/"
 _AVERAGED = ("loss", "bits_per_byte")
@@ -23,10 +23,10 @@ _BASELINE = "baseline/"
 
 @dataclasses.dataclass(frozen=True)
 class LossUnit:
-    """What held-out losses are compared in."""
+    """Unit in which held-out losses are compared."""
 
     column: str
-    """Name in the evaluation records."""
+    """Name of the column in the evaluation records."""
     name: str
     title: str
 
@@ -37,7 +37,7 @@ BITS = LossUnit("bits_per_byte", "bits per byte", "held-out bits per byte")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one run left behind. `load_run` makes it."""
+    """The content of a run directory, from `load_run`."""
 
     name: str
     """Name of the run's folder."""
@@ -46,35 +46,34 @@ class Run:
     experiment: str
     """Resolved experiment as flat text, one `path = value` per line."""
     card: dict[str, Any]
-    """card.json: the list `starts`, one entry for each start of the run; empty if there is none."""
+    """card.json: the list `starts`, one entry for each start of the run; empty without a card."""
     train: Curve
-    """Columns of the train records; empty before the first."""
+    """Columns of the train records; empty before the first record."""
     evals: dict[str, Curve]
     """Columns of the evaluation records, by name of the evaluation set. The mean over the sets `<part>/<source>` of a
-    mixture is named `<part>`; see `means`."""
+    mixture is named `<part>`, see `means`."""
     baselines: dict[str, float]
     """Bits per byte of other compressors on the run's held-out text, by name."""
     seconds: float
-    """Time from the first record to the last, pauses between restarts included; 0 without records."""
+    """Time from the first record to the last, including pauses between restarts; 0 without records."""
     parameter_norms: Curve
-    """Norm of the gradient of each parameter by its path, where the run recorded them (`GradientNormsConfig`); with
-    'step'."""
+    """Gradient norm of each parameter by its path, and 'step', if the run recorded them (`GradientNormsConfig`)."""
     samples: tuple[Path, ...]
     """Sample files, in the order of steps."""
     means: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    """For each mean in `evals` the sets that it is over, and their shares."""
+    """For each mean in `evals`, the weight of each set in it."""
     damage: tuple[str, ...] = ()
-    """What of the folder could not be read, one message for each place."""
+    """Damaged parts of files in the folder, one message for each."""
 
     @property
     def fields(self) -> dict[str, str]:
-        """Paths of the experiment's fields and their text; the experiment's own type has the path ''."""
+        """Text of the experiment's fields by path. The type of the experiment has the path ''."""
         lines = (line.partition("= ") for line in self.experiment.splitlines() if line.strip())
         return {path.strip(): value.strip() for path, _, value in lines}
 
     @property
     def mixture(self) -> dict[str, float]:
-        """The weights of a mixture's sources at the end of training, by name; empty for a single source."""
+        """Weights of a mixture's sources at the end of training, by name; empty for a single source."""
         found, fields, source = {}, self.fields, "data.source.sources.0"
         while f"{source}.name" in fields:
             weights = [json.loads(fields.get(f"{source}.weight", "1.0"))]
@@ -85,21 +84,21 @@ class Run:
 
     @property
     def tokenizer(self) -> str | None:
-        """Digest of its tokenizer; None for a run that recorded none."""
+        """Digest of the tokenizer; None if the run recorded none."""
         data = self.facts.get("data")
         return data.get("tokenizer") if isinstance(data, dict) else None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The card's entry for the last start of the run; empty if there is none."""
+        """The card's entry for the last start of the run; empty without a card."""
         starts = self.card.get("starts", [])
         return starts[-1] if starts else {}
 
 
 def load_run(path: str | Path) -> Run:
-    """Reads a run directory; a run that has not recorded anything yet has empty curves.
+    """Reads a run directory. A run without records has empty curves.
 
-    The experiment is read as text, so that runs of other versions of the code can be read too.
+    The experiment is read as text, so that runs of other versions of the code can be read.
 
     Raises:
       ValueError: if `path` is not a run directory.
@@ -131,13 +130,13 @@ def load_run(path: str | Path) -> Run:
 
 
 def load_runs(places: Sequence[str | Path]) -> list[Run]:
-    """Several run directories, to be compared; as `load_run` and `comparable`."""
+    """Reads several run directories by `load_run`, and makes them `comparable`."""
     return comparable([load_run(place) for place in places])
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
-    """The runs with means over the same sets by the same shares: over those sets of mixtures that every run with an
-    evaluation has, by the weights of the first of these."""
+    """The runs with comparable means over the sets of a mixture. The means are over the sets that all runs with an
+    evaluation have, with the weights of the first of these runs."""
     evaluated = [run for run in runs if run.evals]
     if all(run.means == evaluated[0].means for run in evaluated):
         return list(runs)
@@ -146,7 +145,7 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
 
 
 def loss_unit(runs: Sequence[Run]) -> LossUnit:
-    """Nats per token where all runs have one tokenizer, else bits per byte."""
+    """Nats per token if all runs have the same tokenizer, otherwise bits per byte."""
     digests = [run.tokenizer for run in runs]
     if None in digests:
         digests = [tuple(line for line in run.fields.items() if line[0].startswith("tokenizer")) for run in runs]
@@ -154,7 +153,7 @@ def loss_unit(runs: Sequence[Run]) -> LossUnit:
 
 
 def last(curve: Curve, column: str) -> float | None:
-    """Last value recorded in a column; None if there is none."""
+    """Last value in a column that is not nan; None if there is none."""
     values = curve.get(column, np.empty(0))
     values = values[~np.isnan(values)]
     return float(values[-1]) if len(values) else None
@@ -168,9 +167,9 @@ def median(curve: Curve, column: str) -> float | None:
 
 
 def held_out_set(runs: Sequence[Run]) -> str | None:
-    """The evaluation set that speaks for the runs: test, else validation, else the first by name, of those with a loss
-    that every run with an evaluation has; None if there is none. No single source speaks for a mixture, only the mean
-    does."""
+    """The evaluation set by which the runs are compared, of the sets with a loss that all runs with an evaluation have:
+    test, else validation, else the first by name; None if there is none. A mixture is compared only by its mean, not by
+    the set of a single source."""
     names = [{name for name, curve in run.evals.items() if "loss" in curve} for run in runs if run.evals]
     shared = set.intersection(*names) if names else set()
     whole = [name for name in shared if "/" not in name]
@@ -178,17 +177,17 @@ def held_out_set(runs: Sequence[Run]) -> str | None:
 
 
 def described(runs: Sequence[Run], name: str) -> str:
-    """An evaluation set of the runs in Markdown; of a mean also what it is over."""
+    """An evaluation set of the runs in Markdown. For a mean, with its sets and their weights."""
     shares = next((run.means[name] for run in runs if name in run.means), {})
     listed = ", ".join(f"{share:.3g} of `{one}`" for one, share in shares.items())
     return f"`{name}`" + f" (the mean, {listed})" * bool(listed)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Names that distinguish the runs: of each the shortest end of its path that no other run shares.
+    """Names that distinguish the runs: the shortest end of each path that no other run has.
 
     Raises:
-      ValueError: if one run directory is given twice.
+      ValueError: if a run directory is given twice.
     """
     parts = [run.path.resolve().parts for run in runs]
     twice = [str(run.path) for index, run in enumerate(runs) if parts[index] in parts[:index]]
@@ -197,7 +196,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def setting(run: Run, path: str) -> str:
-    """A field of the experiment as a reader writes it: strings without quotes, types without their module."""
+    """A field of the experiment for display: strings without quotes, types without their module."""
     text = run.fields.get(path, "-")
     try:
         value = json.loads(text)
@@ -207,7 +206,7 @@ def setting(run: Run, path: str) -> str:
 
 
 def differences(runs: Sequence[Run], ignore: Sequence[str] = ()) -> list[str]:
-    """Paths at which the experiments of the runs differ, but for those in `ignore`."""
+    """Paths at which the experiments of the runs differ, except those in `ignore`."""
     fields = dict.fromkeys(path for run in runs for path in run.fields if path not in ignore)
     return [path for path in fields if len({run.fields.get(path) for run in runs}) > 1]
 
@@ -219,9 +218,9 @@ def _shortest_end(own: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> st
 
 
 def swept(runs: Sequence[Run]) -> tuple[str, list[float]] | None:
-    """The field of a sweep over one number, with its value in each run: the only field but seed and name in which the
-    experiments differ, or the first of several that change together; None for other runs and fewer than three values.
-    """
+    """The field of a sweep over one number, with its value in each run. It is the only field in which the experiments
+    differ, besides seed and name, or the first of several that change together. None if there is no such field or it
+    has fewer than three values."""
     changed = differences(runs, ignore=("name", "seed"))
     found = [[_plain_number(run.fields.get(path)) for run in runs] for path in changed]
     columns = [[value for value in column if value is not None] for column in found]
@@ -241,8 +240,8 @@ def _plain_number(text: str | None) -> float | None:
 
 
 def _with_means(run: Run, weights: Mapping[str, float], sets: Sequence[str]) -> Run:
-    """The run with a mean over each part's sets of a mixture among `sets`, by `weights` of their sources. Sources
-    without a weight have equal ones if none of the part's has any."""
+    """The run with a mean over the sets of a mixture in `sets` for each part, weighted by `weights` of their sources.
+    If no source of the part has a weight, all weights are equal."""
     evals = {name: curve for name, curve in run.evals.items() if name not in run.means}
     means = {}
     for part in dict.fromkeys(name.partition("/")[0] for name in sets if "/" in name):
@@ -255,7 +254,7 @@ def _with_means(run: Run, weights: Mapping[str, float], sets: Sequence[str]) -> 
 
 
 def _mean(curves: Sequence[Curve], shares: Sequence[float]) -> Curve:
-    """At the steps that all curves have."""
+    """Weighted mean of curves, at the steps that all of them have."""
     steps = functools.reduce(np.intersect1d, [curve["step"] for curve in curves])
     mean = {"step": steps}
     for column in _AVERAGED:

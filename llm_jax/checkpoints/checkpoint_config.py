@@ -1,4 +1,4 @@
-"""What an experiment says of its checkpoints. Apart from their writer, which needs orbax."""
+"""The checkpoint config. Its module is separate from the writer, so that importing it does not import orbax."""
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.configclass import configclass
@@ -6,16 +6,16 @@ from llm_jax.core.configclass import configclass
 
 @configclass
 class CheckpointConfig:
-    """When to save and what to keep."""
+    """When to save checkpoints, and which to keep."""
 
     every: int = 500
     """Steps between two saves."""
     keep_last: int = 2
-    """Newest checkpoints kept. With 1 there is nothing to fall back to if that one is damaged."""
+    """Number of newest checkpoints to keep. With 1 there is no fallback if that one is damaged."""
     keep_best: int = 1
-    """Checkpoints with the lowest `best_metric` kept beside the newest; one saved without a value is none."""
+    """Number of checkpoints with the lowest `best_metric` to keep in addition. Those without a value do not count."""
     best_metric: str = "validation/loss"
-    """Held-out figure by which checkpoints are compared, lower being better: `<evaluation set>/<figure>`."""
+    """Held-out metric by which checkpoints are compared, `<evaluation set>/<metric>`. Lower is better."""
 
     def __post_init__(self) -> None:
         check_positive(every=self.every, keep_last=self.keep_last)

@@ -1,7 +1,7 @@
-"""A 32-bit digest of an array's content, computed where the array lives.
+"""A 32-bit digest of an array's content, computed on the devices that hold the array.
 
-The array files of a checkpoint carry no checksum: a flipped byte there restores as another number, without a word.
-Sums of unsigned integers do not depend on their order, so the digest is the same under every sharding.
+The array files of a checkpoint have no checksums, so a flipped byte would silently change a number. Sums of unsigned
+integers do not depend on their order, so the digest is the same under every sharding.
 """
 
 from typing import Any
@@ -14,17 +14,17 @@ from llm_jax.sharding.partition import HOST
 
 
 def digests(tree: Any) -> dict[str, int]:
-    """Digest of every leaf by path name. Blocks until the leaves are computed; fetches one number per leaf.
+    """Digest of every leaf by path name. Blocks until the leaves are computed. Fetches one number per leaf.
 
     Raises:
-      ValueError: for a random key, which a checkpoint does not hold.
+      ValueError: for a random key, which checkpoints do not store.
     """
     found = _digests({name: _plain(name, leaf) for name, leaf in named_leaves(tree)})
     return {name: int(digest) for name, digest in jax.device_get(found).items()}
 
 
 def not_finite(tree: Any) -> list[str]:
-    """Path names of the leaves that hold a NaN or an infinity. Blocks until the leaves are computed."""
+    """Path names of the leaves with a NaN or an infinity. Blocks until the leaves are computed."""
     numbers = {name: leaf for name, leaf in named_leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)}
     finite = jax.device_get(_finite({name: _plain(name, leaf) for name, leaf in numbers.items()}))
     return [name for name, sound in finite.items() if not sound]
@@ -37,7 +37,7 @@ def _plain(name: str, leaf: jax.Array) -> jax.Array:
             "core.rng.key instead of keeping them in the state"
         )
     if isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST:
-        # Nothing is computed in the host's memory.
+        # Arrays in host memory are moved to the device, because nothing is computed in host memory.
         leaf = jax.device_put(leaf, leaf.sharding.with_memory_kind("device"))
     return leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
 
@@ -49,13 +49,13 @@ def _finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 @jax.jit
 def _digests(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """One program for all leaves: programs that overlap on simulated devices can block one another in a collective."""
+    """One jitted function for all leaves: concurrent ones on simulated devices can deadlock in a collective."""
     return jax.tree.map(_digest, leaves)
 
 
 def _digest(x: jax.Array) -> jax.Array:
-    """uint32 scalar. Each element is mixed by a bijection that depends on its position, so that a change of any one
-    element always shows, and any other change shows but for one in 2**32."""
+    """uint32 scalar. Each element is mixed by a bijection that depends on its position. So a change of a single element
+    is always detected, and any other change with probability 1 - 2**-32."""
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     position, stride = jnp.zeros(x.shape, jnp.uint32), 1
     for axis in reversed(range(x.ndim)):

@@ -1,4 +1,4 @@
-"""Writing checkpoints: asynchronous, atomic, the last ones and the best ones kept."""
+"""Writes checkpoints asynchronously and atomically, and keeps the newest and the best ones."""
 
 import contextlib
 import dataclasses
@@ -27,18 +27,19 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one training run; the only writer of its directory.
+    """The checkpoints of one training run. It is the only writer of their directory.
 
-    A save copies the state to the host, then goes on in the background. It counts once it is whole: a process killed
-    before leaves a temporary directory, which the next start removes. Call `close` (or use `with`) before exit.
-    In a job of several processes every process makes the same calls; `data` and `loop` are those of the first.
+    A save copies the state to the host and continues in the background. A checkpoint exists only when it is complete: a
+    process killed before that leaves a temporary directory, which the next start removes. Call `close` (or use `with`)
+    before exit. In a job of several processes every process must make the same calls. `data` and `loop` are taken from
+    the first process.
     """
 
     def __init__(self, directory: Path, config: CheckpointConfig, run: Identity):
-        """Opens or makes `directory`.
+        """Opens or creates `directory`.
 
         Raises:
-          ValueError: if the directory cannot be written, or its checkpoints were made with another tokenizer.
+          ValueError: if the directory cannot be written, or its checkpoints have another tokenizer.
         """
         quiet_orbax()
         self._directory = directory.absolute()
@@ -55,12 +56,12 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Newest step that is whole on disk; a save still under way does not count."""
+        """The newest step with a complete checkpoint on disk. A save in progress does not count."""
         return max(restore.saved_steps(self._directory), default=None)
 
     @property
     def best_step(self) -> int | None:
-        """Step of the lowest `best_metric` among those on disk, or None if none was saved with a value."""
+        """The step with the lowest `best_metric` among checkpoints on disk; None if none has a value."""
         found = {step: self._metrics.get(step, {}) for step in restore.saved_steps(self._directory)}
         return next(iter(ranked(found, self._config.best_metric)), None)
 
@@ -72,21 +73,21 @@ class Checkpoints:
         loop: Mapping[str, Any],
         metrics: Mapping[str, float] = MappingProxyType({}),
     ) -> bool:
-        """Starts saving; returns once `state` may be donated or overwritten. Waits for a save still under way.
+        """Starts a save, after waiting for a save in progress. Returns when `state` may be donated or overwritten.
 
-        A step that is saved already is left as it is, since a run reaches each step with one state only.
+        A step that is already saved is not saved again, because a run reaches each step with only one state.
 
         Args:
-          state: tree of jax.Array, sharded in any way.
+          state: tree of jax.Array with any sharding.
           data: state of the data iterator: dicts, lists, str, int, float, bool, None, bytes.
-          loop: whatever else the loop needs to go on, of the same types.
-          metrics: held-out figures at this step by name; without `best_metric` it is none of the best.
+          loop: other state that the loop needs to resume, of the same types.
+          metrics: held-out metrics at this step by name. Without `best_metric` it cannot be a best checkpoint.
 
         Returns:
-          False if the step was saved already.
+          False if the step was already saved.
 
         Raises:
-          OSError: if this or the previous save could not be written (full disk); earlier checkpoints are untouched.
+          OSError: if this or the previous save could not be written (full disk). Earlier checkpoints are unchanged.
           ValueError: for content that cannot be stored.
         """
         if self._is_deleted():
@@ -105,10 +106,10 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def wait(self) -> None:
-        """Returns once everything saved is on disk.
+        """Waits until the save in progress is on disk.
 
         Raises:
-          OSError: if the save could not be written; earlier checkpoints are untouched.
+          OSError: if the save could not be written. Earlier checkpoints are unchanged.
         """
         try:
             self._orbax.wait_until_finished()
@@ -117,10 +118,10 @@ class Checkpoints:
         self._unfinished = None
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Restored | None:
-        """Reads `step`, else the newest checkpoint that is not damaged; None if there is none.
+        """Restores `step`, or by default the newest checkpoint that is not damaged; None if there are no checkpoints.
 
-        Newer, damaged checkpoints are set aside as `corrupt-<step>`, so that their steps can be saved again.
-        `restore.restore_state` says what it takes and raises.
+        Newer, damaged checkpoints are renamed to `corrupt-<step>`, so that their steps can be saved again. See
+        `restore.restore_state` for arguments and errors.
         """
         self.wait()
         restored = restore.restore_state(self._directory, abstract_state, self._run.tokenizer, step)
@@ -130,15 +131,15 @@ class Checkpoints:
         return restored
 
     def go_back(self, step: int) -> list[int]:
-        """Sets the checkpoints after `step` aside as `later-<step>`, the newest first, so that their steps can be saved
-        again; returns their steps. A process killed meanwhile leaves the earlier of them as they were."""
+        """Renames the checkpoints after `step` to `later-<step>`, newest first, so that their steps can be saved again.
+        Returns their steps. If the process is killed meanwhile, the earlier ones keep their names."""
         self.wait()
         later = [other for other in reversed(restore.saved_steps(self._directory)) if other > step]
         self._set_aside(later, "later")
         return later
 
     def close(self) -> None:
-        """Waits for the save under way, then ends the background threads. May be called twice."""
+        """Waits for a save in progress, then ends the background threads. May be called twice."""
         try:
             self.wait()
         finally:
@@ -165,8 +166,8 @@ class Checkpoints:
             ) from error
 
     def _is_deleted(self) -> bool:
-        """Whether the directory that was opened is gone; a write under way may have made another of its name. In an
-        object store a folder is only a part of names: there it is never gone."""
+        """Whether the opened directory was deleted. A write in progress may have created a new one of the same name. In
+        an object store folders are only parts of names, so there the answer is always False."""
         if self._opened is None:
             return False
         try:
@@ -174,11 +175,11 @@ class Checkpoints:
         except FileNotFoundError:
             gone = True
         if jax.process_count() > 1:
-            gone = bool(multihost_utils.broadcast_one_to_all(np.asarray(gone)))  # before the first process makes it
+            gone = bool(multihost_utils.broadcast_one_to_all(np.asarray(gone)))  # before the first process creates it
         return gone
 
     def _begin_again(self) -> None:
-        """Orbax remembers the checkpoints of a directory that is gone. A save under way is lost with it."""
+        """Reopens orbax, which would remember the checkpoints of a deleted directory. A save in progress is lost."""
         _log.warning("%s was deleted; the next checkpoint is written to a new one", self._directory)
         with contextlib.suppress(OSError):
             self.wait()
@@ -203,11 +204,11 @@ class Checkpoints:
     def _remove_temporaries(self) -> None:
         if jax.process_index() == 0:
             for path in self._temporaries():
-                with contextlib.suppress(OSError):  # writes of a failed save may still be under way in it
+                with contextlib.suppress(OSError):  # a failed save may still be writing into it
                     remove(path)
 
     def _temporaries(self) -> list[Path]:
-        """What saves that did not end have left."""
+        """Folders left by incomplete saves."""
         if not is_object(self._directory):
             return list(self._directory.glob(f"*{ocp.path.atomicity.TMP_DIR_SUFFIX}*"))
         folders = restore.step_folders(self._directory) if self._directory.is_dir() else []
@@ -225,7 +226,7 @@ class Checkpoints:
 
     def _failure(self, error: Exception) -> OSError:
         free = "" if is_object(self._directory) else f", where {_free_bytes(self._directory):,} bytes were free"
-        for _ in range(3):  # every part of the save that failed raises once; a manager with errors left is of no use
+        for _ in range(3):  # each failed part of the save raises once, and the manager is unusable until all have
             with contextlib.suppress(Exception):
                 self._orbax.close()
         if self._unfinished is not None:
@@ -240,13 +241,13 @@ class Checkpoints:
 
 
 def _free_bytes(directory: Path) -> int:
-    """On the disk of a directory, which may be gone."""
+    """Free bytes on the disk of a directory, which may have been deleted."""
     return shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free
 
 
 @dataclasses.dataclass(frozen=True)
 class _Retention:
-    """Orbax's preservation policy: the newest and the best. `metrics` is shared with `Checkpoints`, which fills it."""
+    """Orbax preservation policy: keeps the newest and the best. `Checkpoints` shares and fills `metrics`."""
 
     config: CheckpointConfig
     metrics: Mapping[int, Mapping[str, float]]

@@ -1,4 +1,4 @@
-"""Keeps orbax from printing what its caller is told by an exception anyway."""
+"""Silences messages of orbax about errors that it also raises as exceptions."""
 
 import functools
 import importlib.metadata
@@ -6,15 +6,15 @@ import logging
 import sys
 
 _KNOWN = "0."
-"""Versions of orbax that print so; of any other everything is shown."""
+"""Prefix of the orbax versions with these messages. For other versions nothing is silenced."""
 
 
 @functools.cache
 def quiet_orbax() -> None:
-    """Silences, for this process, orbax's log and the tracebacks of its abandoned reads and writes.
+    """Silences, in this process, orbax's log and the tracebacks of its abandoned reads and writes.
 
-    Where one array fails, orbax closes its event loop under all others still in flight, and each of them prints a
-    traceback of its own, hundreds of lines before the one that tells which checkpoint it is about.
+    If one array fails, orbax closes its event loop while others are in flight. Each of these prints a traceback, which
+    makes hundreds of lines before the message about the checkpoint.
     """
     if not importlib.metadata.version("orbax-checkpoint").startswith(_KNOWN):
         return

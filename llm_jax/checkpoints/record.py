@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside its arrays: one JSON text that carries its own checksum."""
+"""The content of a checkpoint except its arrays: one JSON text with a checksum."""
 
 import base64
 import dataclasses
@@ -15,12 +15,12 @@ _BYTES = "__bytes__"
 
 
 class Damaged(Exception):
-    """A checkpoint is incomplete, or differs from what was saved."""
+    """Raised if a checkpoint is incomplete or differs from what was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of the state: its shape, dtype name and content digest."""
+    """Shape, dtype name and content digest of one array of the state."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -29,23 +29,23 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Which run a checkpoint belongs to, independent of the other files of the run directory."""
+    """The run to which a checkpoint belongs, independent of the other files of the run directory."""
 
     experiment: str
     """Flat text of the experiment."""
     tokenizer: str
     """Digest of the tokenizer; 'none' without one."""
     data: str | None = None
-    """Digest of the data; None in a checkpoint of an earlier version, which did not keep it."""
+    """Digest of the data; None in checkpoints of earlier versions, which did not store it."""
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """JSON facts on where the weights came from: the commit, and the run and step of a branch."""
+    """Origin of the weights, as JSON: the commit, and the run and step of a branch."""
     code: str | None = None
-    """Digest of the user's own files that define the experiment; None in a checkpoint of an earlier version."""
+    """Digest of the user's files that define the experiment; None in checkpoints of earlier versions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Everything of a checkpoint but the arrays, which it describes."""
+    """The content of a checkpoint except the arrays, with descriptions of the arrays."""
 
     step: int
     run: Identity
@@ -53,11 +53,11 @@ class Record:
     """State of the data iterator."""
     loop: dict[str, Any]
     metrics: dict[str, float]
-    """Held-out figures at this step by name, such as 'validation/loss'; empty if none were taken."""
+    """Held-out metrics at this step by name, such as 'validation/loss'; empty if the step was not evaluated."""
     leaves: dict[str, Leaf]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, which `from_json` reads back and checks.
+        """A JSON object, which `from_json` reads and checks.
 
         Raises:
           ValueError: if `data` or `loop` hold anything but dicts with str keys, lists, str, int, float, bool, None and
@@ -75,7 +75,7 @@ class Record:
         """Inverse of `to_json`.
 
         Raises:
-          Damaged: if the checksum does not fit the text.
+          Damaged: if the checksum does not match the text.
         """
         if zlib.crc32(value["text"].encode()) != value["crc32"]:
             raise Damaged("its record does not match its checksum")
@@ -86,8 +86,8 @@ class Record:
 
 
 def _present(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a record, those that an earlier version wrote included: it kept one loss, under the name that its
-    experiment gives, and no digest of the data."""
+    """The fields of a record, converted from the format of earlier versions if necessary. These stored one loss, whose
+    name is in the experiment, and no digest of the data."""
     if "run" in fields:
         return fields
     fields = dict(fields)
@@ -98,14 +98,14 @@ def _present(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(state: Any) -> dict[str, Leaf]:
-    """Shape, dtype and digest of every array of `state` by path name; waits until they are computed."""
+    """Shape, dtype and digest of every array of `state` by path name. Waits until they are computed."""
     found = digests(state)
     return {name: Leaf(tuple(leaf.shape), str(leaf.dtype), found[name]) for name, leaf in named_leaves(state)}
 
 
 def root_cause(error: BaseException) -> str:
-    """One line on what went wrong at the bottom. Orbax and tensorstore wrap it into long descriptions of what they
-    were doing: the beginning and the end tell."""
+    """One line about the root cause of an error. Orbax and tensorstore embed it in long descriptions, of which the
+    beginning and the end are kept."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split(" [tensorstore_spec=")[0].split())

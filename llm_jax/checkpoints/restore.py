@@ -1,7 +1,7 @@
-"""Reading checkpoints. Nothing here writes, so a run may be read while it trains.
+"""Reads checkpoints. It writes nothing, so a run may be read during training.
 
-<directory>/<step>/state/    the arrays, in orbax's format         <directory>/corrupt-<step>/   set aside, damaged
-                   record/   all the rest (record.py)
+<directory>/<step>/state/    the arrays, in orbax's format         <directory>/corrupt-<step>/   renamed, damaged
+                   record/   everything else (record.py)
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ from llm_jax.core.trees import named_leaves
 STATE = "state"
 RECORD = "record"
 COMMITTED = "commit_success.txt"
-"""Name of the object with which orbax completes a checkpoint in an object store."""
+"""Name of the object that orbax writes last in an object store, to mark a checkpoint as complete."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint that was read whole and found equal to what was saved."""
+    """A complete checkpoint that was verified to equal what was saved."""
 
     step: int
     state: Any
-    """Tree of jax.Array with the types, dtypes and shardings of the abstract tree that was asked for."""
+    """Tree of jax.Array with the structure, dtypes and shardings of the requested abstract tree."""
     data: dict[str, Any]
     """State of the data iterator."""
     loop: dict[str, Any]
@@ -48,18 +48,18 @@ class Restored:
 
 
 def restore_state(directory: Path, abstract: Any, tokenizer_digest: str, step: int | None = None) -> Restored | None:
-    """Reads the whole training state of `step`, else of the newest checkpoint that is not damaged.
+    """Reads the training state of `step`, or by default of the newest checkpoint that is not damaged.
 
     Args:
-      abstract: tree of jax.ShapeDtypeStruct; a leaf without sharding goes to the first local device. The sharding may
-        differ from the one that was saved.
+      abstract: tree of jax.ShapeDtypeStruct. A leaf without sharding is placed on the first local device. Shardings may
+        differ from those of the save.
 
     Returns:
-      None if there is no checkpoint.
+      None if there are no checkpoints.
 
     Raises:
-      ValueError: for another tokenizer; a state of other leaves, shapes or dtypes; an absent `step`; or where every
-        candidate is damaged.
+      ValueError: for another tokenizer; for a state with other leaves, shapes or dtypes; if `step` does not exist; or
+        if every candidate is damaged.
     """
     return _restore(directory, abstract, tokenizer_digest, step)
 
@@ -67,16 +67,16 @@ def restore_state(directory: Path, abstract: Any, tokenizer_digest: str, step: i
 def restore_params(
     directory: Path, abstract: Any, tokenizer_digest: str, step: int | None = None, part: str = "params"
 ) -> Restored | None:
-    """As `restore_state`, but reads only the field `part` of the state: 'params', or 'ema' where the run keeps one.
-    `abstract` and the `state` that comes back are that field's tree."""
+    """Same as `restore_state`, but reads only the field `part` of the state: 'params', or 'ema' if the run has one.
+    `abstract` and the returned `state` are the tree of that field."""
     restored = _restore(directory, {part: abstract}, tokenizer_digest, step, part)
     return restored and dataclasses.replace(restored, state=restored.state[part])
 
 
 def saved_steps(directory: Path) -> tuple[int, ...]:
-    """Steps of the complete checkpoints, ascending; some of them may turn out to be damaged.
+    """Steps of the complete checkpoints, ascending. Some of them may be damaged.
 
-    A checkpoint's folder is named by its step without leading zeros, as `save` names it; nothing else is one.
+    Only folders whose name is a step without leading zeros, as `save` writes it, are checkpoints.
     """
     if not directory.is_dir():
         return ()
@@ -84,20 +84,20 @@ def saved_steps(directory: Path) -> tuple[int, ...]:
 
 
 def step_folders(directory: Path) -> list[Path]:
-    """Folders of checkpoints, those included that an object store has in part."""
+    """Folders of checkpoints, including incomplete ones in an object store."""
     named = [path for path in directory.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name, re.ASCII)]
     return [path for path in named if path.is_dir()]
 
 
 def _is_whole(folder: Path) -> bool:
-    """A folder of a file system gets its name when all is written. In an object store orbax writes an object last that
-    says so, since a folder cannot be renamed there in one step."""
+    """Whether a checkpoint is complete. In a file system a folder gets its name when everything is written. In an
+    object store, which cannot rename a folder atomically, orbax writes the object COMMITTED last."""
     return not is_object(folder) or (folder / COMMITTED).exists()
 
 
 def readable_records(directory: Path) -> dict[int, Record]:
-    """Records of those checkpoints whose record is not damaged."""
-    directory = directory.absolute()  # orbax takes no relative path
+    """Records of the checkpoints whose record is not damaged, by step."""
+    directory = directory.absolute()  # orbax accepts no relative path
     records = {}
     for step in saved_steps(directory):
         try:
@@ -108,10 +108,10 @@ def readable_records(directory: Path) -> dict[int, Record]:
 
 
 def best_step(directory: Path, metric: str) -> int:
-    """Step of the lowest value of `metric`, the later one of equals.
+    """The step with the lowest value of `metric`. Of equal values the later step.
 
     Raises:
-      ValueError: if no checkpoint has a finite value of it; the message lists what they have.
+      ValueError: if no checkpoint has a finite value of it. The message lists the metrics that they have.
     """
     records = readable_records(directory)
     found = ranked({step: record.metrics for step, record in records.items()}, metric)
@@ -126,13 +126,13 @@ def best_step(directory: Path, metric: str) -> int:
 
 
 def ranked(metrics: Mapping[int, Mapping[str, float]], name: str) -> list[int]:
-    """Steps with a finite value of the metric `name`, lowest first; of equals the later."""
+    """Steps with a finite value of the metric `name`, lowest value first. Of equal values the later step is first."""
     values = {step: found[name] for step, found in metrics.items() if math.isfinite(found.get(name, math.nan))}
     return sorted(values, key=lambda step: (values[step], -step))
 
 
 def check_tokenizer(directory: Path, record: Record, tokenizer_digest: str) -> None:
-    """Raises ValueError if another tokenizer than the present one made the tokens that `record`'s run was fed."""
+    """Raises ValueError if the run of `record` was trained with a tokenizer of another digest."""
     if record.run.tokenizer != tokenizer_digest:
         raise ValueError(
             f"the tokenizer has digest {tokenizer_digest}, but checkpoint {record.step} in {directory} was trained "
@@ -144,7 +144,7 @@ def check_tokenizer(directory: Path, record: Record, tokenizer_digest: str) -> N
 def _restore(
     directory: Path, abstract: Any, tokenizer_digest: str, step: int | None, part: str | None = None
 ) -> Restored | None:
-    directory = directory.absolute()  # orbax takes no relative path
+    directory = directory.absolute()  # orbax accepts no relative path
     quiet_orbax()
     steps = saved_steps(directory)
     if step is not None and step not in steps:
@@ -168,7 +168,7 @@ def _restore(
 
 
 def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part: str | None) -> Restored:
-    """Raises Damaged in every process if it does in one, so that all resume from the same step."""
+    """Reads one checkpoint. Raises Damaged in all processes if it is damaged in one, so that all use the same step."""
     problem: Damaged | None = None
     record: Record | None = None
     saved: dict[str, Leaf] = {}
@@ -213,7 +213,7 @@ def _read_arrays(path: Path, abstract: Any) -> Any:
     )
     try:
         return ocp.PyTreeCheckpointHandler().restore(epath.Path(path), args=args)
-    # Damage shows as almost any exception, from KeyError to tensorstore's own; leaves and shapes are checked before.
+    # Damage can raise almost any exception, from KeyError to those of tensorstore. Leaves were checked before.
     except Exception as error:
         raise Damaged(f"its arrays cannot be read ({root_cause(error)})") from error
 

@@ -1,7 +1,7 @@
 """The command line: `llm-jax COMMAND ...`. Each command is one file here, which is imported when it is called.
 
 The file of a command `name` defines the class `Name`, whose fields are its options and whose docstrings are its help,
-and `run`. Help needs no jax: what a command works with is imported in `run`, once its options are read.
+and the function `run`. Help must not import jax: `run` imports its dependencies after the options are parsed.
 """
 
 import importlib
@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `llm-jax`. A ValueError is the user's to mend and is shown without a traceback."""
+    """Entry point of `llm-jax`. A ValueError is an error of the user, and is shown without a traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):

@@ -12,25 +12,25 @@ from llm_jax.core.checks import check
 class Ablate:
     """Train the variants that a file defines, each with several seeds, and say which differ by more than by chance.
 
-    Fields of all variants are overridden by name, as for `train`. What is trained already is not trained again.
-    Runs that diverge, fail or are killed are listed in the report, and end none of the others.
+    Fields of all variants are overridden by name, as for `train`. Complete runs are not trained again. Runs that
+    diverge, fail or are killed are listed in the report, and do not stop the others.
     """
 
     file: Arg[Path]
-    """Python file that defines variants() -> dict[str, Experiment], the first of which is the baseline."""
+    """Python file that defines variants() -> dict[str, Experiment]. The first variant is the baseline."""
     seeds: int = 3
-    """Runs of each variant: seeds 0, 1, 2 and so on."""
+    """Number of runs of each variant, with seeds 0, 1, 2, ..."""
     only: tuple[str, ...] = ()
     """Names of the variants to train; all if none is given."""
     runs_dir: str = "runs"
-    """Where the runs and the report go, into a folder of the file's name."""
+    """Folder for the runs and the report. They are in its subfolder with the file's name."""
     cache_dir: Path = Path(".cache")
     """As for `train`."""
     cpu_devices: int | None = None
     """As for `train`."""
     publish: Path | None = None
-    """Markdown file in which the result is put too, between <!-- NAME --> and <!-- /NAME -->, NAME the file's, and
-    beside which its pictures are copied."""
+    """Markdown file into which the result is also written, between <!-- NAME --> and <!-- /NAME -->, where NAME is the
+    file's name. Pictures are copied to the folder of the file of variants."""
 
 
 def run(arguments: list[str]) -> None:

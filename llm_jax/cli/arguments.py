@@ -1,4 +1,4 @@
-"""From the words after a command to its options, and to overrides of the experiment that it names."""
+"""Parses the arguments of a command into its options and overrides of its experiment."""
 
 import dataclasses
 from typing import TypeVar
@@ -16,14 +16,15 @@ def parse(kind: type[Options], arguments: list[str]) -> Options:
     """The options of the command whose dataclass is `kind`.
 
     Raises:
-      SystemExit: after the help, and for words that do not fit.
+      SystemExit: after the help, and for invalid arguments.
     """
     return tyro.cli(kind, args=arguments, prog=_program(kind))
 
 
 def parse_with_overrides(kind: type[Options], arguments: list[str]) -> tuple[Options, list[str]]:
-    """The options of a command whose first word is an experiment file, and the words left over for the experiment:
-    its overrides. A request for help is among them where a file is named, since its fields are then shown.
+    """The options of a command whose first argument is an experiment file, and the remaining arguments, which are
+    overrides of the experiment. If a file is given, a request for help is among the latter, because the help then shows
+    the fields of the experiment.
 
     Raises:
       ValueError: for a misspelt option of the command.
@@ -41,7 +42,7 @@ def parse_with_overrides(kind: type[Options], arguments: list[str]) -> tuple[Opt
 
 
 def asks_for_help(overrides: list[str]) -> bool:
-    """Whether the help of an experiment's fields is among the words that are left for it."""
+    """Whether the overrides contain a request for help."""
     return not {"-h", "--help"}.isdisjoint(overrides)
 
 
@@ -50,7 +51,7 @@ def _program(kind: type) -> str:
 
 
 def _flags(kind: type) -> list[str]:
-    """The options that are fields of a dataclass."""
+    """The options for the fields of a dataclass."""
     return ["--" + field.name.rstrip("_").replace("_", "-") for field in dataclasses.fields(kind)]
 
 

@@ -1,4 +1,4 @@
-"""`llm-jax convert`: write a model for transformers."""
+"""`llm-jax convert`: write a model in the format of transformers."""
 
 import dataclasses
 from pathlib import Path
@@ -12,27 +12,27 @@ from llm_jax.core.checks import check
 class Convert:
     """Write a checkpoint in the format of Hugging Face's transformers.
 
-    The source is a run of ours, or a folder in that format, to change its number type or family.
+    The source is a run, or a folder in that format, to change its dtype or family.
     """
 
     source: Arg[str]
-    """Run directory, or folder with config.json and safetensors."""
+    """Run directory, or folder with config.json and safetensors files."""
     destination: Arg[Path]
     """Folder to write."""
     family: str | None = None
-    """`model_type` to write; the first one that can say all of the model if not given."""
+    """`model_type` to write; if not given, the first one that can express the model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights in the files."""
+    """Dtype of the weights in the files."""
     step: int | None = None
     """Checkpoint of a run; the newest if not given."""
     best: bool = False
-    """Take the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
+    """Use the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
     tokenizer: bool = True
-    """Whether the folder gets the tokenizer of the source, for AutoTokenizer."""
+    """Whether to write the tokenizer of the source, for AutoTokenizer."""
 
 
 def run(arguments: list[str]) -> None:
-    """Writes it, and prints where."""
+    """Writes the folder, and prints its path."""
     options = parse(Convert, arguments)
     from llm_jax.core import paths
     from llm_jax.core.run_directory import RunDirectory
@@ -40,9 +40,8 @@ def run(arguments: list[str]) -> None:
     from llm_jax.trained_model import TrainedModel
 
     folder = paths.at(options.source)
-    source = RunDirectory(folder)
-    if source.experiment_file.exists():
-        trained = TrainedModel.of(source, options.step, options.best)
+    if RunDirectory(folder).experiment_file.exists():
+        trained = TrainedModel.of(folder, options.step, options.best)
         model, params, tokenizer = trained.model, trained.params, trained.tokenizer
     else:
         check((folder / "config.json").exists(), f"{folder} is neither a run nor a transformers folder")

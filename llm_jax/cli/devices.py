@@ -1,4 +1,4 @@
-"""Settings of jax that a command makes before it uses a device."""
+"""Settings of jax that must be made before a device is used."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from llm_jax.core.checks import check
 
 
 def simulate(cpu_devices: int | None) -> None:
-    """Makes jax see this number of devices of the CPU and no others; it must not have seen any yet."""
+    """Makes jax use this number of simulated CPU devices and no others. Call it before jax initialises its devices."""
     if cpu_devices is not None:
         check(cpu_devices >= 1, f"--cpu-devices is {cpu_devices}: simulate at least 1")
         jax.config.update("jax_platforms", "cpu")
@@ -16,6 +16,6 @@ def simulate(cpu_devices: int | None) -> None:
 
 
 def keep_compiled_programs(cache: Path) -> None:
-    """Programs compiled once are read back by later runs; JAX_COMPILATION_CACHE_DIR names another place."""
+    """Enables jax's persistent compilation cache in `cache`, unless JAX_COMPILATION_CACHE_DIR sets another folder."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str((cache / "jax").absolute()))

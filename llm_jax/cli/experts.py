@@ -1,4 +1,4 @@
-"""`llm-jax experts`: what the experts of a model have learned."""
+"""`llm-jax experts`: which experts of a model process which kinds of tokens."""
 
 import dataclasses
 from pathlib import Path
@@ -13,9 +13,9 @@ class Experts:
     run: Arg[str]
     """Run directory."""
     step: int | None = None
-    """Checkpoint to take; the newest if not given."""
+    """Checkpoint to use; the newest if not given."""
     best: bool = False
-    """Take the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
+    """Use the checkpoint with the lowest checkpoint.best_metric instead of the newest."""
     cache_dir: Path = Path(".cache")
     """As for `train`."""
 
@@ -26,12 +26,11 @@ def run(arguments: list[str]) -> None:
     from llm_jax.analysis import drawing, experts, plots
     from llm_jax.cli.terminal import console
     from llm_jax.core import paths
-    from llm_jax.core.run_directory import RunDirectory
     from llm_jax.evals.specialisation import specialisation
     from llm_jax.trained_model import TrainedModel
 
-    run = RunDirectory(paths.at(options.run))
+    run = paths.at(options.run)
     trained = TrainedModel.of(run, options.step, options.best)
     found = specialisation(trained.model, trained.params, trained.held_out(options.cache_dir), trained.tokenizer)
     console().print(experts.table(found))
-    print(f"wrote {drawing.save(plots.specialisation_figure(found), run.path / 'specialisation.png')}")
+    print(f"wrote {drawing.save(plots.specialisation_figure(found), run / 'specialisation.png')}")

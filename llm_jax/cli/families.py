@@ -10,11 +10,11 @@ class Families:
     """List the published families and sizes, and how they are proven against transformers."""
 
     init: bool = False
-    """Show instead what the parameters of each family are drawn from, and where that was published."""
+    """Show instead the initialisation of each family's parameters, and its source."""
 
 
 def run(arguments: list[str]) -> None:
-    """Prints them."""
+    """Prints the list."""
     options = parse(Families, arguments)
     from llm_jax.interop import catalogue, initialisations
 

@@ -1,4 +1,4 @@
-"""`llm-jax params`: what a published model costs."""
+"""`llm-jax params`: parameters, FLOPs, cache and memory of a published model."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ class Params:
     name: Arg[str]
     """Name of a size, such as llama2-7b; `llm-jax families` lists them."""
     length: int | None = None
-    """Tokens of a row; the model's longest if not given."""
+    """Sequence length; the model's maximum if not given."""
 
 
 def run(arguments: list[str]) -> None:
-    """Prints it."""
+    """Prints the summary."""
     options = parse(Params, arguments)
     from llm_jax.models.families import SIZES
     from llm_jax.models.summary import summary

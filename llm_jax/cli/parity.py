@@ -17,17 +17,17 @@ class Parity:
     models: tuple[str, ...] = ()
     """Models to train: decoder, encoder-decoder, hybrid, mixture; all if none is given."""
     strategies: tuple[str, ...] = ()
-    """Strategies to train them by, such as 'FSDP x tensor'; all if none is given."""
+    """Strategies to train them with, such as 'FSDP x tensor'; all if none is given."""
     ways: tuple[str, ...] = ("loop",)
-    """How they are run: loop over layers, unrolled, remat, accumulated; `all` for each."""
+    """Execution modes: loop over layers, unrolled, remat, accumulated; `all` for each."""
     output: Path | None = None
-    """JSON file of all that was measured."""
+    """JSON file for all measurements."""
     publish: Path | None = None
-    """Markdown file in which the table is put, between <!-- parity --> and <!-- /parity -->."""
+    """Markdown file into which the table is written, between <!-- parity --> and <!-- /parity -->."""
 
 
 def run(arguments: list[str]) -> None:
-    """Prints the table. Raises ValueError if a cell is wrong."""
+    """Prints the table. Raises ValueError if a case is wrong."""
     options = parse(Parity, arguments)
     from rich.console import Console
 

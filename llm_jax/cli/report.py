@@ -1,4 +1,4 @@
-"""`llm-jax report`: describe runs that are trained."""
+"""`llm-jax report`: describe runs."""
 
 import dataclasses
 
@@ -12,11 +12,11 @@ class Report:
     runs: Arg[tuple[str, ...]]
     """Run directories."""
     output: str = "runs/comparison.md"
-    """Where the comparison of several runs goes."""
+    """Markdown file for the comparison of several runs."""
 
 
 def run(arguments: list[str]) -> None:
-    """Writes it, and prints where."""
+    """Writes the report and prints its path, or writes and prints the comparison."""
     options = parse(Report, arguments)
     from llm_jax.analysis.report import compare, write_report
     from llm_jax.core import paths

@@ -1,4 +1,4 @@
-"""`llm-jax shardings`: how an experiment is divided over devices."""
+"""`llm-jax shardings`: how an experiment is sharded over devices."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ class Shardings:
     file: Arg[Path]
     """Python file that defines experiment() -> Experiment."""
     devices: int | None = None
-    """Devices to lay it over; as many as this machine has if not given."""
+    """Number of devices; that of this machine if not given."""
 
 
 def run(arguments: list[str]) -> None:
@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> None:
     options, overrides = parse_with_overrides(Shardings, arguments)
     from llm_jax.experiment import load_experiment
 
-    experiment = load_experiment(options.file, overrides)  # ends after the help, before all the rest is imported
+    experiment = load_experiment(options.file, overrides)  # a request for help ends here, before the slow imports
     import jax
 
     from llm_jax.assemble import experiment_programs

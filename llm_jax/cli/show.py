@@ -15,7 +15,7 @@ class Show:
 
 
 def run(arguments: list[str]) -> None:
-    """Prints it."""
+    """Prints the experiment."""
     options, overrides = parse_with_overrides(Show, arguments)
     from llm_jax.core import config
     from llm_jax.experiment import load_experiment

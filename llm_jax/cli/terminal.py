@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""The console for tables."""
 
 import sys
 
@@ -6,5 +6,5 @@ from rich.console import Console
 
 
 def console() -> Console:
-    """For tables: as wide as they need where no terminal limits it."""
+    """A console for tables, with a fixed large width if the output is not a terminal."""
     return Console(width=None if sys.stdout.isatty() else 200)

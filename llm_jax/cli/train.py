@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Train:
     """Train an experiment, or resume it: the same command continues where it was stopped.
 
-    A resumed run may be longer where its schedule allows that, and may differ in log_every, evaluations, checkpoint,
+    A resumed run may have more steps if its schedule allows that, and may differ in log_every, evaluations, checkpoint,
     samples, hooks, trackers and sharding.
 
     Fields of the experiment are overridden by name: `llm-jax train FILE --steps 200 --optimizer.peak-lr 1e-3`;
@@ -32,32 +32,32 @@ class Train:
     runs_dir: str = "runs"
     """Folder of run directories, or its address at gs:// (pip extra `gcs`)."""
     cache_dir: Path = Path(".cache")
-    """Folder of trained tokenizers, tokenised data and compiled programs, in a file system wherever the runs are."""
+    """Folder of trained tokenizers, tokenised data and compiled programs. It must be in a file system."""
     verify_data: bool = False
-    """Read corpus and tokenised data again, even if size, times and inode of their files have not changed."""
+    """Read corpus and tokenised data again, even if size, times and inode of their files are unchanged."""
     fresh: bool = False
-    """Delete an earlier run of that name and begin anew."""
+    """Delete an earlier run of that name and start from the beginning."""
     step: int | None = None
-    """Resume from this checkpoint of the run instead of the newest; later ones are set aside."""
+    """Resume from this checkpoint of the run instead of the newest. Later ones are renamed and kept."""
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN[:STEP]")] = None
-    """Begin a new run as a branch of another: with weights, optimizer state and data position of its checkpoint STEP,
+    """Start a new run as a branch of another: with weights, optimizer state and data position of its checkpoint STEP,
     or of its newest one."""
     accept_changes: bool = False
-    """Resume although the code of the experiment's own components has changed; the run keeps the former code too."""
+    """Resume although the code of user-defined components has changed. The former code is kept in the run directory."""
     cpu_devices: int | None = None
-    """Train on the CPU as this number of simulated devices, to try a mesh without the hardware; None: on the devices of
-    the machine."""
+    """Train on this number of simulated CPU devices, to test a mesh without the hardware; None: on the devices of the
+    machine."""
     hosts: HostsConfig = HostsConfig()
-    """Needed only where several processes train together and no scheduler says so."""
+    """Required only if several processes train together and no scheduler describes them."""
 
 
 def run(arguments: list[str]) -> None:
-    """Trains; then says where the run lies and what can be done with it."""
+    """Trains. Then prints the path of the report and commands for the run."""
     options, overrides = parse_with_overrides(Train, arguments)
     from llm_jax.experiment import load_experiment
 
     if asks_for_help(overrides):
-        load_experiment(options.file, overrides)  # prints the help and ends, while no host counts on this one
+        load_experiment(options.file, overrides)  # prints the help and exits, before this process joins others
     from llm_jax.analysis.report import write_report
     from llm_jax.branch import Branch
     from llm_jax.checkpoints.restore import saved_steps

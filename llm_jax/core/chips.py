@@ -1,13 +1,13 @@
-"""What is known of accelerator chips: published peaks, the denominator of MFU, and how programs for them are compiled.
+"""Table of accelerator chips: published peak FLOP/s (the denominator of MFU), memory, and XLA compiler options.
 
-An unknown chip has no peak, and no MFU is printed."""
+For an unknown chip no MFU is printed."""
 
 import dataclasses
 from typing import Protocol
 
 
 class Device(Protocol):
-    """What is read of a `jax.Device`, of whose class type checkers see nothing."""
+    """The attributes used of `jax.Device`, whose class type checkers do not know."""
 
     @property
     def platform(self) -> str: ...
@@ -19,14 +19,14 @@ class Device(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Dense bfloat16 peak FLOP/s and memory of one device as jax counts devices, from `source`."""
+    """Dense bfloat16 peak FLOP/s and memory of one jax device, from `source`."""
 
     name: str
     peak_flops: float
     memory_bytes: int
     source: str
     compiler_options: tuple[tuple[str, str], ...] = ()
-    """Of XLA, for every program of training."""
+    """XLA compiler options for all compiled training functions."""
 
 
 _GIB = 2**30
@@ -37,14 +37,14 @@ _SPARSE_CORES = (
     (f"{_OFFLOAD}dense_all_to_all", "true"),
     ("xla_tpu_sparse_core_all_reduce_offload_min_size_in_bytes", "0"),
 )
-"""Collectives are handed to the SparseCores, so that they run beside the matrix products; without these options libtpu
-0.0.52 makes all gathers of weights and reductions of gradients synchronous. 2d and 3d are over so many axes of the
-torus; without the last, reductions of the scales of norms would still be waited for."""
+"""Offloads collectives to the SparseCores, so that they overlap with matrix products. Without these options libtpu
+0.0.52 makes all-gathers of weights and reductions of gradients synchronous. 2d and 3d mean collectives over two and
+three axes of the torus. Without the last option, reductions of norm scales would still be synchronous."""
 
 
 def _vector_memory(kib: int) -> tuple[tuple[str, str], ...]:
-    """So much vector memory for one operation: libtpu's default keeps the tiles of matrix products so small that many
-    run, by the compiler's own estimate, at half of the peak."""
+    """Limit of vector memory for one operation. With libtpu's default the tiles of matrix products are so small that
+    many run at half of the peak, by the compiler's own estimate."""
     return (("xla_tpu_scoped_vmem_limit_kib", str(kib)),)
 
 
@@ -65,5 +65,5 @@ _CHIPS = {
 
 
 def chip(device_kind: str) -> Chip | None:
-    """The chip that jax names `device_kind`, or None if its peak is not on record."""
+    """The chip whose jax device kind is `device_kind`; None if it is not in the table."""
     return _CHIPS.get(device_kind)

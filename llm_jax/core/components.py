@@ -1,7 +1,7 @@
 """Kinds of components: abstract configclasses, such as `Mixer` or `Optimizer`, from which all types of a kind derive.
 
-A kind is open. A type that is defined in a user's own file is checked, saved and read back like those of the package;
-the command line can choose among the package's own.
+A kind is open: a type that is defined in a user's file is checked, saved and read back like the types of the package.
+The command line can choose only among the types of the package.
 """
 
 import importlib
@@ -16,14 +16,14 @@ _PACKAGE = __name__.split(".")[0]
 
 
 def is_kind(cls: Any) -> bool:
-    """Whether it is an abstract base of config types."""
+    """Whether `cls` is an abstract base class of config types."""
     return inspect.isclass(cls) and inspect.isabstract(cls) and hasattr(cls, "__configclass__")
 
 
 def choices(kind: type) -> dict[str, type]:
-    """The package's own types of a kind, by the names that the command line gives them, in alphabetical order.
+    """The package's types of a kind, by their names on the command line, in alphabetical order.
 
-    A name is that of the class in lower case, without 'Config' or the kind at its end.
+    A name is the class name in lower case, without 'Config' or the kind at its end.
     """
     found = {_name(one, kind): one for one in _derived(kind) if not is_kind(one) and is_own(one)}
     return dict(sorted(found.items()))
@@ -40,25 +40,25 @@ def is_own(cls: type) -> bool:
 
 
 def is_own_name(name: str) -> bool:
-    """Whether the name of a module or a type is one of this package."""
+    """Whether a module or type of this name belongs to this package."""
     return name.split(".")[0] == _PACKAGE
 
 
 def type_name(cls: type) -> str:
-    """The name under which a type is saved: that of its module, a dot, and its own."""
+    """The name under which a type is saved: `<module>.<qualified name>`."""
     return f"{importable_name(cls.__module__)}.{cls.__qualname__}"
 
 
 def named_type(name: str, place: str, fits: Callable[[type], bool]) -> type:
-    """The type that has been saved under a name, as `type_name` gives it. A type of a user's own must be in a module
-    that is imported already, as `source.loaded` makes them.
+    """The type with the name that `type_name` returned. The module of a user-defined type must already be imported,
+    see `source.loaded`.
 
     Args:
-      place: what is of that type, for messages.
-      fits: whether a class is one of those that can stand there.
+      place: path of the config that has the type, for messages.
+      fits: whether a class is allowed there.
 
     Raises:
-      ValueError: if there is no such type, or it does not fit.
+      ValueError: if there is no such type, or it is not allowed.
     """
     module, _, attribute = name.rpartition(".")
     ours = is_own_name(name)
@@ -69,7 +69,7 @@ def named_type(name: str, place: str, fits: Callable[[type], bool]) -> type:
         else "which cannot be imported: it is a type of a user's own, whose file must be in the run's folder `source`"
     )
     try:
-        # Of modules outside of the package only those are used that are there: a text must not import what it names.
+        # Modules outside of the package are not imported here, so that a text cannot import arbitrary modules.
         found = getattr(importlib.import_module(module) if ours else sys.modules[module], attribute)
     except (ImportError, AttributeError, KeyError, ValueError) as error:
         raise ValueError(f"{place} is a {name}, {remedy}") from error

@@ -1,7 +1,7 @@
-"""Configurations are frozen dataclasses; this file turns them into flat text and back.
+"""Conversion of configs, which are frozen dataclasses, to flat text and back.
 
-The text is the one serialised form of an experiment: what `llm-jax show` prints, what a run directory
-keeps, what goldens compare, and what `parse` rebuilds. One line per leaf:
+The text is the only serialised form of an experiment. `llm-jax show` prints it, a run directory stores it, goldens
+compare it, and `parse` rebuilds the config from it. One line per leaf:
 
     = llm_jax.experiment.Experiment
     name = "quickstart"
@@ -9,7 +9,7 @@ keeps, what goldens compare, and what `parse` rebuilds. One line per leaf:
     model.segments.0 = llm_jax.models.config.Segment
     model.segments.0.repeats = 4
 
-A dataclass is announced by its type, so that two types with equal fields never look alike; leaves are JSON.
+The line of a dataclass gives its type, so that two types with equal fields have different texts. Leaves are JSON.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from typing import Any
 from llm_jax.core.components import is_own_name, named_type, type_name
 
 _TYPE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-"""Module and class, with dots between."""
+"""Matches a module and a class, separated by dots."""
 
 
 def flatten(config: Any) -> dict[str, str]:
@@ -37,7 +37,7 @@ def flatten(config: Any) -> dict[str, str]:
 
 
 def to_text(config: Any) -> str:
-    """Flat text of a config; `parse` is its inverse."""
+    """Flat text of a config. `parse` is the inverse."""
     return "".join(f"{path} = {text}\n".lstrip() for path, text in flatten(config).items())
 
 
@@ -45,8 +45,8 @@ def parse(text: str) -> Any:
     """Rebuilds the config that `to_text` wrote.
 
     Raises:
-      ValueError: for a type or fields that the present code does not have. Types of a user's own must be in modules
-        that can be imported, as `source.loaded` makes them.
+      ValueError: for a type or fields that the current code does not have. Modules of user-defined types must be
+        importable, see `source.loaded`.
     """
     tree: dict = {}
     for line in filter(str.strip, text.splitlines()):
@@ -59,26 +59,26 @@ def parse(text: str) -> Any:
 
 
 def names_own_types(text: str) -> bool:
-    """Whether a flat text names types that are defined outside of this package."""
+    """Whether a flat text contains types that are defined outside of this package."""
     values = (line.partition("= ")[2].strip() for line in text.splitlines())
     return any(_TYPE_NAME.fullmatch(value) and not is_own_name(value) for value in values)
 
 
 def digest(config: Any) -> str:
-    """Sixteen hex digits that name the config's content."""
+    """Sixteen hex digits: hash of the config's content."""
     return hashlib.sha256(to_text(config).encode()).hexdigest()[:16]
 
 
 def diff(old: Any, new: Any) -> list[str]:
-    """One readable line per path at which two configs differ; empty if they are equal."""
+    """One line per path at which two configs differ. Empty if they are equal."""
     return differences(flatten(old), flatten(new))
 
 
 def saved_fields(text: str) -> dict[str, str]:
-    """What `flatten` gives for the config whose text an earlier process wrote.
+    """`flatten` of the config whose text an earlier process wrote.
 
-    Fields that the present code has beside those of the text take their defaults. A text that the present code cannot
-    rebuild, such as one with types of the user's own, gives its own lines.
+    Fields that are missing in the text have their defaults. If the current code cannot rebuild the config, for example
+    because of user-defined types, returns the lines of the text.
     """
     try:
         return flatten(parse(text))
@@ -88,7 +88,7 @@ def saved_fields(text: str) -> dict[str, str]:
 
 
 def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
-    """One readable line per path at which two flattened configs differ."""
+    """One line per path at which two flattened configs differ."""
     paths = [*a, *(path for path in b if path not in a)]
     return [
         f"{path or 'experiment'}: {a.get(path, '(absent)')} -> {b.get(path, '(absent)')}"

@@ -1,4 +1,4 @@
-"""`@configclass`: a frozen dataclass that checks its fields before its own rules run.
+"""`@configclass`: a frozen dataclass that checks the types of its fields before its `__post_init__` runs.
 
     @configclass
     class Cosine:
@@ -7,17 +7,17 @@
         def __post_init__(self):  # sees an int
             check_not_negative(warmup_steps=self.warmup_steps)
 
-Every field must hold a value of its annotated type, to every depth of tuples, unions and literals:
+Every field must hold a value of its annotated type, at every depth of tuples, unions and literals:
 
-- A float field takes an int; an int field takes neither bool nor float. Floats are finite, unless they are annotated
-  `Unbounded`. Integers fit into 64 bits.
-- A scalar of numpy becomes the equal number of Python: numpy's would decide the number type of arrays that it meets.
-- A tuple is a tuple: a list can change after it was checked, and a str is a sequence of characters.
-- Where a kind of component is required (see `components`), an instance of any type that derives from it is taken. If
-  the type is a frozen dataclass and not a configclass, its fields are checked with those of the config that holds it.
+- A float field accepts an int. An int field accepts neither bool nor float. Floats must be finite, unless they are
+  annotated `Unbounded`. Integers must fit into 64 bits.
+- A numpy scalar is replaced by the equal Python number, because it would promote the dtype of arrays combined with it.
+- A tuple field accepts only tuples: a list could be changed after the check, and a str is a sequence of characters.
+- A field of a kind of component (see `components`) accepts an instance of any type that derives from it. If that type
+  is a frozen dataclass and not a configclass, its fields are checked with those of the config that holds it.
 
-The rules that relate fields to one another are a class's `__post_init__`, as in any dataclass. In `deferred` both kinds
-of rules wait, so that a config can be changed before `validate` decides.
+Rules that relate several fields are in the class's `__post_init__`, as in any dataclass. Within `deferred` no rules are
+checked, so that a config can be changed before `validate` checks it.
 """
 
 import contextlib
@@ -52,9 +52,9 @@ def configclass(cls: Class, /) -> Class: ...
 def configclass(*, kw_only: bool = False) -> Callable[[Class], Class]: ...
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def configclass(cls: Any = None, /, *, kw_only: bool = False) -> Any:
-    """Makes a frozen dataclass whose instances hold what their annotations say.
+    """Makes a frozen dataclass that checks its fields against their annotations.
 
-    The annotations are resolved when the first instance is built, so they may name classes that are defined later.
+    Annotations are resolved when the first instance is built, so they may name classes that are defined later.
     """
     if cls is None:
         return functools.partial(configclass, kw_only=kw_only)
@@ -62,7 +62,7 @@ def configclass(cls: Any = None, /, *, kw_only: bool = False) -> Any:
 
     def __post_init__(self: Any) -> None:
         if type(self).__post_init__ is not __post_init__ and _is_configclass(type(self)):
-            rules(self)  # a subclass calls its parent's rules, and has checked the fields already
+            rules(self)  # called by the __post_init__ of a subclass, which has already checked the fields
             return
         if not _deferred.get():
             check_fields(self)
@@ -76,7 +76,7 @@ def configclass(cls: Any = None, /, *, kw_only: bool = False) -> Any:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Configs that are built in it may break rules; `validate` applies them to what becomes of it."""
+    """Configs that are built in this context are not checked. Call `validate` on the final config afterwards."""
     token = _deferred.set(True)
     try:
         yield
@@ -85,7 +85,7 @@ def deferred() -> Iterator[None]:
 
 
 def validate(config: Any) -> None:
-    """Applies all rules to `config` and the configs that it holds, those it holds first.
+    """Checks all rules of `config` and, before these, of the configs that it holds.
 
     Raises:
       ValueError: for the first value that breaks a rule.
@@ -102,13 +102,13 @@ def validate(config: Any) -> None:
 
 
 def check_fields(config: Any, path: str | None = None) -> None:
-    """Every field of a dataclass holds what its annotation says; scalars of numpy are replaced by Python's.
+    """Checks that every field of a dataclass has its annotated type. Replaces numpy scalars by Python numbers.
 
     Args:
-      path: how messages name the config; None: by its type.
+      path: name of the config in messages; None: its type.
 
     Raises:
-      ValueError: naming the field, the value, the type that it must have, and what to write.
+      ValueError: gives the field, its value, the required type, and what to write instead.
     """
     path = type(config).__name__ if path is None else path
     for name, (kind, remedy) in _annotations(type(config)).items():
@@ -121,14 +121,14 @@ def check_fields(config: Any, path: str | None = None) -> None:
 
 
 def _is_configclass(cls: Any) -> bool:
-    """Whether `cls` itself was decorated, or adds no rules to a class that was."""
+    """Whether `cls` is decorated, or inherits `__post_init__` unchanged from a decorated class."""
     made = getattr(cls, "__configclass__", None)
     return made is not None and cls.__post_init__ is made.__post_init__
 
 
 @functools.cache
 def _annotations(cls: type) -> dict[str, tuple[Any, str]]:
-    """The type of each field by its name, and what its `metadata` adds to the message as 'remedy'."""
+    """The type of each field by its name, and the 'remedy' of its `metadata`, which messages end with."""
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError as error:
@@ -146,7 +146,7 @@ def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` without scalars of numpy; the same object where there are none."""
+    """`value` with numpy scalars replaced by Python numbers. The same object if it has none."""
     if isinstance(value, np.generic):
         return value.item()
     if type(value) is tuple:
@@ -156,18 +156,18 @@ def _plain(value: Any) -> Any:
 
 
 def _fault(value: Any, kind: Any, path: str) -> str | None:
-    """What is wrong with `value` in a place of type `kind`; None if nothing is."""
+    """Message why `value` is not of type `kind`; None if it is."""
     origin, arguments = _parts(kind)
     if origin in (Union, types.UnionType):
         faults = []
-        for one in sorted(arguments, key=lambda one: one is not type(value)):  # to write of the others takes time
+        for one in sorted(arguments, key=lambda one: one is not type(value)):  # the likely match first
             faults.append(_fault(value, one, path))
             if faults[-1] is None:
                 return None
         nested = [fault for fault in faults if fault and not fault.startswith(f"{path} ")]
         return nested[0] if len(nested) == 1 else _mismatch(value, kind, path)
     if origin is tuple:
-        if type(value) is not tuple:  # a named tuple is another type, and would be written as a plain one
+        if type(value) is not tuple:  # a named tuple would be saved as a plain tuple
             return _mismatch(value, kind, path)
         variadic = arguments[1:] == (...,)
         if not variadic and len(value) != len(arguments):
@@ -206,7 +206,7 @@ def _mismatch(value: Any, kind: Any, path: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """The value as it was found, and its type where that does not show."""
+    """The value for a message, with its type if the value does not show it."""
     kind = type(value)
     if isinstance(value, type):
         return f"the class {value.__name__}"
@@ -220,7 +220,7 @@ def _shown(value: Any) -> str:
 
 
 def _words(kind: Any) -> str:
-    """A type, for a reader: 'an int or None'."""
+    """A type in words, such as 'an int or None'."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         parts = [_words(one) for one in arguments]
@@ -250,7 +250,7 @@ def _is_str(value: Any) -> bool:
 
 
 def _remedy(value: Any, kind: Any) -> str:
-    """What to write instead, where that is known."""
+    """What to write instead; '' if that is not known."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     bases = [one for one in kinds if is_kind(one)]
     if bases and dataclasses.is_dataclass(value) and not isinstance(value, type) and not is_own(type(value)):

@@ -1,4 +1,4 @@
-"""Precision: which number type each kind of array has."""
+"""Precision: the dtype of each kind of array."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -13,15 +13,15 @@ Float = Literal["float32", "bfloat16"]
 
 @configclass
 class Precision:
-    """Number types of a run.
+    """Dtypes of a run.
 
-    Norm statistics, softmax, rotary angles, the loss and gradient accumulation are float32 always.
+    Norm statistics, softmax, rotary angles, the loss and gradient accumulation are always float32.
     """
 
     params: Float = "float32"
-    """Type in which parameters and optimizer state are kept."""
+    """Dtype of parameters and optimizer state."""
     compute: Float = "float32"
-    """Type of activations and of the operands of matrix products."""
+    """Dtype of activations and of the operands of matrix products."""
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
@@ -37,4 +37,4 @@ class Precision:
 
 
 MIXED = Precision(params="float32", compute="bfloat16")
-"""float32 master weights, bfloat16 arithmetic: what accelerators are trained with."""
+"""Mixed precision, as is usual on accelerators: float32 master weights, bfloat16 computation."""

@@ -1,5 +1,5 @@
-"""Reading files that may be damaged, and writing files so that a crash leaves none half written. A file may be an
-object of an object store (see `paths`)."""
+"""Reads files that may be damaged, and writes files atomically, so that a crash leaves no partial file. A file may be
+an object of an object store (see `paths`)."""
 
 import itertools
 import json
@@ -14,10 +14,8 @@ from llm_jax.core.paths import is_object
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """A reader sees the old content or the new, never a part; several processes may write the same file.
-
-    Text is written as UTF-8.
-    """
+    """Writes a file atomically: readers see the old content or the new content. Several processes may write the same
+    file. Text is written as UTF-8."""
     data = content.encode() if isinstance(content, str) else content
     if is_object(path):
         path.write_bytes(data)
@@ -38,11 +36,11 @@ def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-      ValueError: if the file cannot be read, or holds something else; the message ends with `remedy`.
+      ValueError: if the file cannot be read or does not hold a JSON object. The message ends with `remedy`.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    # Python's parser raises ValueError for a number of thousands of digits, and RecursionError for deep nesting.
+    # json raises ValueError for an integer with thousands of digits, and RecursionError for deep nesting.
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): {remedy}") from error
     check(isinstance(found, dict), f"{path} holds {shortened(found)}: it must be a JSON object; {remedy}")
@@ -50,7 +48,7 @@ def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file, or a folder with all that it holds; of a symbolic link the link."""
+    """Deletes a file, or a folder with its content. For a symbolic link, deletes only the link."""
     if not path.is_dir() or path.is_symlink():
         path.unlink()
     elif is_object(path):
@@ -61,7 +59,7 @@ def remove(path: Path) -> None:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Writes the files of a folder of the file system, at any depth, into another folder."""
+    """Copies all files of a local folder, at any depth, into another folder."""
     for file in (file for file in source.rglob("*") if file.is_file()):
         copy = target / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +67,6 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def unused(path: Path) -> Path:
-    """`path`, or the first of `path`-2, `path`-3 and so on that is not there yet."""
+    """`path`, or the first of `path`-2, `path`-3, ... that does not exist."""
     numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
     return next(other for other in itertools.chain([path], numbered) if not other.exists())

@@ -1,7 +1,7 @@
-"""Metrics are sums and counts, so that microbatches, devices and hosts combine exactly.
+"""Metrics are sums and counts, so that microbatches, devices and processes combine exactly.
 
-A metric is a tree of arrays, of which two are added leaf by leaf, with `compute(name)`: the values computed from the
-sums, by the names under which they are recorded.
+A metric is a pytree of arrays. Two metrics are added leaf by leaf. `compute(name)` returns the values computed from the
+sums, keyed by the names under which they are recorded.
 """
 
 from typing import Protocol, Self, TypeVar
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 class Metric(Protocol):
-    """Sums, and the values computed from them."""
+    """A pytree of sums, and the values computed from them."""
 
     def compute(self, name: str) -> dict[str, float]:
         """Host-side values, from sums fetched from the device, keyed `name` or `name/...`."""
@@ -25,14 +25,14 @@ Kind = TypeVar("Kind", bound=Metric)
 
 @flax.struct.dataclass
 class Ratio:
-    """A mean that has not been divided yet: float32 scalars `total` and `count`."""
+    """A mean as numerator and denominator: float32 scalars `total` and `count`."""
 
     total: jax.Array
     count: jax.Array
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array) -> Self:
-        """Weighted mean of `values`, both of one shape, as float32 sums."""
+        """Weighted mean of `values` as float32 sums. `values` and `weights` must have the same shape."""
         weights = weights.astype(jnp.float32)
         return cls(jnp.sum(values.astype(jnp.float32) * weights), jnp.sum(weights))
 
@@ -41,7 +41,7 @@ class Ratio:
 
     @property
     def mean(self) -> jax.Array:
-        """total / count; 0 where nothing was counted."""
+        """total / count; 0 if the count is 0."""
         return self.total / jnp.where(self.count == 0, 1, self.count)
 
     def compute(self, name: str) -> dict[str, float]:
@@ -50,7 +50,7 @@ class Ratio:
 
 
 def metric_of(metrics: Metrics, name: str, kind: type[Kind]) -> Kind:
-    """The metric `name`. ValueError if it is of another type than `kind`."""
+    """The metric `name`. Raises ValueError if it is not of type `kind`."""
     metric = metrics[name]
     if not isinstance(metric, kind):
         raise ValueError(f"metric {name!r} is of type {type(metric).__name__}: it must be a {kind.__name__}")
@@ -58,11 +58,11 @@ def metric_of(metrics: Metrics, name: str, kind: type[Kind]) -> Kind:
 
 
 def add(left: Metrics, right: Metrics) -> Metrics:
-    """Adds two metric dictionaries of equal keys."""
+    """Adds two metric dictionaries with equal keys."""
     return jax.tree.map(jnp.add, left, right)
 
 
 def means(metrics: Metrics) -> dict[str, float]:
-    """Fetches the metrics from the device and divides."""
+    """Fetches the metrics from the device and computes their values."""
     fetched = jax.device_get(metrics)
     return {name: value for key in fetched for name, value in fetched[key].compute(key).items()}

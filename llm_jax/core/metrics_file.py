@@ -1,4 +1,4 @@
-"""metrics.jsonl, open for appending: a file, or an object that is written again as it grows."""
+"""metrics.jsonl, open for appending: a file, or an object of an object store, which is uploaded again as it grows."""
 
 import abc
 import contextlib
@@ -11,35 +11,36 @@ from llm_jax.core import records
 from llm_jax.core.paths import is_object
 
 UPLOAD_SECONDS = 30.0
-"""Between two uploads of an object that grows: so much of the end of its records a crash may cost, at most."""
+"""Time between two uploads of a growing object. A crash loses at most the records of this time."""
 
 
 class MetricsFile(abc.ABC):
-    """The records of a run, as lines."""
+    """The records of a run, one per line."""
 
     @abc.abstractmethod
     def append(self, line: str) -> None:
-        """
+        """Appends a line.
+
         Raises:
-          OSError: if the line cannot be written; none of it is there then.
+          OSError: if the line cannot be written. No part of it is in the file then.
         """
 
     @abc.abstractmethod
     def keep(self) -> None:
-        """Makes sure that all lines are there. Where the file was deleted, it is written again."""
+        """Ensures that all lines are in the file. Writes the file again if it was deleted."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """As `keep`; no lines may follow."""
+        """Like `keep`, and closes the file. No lines may follow."""
 
 
 def open_metrics(path: Path) -> MetricsFile:
-    """Opens the file for what is to follow, and makes it if there is none."""
+    """Opens the file for appending, and creates it if it does not exist."""
     return _Object(path) if is_object(path) else _File(path)
 
 
 class _File(MetricsFile):
-    """Each line is on disk once it is appended."""
+    """A local file. Each line is written without buffering."""
 
     def __init__(self, path: Path):
         records.repair(path)
@@ -47,7 +48,7 @@ class _File(MetricsFile):
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by close()
 
     def append(self, line: str) -> None:
-        """A line that a full disk cuts short is taken away, so that it can be written again."""
+        """Removes a line that a full disk has truncated, so that it can be written again."""
         self.keep()
         before = os.fstat(self._file.fileno()).st_size
         content = line.encode() + b"\n"
@@ -74,8 +75,8 @@ class _File(MetricsFile):
 
 
 class _Object(MetricsFile):
-    """All lines, kept in memory and uploaded as a whole: at an interval by a thread, so that training does not wait,
-    and by `keep` and `close`. An upload by the thread that fails is made again."""
+    """An object of an object store. All lines are in memory and are uploaded as a whole: periodically by a thread, so
+    that training does not wait, and by `keep` and `close`. The thread tries a failed upload again later."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -107,7 +108,7 @@ class _Object(MetricsFile):
                 self._upload()
 
     def _upload(self) -> None:
-        with self._uploading:  # an earlier content must not come after a later one
+        with self._uploading:  # older content must not overwrite newer content
             count = len(self._lines)
             if count != self._uploaded:
                 self._path.write_bytes(b"".join(self._lines[:count]))

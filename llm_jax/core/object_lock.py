@@ -1,10 +1,10 @@
-"""The lock of a run directory in an object store, which has no locks: an object that names its holder.
+"""The lock of a run directory in an object store: an object that names its holder, since object stores have no locks.
 
-The store lets one process create the object. The holder writes it again every few seconds. Another process takes the
-lock at once where it can see that the holder has ended, being on the same machine, and otherwise after it has seen the
-object unchanged for a minute; no clocks are compared. A holder that was suspended for longer finds at its next save
-that it has lost the run, and stops. Between looking at an object and replacing it a store leaves a moment in which two
-processes may pass; both then see it within seconds, and the one whose object is gone stops.
+The store lets only one process create the object. The holder rewrites it every few seconds. If a process on the same
+machine sees that the holder has ended, it takes the lock at once. Otherwise a process takes the lock after it has seen
+the object unchanged for a minute; no clocks are compared. A holder that was suspended for longer detects at its next
+save that it has lost the run, and stops. Reading and replacing an object are not one atomic operation, so two processes
+may take the lock at once. Both detect this within seconds, and the one whose object was replaced stops.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from llm_jax.core.paths import create
 from llm_jax.core.run_lock import Holder, RunHeld
 
 _SETTLE_SECONDS = 2.0
-"""After a takeover, until another process that took the lock over at the same time has written its object."""
+"""Wait after a takeover, until another process that took the lock at the same time has written its object."""
 _LOOK_SECONDS = 1.0
 
 
 class ObjectLock:
-    """As `RunLock`, by an object."""
+    """Same interface as `RunLock`, with an object instead of a file."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -76,7 +76,7 @@ class ObjectLock:
         self._done.set()
         if self._beating is not None:
             self._beating.join()
-        with contextlib.suppress(OSError):  # another process finds that this one has ended
+        with contextlib.suppress(OSError):  # without the deletion, other processes detect that this one has ended
             if self._is_ours():
                 self._path.unlink(missing_ok=True)
         self._held = False
@@ -91,18 +91,19 @@ class ObjectLock:
         check(self._create(), f"{self._path.parent} was deleted and is in use by another process now; this one stops")
 
     def _create(self) -> bool:
-        """Also True where the store has the object and its answer was lost, so that the request was made again."""
+        """Whether this process created the object. Also True if a first answer of the store was lost and its client
+        repeated the request."""
         return create(self._path, self._content()) or self._is_ours()
 
     def _beat(self) -> None:
         while not self._done.wait(run_lock.BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # the store may not answer for a while; `check` sees what came of it
+            with contextlib.suppress(OSError):  # the store may be unavailable for a while; `check` detects a lost lock
                 if self._is_ours():
                     self._beats += 1
                     self._path.write_bytes(self._content())
 
     def _content(self) -> bytes:
-        """What this process writes; it differs from one beat to the next."""
+        """The object's content, which differs between beats."""
         holder = dataclasses.asdict(Holder.this_process())
         return json.dumps({"token": self._token, "beats": self._beats, "holder": holder}).encode()
 
@@ -116,13 +117,13 @@ class ObjectLock:
         return _entries(self._read() or b"").get("token") == self._token
 
     def _remove(self, judged: bytes) -> None:
-        """Removes the object if it is still the one that was judged."""
+        """Removes the object if its content is still `judged`."""
         if self._read() == judged:
             self._path.unlink(missing_ok=True)
 
 
 def _entries(content: bytes) -> dict:
-    """What an object holds; empty for one that is damaged."""
+    """The JSON object in `content`; empty if it is damaged."""
     try:
         found = json.loads(content)
     except ValueError:

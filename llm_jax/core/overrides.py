@@ -1,4 +1,4 @@
-"""Fields of a config, overridden by words of a command line: `--steps 200 --optimizer muon --optimizer.peak-lr 1`."""
+"""Overrides config fields from the command line: `--steps 200 --optimizer muon --optimizer.peak-lr 1`."""
 
 import contextlib
 import dataclasses
@@ -16,18 +16,19 @@ Config = TypeVar("Config")
 
 
 def overridden(default: Config, words: Sequence[str], prog: str, description: str | None, file: str) -> Config:
-    """`default` with the fields that `words` name changed. The rules of its configs are applied to the result alone.
+    """`default` with the fields changed that `words` set. The rules of configs are checked only on the result.
 
-    A field that holds a component takes the name of a type (see `components.choices`): it becomes one of that type,
-    with the fields that both types have from a common base, and defaults of the others. Later words set its fields.
+    A component field accepts the name of a type (see `components.choices`). It becomes a component of that type: fields
+    that both types inherit from a common base are kept, others have their defaults. Later words set its fields.
 
     Args:
-      prog: the command, for the help.
-      file: where types of configs are chosen, for messages.
+      words: command-line arguments.
+      prog: name of the command, for the help.
+      file: name of the file in which config types are chosen, for messages.
 
     Raises:
-      ValueError: for a value of another type, a word that names a config, or a result that breaks a rule.
-      SystemExit: for other words that tyro refuses, whose message names what was probably meant, and after the help.
+      ValueError: for a value of a wrong type, a word that names a config, or a result that breaks a rule.
+      SystemExit: for other words that tyro rejects, with a suggestion in the message, and after the help.
     """
     with deferred():
         default, words = _with_chosen_types(default, words)
@@ -46,7 +47,7 @@ def overridden(default: Config, words: Sequence[str], prog: str, description: st
 
 
 def _with_chosen_types(default: Config, words: Sequence[str]) -> tuple[Config, list[str]]:
-    """`default` with the types of components that words choose, and the other words."""
+    """`default` with the component types that the words choose, and the remaining words."""
     left, words = [], list(words)
     while words:
         word = words.pop(0)
@@ -67,7 +68,7 @@ def _with_chosen_types(default: Config, words: Sequence[str]) -> tuple[Config, l
 
 
 def _chosen(kinds: list[type], value: str, optional: bool, name: str) -> type | None:
-    """The type of a component that a word names; None for 'none' where the field may hold nothing."""
+    """The component type that a word names; None for 'none' if the field is optional."""
     named = {word: one for kind in kinds for word, one in choices(kind).items()}
     plain = value.replace("-", "").replace("_", "").lower().removesuffix("config")
     for kind in kinds:
@@ -81,7 +82,7 @@ def _chosen(kinds: list[type], value: str, optional: bool, name: str) -> type | 
 
 
 def _of_type(chosen: type, former: Any) -> Any:
-    """A component with the fields that both types have from a common base; what has no default is left to be set."""
+    """A component with the fields that both types inherit from a common base. Fields without default must be set."""
     bases = [base for base in type(former).__mro__ if base in chosen.__mro__ and dataclasses.is_dataclass(base)]
     kept = {field.name for base in bases for field in dataclasses.fields(base)}
     values = {}
@@ -94,7 +95,7 @@ def _of_type(chosen: type, former: Any) -> Any:
 
 
 def _replaced(config: Any, path: list[str], value: Any) -> Any:
-    """`config` with `value` at a path of fields and indices."""
+    """`config` with the value at `path`, which consists of fields and indices, replaced."""
     if not path:
         return value
     part, *rest = path
@@ -115,7 +116,7 @@ class _Field:
 
 
 def _field(default: Any, path: list[str]) -> _Field | None:
-    """The field at a path; None if there is none."""
+    """The field at a path; None if it does not exist."""
     found, kind = default, type(default)
     for part in path:
         if isinstance(found, tuple) and part.isdecimal() and int(part) < len(found):
@@ -134,7 +135,7 @@ def _options(kind: Any) -> tuple[Any, ...]:
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """(name, value) of every word that begins with two dashes; no value where another such word follows."""
+    """(name, value) of every word that begins with two dashes. The value is None if another such word follows."""
     for word, following in zip(words, [*words[1:], "--"], strict=False):
         if word.startswith("--"):
             name, equals, value = word.partition("=")
@@ -142,7 +143,7 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 
 def _check(default: Any, name: str, value: str | None, file: str) -> None:
-    """That `value` can be one of the field that `name` names. Of names that are not there tyro tells the nearest."""
+    """Checks that the field `name` accepts `value`. For unknown names tyro suggests similar ones."""
     field = _field(default, name.removeprefix("--").replace("-", "_").split("."))
     if field is None:
         return

@@ -1,8 +1,8 @@
-"""Where run directories lie: in a file system, mounted ones included, or in an object store at gs://.
+"""Paths of run directories: in a file system, which may be mounted, or in an object store at gs://.
 
-A path of a file system is a `pathlib.Path`; one at gs:// has the same methods, as far as run directories use them. An
-object store has no folders but those in the names of its objects, renames by copying, cannot append, and has no locks.
-An object is written whole or not at all.
+A path of a file system is a `pathlib.Path`. A path at gs:// has those of its methods that run directories use. In an
+object store, folders exist only in the names of objects. It renames by copying, cannot append, and has no locks.
+Writing an object is atomic.
 """
 
 import fnmatch
@@ -24,7 +24,7 @@ class ObjectPath(PosixGPath):
     """A path at gs://."""
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
-        """A folder comes with its first object."""
+        """Does nothing: a folder exists with its first object."""
 
     def absolute(self) -> Self:
         return self
@@ -36,17 +36,17 @@ class ObjectPath(PosixGPath):
         return False
 
     def rglob(self, pattern: str) -> Iterator[Self]:
-        """Objects below this folder, at any depth, whose name matches."""
+        """Objects below this folder, at any depth, whose name matches `pattern`."""
         for found in _store().find(os.fspath(self)):
             if fnmatch.fnmatchcase(found.rpartition("/")[2], pattern):
                 yield type(self)(f"{_SCHEME}://{found}")
 
 
 def at(where: str | os.PathLike[str]) -> Path:
-    """The path that a text names: an `ObjectPath` for one that begins with gs://.
+    """The path for a text: an `ObjectPath` if it begins with gs://, otherwise a `pathlib.Path`.
 
     Raises:
-      ValueError: for another scheme, a text without bucket, or if the package for object stores is not installed.
+      ValueError: for another scheme, for a text without a bucket, or if gcsfs is not installed.
     """
     if is_object(where):
         return cast(Path, where)
@@ -65,18 +65,18 @@ def at(where: str | os.PathLike[str]) -> Path:
         fsspec.get_filesystem_class("gcs")
     except ImportError as error:
         raise ValueError(f"{text}: gcsfs cannot be imported ({error}): pip install 'llm-jax[gcs]'") from error
-    # What other processes write must be seen, by epath's own objects too.
+    # Without the listings cache, files of other processes are seen at once, also by epath's own file systems.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return cast(Path, ObjectPath(text))
 
 
 def is_object(path: Any) -> bool:
-    """Whether a path is one of an object store."""
+    """Whether a path is in an object store."""
     return isinstance(path, ObjectPath)
 
 
 def create(path: Path, content: bytes) -> bool:
-    """Writes an object unless there is one of its name; of several processes that do so at once one succeeds."""
+    """Writes an object unless it exists. Returns whether it was written. Of concurrent calls exactly one succeeds."""
     try:
         _store().pipe_file(os.fspath(path), content, mode="create")
     except FileExistsError:

@@ -1,6 +1,6 @@
-"""metrics.jsonl: one JSON object a line, with `kind`, `step` and numbers.
+"""metrics.jsonl: one JSON object per line, with `kind`, `step` and numbers.
 
-A line that is no record, whatever damaged it, is passed over and named; it costs no other record.
+A damaged line is skipped and reported. It does not affect other records.
 """
 
 import json
@@ -16,9 +16,9 @@ Record = dict[str, Any]
 
 
 def read(path: Path) -> tuple[list[Record], list[str]]:
-    """The records of a file in the order of steps, and a message for each line that is none.
+    """The records of a file in the order of steps, and a message for each line that is not a record.
 
-    A resumed run repeats the steps since its last save: the last one written of each (kind, step) counts.
+    A resumed run repeats the steps since its last save. Of records with equal (kind, step) the last one is returned.
     """
     latest: dict[tuple[str, int], Record] = {}
     damage = []
@@ -36,7 +36,7 @@ def parsed(line: bytes) -> Record:
     """The record that a line holds.
 
     Raises:
-      ValueError: if it holds none.
+      ValueError: if it is not a record.
     """
     try:
         record = json.loads(line.decode())
@@ -55,7 +55,7 @@ def parsed(line: bytes) -> Record:
 
 
 def repair(path: Path) -> None:
-    """Takes away a last line that a crash or a full disk has cut short, so that the next record is not lost with it."""
+    """Removes a truncated last line, left by a crash or a full disk, so that the next record begins on its own line."""
     if not path.exists():
         return
     with open(path, "r+b") as file:
@@ -73,8 +73,8 @@ def repair(path: Path) -> None:
 
 
 def split(path: Path, step: int) -> Path | None:
-    """Moves the lines of records after `step` into another file beside `path`, and returns that; None if there are
-    none. Lines that are no records stay."""
+    """Moves the records after `step` to another file in the same folder, and returns its path; None if there are no
+    such records. Lines that are not records stay."""
     kept, moved = [], []
     for line in _lines(path):
         (moved if _step(line) > step else kept).append(line + b"\n")

@@ -1,10 +1,10 @@
-"""The run directory: the only thing a run leaves behind, and the only thing that analysis reads.
+"""The run directory: it holds everything that a run writes, and analysis reads nothing else.
 
-runs/<name>/experiment.txt   resolved experiment, flat text      card.json      what made the run
-            source/          the user's own files that define it
+runs/<name>/experiment.txt   resolved experiment, flat text      card.json      code, versions and data of each start
+            source/          the user's files that define it
             metrics.jsonl    one JSON object per record           checkpoints/   samples/
             tensorboard/     the same curves as event files       report.md      report and its plots
-            lock.json        the process that trains it, while one does
+            lock.json        the process that is training it
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class RunDirectory:
     """Paths and small files of one run."""
 
     path: Path
-    """As `paths.at` gives it."""
+    """A path from `paths.at`."""
 
     @property
     def experiment_file(self) -> Path:
@@ -43,7 +43,7 @@ class RunDirectory:
 
     @property
     def source(self) -> Path:
-        """The user's own Python files that define the experiment (see `core.source`)."""
+        """The user's Python files that define the experiment (see `core.source`)."""
         return self.path / "source"
 
     @property
@@ -84,14 +84,14 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[RunLock | ObjectLock]:
-        """Makes the directory and keeps other processes from writing to it.
+        """Creates the directory and holds its lock, so that no other process writes to it.
 
         Args:
           say: shows a line to the user while this process waits for another.
 
         Raises:
-          RunHeld: if another process has it.
-          ValueError: if it cannot be written.
+          RunHeld: if another process holds the lock.
+          ValueError: if the directory cannot be written.
         """
         lock = (ObjectLock if is_object(self.path) else RunLock)(self.lock_file)
         try:
@@ -105,7 +105,7 @@ class RunDirectory:
             lock.release()
 
     def open(self, experiment: Any) -> None:
-        """Makes the directory if there is none, and writes the experiment into it.
+        """Creates the directory if it does not exist, and writes the experiment into it.
 
         Raises:
           ValueError: if it cannot be written.
@@ -122,15 +122,15 @@ class RunDirectory:
 
     @property
     def has_begun(self) -> bool:
-        """Whether an experiment has left metrics or checkpoints here."""
+        """Whether the directory has metrics or checkpoints."""
         saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
         return saved or self.metrics_file.exists()
 
     def delete(self) -> None:
-        """Deletes the run with everything in it but the lock; nothing happens if there is none.
+        """Deletes the run with everything in it except the lock. Does nothing if it does not exist.
 
         Raises:
-          ValueError: if the path holds something that is no run.
+          ValueError: if the path is not a run directory.
         """
         if not self.path.is_dir():
             return
@@ -140,7 +140,7 @@ class RunDirectory:
             self.experiment_file.exists() or all(path in files for path in found),
             f"{self.path} is not a run directory, so it is not deleted; give the run another --name",
         )
-        # The file that makes it a run goes last, lest a kill leave something that no command knows.
+        # experiment.txt is deleted last, so that after a kill the directory is still recognised as a run.
         for path in sorted(found, key=lambda path: path == self.experiment_file):
             remove(path)
 
@@ -148,7 +148,7 @@ class RunDirectory:
         """The flat text of the experiment.
 
         Raises:
-          ValueError: if the file is missing, or is damaged by what the card says of it.
+          ValueError: if the file is missing, or disagrees with its digest on the card.
         """
         file = self.experiment_file
         if not file.exists():
@@ -164,24 +164,24 @@ class RunDirectory:
         return text
 
     def experiment(self) -> Any:
-        """The experiment this run was made from."""
+        """The experiment of this run."""
         try:
             return self.parsed(self.experiment_text())
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.experiment_file} cannot be read: {error}") from error
 
     def parsed(self, text: str) -> Any:
-        """The config of a flat text that the run wrote. Types of a user's own are those of the files in `source`."""
+        """The config of a flat text that the run wrote. User-defined types are imported from `source`."""
         with self.own_types(text):
             return config.parse(text)
 
     def own_types(self, text: str) -> contextlib.AbstractContextManager[None]:
-        """Context in which types of a user's own are imported from `source`, where the flat text of the experiment
+        """Context manager in which user-defined types are imported from `source`, if the flat text of the experiment
         names any."""
         return source.loaded(self.source) if config.names_own_types(text) else contextlib.nullcontext()
 
     def write_source(self, found: Source) -> None:
-        """Writes the user's own files into `source`. Other ones that are there are kept beside it, by their digest."""
+        """Writes the user's files into `source`. A former `source` with other files is renamed to `source-<digest>`."""
         with contextlib.suppress(ValueError):  # damaged files are replaced
             former = Source.read(self.source)
             if former is not None and former.digest != found.digest:
@@ -190,22 +190,22 @@ class RunDirectory:
             found.write(self.source)
 
     def write_card(self, **facts: Any) -> None:
-        """Writes card.json; each (re)start of the run adds itself to its list `starts`. A damaged file is kept beside
-        it."""
+        """Adds an entry for this start of the run to the list `starts` of card.json. A damaged file is renamed and
+        kept."""
         starts, damage = self.read_card()
         if damage:
             self.card_file.rename(unused(self.path / f"{self.card_file.stem}.damaged.json"))
         self._write_card([*starts, facts])
 
     def end_card(self, how: str, why: str = "") -> None:
-        """Notes on the card how the last start of the run has ended. A start without this note was killed."""
+        """Records on the card how the last start of the run ended. A start without this entry was killed."""
         starts, _ = self.read_card()
         ended = {"how": how, "why": why}
         if starts and starts[-1].get("ended") != ended:
             self._write_card([*starts[:-1], starts[-1] | {"ended": ended}])
 
     def card(self) -> dict[str, Any]:
-        """The content of card.json; empty without one.
+        """The content of card.json; empty if there is no such file.
 
         Raises:
           ValueError: if the file is damaged.
@@ -215,7 +215,7 @@ class RunDirectory:
         return {"starts": starts} if self.card_file.exists() else {}
 
     def read_card(self) -> tuple[list[dict[str, Any]], str]:
-        """The starts that card.json lists, and what is wrong with the file: '' if nothing is."""
+        """The starts on card.json, and a message if the file is damaged, otherwise ''."""
         if not self.card_file.exists():
             return [], ""
         try:
@@ -228,15 +228,15 @@ class RunDirectory:
         return [], f"{self.card_file} is damaged ({problem})"
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Metric records in the order of steps, as `records.read` finds them."""
+        """Metric records in the order of steps, from `records.read`."""
         yield from records.read(self.metrics_file)[0]
 
     def damage(self) -> list[str]:
-        """What is wrong with the files that analysis reads, one message for each place."""
+        """Damage in the files that analysis reads, one message for each location."""
         return [*filter(None, [self.read_card()[1]]), *records.read(self.metrics_file)[1]]
 
     def set_aside_after(self, step: int) -> list[Path]:
-        """Moves records and samples of later steps to other files, and returns those."""
+        """Moves records and samples of steps after `step` to other files, and returns their paths."""
         moved = [path for path in [records.split(self.metrics_file, step)] if path]
         for sample in sorted(self.samples.glob("step_*.md")):
             number = sample.stem.removeprefix("step_")
@@ -245,23 +245,23 @@ class RunDirectory:
         return moved
 
     def small_files(self) -> dict[Path, bytes]:
-        """Content of the files that a start of the run writes, for `put_back`."""
+        """Contents of the files that a start of the run writes, for `put_back`."""
         files = [self.experiment_file, self.card_file, *self.tokenizer.glob("*"), *self.source.rglob("*")]
         return {path: path.read_bytes() for path in files if path.is_file()}
 
     def put_back(self, files: Mapping[Path, bytes]) -> None:
-        """Writes those of the files again that were deleted meanwhile."""
+        """Writes the files again that were deleted meanwhile."""
         for path, content in files.items():
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, content)
 
     def write_tokenizer(self, tokenizer: Any) -> None:
-        """Keeps a `tokenizers.Tokenizer` with the run."""
+        """Saves a `tokenizers.Tokenizer` in the run directory."""
         tokenizer.save(self.tokenizer)
 
     def write_sample(self, step: int, text: str) -> None:
-        """Keeps what the model wrote after update `step`."""
+        """Writes the text that was sampled from the model after `step`."""
         self.samples.mkdir(exist_ok=True, parents=True)
         write_atomically(self.samples / f"step_{step:08d}.md", text)
 
@@ -287,52 +287,52 @@ _OWN = (
     "report",
     "plots",
 )
-"""Properties of a run directory that name what a run leaves in it."""
+"""Properties of a run directory with the paths that a run writes."""
 
 
 class ReadOnlyRun(RunDirectory):
-    """The run directory of the processes after the first: they read it, save their part of its checkpoints, and write
-    nothing else."""
+    """The run directory for all processes but the first. They read it and save their shards of its checkpoints, but
+    write nothing else."""
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[RunLock]:
-        """The first host has the lock, and ends the others if it loses it."""
+        """Does not take the lock: the first process has it, and ends the others if it loses it."""
         yield RunLock(self.lock_file)
 
     def open(self, experiment: Any) -> None:
-        """The first host opens it."""
+        """Does nothing: the first process opens it."""
 
     def delete(self) -> None:
-        """The first host deletes it."""
+        """Does nothing: the first process deletes it."""
 
     def write_experiment(self, text: str) -> None:
-        """The first host writes it."""
+        """Does nothing: the first process writes it."""
 
     def write_card(self, **facts: Any) -> None:
-        """The first host writes it."""
+        """Does nothing: the first process writes it."""
 
     def end_card(self, how: str, why: str = "") -> None:
-        """The first host writes it."""
+        """Does nothing: the first process writes it."""
 
     def write_source(self, found: Source) -> None:
-        """The first host writes them."""
+        """Does nothing: the first process writes them."""
 
     def set_aside_after(self, step: int) -> list[Path]:
-        """The first host moves them."""
+        """Does nothing: the first process moves them."""
         return []
 
     def put_back(self, files: Mapping[Path, bytes]) -> None:
-        """The first host writes them."""
+        """Does nothing: the first process writes them."""
 
     def write_tokenizer(self, tokenizer: Any) -> None:
-        """The first host writes it."""
+        """Does nothing: the first process writes it."""
 
     def write_sample(self, step: int, text: str) -> None:
-        """The first host writes it."""
+        """Does nothing: the first process writes it."""
 
 
 def machine_card() -> dict[str, Any]:
-    """What a reader needs to judge a figure of this run: code, versions, devices."""
+    """Commit, versions, devices and command of this process, for the run card."""
     devices = jax.devices()
     return {
         "commit": _git_commit(),
@@ -348,7 +348,7 @@ def machine_card() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Commit of the code that runs, with '+' if files differ from it; None outside a git checkout."""
+    """Commit of the running code, with '+' if files differ from it; None outside of a git checkout."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)

@@ -1,9 +1,9 @@
-"""The lock of a run directory: of several processes only one may write to it.
+"""The lock of a run directory, so that only one process writes to it.
 
-The lock is a file that names its holder. Where the file system knows `flock`, the kernel decides: it frees the lock of
-a process that has ended, however it ended. A shared file system may keep `flock` to one machine or lack it. Therefore
-the holder also touches the file every few seconds, and a process on another machine takes the lock only once the file
-has not been touched for a minute by the clock of the file system.
+The lock is a file that names its holder. If the file system supports `flock`, the kernel decides: it frees the lock of
+a process that has ended for any reason. On a shared file system `flock` may be local to one machine or missing.
+Therefore the holder also touches the file every few seconds. A process on another machine takes the lock only after the
+file has not been touched for a minute by the clock of the file system.
 """
 
 import contextlib
@@ -25,28 +25,28 @@ from typing import Any, Self
 from llm_jax.core.checks import check
 
 BEAT_SECONDS = 10.0
-"""Time between two touches of the file by its holder."""
+"""Interval at which the holder touches the file."""
 STALE_SECONDS = 60.0
-"""Age of the last touch from which on a holder on another machine counts as ended."""
+"""Age of the last touch above which a holder on another machine counts as ended."""
 PATIENCE_SECONDS = 600.0
-"""How long a job that its scheduler has started again waits for its predecessor."""
+"""How long a job that its scheduler has restarted waits for its predecessor."""
 _LOOK_SECONDS = 1.0
 
 
 class RunHeld(ValueError):
-    """Another process has the run directory."""
+    """Raised if another process holds the lock of the run directory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """A process that has, or had, the lock."""
+    """A process that holds, or held, the lock."""
 
     host: str
     kernel: str
-    """Boot and process namespace within which `pid` means something."""
+    """Boot id and PID namespace in which `pid` is valid."""
     pid: int
     began: str
-    """When the process began, as the kernel counts; it tells the process from a later one of the same pid."""
+    """Start time of the process as the kernel counts it. Distinguishes it from a later process with the same pid."""
     time: float
     """When it took the lock, in seconds since 1970."""
     job: str
@@ -55,13 +55,13 @@ class Holder:
 
     @classmethod
     def this_process(cls) -> Self:
-        """What this process writes into the file."""
+        """The entry for this process."""
         job = os.environ.get("SLURM_JOB_ID", "")
         return cls(platform.node(), _kernel(), os.getpid(), _began(os.getpid()), time.time(), job, shlex.join(sys.argv))
 
     @classmethod
     def parsed(cls, text: str) -> Self | None:
-        """The holder that a file names; None for a file that is damaged."""
+        """The holder in the text of a lock file; None if it is damaged."""
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError):
@@ -74,11 +74,11 @@ class Holder:
 
     @property
     def is_of_this_kernel(self) -> bool:
-        """Whether the kernel that runs this process ran that one too, so that `flock` tells all."""
+        """Whether that process ran under the kernel of this process, so that `flock` alone decides."""
         return self.kernel.split()[:1] == _kernel().split()[:1]
 
     def has_ended(self) -> bool | None:
-        """Whether the process has ended; None if its pid means nothing here."""
+        """Whether the process has ended; None if its pid is not valid here."""
         if self.kernel != _kernel():
             return None
         return _began(self.pid) in ("", "zombie") or _began(self.pid) != self.began
@@ -91,7 +91,7 @@ class _State(enum.Enum):
 
 
 class RunLock:
-    """The lock as this process sees it. Use `take` and `release`, or see `RunDirectory.locked`."""
+    """The lock for this process. Use `take` and `release`, or `RunDirectory.locked`."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -100,14 +100,13 @@ class RunLock:
         self._beating: threading.Thread | None = None
 
     def take(self, say: Callable[[str], None]) -> None:
-        """Takes the lock. A lock whose holder has ended is taken over. A job that SLURM has queued again waits for its
-        predecessor.
+        """Takes the lock, also from a holder that has ended. A job that SLURM has requeued waits for its predecessor.
 
         Args:
           say: shows a line to the user.
 
         Raises:
-          RunHeld: if another process has it; the message names that process.
+          RunHeld: if another process holds the lock. The message names that process.
           OSError: if the file cannot be written.
         """
         watch, said, touched = time.monotonic(), False, None
@@ -130,7 +129,7 @@ class RunLock:
         self._beating.start()
 
     def release(self) -> None:
-        """Gives the lock back; its file goes. Does nothing without the lock."""
+        """Releases the lock and deletes its file. Does nothing if this process does not hold the lock."""
         if self._file is None:
             return
         self._done.set()
@@ -142,11 +141,11 @@ class RunLock:
         self._file = None
 
     def check(self) -> None:
-        """Makes sure that this process still has the lock. Where its file was deleted, it is made again.
+        """Checks that this process still holds the lock. Creates its file again if it was deleted.
 
         Raises:
-          RunHeld: if another process has taken the lock over, as it may once this one has given no sign of life for
-            a minute (a suspended machine).
+          RunHeld: if another process has taken the lock. It may do so after this process has not touched the file for
+            a minute, for example on a suspended machine.
         """
         if self._file is None or self._is_ours():
             return
@@ -158,7 +157,7 @@ class RunLock:
         os.close(former)
 
     def _create(self) -> bool:
-        """Makes the file, locked and complete from its first moment; False if there is one."""
+        """Creates the file atomically, locked and with its content. Returns False if it already exists."""
         file, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name, suffix=".partial")
         try:
             os.write(file, json.dumps(dataclasses.asdict(Holder.this_process())).encode())
@@ -176,7 +175,7 @@ class RunLock:
         return True
 
     def _look(self) -> tuple[_State, Holder | None, float]:
-        """State, holder and time of the last touch of the file; a file whose holder has ended is removed."""
+        """State, holder and time of the last touch of the file. Removes a file whose holder has ended."""
         try:
             file = os.open(self._path, os.O_RDWR)
         except FileNotFoundError:
@@ -199,7 +198,7 @@ class RunLock:
             os.close(file)
 
     def _remove(self, inode: int) -> None:
-        """Removes the file if it is still the one that was judged. Of several processes that do so one moves it."""
+        """Removes the file if it still has this inode. Of several processes only one succeeds in renaming it."""
         mine = self._path.with_name(f"{self._path.name}.{os.getpid()}.stale")
         try:
             os.rename(self._path, mine)
@@ -211,13 +210,13 @@ class RunLock:
         os.unlink(mine)
 
     def _now(self) -> float:
-        """The time by the clock that also dates the file's touches."""
+        """The current time by the clock of the file system, which also sets the times of touches."""
         with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=self._path.name, suffix=".partial") as probe:
             return os.fstat(probe.fileno()).st_mtime
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a file server may not answer for a while; `check` sees what came of it
+            with contextlib.suppress(OSError):  # a file server may be unavailable; `check` detects a lost lock
                 if self._is_ours():
                     os.utime(self._path)
 
@@ -229,7 +228,7 @@ class RunLock:
 
 
 def refusal(path: Path, holder: Holder | None) -> str:
-    """What a process is told that meets the lock at `path`."""
+    """Message for a process that finds the lock at `path` held."""
     ended = holder is not None and holder.has_ended()
     child = "; the process itself has ended, and a child of it still has the lock" if ended else ""
     return (
@@ -240,7 +239,7 @@ def refusal(path: Path, holder: Holder | None) -> str:
 
 
 def lost(path: Path, holder: Holder | None) -> str:
-    """What a process is told that had the lock at `path`, which is another's now."""
+    """Message for a process that has lost the lock at `path` to another."""
     return (
         f"this process lost {path.parent} to {holder or 'an unknown process'} while it gave no sign of life; it stops "
         "here, and writes nothing more"
@@ -248,24 +247,24 @@ def lost(path: Path, holder: Holder | None) -> str:
 
 
 def _place(name: str, path: Path) -> None:
-    """Gives a complete file its name, unless there is one of that name.
+    """Moves a complete file to `path`, unless `path` exists.
 
     Raises:
-      FileExistsError: if there is.
+      FileExistsError: if `path` exists.
     """
     try:
         os.link(name, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links, where two may pass between these lines
+    except OSError:  # no hard links: here two processes may both succeed between these lines
         if path.exists():
             raise FileExistsError(path) from None
         os.rename(name, path)
 
 
 def _flock(file: int, attempts: int = 1) -> bool | None:
-    """Whether the kernel gave its lock of the file; None where the file system has none."""
-    for attempt in range(attempts):  # another process may hold it for the moment in which it looks
+    """Whether the kernel granted the lock of the file; None if the file system does not support it."""
+    for attempt in range(attempts):  # another process may hold it for a moment in `_look`
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -277,7 +276,7 @@ def _flock(file: int, attempts: int = 1) -> bool | None:
 
 
 def is_requeued(holder: Holder | None, environment: Mapping[str, Any] = os.environ) -> bool:
-    """Whether the scheduler has started this job again, so that the holder is its predecessor."""
+    """Whether the scheduler has restarted this job and the holder is its predecessor."""
     again = environment.get("SLURM_RESTART_COUNT", "0") != "0"
     return again and holder is not None and holder.job == environment.get("SLURM_JOB_ID", "")
 
@@ -290,7 +289,7 @@ def _kernel() -> str:
 
 
 def _began(pid: int) -> str:
-    """The kernel's count at the beginning of a process; 'zombie' after its end, '' if there is none."""
+    """Start time of a process as the kernel counts it; 'zombie' if it has ended, '' if it does not exist."""
     if not Path("/proc/self/stat").exists():  # not Linux
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 0)

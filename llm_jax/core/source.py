@@ -1,4 +1,4 @@
-"""The user's own Python files that define an experiment: found, kept with its runs, and imported again from there."""
+"""The user's Python files that define an experiment: finds them, stores them with runs, and imports them from there."""
 
 import ast
 import contextlib
@@ -26,33 +26,33 @@ _MANIFEST = "manifest.json"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The text of the experiment file and of all local modules that it imports, directly or not.
+    """The text of the experiment file and of all local modules that it imports, directly or indirectly.
 
-    A module is local if its file lies neither in this package, nor in the standard library, nor among installed ones.
+    A module is local if its file is not in this package, the standard library or an installed package.
     """
 
     modules: Mapping[str, str]
-    """Text of each module by its name. That of the experiment file is `experiment_` and the name of the file."""
+    """Text of each module by its name. The module name of the experiment file is `experiment_<file stem>`."""
 
     @classmethod
     def of_file(cls, path: Path) -> Self:
-        """The experiment file at `path`, which has been run (see `user_file.run_file`), and what it imports."""
+        """The experiment file at `path`, which must have been run (see `user_file.run_file`), and its local imports."""
         return cls(_closure([sys.modules[user_file.module_name(path)]]))
 
     @classmethod
     def of(cls, experiment: Any) -> Self:
-        """The files that define the types of a config which are not the package's, and what they import; none if all
-        types are."""
+        """The files of the user-defined types of a config, and their local imports. Empty if all types are of this
+        package."""
         modules = {kind.__module__ for kind in own_types(experiment)}
         return cls(_closure([sys.modules[name] for name in sorted(modules)]))
 
     @functools.cached_property
     def digest(self) -> str:
-        """Sixteen hex digits that depend on the names and texts of the modules."""
+        """Sixteen hex digits: hash of the names and texts of the modules."""
         return hashlib.sha256(json.dumps(dict(sorted(self.modules.items()))).encode()).hexdigest()[:16]
 
     def check(self, experiment: Any) -> None:
-        """All types of the experiment can be imported again from the files.
+        """Checks that all types of the experiment can be imported again from the files.
 
         Raises:
           ValueError: for a type that is defined in a function, or in no file.
@@ -61,7 +61,7 @@ class Source:
             self.check_type(kind)
 
     def check_type(self, kind: type) -> None:
-        """A type is one of the package, or can be imported again from the files.
+        """Checks that a type is of this package or can be imported again from the files.
 
         Raises:
           ValueError: if it is defined in a function, or in no file.
@@ -89,7 +89,7 @@ class Source:
         return "\n".join(lines)
 
     def write(self, folder: Path) -> None:
-        """Writes the files into a folder, from which `read` and `loaded` take them; others there are deleted."""
+        """Writes the files into a folder, for `read` and `loaded`. Deletes other Python files there."""
         files = {name: _file(name, self.modules) for name in self.modules}
         for old in [path for path in folder.rglob("*.py") if path.relative_to(folder) not in files.values()]:
             old.unlink()
@@ -101,10 +101,10 @@ class Source:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """What `write` wrote; None if there is no such folder.
+        """Reads the files that `write` wrote; None if there are none.
 
         Raises:
-          ValueError: if a file is missing, or is not what was written.
+          ValueError: if a file is missing, or differs from what was written.
         """
         if not (folder / _MANIFEST).exists():
             return None
@@ -126,7 +126,7 @@ class Source:
 
 @contextlib.contextmanager
 def loaded(folder: Path) -> Iterator[None]:
-    """In the block, the modules that `Source.write` put into `folder` are imported from there under their own names.
+    """In this context, the modules that `Source.write` wrote to `folder` are imported from there under their names.
 
     Raises:
       ValueError: if a file is damaged, or for an error in the user's code, with its line.
@@ -154,7 +154,7 @@ def loaded(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _importable(source: Source, folder: Path) -> Iterator[Path]:
-    """A folder with the files of a source from which Python imports: `folder`, or a copy of one in an object store."""
+    """A local folder with the files of a source: `folder`, or a copy of it if it is in an object store."""
     if not is_object(folder):
         yield folder
         return
@@ -164,7 +164,7 @@ def _importable(source: Source, folder: Path) -> Iterator[Path]:
 
 
 def own_types(config: Any) -> list[type]:
-    """The types of a config and of all that it holds that are defined outside of this package, each once."""
+    """The types in a config, at any depth, that are defined outside of this package, each once."""
     found: dict[type, None] = {}
 
     def visit(value: Any) -> None:
@@ -182,7 +182,7 @@ def own_types(config: Any) -> list[type]:
 
 
 def _closure(modules: list[ModuleType]) -> dict[str, str]:
-    """Texts of the modules and of the local modules that they import, by name."""
+    """Texts of the modules and of the local modules that they import, directly or indirectly, by name."""
     texts: dict[str, str] = {}
     while modules:
         module = modules.pop()
@@ -195,7 +195,7 @@ def _closure(modules: list[ModuleType]) -> dict[str, str]:
 
 
 def _imported(text: str, module: ModuleType) -> Iterator[str]:
-    """Names of all that may be a module in the import statements of a module."""
+    """All names in the import statements of a module that may be modules."""
     package = module.__package__ or ""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -211,7 +211,7 @@ def _imported(text: str, module: ModuleType) -> Iterator[str]:
 
 
 def _file(name: str, modules: Mapping[str, Any]) -> Path:
-    """Where in the folder a module lies: where Python looks for it."""
+    """Path of a module in the folder, where Python's import finds it."""
     if name.startswith(user_file.PREFIX):
         return Path(f"{name.removeprefix(user_file.PREFIX)}.py")
     path = Path(*name.split("."))

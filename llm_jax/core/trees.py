@@ -19,10 +19,10 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Ite
 
 
 def count(tree: Any) -> int:
-    """Number of elements in all leaves; works on arrays and on ShapeDtypeStructs."""
+    """Number of elements in all leaves, which are arrays or ShapeDtypeStructs."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def size_bytes(tree: Any) -> int:
-    """Bytes of all leaves, sharded or not; works on arrays and on ShapeDtypeStructs."""
+    """Global size in bytes of all leaves, which are arrays or ShapeDtypeStructs."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""Python files of a user's: how they are run, and where in them a mistake is."""
+"""Runs a user's Python files, and locates errors in them."""
 
 import builtins
 import contextlib
@@ -22,20 +22,20 @@ _LIBRARIES = {
     Path(__file__).resolve().parents[1],
     *(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 }
-"""Folders whose code is no user's."""
+"""Folders with code that is not the user's."""
 
 PREFIX = "experiment_"
-"""Of the names of the modules that `run_file` makes."""
+"""Prefix of the names of modules from `run_file`."""
 
 _siblings: set[str] = set()
-"""Modules that files which were run have imported from their own folder."""
+"""Modules that user files have imported from their own folder."""
 
 
 def run_file(path: Path) -> ModuleType:
-    """The module that the file at `path` defines. Call it in `user_code`.
+    """Runs the file at `path` and returns its module. Call it within `user_code`.
 
     Raises:
-      ValueError: if there is no such file, naming the nearest one.
+      ValueError: if there is no such file. The message suggests a similar one.
     """
     if not path.is_file():
         hint = did_you_mean(str(path), map(str, path.parent.glob("*.py")))
@@ -45,18 +45,18 @@ def run_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader, origin=str(path)))
     module.__file__ = str(path)
     sys.modules[name] = module
-    # Compiled here: a cache of byte code takes a file that was written twice within a second for unchanged.
+    # Compiled here, because a bytecode cache does not notice a second write within one second.
     exec(_compiled(path), vars(module))
     return module
 
 
 def module_name(path: Path) -> str:
-    """The name of the module that `run_file` makes of a file."""
+    """The name of the module that `run_file` creates for a file."""
     return f"{PREFIX}{path.stem}"
 
 
 def importable_name(module: str) -> str:
-    """The name under which a module is saved: that of a script which is run as `__main__` is the one that `run_file`
+    """The name under which a module is saved. A script that runs as `__main__` is saved under the name that `run_file`
     would give its file."""
     file = getattr(sys.modules.get(module), "__file__", None)
     return module_name(Path(file)) if module == "__main__" and file else module
@@ -72,13 +72,13 @@ def _compiled(path: Path) -> CodeType:
 
 
 def call(module: ModuleType, function: str, returns: str) -> Any:
-    """What a function of a user's module returns. Call it in `user_code`.
+    """Calls a function of a user's module and returns its result. Call it within `user_code`.
 
     Args:
-      returns: what messages say that it must return, such as 'an Experiment'.
+      returns: description of the required result for messages, such as 'an Experiment'.
 
     Raises:
-      ValueError: if the module has no such function that takes no arguments.
+      ValueError: if the module has no such function, or the function requires arguments.
     """
     found = getattr(module, function, None)
     rule = f"{module.__file__} defines no function {function}() that returns {returns}"
@@ -96,12 +96,13 @@ def call(module: ModuleType, function: str, returns: str) -> Any:
 
 @contextlib.contextmanager
 def user_code(folder: Path) -> Iterator[None]:
-    """Runs code of files in a folder, which may import one another.
+    """Context manager for running code of files in a folder, which may import one another.
 
-    Modules from its folder are forgotten when another file is run, so that two folders may have modules of one name.
+    Modules imported from a folder are removed from `sys.modules` at the next use, so that two folders may have modules
+    of the same name.
 
     Raises:
-      ValueError: for any error in it: 'file:line: what is wrong', and the line.
+      ValueError: for any error in the code: 'file:line: what is wrong', and the line.
     """
     for name in _siblings:
         sys.modules.pop(name, None)
@@ -137,7 +138,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
 
 
 def _message(error: Exception) -> str | None:
-    """'file:line: what is wrong', and the line; None where no line of a user's took part."""
+    """'file:line: what is wrong', and the line; None if no line of a user's file is in the traceback."""
     if isinstance(error, SyntaxError) and error.filename and is_users(error.filename):
         column = max((error.offset or 1) - 1, 0)
         line = (error.text or "").rstrip("\n")
@@ -155,13 +156,13 @@ def _message(error: Exception) -> str | None:
 
 
 def is_users(file: str) -> bool:
-    """Whether a file is a user's: neither of this package nor of an installed one."""
+    """Whether a file is the user's: not of this package, the standard library or an installed package."""
     path = Path(file)
     return path.is_file() and not any(path.resolve().is_relative_to(folder) for folder in _LIBRARIES)
 
 
 def _described(error: Exception, frame: FrameType) -> str:
-    """What an error says to who wrote the line, with what was probably meant."""
+    """Message for the author of the line that raised an error, with a suggestion."""
     text = str(error)
     if isinstance(error, (ValueError, OSError)):
         return text or type(error).__name__
@@ -181,7 +182,7 @@ def _described(error: Exception, frame: FrameType) -> str:
 
 
 def _parameters(name: str, frame: FrameType) -> list[str]:
-    """Of the class or function called `name` that a frame sees."""
+    """Parameter names of the class or function `name` that is visible in a frame."""
     seen = [*frame.f_locals.values(), *frame.f_globals.values()]
     seen += [vars(module).get(name) for module in seen if isinstance(module, ModuleType)]
     for one in seen:
@@ -191,7 +192,7 @@ def _parameters(name: str, frame: FrameType) -> list[str]:
 
 
 def _imported(error: ImportError) -> tuple[str, Iterable[str]]:
-    """The word that an import did not find, and those that are there."""
+    """The name that an import did not find, and the names that exist there."""
     missing = re.search(r"cannot import name '(\w+)'", error.msg)
     if missing and error.name in sys.modules:
         return missing[1], dir(sys.modules[error.name])

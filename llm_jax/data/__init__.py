@@ -1,4 +1,4 @@
-"""Text or synthetic tasks in, batches out: deterministic, random-access, the same for any number of hosts."""
+"""Batches from text or synthetic tasks: deterministic, random-access, the same for any number of processes."""
 
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.feed import global_batch, host_share
@@ -20,18 +20,18 @@ from llm_jax.data.splits import ContentSplit, HashSplit, RangeSplit, SeparateSou
 from llm_jax.data.synthetic import CopyConfig, InductionConfig, ModularAdditionConfig
 
 __all__ = [
-    # What a component of one's own derives from.
+    # Base classes for components of your own.
     "Source",
     "Reader",
     "Split",
     "Packing",
-    # The data of an experiment, and what it becomes.
+    # The data of an experiment and its batches.
     "DataConfig",
     "Dataset",
     "EvaluationSet",
     "global_batch",
     "host_share",
-    # Text: where it comes from, how it is split, how it is packed.
+    # Text: readers, splits, packing.
     "CorpusConfig",
     "TextFilesConfig",
     "JsonLinesConfig",

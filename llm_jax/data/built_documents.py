@@ -1,4 +1,4 @@
-"""Documents as an objective's `Examples` make them, read one by one as rows need them."""
+"""Documents after the objective's `Examples.document`, built one by one when a row needs them."""
 
 import functools
 
@@ -10,16 +10,16 @@ from llm_jax.data.cache import TokenDocuments
 from llm_jax.data.examples import Examples, Row
 
 _KEPT = 64
-"""Documents that are kept for the rows that follow, which often begin with the end of one."""
+"""Number of built documents in the cache: the next row often begins with the rest of one of them."""
 
 
 class BuiltDocuments:
-    """What packing reads of documents: their lengths, and ranges of their tokens and fields."""
+    """Lengths of documents and ranges of their tokens and fields, for packing."""
 
     def __init__(self, documents: TokenDocuments, examples: Examples, seed: int):
         """
         Raises:
-          ValueError: if `examples.lengths` returns something else than a length for each document.
+          ValueError: if `examples.lengths` does not return one length for each document.
         """
         self._documents, self._examples, self._seed = documents, examples, seed
         self._draws = rng.generator(seed, "document draws").random(len(documents))
@@ -48,7 +48,7 @@ class BuiltDocuments:
         return int(self.offsets[-1])
 
     def read(self, parts: np.ndarray, starts: np.ndarray, stops: np.ndarray, epoch: int) -> Row:
-        """As `TokenDocuments.read`, with the objective's fields."""
+        """Same as `TokenDocuments.read`, with the objective's fields."""
         built = [self._built(int(part), epoch) for part in parts]
         names = ("tokens", *(field.name for field in self._examples.fields))
         ranges = list(zip(built, starts, stops, strict=True))

@@ -1,11 +1,11 @@
-"""Tokenised text on disk: made once for each pair of text and tokenizer, then memory-mapped.
+"""Tokenised text on disk: written once for each pair of text and tokenizer, then memory-mapped.
 
     <cache>/tokens/<key>/            a finished entry, see shards.py
-    <cache>/tokens/<key>.building/   one that is being made, or was interrupted and is continued by the next process
-    <cache>/tokens/<key>.lock        held by the process that makes it
+    <cache>/tokens/<key>.building/   an entry in progress or interrupted; the next process continues it
+    <cache>/tokens/<key>.lock        held by the process that writes the entry
 
-An entry's files are read once on every machine, to compare their checksums; later starts look only at sizes and times.
-A damaged entry becomes an interrupted one: what precedes the damage is kept.
+Each machine reads an entry's files once and compares their checksums. Later starts compare only sizes and times.
+A damaged entry is treated as an interrupted one: the shards before the damage are kept.
 """
 
 import contextlib
@@ -39,13 +39,13 @@ class TokenDocuments:
     """Documents as token ids."""
 
     tokens: np.ndarray | shards.ShardedTokens
-    """Unsigned integers [total], to be read by slices or places: all documents in a row, with boundary tokens."""
+    """Unsigned integers [total]: all documents concatenated, with boundary tokens. Index it by slice or index array."""
     offsets: np.ndarray
-    """int64 [documents + 1]: where each begins in `tokens`."""
+    """int64 [documents + 1]: start of each document in `tokens`, and the end of the last."""
     text_bytes: int
     """UTF-8 bytes of the text of all documents."""
     digest: str
-    """Sixteen hex digits of the tokens' content."""
+    """Sixteen hex digits: hash of the tokens."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -54,8 +54,8 @@ class TokenDocuments:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def read(self, parts: np.ndarray, starts: np.ndarray, stops: np.ndarray, epoch: int) -> Row:
-        """`tokens` [stops - starts, summed]: of each of the documents `parts` those from `starts` to `stops`, one
-        document after the other. `epoch` changes nothing here."""
+        """`tokens` [sum(stops - starts)]: the tokens from `starts` to `stops` of each document in `parts`,
+        concatenated. `epoch` has no effect here."""
         lengths = stops - starts
         first = self.offsets[parts] + starts - (np.cumsum(lengths) - lengths)
         return {"tokens": self.tokens[np.repeat(first, lengths) + np.arange(lengths.sum())]}
@@ -72,10 +72,10 @@ class TokenDocuments:
 
 
 def tokenized(source: TextSource, tokenizer: Tokenizer, bos: bool, eos: bool, cache: Path) -> TokenDocuments:
-    """The documents of `source` as [bos] + ids + [eos], from the cache, or tokenised now and added to it.
+    """The documents of `source` as [bos] + ids + [eos]: read from the cache, or tokenised now and added to it.
 
-    A process that is killed leaves what it has finished, and the next one continues there. Of several that need the
-    same entry one makes it and the others wait. The result depends on none of this.
+    A killed process leaves its finished shards, and the next process continues after them. If several processes need
+    the same entry, one writes it and the others wait. None of this changes the result.
 
     Raises:
       ValueError: if the source has no text, cannot be read, or the cache cannot be written.
@@ -110,10 +110,10 @@ class _Entry:
         self._damaged = False
 
     def read(self) -> TokenDocuments | None:
-        """The documents; None if the entry is not there or, which a message says once, damaged.
+        """The documents; None if the entry is missing or damaged. Damage is reported in one message.
 
         Raises:
-          ValueError: if it is whole but was made from another text or with another tokenizer.
+          ValueError: if the entry is intact but was made from another text or with another tokenizer.
         """
         if not self.folder.exists():
             return None
@@ -129,9 +129,9 @@ class _Entry:
         return TokenDocuments(tokens, offsets, manifest["text_bytes"], manifest["content"][:16])
 
     def make(self, source: TextSource, tokenizer: Tokenizer) -> TokenDocuments:
-        """Makes the entry, or waits for the process that does."""
+        """Writes the entry, or waits for the process that writes it."""
         with self._locked():
-            # Another process may have made it in the meantime.
+            # Another process may have written it while this one waited for the lock.
             found = self.read()
             if found is not None:
                 return found
@@ -172,7 +172,7 @@ class _Entry:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Holds the entry's lock, which the system takes back from a process that dies."""
+        """Holds the entry's lock. The operating system releases it if the process dies."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with open(self.folder.with_name(f"{self.folder.name}.lock"), "a+") as file:
             try:

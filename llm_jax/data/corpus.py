@@ -1,4 +1,4 @@
-"""A corpus: text, its parts, and how its tokens become rows."""
+"""A corpus: text, its split into parts, and the packing of its tokens into rows."""
 
 import functools
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from llm_jax.data.splits import ContentSplit, Limited, Part, SeparateSources, Sp
 
 @configclass
 class CorpusConfig(Source):
-    """Text, cut by the experiment's tokenizer and made into rows. A document is [bos] + ids + [eos]."""
+    """Text, tokenised by the experiment's tokenizer and packed into rows. A document is [bos] + ids + [eos]."""
 
     source: Reader
     split: Split = ContentSplit()
     packing: Packing = PackedConfig()
     bos: bool = True
-    """Whether documents begin with the tokenizer's bos. Without it a document's first token is never predicted."""
+    """Whether documents begin with the tokenizer's bos. Without bos a document's first token is never a target."""
     eos: bool = True
-    """Whether documents end with the tokenizer's eos, which is a target like any other."""
+    """Whether documents end with the tokenizer's eos. It is a target like any other token."""
     duplicates: Literal["keep", "skip"] = "keep"
-    """What becomes of documents whose text an earlier one has. skip: they are left out before the split, and
-    counted; where parts have sources of their own, training text loses what a held-out part has."""
+    """Whether to keep documents whose text is that of an earlier document. skip: they are removed before the split,
+    and counted. If parts have sources of their own, texts of a held-out part are removed from the training text."""
 
     def __post_init__(self) -> None:
         check_one_of("duplicates", self.duplicates, ("keep", "skip"))
@@ -40,7 +40,7 @@ class CorpusConfig(Source):
         return self.text_of(self.source.build(), part)
 
     def text_of(self, source: TextSource, part: Part) -> TextSource:
-        """The documents of `part` where `source` is what the config's own gives."""
+        """The documents of `part`, where `source` is the built `self.source`."""
         if self.duplicates == "keep":
             return self.split.part(source, part)
         if not isinstance(self.split, SeparateSources):
@@ -88,7 +88,7 @@ class Corpus(RowSource):
         rows = self._config.packing.evaluation(built, context.sequence_length, context.examples.fields)
         if context.examples.changes_documents:
             return {"": EvaluationRows(rows, rows.rows_per_epoch, text_bytes=None, optimal_loss=None)}
-        # With bos it is bos alone that is not predicted, and it has no bytes.
+        # With bos, only bos is never a target, and it has no bytes.
         given = 0 if self._config.bos else self._bytes_of_first(rows.unpredicted)
         return {"": EvaluationRows(rows, rows.rows_per_epoch, documents.text_bytes - given, optimal_loss=None)}
 
@@ -112,18 +112,18 @@ class Corpus(RowSource):
 
     def empty_texts(self) -> int:
         split = self._config.split
-        # Parts of one source all have its count.
+        # All parts of one source report the count of the whole source.
         parts = split.parts() if isinstance(split, SeparateSources) else ("train",)
         return sum(self._text(part).empty for part in parts)
 
     def _built(self, documents: TokenDocuments) -> Documents:
-        """As the objective changes them."""
+        """The documents, changed by the objective's `Examples` if it changes any."""
         if not self._context.examples.changes_documents:
             return documents
         return BuiltDocuments(documents, self._context.examples, self._context.seed)
 
     def _bytes_of_first(self, ids: np.ndarray) -> int:
-        """UTF-8 bytes of ids that begin documents; eos has none."""
+        """UTF-8 bytes of the ids at the beginning of documents; eos has none."""
         found, counts = np.unique(ids, return_counts=True)
         return sum(self._tokenizer.first_bytes(int(i)) * int(n) for i, n in zip(found, counts, strict=True))
 

@@ -1,4 +1,4 @@
-"""Documents with the same text: leaving them out, and counting them within and between the parts of the data."""
+"""Duplicate documents: removing them, and counting them within and between the parts of the data."""
 
 import contextlib
 import dataclasses
@@ -18,9 +18,9 @@ _DIGEST = np.dtype([("high", "<u8"), ("low", "<u8")])
 
 
 class Distinct(DerivedSource):
-    """The documents of `base` without those whose text an earlier one of them, or any document of `others`, has.
+    """The documents of `base` whose text occurs neither earlier in `base` nor in any document of `others`.
 
-    While it is read, a hash set holds sixteen bytes of each distinct text: about 100 bytes of memory a document.
+    Iteration keeps a set of sixteen-byte hashes of the distinct texts: about 100 bytes of memory for each document.
     """
 
     def __init__(self, base: TextSource, others: Sequence[TextSource] = ()):
@@ -45,7 +45,7 @@ class Distinct(DerivedSource):
 
     @property
     def left_out(self) -> int:
-        """How many documents of `base` are not among these; reads all of them twice."""
+        """Number of documents of `base` that are left out. Reads `base` twice."""
         return sum(1 for _ in self._bases[0]) - sum(1 for _ in self)
 
     def __str__(self) -> str:
@@ -62,10 +62,10 @@ class DocumentSet:
 
 
 def fingerprints(documents: DocumentSet) -> np.ndarray:
-    """Sixteen bytes of every document that depend on its ids alone, boundary tokens left out: [documents] of _DIGEST.
+    """Sixteen-byte hash of the ids of every document, without boundary tokens: [documents] of _DIGEST.
 
-    For one tokenizer, documents with the same text have the same fingerprint. So have texts that only differ in what
-    the tokenizer does not keep, which a model cannot tell apart.
+    With one tokenizer, documents with the same text have the same fingerprint. Texts with the same ids also have the
+    same fingerprint; a model cannot distinguish them.
     """
     tokens, found = documents.tokens(), bytearray()
     for index in range(len(tokens)):
@@ -77,15 +77,14 @@ def fingerprints(documents: DocumentSet) -> np.ndarray:
 
 
 def census(sets: Mapping[str, np.ndarray]) -> dict[str, dict[str, int]]:
-    """How many documents each set has, and how many of them repeat a text.
+    """Counts the documents of each set, and the duplicates within and between sets.
 
     Args:
       sets: fingerprints by name, which is `<part>` or `<part>/<source>`.
 
     Returns:
-      For each set `documents`; `duplicates`, those whose text an earlier document of the set has; and `in_<part>`,
-      those whose text is in a set of that part, for all sets that come earlier. It takes about 50 bytes of memory a
-      document.
+      For each set: `documents`; `duplicates`, the documents whose text occurs earlier in the set; and `in_<part>`, the
+      documents whose text occurs in an earlier set of that part. Takes about 50 bytes of memory for each document.
     """
     total = sum(map(len, sets.values()))
     found, earlier = {}, {}
@@ -100,10 +99,10 @@ def census(sets: Mapping[str, np.ndarray]) -> dict[str, dict[str, int]]:
 
 
 def remembered(cache: Path, identity: Sequence[str], count: Callable[[], dict]) -> dict:
-    """What `count` gives, which depends on `identity` alone and is JSON; kept in `cache`."""
+    """The result of `count()`, stored in `cache`. It must be JSON and depend on `identity` alone."""
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     file = cache / "census" / f"{key}.json"
-    # Whatever is wrong with the file, or with keeping it, the counts can be had again.
+    # The counts can be computed again, so errors of reading or writing the file are ignored.
     with contextlib.suppress(OSError, ValueError):
         return json.loads(file.read_text(encoding="utf-8"))
     found = count()
@@ -114,7 +113,7 @@ def remembered(cache: Path, identity: Sequence[str], count: Callable[[], dict]) 
 
 
 def _numbered(sets: list[np.ndarray]) -> list[np.ndarray]:
-    """Fingerprints as int64 numbers below their count: equal ones, of whichever set, have the same number."""
+    """int64 ids of the fingerprints, below their total count: equal fingerprints have equal ids in all sets."""
     if not sets:
         return []
     everything = np.concatenate(sets)

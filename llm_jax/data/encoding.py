@@ -1,10 +1,10 @@
-"""Text to token ids on all cores, in the order of the documents and in constant memory.
+"""Tokenises text on all cores, in the order of the documents and in constant memory.
 
     documents -> pieces (`Tokenizer.parts`) -> batches of pieces -> threads -> ids, in order
 
-Threads suffice: SentencePiece and Hugging Face tokenizers work without Python's lock, so that processes would add only
-their start, copies of every text and ways to be killed. Reading and what else holds the lock takes a tenth of the time
-that SentencePiece takes for the same text: one process keeps about ten cores busy.
+Threads suffice: SentencePiece and Hugging Face tokenizers release the GIL. Processes would only add startup time,
+copies of every text and more ways to fail. Reading and other work under the GIL takes a tenth of the time that
+SentencePiece takes for the same text, so one process keeps about ten cores busy.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _BATCHES_PER_THREAD = 3
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A document, or a part of one that can be encoded by itself."""
+    """A document, or a part of a document that can be encoded independently."""
 
     document: str
     """The document's name."""
@@ -35,12 +35,12 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPieces:
-    """The ids of consecutive pieces, N tokens of P pieces."""
+    """Token ids of P consecutive pieces, N tokens in total."""
 
     tokens: np.ndarray
-    """Unsigned little-endian integers [N], boundary tokens among them."""
+    """Unsigned little-endian integers [N], with boundary tokens."""
     ends: np.ndarray
-    """int64 [P], where each piece ends in `tokens`."""
+    """int64 [P], the end of each piece in `tokens`."""
     last: np.ndarray
     """bool [P], whether a piece is the last of its document."""
     text_bytes: np.ndarray
@@ -48,12 +48,12 @@ class EncodedPieces:
 
 
 def token_type(vocab_size: int) -> np.dtype:
-    """The integers that ids are stored as, of the same bytes on every machine."""
+    """The dtype in which ids are stored, with the same byte order on every machine."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 def pieces(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piece]:
-    """All pieces of all documents, a function of the text and the tokenizer alone."""
+    """All pieces of all documents. They depend on the text and the tokenizer alone."""
     for document in documents:
         parts = iter(tokenizer.parts(document.text))
         first, part = True, next(parts)
@@ -64,10 +64,10 @@ def pieces(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Piec
 
 
 def encoded(source: Iterable[Piece], tokenizer: Tokenizer, bos: bool, eos: bool) -> Iterator[EncodedPieces]:
-    """The pieces' ids, batch after batch.
+    """Yields the ids of the pieces in batches, in order.
 
     Raises:
-      ValueError: for ids outside the vocabulary, and whatever source and tokenizer raise.
+      ValueError: for ids outside the vocabulary. Errors of the source and the tokenizer pass through.
     """
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting: deque[Future[EncodedPieces]] = deque()

@@ -1,4 +1,4 @@
-"""From this host's rows to arrays that span all devices of the mesh."""
+"""Global batch arrays, sharded over the mesh, from the rows of this process."""
 
 import math
 from typing import TypeVar
@@ -13,22 +13,23 @@ Tree = TypeVar("Tree")
 
 
 def global_batch(rows: Tree, sharding: NamedSharding) -> Tree:
-    """Arrays [B, ...] laid out by `sharding`, from each process's own numpy rows [B / hosts, ...].
+    """Arrays [B, ...] with `sharding`, from each process's own numpy rows [B / hosts, ...].
 
-    Each process holds the rows that `host_share` names and `Dataset.train_iterator` reads. One process holds them all.
+    Each process passes the rows that `host_share` assigns to it and `Dataset.train_iterator` reads. In a job of one
+    process these are all rows.
     """
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), rows)
 
 
 def host_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
-    """(host, hosts) with which this process must read its rows of a batch laid out by `sharding`.
+    """(host, hosts) with which this process must read its rows of a batch with `sharding`.
 
-    On a data-parallel mesh that is the process index and count; where model axes span processes, several of them read
+    On a data-parallel mesh these are the process index and count. If model axes span processes, several processes read
     the same rows.
 
     Raises:
-      ValueError: if the rows do not divide over the devices, or this process's devices do not hold one consecutive,
-        equal share of them.
+      ValueError: if the number of rows is not divisible by the number of shards, or if this process's devices do not
+        hold one consecutive, equal share of the rows.
     """
     (names, *_), mesh = (*sharding.spec, None), sharding.mesh
     names = (names,) if isinstance(names, str) else names or ()

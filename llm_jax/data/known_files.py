@@ -1,8 +1,8 @@
-"""What was found by reading whole files, kept until they change, so that a start does not read a corpus again.
+"""A cache of results computed from whole files, valid until the files change, so that a start does not reread a corpus.
 
-A file is unchanged while its path, size, mtime, ctime and inode are. The answers are kept once for a machine and a
-user, in `~/.cache/llm_jax`, or in the folder that the environment variable LLM_JAX_KNOWN_FILES names. They are
-redundant: where the folder cannot be used, every answer is found anew. `distrusted()` reads the files whatever is kept.
+A file counts as unchanged while its path, size, mtime, ctime and inode are unchanged. The cache is per machine and
+user. It lies in `~/.cache/llm_jax`, or in the folder that the environment variable LLM_JAX_KNOWN_FILES names. If that
+folder cannot be used, every answer is computed again. Within `distrusted()` the files are read in any case.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ _PER_TRANSACTION = 256
 _BLOCK = 2**20
 
 _found_anew: set[str] | None = None
-"""Keys of the answers found within a `distrusted` block, which alone count there."""
+"""Keys of the answers computed within the current `distrusted` block. Only these are valid there."""
 
 
 @contextlib.contextmanager
 def distrusted() -> Iterator[None]:
-    """Within the block every answer is found once by reading the files, and replaces the one that is kept."""
+    """Within the block every answer is computed once by reading the files, and replaces the stored one."""
     global _found_anew
     before, _found_anew = _found_anew, set()
     try:
@@ -46,20 +46,20 @@ def distrusted() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Something that depends on nothing but `text` and the content of the files at `paths`."""
+    """A question whose answer depends only on `text` and the content of the files at `paths`."""
 
     text: str
     paths: tuple[Path, ...]
 
     @property
     def key(self) -> str:
-        """As the database can hold it, whatever bytes the paths have."""
+        """Key in the database. It is valid text whatever bytes the paths have."""
         words = (self.text, *(str(path.absolute()) for path in self.paths))
         return "\0".join(words).encode("utf-8", "backslashreplace").decode()
 
 
 def answers(questions: Sequence[Question], answer: Callable[[Question], Any]) -> list[Any]:
-    """`answer(question)`, a JSON value, for each of `questions`; those that are not known are found in several threads.
+    """`answer(question)`, a JSON value, for each of `questions`. Unknown answers are computed in several threads.
 
     Raises:
       ValueError: if a file cannot be read.
@@ -78,11 +78,11 @@ def answers(questions: Sequence[Question], answer: Callable[[Question], Any]) ->
 
 
 def remember(found: Mapping[Question, Any], states: Mapping[Question, "_FileState"] | None = None) -> None:
-    """Keeps answers, found while the files were in `states` or, without, as they are now."""
+    """Stores answers. `states` are the states of the files before the answers were computed; None: their state now."""
     kept = {}
     for question, answer in found.items():
         state = _FileState.of_all(question.paths)
-        # A file that has just been written can be written again without a change of its times.
+        # A file written just now can be written again without a change of its timestamps.
         if state.is_settled and (states is None or states[question] == state):
             kept[question.key] = (state.identity, answer)
     _keep(kept)
@@ -91,7 +91,7 @@ def remember(found: Mapping[Question, Any], states: Mapping[Question, "_FileStat
 def checksum(path: Path) -> int:
     """CRC-32 of a file's bytes.
 
-    It finds damage, not forgery; zlib computes it at the speed of a disk, and holds no lock of Python's meanwhile.
+    It detects damage, not forgery. zlib computes it at the speed of a disk and releases the GIL.
     """
     value = 0
     with open(path, "rb") as file:
@@ -102,14 +102,14 @@ def checksum(path: Path) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _FileState:
-    """When files count as unchanged."""
+    """State of files, compared to decide whether they are unchanged."""
 
     identity: str
     """Sizes, mtimes, ctimes and inodes."""
     changed_ns: int
     """The newest of their times."""
     coarse: bool
-    """Whether the file system seems to keep times in whole seconds."""
+    """Whether all times are whole seconds, which suggests a file system with that resolution."""
     seen_ns: int = dataclasses.field(compare=False)
 
     @classmethod
@@ -125,7 +125,7 @@ class _FileState:
 
     @property
     def is_settled(self) -> bool:
-        """Whether a later change will show in the files' times."""
+        """Whether the times are old enough that any later change alters them."""
         return self.seen_ns - self.changed_ns > (2 * 10**9 if self.coarse else 5 * 10**7)
 
 
@@ -134,7 +134,7 @@ def _threads() -> int:
 
 
 def _known(identities: Mapping[str, str]) -> dict[str, Any]:
-    """The answers that are kept and still hold, by key."""
+    """The stored answers that are still valid, by key."""
     known: dict[str, Any] = {}
 
     def read(database: sqlite3.Connection) -> None:
@@ -167,22 +167,22 @@ def _row_checksum(*fields: str) -> int:
 
 
 def _with_database(act: Callable[[sqlite3.Connection], Any]) -> None:
-    """One transaction, or nothing where no database can be used. A damaged one is removed."""
+    """Runs `act` in one transaction, or does nothing if no database can be used. Removes a damaged database."""
     try:
         folder = Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "llm_jax")
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return
-    # Homes are often shared by hosts, whose inodes and disks are their own.
+    # Home folders are often shared by machines, each of which has its own disks and inodes.
     path = folder / f"known-files-{socket.gethostname()}.sqlite"
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=_WAIT_FOR_OTHERS)) as database, database:
-            # Only a crash of the machine can damage the file then; its rows have checksums.
+            # With this setting only a crash of the machine can damage the file, and every row has a checksum.
             database.execute("pragma synchronous = off")
             database.execute(_TABLE)
             act(database)
     except sqlite3.OperationalError:
-        # Locked, full or not to be written.
+        # The database is locked, the disk is full or the file is read-only.
         return
     except sqlite3.DatabaseError:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Markov chains: the synthetic source that resembles text, with an exact entropy."""
+"""Markov chains: a synthetic source that resembles text and has an exact entropy."""
 
 import bisect
 import math
@@ -18,10 +18,10 @@ _UNIFORM_SHARE = 0.01
 class MarkovConfig(SyntheticConfig):
     """A stationary chain: each token is drawn given the `order` tokens before it, from a fixed random table.
 
-    Each line of the table is a symmetric Dirichlet draw, mixed with 1% of the uniform distribution, so that every
-    token can follow every context and the stationary distribution is unique. An example fills a row.
+    Each row of the table is a symmetric Dirichlet draw, mixed with 1% of the uniform distribution. So every token can
+    follow every context, and the stationary distribution is unique. An example fills a packed row.
 
-    With x_0 ... x_T stationary and T >= order, the optimum per target is [H(x_0 ... x_T) - H(x_0)] / T, where
+    With x_0 ... x_T stationary and T >= order, the optimal loss per target is [H(x_0 ... x_T) - H(x_0)] / T, where
     H(x_0 ... x_T) = H(context) + (T + 1 - order) h: H(context) is the entropy of the stationary distribution of `order`
     tokens and h = H(next | context) the entropy rate. For order 1 this is h itself.
     """
@@ -29,11 +29,11 @@ class MarkovConfig(SyntheticConfig):
     symbols: int = 32
     """Vocabulary of the chain."""
     order: int = 1
-    """Tokens of context that matter: 1 is a bigram model, 2 a trigram model."""
+    """Number of context tokens on which the next token depends: 1 is a bigram model, 2 a trigram model."""
     concentration: float = 0.3
-    """Of the Dirichlet draws: below 1 a few continuations take most of the probability."""
+    """Concentration of the Dirichlet draws. Below 1, a few continuations have most of the probability."""
     table_seed: int = 0
-    """Seed of the table; the run's own seed draws the rows from it."""
+    """Seed of the table. The rows are drawn from the table with the run's seed."""
 
     def __post_init__(self) -> None:
         check_positive(
@@ -43,7 +43,7 @@ class MarkovConfig(SyntheticConfig):
             evaluation_rows=self.evaluation_rows,
         )
         check_seed(table_seed=self.table_seed)
-        # In logarithms: the number itself may have any number of digits.
+        # Compared as logarithms, because the number of entries can be arbitrarily large.
         check(
             (self.order + 1) * math.log2(self.symbols) <= math.log2(_MOST_PROBABILITIES),
             f"symbols is {self.symbols} and order is {self.order}: the table has symbols^(order + 1) entries and may "
@@ -77,12 +77,12 @@ class MarkovTask:
         self.optimal_loss = self._optimal_loss(config.order)
         self._order = config.order
         self._first = np.cumsum(self.stationary)[:-1]
-        # A list, because bisect reads it several times as fast as an array.
+        # A list, because bisect is several times as fast on a list as on an array.
         self._cumulative = np.cumsum(self.table, axis=1)[:, :-1].tolist()
 
     @property
     def entropy_rate(self) -> float:
-        """h, nats per token in the long run."""
+        """Entropy rate h, in nats per token."""
         return float(self.stationary @ _entropy(self.table))
 
     def sample(self, generator: np.random.Generator, count: int) -> np.ndarray:
@@ -108,7 +108,7 @@ class MarkovTask:
 
 
 def _stationary(table: np.ndarray) -> np.ndarray:
-    """The distribution of contexts that one more token leaves as it is, by repeated application."""
+    """The stationary distribution of contexts, by power iteration."""
     contexts, symbols = table.shape
     now = np.full(contexts, 1 / contexts)
     while True:
@@ -121,5 +121,5 @@ def _stationary(table: np.ndarray) -> np.ndarray:
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Nats, over the last axis."""
+    """Entropy in nats, over the last axis."""
     return -(probabilities * np.log(probabilities)).sum(axis=-1)

@@ -1,4 +1,4 @@
-"""Several sources in stated proportions, which may change at stated steps."""
+"""A mixture of sources in given proportions, which may change at given steps."""
 
 import bisect
 import dataclasses
@@ -22,12 +22,12 @@ class WeightedSource:
     """One source of a mixture."""
 
     name: str
-    """Names its evaluation set, `validation/<name>`."""
+    """Name of the source. Its evaluation set is `validation/<name>`."""
     source: Source
     weight: float = 1.0
     """Its share of the rows, relative to the sum of all weights."""
     changes: tuple[tuple[int, float], ...] = ()
-    """(step, weight) pairs, steps ascending: from that step on the weight is this."""
+    """(step, weight) pairs with ascending steps: the weight from that step on."""
 
     def __post_init__(self) -> None:
         check(bool(self.name) and "/" not in self.name, f"name is {self.name!r}: it must be a word without '/'")
@@ -53,14 +53,14 @@ class WeightedSource:
 
 @configclass
 class MixtureConfig(Source):
-    """Rows of several sources. Proportions are exact in every `block` rows; within a block the order is random.
+    """Rows of several sources. Proportions are exact in every block of `block` rows. The order in a block is random.
 
-    Each source is read in its own order without a gap, and goes on to its next epoch when it runs out.
+    Each source is read in its own order without gaps. After its last row its next epoch begins.
     """
 
     sources: tuple[WeightedSource, ...]
     block: int = 1000
-    """Rows over which the proportions are exact; weights are rounded to multiples of 1 / block."""
+    """Number of rows over which the proportions are exact. Weights are rounded to multiples of 1 / block."""
 
     def __post_init__(self) -> None:
         check_positive(block=self.block)
@@ -71,11 +71,11 @@ class MixtureConfig(Source):
             self._check_weights(step)
 
     def steps(self) -> tuple[int, ...]:
-        """The steps at which proportions are set, 0 first."""
+        """The steps at which proportions change, in ascending order, with 0 first."""
         return tuple(sorted({0, *(step for source in self.sources for step, _ in source.changes)}))
 
     def counts_at(self, step: int) -> np.ndarray:
-        """int64 [sources]: rows of each in a block, by largest remainder."""
+        """int64 [sources]: rows of each source in a block, by the largest-remainder method."""
         weights = np.array([source.weight_at(step) for source in self.sources])
         exact = weights / weights.sum() * self.block
         counts = np.floor(exact).astype(np.int64)
@@ -98,7 +98,7 @@ class MixtureConfig(Source):
 
 
 class MixtureSource(RowSource):
-    """The sources of a mixture, each with a seed of its own."""
+    """The sources of a mixture, each with its own seed."""
 
     def __init__(self, config: MixtureConfig, context: RowContext):
         self._config = config
@@ -139,25 +139,25 @@ class MixtureSource(RowSource):
 
     @property
     def _trained(self) -> set[str]:
-        """The sources that have a weight at some step."""
+        """Names of the sources with a positive weight at some step."""
         counts = np.sum([self._config.counts_at(step) for step in self._config.steps()], axis=0)
         return {name for name, count in zip(self._sources, counts, strict=True) if count}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Phase:
-    """A stretch of steps with constant proportions."""
+    """A range of steps with constant proportions."""
 
     start: int
     """Its first row."""
     counts: np.ndarray
-    """int64 [sources], rows in a block."""
+    """int64 [sources], rows of each source in a block."""
     before: np.ndarray
-    """int64 [sources], rows read before the phase."""
+    """int64 [sources], rows of each source read before the phase."""
 
 
 class MixedRows:
-    """Rows of several sources: which source, and which of its rows, is a pure function of (seed, index)."""
+    """Rows of several sources. The source, and the index in it, are a pure function of (seed, index)."""
 
     def __init__(self, config: MixtureConfig, rows: list[Rows | None], batch_size: int, seed: int):
         self._rows = {source: found for source, found in enumerate(rows) if found is not None}
@@ -187,7 +187,7 @@ class MixedRows:
         return source, int(phase.before[source] + block * phase.counts[source] + ranks[place])
 
     def _read_before(self, index: int) -> np.ndarray:
-        """Rows of each source before row `index`, which lies in or just after the last phase made so far."""
+        """Rows of each source before row `index`, which must be in the last phase of `_phases` or directly after it."""
         number = len(self._phases) - 1
         phase = self._phases[number]
         blocks, rest = divmod(index - phase.start, self._block)
@@ -195,7 +195,7 @@ class MixedRows:
         return phase.before + blocks * phase.counts + np.bincount(sources[:rest], minlength=self._sources)
 
     def _make_layout(self, phase: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [block] twice: the source of each row of a block, and how many rows of that source precede it there."""
+        """For each row of a block, its source and the number of earlier rows of that source: int64 [block] each."""
         counts = self._phases[phase].counts
         sources = np.repeat(np.arange(len(counts)), counts)
         sources = rng.generator(self._seed, f"mixture phase {phase}", block).permutation(sources)
@@ -206,5 +206,5 @@ class MixedRows:
 
 
 def _seed(seed: int, name: str) -> int:
-    """A seed for one source, so that two alike do not give the same rows."""
+    """A seed for one source, so that two equal sources do not yield the same rows."""
     return int(rng.generator(seed, f"mixture source {name}").integers(2**31))

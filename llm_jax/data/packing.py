@@ -1,4 +1,4 @@
-"""From documents to rows of one length."""
+"""Packs documents into rows of one length."""
 
 import abc
 import dataclasses
@@ -15,32 +15,31 @@ from llm_jax.data.examples import Field
 from llm_jax.data.row_source import Row, Rows, padding_row, whole_row
 
 Documents = TokenDocuments | BuiltDocuments
-"""Documents as they were tokenised, or as an objective changes them. Both have `len`, `lengths`, `offsets`, `total` and
-`read`."""
+"""Documents as tokenised, or as changed by an objective. Both have `len`, `lengths`, `offsets`, `total` and `read`."""
 
 
 @configclass
 class Packing(abc.ABC):
-    """How documents become rows. Derive a configclass from it to use a packing of your own."""
+    """How documents are packed into rows. Derive a configclass from it to use your own packing."""
 
     @abc.abstractmethod
     def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[Field, ...] = ()) -> Rows:
-        """Rows of `sequence_length` + 1 tokens without end, each a pure function of (seed, index). `fields` are arrays
-        beside the tokens that the documents have."""
+        """An infinite sequence of rows of `sequence_length` + 1 tokens, each a pure function of (seed, index). `fields`
+        are the per-token arrays that the documents have in addition to the tokens."""
 
     @abc.abstractmethod
     def evaluation(self, documents: Documents, sequence_length: int, fields: tuple[Field, ...] = ()) -> "PackedRows":
-        """Rows in which each token is a target once, in the order of the source."""
+        """Rows in the order of the source, in which each token is a target once."""
 
 
 @configclass
 class PackedConfig(Packing):
-    """Documents are shuffled anew for every epoch, laid end to end and cut into rows."""
+    """Documents are shuffled for every epoch, concatenated and cut into rows."""
 
     shuffle: bool = True
-    """False: documents and rows come in the order of the source, in every epoch."""
+    """False: documents and rows are in the order of the source in every epoch."""
     isolate: bool = True
-    """Documents that share a row are segments of their own; False: a row is one segment."""
+    """True: each document in a row is a segment of its own. False: a row is one segment."""
 
     def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[Field, ...] = ()) -> Rows:
         return PackedRows(documents, sequence_length, seed, self.shuffle, self.isolate, fields)
@@ -51,10 +50,10 @@ class PackedConfig(Packing):
 
 @configclass
 class RandomWindowsConfig(Packing):
-    """Each row is a window at a random place of one long stream, as in nanoGPT. Documents are not told apart."""
+    """Each row is a window at a random offset of one token stream, as in nanoGPT. Document boundaries are ignored."""
 
     def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[Field, ...] = ()) -> Rows:
-        """Raises ValueError for documents that an objective changes."""
+        """Raises ValueError if the documents are changed by an objective."""
         if not isinstance(documents, TokenDocuments):
             raise ValueError(
                 "data.source.packing is RandomWindowsConfig, which reads windows of the tokenised text, and the "
@@ -71,23 +70,23 @@ class _Epoch:
     """The order of one epoch: D documents, N rows."""
 
     documents: np.ndarray | None
-    """int64 [D], the documents in the order in which they are laid end to end; None: in the order of the source."""
+    """int64 [D], the order in which documents are concatenated; None: the order of the source."""
     ends: np.ndarray
-    """int64 [D], where each of them ends in that stream."""
+    """int64 [D], the end of each document in the concatenated stream."""
     rows: np.ndarray | None
-    """int64 [N], which row of the stream comes when; None: in the stream's order."""
+    """int64 [N], the order in which rows of the stream are read; None: the order of the stream."""
 
 
 class PackedRows:
-    """Rows of `sequence_length` + 1 tokens from documents laid end to end.
+    """Rows of `sequence_length` + 1 tokens from concatenated documents.
 
-    Row i of an epoch's stream is the slice [i T, i T + T + 1), where T = sequence_length: neighbours share one token,
-    the last target of one and the first input of the next, so that every token but the stream's first is a target
-    exactly once per epoch. The last row is filled up with padding. Within a row each part of a document is a segment
-    (1, 2, ...) whose positions begin at 0.
+    Row i of an epoch's stream is the slice [i T, i T + T + 1), where T = sequence_length. Consecutive rows share one
+    token, the last target of one and the first input of the next. So every token but the stream's first is a target
+    exactly once per epoch. The last row is padded. Within a row each part of a document is a segment (1, 2, ...) whose
+    positions begin at 0.
 
-    Indices go on without end, into later epochs, each in an order of its own that is a pure function of (seed, epoch).
-    Nothing but the order of the two epochs read last is kept in memory: for each, 16 bytes a document and 8 a row.
+    Indices are unbounded and continue into later epochs. The order of each epoch is a pure function of (seed, epoch).
+    Only the orders of the two epochs read last are in memory: for each, 16 bytes per document and 8 per row.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class PackedRows:
         isolate: bool = True,
         fields: tuple[Field, ...] = (),
     ):
-        """Raises ValueError if there is not even one target."""
+        """Raises ValueError if there is no target."""
         check(
             documents.total > 1,
             f"the documents hold {documents.total} tokens: at least 2 are needed to predict one from the other",
@@ -118,9 +117,8 @@ class PackedRows:
 
     @property
     def unpredicted(self) -> np.ndarray:
-        """Ids that are no target in any row: the first of every document or, where documents are not told apart, the
-        first of the stream in the order of the source. The first input of any other row is a target of the row before.
-        """
+        """Ids that are no target in any row: the first of every document or, without `isolate`, the first of the stream
+        in the order of the source. The first input of any other row is a target of the previous row."""
         (with_tokens,) = np.nonzero(self._documents.lengths)
         first = with_tokens if self._isolate else with_tokens[:1]
         return self._documents.read(first, np.zeros_like(first), np.ones_like(first), epoch=0)["tokens"]
@@ -134,7 +132,7 @@ class PackedRows:
         return self._row(epoch, number, start, stop)
 
     def _row(self, epoch: _Epoch, number: int, start: int, stop: int) -> Row:
-        """The stream's tokens [start, stop), padded to a row."""
+        """Tokens [start, stop) of the stream, padded to a row."""
         first, last = np.searchsorted(epoch.ends, (start, stop - 1), side="right")
         parts = np.arange(first, last + 1) if epoch.documents is None else epoch.documents[first : last + 1]
         ends = epoch.ends[first : last + 1]
@@ -148,7 +146,7 @@ class PackedRows:
         for name, array in found.items():
             row[name][:count] = array
         if self._isolate:
-            # Documents without tokens take no number.
+            # Documents without tokens get no segment id.
             numbers = np.cumsum(part_lengths > 0)
             row["segment_ids"][:count] = np.repeat(numbers, part_lengths)
             row["positions"][:count] = stream - np.repeat(part_starts, part_lengths)
@@ -168,7 +166,7 @@ class PackedRows:
 
 
 class RandomWindows:
-    """Rows of `sequence_length` + 1 tokens, each at a uniformly random place: a pure function of (seed, index)."""
+    """Rows of `sequence_length` + 1 tokens at uniformly random offsets, each a pure function of (seed, index)."""
 
     def __init__(self, documents: TokenDocuments, sequence_length: int, seed: int):
         """Raises ValueError if the stream is shorter than one row."""

@@ -1,4 +1,4 @@
-"""The data of an experiment: from its config to batches that every host reads by itself."""
+"""The data of an experiment: its config, and the batches that each process reads independently."""
 
 import dataclasses
 import hashlib
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     import grain
 
 VALIDATION = "validation"
-"""Name of the held-out set that is evaluated during training, or of the mean over several."""
+"""Name of the held-out set that is evaluated during training, or of the mean over several sets."""
 _ENDLESS = 2**40
 
 
 @configclass
 class DataConfig:
-    """What is trained and evaluated on, and in what portions."""
+    """The training and evaluation data, the sequence length and the batch size."""
 
     source: Source
     sequence_length: int
-    """Targets per row; a row is one token longer."""
+    """Number of targets per row. A row has one token more."""
     batch_size: int
-    """Rows per step, over all hosts."""
+    """Rows per step, over all processes."""
     read_ahead: int = 4
-    """Batches that a background thread prepares before they are asked for; 0: each is made when asked for."""
+    """Number of batches that a background thread prefetches; 0: no prefetching."""
 
     def __post_init__(self) -> None:
         check_positive(sequence_length=self.sequence_length, batch_size=self.batch_size)
@@ -47,20 +47,20 @@ class DataConfig:
 
     @property
     def bos(self) -> bool:
-        """Whether documents begin with the tokenizer's bos; prompts then must as well."""
+        """Whether documents begin with the tokenizer's bos. If so, prompts must begin with it too."""
         return all(isinstance(source, CorpusConfig) and source.bos for source in self._sources)
 
     @property
     def held_out(self) -> "HeldOut":
-        """The sets that are evaluated during training."""
+        """The evaluation sets that are used during training."""
         if not isinstance(self.source, MixtureConfig):
             return HeldOut({VALIDATION: (self.source, 1.0)})
         last = self.source.steps()[-1]
         return HeldOut({f"{VALIDATION}/{one.name}": (one.source, one.weight_at(last)) for one in self.source.sources})
 
     def text(self, part: Part, max_bytes: int | None = None) -> TextSource:
-        """The text of `part`, before tokenising: of all sources of a mixture, one after the other; or the sample of it
-        that an evaluation limited to `max_bytes` uses.
+        """The text of `part` before tokenising, of all sources of a mixture in order. With `max_bytes`, the sample of
+        it that a limited evaluation uses.
 
         Raises:
           ValueError: if a source is synthetic, or has no such part.
@@ -81,10 +81,10 @@ class DataConfig:
         seed: int,
         examples: Examples = Examples(),  # noqa: B008
     ) -> "Dataset":
-        """Tokenises the training part, or finds it in `cache`. `examples` are the objective's.
+        """Tokenises the training part, or reads it from `cache`. `examples` are the objective's.
 
         Raises:
-          ValueError: for anything wrong with the text, and if the training part is smaller than one batch.
+          ValueError: if the text cannot be read or decoded, or the training part is smaller than one batch.
         """
         for source in self._sources:
             check(
@@ -103,21 +103,21 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """The held-out sets of an experiment: by name the source of each, and its weight in the mean over all sets."""
+    """The held-out sets of an experiment, with their weights in the mean over all sets."""
 
     sets: Mapping[str, tuple[Source, float]]
-    """Weights are those with which the training ends, so that the mean is one measure during the whole run."""
+    """(source, weight) by name. Weights are those at the end of training, so that the mean has one definition."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the figures by which checkpoints can be compared, all of them the lower the better."""
+        """Names of the metrics by which checkpoints can be compared. For all of them lower is better."""
         text = [name for name, (source, _) in self.sets.items() if isinstance(source, CorpusConfig)]
         names = [f"{name}/loss" for name in self.sets] + [f"{name}/bits_per_byte" for name in text]
         return tuple(dict.fromkeys([*names, f"{VALIDATION}/loss"]))
 
     def figures(self, found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """The figures `names` from those of each set, some of which may not have been evaluated. Of several sets
-        'validation/loss' is the weighted mean."""
+        """The metrics `names`, from the metrics of each evaluated set. With several sets, 'validation/loss' is the
+        weighted mean; it is left out unless all sets were evaluated."""
         flat = {f"{name}/{figure}": value for name, values in found.items() for figure, value in values.items()}
         if found.keys() == self.sets.keys():
             weights = {name: weight for name, (_, weight) in self.sets.items()}
@@ -128,20 +128,20 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-    """One set to evaluate on, as batches of unchanging shape, in a fixed order."""
+    """One evaluation set, as batches of constant shape in a fixed order."""
 
     name: str
     """`validation`, or `validation/<source>` in a mixture."""
     batches: "Batches"
     text_bytes: int | None
-    """UTF-8 bytes of its text that are predicted, over all hosts: bits per byte = sum of nats over all targets / ln 2 /
+    """UTF-8 bytes of the predicted text, over all processes. Bits per byte = sum of nats over all targets / ln 2 /
     text_bytes."""
     optimal_loss: float | None
     """For synthetic sources, the expected loss of a perfect model in nats per target."""
 
 
 class Dataset:
-    """Batches for training and evaluation. A batch is a dict of stacked rows, [rows of this process, ...]."""
+    """Batches for training and evaluation. A batch is a dict of arrays [rows of this process, ...]."""
 
     def __init__(self, config: DataConfig, context: RowContext):
         self._config = config
@@ -151,14 +151,14 @@ class Dataset:
 
     @property
     def vocab_size(self) -> int:
-        """All tokens are below this: the model's vocabulary must be as large."""
+        """All token ids are below this. The model's vocabulary must be at least this large."""
         return self._source.vocab_size
 
     def train_iterator(self, start_step: int = 0, host: int = 0, hosts: int = 1) -> "grain.DatasetIterator[Row]":
-        """Batches from `start_step` on, without end.
+        """An infinite iterator over batches, from `start_step` on.
 
-        Row r of step s is the same for any number of hosts: host h reads rows [h B / hosts, (h + 1) B / hosts).
-        `get_state()` gives a JSON dict, and `set_state` of it continues with the very next batch.
+        Row r of step s is the same for any number of processes: process h reads rows [h B / hosts, (h + 1) B / hosts).
+        `get_state()` returns a JSON dict. After `set_state` of it the iterator continues with the next batch.
         """
         import grain
 
@@ -175,8 +175,8 @@ class Dataset:
     ) -> tuple[EvaluationSet, ...]:
         """The evaluation sets of `part`: one, or one for each source of a mixture.
 
-        Every token is a target exactly once; the last batch is filled up with padding. With `max_bytes` a set is a
-        sample of at most so much text (see `splits.Limited`), and its `text_bytes` are the sample's.
+        Every token is a target exactly once. The last batch is padded with rows of padding. With `max_bytes` a set is a
+        sample of at most that many bytes (see `splits.Limited`), and `text_bytes` is that of the sample.
         """
         found = self._source.evaluation(part, max_bytes)
         return tuple(
@@ -184,15 +184,15 @@ class Dataset:
         )
 
     def manifest(self) -> dict:
-        """What the data are made from, for the run card: `digest` changes if and only if something of it does."""
+        """Identity of the data, for the run card. `digest` changes if and only if another entry does."""
         tokenizer = self._context.tokenizer
         content = {"tokenizer": tokenizer.digest if tokenizer else None, "source": self._source.manifest()}
         return {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16], **content}
 
     def card(self) -> dict:
-        """The manifest and, for text, what a reader of the run's figures should know of it: `documents`, the duplicates
-        within each set and between sets (see `census`); `duplicates_left_out`; and `empty_texts`, how many documents
-        without a character were read."""
+        """The manifest and, for text, statistics that affect the run's metrics: `documents`, the duplicates within each
+        set and between sets (see `census`); `duplicates_left_out`; and `empty_texts`, the number of documents without a
+        character."""
         manifest = self.manifest()
         sets = self._source.document_sets()
         if not sets:
@@ -223,7 +223,7 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Batches(Sequence[Row]):
-    """One host's share of consecutive batches, by step; each is a dict of stacked rows [batch_size / hosts, T + 1]."""
+    """Batches of one process, by step. Each is a dict of arrays [batch_size / hosts, T + 1]."""
 
     rows: Rows
     length: int
@@ -255,7 +255,7 @@ class Batches(Sequence[Row]):
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """Rows as the objective wants them, with padding after the end of a finite set."""
+    """Rows after the objective's `Examples.row`. Indices after the end of a finite set are rows of padding."""
 
     rows: Rows
     count: int | None

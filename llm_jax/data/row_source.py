@@ -1,4 +1,4 @@
-"""Rows: what every source of training data comes down to, whatever it was made from."""
+"""Rows, and the interface of the sources that yield them."""
 
 import abc
 import dataclasses
@@ -15,53 +15,51 @@ from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
 class Rows(Protocol):
-    """Rows without end: index i >= 0 is always the same row, whichever rows were read before."""
+    """An infinite sequence of rows. Index i >= 0 is always the same row, whichever rows were read before."""
 
     def __getitem__(self, index: int) -> Row: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationRows:
-    """An evaluation set: rows in which every token of it is a target exactly once, but for those that have nothing
-    before them."""
+    """An evaluation set: rows in which every token that has a predecessor is a target exactly once."""
 
     rows: Rows
     count: int
     """The set is the first `count` rows."""
     text_bytes: int | None
-    """UTF-8 bytes of the text that the rows predict, for bits per byte; None where the rows are not text. The first
-    token of a document that has no bos before it is not predicted, and its bytes do not count."""
+    """UTF-8 bytes of the predicted text, for bits per byte; None if the rows are not text. The first token of a
+    document without bos is not predicted, and its bytes do not count."""
     optimal_loss: float | None
-    """Nats per counted target that no model can beat on average; None where it is not known."""
+    """Lowest possible expected loss in nats per counted target; None if it is not known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RowContext:
-    """What a source must know to make rows."""
+    """Settings that a source needs to build rows."""
 
     tokenizer: Tokenizer | None
-    """None suits synthetic sources only."""
+    """None is valid for synthetic sources only."""
     cache: Path
-    """Folder under which tokenised text is kept."""
+    """Folder of the cache of tokenised text."""
     sequence_length: int
     batch_size: int
-    """Rows per step over all hosts; a mixture counts its steps by it."""
+    """Rows per step over all processes. A mixture converts steps to rows with it."""
     seed: int
     examples: Examples = Examples()
-    """What the objective makes of documents and rows."""
+    """How the objective transforms documents and rows."""
 
 
 @configclass
 class Source(abc.ABC):
-    """What examples are made from: a corpus of text, or a synthetic task. Derive a configclass from it to use one of
-    your own."""
+    """A source of rows: a corpus of text, or a synthetic task. Derive a configclass from it to use your own source."""
 
     @abc.abstractmethod
     def build(self, context: RowContext) -> "RowSource":
         """The source, ready to be read.
 
         Raises:
-          ValueError: if it needs a tokenizer and there is none, or files are missing.
+          ValueError: if it needs a tokenizer and the context has none, or files are missing.
         """
 
 
@@ -71,7 +69,7 @@ class RowSource(abc.ABC):
     @property
     @abc.abstractmethod
     def vocab_size(self) -> int:
-        """All tokens are below this."""
+        """All token ids are below this."""
 
     @abc.abstractmethod
     def train(self) -> Rows:
@@ -79,31 +77,31 @@ class RowSource(abc.ABC):
 
     @abc.abstractmethod
     def evaluation(self, part: Part, max_bytes: int | None) -> dict[str, EvaluationRows]:
-        """The evaluation sets of `part` by name; the name is '' where there is only one.
+        """The evaluation sets of `part` by name. A single set has the name ''.
 
         A set of text is limited to a sample of `max_bytes` (see `splits.Limited`), unless that is None.
         """
 
     @abc.abstractmethod
     def manifest(self) -> dict:
-        """What the rows are made from, as JSON: digests, documents, tokens and bytes."""
+        """Identity of the data as JSON: digests, documents, tokens and bytes."""
 
     def document_sets(self) -> dict[str, DocumentSet]:
-        """The documents of every part by name, `<part>` or `<part>/<source>`, training first; none where rows are no
+        """The documents of every part by name, `<part>` or `<part>/<source>`, training first. Empty if the rows are not
         text."""
         return {}
 
     def duplicates_left_out(self) -> int:
-        """Documents that are not among those of `document_sets` because their text is another's. Reads all text."""
+        """Number of documents left out of `document_sets` as duplicates. Reads all text."""
         return 0
 
     def empty_texts(self) -> int:
-        """Documents without a character that were read, which their source's policy skips or keeps."""
+        """Number of documents without a character, whether the reader's policy skips or keeps them."""
         return 0
 
 
 def whole_row(tokens: np.ndarray) -> Row:
-    """A row that is one segment."""
+    """A row with one segment."""
     length = len(tokens)
     return {
         "tokens": tokens.astype(np.int32),
@@ -113,6 +111,6 @@ def whole_row(tokens: np.ndarray) -> Row:
 
 
 def padding_row(length: int, fields: tuple[Field, ...] = ()) -> Row:
-    """A row without a single token."""
+    """A row of padding only."""
     row = {name: np.zeros(length, np.int32) for name in ("tokens", "segment_ids", "positions")}
     return row | {field.name: np.full(length, field.padding, field.dtype) for field in fields}

@@ -3,11 +3,11 @@
     tokens-00000.bin   unsigned little-endian integers: the stream, cut between pieces once a shard is large enough
     tokens-00001.bin   ...
     offsets.bin        int64 [documents + 1], little-endian: where each document begins in the stream
-    journal.jsonl      a line for each finished shard, written when its bytes are on the disk
-    manifest.json      identity, sizes, checksums of all files; written last: without it the folder is not finished
+    journal.jsonl      one line for each finished shard, written after its bytes are on the disk
+    manifest.json      identity, sizes, checksums of all files; written last: a folder without it is not finished
 
-Checksums are CRC-32 by zlib: it comes with Python, is as fast as a disk, continues from a stored value, and what it
-must find is damage, not forgery. The content's digest is SHA-256 over the stream, however that is cut.
+Checksums are CRC-32 of zlib. It comes with Python, is as fast as a disk, and can continue from a stored value. It must
+detect damage, not forgery. The content digest is SHA-256 over the whole stream, so it does not depend on the shards.
 """
 
 import bisect
@@ -29,21 +29,21 @@ from llm_jax.data import known_files
 from llm_jax.data.encoding import EncodedPieces, token_type
 
 SHARD_TOKENS = 2**25
-"""A shard ends with the first piece that reaches this number of tokens."""
+"""A shard ends after the piece with which it reaches this number of tokens."""
 _MOST_MAPPED = 4096
 _BLOCK = 2**24
 _OFFSETS, _JOURNAL, _MANIFEST = "offsets.bin", "journal.jsonl", "manifest.json"
 
 
 class ShardedTokens:
-    """Integers [N] that are kept in several files, each mapped when it is first read."""
+    """Integers [N] in several files, each of which is memory-mapped at its first use."""
 
     def __init__(self, paths: Sequence[Path], sizes: Sequence[int], dtype: np.dtype):
         """`sizes` are in tokens."""
         self.dtype = dtype
         self._paths = tuple(paths)
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        # For single slices, which Python's bisection finds ten times as fast as numpy.
+        # A list for lookups of single slices: Python's bisect is ten times as fast there as numpy.
         self._borders = self._starts.tolist()
         self._mapped = functools.lru_cache(_MOST_MAPPED)(self._map)
 
@@ -51,7 +51,7 @@ class ShardedTokens:
         return self._borders[-1]
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        """The tokens of a slice without a step, or at places int64 [M] in any order. A slice of one shard is a view."""
+        """The tokens of a slice without step, or at indices int64 [M] in any order. A slice of one shard is a view."""
         if len(self._paths) == 1:
             return self._mapped(0)[index]
         if isinstance(index, slice):
@@ -61,7 +61,7 @@ class ShardedTokens:
                 return self._mapped(shard)[start - self._borders[shard] : stop - self._borders[shard]]
             index = np.arange(start, stop)
         shards = np.searchsorted(self._starts, index, side="right") - 1
-        # Rows are made of stretches: few neighbours are in different shards.
+        # Rows consist of contiguous ranges, so few neighbouring indices are in different shards.
         borders = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(index)]
         found = np.empty(len(index), self.dtype)
         for begin, end in itertools.pairwise(borders) if len(index) else ():
@@ -70,39 +70,39 @@ class ShardedTokens:
         return found
 
     def _map(self, shard: int) -> np.ndarray:
-        # A plain array over the mapping: indexing a memmap object costs several times as much.
+        # A plain array view of the mapping: indexing a memmap object is several times as slow.
         return np.asarray(np.memmap(self._paths[shard], self.dtype, mode="r")).view(np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A finished shard, and all that precedes it."""
+    """A finished shard, with cumulative counts up to its end."""
 
     tokens: int
     """Tokens in this shard."""
     checksum: int
-    """Of its file."""
+    """Checksum of its file."""
     pieces: int
     """Pieces up to its end."""
     documents: int
-    """Documents up to its end, of which a last one may have begun."""
+    """Documents that end in it or before it."""
     text_bytes: int
     """UTF-8 bytes of the text up to its end."""
     offsets_checksum: int
-    """Of the offsets of the documents up to its end."""
+    """Checksum of the offsets of the documents up to its end."""
 
 
 class ShardWriter:
-    """Writes a folder, or continues one that was interrupted, behind its last whole shard."""
+    """Writes a folder, or continues an interrupted one after its last intact shard."""
 
     def __init__(self, folder: Path, vocab_size: int):
         self._folder = folder
         self._dtype = token_type(vocab_size)
         self._content = hashlib.sha256()
         self.shards: list[Shard] = []
-        """Those that are finished."""
+        """The finished shards."""
         self.tokens = 0
-        """Written so far."""
+        """Number of tokens written so far."""
         folder.mkdir(parents=True, exist_ok=True)
         self._recover()
         self._offsets = open(folder / _OFFSETS, "ab")  # noqa: SIM115
@@ -110,11 +110,11 @@ class ShardWriter:
 
     @property
     def done(self) -> Shard:
-        """The last finished shard, or one of nothing."""
+        """The last finished shard, or an empty one."""
         return self.shards[-1] if self.shards else Shard(0, 0, 0, 0, 0, zlib.crc32(bytes(8)))
 
     def write(self, batch: EncodedPieces) -> None:
-        """Appends pieces; finishes every shard that becomes full."""
+        """Appends pieces. Finishes every shard that becomes full."""
         first = 0
         while first < len(batch.ends):
             begin = int(batch.ends[first - 1]) if first else 0
@@ -126,7 +126,7 @@ class ShardWriter:
             first = stop
 
     def finish(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """Writes the rest and the manifest, and returns that."""
+        """Writes the last shard and the manifest, and returns the manifest."""
         if self._pieces:
             self._finish_shard()
         self.close()
@@ -145,13 +145,13 @@ class ShardWriter:
         return manifest
 
     def close(self) -> None:
-        """Closes the files. What is not finished by then is written again by the next writer."""
+        """Closes the files. The next writer writes an unfinished shard again."""
         self._offsets.close()
         if self._file is not None:
             self._file.close()
 
     def _recover(self) -> None:
-        """Reads the journal, and every shard that it names, up to the first that is not whole; removes what follows."""
+        """Reads the journal and its shards up to the first shard that is not intact. Removes everything after that."""
         (self._folder / _MANIFEST).unlink(missing_ok=True)
         offsets = self._folder / _OFFSETS
         lines = []
@@ -172,7 +172,7 @@ class ShardWriter:
                 path.unlink()
 
     def _holds(self, shard: Shard) -> bool:
-        """Whether the files have what the journal says of the next shard; if so it counts in the content's digest."""
+        """Whether the next shard agrees with the journal. If so, adds the shard to the content digest."""
         path = self._folder / _shard_name(len(self.shards))
         content = self._content.copy()
         checksum, size = 0, 0
@@ -191,7 +191,7 @@ class ShardWriter:
         return True
 
     def _begin(self) -> None:
-        """The next shard; its file is made by the first piece."""
+        """Starts the next shard. `_append` creates its file with the first piece."""
         done = self.done
         self._file: IO[bytes] | None = None
         self._size, self._checksum, self._pieces = 0, 0, 0
@@ -220,7 +220,7 @@ class ShardWriter:
         self._text_bytes += int(batch.text_bytes[first:stop].sum())
 
     def _finish_shard(self) -> None:
-        """Puts the shard on the disk, then its line in the journal."""
+        """Writes the shard to the disk, then its line in the journal."""
         for file in (self._file, self._offsets):
             if file is not None:
                 _to_disk(file)
@@ -237,7 +237,8 @@ class ShardWriter:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """
+    """The manifest of a finished folder.
+
     Raises:
       ValueError: if it is missing or damaged.
     """
@@ -252,12 +253,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def has_finished_shards(folder: Path) -> bool:
-    """Whether a `ShardWriter` of this folder would find something to continue."""
+    """Whether the folder has finished shards, so that a `ShardWriter` would continue after them."""
     return next(_journal(folder / _JOURNAL), None) is not None
 
 
 def damage(folder: Path, manifest: dict[str, Any], vocab_size: int) -> str | None:
-    """What of the folder is not as the manifest says, or None. A file is read only if its checksum is not known."""
+    """How the folder differs from the manifest; None if it does not. Reads a file only if its checksum is not known."""
     dtype = token_type(vocab_size)
     if manifest["dtype"] != dtype.name:
         return f"the dtype is {manifest['dtype']} and must be {dtype.name} for a vocabulary of {vocab_size}"
@@ -284,7 +285,7 @@ def damage(folder: Path, manifest: dict[str, Any], vocab_size: int) -> str | Non
 
 
 def remember_checksums(folder: Path, manifest: dict[str, Any]) -> None:
-    """Spares the first `damage` of a folder that was written a moment ago from reading it again."""
+    """Stores the checksums of a folder just written, so that the next `damage` does not read its files."""
     known = {
         _question(folder, _shard_name(number)): checksum for number, (_, checksum) in enumerate(manifest["shards"])
     }
@@ -309,7 +310,7 @@ def _question(folder: Path, name: str) -> known_files.Question:
 
 
 def _journal(path: Path) -> Iterator[tuple[str, Shard]]:
-    """The lines up to the first that is not whole, and what they say."""
+    """The journal's lines and their shards, up to the first incomplete line."""
     if not path.exists():
         return
     for line in path.read_bytes().decode(errors="replace").splitlines(keepends=True):
@@ -332,7 +333,7 @@ def _json_checksum(content: dict[str, Any]) -> int:
 
 
 def _checksum_of_beginning(path: Path, size: int) -> int | None:
-    """Checksum of the first `size` bytes; None if there are fewer."""
+    """Checksum of the first `size` bytes; None if the file is shorter."""
     checksum = 0
     if not path.exists():
         return None
@@ -347,7 +348,7 @@ def _checksum_of_beginning(path: Path, size: int) -> int | None:
 
 
 def _cut(path: Path, size: int) -> None:
-    """Leaves the first `size` bytes, in a new file: another process may have mapped the old one."""
+    """Truncates to `size` bytes, by a new file, because another process may have mapped the old one."""
     if path.stat().st_size == size:
         return
     beginning = path.with_name(f"{path.name}.beginning")

@@ -1,4 +1,4 @@
-"""Splits: which documents, or which stretch of the text, are for training, for validation and for the final test."""
+"""Splits: which documents, or which range of the text, are for training, for validation and for the final test."""
 
 import abc
 import hashlib
@@ -15,12 +15,12 @@ Part = Literal["train", "validation", "test"]
 
 @configclass
 class Split(abc.ABC):
-    """Which text is for training, for validation and for the test. Derive a configclass from it to use a split of your
-    own."""
+    """Which text is for training, for validation and for the test. Derive a configclass from it to use your own
+    split."""
 
     @abc.abstractmethod
     def parts(self) -> tuple[Part, ...]:
-        """The parts that there are, 'train' first."""
+        """The existing parts, 'train' first."""
 
     @abc.abstractmethod
     def part(self, source: TextSource, part: Part) -> TextSource:
@@ -33,10 +33,10 @@ class Split(abc.ABC):
 
 @configclass
 class ContentSplit(Split):
-    """Splits by document: a hash of its text decides.
+    """Splits documents by a hash of their text.
 
-    Documents with the same text are in the same part, whatever their names and sources are, so that no held-out text is
-    trained on. Adding documents moves none of the others.
+    Documents with the same text are in the same part, whatever their names and sources. So no held-out text is trained
+    on. Adding documents does not move other documents to another part.
     """
 
     validation: float = 0.05
@@ -59,9 +59,9 @@ class ContentSplit(Split):
 
 @configclass
 class HashSplit(Split):
-    """Splits by document: a hash of its name decides, so that adding documents moves none of the others.
+    """Splits documents by a hash of their names. Adding documents does not move other documents to another part.
 
-    Documents with the same text and other names may be in different parts, as may documents that are renamed; see
+    Documents with the same text and different names may be in different parts. Renaming a document may move it. See
     `ContentSplit`.
     """
 
@@ -85,7 +85,7 @@ class HashSplit(Split):
 
 @configclass
 class RangeSplit(Split):
-    """Splits by character, for a corpus of one or few files: training text first, then validation, then test."""
+    """Splits by character position, for a corpus of few files: training text first, then validation, then test."""
 
     validation: float = 0.1
     """Fraction of the characters."""
@@ -99,7 +99,7 @@ class RangeSplit(Split):
         return _parts(self.validation, self.test)
 
     def part(self, source: TextSource, part: Part) -> TextSource:
-        """The stretch of `source` that belongs to `part`; a document across a border is cut there."""
+        """The range of `source` that belongs to `part`. A document across a border is cut there."""
         _check_part(self, part)
         start, stop = _borders(part, self.validation, self.test)
         return _Stretch(source, part, start, stop)
@@ -107,7 +107,7 @@ class RangeSplit(Split):
 
 @configclass
 class SeparateSources(Split):
-    """The corpus itself is for training; the other parts have sources of their own."""
+    """The corpus is the training part. The other parts have sources of their own."""
 
     validation: Reader | None = None
     """None: there is no validation part."""
@@ -118,17 +118,17 @@ class SeparateSources(Split):
         return _parts(self.validation, self.test)
 
     def part(self, source: TextSource, part: Part) -> TextSource:
-        """`source` for training, else the source named for that part."""
+        """`source` for training, otherwise the source configured for `part`."""
         _check_part(self, part)
         config = {"train": None, "validation": self.validation, "test": self.test}[part]
         return source if config is None else config.build()
 
 
 class DerivedSource(TextSource):
-    """Documents made from those of other sources by a fixed rule."""
+    """Documents derived from other sources by a fixed rule."""
 
     def __init__(self, bases: Sequence[TextSource], rule: str):
-        """`rule` says in words what is done; with the bases' digests it makes the digest."""
+        """`rule` describes the rule in words. The digest is computed from it and the digests of the bases."""
         self._bases = tuple(bases)
         self._rule = rule
 
@@ -161,10 +161,10 @@ class Joined(DerivedSource):
 
 
 class Limited(DerivedSource):
-    """A sample of `max_bytes` of UTF-8 text: documents in the order of their names' hashes, the last of them cut where
-    the sample ends. A character is never cut, so that up to three bytes may be missing.
+    """A sample of `max_bytes` of UTF-8 text: the documents with the highest hashes of their names, of which the one
+    with the lowest hash is cut at the limit. A character is never cut, so up to three bytes may be missing.
 
-    The documents of the sample are in memory while they are read.
+    The documents of the sample are in memory during iteration.
     """
 
     def __init__(self, base: TextSource, max_bytes: int):
@@ -174,7 +174,7 @@ class Limited(DerivedSource):
 
     def __iter__(self) -> Iterator[Document]:
         (base,) = self._bases
-        # A heap whose first entry has the largest hash: entries beyond the budget leave it as soon as they are known.
+        # The first entry of the heap has the lowest hash. It is removed as soon as the others reach the limit.
         sample: list[tuple[float, int, int, Document]] = []
         total = 0
         for index, document in enumerate(base):
@@ -193,7 +193,7 @@ class Limited(DerivedSource):
 
 
 class _HashedPart(DerivedSource):
-    """The documents whose hash lies in a stretch of [0, 1)."""
+    """The documents whose hash is in the interval [start, stop) of [0, 1)."""
 
     def __init__(self, base: TextSource, part: Part, by: str, start: float, stop: float):
         super().__init__([base], f"{part} part by {by} from {start:.6g} to {stop:.6g}")
@@ -204,7 +204,7 @@ class _HashedPart(DerivedSource):
 
     @property
     def invalid(self) -> tuple[str, ...]:
-        """By name, since a record that is left out has no text to hash."""
+        """Assigned by name, because a skipped record has no text to hash."""
         return tuple(name for name in super().invalid if self._holds(_hash(name)))
 
     def _holds(self, place: float) -> bool:
@@ -212,7 +212,7 @@ class _HashedPart(DerivedSource):
 
     @abc.abstractmethod
     def _place(self, document: Document) -> float:
-        """Where in [0, 1) a document is."""
+        """The hash of a document, in [0, 1)."""
 
 
 class _PartByName(_HashedPart):
@@ -259,7 +259,7 @@ def _fraction(digest: bytes) -> float:
 
 
 def _beginning(text: str, max_bytes: int) -> str:
-    """The longest beginning of at most `max_bytes`; a character is never cut."""
+    """The longest prefix of at most `max_bytes` UTF-8 bytes. A character is never cut."""
     return text.encode()[:max_bytes].decode(errors="ignore")
 
 
@@ -268,7 +268,7 @@ def _parts(validation: object, test: object) -> tuple[Part, ...]:
 
 
 def _borders(part: Part, validation: float, test: float) -> tuple[float, float]:
-    """Where `part` lies in [0, 1]."""
+    """The interval of [0, 1] that belongs to `part`."""
     borders = (0.0, 1 - validation - test, 1 - test, 1.0)
     index = ("train", "validation", "test").index(part)
     return borders[index], borders[index + 1]

@@ -1,9 +1,9 @@
-"""Synthetic sources whose best possible loss is known, so that a trained model can be checked against it.
+"""Synthetic sources with a known optimal loss, against which a trained model can be checked.
 
-A task draws examples of a fixed length. A row holds as many whole examples as fit, each a segment of its own, and
-padding after them. The optimum is the entropy of an example given its first token (which is an input and no target),
-divided by its number of targets: by the chain rule no model can be better on average, and one that knows the task is
-as good.
+A task draws examples of a fixed length. A row holds as many whole examples as fit, each a segment of its own, followed
+by padding. The optimal loss is the entropy of an example given its first token (an input and no target), divided by
+its number of targets. By the chain rule no model has a lower expected loss, and a model of the exact distribution
+reaches it.
 """
 
 import abc
@@ -27,7 +27,7 @@ class Task(Protocol):
     """Tokens per example."""
     vocab_size: int
     optimal_loss: float
-    """Nats per target, each of the `length` - 1 tokens after the first being one."""
+    """Nats per target. Each of the `length` - 1 tokens after the first is a target."""
 
     def sample(self, generator: np.random.Generator, count: int) -> np.ndarray:
         """Independent examples, integers [count, length]."""
@@ -36,14 +36,14 @@ class Task(Protocol):
 
 @configclass(kw_only=True)
 class SyntheticConfig(Source):
-    """What all tasks have in common. Training, validation and test parts are independent draws."""
+    """Base of all task configs. Training, validation and test parts are independent draws."""
 
     evaluation_rows: int = 64
     """Rows in an evaluation set."""
 
     @abc.abstractmethod
     def task(self, row_length: int) -> Task:
-        """The task; `row_length` tokens are there for its examples."""
+        """The task. A row has `row_length` tokens for its examples."""
 
     def build(self, context: RowContext) -> "SyntheticSource":
         return SyntheticSource(self, context)
@@ -51,14 +51,14 @@ class SyntheticConfig(Source):
 
 @configclass
 class CopyConfig(SyntheticConfig):
-    """A random string, a separator, and the same string again: can the model look back `length` tokens?
+    """A random string, a separator, and the same string again. Tests recall over `length` tokens.
 
-    Targets: length - 1 uniform symbols at ln(symbols) nats each; the separator and the copy are certain. Per target
-    (length - 1) ln(symbols) / (2 length).
+    Targets: length - 1 uniform symbols at ln(symbols) nats each; the separator and the copy are deterministic. Optimal
+    loss per target: (length - 1) ln(symbols) / (2 length).
     """
 
     symbols: int = 16
-    """Alphabet size; the separator is one token more."""
+    """Alphabet size, without the separator."""
     length: int = 16
     """Length of the string."""
 
@@ -88,7 +88,7 @@ class CopyTask:
 class ModularAdditionConfig(SyntheticConfig):
     """a, b, =, (a + b) mod modulus (Power et al. 2022, https://arxiv.org/abs/2201.02177).
 
-    Targets: b at ln(modulus) nats; the sign and the sum are certain. Per target ln(modulus) / 3.
+    Targets: b at ln(modulus) nats; = and the sum are deterministic. Optimal loss per target: ln(modulus) / 3.
     """
 
     modulus: int = 97
@@ -117,13 +117,13 @@ class ModularAdditionTask:
 
 @configclass
 class InductionConfig(SyntheticConfig):
-    """Pairs of key and value, then some of the keys again, each followed by its value: what induction heads do
+    """Key-value pairs, then some of the keys again, each followed by its value: the task of induction heads
     (Olsson et al. 2022, https://arxiv.org/abs/2209.11895; as associative recall in Ba et al. 2016,
     https://arxiv.org/abs/1610.06258).
 
     Keys are distinct, values need not be. Targets, with K keys, V values, n pairs, m queries: the keys after the first
     at ln(K - 1) + ... + ln(K - n + 1) nats; n values at ln V; queries without repetition at ln n + ... + ln(n - m + 1);
-    the answers are certain. Divided by 2 n + 2 m - 1 targets.
+    the answers are deterministic. The sum is divided by 2 n + 2 m - 1 targets.
     """
 
     keys: int = 32
@@ -132,7 +132,7 @@ class InductionConfig(SyntheticConfig):
     """Value alphabet: the tokens after the keys."""
     pairs: int = 8
     queries: int = 8
-    """How many of the pairs are asked for."""
+    """Number of pairs that are queried."""
 
     def __post_init__(self) -> None:
         check_positive(keys=self.keys, values=self.values, pairs=self.pairs, evaluation_rows=self.evaluation_rows)
@@ -172,7 +172,7 @@ class SyntheticSource(RowSource):
     """Rows of one task."""
 
     def __init__(self, config: SyntheticConfig, context: RowContext):
-        """Raises ValueError if an example does not fit into a row, or its tokens not into the vocabulary."""
+        """Raises ValueError if an example is longer than a row, or its tokens exceed the vocabulary."""
         self._config = config
         self._context = context
         self._task = task = config.task(context.sequence_length + 1)
@@ -210,7 +210,7 @@ class SyntheticSource(RowSource):
 
 
 class SyntheticRows:
-    """Rows of whole examples: a pure function of (seed, part, index)."""
+    """Rows of whole examples, each a pure function of (seed, part, index)."""
 
     def __init__(self, task: Task, part: Part, length: int, seed: int):
         self._task = task

@@ -1,9 +1,9 @@
-"""Bits per byte of classical compressors: what a language model's held-out loss is to be read against.
+"""Bits per byte of classical compressors: baselines for a language model's held-out loss.
 
 A language model is a compressor. It is compared with `gzip -9`, `xz -9` and a smoothed byte 5-gram trained on the
-same text as the model. Each document is coded alone, so none of them profits from the document before, and each code
-is self-delimiting: gzip and xz mark where they end, and the n-gram pays for an end-of-document symbol (so it predicts
-257 symbols). A document costs its code length in bits; the figure is the sum over documents divided by their bytes.
+same text as the model. Each document is coded independently, and each code is self-delimiting: gzip and xz mark their
+ends, and the n-gram codes an end-of-document symbol (so it predicts 257 symbols). The result is the sum of the code
+lengths of all documents in bits, divided by their bytes.
 """
 
 import dataclasses
@@ -56,38 +56,38 @@ def bits_per_byte(bits: Callable[[bytes], float], documents: Sequence[bytes]) ->
 def gzip_bits(document: bytes) -> float:
     """Bits of the document in gzip's format: zlib level 9, and 18 bytes of header and trailer.
 
-    The command `gzip -9 FILE` also stores the file's name; but for that the two agree, for most files to the byte.
+    The command `gzip -9 FILE` also stores the file's name. Apart from that the sizes agree, for most files exactly.
     """
     return 8.0 * len(gzip.compress(document, compresslevel=9, mtime=0))
 
 
 def xz_bits(document: bytes) -> float:
     """Bits of `xz -9 < document`: LZMA2 preset 9 in the .xz container."""
-    # Presets 6 and 9 differ in the size of the dictionary alone; clearing 64 MiB for each small file takes ten times
-    # as long as the work, and once the dictionary holds the document a larger one changes nothing.
+    # Presets 6 and 9 differ only in the size of the dictionary. A dictionary larger than the document changes nothing,
+    # and clearing 64 MiB for each small file takes ten times as long as the compression.
     return 8.0 * len(lzma.compress(document, preset=6 if len(document) <= _PRESET_6_DICTIONARY else 9))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Level:
-    """All n-grams of one length. An n-gram is a uint64, its oldest symbol in the highest bits."""
+    """All n-grams of one length. An n-gram is a uint64 with its first symbol in the highest bits."""
 
     grams: np.ndarray
     """uint64 [G], sorted: the n-grams seen in training."""
     probabilities: np.ndarray
-    """float64 [G]: interpolated probability of each one's last symbol after the others."""
+    """float64 [G]: interpolated probability of each n-gram's last symbol given the others."""
     contexts: np.ndarray
     """uint64 [C], sorted: the distinct contexts of `grams`."""
     leftovers: np.ndarray
-    """float64 [C]: the share of each context's probability that its discounts leave to the shorter context."""
+    """float64 [C]: the interpolation weight of the shorter context, which is the sum of discounts / total count."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ByteNGram:
-    """Interpolated modified Kneser-Ney model of bytes (Chen & Goodman 1998), made by `train`.
+    """Interpolated modified Kneser-Ney model of bytes (Chen & Goodman 1998), built by `train`.
 
-    Documents are independent: each begins with start symbols in the context and ends with a predicted end symbol.
-    Every probability is positive and they sum to one over the 257 symbols after any context.
+    Documents are independent: each begins with start symbols as context and ends with a predicted end symbol. All
+    probabilities are positive. They sum to one over the 257 symbols after any context.
     """
 
     levels: tuple[_Level, ...]
@@ -97,9 +97,9 @@ class ByteNGram:
     def train(cls, documents: Iterable[bytes], order: int = 5) -> Self:
         """Counts n-grams of `order` symbols (order - 1 bytes of context) and smooths them.
 
-        Discounts come from the counts of counts of each length; where those cannot give them (little or artificial
-        text) they are 0.5, 1 and 1.5. Memory is that of the distinct n-grams and of one document,
-        not of the whole text.
+        Discounts are computed from the counts of counts of each length. If that is impossible (little or artificial
+        text), they are 0.5, 1 and 1.5. Memory is proportional to the distinct n-grams and one document, not to the
+        whole text.
 
         Raises:
           ValueError: if order is not between 1 and 7, or there is no document.
@@ -127,7 +127,7 @@ class ByteNGram:
         return len(self.levels)
 
     def surprisals(self, document: bytes) -> np.ndarray:
-        """Bits of each byte of the document and of its end, float64 [len(document) + 1]."""
+        """Surprisal in bits of each byte of the document and of its end, float64 [len(document) + 1]."""
         return -np.log2(_probabilities(self.levels, _grams(document, self.order)))
 
     def bits(self, document: bytes) -> float:
@@ -183,9 +183,9 @@ def _tally(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _merge(left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The tally of two texts from the tallies of each."""
+    """The counts of two texts together, from the counts of each."""
     grams, counts = (np.concatenate(pair) for pair in zip(left, right, strict=True))
-    # Stable, because that sort merges two sorted halves in linear time.
+    # The stable sort merges two sorted halves in linear time.
     by_gram = np.argsort(grams, kind="stable")
     grams, counts = grams[by_gram], counts[by_gram]
     starts = _starts(grams)
@@ -193,7 +193,7 @@ def _merge(left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndar
 
 
 def _starts(ordered: np.ndarray) -> np.ndarray:
-    """Where each run of equal values begins in a sorted array."""
+    """The start index of each run of equal values in a sorted array."""
     return np.flatnonzero(np.concatenate([np.ones(1, bool), ordered[1:] != ordered[:-1]]))
 
 
@@ -211,7 +211,7 @@ def _smooth(grams: np.ndarray, counts: np.ndarray, lower: tuple[_Level, ...]) ->
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken from a count of 0, 1, 2, and 3 or more, float64 [4] (Chen & Goodman 1998, eq. 26)."""
+    """Discounts of counts of 0, 1, 2, and 3 or more, float64 [4] (Chen & Goodman 1998, eq. 26)."""
     n1, n2, n3, n4 = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(np.float64)
     if min(n1, n2, n3, n4) > 0:
         y = n1 / (n1 + 2 * n2)
@@ -222,7 +222,7 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
 
 
 def _probabilities(levels: tuple[_Level, ...], grams: np.ndarray) -> np.ndarray:
-    """Probability of each n-gram's last symbol after its others, where n = len(levels)."""
+    """Probability of each n-gram's last symbol given the others, where n = len(levels)."""
     if not levels:
         return np.full(len(grams), 1 / _PREDICTED)
     lower, level = levels[:-1], levels[-1]
@@ -237,6 +237,6 @@ def _probabilities(levels: tuple[_Level, ...], grams: np.ndarray) -> np.ndarray:
 
 
 def _find(ordered: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of each value in a sorted array, and whether it is there at all."""
+    """Index of each value in a sorted array, and whether the array contains it."""
     where = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
     return where, ordered[where] == values

@@ -1,4 +1,4 @@
-"""Evaluations as configs: what is measured of a model while it trains, and by which checkpoints are compared."""
+"""Configs of evaluations, which compute metrics of a model during training, by which checkpoints are compared."""
 
 import abc
 import dataclasses
@@ -17,35 +17,36 @@ from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.train.programs import Programs
 
 Results = Mapping[str, Mapping[str, float]]
-"""Values of metrics by their names, of each set by its name. Scalars of numpy and jax count as floats."""
+"""Metric values by name, for each evaluation set by name. Scalars of numpy and jax are allowed as floats."""
 
 Evaluator = Callable[[Any, jax.Array], Results]
-"""(params, key) -> results. All processes call it after the same steps, and must get equal results. `params` are the
-weights meant for use, sharded as in training; `key` is a function of the experiment's seed, the step and the type."""
+"""(params, key) -> results. All processes call it after the same steps, and it must return equal results in all.
+`params` are the evaluation weights (`Programs.weights`), sharded as in training. `key` is a function of the
+experiment's seed, the step and the type of the evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedRun:
-    """What an evaluation may use of the run whose model it measures."""
+    """The parts of a run that its evaluations can use."""
 
     experiment: Any
     """The Experiment."""
     programs: Programs
-    """`programs.model` has `apply`, `programs.layout` the mesh; `programs.evaluate(params, batch)` gives the metrics of
-    the objective as sums."""
+    """`programs.model` has `apply`, `programs.layout` the mesh. `programs.evaluate(params, batch)` returns the metrics
+    of the objective as sums."""
     tokenizer: Tokenizer | None
     dataset: Dataset
     share: tuple[int, int]
-    """(process, processes): which part of every batch this process reads."""
+    """(process, processes): the part of every batch that this process reads."""
     place: Callable[[Row], AnyBatch]
-    """From stacked rows of this process to a batch over all devices."""
+    """Converts stacked rows of this process to a batch over all devices."""
 
     def held_out(self, part: Part = "validation", max_bytes: int | None = None) -> tuple[EvaluationSet, ...]:
-        """The sets of a held-out part: one, or one for each source of a mixture; of each a sample of at most
-        `max_bytes` of text, or all of it.
+        """The evaluation sets of a held-out part: one, or one for each source of a mixture. With `max_bytes`, each is a
+        sample of at most that many bytes of text.
 
         Raises:
-          ValueError: if the data have no such part.
+          ValueError: if the data has no such part.
         """
         return self.dataset.evaluation(part, *self.share, max_bytes)
 
@@ -56,11 +57,11 @@ class EvaluatedRun:
 
 @dataclasses.dataclass(frozen=True)
 class RunEnd:
-    """What is known of a run after its last step."""
+    """The state of a run after its last step."""
 
     step: int
     params: Callable[[], Any]
-    """Gives the weights meant for use, as an `Evaluator` takes them."""
+    """Returns the evaluation weights, as an `Evaluator` receives them."""
     recorded: frozenset[tuple[str, int]]
     """(kind, step) of every record in metrics.jsonl."""
     record: Callable[..., None]
@@ -71,36 +72,36 @@ class RunEnd:
 
 @configclass(kw_only=True)
 class Evaluation(abc.ABC):
-    """What is measured of a model while it trains. Derive a configclass from it to add an evaluation of your own.
+    """Config of an evaluation during training. Derive a configclass from it to add your own evaluation.
 
-    It runs every `every` steps and after the last, before a checkpoint of that step is saved. Each set that it returns
-    is recorded as `eval/<set>`. Evaluations decide nothing of what is trained: a run may be resumed with others.
+    It runs every `every` steps and after the last step, before a checkpoint of that step is saved. Each set in its
+    results is recorded as `eval/<set>`. Evaluations do not affect training, so a run may be resumed with others.
     """
 
     every: int = 500
-    """Steps between two evaluations; one is made after the last step as well."""
+    """Steps between two evaluations. The last step is evaluated as well."""
 
     def __post_init__(self):
         check_positive(every=self.every)
 
     @abc.abstractmethod
     def metrics(self, experiment: Any) -> tuple[str, ...]:
-        """Names `<set>/<metric>` of the metrics that checkpoints can be compared by (`checkpoint.best_metric`): lower
-        values are better. It may return further metrics, which are recorded alone."""
+        """Names `<set>/<metric>` of the metrics by which checkpoints can be compared (`checkpoint.best_metric`). Lower
+        must be better. The evaluator may return further metrics, which are only recorded."""
 
     @abc.abstractmethod
     def build(self, run: EvaluatedRun) -> Evaluator:
-        """The function that measures; it is built once for each start of a run, before the first step.
+        """The evaluator. It is built once for each start of a run, before the first step.
 
         Raises:
-          ValueError: if the run lacks what it needs, such as a held-out part.
+          ValueError: if the run lacks something that it needs, such as a held-out part.
         """
 
     def compared(self, experiment: Any, found: Results) -> dict[str, float]:
-        """The values of `metrics` out of what the evaluator has returned; checkpoints keep them.
+        """The values of `metrics` from the results of the evaluator. Checkpoints store them.
 
         Raises:
-          ValueError: if the evaluator has left one out.
+          ValueError: if one is missing in the results.
         """
         flat = {f"{name}/{metric}": value for name, values in found.items() for metric, value in values.items()}
         names = self.metrics(experiment)
@@ -113,5 +114,5 @@ class Evaluation(abc.ABC):
         return {name: flat[name] for name in names}
 
     def finish(self, run: EvaluatedRun, end: RunEnd) -> None:
-        """Measures and records what is measured once, after the last step. It is called again whenever the command of a
-        complete run is repeated, and leaves alone what is recorded already."""
+        """Evaluates and records what is needed only once, after the last step. It is called again whenever the command
+        of a complete run is repeated, and must skip what is already recorded."""

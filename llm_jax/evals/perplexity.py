@@ -19,16 +19,16 @@ from llm_jax.objectives.objective import AnyBatch
 
 @configclass
 class PerplexityConfig(Evaluation):
-    """The objective's metrics on the validation part: `validation/loss` in nats per token and, of text,
-    `validation/bits_per_byte`. Of a mixture there are those of each source, `validation/<source>/loss`, and checkpoints
-    can also be compared by their weighted mean, `validation/loss`."""
+    """The objective's metrics on the validation part: `validation/loss` in nats per token and, for text,
+    `validation/bits_per_byte`. A mixture has the metrics of each source, `validation/<source>/loss`, and checkpoints
+    can also be compared by the weighted mean, `validation/loss`."""
 
     max_bytes: int | None = None
-    """Size of the sample of the validation part that is scored during training; None: all of it."""
+    """Size of the sample of the validation part that is evaluated during training; None: all of it."""
     test: bool = False
-    """Whether the test part is scored, whole, at the end."""
+    """Whether to evaluate the whole test part after the last step."""
     compressors: bool = False
-    """Whether gzip, xz and a byte 5-gram of the training text are set beside the model's score of the test part."""
+    """Whether to also record gzip, xz and a byte 5-gram of the training text as baselines on the test part."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,7 +51,7 @@ class PerplexityConfig(Evaluation):
         return experiment.data.held_out.figures(found)
 
     def finish(self, run: EvaluatedRun, end: RunEnd) -> None:
-        """Scores the test part and, where `compressors` is set, its baselines."""
+        """Evaluates the test part and, if `compressors` is set, its baselines."""
         for found in run.held_out("test") if self.test else ():
             if (f"eval/{found.name}", end.step) not in end.recorded:
                 end.record(f"eval/{found.name}", end.step, **_scored(run, found, end.params()))
@@ -74,14 +74,14 @@ def _without_bits(names: tuple[str, ...]) -> tuple[str, ...]:
 def scores(
     function: Callable[[AnyBatch], Metrics], batches: Iterable[AnyBatch], bytes_of_text: int | None
 ) -> dict[str, float]:
-    """Means over a whole set: 'loss' in nats per token, 'targets' counted and, where the text's size is known,
+    """Means over a whole set: 'loss' in nats per token, the count of 'targets' and, if the size of the text is known,
     'bits_per_byte'.
 
     Raises:
       ValueError: if there is no batch.
     """
-    # Fetched batch by batch: a host adds in double precision, and programs that overlap on simulated devices can block
-    # one another in a collective.
+    # Fetched batch by batch, because the host adds in float64, and because concurrent functions on simulated devices
+    # can deadlock in a collective.
     parts = [jax.device_get(function(batch)) for batch in batches]
     check(len(parts) > 0, "the evaluation set has no batch: give it documents or drop it from the experiment")
     totals = jax.tree.map(lambda *sums: np.sum(sums, axis=0, dtype=np.float64), *parts)

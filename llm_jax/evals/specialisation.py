@@ -1,4 +1,4 @@
-"""Which experts serve which kinds of text: whether what a router has learned is anything that a reader would see.
+"""Which experts process which kinds of tokens: whether routing depends on classes of tokens that a reader would name.
 
 Legend: V vocabulary, B batch, T length, L layers, C classes of tokens, E experts.
 """
@@ -24,18 +24,18 @@ _NONE = -1
 
 @dataclasses.dataclass(frozen=True)
 class TokenClasses:
-    """What each piece of a vocabulary is, as far as the piece tells."""
+    """The class of each piece of a vocabulary."""
 
     kinds_V: np.ndarray
-    """int: its class, by its first character that is no space; -1 for a special id, which stands for no text."""
+    """int: class, by the first character that is not a space; -1 for a special id, which has no text."""
     joins_V: np.ndarray
-    """bool: whether it is a word's continuation if a word stands before it."""
+    """bool: whether it continues a word if the preceding piece ends with a word character."""
     ends_V: np.ndarray
-    """bool: whether its last character is of a word."""
+    """bool: whether its last character is a word character."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self:
-        """Reads every piece behind another one, where none loses the space that it begins with."""
+        """Decodes every piece after another one, so that decoding does not drop its first space."""
         before = tokenizer.encode("a")[-1:]
         first = len(tokenizer.decode(before))
         pieces = [tokenizer.decode([*before, token])[first:] for token in range(tokenizer.vocab_size)]
@@ -46,7 +46,7 @@ class TokenClasses:
         )
 
     def rows(self, tokens_BT: np.ndarray) -> np.ndarray:
-        """The class of every token of a row, int [B, T]; -1 for one that is no text."""
+        """The class of every token, int [B, T]; -1 for tokens without text."""
         kinds_BT = self.kinds_V[tokens_BT]
         inside_BT = np.zeros(tokens_BT.shape, bool)
         inside_BT[:, 1:] = self.ends_V[tokens_BT[:, :-1]] & self.joins_V[tokens_BT[:, 1:]]
@@ -55,29 +55,29 @@ class TokenClasses:
 
 @dataclasses.dataclass(frozen=True)
 class Specialisation:
-    """How often tokens of each class visited each expert."""
+    """How often tokens of each class were routed to each expert."""
 
     counts: dict[str, np.ndarray]
     """float64 [L, C, E], by the path of a block in the parameters, such as 'stack/segment_0/block_1'."""
 
     def layers(self, path: str) -> Iterator[tuple[np.ndarray, float]]:
-        """Of each layer the share of each class's visits that each expert has [C, E], 0 for a class that is not there;
-        and how much the one tells of the other, in bits."""
+        """For each layer, the fraction of each class's visits that each expert has [C, E] (0 for a class without
+        tokens), and the mutual information of class and expert in bits."""
         for counts_CE in self.counts[path]:
             share_CE = counts_CE / np.maximum(counts_CE.sum(axis=1, keepdims=True), 1)
             yield share_CE, mutual_information(counts_CE)
 
     @property
     def bits(self) -> float:
-        """How much the expert tells of the class, in the mean of all layers."""
+        """Mutual information of expert and class in bits, averaged over all layers."""
         return float(np.mean([bits for path in self.counts for _, bits in self.layers(path)]))
 
 
 def specialisation(model: Model, params: Any, batches: Iterable[Batch], tokenizer: Tokenizer) -> Specialisation:
-    """Counts the visits of the tokens of batches, padding and special ids left out.
+    """Counts how often tokens of each class are routed to each expert, without padding and special ids.
 
     Raises:
-      ValueError: for a model without layers of experts, or no batches.
+      ValueError: for a model without MoE layers, or if there are no batches.
     """
     check(
         any(stack.experts for stack in model.config.stacks),
@@ -98,7 +98,7 @@ def specialisation(model: Model, params: Any, batches: Iterable[Batch], tokenize
 
 
 def mutual_information(counts: np.ndarray) -> float:
-    """Of the row and the column of what is counted, in bits: 0 where one tells nothing of the other."""
+    """Mutual information of row and column of a table of counts, in bits."""
     joint = counts / max(counts.sum(), 1)
     apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     seen = joint > 0
@@ -106,7 +106,7 @@ def mutual_information(counts: np.ndarray) -> float:
 
 
 def _counts(model: Model, params: Any, batch: Batch[jax.Array], classes_BT: jax.Array) -> dict[str, jax.Array]:
-    """Visits [L, C, E] of the layers of experts, by the path of their block."""
+    """Visits [L, C, E] of the MoE layers, by the path of their block."""
     _, visits = tapped(model, params, batch.inputs, names=("*/ffn/visits",), method="hidden")
     classes_BTC = jax.nn.one_hot(classes_BT, len(CLASSES))
     return {
@@ -125,5 +125,5 @@ def _kind(piece: str) -> int:
 
 
 def _is_word(character: str) -> bool:
-    """Whether it is of a word. Bytes that are no character by themselves are mostly of letters."""
+    """Whether it is a word character. U+FFFD counts as one, because incomplete bytes are mostly parts of letters."""
     return character.isalnum() or character in ("_", "\N{REPLACEMENT CHARACTER}")

@@ -1,12 +1,13 @@
-"""Several processes, usually one on each host, that train together as one program.
+"""Multi-process jobs: several processes, usually one per machine, that train together.
 
-    hosts_config.py   what options say of them: HostsConfig
-    process_info.py          where this process stands: told by a scheduler, or by options
-    hub.py            the switchboard that host 0 runs beside its training
-    connection.py           every host's connection to it: heartbeats, exchanges, the end of all if one is lost
-    stop.py           all hosts stop after the same step
-    facts.py          what must be the same everywhere: experiment, code, versions
-    process_group.py         the hosts as training uses them: Hosts, a single process, and ProcessGroup, several
+    hosts_config.py    the options: HostsConfig
+    process_info.py    process discovery from options or a scheduler
+    hub.py             the message server, which runs in process 0 beside its training
+    connection.py      the connection of each process to the hub: heartbeats, gathers, end of all if one is lost
+    stop.py            stops all processes after the same step
+    facts.py           what must be equal in all processes: experiment, code, versions
+    process_group.py   the processes as training uses them: Hosts for one process, ProcessGroup for several
 
-"Host" means one process of the job here; host 0 leads: it alone writes records, card, samples and report.
+Names and messages call a process of the job a "host". Process 0 leads: only it writes records, card, samples and
+report.
 """

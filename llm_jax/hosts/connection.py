@@ -1,4 +1,4 @@
-"""A host's connection to the hub: exchanges with the other hosts, heartbeats, its own end with theirs."""
+"""The connection of a process to the hub: exchanges with the other processes, heartbeats, and the end of the job."""
 
 import asyncio
 import concurrent.futures
@@ -18,13 +18,13 @@ _RETRY_SECONDS = 0.1
 
 
 def end_process(message: str) -> None:
-    """Prints `message` and ends this process at once: it may be inside a collective that nothing else ends."""
+    """Prints `message` and ends this process at once. It may be inside a collective, which cannot be interrupted."""
     say_last(f"llm-jax: {message}. All hosts stop; the same command resumes")
     os._exit(1)
 
 
 def say_last(text: str) -> None:
-    """Prints to stderr before the process ends; a pipe that nobody reads or a full disk does not keep it from that."""
+    """Prints to stderr before the process ends. Ignores errors such as a broken pipe or a full disk."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     with contextlib.suppress(OSError, ValueError):
@@ -32,11 +32,12 @@ def say_last(text: str) -> None:
 
 
 class Connection:
-    """The connection. A thread of its own reads and writes; `hears` maps a kind of telling to what it calls there.
+    """The connection of this process. A background thread reads and writes. `hears` maps a kind of message (see `tell`)
+    to its handler, which is called in that thread.
 
     Args:
-      name: of this machine, for messages.
-      end: called in that thread when the job is over because of another host.
+      name: name of this machine, for messages.
+      end: called in that thread when the job ends because of another process.
     """
 
     def __init__(self, place: ProcessInfo, config: HostsConfig, name: str, end: Callable[[str], None] = end_process):
@@ -50,36 +51,36 @@ class Connection:
         self._thread.start()
 
     def open(self) -> None:
-        """Connects, at host 0 after starting the hub.
+        """Connects to the hub. Process 0 starts the hub before.
 
         Raises:
-          ValueError: if the port is taken, or host 0 is not reached in the time to arrive.
+          ValueError: if the port is taken, or process 0 is not reached within `arrival_seconds`.
         """
         asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
 
     def start_gather(self, name: str, value: Any) -> concurrent.futures.Future:
-        """Sends `value`, anything that JSON holds; the future gives the list of all hosts' values, in their order."""
+        """Sends `value`, which must be JSON. The future returns the values of all processes, in their order."""
         future = self._waiting[name] = concurrent.futures.Future()
         self._post({"gather": name, "value": value})
         return future
 
     def gather(self, name: str, value: Any = None) -> list[Any]:
-        """The values of all hosts under this name. Waits for all of them."""
+        """The values of all processes under this name. Waits for all processes."""
         return self.start_gather(name, value).result()
 
     def tell(self, kind: str, value: Any, to: int | None = None) -> None:
-        """Calls hears[kind](index of this host, value) at all hosts, or at one. Does not wait; safe in a signal
-        handler."""
+        """Calls hears[kind](index of this process, value) in all processes, or only in process `to`. Does not wait.
+        Safe in a signal handler."""
         self._post({"tell": kind, "value": value} | ({} if to is None else {"to": to}))
 
     def fail(self, message: str) -> None:
-        """Ends the other hosts, which name this one and print `message`."""
+        """Ends the other processes, which print `message` and the name of this process."""
         self._left = True
         self._post({"fail": message})
-        time.sleep(0.2)  # what is sent leaves the process before it ends
+        time.sleep(0.2)  # the message must be sent before this process ends
 
     def leave(self) -> None:
-        """Waits until all hosts leave; from then on none is missed. The hub goes last."""
+        """Waits until all processes call it. After that, a closed connection is not an error."""
         self.gather(LEAVE)
 
     def close(self) -> None:
@@ -138,7 +139,7 @@ class Connection:
             problem = f"nothing was heard of it for {self._config.silence_seconds:g} seconds"
         except OSError as error:
             problem = ENDED if isinstance(error, ConnectionError) else str(error)
-        except Exception as error:  # whatever it is, training does not go on unheard behind its heartbeats
+        except Exception as error:  # for any error: without this thread, training would continue unconnected
             problem = f"what it sends is nothing of llm-jax's host 0 ({error!r}); look what else uses its port"
         if not self._left:
             self._end(f"host 0 ({self.place.host}) is lost: {problem}")

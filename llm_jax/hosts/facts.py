@@ -1,4 +1,4 @@
-"""What must be the same on every host, and the message that tells where it is not."""
+"""Facts that must be equal in all processes, and the message about differences."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ _SHOWN = 8
 
 @functools.cache
 def code() -> dict[str, str]:
-    """Digest of every source file of this package, and the versions of what it computes with."""
+    """Digest of every source file of this package, and the versions of Python and of the numerical packages."""
     sources = {
         f"{_PACKAGE.name}/{path.relative_to(_PACKAGE)}": hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         for path in sorted(_PACKAGE.rglob("*.py"))
@@ -28,12 +28,12 @@ def code() -> dict[str, str]:
 
 
 def digest(facts: Mapping[str, str]) -> str:
-    """Sixteen hex digits that stand for all of them."""
+    """Sixteen hex digits: hash of the facts."""
     return hashlib.sha256("\n".join(f"{name}={facts[name]}" for name in sorted(facts)).encode()).hexdigest()[:16]
 
 
 def differences(names: list[str], facts: list[Mapping[str, str]]) -> str:
-    """Lines that say in what each host differs from the first. `names` are those of the machines."""
+    """One line for each process that differs from the first, with its differences. `names` are those of machines."""
     connections = []
     for index, found in enumerate(facts):
         keys = [*facts[0], *(key for key in found if key not in facts[0])]

@@ -1,4 +1,4 @@
-"""What an option says of the processes that train together."""
+"""Options for multi-process training."""
 
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
@@ -6,22 +6,22 @@ from llm_jax.core.configclass import configclass
 
 @configclass
 class HostsConfig:
-    """The processes that train together. SLURM, Open MPI and TPU pods tell by themselves; elsewhere address, count and
-    index say it, and one process alone needs none of it."""
+    """The processes that train together. Under SLURM, Open MPI and on TPU pods they are detected. Elsewhere set
+    address, count and index. A single process needs no options."""
 
     address: str | None = None
-    """HOST:PORT where host 0 waits for the others; any free port of its machine."""
+    """HOST:PORT at which process 0 listens; any free port of its machine."""
     count: int | None = None
     """Number of processes."""
     index: int | None = None
-    """This process, 0 to count - 1."""
+    """Index of this process, 0 to count - 1."""
     devices: tuple[int, ...] | None = None
-    """Indices of the GPUs of this machine that the process uses; None: all, or one each where a scheduler starts
+    """Indices of the GPUs of this machine that the process uses; None: all, or one per process if a scheduler starts
     several processes on a machine."""
     arrival_seconds: float = 300.0
-    """How long to wait for hosts that have not arrived."""
+    """How long to wait at the start for processes that have not connected."""
     silence_seconds: float = 60.0
-    """A host that has sent no heartbeat for so long counts as lost. One whose process ends is missed at once."""
+    """A process without a heartbeat for this time counts as lost. A process that ends counts as lost at once."""
 
     def __post_init__(self):
         check_positive(arrival_seconds=self.arrival_seconds, silence_seconds=self.silence_seconds)

@@ -1,15 +1,15 @@
-"""The switchboard of a job: host 0 runs it beside its training, and every host, itself among them, is connected.
+"""The message server of a job. It runs in process 0 beside its training. All processes connect to it.
 
-Messages are JSON objects, one a connection. From a host:
+Messages are JSON objects, one per line. From a process:
 
-    {"hello": index, "count": all, "name": name}    first of all
+    {"hello": index, "count": all, "name": name}    the first message
     {"gather": name, "value": value}                {"gathered": name, "values": [...]} goes to all, once all have sent
     {"tell": kind, "value": value}                  {"told": kind, "from": index, "value": value} goes to all; with
-                                                    "to": index, to that host only
-    {"fail": message}                               this host stops because of an error
+                                                    "to": index, only to that process
+    {"fail": message}                               this process stops because of an error
     {}                                              a heartbeat
 
-To a host, besides these: {} as heartbeat, and {"end": message} when the job is over for all.
+To a process, in addition: {} as heartbeat, and {"end": message} when the job ends for all processes.
 """
 
 import asyncio
@@ -17,21 +17,21 @@ import json
 from typing import Any
 
 LIMIT = 2**26
-"""Longest message, in bytes."""
+"""Maximum length of a message in bytes."""
 
 ENDED = "its process has ended"
 
 LEAVE = "leave"
-"""Name of the last exchange of a job: whose connection closes after it has done its work."""
+"""Name of the last gather of a job. Connections that close after it are not errors."""
 
 
 async def read(reader: asyncio.StreamReader, seconds: float) -> dict[str, Any] | None:
     """The next message; None at the end of the connection.
 
     Raises:
-      TimeoutError: if nothing came for so long.
+      TimeoutError: if nothing arrived for `seconds`.
       OSError: for a broken connection.
-      ValueError: for what is no message.
+      ValueError: if the line is not a message.
     """
     connection = await asyncio.wait_for(reader.readline(), seconds)
     message = json.loads(connection) if connection else None
@@ -41,13 +41,13 @@ async def read(reader: asyncio.StreamReader, seconds: float) -> dict[str, Any] |
 
 
 def write(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
-    """Sends a message as soon as the connection takes it."""
+    """Enqueues a message for sending. Does nothing if the connection is closing."""
     if not writer.is_closing():
         writer.write(json.dumps(message).encode() + b"\n")
 
 
 class Hub:
-    """Connects `count` hosts and watches over them; ends the job for all when one is lost or does not arrive."""
+    """Connects `count` processes and monitors them. Ends the job for all if one is lost or does not connect in time."""
 
     def __init__(self, count: int, arrival_seconds: float, silence_seconds: float):
         self._count, self._arrival, self._silence = count, arrival_seconds, silence_seconds
@@ -58,7 +58,7 @@ class Hub:
         self._over = False
 
     async def serve(self, port: int) -> None:
-        """Listens on all addresses of this machine, until the loop ends.
+        """Listens on all addresses of this machine until the event loop ends.
 
         Raises:
           OSError: if the port is taken.
@@ -68,14 +68,14 @@ class Hub:
         self._beating = asyncio.create_task(self._beat())
 
     def close(self) -> None:
-        """Ends all connections, also of those who never said who they are."""
+        """Closes all connections, also those without a hello."""
         self._beating.cancel()
         self._server.close()
         for writer in self._accepted:
             writer.close()
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One host, from its hello to its end."""
+        """Serves one connection from its hello to its end."""
         index = None
         self._accepted.add(writer)
         try:
@@ -92,14 +92,14 @@ class Hub:
         except (ValueError, KeyError, TypeError) as error:
             problem = f"what it sends is no message ({error!r})"
         finally:
-            if index is None:  # a host twice, or someone who is none
+            if index is None:  # a second connection of a process, or one that is not of this job
                 self._accepted.discard(writer)
                 writer.close()
         if index is not None:
             self._end(f"{self._name(index)} is lost: {problem}", [other for other in self._writers if other != index])
 
     def _greet(self, hello: dict[str, Any] | None, writer: asyncio.StreamWriter) -> int | None:
-        """The index of a host that has come; None for one that does not belong here."""
+        """The index of the process that sent `hello`; None if it does not belong to this job."""
         index = (hello or {}).get("hello")
         if hello is None or not isinstance(index, int):
             return None
@@ -130,7 +130,7 @@ class Hub:
             self._end(f"{self._name(index)} stopped: {message['fail']}", others)
 
     def _miss(self) -> None:
-        """The time to arrive is over."""
+        """Ends the job if processes are missing after `arrival_seconds`."""
         if absent := [str(index) for index in range(self._count) if index not in self._names]:
             here = ", ".join(self._name(index) for index in sorted(self._names))
             self._end(

@@ -1,4 +1,4 @@
-"""The hosts of a job as training uses them, and how a process joins."""
+"""The processes of a job as training uses them, and how a process joins the job."""
 
 import contextlib
 import ctypes
@@ -24,53 +24,54 @@ _PACE = "pace"
 
 
 class Disagreement(ValueError):
-    """The hosts are not the same; raised on all of them."""
+    """The processes differ in facts that must be equal. Raised in all of them."""
 
 
 class Hosts:
-    """The hosts of a job. This is a single process, with which everything is agreed at once; `Group` is several."""
+    """The processes of a job. This class is for a single process, `ProcessGroup` for several."""
 
     leads = True
-    """Whether this host writes what only one may write."""
+    """Whether this is the process that writes records, card, samples and report."""
     count = 1
     names = ("this host",)
-    """Names of the machines, by host."""
+    """Name of the machine of each process."""
 
     def __init__(self):
         self._stop = False
 
     def gather(self, name: str, value: Any = None) -> list[Any]:
-        """The values that all hosts give under this name, by host. Waits for all of them."""
+        """The values of all processes under this name, by process index. Waits for all processes."""
         return [value]
 
     def agree(self, what: str, found: Mapping[str, str]) -> None:
-        """
+        """Checks that `found` is equal in all processes.
+
         Raises:
-          Disagreement: on all hosts, if `found` is not the same on all; it says which host differs in what.
+          Disagreement: in all processes, if it is not. The message gives the differences of each process.
         """
 
     @contextlib.contextmanager
     def leader_first(self, what: str) -> Iterator[None]:
-        """The block is run by the leader, and when it is through by all others."""
+        """The leader runs the block first. The others run it after the leader has finished."""
         yield
 
     def ask_to_stop(self) -> None:
-        """Makes `must_stop` true on all hosts, after the same step."""
+        """Makes `must_stop` true in all processes, after the same step."""
         self._stop = True
 
     def must_stop(self, step: int) -> bool:
-        """Whether to stop after `step`; to be asked after every step. Costs no communication."""
+        """Whether to stop after `step`. Must be called after every step. Needs no communication."""
         return self._stop
 
     def report_pace(self, value: Any) -> None:
-        """Sends this host's figures to the leader, without waiting."""
+        """Sends the step times of this process to the leader, without waiting."""
 
     def on_pace(self, hear: Callable[[int, Any], None]) -> None:
-        """At the leader, `hear(host, value)` is called in another thread with what `report_pace` sends."""
+        """In the leader, calls `hear(host, value)` in another thread for each `report_pace` of a process."""
 
 
 class ProcessGroup(Hosts):
-    """Several processes, connected by a connection."""
+    """Several processes, connected through the hub."""
 
     def __init__(self, connection: Connection, names: list[str]):
         self._line, self.names = connection, tuple(names)
@@ -82,7 +83,7 @@ class ProcessGroup(Hosts):
         return self._line.gather(name, value)
 
     def agree(self, what: str, found: Mapping[str, str]) -> None:
-        # The facts themselves travel only where there is something to tell.
+        # The facts themselves are sent only if their digests differ.
         if len(set(self.gather(f"digest of {what}", facts.digest(found)))) > 1:
             everyone = self.gather(what, dict(found))
             differing = facts.differences(list(self.names), everyone)
@@ -111,18 +112,19 @@ class ProcessGroup(Hosts):
 
 @contextlib.contextmanager
 def joined(config: HostsConfig) -> Iterator[Hosts]:
-    """Joins the other processes, before the first use of a device; leaves with them. Does nothing for a single process.
+    """Context manager that joins the other processes, and leaves together with them. Enter it before the first use of
+    a device. For a single process it does nothing.
 
-    An error inside ends this process, and tells the others, which end as well: none is left waiting for another.
+    An error inside ends this process and all others, so that none waits for another forever.
 
     Raises:
-      ValueError: if the place of this process is not known, or host 0 cannot be reached.
+      ValueError: if address, count or index is not known, or process 0 cannot be reached.
     """
     place = find(config)
     if place is None:
         yield Hosts()
         return
-    # SLURM's name of the node, which is what its other commands take.
+    # SLURM's name of the node, which other SLURM commands accept.
     name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     connection = Connection(place, config, name)
     connection.open()
@@ -141,12 +143,12 @@ def joined(config: HostsConfig) -> Iterator[Hosts]:
 
 
 def _start_jax(connection: Connection, config: HostsConfig) -> None:
-    """Connects jax's own processes, at a port that host 0 finds free."""
+    """Initialises jax.distributed, at a free port of process 0."""
     place = connection.place
     port = connection.gather("port", _free_port() if place.index == 0 else None)[0]
     host = f"[{place.host}]" if ":" in place.host else place.host
-    # Signals and lost hosts are the connection's: jax's service would take SIGTERM for itself, and its heartbeats end a
-    # process without a word about which host is missing. They stay, slower, should the connection fail.
+    # The connection handles signals and lost processes. jax's preemption service would replace the SIGTERM handler, and
+    # jax's heartbeats end a process without naming the lost one. They remain, with a longer timeout, as a fallback.
     jax.config.update("jax_enable_preemption_service", False)
     _delay_abort()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -167,15 +169,16 @@ def _start_jax(connection: Connection, config: HostsConfig) -> None:
 
 
 def _delay_abort() -> None:
-    """Lets the connection say which host is lost. Without host 0, which runs jax's service, jax aborts every other
-    process within a millisecond. Now the thread that does so first sleeps for as many seconds as SIGABRT's number; the
-    connection's thread ends the process before."""
+    """Delays jax's abort, so that the connection can report which process is lost. If process 0, which runs jax's
+    service, is lost, jax aborts every other process within a millisecond. With `sleep` as its SIGABRT handler, the
+    aborting thread first sleeps for as many seconds as SIGABRT's number. The connection's thread ends the process
+    before that."""
     try:
         libc = ctypes.CDLL(None)
         libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
         sleep = ctypes.cast(libc.sleep, ctypes.c_void_p)
     except (OSError, TypeError, AttributeError):
-        return  # a C library without these: the process still ends, and jax's message is all that it says
+        return  # a C library without these functions: the process still ends, with jax's message alone
     libc.signal(signal.SIGABRT, sleep)
 
 
@@ -186,12 +189,12 @@ def _free_port() -> int:
 
 
 def _end_with(error: BaseException, connection: Connection) -> None:
-    """Ends this process because of `error`; the interpreter's own end would wait for hosts that wait for this one."""
+    """Ends this process because of `error`. A normal exit would wait for processes that wait for this one."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a second one would end this process before the others are told
+        signal.signal(number, signal.SIG_IGN)  # a second signal would end this process before the others are notified
     if not isinstance(error, KeyboardInterrupt | SystemExit | Disagreement):
-        # A collective that fails is the echo of a host that is gone: the connection presently says which, and ends the
-        # process.
+        # A failed collective is usually the consequence of a lost process. In that case the connection reports which
+        # one, and ends this process, within this time.
         time.sleep(_ECHO_SECONDS)
     text, code = _last_words(error)
     say_last(f"llm-jax: {text}")
@@ -200,7 +203,7 @@ def _end_with(error: BaseException, connection: Connection) -> None:
 
 
 def _last_words(error: BaseException) -> tuple[str, int]:
-    """What all hosts are to read, and the exit code; a traceback is for this one alone."""
+    """The message for all processes, and the exit code. A traceback is printed only by this process."""
     if isinstance(error, KeyboardInterrupt):
         return "it was interrupted", 128 + signal.SIGINT
     if isinstance(error, SystemExit):

@@ -9,24 +9,24 @@ from llm_jax.hosts.hosts_config import HostsConfig
 
 try:
     from jax._src import clusters
-except ImportError:  # no public part of jax
+except ImportError:  # not public API of jax
     clusters = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessInfo:
-    """This process among `count`."""
+    """Address, number of processes, and the index and devices of this process."""
 
     address: str
-    """HOST:PORT where host 0 waits."""
+    """HOST:PORT at which process 0 listens."""
     count: int
     index: int
     devices: tuple[int, ...] | None = None
-    """GPUs of this machine that are this process's; None: all."""
+    """GPUs of this machine that this process uses; None: all."""
 
     @property
     def host(self) -> str:
-        """The machine of host 0."""
+        """The machine of process 0."""
         return self.address.rpartition(":")[0].strip("[]")
 
     @property
@@ -35,11 +35,11 @@ class ProcessInfo:
 
 
 def find(config: HostsConfig) -> ProcessInfo | None:
-    """The place that `config` gives, what it leaves open being taken from the scheduler; None for a single process.
+    """The process info from `config`, and from the scheduler for fields that are None. None for a single process.
 
     Raises:
-      ValueError: where there are several processes and one of address, count and index is not known, or a single one
-        is to use some devices only.
+      ValueError: if there are several processes and address, count or index is not known, or if `devices` is set for a
+        single process.
     """
     place = None if config.count == 1 else _among_several(config)
     check(
@@ -69,18 +69,18 @@ _FACTS = ("address", "count", "index", "devices")
 
 
 def _told_by_scheduler() -> dict:
-    """What of _FACTS the environment tells; empty where no scheduler has started this process."""
+    """Those of _FACTS that the environment gives; empty if no scheduler has started this process."""
     return next((facts for told in (_slurm, _open_mpi, _other_mpi, _tpu_pod) if (facts := told())), {})
 
 
 def _cluster(name: str) -> Any:
-    """What jax knows of a kind of cluster. It is no public part of jax: None where a version has it no more."""
+    """A cluster class of jax, which is not public API; None if this version of jax does not have it."""
     return getattr(clusters, name, None)
 
 
 def _address(name: str) -> dict[str, str]:
-    """HOST:PORT of host 0 as jax finds it in a kind of cluster; empty, so that --hosts.address is asked for, where this
-    version of jax does not tell."""
+    """HOST:PORT of process 0 from a cluster class of jax. Empty if this version of jax cannot determine it, so that
+    --hosts.address is required."""
     try:
         return {"address": _cluster(name).get_coordinator_address(None, os.environ.get("JAX_COORDINATOR_PORT"))}
     except (AttributeError, TypeError):
@@ -88,7 +88,7 @@ def _address(name: str) -> dict[str, str]:
 
 
 def _slurm() -> dict:
-    # The step's own number of tasks: SLURM_NTASKS is the job's, also in the one shell that salloc gives.
+    # The number of tasks of the SLURM step. SLURM_NTASKS is that of the job, even in the single shell of salloc.
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if "SLURM_PROCID" not in os.environ or tasks == 1:
         return {}
@@ -110,7 +110,7 @@ def _open_mpi() -> dict:
         "index": int(os.environ["OMPI_COMM_WORLD_RANK"]),
         "devices": _one_of(int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]), local),
     }
-    # Version 5 no longer says where mpirun runs.
+    # Open MPI 5 no longer gives the address of mpirun.
     if "OMPI_MCA_orte_hnp_uri" in os.environ:
         facts |= _address("OmpiCluster")
     return facts
@@ -127,7 +127,7 @@ def _tpu_pod() -> dict:
         return {}
     try:
         return _told_by_pod()
-    except OSError as error:  # of `requests`: there is no metadata server
+    except OSError as error:  # from `requests`: there is no metadata server
         workers = _tpu_workers()
         check(
             workers != "" and "," not in workers,
@@ -138,7 +138,7 @@ def _tpu_pod() -> dict:
 
 
 def _tpu_workers() -> str:
-    """Of this TPU, as the environment names them, with commas between."""
+    """The workers of this TPU from the environment, separated by commas."""
     return os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES", ""))
 
 
@@ -160,9 +160,10 @@ def _told_by_pod() -> dict:
 
 
 def _one_of(local: int, on_node: int) -> tuple[int, ...] | None:
-    """The GPU of the process `local` of `on_node` on its machine, unless the scheduler shows it its own only."""
+    """The GPU of process `local` of `on_node` on its machine. None for all GPUs that it sees: if it is the only process
+    there, or if the scheduler already restricts its GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     fewer = visible is not None and len(visible.split(",")) < on_node
-    # SLURM_STEP_GPUS would not tell: it is there for every step with GPUs, bound to tasks or not.
+    # SLURM_STEP_GPUS does not help: it is set for every step with GPUs, whether they are bound to tasks or not.
     bound = fewer or not os.environ.keys().isdisjoint({"SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND"})
     return None if on_node == 1 or bound else (local,)

@@ -1,11 +1,11 @@
-"""All hosts stop after the same step, whichever was asked to, without talking during the steps.
+"""Stops all processes after the same step, whichever received the request, without communication in normal steps.
 
-The host that is asked tells all. Each answers, from the thread of its connection, with the last step its loop has
-dispatched, and from then on its loop waits after the next one for the decision. That is the largest of the answers plus
-one, which no loop can have passed.
+The process that receives the request sends it to all. Each answers, from the thread of its connection, with the last
+step that its loop has dispatched. Its loop then waits, after the next step, for the decision. The decision is the
+largest answer plus one, which no loop can have passed.
 
-jax's `reached_preemption_sync_point` agrees in this way too, but it looks once a second, knows SIGTERM alone, takes its
-handler for itself, and does not tell which host was asked.
+jax's `reached_preemption_sync_point` uses the same protocol. But it polls once a second, handles only SIGTERM, replaces
+its handler, and does not tell which process received the signal.
 """
 
 import threading
@@ -17,7 +17,7 @@ _ASK, _AT = "stop", "stop at"
 
 
 class AgreedStop:
-    """The decision to stop. It is made once in the life of a connection."""
+    """The decision to stop. It is made at most once per connection."""
 
     def __init__(self, connection: Connection):
         self._line = connection
@@ -29,11 +29,11 @@ class AgreedStop:
         connection.hears[_ASK] = self._asked
 
     def ask(self) -> None:
-        """Asks all hosts to stop soon; safe in a signal handler."""
+        """Asks all processes to stop soon. Safe in a signal handler."""
         self._line.tell(_ASK, None)
 
     def reached(self, step: int) -> bool:
-        """Whether the loop, which has dispatched `step`, must stop after it; to be called after every step."""
+        """Whether the loop, which has dispatched `step`, must stop after it. Must be called after every step."""
         with self._lock:
             self._step, answered = step, self._answered
         if answered is None or step <= answered:

@@ -1,6 +1,6 @@
-"""Generation with a cache: one prefill of the prompts, then one compiled step a token.
+"""Generation with a KV cache: one prefill of the prompts, then one compiled step per token.
 
-Legend: B batch of prompts, P padded prompt length, S slots of the cache, V vocabulary.
+Legend: B batch of prompts, P padded prompt length, S cache positions, V vocabulary.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import partition
 
 _BUCKET = 64
-"""Prompts are padded to a multiple of this, so that prompts of similar length share a compiled prefill."""
+"""Prompts are padded to a multiple of this, so that prompts of similar lengths share a compiled prefill."""
 
 
 @flax.struct.dataclass
 class _Progress:
-    """What one decode step hands to the next beside the cache. `seen_BV` is None where no penalty needs it."""
+    """State between decode steps, besides the cache. `seen_BV` is None without a repetition penalty."""
 
     tokens_B: jax.Array
     positions_B: jax.Array
@@ -46,29 +46,29 @@ _ROUNDED = (Role.MATRIX, Role.EXPERT, Role.READOUT, Role.EMBEDDING, Role.CONVOLU
 
 
 def in_compute_type(params: Any, roles: Any, dtype: jnp.dtype) -> Any:
-    """Parameters with all matrices in `dtype`, so that a step reads no more memory than it computes with.
+    """Parameters with all matrices cast to `dtype`, so that a step reads them in the dtype in which it computes.
 
-    Every use of a matrix casts it so, but for those of routers. They, vectors and small tables stay as they are: scores
-    of experts, norms, rates of decay and biases of scores are made in float32, and of rounded numbers they would be
-    others than the model's.
+    Every use of a matrix casts it to `dtype` anyway, except for routers. Routers, vectors and small tables keep their
+    dtype: expert scores, norms, decay rates and attention biases are computed in float32, and rounded parameters would
+    change them.
 
     Args:
-      roles: the tree of the parameters' roles (layers/roles.py).
+      roles: tree of the parameters' roles (layers/roles.py).
     """
     return jax.tree.map(lambda role, leaf: leaf.astype(dtype) if role in _ROUNDED else leaf, roles, params)
 
 
 class Generator:
-    """Continues prompts with a model; compiled functions are kept between calls.
+    """Continues prompts with a model. Compiled functions are cached between calls.
 
     Args:
-      eos_id: the token that ends a sequence; None lets every sequence run to its full length.
-      pad_id: what a sequence yields after its end.
-      vocab_size: number of the tokenizer's tokens, where the model has room for more; the rest are never sampled.
+      eos_id: the token that ends a sequence; None: every sequence has the full length.
+      pad_id: the token that a sequence yields after its end.
+      vocab_size: number of the tokenizer's tokens, if the model's vocabulary is larger. Other tokens are never sampled.
 
     Raises:
-      ValueError: for a model that cannot continue a sequence token by token, a vocabulary larger than the model's, and
-        an end or padding token outside it.
+      ValueError: for a model that cannot decode autoregressively, a vocabulary larger than the model's, or an end or
+        padding token outside of it.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Generator:
     def stream(
         self, params: Any, prompts: Sequence[Sequence[int]], new_tokens: int, seed: int = 0
     ) -> Iterator[np.ndarray]:
-        """Yields int32 [B], the next token of every row, until all rows have ended or `new_tokens` were made.
+        """Yields int32 [B], the next token of every sequence, until all have ended or have `new_tokens` new tokens.
 
         Raises:
-          ValueError: when it is called, for an empty prompt, a token outside the model's vocabulary, prompts that leave
-            no room for `new_tokens` in the model's positions, or a seed that is none.
+          ValueError: at the call, for an empty prompt, a token outside of the model's vocabulary, prompts that with
+            `new_tokens` exceed the model's maximum length, or an invalid seed.
         """
         check_seed(seed=seed)
         check(new_tokens >= 1, f"new_tokens is {new_tokens}: ask for at least 1")
@@ -137,13 +137,13 @@ class Generator:
     def generate(
         self, params: Any, prompts: Sequence[Sequence[int]], new_tokens: int, seed: int = 0
     ) -> list[list[int]]:
-        """The new tokens of every row, up to its end token, which is left out."""
+        """The new tokens of every sequence, up to but without its end token."""
         columns = list(self.stream(params, prompts, new_tokens, seed))
         rows = np.stack(columns, axis=1).tolist()
         return [row[: row.index(self._eos_id)] if self._eos_id in row else row for row in rows]
 
     def _check_tokens(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Every token has a row in the model's table: jax would take the nearest one for another."""
+        """Checks that every token is in the model's vocabulary. jax would silently clamp an index outside of it."""
         for number, prompt in enumerate(prompts):
             found = np.asarray(prompt)
             check(
@@ -206,7 +206,7 @@ class Generator:
             finished_B |= tokens_B == self._eos_id
         if seen_BV is not None:
             seen_BV = seen_BV.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
-        # Every process reads these, hence holds them whole.
+        # Replicated, because every process reads them.
         return _Progress(partition.constrain(tokens_B), positions_B, partition.constrain(finished_B), seen_BV)
 
     def _apply(self, params, inputs, cache) -> Any:

@@ -1,4 +1,4 @@
-"""From the logits of the next token to a token.
+"""Samples the next token from its logits.
 
 Legend: B batch, V vocabulary.
 """
@@ -13,16 +13,16 @@ def sample(logits_BV: jax.Array, key: jax.Array, config: SamplingConfig, seen_BV
     """Chooses the next token of each sequence.
 
     Args:
-      logits_BV: scores of the next token, any float type; they are taken to float32.
+      logits_BV: logits of the next token, of any float dtype. They are cast to float32.
       key: random key, unused at temperature 0.
-      config: how to choose; static.
-      seen_BV: bool, the tokens that prompt and continuation hold so far; needed for a repetition penalty only.
+      config: static.
+      seen_BV: bool, whether a token is in the prompt or the continuation. Required only for a repetition penalty.
 
     Returns:
-      Tokens [B] int32. Of equal likeliest tokens, temperature 0 takes the first.
+      Tokens [B] int32. At temperature 0, the first of equally likely tokens.
 
     Raises:
-      ValueError: for a repetition penalty without `seen_BV`, or one of another shape than the logits.
+      ValueError: for a repetition penalty without `seen_BV`, or if its shape is not that of the logits.
     """
     if config.temperature == 0:
         return jnp.argmax(_penalised(logits_BV, config, seen_BV), axis=-1).astype(jnp.int32)
@@ -30,7 +30,7 @@ def sample(logits_BV: jax.Array, key: jax.Array, config: SamplingConfig, seen_BV
 
 
 def process(logits_BV: jax.Array, config: SamplingConfig, seen_BV: jax.Array | None = None) -> jax.Array:
-    """Logits [B, V] float32 of the distribution that `sample` draws from, -inf for tokens it never draws.
+    """Logits [B, V] float32 of the distribution from which `sample` draws; -inf for tokens with probability 0.
 
     At least one token of each sequence is kept. Arguments and errors are those of `sample`.
     """
@@ -66,7 +66,7 @@ def _keep_top_k(x_BV: jax.Array, top_k: int) -> jax.Array:
 
 
 def _keep_top_p(x_BV: jax.Array, top_p: float) -> jax.Array:
-    # Least likely first; of equal tokens the first comes last, so that it is the one to stay, as at temperature 0.
+    # Ascending order, with equal tokens in reverse order, so that the first of them is kept, as at temperature 0.
     order_BV = jnp.argsort(x_BV, axis=-1, descending=True)[:, ::-1]
     cumulative_BV = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(x_BV, order_BV, axis=-1)), axis=-1)
     kept_BV = (cumulative_BV > 1 - top_p).at[:, -1].set(True)

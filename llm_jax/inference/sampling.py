@@ -1,5 +1,5 @@
-"""How the next token is chosen. Filters and their order are those of Hugging Face transformers: repetition penalty,
-temperature, top-k, top-p, min-p."""
+"""Config of sampling. Filters and their order are those of Hugging Face transformers: repetition penalty, temperature,
+top-k, top-p, min-p."""
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.configclass import configclass
@@ -7,20 +7,20 @@ from llm_jax.core.configclass import configclass
 
 @configclass
 class SamplingConfig:
-    """How the next token is chosen. Hashable: pass it to jit as a static argument."""
+    """How the next token is sampled. Hashable, so that it can be a static argument of jit."""
 
     temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token always."""
+    """Divides the logits. 0: greedy decoding."""
     top_k: int | None = None
-    """Keeps the k likeliest tokens, and those equal to the k-th; None: all (Fan et al. 2018, arXiv:1805.04833)."""
+    """Keeps the k most likely tokens, and ties with the k-th; None: all (Fan et al. 2018, arXiv:1805.04833)."""
     top_p: float | None = None
-    """Keeps the fewest likeliest tokens that hold this much probability, of equal ones the first; None: all (Holtzman
-    et al. 2020, arXiv:1904.09751)."""
+    """Keeps the smallest set of most likely tokens with at least this probability, of ties the first; None: all
+    (Holtzman et al. 2020, arXiv:1904.09751)."""
     min_p: float | None = None
-    """Keeps tokens of at least this share of the likeliest one's probability; None: all (Nguyen et al. 2024,
+    """Keeps tokens with at least this fraction of the highest probability; None: all (Nguyen et al. 2024,
     arXiv:2407.01082)."""
     repetition_penalty: float = 1.0
-    """Divides positive logits of tokens already seen and multiplies negative ones; 1: none (Keskar et al. 2019,
+    """Divides positive logits, and multiplies negative logits, of tokens already seen; 1: none (Keskar et al. 2019,
     arXiv:1909.05858)."""
 
     def __post_init__(self):

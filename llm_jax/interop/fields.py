@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from llm_jax.core.checks import check, given
-from llm_jax.interop import experts, parts
+from llm_jax.interop import changes, experts, parts
 from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.attention.attention import AttentionConfig
@@ -221,7 +221,7 @@ def options(fields: Sequence[Entry], config: ModelConfig) -> dict[str, Any]:
 def defaults(fields: Table, **changed: Any) -> Table:
     """The table with other defaults of these arguments."""
     known = {entry.argument for entry in fields if isinstance(entry, Field)}
-    check(set(changed) <= known, f"{sorted(set(changed) - known)} are no fields of the table")
+    check(set(changed) <= known, f"{sorted(set(changed) - known)} are no arguments of the table: name some of it")
     return tuple(
         dataclasses.replace(entry, default=changed[entry.argument])
         if isinstance(entry, Field) and entry.argument in changed
@@ -232,7 +232,7 @@ def defaults(fields: Table, **changed: Any) -> Table:
 
 def tying(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:
     """A family's function with the argument `tied`, which it has not."""
-    return lambda *, tied, **given: parts.with_tied(build(**given), tied)
+    return lambda *, tied, **given: changes.with_tied(build(**given), tied)
 
 
 def balancing(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:
@@ -242,4 +242,4 @@ def balancing(build: Callable[..., TransformerConfig]) -> Callable[..., Transfor
 
 def activating(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:
     """A family's function with the argument `activation`, of its experts too."""
-    return lambda *, activation, **given: parts.with_activation(build(**given), activation)
+    return lambda *, activation, **given: changes.with_activation(build(**given), activation)

@@ -1,4 +1,4 @@
-"""Checkpoints of BART, and of Marian, whose model is the 2017 Transformer."""
+"""Checkpoints of BART and mBART; of Marian, whose model is the 2017 Transformer, and of PEGASUS, its pre-norm form."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.core.checks import check_divides
-from llm_jax.interop import parts
+from llm_jax.interop import changes, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table, constant
 from llm_jax.interop.mapping import Leaf, Tensor
@@ -31,7 +31,7 @@ def _sized(build: Callable[..., EncoderDecoderConfig]) -> Callable[..., EncoderD
             ffn = dataclasses.replace(parts.dense_of(block), hidden=decoder_hidden)
             return dataclasses.replace(block, mixer=mixer, cross=cross, ffn=ffn)
 
-        return dataclasses.replace(pair, decoder=parts.changed(pair.decoder, sized))
+        return dataclasses.replace(pair, decoder=changes.changed(pair.decoder, sized))
 
     return built
 
@@ -49,10 +49,9 @@ def _decoder(config: EncoderDecoderConfig) -> BlockConfig:
     return parts.first(config.decoder)
 
 
-_FIELDS: Table = (
+# The classes read none of the options that say where their norms are.
+_PRE_NORM: Table = (
     Only("tie_word_embeddings", True, written=True),
-    Only("normalize_before", False),
-    Only("add_final_layer_norm", False),
     Field("encoder_layers", "layers"),
     Field("decoder_layers", "decoder_layers"),
     Field("encoder_attention_heads", "heads", held=lambda config: parts.attention_of(_encoder(config)).heads),
@@ -68,6 +67,7 @@ _FIELDS: Table = (
     # Ours knows no special tokens, and transformers cannot do without these.
     constant(is_encoder_decoder=True, pad_token_id=0, decoder_start_token_id=0),
 )
+_FIELDS: Table = (*_PRE_NORM, Only("normalize_before", False), Only("add_final_layer_norm", False))
 _MARIAN: Table = (
     *_FIELDS,
     Only("share_encoder_decoder_embeddings", True),
@@ -86,6 +86,7 @@ def _tensors(config: EncoderDecoderConfig) -> Iterator[Tensor]:
 
 
 def _side(config: TransformerConfig, side: str) -> Iterator[Tensor]:
+    stream = "stream_norm" if config.final_norm is None else "norm"
     if config.embed.norm:
         yield from parts.learned_positions(config, f"{side}.embed_positions.weight")
         yield from parts.norm(f"{side}.layernorm_embedding", config.embed.norm, "embed/norm", config.width)
@@ -95,14 +96,16 @@ def _side(config: TransformerConfig, side: str) -> Iterator[Tensor]:
             if getattr(place.block, branch):
                 projections = (f"{name}.{theirs}.{part}_proj" for part in ("q", "k", "v", "out"))
                 yield from parts.attention(place, projections, branch=branch)
-                yield from parts.layer_norm(place, f"{name}.{theirs}_layer_norm", f"{branch}_stream_norm")
+                yield from parts.layer_norm(place, f"{name}.{theirs}_layer_norm", f"{branch}_{stream}")
         yield from parts.ffn(place, {"up": f"{name}.fc1"}, f"{name}.fc2")
-        yield from parts.layer_norm(place, f"{name}.final_layer_norm", "ffn_stream_norm")
+        yield from parts.layer_norm(place, f"{name}.final_layer_norm", f"ffn_{stream}")
+    if config.final_norm is not None:
+        yield from parts.norm(f"{side}.layer_norm", config.final_norm, "final_norm", config.width)
 
 
 def _family(kind: str, architecture: str, build: Callable[..., EncoderDecoderConfig], fields: Table) -> Family:
     names = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
-    # Old files carry Marian's sinusoids.
+    # Old files carry sinusoids.
     unread = (r"embed_positions\.weight$", r"^model\.(en|de)coder\.version$")
     copies: dict[str, str] = dict.fromkeys(names, "model.shared.weight")
     # Checkpoints of the bare model have no scores, and so no bias of them.
@@ -120,7 +123,10 @@ def _family(kind: str, architecture: str, build: Callable[..., EncoderDecoderCon
     )
 
 
+_PEGASUS = functools.partial(original, bias=True, pre_norm=True)
 FAMILIES = (
     _family("bart", "BartForConditionalGeneration", bart, _FIELDS),
+    _family("mbart", "MBartForConditionalGeneration", functools.partial(bart, pre_norm=True), _PRE_NORM),
+    _family("pegasus", "PegasusForConditionalGeneration", _PEGASUS, _PRE_NORM),
     _family("marian", "MarianMTModel", functools.partial(original, bias=True), _MARIAN),
 )

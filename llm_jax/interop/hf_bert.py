@@ -1,4 +1,4 @@
-"""Checkpoints of BERT, RoBERTa, ELECTRA and ALBERT, with the heads of all their classes."""
+"""Checkpoints of BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA and ALBERT, with the heads of all their classes."""
 
 import dataclasses
 import functools
@@ -25,6 +25,8 @@ class _Names:
     """How a family names its model and the parts of its heads."""
 
     model_type: str
+    stem: str
+    """First word of the names of its tensors."""
     prefix: str
     """Of its classes: BertForMaskedLM."""
     masked: tuple[str, str, str]
@@ -43,6 +45,7 @@ class _Names:
 
 _BERT = _Names(
     "bert",
+    "bert",
     "Bert",
     ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
     ("bert.pooler.dense", "classifier"),
@@ -51,6 +54,7 @@ _BERT = _Names(
 )
 _ROBERTA = _Names(
     "roberta",
+    "roberta",
     "Roberta",
     ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
     ("classifier.dense", "classifier.out_proj"),
@@ -58,7 +62,12 @@ _ROBERTA = _Names(
     masked_activation="gelu",
     unread=(r"^roberta\.pooler\.",),
 )
+_HEIRS = (
+    dataclasses.replace(_ROBERTA, model_type="xlm-roberta", prefix="XLMRoberta"),
+    dataclasses.replace(_ROBERTA, model_type="camembert", prefix="Camembert"),
+)
 _ELECTRA = _Names(
+    "electra",
     "electra",
     "Electra",
     ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
@@ -68,6 +77,7 @@ _ELECTRA = _Names(
     masked_activation="gelu",
 )
 _ALBERT = _Names(
+    "albert",
     "albert",
     "Albert",
     ("predictions.dense", "predictions.LayerNorm", "predictions.bias"),
@@ -163,10 +173,10 @@ def _embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
 
 
 def _tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
-    yield from _embedding(config, f"{names.model_type}.embeddings")
-    yield from parts.widening(config, f"{names.model_type}.embeddings_project")
+    yield from _embedding(config, f"{names.stem}.embeddings")
+    yield from parts.widening(config, f"{names.stem}.embeddings_project")
     for place in parts.places(config):
-        name = f"{names.model_type}.encoder.layer.{place.number}"
+        name = f"{names.stem}.encoder.layer.{place.number}"
         layers = ("self.query", "self.key", "self.value", "output.dense")
         yield from parts.attention(place, (f"{name}.attention.{part}" for part in layers))
         yield from parts.layer_norm(place, f"{name}.attention.output.LayerNorm", "mixer_stream_norm")
@@ -211,24 +221,24 @@ def _head_tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
 def _family(
     names: _Names, fields: Table, build: Callable[..., TransformerConfig] = bert, tensors: Any = None
 ) -> Family:
-    embedding = f"{names.model_type}.embeddings.word_embeddings.weight"
+    embedding = f"{names.stem}.embeddings.word_embeddings.weight"
     return Family(
         names.model_type,
         f"{names.prefix}ForMaskedLM",
         tying(build),
         fields,
         tensors or functools.partial(_tensors, names=names),
-        prefix=f"{names.model_type}.",
+        prefix=f"{names.stem}.",
         copies={f"{names.decoder}.weight": embedding, f"{names.decoder}.bias": names.masked[2]},
         unread=(r"embeddings\.position_ids$", *names.unread, f"^{re.escape(names.masked[2])}$"),
-        counts_tokens=lambda config: names is _ROBERTA,
+        counts_tokens=lambda config: names.stem == "roberta",
         renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     )
 
 
 FAMILIES = (
     _family(_BERT, (*_fields(_BERT), _ROWS)),
-    _family(_ROBERTA, (*_fields(_ROBERTA), Pair(_read_rows, _write_rows))),
+    *(_family(names, (*_fields(names), Pair(_read_rows, _write_rows))) for names in (_ROBERTA, *_HEIRS)),
     _family(_ELECTRA, (*_fields(_ELECTRA), _ROWS, _NARROW), _electra),
     _family(_ALBERT, _ALBERT_FIELDS, albert, _albert_tensors),
 )

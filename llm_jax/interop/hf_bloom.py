@@ -5,7 +5,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import parts
+from llm_jax.interop import changes, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nested, Only, Pair, Table, constant
 from llm_jax.interop.mapping import Tensor
@@ -55,7 +55,7 @@ def _bloom_tensors(config: TransformerConfig) -> Iterator[Tensor]:
 def _mpt(*, clip: float | None, **given: Any) -> TransformerConfig:
     """transformers' class has the shape of the published models whatever `no_bias`, `alibi`, `alibi_bias_max`, `qk_ln`,
     `prefix_lm`, `expansion_ratio` and `logit_scale` are, and so has this. Weights of another shape do not fit."""
-    return parts.changed(mpt(**given), functools.partial(_clipped, clip=clip))
+    return changes.changed(mpt(**given), functools.partial(_clipped, clip=clip))
 
 
 def _clipped(_: int, block: BlockConfig, clip: float | None) -> BlockConfig:

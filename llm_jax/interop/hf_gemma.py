@@ -7,8 +7,8 @@ from llm_jax.core.checks import check, given
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Rope, Table, tying
-from llm_jax.interop.hf_llama import PRE_NORM, tensors
-from llm_jax.interop.rope import read_rope, write_rope
+from llm_jax.interop.hf_llama import PRE_NORM, tensors, write_ropes
+from llm_jax.interop.rope import read_ropes_by_kind
 from llm_jax.interop.settings import Settings, layer_types, layer_windows
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig
@@ -88,32 +88,8 @@ def _read_ropes(settings: Settings, found: Arguments) -> Arguments:
     """The scaling of global layers brings them to the length of the file, which local layers have without it."""
     bases = settings.given("rope_theta", default=1e6), settings.given("rope_local_base_freq", default=1e4)
     length = settings.need("max_position_embeddings")
-    rope, local = (
-        _rope_of_kind(settings, kind, base, found["head_dim"], length) for kind, base in zip(_KINDS, bases, strict=True)
-    )
+    rope, local = read_ropes_by_kind(settings, found["head_dim"], length, bases)
     return {"rope": rope, "local_rope": local, "max_length": length}
-
-
-_KINDS = ("full_attention", "sliding_attention")
-
-
-def _rope_of_kind(settings: Settings, kind: str, base: float, head_dim: int, length: int) -> RoPEConfig:
-    """Of the layers of a kind: `rope_parameters` has options for each, `rope_scaling` those of global layers only."""
-    by_kind = settings.nested("rope_parameters").given(kind)
-    older = settings.given("rope_scaling") if kind == "full_attention" else None
-    return read_rope(Settings({"rope_parameters": by_kind or older}), head_dim, length, base)
-
-
-def _write_ropes(config: TransformerConfig) -> dict[str, Any]:
-    ropes = {kind: _rope(config, local=kind == "sliding_attention") for kind in _KINDS}
-    written = {kind: write_rope(rope)["rope_parameters"] for kind, rope in ropes.items() if rope}
-    return {"rope_parameters": written, "max_position_embeddings": config.max_length}
-
-
-def _rope(config: TransformerConfig, local: bool) -> RoPEConfig | None:
-    """The rotary positions of layers with a window, or of those without; None if there are no such layers."""
-    mixers = (parts.attention_of(place.block) for place in parts.places(config))
-    return next((parts.rope_of(mixer) for mixer in mixers if (parts.window_of(mixer) is not None) == local), None)
 
 
 def _one_rope(*, rope: RoPEConfig, **given: Any) -> TransformerConfig:
@@ -130,7 +106,7 @@ _FIELDS_2: Table = (
     Pair(_read_softcaps, _write_softcaps),
 )
 _FIELDS_3: Table = (
-    *(*_COMMON, Pair(_read_ropes, _write_ropes), _activation("hidden_activation"), _windows(None), _SCALE),
+    *(*_COMMON, Pair(_read_ropes, write_ropes), _activation("hidden_activation"), _windows(None), _SCALE),
     Pair(_read_last_softcap, _write_softcaps),
 )
 _AROUND = functools.partial(

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import parts
+from llm_jax.interop import changes, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Field, Nonlinearity, Only, Table, tying
 from llm_jax.interop.mapping import Tensor
@@ -16,7 +16,7 @@ from llm_jax.models.families.gpt2 import gpt2
 
 def _gpt2(*, scaled: bool, inverse: bool, **given: Any) -> TransformerConfig:
     config = gpt2(**given)
-    return parts.changed(config, functools.partial(_scaled, scaled=scaled, inverse=inverse))
+    return changes.changed(config, functools.partial(_scaled, scaled=scaled, inverse=inverse))
 
 
 def _scaled(layer: int, block: BlockConfig, scaled: bool, inverse: bool) -> BlockConfig:

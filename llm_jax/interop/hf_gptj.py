@@ -1,12 +1,15 @@
-"""GPT-J's checkpoints: features that are rotated together are neighbours."""
+"""Checkpoints of GPT-J and CodeGen: features that are rotated together are neighbours."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from llm_jax.core.checks import check_divides
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
-from llm_jax.interop.fields import Field, Nonlinearity, Pair, Table, tying
+from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Pair, Table, tying
 from llm_jax.interop.mapping import Tensor
-from llm_jax.layers.attention.attention import AttentionConfig
+from llm_jax.interop.settings import Settings
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gptj import gptj
 
@@ -18,7 +21,7 @@ _FIELDS: Table = (
         lambda settings, found: {
             "rotated": settings.stated("rotary_dim", default=64) or found["width"] // found["heads"]
         },
-        lambda config: {"rotary_dim": _rotated(parts.attention_of(parts.first(config)))},
+        lambda config: {"rotary_dim": parts.rotated(parts.attention_of(parts.first(config)))},
     ),
     Field("vocab_size", "vocab_size"),
     Field("n_positions", "max_length", 2048),
@@ -29,31 +32,62 @@ _FIELDS: Table = (
 )
 
 
-def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
+def _attention(place: parts.Place, name: str) -> Iterator[Tensor]:
+    projections = (f"{name}.{part}_proj" for part in ("q", "k", "v", "out"))
+    yield from parts.attention(place, projections, neighbours=parts.rotated(parts.attention_of(place.block)))
+
+
+def _codegen_attention(place: parts.Place, name: str) -> Iterator[Tensor]:
+    """Queries, values and keys in one matrix, in four parts (m) that once lay on a core each, of some heads (u)."""
+    mixer = parts.attention_of(place.block)
+    place = place.with_sizes(m=_CORES, u=mixer.heads // _CORES)
+    turned, order = parts.rotated(mixer), ("query", "value", "key")
+    layouts = "(m s u h) d", "d (m s u) h"
+    yield from parts.fused_attention(place, f"{name}.qkv_proj", *layouts, order=order, neighbours=turned)
+    yield from parts.attention_out(place, f"{name}.out_proj")
+
+
+_CORES = 4
+
+
+def _check_cores(settings: Settings, found: Arguments) -> Arguments:
+    check_divides(_CORES, found["heads"], "the number of parts of qkv_proj", "n_head")
+    return {}
+
+
+def _check_writes(config: TransformerConfig) -> dict[str, Any]:
+    check_divides(_CORES, parts.attention_of(parts.first(config)).heads, "the number of parts of qkv_proj", "n_head")
+    return {}
+
+
+Attention = Callable[[parts.Place, str], Iterator[Tensor]]
+
+
+def _tensors(config: TransformerConfig, attention: Attention) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.wte.weight")
     for place in parts.places(config):
         name = f"transformer.h.{place.number}"
-        projections = (f"{name}.attn.{part}_proj" for part in ("q", "k", "v", "out"))
         yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
-        yield from parts.attention(place, projections, neighbours=_rotated(parts.attention_of(place.block)))
+        yield from attention(place, f"{name}.attn")
         yield from parts.ffn(place, {"up": f"{name}.mlp.fc_in"}, f"{name}.mlp.fc_out")
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _rotated(mixer: AttentionConfig) -> int:
-    return parts.rope_of(mixer).features or mixer.head_dim
+def _family(kind: str, architecture: str, fields: Table, attention: Attention) -> Family:
+    return Family(
+        kind,
+        architecture,
+        tying(gptj),
+        fields,
+        functools.partial(_tensors, attention=attention),
+        prefix="transformer.",
+        copies={"lm_head.weight": "transformer.wte.weight"},
+        unread=(r"\.attn\.(masked_)?bias$", r"\.attn\.embed_positions$", r"\.attn\.causal_mask$"),
+    )
 
 
 FAMILIES = (
-    Family(
-        "gptj",
-        "GPTJForCausalLM",
-        tying(gptj),
-        _FIELDS,
-        _tensors,
-        prefix="transformer.",
-        copies={"lm_head.weight": "transformer.wte.weight"},
-        unread=(r"\.attn\.(masked_)?bias$", r"\.attn\.embed_positions$"),
-    ),
+    _family("gptj", "GPTJForCausalLM", _FIELDS, _attention),
+    _family("codegen", "CodeGenForCausalLM", (*_FIELDS, Pair(_check_cores, _check_writes)), _codegen_attention),
 )

@@ -10,7 +10,7 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Pair, Rope, Table, defaults
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_partial_rope, write_partial_rope, written_length
+from llm_jax.interop.rope import KINDS, longest, read_partial_rope, write_partial_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, layer_types, layer_windows
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.positions.rope_scaling import LongRoPEScaling, Unscaled
@@ -20,7 +20,7 @@ from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.qwen import qwen2, qwen3
 
 SILU = Nonlinearity("hidden_act", "silu")
-UNROTATED: Table = (
+UNNORMED: Table = (
     Field("num_hidden_layers", "layers"),
     Field("num_attention_heads", "heads"),
     Field("num_key_value_heads", "kv_heads", lambda found: found["heads"]),
@@ -28,9 +28,12 @@ UNROTATED: Table = (
     Field("head_dim", "head_dim", lambda found: found["width"] // found["heads"]),
     Field("intermediate_size", "hidden"),
     Field("vocab_size", "vocab_size"),
+    SILU,
+)
+UNROTATED: Table = (
+    *UNNORMED,
     Field("rms_norm_eps", "epsilon", 1e-6),
     Field("tie_word_embeddings", "tied", False),
-    SILU,
 )
 """What the config.json of LLaMA and its heirs have in common, but for positions."""
 DECODER: Table = (*UNROTATED, Rope())
@@ -39,14 +42,19 @@ BIAS = Field("attention_bias", "bias", False)
 
 def tensors(
     config: TransformerConfig,
-    before: tuple[str, str] | None = None,
-    after: tuple[str, str] | None = None,
+    before: tuple[str, ...] = (),
+    after: tuple[str, ...] = (),
     experts: Callable[[parts.Place, str], Iterator[Tensor]] | None = None,
+    ffn: Callable[[parts.Place, str], Iterator[Tensor]] = parts.llama_ffn,
+    neighbours: bool = False,
 ) -> Iterator[Tensor]:
     """The tensors under LLaMA's names.
 
     Args:
-      before, after: names of the norms before and after the halves of a block, where there are any.
+      ffn: (layer, name of its ffn) -> tensors of it.
+      neighbours: whether features that are rotated together are neighbours.
+      before, after: names of the norms before and after the halves of a block, where there are any; one that is shared
+        is named once.
       experts: (layer, start of its names) -> tensors of its experts, where it has such.
     """
     yield from parts.embedding(config, "model.embed_tokens.weight")
@@ -55,26 +63,26 @@ def tensors(
         yield from _block_norms(place, name, before, after)
         if parts.attention_of(place.block).qk_norm:
             yield from parts.query_key_norms(place, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
-        yield from parts.attention(place, (f"{name}.self_attn.{part}_proj" for part in "qkvo"))
+        turned = parts.rotated(parts.attention_of(place.block)) if neighbours else 0
+        yield from parts.attention(place, (f"{name}.self_attn.{part}_proj" for part in "qkvo"), neighbours=turned)
         if experts is not None and isinstance(place.block.ffn, MoEConfig):
             yield from experts(place, name)
         else:
-            yield from parts.llama_ffn(place, f"{name}.mlp")
+            yield from ffn(place, f"{name}.mlp")
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _block_norms(
-    place: parts.Place, name: str, before: tuple[str, str] | None, after: tuple[str, str] | None
-) -> Iterator[Tensor]:
+def _block_norms(place: parts.Place, name: str, before: tuple[str, ...], after: tuple[str, ...]) -> Iterator[Tensor]:
     """Norms before and after mixer and ffn."""
     for names, ours in ((before, ("mixer_norm", "ffn_norm")), (after, ("mixer_out_norm", "ffn_out_norm"))):
-        for theirs, own in zip(names or (), ours, strict=False):
+        for theirs, own in zip(names, ours, strict=False):
             yield from parts.layer_norm(place, f"{name}.{theirs}", own)
 
 
 BEFORE = ("input_layernorm", "post_attention_layernorm")
 PRE_NORM = functools.partial(tensors, before=BEFORE)
+POST_NORM = functools.partial(tensors, after=("post_attention_layernorm", "post_feedforward_layernorm"))
 
 
 def _read_windows(settings: Settings, found: Arguments) -> Arguments:
@@ -96,6 +104,16 @@ def write_windows(config: TransformerConfig) -> dict[str, Any]:
         "sliding_window": used[0] if used else None,
         "layer_types": layer_types(windows),
     }
+
+
+def write_ropes(config: TransformerConfig) -> dict[str, Any]:
+    """The options from which `read_ropes_by_kind` reads."""
+    ropes = {}
+    for place in parts.places(config):
+        mixer = parts.attention_of(place.block)
+        ropes.setdefault(KINDS[parts.window_of(mixer) is not None], parts.rope_of(mixer))
+    written = {kind: write_rope(rope)["rope_parameters"] for kind, rope in ropes.items()}
+    return {"rope_parameters": written, "max_position_embeddings": config.max_length}
 
 
 def _read_phi3_rope(settings: Settings, found: Arguments) -> Arguments:
@@ -121,22 +139,25 @@ def _write_phi3_rope(config: TransformerConfig) -> dict[str, Any]:
     return write_partial_rope(rope, mixer.head_dim) | {"max_position_embeddings": length, _ORIGINAL: original}
 
 
+def fused_ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
+    """An ffn with gate and up in one matrix."""
+    halves, bias = (
+        (place.leaf("ffn/gate", "d (s f)"), place.leaf("ffn/up", "d (s f)")),
+        parts.dense_of(place.block).bias,
+    )
+    yield from parts.linear(place, f"{name}.gate_up_proj", "(s f) d", "d", halves, bias)
+    yield from parts.ffn(place, {}, f"{name}.down_proj")
+
+
 def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     """Phi-3's: LLaMA's with queries, keys and values one matrix, gate and up another."""
-    for tensor in PRE_NORM(config):
-        if not any(part in tensor.name for part in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")):
+    for tensor in PRE_NORM(config, ffn=fused_ffn):
+        if not any(part in tensor.name for part in ("q_proj", "k_proj", "v_proj")):
             yield tensor
     for place in parts.places(config):
         name, mixer = f"model.layers.{place.number}", parts.attention_of(place.block)
         shares = (mixer.heads, mixer.kv_heads, mixer.kv_heads)
         yield from parts.fused_attention(place, f"{name}.self_attn.qkv_proj", "(s h) d", "d s h", shares)
-        halves = (place.leaf("ffn/gate", "d (s f)"), place.leaf("ffn/up", "d (s f)"))
-        yield from parts.linear(
-            place, f"{name}.mlp.gate_up_proj", "(s f) d", "d", halves, parts.dense_of(place.block).bias
-        )
-
-
-_OLMO2 = functools.partial(tensors, after=("post_attention_layernorm", "post_feedforward_layernorm"))
 
 
 def _family(
@@ -174,5 +195,5 @@ FAMILIES = (
         ),
         tensors=_fused_tensors,
     ),
-    _family("olmo2", "Olmo2ForCausalLM", (*defaults(DECODER, epsilon=1e-5), BIAS), olmo2, _OLMO2),
+    _family("olmo2", "Olmo2ForCausalLM", (*defaults(DECODER, epsilon=1e-5), BIAS), olmo2, POST_NORM),
 )

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import experts, parts
+from llm_jax.interop import changes, experts, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table
 from llm_jax.interop.hf_t5 import COPIES, PAIR, UNREAD, tensors
@@ -25,15 +25,15 @@ from llm_jax.models.families.switch import switch
 
 def _switch(*, activation: Activation, load: float, z: float, **given: Any) -> EncoderDecoderConfig:
     pair = switch(**given)
-    stacks = (experts.balanced(parts.with_activation(stack, activation), load, z) for stack in pair.stacks)
+    stacks = (experts.balanced(changes.with_activation(stack, activation), load, z) for stack in pair.stacks)
     return EncoderDecoderConfig(*stacks)
 
 
 def _read_mixed(settings: Settings, found: Arguments) -> Arguments:
-    sides = {"every": ("encoder", found["layers"]), "decoder_every": ("decoder", found["decoder_layers"])}
+    stacks = {"every": ("encoder", found["layers"]), "decoder_every": ("decoder", found["decoder_layers"])}
     return {
         argument: _every(settings.given(f"num_sparse_{side}_layers", default=3), layers)
-        for argument, (side, layers) in sides.items()
+        for argument, (side, layers) in stacks.items()
     }
 
 
@@ -44,8 +44,8 @@ def _every(mixed: int, layers: int) -> int:
 
 
 def _write_mixed(config: EncoderDecoderConfig) -> dict[str, Any]:
-    sides = {"encoder": config.encoder, "decoder": config.decoder}
-    return {f"num_sparse_{name}_layers": len(parts.mixed_layers(side)) for name, side in sides.items()}
+    stacks = {"encoder": config.encoder, "decoder": config.decoder}
+    return {f"num_sparse_{name}_layers": len(parts.mixed_layers(side)) for name, side in stacks.items()}
 
 
 def _layer(config: EncoderDecoderConfig) -> MoEConfig:

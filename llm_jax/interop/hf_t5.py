@@ -1,4 +1,4 @@
-"""Checkpoints of T5 and T5 1.1."""
+"""Checkpoints of T5, T5 1.1 and mT5."""
 
 import dataclasses
 import functools
@@ -39,8 +39,8 @@ PAIR: Table = (
 """What T5 and Switch Transformers have in common."""
 
 
-def _read_ffn(settings: Settings, found: Arguments) -> Arguments:
-    stated = settings.given("feed_forward_proj", default="relu")
+def _read_ffn(settings: Settings, found: Arguments, default: str = "relu") -> Arguments:
+    stated = settings.given("feed_forward_proj", default=default)
     activation = settings.activation("feed_forward_proj", default=stated, prefix="gated-")
     # "gated-gelu" has always meant the tanh form.
     activation = "gelu_tanh" if stated == "gated-gelu" else activation
@@ -55,18 +55,23 @@ def _write_ffn(config: EncoderDecoderConfig) -> dict[str, Any]:
 
 
 def _read_head(settings: Settings, found: Arguments) -> Arguments:
-    tied = settings.given("tie_word_embeddings", default=True)
-    scaled = settings.given("scale_decoder_outputs", default=tied)
-    # Files of transformers 5 always say that weights are tied, which they are unless a matrix lies beside the table.
+    scaled = settings.given("scale_decoder_outputs", default=settings.given("tie_word_embeddings", default=True))
+    return {"tied": scaled or _ties(settings), "scaled": scaled}
+
+
+def _ties(settings: Settings) -> bool:
+    """Files of transformers 5 say that all weights are tied, which they are unless a matrix lies beside the table."""
     stored = settings.stores("lm_head.weight")
-    own = not scaled and (not tied if stored is None else stored)
-    return {"tied": not own, "scaled": scaled}
+    return settings.given("tie_word_embeddings", default=True) if stored is None else not stored
 
 
 def _write_head(config: EncoderDecoderConfig) -> dict[str, Any]:
     head = config.decoder.head
-    tied = isinstance(head, TiedHead)
-    return {"tie_word_embeddings": tied, "scale_decoder_outputs": isinstance(head, TiedHead) and head.scale != 1}
+    return _write_tied(config) | {"scale_decoder_outputs": isinstance(head, TiedHead) and head.scale != 1}
+
+
+def _write_tied(config: EncoderDecoderConfig) -> dict[str, Any]:
+    return {"tie_word_embeddings": isinstance(config.decoder.head, TiedHead)}
 
 
 def _t5(*, tied: bool, scaled: bool, **given: Any) -> EncoderDecoderConfig:
@@ -115,15 +120,21 @@ COPIES: dict[str, str] = dict.fromkeys(
 )
 UNREAD = (r"EncDecAttention\.relative_attention_bias\.weight$",)
 
+_FFN = Pair(_read_ffn, _write_ffn)
+_MT5: Table = (
+    *PAIR,
+    Pair(functools.partial(_read_ffn, default="gated-gelu"), _write_ffn),
+    # Its class scales no hidden states.
+    Pair(lambda settings, found: {"tied": _ties(settings), "scaled": False}, _write_tied),
+)
+
+
+def _family(kind: str, architecture: str, fields: Table) -> Family:
+    maps = functools.partial(tensors, ffn=_ffn)
+    return Family(kind, architecture, _t5, fields, maps, copies=COPIES, unread=UNREAD, kind=EncoderDecoderConfig)
+
+
 FAMILIES = (
-    Family(
-        "t5",
-        "T5ForConditionalGeneration",
-        _t5,
-        (*PAIR, Pair(_read_ffn, _write_ffn), Pair(_read_head, _write_head)),
-        functools.partial(tensors, ffn=_ffn),
-        copies=COPIES,
-        unread=UNREAD,
-        kind=EncoderDecoderConfig,
-    ),
+    _family("t5", "T5ForConditionalGeneration", (*PAIR, _FFN, Pair(_read_head, _write_head))),
+    _family("mt5", "MT5ForConditionalGeneration", _MT5),
 )

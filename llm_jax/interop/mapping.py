@@ -46,8 +46,8 @@ class Leaf:
         """The array [...] of `layout` with the features of its heads in our order; `inverse`: in theirs."""
         if not self.neighbours:
             return array
-        letters = self.layout.split()
-        axis = letters.index("h" if "h" in letters else "s")
+        axes = _axes(self.layout)
+        axis = axes.index("h" if "h" in axes else "s")
         pairs = np.arange(self.neighbours).reshape(-1, 2).T.ravel()
         order = np.concatenate([pairs, np.arange(self.neighbours, array.shape[axis])])
         return np.take(array, np.argsort(order) if inverse else order, axis=axis)
@@ -123,5 +123,9 @@ def _letters(layout: str) -> list[str]:
     return re.findall(r"[a-z]", layout)
 
 
+def _axes(layout: str) -> list[str]:
+    return re.findall(r"\([^)]*\)|\S+", layout)
+
+
 def _shape(layout: str, sizes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(math.prod(sizes[letter] for letter in _letters(axis)) for axis in re.findall(r"\([^)]*\)|\S+", layout))
+    return tuple(math.prod(sizes[letter] for letter in _letters(axis)) for axis in _axes(layout))

@@ -5,12 +5,11 @@ A family names its tensors with the number of the layer put in; the letters are 
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from llm_jax.core.checks import check, given
 from llm_jax.interop.mapping import Leaf, Tensor
-from llm_jax.layers.activations import Activation
 from llm_jax.layers.attention.attention import AttentionConfig, CrossAttentionConfig
 from llm_jax.layers.attention.latent import LatentAttentionConfig
 from llm_jax.layers.attention.masks import Causal
@@ -18,13 +17,12 @@ from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.mixer import Mixer
-from llm_jax.layers.norms import LayerNormConfig, Norm, RMSNormConfig
+from llm_jax.layers.norms import LayerNormConfig, Norm, OffsetLayerNormConfig, PlainLayerNormConfig, RMSNormConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.decoder import segments
-from llm_jax.models.heads import AnyHead, ClassHead, HeadConfig, TiedHead
+from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 
 Kind = TypeVar("Kind", bound=Mixer)
 
@@ -103,6 +101,11 @@ def rope_of(mixer: AttentionConfig | LatentAttentionConfig) -> RoPEConfig:
     return mixer.position
 
 
+def rotated(mixer: AttentionConfig) -> int:
+    """Features of each head that are rotated."""
+    return 0 if mixer.position is None else rope_of(mixer).features or mixer.head_dim
+
+
 def dense_of(block: BlockConfig) -> DenseConfig:
     """The ffn of a block. ValueError where it has none or experts."""
     if not isinstance(block.ffn, DenseConfig):
@@ -124,9 +127,9 @@ def router_of(layer: MoEConfig) -> SoftmaxConfig | SigmoidConfig:
     return layer.router
 
 
-def norm_of(block: BlockConfig) -> LayerNormConfig | RMSNormConfig:
+def norm_of(block: BlockConfig) -> LayerNormConfig | OffsetLayerNormConfig | RMSNormConfig:
     """The norms of a block. ValueError where it has none, or others."""
-    if not isinstance(block.norm, LayerNormConfig | RMSNormConfig):
+    if not isinstance(block.norm, LayerNormConfig | OffsetLayerNormConfig | RMSNormConfig):
         raise ValueError(f"a block has the norm {type(block.norm).__name__}, and this family has LayerNorm or RMSNorm")
     return block.norm
 
@@ -142,41 +145,6 @@ def learned_of(config: TransformerConfig) -> LearnedPositionsConfig:
     if not isinstance(position, LearnedPositionsConfig):
         raise ValueError(f"embed.position is {position}, and this family has a learned table of positions")
     return position
-
-
-def changed(config: TransformerConfig, change: Callable[[int, BlockConfig], BlockConfig]) -> TransformerConfig:
-    """The model with every block changed; `change` is given the number of the layer. Layers that share their weights
-    keep their segments, and are given the number of the first."""
-    if any(segment.shared for segment in config.segments):
-        kept = (
-            dataclasses.replace(one, blocks=tuple(change(0, block) for block in one.blocks)) for one in config.segments
-        )
-        return dataclasses.replace(config, segments=tuple(kept))
-    blocks = (block for segment in config.segments for _ in range(segment.repeats) for block in segment.blocks)
-    return dataclasses.replace(config, segments=segments(tuple(change(i, block) for i, block in enumerate(blocks))))
-
-
-def with_activation(config: TransformerConfig, activation: Activation) -> TransformerConfig:
-    """The model with another nonlinearity in every ffn, experts included."""
-
-    def of(ffn: Any) -> Any:
-        if isinstance(ffn, MoEConfig):
-            shared = None if ffn.shared is None else of(ffn.shared)
-            return dataclasses.replace(ffn, expert=of(ffn.expert), shared=shared)
-        return dataclasses.replace(ffn, activation=activation)
-
-    return changed(config, lambda _, block: dataclasses.replace(block, ffn=of(block.ffn)))
-
-
-def with_tied(config: TransformerConfig, tied: bool) -> TransformerConfig:
-    """The model with the scores of its vocabulary from the embedding's table, or from a matrix of their own."""
-    head, narrow = config.head, config.embed.table_width(config.width)
-    if head is None or isinstance(head, ClassHead) or isinstance(head, TiedHead) == tied:
-        return config
-    transform, width = head.transform, None if tied or narrow == config.width else narrow
-    transform = transform and dataclasses.replace(transform, width=width)
-    alike = {"softcap": head.softcap, "bias": head.bias, "transform": transform}
-    return dataclasses.replace(config, head=TiedHead(**alike) if tied else HeadConfig(**alike))
 
 
 def embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
@@ -240,8 +208,8 @@ def norm(name: str, config: Norm | None, path: str | Leaf, size: int) -> Iterato
     """
     config = given(config, f"the model has no norm for {name}, and this family has")
     at = path if isinstance(path, Leaf) else Leaf(path, "d")
-    vectors = {"weight": "scale"}
-    if isinstance(config, LayerNormConfig) and config.bias:
+    vectors = {} if isinstance(config, PlainLayerNormConfig) else {"weight": "scale"}
+    if isinstance(config, OffsetLayerNormConfig) or (isinstance(config, LayerNormConfig) and config.bias):
         vectors["bias"] = "bias"
     for theirs, ours in vectors.items():
         leaf = dataclasses.replace(at, path=f"{at.path}/{ours}", layout="d")
@@ -299,11 +267,23 @@ def attention(place: Place, names: Iterable[str], neighbours: int = 0, branch: s
 
 
 def fused_attention(
-    place: Place, name: str, layout: str, leaf_layout: str, shares: tuple[int, int, int] = (1, 1, 1)
+    place: Place,
+    name: str,
+    layout: str,
+    leaf_layout: str,
+    shares: tuple[int, int, int] = (1, 1, 1),
+    order: tuple[str, str, str] = ("query", "key", "value"),
+    neighbours: int = 0,
 ) -> Iterator[Tensor]:
-    """Queries, keys and values in one linear layer, cut along s into `shares`."""
-    names = ("query", "key", "value")
-    leaves = tuple(place.leaf(f"mixer/{ours}", leaf_layout, share) for ours, share in zip(names, shares, strict=True))
+    """Queries, keys and values in one linear layer, cut along s into `shares` in this order.
+
+    Args:
+      neighbours: as of `Leaf`, of queries and keys.
+    """
+    leaves = tuple(
+        place.leaf(f"mixer/{ours}", leaf_layout, share, 0 if ours == "value" else neighbours)
+        for ours, share in zip(order, shares, strict=True)
+    )
     yield from linear(place, name, layout, "d", leaves, attention_of(place.block).bias)
 
 

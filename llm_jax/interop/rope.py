@@ -21,6 +21,9 @@ from llm_jax.layers.positions.rope_scaling import (
     YaRNScaling,
 )
 
+KINDS = ("full_attention", "sliding_attention")
+"""Names of layers that see all before, and of those with a window."""
+
 
 def read_rope(settings: Settings, head_dim: int, max_length: int, base: float = 10_000.0) -> RoPEConfig:
     """The rotary positions of a config.json whose family rotates whole heads.
@@ -62,6 +65,24 @@ def read_partial_rope(
     scaled = isinstance(scaling, YaRNScaling)
     check(base > 1 or not scaled, f"config.json has rope_theta = {base}: YaRN takes its logarithm, so it must exceed 1")
     return RoPEConfig(base, None if features == head_dim else features, scaling)
+
+
+def read_ropes_by_kind(
+    settings: Settings, head_dim: int, max_length: int, bases: tuple[float, float]
+) -> tuple[RoPEConfig, RoPEConfig]:
+    """The rotary positions of layers that see all before and of those with a window: `rope_parameters` has options for
+    each, `rope_scaling` those of the former only.
+
+    Args:
+      bases: of either, where `rope_parameters` names none.
+    """
+    full, sliding = (settings.nested("rope_parameters").given(kind) for kind in KINDS)
+    stated = (full or settings.given("rope_scaling"), sliding)
+    found = (
+        read_rope(Settings({"rope_parameters": options}), head_dim, max_length, base)
+        for options, base in zip(stated, bases, strict=True)
+    )
+    return next(found), next(found)
 
 
 def _base(settings: Settings, default: float) -> float:

@@ -5,7 +5,7 @@ Neither changes what a model with given weights computes. Both are kept when a m
 
 import dataclasses
 from collections.abc import Iterator, Set
-from typing import Any, get_args
+from typing import Any
 
 from llm_jax.core.checks import check
 from llm_jax.interop.family import Family
@@ -36,6 +36,12 @@ _BERT = {
     "attention": ("attention_probs_dropout_prob", 0.1),
     "head": ("classifier_dropout", 0.1),
 }
+_DISTILBERT = {
+    "residual": ("dropout", 0.1),
+    "embed": ("dropout", 0.1),
+    "attention": ("attention_dropout", 0.1),
+    "head": ("seq_classif_dropout", 0.2),
+}
 _ALBERT = {place: (name, 0.0) for place, (name, _) in _BERT.items()} | {"head": ("classifier_dropout_prob", 0.1)}
 _BART = {
     "residual": ("dropout", 0.1),
@@ -57,13 +63,25 @@ _RATES: dict[str, dict[str, Option]] = {
     "bloom": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
     "mpt": _MPT,
     "dbrx": _DBRX,
+    "phi": _ATTENTION | {"residual": ("resid_pdrop", 0.0), "embed": ("embd_pdrop", 0.0)},
+    "gpt_neo": _ATTENTION | {"residual": ("resid_dropout", 0.0), "embed": ("embed_dropout", 0.0)},
+    "persimmon": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
+    "stablelm": _ATTENTION | {"residual": ("hidden_dropout", 0.0)},
+    "codegen": _GPTJ,
     "bert": _BERT,
     "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    # It drops what attention adds to the stream as little as what a pooler gives.
+    "distilbert": _DISTILBERT,
     "electra": _BERT,
     "albert": _ALBERT,
     "bart": _BART,
+    "mbart": _BART,
+    "pegasus": _BART,
     "marian": _BART,
     "t5": _T5,
+    "mt5": _T5,
     "switch_transformers": _T5 | {"experts": ("dropout_rate", 0.1)},
     "xlnet": _alike(("dropout", 0.1), "residual", "embed", "attention", "ffn", "final")
     | {"head": ("summary_last_dropout", 0.1)},
@@ -72,13 +90,15 @@ _RATES: dict[str, dict[str, Option]] = {
 """{model_type: {field of `Rates`: its option}}; where a type is missing, `attention_dropout` is all there is."""
 
 _LAYER_DROP = {"encoder": "encoder_layerdrop", "decoder": "decoder_layerdrop"}
-"""Of the stacks of BART and Marian."""
+"""Of the stacks of BART and its relatives."""
 
-_DEVIATIONS = {"opt": "init_std", "bart": "init_std"}
+_OF_BART = ("bart", "mbart", "pegasus", "marian")
+
+_DEVIATIONS = {"opt": "init_std", "bart": "init_std", "mbart": "init_std"}
 """{model_type: option of the standard deviation of initial values}; `initializer_range` where a type is missing."""
-_FACTORS = {"t5", "switch_transformers"}
+_FACTORS = {"t5", "mt5", "switch_transformers"}
 """Whose `initializer_factor` multiplies all initial values."""
-_BY_SIZE = {"gpt_neox", "gptj", "mpt", "marian", "recurrent_gemma"}
+_BY_SIZE = {"gpt_neox", "gptj", "mpt", "marian", "pegasus", "recurrent_gemma"}
 """Whose initial values follow from their sizes: the option has never served their training, and is left alone."""
 
 
@@ -104,7 +124,7 @@ def read(family: Family, options: dict[str, Any], tensors: Set[str] | None = Non
     if not _drops_before_scores(config, kind):
         rates.pop("head", None)
     config = with_dropout(config, Rates(**{name: rate for name, rate in rates.items() if _has(places, name)}))
-    if kind in ("bart", "marian"):
+    if kind in _OF_BART:
         for side, name in _LAYER_DROP.items():
             layers = Rates(layers=_share(name, _stated(options, name) or 0.0))
             config = dataclasses.replace(config, **{side: with_dropout(getattr(config, side), layers)})
@@ -119,7 +139,7 @@ def write(family: Family, config: ModelConfig) -> dict[str, Any]:
             rate = int(rate) if isinstance(default, int) and rate == int(rate) else rate
             parent, _, leaf = name.rpartition(".")
             options |= {parent: (_stated(options, parent) or {}) | {leaf: rate}} if parent else {leaf: rate}
-    if kind in ("bart", "marian"):
+    if kind in _OF_BART:
         options |= {name: rates_of(getattr(config, side)).layers for side, name in _LAYER_DROP.items()}
     table = config.stacks[-1].embed.init
     if kind in _FACTORS and isinstance(table, Normal):
@@ -164,7 +184,7 @@ def _with_initial_values(config: ModelConfig, kind: str, options: dict[str, Any]
     number = isinstance(stated, int | float) and not isinstance(stated, bool)
     check(number and stated > 0, f"config.json has {name} = {stated!r}: a scale of initial values is greater than 0")
     if kind in _FACTORS:
-        return _scaled(config, float(stated), get_args(Init))
+        return _scaled(config, float(stated), (Init,))
     return _scaled(config, stated / table.stddev, (Normal,))
 
 

@@ -37,9 +37,9 @@ from llm_jax.layers.ffn.routers.sinkhorn import SinkhornConfig
 from llm_jax.layers.ffn.routers.soft import SoftConfig
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.ffn.routing import Router
-from llm_jax.layers.initialisers import FanIn, Glorot, Normal, Uniform, UniformFanIn, UniformGlorot, Zero
+from llm_jax.layers.initialisers import FanIn, Glorot, Init, Normal, Uniform, UniformFanIn, UniformGlorot, Zero
 from llm_jax.layers.mixer import Mixer
-from llm_jax.layers.norms import LayerNormConfig, Norm, RMSNormConfig
+from llm_jax.layers.norms import LayerNormConfig, Norm, OffsetLayerNormConfig, PlainLayerNormConfig, RMSNormConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.position import AddedPosition, PositionBias, RotaryPosition
@@ -87,6 +87,7 @@ __all__ = [
     "GroupLimit",
     "HashConfig",
     "ImportanceLoss",
+    "Init",
     "Jitter",
     "Kernel",
     "LSTMConfig",
@@ -105,9 +106,11 @@ __all__ = [
     "Noisy",
     "Norm",
     "Normal",
+    "OffsetLayerNormConfig",
     "Permuted",
     "PlainKernel",
     "PositionBias",
+    "PlainLayerNormConfig",
     "QKNormConfig",
     "RGLRUConfig",
     "RMSNormConfig",

@@ -1,10 +1,10 @@
 """Initialisers of parameters: each distribution is a config type.
 
-A type has `stddev_of(fan_in, fan_out)`, the standard deviation, `draw(fan_in, fan_out)`, a Flax initialiser, and
-`words`, a short description. Fan-in and fan-out are the numbers of input and output features of a matrix. For a table
-of vectors they are the width and the number of rows.
+Fan-in and fan-out are the numbers of input and output features of a matrix. For a table of vectors they are the width
+and the number of rows.
 """
 
+import abc
 import math
 from collections.abc import Callable
 from typing import cast
@@ -17,31 +17,43 @@ from llm_jax.core.configclass import configclass
 from llm_jax.layers.roles import ParameterBox, Role
 
 
-class _Gaussian:
+@configclass
+class Init(abc.ABC):
+    """A distribution of initial values. To add a distribution, derive a configclass from it."""
+
+    @abc.abstractmethod
+    def stddev_of(self, fan_in: int, fan_out: int) -> float:
+        """Standard deviation of the values, before truncation."""
+
+    @abc.abstractmethod
+    def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
+        """Flax initialiser for a parameter of this fan-in and fan-out."""
+
+    @property
+    @abc.abstractmethod
+    def formula(self) -> str:
+        """The distribution as text, such as 'N(0, 0.02)'."""
+
+
+class _Gaussian(Init):
     """Base of Gaussian initialisers."""
 
-    cut: float | None = None
-    """Truncation in standard deviations, by redrawing; None: no truncation."""
-
-    def stddev_of(self, fan_in: int, fan_out: int) -> float:
-        """Standard deviation before truncation."""
-        raise NotImplementedError
+    @property
+    def cutoff(self) -> float | None:
+        """Truncation in standard deviations, by redrawing; None: no truncation."""
+        return None
 
     def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
         """Flax initialiser for a parameter of this fan-in and fan-out."""
-        stddev, cut = self.stddev_of(fan_in, fan_out), self.cut
+        stddev, cut = self.stddev_of(fan_in, fan_out), self.cutoff
         if cut is None:
             return nn.initializers.normal(stddev)
         # Flax's own initialiser divides by the standard deviation after truncation; TensorFlow's and PyTorch's do not.
         return lambda key, shape, dtype: jax.random.truncated_normal(key, -cut, cut, shape, dtype) * stddev
 
 
-class _Uniform:
+class _Uniform(Init):
     """Base of uniform initialisers around zero."""
-
-    def stddev_of(self, fan_in: int, fan_out: int) -> float:
-        """Standard deviation."""
-        raise NotImplementedError
 
     def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
         """Flax initialiser for a parameter of this fan-in and fan-out."""
@@ -62,14 +74,17 @@ class Normal(_Gaussian):
         check_positive(stddev=self.stddev)
         check_positive_if_given(cut=self.cut)
 
+    @property
+    def cutoff(self) -> float | None:
+        return self.cut
+
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
         """Standard deviation before truncation."""
         return self.stddev
 
     @property
-    def words(self) -> str:
-        """The distribution as text."""
-        return f"N(0, {self.stddev:.4g}){_cut_words(self.cut)}"
+    def formula(self) -> str:
+        return f"N(0, {self.stddev:.4g}){_cut_text(self.cut)}"
 
 
 @configclass
@@ -84,14 +99,17 @@ class FanIn(_Gaussian):
         check_positive(gain=self.gain)
         check_positive_if_given(cut=self.cut)
 
+    @property
+    def cutoff(self) -> float | None:
+        return self.cut
+
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
         """Standard deviation before truncation."""
         return self.gain / math.sqrt(fan_in)
 
     @property
-    def words(self) -> str:
-        """The distribution as text."""
-        return f"N(0, {self.gain:.4g} / sqrt(fan-in)){_cut_words(self.cut)}"
+    def formula(self) -> str:
+        return f"N(0, {self.gain:.4g} / sqrt(fan-in)){_cut_text(self.cut)}"
 
 
 @configclass
@@ -108,8 +126,7 @@ class Glorot(_Gaussian):
         return self.gain * math.sqrt(2 / (fan_in + fan_out))
 
     @property
-    def words(self) -> str:
-        """The distribution as text."""
+    def formula(self) -> str:
         return f"N(0, {self.gain:.4g} / sqrt(mean of fan-in and fan-out))"
 
 
@@ -127,8 +144,7 @@ class Uniform(_Uniform):
         return self.limit / math.sqrt(3)
 
     @property
-    def words(self) -> str:
-        """The distribution as text."""
+    def formula(self) -> str:
         return f"uniform within {self.limit:.4g}"
 
 
@@ -147,8 +163,7 @@ class UniformFanIn(_Uniform):
         return self.gain / math.sqrt(fan_in)
 
     @property
-    def words(self) -> str:
-        """The distribution as text."""
+    def formula(self) -> str:
         return f"uniform within {self.gain * math.sqrt(3):.4g} / sqrt(fan-in)"
 
 
@@ -166,13 +181,12 @@ class UniformGlorot(_Uniform):
         return self.gain * math.sqrt(2 / (fan_in + fan_out))
 
     @property
-    def words(self) -> str:
-        """The distribution as text."""
+    def formula(self) -> str:
         return f"uniform within {self.gain * math.sqrt(3):.4g} / sqrt(mean of fan-in and fan-out)"
 
 
 @configclass
-class Zero:
+class Zero(Init):
     """Zeros."""
 
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
@@ -184,12 +198,9 @@ class Zero:
         return nn.initializers.zeros_init()
 
     @property
-    def words(self) -> str:
-        """The distribution as text."""
+    def formula(self) -> str:
         return "0"
 
-
-Init = Normal | FanIn | Glorot | Uniform | UniformFanIn | UniformGlorot | Zero
 
 TORCH_DEFAULT = UniformFanIn(1 / math.sqrt(3))
 """PyTorch's default for kernels and biases of Linear and Conv1d; the fan-in of a bias is that of its kernel."""
@@ -207,5 +218,5 @@ def annotated(init: nn.initializers.Initializer, logical_axes: tuple[str, ...], 
     return cast("Callable[..., jax.Array]", lambda *drawn: ParameterBox(init(*drawn), logical_axes, role=Role(role)))
 
 
-def _cut_words(cut: float | None) -> str:
+def _cut_text(cut: float | None) -> str:
     return "" if cut is None else f" cut at {cut:.4g} deviations"

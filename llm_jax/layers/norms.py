@@ -68,6 +68,63 @@ class RMSNormConfig(Norm):
         return width
 
 
+@configclass
+class PlainLayerNormConfig(Norm):
+    """LayerNorm without scale and bias (Groeneveld et al. 2024, arXiv:2402.00838, 2.1: OLMo)."""
+
+    epsilon: float = 1e-5
+
+    def __post_init__(self):
+        check_positive(epsilon=self.epsilon)
+
+    def build(self, precision: Precision, name: str | None) -> "PlainLayerNorm":
+        return PlainLayerNorm(self, precision, name=name)
+
+    def parameters(self, width: int) -> int:
+        return 0
+
+
+@configclass
+class OffsetLayerNormConfig(Norm):
+    """LayerNorm whose scale is one plus the parameter, which starts at zero (NVIDIA 2024, arXiv:2402.16819, 2)."""
+
+    epsilon: float = 1e-5
+
+    def __post_init__(self):
+        check_positive(epsilon=self.epsilon)
+
+    def build(self, precision: Precision, name: str | None) -> "OffsetLayerNorm":
+        return OffsetLayerNorm(self, precision, name=name)
+
+    def parameters(self, width: int) -> int:
+        return 2 * width
+
+
+class PlainLayerNorm(nn.Module):
+    """[..., D] -> [..., D] in the compute dtype."""
+
+    config: PlainLayerNormConfig
+    precision: Precision
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = jnp.ones(x.shape[-1], jnp.float32)
+        return fence_gradients(normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, True))
+
+
+class OffsetLayerNorm(nn.Module):
+    """[..., D] -> [..., D] in the compute dtype."""
+
+    config: OffsetLayerNormConfig
+    precision: Precision
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = _vector(self, "scale", nn.initializers.zeros_init(), x.shape[-1], Role.NORM) + 1
+        y = normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, True)
+        bias_D = _vector(self, "bias", nn.initializers.zeros_init(), x.shape[-1], Role.BIAS)
+        return fence_gradients(y + broadcast(bias_D, y.shape, y.dtype))
+
+
 class LayerNorm(nn.Module):
     """[..., D] -> [..., D] in the compute dtype."""
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core.checks import check, check_fraction
+from llm_jax.core.checks import check, check_fraction, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.attention.attention import CrossAttentionConfig
@@ -53,6 +53,18 @@ class Serial:
 
 
 @configclass
+class ScaledSerial(Serial):
+    """`Serial` with each branch output multiplied by `factor` (Granite Team 2024,
+    github.com/ibm-granite/granite-3.0-language-models/blob/main/paper.pdf, section 2: its residual multiplier)."""
+
+    factor: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(factor=self.factor)
+
+
+@configclass
 class Parallel:
     """x + mixer(norm(x)) + ffn(norm(x)) (GPT-J; Chowdhery et al. 2022, arXiv:2204.02311, 2)."""
 
@@ -73,7 +85,7 @@ class Chain:
         return 0
 
 
-Wiring = Serial | Parallel | Chain
+Wiring = Serial | ScaledSerial | Parallel | Chain
 
 
 @configclass
@@ -177,7 +189,8 @@ class Block(nn.Module):
     def _serial(self, wiring: Serial, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
         for name in names:
             y_BTD = branch(name, self._norm(f"{name}_norm", x_BTD, wiring.before))
-            x_BTD = self._add(x_BTD, self._norm(f"{name}_out_norm", y_BTD, wiring.after))
+            y_BTD = self._norm(f"{name}_out_norm", y_BTD, wiring.after)
+            x_BTD = self._add(x_BTD, y_BTD * wiring.factor if isinstance(wiring, ScaledSerial) else y_BTD)
             x_BTD = self._norm(f"{name}_stream_norm", x_BTD, wiring.stream)
         return x_BTD
 

@@ -1,7 +1,7 @@
 """Sizes and costs of a model as text."""
 
 import dataclasses
-from typing import Any, get_args
+from typing import Any
 
 from llm_jax.core.checks import check
 from llm_jax.core.dtypes import MIXED
@@ -55,9 +55,9 @@ def initialisers(config: ModelConfig) -> dict[str, str]:
     found: dict[str, list[str]] = {}
 
     def visit(name: str, value: Any) -> None:
-        if isinstance(value, get_args(Init)):
-            if value.words not in found.setdefault(name, []):
-                found[name].append(value.words)
+        if isinstance(value, Init):
+            if value.formula not in found.setdefault(name, []):
+                found[name].append(value.formula)
         elif isinstance(value, tuple):
             for item in value:
                 visit(name, item)

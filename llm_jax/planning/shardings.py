@@ -20,7 +20,7 @@ class ShardInfo:
 
     name: str
     shape: tuple[int, ...]
-    words: tuple[str, ...]
+    logical_axes: tuple[str, ...]
     """The logical axis of each axis."""
     spec: PartitionSpec
     """The mesh axes over which each axis is sharded in forward and backward pass."""
@@ -44,21 +44,23 @@ class Totals:
 
 
 def places(made: Programs) -> list[ShardInfo]:
-    """The shardings of all parameters of a run."""
-    state, (_, words) = made.abstract_state, abstract_parameters(made.model)
+    """Every parameter of a run."""
+    state, (_, logical_axes) = made.abstract_state, abstract_parameters(made.model)
     kept = [*_with_paths(state.opt_state), *_with_paths(state.ema)]
     return [
         ShardInfo(
             name=trees.path_name(path),
             shape=leaf.shape,
-            words=axes,
+            logical_axes=axes,
             spec=leaf.sharding.spec,
             bytes=_bytes(leaf.shape, leaf),
             device_bytes=_on_device(leaf),
             optimizer_bytes=sum(_on_device(other) for place, other in kept if place[-len(path) :] == path),
         )
         for (path, leaf), axes in zip(
-            _with_paths(state.params), jax.tree.leaves(words, is_leaf=lambda x: isinstance(x, tuple)), strict=True
+            _with_paths(state.params),
+            jax.tree.leaves(logical_axes, is_leaf=lambda x: isinstance(x, tuple)),
+            strict=True,
         )
     ]
 
@@ -66,8 +68,8 @@ def places(made: Programs) -> list[ShardInfo]:
 def totals(made: Programs) -> Totals:
     """Bytes of all parameters, gradients, optimizer state and moving average on a device."""
     state = made.abstract_state
-    shapes, words = abstract_parameters(made.model)
-    gradients = made.layout.gradients(shapes, words)
+    shapes, logical_axes = abstract_parameters(made.model)
+    gradients = made.layout.gradients(shapes, logical_axes)
     return Totals(
         parameters=_sum(state.params),
         gradients=sum(
@@ -119,7 +121,7 @@ def table(made: Programs) -> Table:
 def _divided(place: ShardInfo) -> str:
     parts = [
         f"{word}: {' x '.join((axes,) if isinstance(axes, str) else axes)}"
-        for word, axes in zip(place.words, place.spec, strict=True)
+        for word, axes in zip(place.logical_axes, place.spec, strict=True)
         if axes
     ]
     return ", ".join(parts) or "nothing"

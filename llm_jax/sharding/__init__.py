@@ -1,0 +1,31 @@
+"""How arrays are divided over devices: a mesh and a strategy. Layers name logical axes and know no device."""
+
+from llm_jax.sharding.mesh import MeshConfig
+from llm_jax.sharding.partition import Layout
+from llm_jax.sharding.rules import (
+    AllToAll,
+    Combined,
+    ContextParallel,
+    DataParallel,
+    ExpertParallel,
+    FullySharded,
+    PipelineParallel,
+    Ring,
+    ShardingConfig,
+    TensorParallel,
+)
+
+__all__ = [
+    "AllToAll",
+    "Combined",
+    "ContextParallel",
+    "DataParallel",
+    "ExpertParallel",
+    "FullySharded",
+    "Layout",
+    "MeshConfig",
+    "PipelineParallel",
+    "Ring",
+    "ShardingConfig",
+    "TensorParallel",
+]

@@ -1,4 +1,4 @@
-"""Weights that training begins with, where it does not begin with drawn ones."""
+"""Initial weights that are loaded instead of randomly initialised."""
 
 from llm_jax.starts.huggingface_start import HuggingFaceStart
 from llm_jax.starts.run_start import RunStart

@@ -1,4 +1,4 @@
-"""How weights that exist become the parameters of the experiment's model."""
+"""Converts loaded weights to the parameters of the experiment's model."""
 
 import dataclasses
 from typing import Any
@@ -18,22 +18,24 @@ from llm_jax.starts.start import Start, Weights
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Weights that fit a model, and which of its parameters they fill. `of` checks that they do."""
+    """Weights for a model, and the parameters that they do not fill. Built and checked by `of`."""
 
     weights: Weights
     model: Model
     drawn: tuple[str, ...]
-    """Names of the parameters that are drawn."""
+    """Names of the parameters that are randomly initialised."""
     resized: tuple[str, ...]
-    """Names of the tables of tokens of which only the rows that both models have are filled."""
+    """Names of the parameters with a vocabulary axis of another size. Only the rows that both models have are loaded.
+    """
     upcycles: bool
-    """Whether experts begin as copies of an ffn."""
+    """Whether experts are initialised as copies of a dense ffn (sparse upcycling)."""
 
     @classmethod
     def of(cls, start: Start, model: Model) -> "Fit":
-        """
+        """Checks the weights of `start` against a model.
+
         Raises:
-          ValueError: if the weights are of another model in anything that `start` does not name, or it names a
+          ValueError: if the weights belong to a model that differs in more than what `start` allows, or `start` names a
             parameter that the model does not have.
         """
         weights = start.find()
@@ -63,7 +65,7 @@ class Fit:
         return cls(weights, model, drawn, resized, False)
 
     def parameters(self, seed: int) -> Any:
-        """Reads the weights. What is drawn is what a run of this seed without a start begins with."""
+        """Reads the weights. Drawn parameters are those of a run with this seed and without a start."""
         precision = self.model.precision
         given = self.weights.load(precision)
         if self.upcycles:
@@ -88,7 +90,7 @@ class Fit:
         return jax.tree_util.tree_map_with_path(leaf, shapes)
 
     def facts(self) -> dict[str, Any]:
-        """What the run's card says of its beginning."""
+        """Facts about the initial weights for the run card."""
         count = len(list(trees.named_leaves(abstract_parameters(self.model)[0])))
         return {
             "weights": self.weights.origin,
@@ -108,7 +110,7 @@ class Fit:
 
 
 def _check_config(start: Start, weights: Weights, model: Model) -> None:
-    """That the configs agree in everything but what `start` names."""
+    """Checks that the configs agree, except in what `start` allows."""
     found, wanted = architecture(weights.config), architecture(model.config)
     fields = {name.split("/")[0] for name in start.fresh} | ({"vocab_size"} if start.resized_vocabulary else set())
     lines = [line for line in config.diff(wanted, found) if line.partition(":")[0].split(".")[0] not in fields]
@@ -120,7 +122,7 @@ def _check_config(start: Start, weights: Weights, model: Model) -> None:
 
 
 def _check_names(fresh: tuple[str, ...], names: list[str]) -> None:
-    """That each of `fresh` is the beginning of the name of a parameter."""
+    """Checks that each of `fresh` is a prefix of a parameter's name."""
     parts = sorted({"/".join(name.split("/")[:depth]) for name in names for depth in range(1, name.count("/") + 2)})
     for one in fresh:
         check(
@@ -135,7 +137,7 @@ def _is_fresh(name: str, fresh: tuple[str, ...]) -> bool:
 
 
 def _drawn(model: Model, names: set[str], key: jax.Array) -> dict[str, jax.Array]:
-    """Parameters as a run without a start has them; the compiler leaves out what is not asked for."""
+    """The parameters `names` as initialised without a start. The compiler removes the computation of all others."""
     if not names:
         return {}
 

@@ -1,4 +1,4 @@
-"""Weights in the format of Hugging Face's transformers."""
+"""Initial weights in the format of Hugging Face's transformers."""
 
 import functools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights of another run."""
+"""Initial weights from another run."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ from llm_jax.tokenizers.tokenizer import Tokenizer
 
 @configclass
 class RunStart(Start):
-    """The weights of a run that are meant for use: their moving average if the run keeps one. Optimizer state, step and
-    data position begin anew; `llm-jax train --from` takes them as well."""
+    """The evaluation weights of a run: the moving average if it has one. Optimizer state, step and data position start
+    from zero. To keep these as well, use `llm-jax train --from`."""
 
     run: str
     """The run directory."""
     step: int | None = None
-    """Of the checkpoint; None: the newest."""
+    """Step of the checkpoint; None: the newest."""
     best: bool = False
-    """Whether to take the checkpoint with the lowest `checkpoint.best_metric` of the run."""
+    """Whether to use the checkpoint with the lowest `checkpoint.best_metric` of the run."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -52,16 +52,16 @@ class RunStart(Start):
 
 
 def read_run(run: RunDirectory, step: int | None, best: bool) -> tuple[Any, Tokenizer | None, int | None]:
-    """The experiment of a run's checkpoint, its tokenizer if it has one, and the step of the checkpoint; None for the
-    newest.
+    """The experiment of a run's checkpoint, its tokenizer (None without one), and the step of the checkpoint (None for
+    the newest).
 
     Raises:
-      ValueError: if there is no run, or no such checkpoint.
+      ValueError: if there is no run, or no readable checkpoint.
     """
     found = restore.readable_records(run.checkpoints)
     check(bool(found) or run.experiment_file.exists(), f"{run.path} is not a run directory")
     check(bool(found), f"{run.path} has no checkpoint that can be read: train it, or wait for its first save")
-    # The record of a checkpoint says more surely than any other file what was trained.
+    # The record of a checkpoint is the most reliable source for the experiment that was trained.
     text = found.get(max(found) if step is None else step, found[max(found)]).run.experiment
     with run.own_types(text):
         experiment = config.parse(text)
@@ -76,10 +76,11 @@ def read_run(run: RunDirectory, step: int | None, best: bool) -> tuple[Any, Toke
 def restored_weights(
     run: RunDirectory, experiment: Any, precision: Precision, tokenizer_digest: str, step: int | None
 ) -> Restored:
-    """The weights that are meant for use, and the step of their checkpoint.
+    """The evaluation weights, with the step of their checkpoint: the moving average if the run has one, otherwise the
+    parameters.
 
     Raises:
-      ValueError: if the checkpoint is damaged, gone, or of another tokenizer.
+      ValueError: if the checkpoint is damaged, missing, or has another tokenizer.
     """
     shapes, _ = abstract_parameters(build(experiment.model, precision))
     part = "params" if experiment.update.ema_decay is None else "ema"

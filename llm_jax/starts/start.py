@@ -1,4 +1,4 @@
-"""Starts as configs: where the weights come from that training begins with."""
+"""Configs of starts: where initial weights are loaded from."""
 
 import abc
 import dataclasses
@@ -15,54 +15,56 @@ from llm_jax.tokenizers.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights that exist. Nothing is read but what describes them, until `load`."""
+    """Description of stored weights. The weights themselves are read only by `load`."""
 
     origin: str
-    """Where they are, for messages and for the run's card."""
+    """Their location, for messages and for the run card."""
     config: ModelConfig
-    """Of the model that they are the weights of."""
+    """Config of their model."""
     tokens: Callable[[], dict[str, int]]
-    """Id of each token; empty where that is not known."""
+    """Returns the id of each token; empty if unknown."""
     digest: str | None
-    """Of the tokenizer that they were trained with; None where that is not known."""
+    """Digest of the tokenizer that they were trained with; None if unknown."""
     load: Callable[[Precision], Any]
-    """The parameter tree of the model of `config`, in the number type of parameters."""
+    """Returns the parameter tree of the model of `config`, in the dtype of parameters."""
 
 
 @configclass(kw_only=True)
 class Start(abc.ABC):
-    """Weights that training begins with. Derive a configclass from it to read weights of another format.
+    """Where initial weights are loaded from. Derive a configclass from it to read weights of another format.
 
-    The weights must be those of the experiment's model, or of the same model without experts: then experts begin as
-    copies of the ffn whose place they take (models/upcycle.py). `fresh` and `resized_vocabulary` name what may differ.
+    The weights must be those of the experiment's model, or of the same model without experts. In the latter case every
+    expert is initialised from the dense ffn that it replaces (models/upcycle.py). `fresh` and `resized_vocabulary`
+    allow differences.
     """
 
     fresh: tuple[str, ...] = ()
-    """Parameters that are drawn whatever the weights hold, by the beginning of their names, such as 'head'."""
+    """Prefixes of the names of parameters, such as 'head', that are randomly initialised instead of loaded."""
     resized_vocabulary: bool = False
-    """Whether the number of tokens may differ. Ids that both models have must be the same tokens, and keep their
-    weights; those of further ids are drawn."""
+    """Whether the vocabulary size may differ. Ids that both models have must be the same tokens, and are loaded. Other
+    ids are randomly initialised."""
 
     def __post_init__(self):
         check("" not in self.fresh, "start.fresh holds an empty name, which is the beginning of every name: remove it")
 
     @abc.abstractmethod
     def find(self) -> Weights:
-        """
+        """Finds the weights and reads their description.
+
         Raises:
-          ValueError: if there are no weights, or what describes them cannot be read.
+          ValueError: if there are no weights, or their description cannot be read.
         """
 
 
 def check_tokens(weights: Weights, tokenizer: Tokenizer, resized: bool) -> None:
-    """Checks that token ids mean the same for the weights and in `tokenizer`. Weights whose tokenizer is not known
-    pass.
+    """Checks that token ids have the same meaning for the weights and in `tokenizer`. Passes if the tokenizer of the
+    weights is unknown.
 
     Args:
-      resized: whether only ids that both have are compared.
+      resized: whether to compare only ids that both have.
 
     Raises:
-      ValueError: naming a token whose ids differ.
+      ValueError: if they differ. The message gives a token whose ids differ.
     """
     if weights.digest == tokenizer.digest:
         return

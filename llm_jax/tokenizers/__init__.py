@@ -1,4 +1,4 @@
-"""Text to ids and back. An experiment names one of the configs; a run directory carries the tokenizer it made."""
+"""Tokenizers: text to ids and back. An experiment has one of the configs. Its run directory stores the tokenizer."""
 
 from llm_jax.tokenizers.byte import ByteTokenizerConfig
 from llm_jax.tokenizers.character import CharacterTokenizerConfig

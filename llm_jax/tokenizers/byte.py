@@ -1,4 +1,4 @@
-"""Raw UTF-8 bytes as tokens: no training, no unknown text, a vocabulary of 259."""
+"""UTF-8 bytes as tokens: no training, no unknown text, a vocabulary of 259."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,15 +17,15 @@ _CHARACTERS_PER_PART = 2**18
 
 @configclass
 class ByteTokenizerConfig(TokenizerConfig):
-    """Text as its UTF-8 bytes, as in ByT5 (Xue et al., 2022)."""
+    """UTF-8 bytes as tokens, as in ByT5 (Xue et al., 2022)."""
 
     def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "ByteTokenizer":
-        """See `TokenizerConfig`; nothing is trained or read."""
+        """See `TokenizerConfig`. Trains and reads nothing."""
         return ByteTokenizer()
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0..255 are the bytes; then bos 256, eos 257, pad 258."""
+    """Ids 0..255 are the bytes. bos is 256, eos 257, pad 258."""
 
     kind = "byte"
     file_name = "byte.txt"

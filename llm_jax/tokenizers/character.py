@@ -1,4 +1,4 @@
-"""Characters as tokens: the alphabet is the set of characters that a text file holds."""
+"""Characters as tokens. The alphabet is the set of characters of a text."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,10 +19,10 @@ class CharacterTokenizerConfig(TokenizerConfig):
     """The sorted characters of one text, as in nanoGPT's character-level data sets."""
 
     path: str | None = None
-    """UTF-8 text file, whose line ends count as they are written; None: the experiment's own training text."""
+    """UTF-8 text file, read without conversion of line ends; None: the experiment's training text."""
 
     def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "CharacterTokenizer":
-        """See `TokenizerConfig`; reads the file at `path`, or the documents."""
+        """See `TokenizerConfig`. Reads the file at `path`, or the documents."""
         if self.path is None:
             alphabet: set[str] = set()
             for document in documents():
@@ -33,13 +33,13 @@ class CharacterTokenizerConfig(TokenizerConfig):
 
 
 class CharacterTokenizer(Tokenizer):
-    """Ids 0..n-1 are the n characters of the alphabet in order of code point; then bos n, eos n+1, pad n+2."""
+    """Ids 0..n-1 are the n characters of the alphabet in order of code point. bos is n, eos n+1, pad n+2."""
 
     kind = "character"
     file_name = "alphabet.txt"
 
     def __init__(self, alphabet: str):
-        """`alphabet` holds each character once, sorted."""
+        """`alphabet` must hold each character once, sorted."""
         size = len(alphabet)
         super().__init__(size + 3, SpecialIds(bos=size, eos=size + 1, pad=size + 2), alphabet.encode())
         self.alphabet = alphabet

@@ -1,20 +1,20 @@
-"""Where a text may be cut so that its parts, encoded one by one, give the ids of the whole."""
+"""Splits a text into parts such that the ids of the parts, concatenated, are the ids of the text."""
 
 from collections.abc import Collection, Iterator
 
 
 def pieces_of(text: str, length: int) -> Iterator[str]:
-    """Parts of `length` characters, for tokenizers whose ids depend on one character each."""
+    """Parts of `length` characters, for tokenizers in which each id depends on one character."""
     for start in range(0, max(len(text), 1), length):
         yield text[start : start + length]
 
 
 def uncrossed(text: str, length: int, pairs: Collection[str]) -> Iterator[str]:
-    """Parts of at least `length` characters (but for the last), cut where the two neighbours are not in `pairs`.
+    """Parts of at least `length` characters (except the last), split between two characters that are not in `pairs`.
 
-    For byte-pair encoding without pretokens (Sennrich et al., 2016) with `pairs` all pairs of neighbouring characters
-    within the pieces: two symbols merge only into a piece, so no merge ever crosses such a place, and the merges on
-    either side do not depend on each other.
+    For byte-pair encoding without pretokens (Sennrich et al., 2016). `pairs` must hold all pairs of adjacent characters
+    within pieces. Two symbols merge only into a piece, so no merge crosses such a split, and the merges on either side
+    are independent.
     """
     start = 0
     while start < max(len(text), 1):

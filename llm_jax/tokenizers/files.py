@@ -1,11 +1,11 @@
-"""The small files that tokenizers are made of."""
+"""Reads the files of tokenizers."""
 
 from llm_jax.core import paths
 from llm_jax.core.checks import check
 
 
 def read_file(path: str, what: str) -> bytes:
-    """Content of a file that a config names.
+    """Content of a file in a config.
 
     Raises:
       ValueError: if it is missing, unreadable or empty.

@@ -1,4 +1,4 @@
-"""Reads back the folder that `Tokenizer.save` writes, such as the one that a run directory carries."""
+"""Loads tokenizers from folders that `Tokenizer.save` wrote, such as that of a run directory."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.byte import ByteTokenizer
 from llm_jax.tokenizers.character import CharacterTokenizer
 from llm_jax.tokenizers.files import read_file
-from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer
+from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer, HuggingFaceTokenizerConfig
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llm_jax.tokenizers.tokenizer import DESCRIPTION, DIGEST_KEY, SpecialIds, Tokenizer
 
@@ -23,13 +23,13 @@ _KINDS = {
 
 
 def exported_digest(folder: Path) -> str | None:
-    """Digest of the tokenizer that `Tokenizer.export` wrote into a folder of transformers'; None if another program
-    did."""
+    """Digest of the tokenizer that `Tokenizer.export` wrote into a transformers folder; None if another program wrote
+    it."""
     return _read(folder / "tokenizer_config.json").get(DIGEST_KEY)
 
 
 def exported_tokens(folder: Path) -> dict[str, int]:
-    """Id of each token by the tokenizer files of a folder of transformers'; empty without such files."""
+    """Id of each token from the tokenizer files of a transformers folder; empty if there are none."""
     if pipeline := _read(folder / "tokenizer.json"):
         return pipelines.token_ids(pipeline)
     for file in (file for name in ("tokenizer.model", "spiece.model") if (file := folder / name).exists()):
@@ -38,17 +38,34 @@ def exported_tokens(folder: Path) -> dict[str, int]:
     return _read(folder / "vocab.json")
 
 
+def transformers_tokenizer(folder: Path) -> tuple[Tokenizer, bool]:
+    """The tokenizer of a transformers folder, from its `tokenizer.json` or its SentencePiece model, and whether
+    transformers puts bos before a text.
+
+    Raises:
+      ValueError: if the folder has neither file, or `tokenizers`, which reads the first, is not installed.
+    """
+    if (folder / "tokenizer.json").exists():
+        tokenizer = HuggingFaceTokenizerConfig(str(folder)).build(lambda: (), folder, "")
+        return tokenizer, tokenizer.begins_with_bos
+    for file in (file for name in ("tokenizer.model", "spiece.model") if (file := folder / name).exists()):
+        tokenizer = SentencePieceTokenizer(read_file(str(file), "SentencePiece model"), str(file))
+        stated = _read(folder / "tokenizer_config.json").get("add_bos_token")
+        # transformers' T5 tokenizers never add bos. Its LLaMA tokenizers do, unless the file says otherwise.
+        return tokenizer, file.name == "tokenizer.model" if stated is None else bool(stated)
+    raise ValueError(f"{folder} has no tokenizer.json, tokenizer.model or spiece.model: add the tokenizer's files")
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is no such file."""
     return read_json_object(path, "restore it") if path.exists() else {}
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """Rebuilds a saved tokenizer. One of a user's own must be in a module that is imported already, as
-    `core.source.loaded` makes those of a run.
+    """Loads a saved tokenizer. The module of a user-defined type must already be imported, see `core.source.loaded`.
 
     Raises:
-      ValueError: if the folder is none that `save` wrote, its content is not what was saved, or its type is not there.
+      ValueError: if `save` did not write the folder, its content was changed, or its type does not exist.
     """
     directory = paths.at(directory)
     description = directory / DESCRIPTION
@@ -69,7 +86,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 
 def _type(kind: str, description: Path) -> type[Tokenizer]:
-    """The class that a description names: one of the package by its `kind`, any other by its module and name."""
+    """The class in a description: a class of the package by its `kind`, any other by its module and name."""
     if isinstance(kind, str) and "." in kind and not is_own_name(kind):
         return named_type(kind, f"the tokenizer of {description}", lambda cls: issubclass(cls, Tokenizer))
     check_one_of(f"{description}: kind", kind, _KINDS)

@@ -21,23 +21,23 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 @configclass
 class HuggingFaceTokenizerConfig(TokenizerConfig):
-    """A `tokenizer.json`, with the names of its special tokens, which that file does not tell.
+    """A `tokenizer.json`, with the names of its special tokens, which that file does not give.
 
-    Names left out are read from the `tokenizer_config.json` beside it. What is lacking there too is replaced as
-    `SpecialIds.choose` says.
+    Names that are None are read from the `tokenizer_config.json` in the same folder. Names missing there too are chosen
+    by `SpecialIds.choose`.
     """
 
     path: str
-    """The `tokenizer.json`, or the folder that holds it."""
+    """The `tokenizer.json`, or its folder."""
     bos: str | None = None
     """Token that begins a document."""
     eos: str | None = None
     """Token that ends a document."""
     pad: str | None = None
-    """Token that fills rows."""
+    """Token at padding positions."""
 
     def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "HuggingFaceTokenizer":
-        """See `TokenizerConfig`; reads the files at `path`."""
+        """See `TokenizerConfig`. Reads the files at `path`."""
         path = Path(self.path).expanduser()
         path = path / "tokenizer.json" if path.is_dir() else path
         content = read_file(str(path), "tokenizer file")
@@ -47,20 +47,20 @@ class HuggingFaceTokenizerConfig(TokenizerConfig):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """Whatever pipeline the file describes; whether a text comes back exactly is up to it.
+    """The pipeline of a `tokenizer.json`. Whether decoding restores a text exactly depends on the pipeline.
 
-    Special tokens are never read from text: `<s>` in a document is three characters. Truncation and padding that
-    the file may ask for are off. A document is encoded as a whole (see `Tokenizer.parts`): what a pipeline of
-    normaliser, pretokens and added tokens makes of a text may depend on any text before and after.
+    Special tokens are never parsed from text: `<s>` in a document is three characters. Truncation and padding of the
+    file are disabled. A document is encoded as a whole (see `Tokenizer.parts`), because normaliser, pretokens and added
+    tokens may make ids depend on any text before and after.
     """
 
     kind = "huggingface"
     file_name = "huggingface.json"
 
     def __init__(self, content: bytes, special: SpecialIds, source: str = "tokenizer.json"):
-        """`content` is a `tokenizer.json`; `source` names it in errors."""
+        """`content` is the text of a `tokenizer.json`. `source` names it in errors."""
         self._model = _load(content, source)
-        # Ids may have gaps, so that their number is no bound.
+        # Ids may have gaps, so the number of tokens is not an upper bound.
         super().__init__(max(self._model.get_vocab(with_added_tokens=True).values()) + 1, special, content)
         added = self._model.get_added_tokens_decoder()
         self._silent = {token_id for token_id, token in added.items() if token.special} | set(
@@ -76,7 +76,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._model.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """As `encode`, on all cores."""
+        """Same as `encode`, on all cores."""
         for text in texts:
             check_unicode(text)
         batch = self._model.encode_batch(list(texts), add_special_tokens=False)
@@ -86,8 +86,13 @@ class HuggingFaceTokenizer(Tokenizer):
         text, token = self.decode([token_id]), self._model.id_to_token(int(token_id)) or ""
         if _BYTE_TOKEN.fullmatch(token):
             return 1
-        # Part of a character: in a vocabulary of bytes every character of a token is one of them.
+        # Part of a character: in a byte-level vocabulary every character of a token stands for one byte.
         return len(token) if _REPLACEMENT in text else len(text.encode())
+
+    @property
+    def begins_with_bos(self) -> bool:
+        """Whether the file's post-processor puts bos before a text."""
+        return self._model.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
 
     def pipeline(self) -> dict[str, Any]:
         return json.loads(self.content) | {"truncation": None, "padding": None}
@@ -97,8 +102,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._model.decode(kept, skip_special_tokens=False)
 
     def _is_undecided(self, token_id: int) -> bool:
-        # A ByteFallback decoder spoils a whole run of bytes if any part of it is no UTF-8; only the run's end tells.
-        # A special token is left out of the run and so does not end it.
+        # If any part of a run of bytes is not UTF-8, a ByteFallback decoder replaces the whole run. So the text is
+        # known only at the end of the run. A special token is left out of the run and does not end it.
         return token_id in self._silent or bool(_BYTE_TOKEN.fullmatch(self._model.id_to_token(token_id) or ""))
 
 
@@ -111,7 +116,7 @@ def _load(content: bytes, source: str) -> Any:
         ) from error
     try:
         model = tokenizers.Tokenizer.from_str(content.decode())
-    # The package raises plain Exception for a file that it cannot read.
+    # The package raises plain Exception for an invalid file.
     except Exception as error:
         raise ValueError(f"{source} is no tokenizer.json of Hugging Face tokenizers ({error})") from error
     model.no_truncation()
@@ -121,7 +126,7 @@ def _load(content: bytes, source: str) -> Any:
 
 
 def _declared_names(path: Path) -> dict[str, str]:
-    """Special tokens that a `tokenizer_config.json` names, if there is one."""
+    """Special tokens in a `tokenizer_config.json`; empty if there is no such file."""
     if not path.exists():
         return {}
     facts = read_json_object(path, "repair or remove it")

@@ -1,8 +1,8 @@
-"""Tokenizers in the `tokenizer.json` format of Hugging Face's `tokenizers`, written from what they are made of: nothing
-is trained or approximated, and neither `tokenizers` nor `transformers` is needed.
+"""Exports tokenizers to the `tokenizer.json` format of Hugging Face's `tokenizers`. The conversion is exact, and needs
+neither `tokenizers` nor `transformers`.
 
-In that format a text passes a normalizer, a pre-tokenizer and a model; a decoder makes text of tokens
-(https://huggingface.co/docs/tokenizers/pipeline). A special token is listed under `added_tokens`.
+In that format a text passes a normalizer, a pre-tokenizer and a model. A decoder converts tokens to text
+(https://huggingface.co/docs/tokenizers/pipeline). Special tokens are listed under `added_tokens`.
 """
 
 import base64
@@ -13,17 +13,17 @@ from typing import Any
 from llm_jax.core.checks import check
 
 SPACE_MARK = "\u2581"
-# protobuf makes these classes when their module is imported: no type checker sees them in it.
+# protobuf creates these classes when the module is imported, so type checkers do not see them.
 _MESSAGES = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
 ModelProto: Any = _MESSAGES.ModelProto
-"""A SentencePiece model as a message."""
+"""The protobuf message of a SentencePiece model."""
 _PIECE = ModelProto.SentencePiece
 _UNREACHABLE = -1e6
-"""Score of pieces that no text yields, so low that the unigram model never takes them for their spelling."""
+"""Score of pieces that must not match text. It is so low that the unigram model never chooses them."""
 
 
 def of_bytes(special: dict[int, str]) -> dict[str, Any]:
-    """Tokens 0 to 255 are the bytes of the text as UTF-8.
+    """A pipeline in which tokens 0 to 255 are the UTF-8 bytes of the text.
 
     Args:
       special: names of special tokens by id.
@@ -34,23 +34,23 @@ def of_bytes(special: dict[int, str]) -> dict[str, Any]:
 
 
 def of_characters(alphabet: str, special: dict[int, str]) -> dict[str, Any]:
-    """Token i is the i-th character of `alphabet`; other characters are an error."""
+    """A pipeline in which token i is the i-th character of `alphabet`. Other characters are an error."""
     vocab = {character: index for index, character in enumerate(alphabet)}
-    # The model has no token of this name: `tokenizers` then refuses a character outside the vocabulary.
+    # The unknown token is not in the vocabulary, so that `tokenizers` raises an error for an unknown character.
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unknown character>"}
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
     return _pipeline(model, special, pre_tokenizer=split, decoder={"type": "Fuse"})
 
 
 def of_sentencepiece(content: bytes, keeps_space_marks: bool) -> dict[str, Any]:
-    """What a SentencePiece model of type BPE or unigram does.
+    """The pipeline of a SentencePiece model of type BPE or unigram.
 
     Args:
       content: a serialised ModelProto.
-      keeps_space_marks: whether U+2581 in a text is a character of its own, and no space.
+      keeps_space_marks: True: U+2581 in a text is an ordinary character. False: it is a space.
 
     Raises:
-      ValueError: for a model of another type, or with symbols defined by its user.
+      ValueError: for a model of another type, or with user-defined symbols.
     """
     model = ModelProto.FromString(content)
     kinds = {piece.type for piece in model.pieces}
@@ -58,7 +58,7 @@ def of_sentencepiece(content: bytes, keeps_space_marks: bool) -> dict[str, Any]:
         _PIECE.USER_DEFINED not in kinds,
         "the SentencePiece model has symbols defined by its user, which cannot be exported: leave its tokenizer out",
     )
-    # A space is written as itself: U+2581 in a text is then spelt in bytes like any other character.
+    # Spaces in pieces are written as spaces, so that U+2581 in a text is spelt in bytes like any unknown character.
     names = [
         piece.piece.replace(SPACE_MARK, " ") if piece.type == _PIECE.NORMAL else piece.piece for piece in model.pieces
     ]
@@ -82,20 +82,21 @@ def of_sentencepiece(content: bytes, keeps_space_marks: bool) -> dict[str, Any]:
 
 
 def _apart(normal: Iterable[str], others: Iterable[str], fallback: bool) -> dict[str, Any] | None:
-    """Cuts a text at characters that no piece holds, if the spelling of a piece that no text yields, such as '<0x41>',
-    has one: unknown characters score below that piece. Pieces never cross such a cut."""
+    """A pre-tokenizer that splits a text at characters of no normal piece, if the name of another piece, such as
+    '<0x41>', has one; otherwise None. Without the split the model would match that name, because unknown characters
+    have a lower score. Normal pieces never cross a split."""
     known = set().union(*normal)
     missing = set().union(*others) - known
     if not missing:
         return None
     of = lambda characters: "".join(f"\\x{{{ord(character):X}}}" for character in sorted(characters))  # noqa: E731
-    # Without bytes a run of unknown characters is one unknown piece, which must not be cut.
+    # Without byte fallback a run of unknown characters is one unknown piece, which must not be split.
     pattern = f"[{of(missing)}]" if fallback else f"[^{of(known)}]+"
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def token_ids(pipeline: dict[str, Any]) -> dict[str, int]:
-    """Id of each token of a pipeline, U+2581 for a space written as a space.
+    """Id of each token of a pipeline, with U+2581 replaced by a space.
 
     Raises:
       ValueError: for a pipeline without a vocabulary.
@@ -110,7 +111,7 @@ def token_ids(pipeline: dict[str, Any]) -> dict[str, int]:
 
 
 def unknown(pipeline: dict[str, Any]) -> str | None:
-    """The token for text that the vocabulary cannot express; None where there is none."""
+    """The unknown token of a pipeline; None if it has none."""
     model = pipeline["model"]
     index = model.get("unk_id")
     name = model["vocab"][index][0] if index is not None else model.get("unk_token")
@@ -118,10 +119,10 @@ def unknown(pipeline: dict[str, Any]) -> str | None:
 
 
 def token_name(pipeline: dict[str, Any], token_id: int) -> str:
-    """How a pipeline writes the token of an id.
+    """The name of a token in a pipeline.
 
     Raises:
-      ValueError: for an id that it does not have.
+      ValueError: if the pipeline has no token with this id.
     """
     vocab = pipeline["model"]["vocab"]
     names = (
@@ -133,7 +134,7 @@ def token_name(pipeline: dict[str, Any], token_id: int) -> str:
 
 
 def _spaces(spec: Any, keeps_space_marks: bool) -> tuple[dict | None, dict]:
-    """Normalizer and decoder: what happens to characters, and to spaces in front and between."""
+    """The normalizer and the decoder for the model's character normalisation and treatment of spaces."""
     steps: list[dict[str, Any]] = []
     if spec.precompiled_charsmap:
         charsmap = base64.b64encode(spec.precompiled_charsmap).decode()
@@ -151,7 +152,7 @@ def _spaces(spec: Any, keeps_space_marks: bool) -> tuple[dict | None, dict]:
 
 
 def _merges(scores: dict[str, float]) -> list[list[str]]:
-    """Pairs of pieces that make a piece, the piece of the highest score first."""
+    """Pairs of pieces whose concatenation is a piece, in descending order of that piece's score."""
     ranked = sorted(scores, key=lambda piece: -scores[piece])
     halves = ((piece[:cut], piece[cut:]) for piece in ranked for cut in range(1, len(piece)))
     return [[left, right] for left, right in halves if left in scores and right in scores]
@@ -185,8 +186,8 @@ def _pipeline(model: dict[str, Any], special: dict[int, str], **parts: dict[str,
 
 
 def _byte_characters() -> Iterable[str]:
-    """The character by which byte-level pipelines write each byte: itself where it is printable Latin-1, else the next
-    one of those from U+0100 (Radford et al. 2019, `bytes_to_unicode` in the code of GPT-2)."""
+    """The character that represents each byte in byte-level pipelines: the byte itself if it is printable Latin-1,
+    otherwise the next character from U+0100 on (Radford et al. 2019, `bytes_to_unicode` in the code of GPT-2)."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

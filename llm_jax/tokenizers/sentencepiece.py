@@ -1,4 +1,4 @@
-"""SentencePiece models (Kudo & Richardson, 2018): any `.model` file, and those that `train.py` makes."""
+"""SentencePiece models (Kudo & Richardson, 2018): any `.model` file, including those that `train.py` trains."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,37 +15,37 @@ from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.pipelines import SPACE_MARK, ModelProto
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig, check_unicode
 
-# The shorter the faster: SentencePiece's queue of merges grows with the text.
+# Short parts are faster, because SentencePiece's queue of merges grows with the text.
 _CHARACTERS_PER_PART = 2**13
 
 
 @configclass
 class SentencePieceTokenizerConfig(TokenizerConfig):
-    """A model trained before, here or elsewhere."""
+    """A trained SentencePiece model."""
 
     model: str
     """Path of a `.model` file."""
 
     def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> "SentencePieceTokenizer":
-        """See `TokenizerConfig`; reads the file at `model`."""
+        """See `TokenizerConfig`. Reads the file at `model`."""
         return SentencePieceTokenizer(read_file(self.model, "SentencePiece model"), self.model)
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """Pieces learnt from text.
+    """A SentencePiece model.
 
-    The special ids are the model's own. Some models lack bos or pad: see `SpecialIds.choose`.
+    The special ids are those of the model. For models without bos or pad see `SpecialIds.choose`.
 
-    SentencePiece writes a space as U+2581 within pieces, and so reads U+2581 in a text as a space. Models that keep
-    every space and fall back to bytes (all that `train.py` makes) spell that character in bytes here, so that every
-    text comes back as it was. Other models treat text as their makers chose: T5's, for one, collapses spaces.
+    SentencePiece writes a space as U+2581 within pieces, and so reads U+2581 in a text as a space. Here, models that
+    keep every space and have byte fallback (all models of `train.py`) spell U+2581 in bytes, so that decoding restores
+    every text exactly. Other models may change text: for example, T5's collapses spaces.
     """
 
     kind = "sentencepiece"
     file_name = "sentencepiece.model"
 
     def __init__(self, content: bytes, source: str = "SentencePiece model"):
-        """`content` is a serialised ModelProto; `source` names it in errors."""
+        """`content` is a serialised ModelProto. `source` names it in errors."""
         self._model = _load(content, source)
         model = self._model
         own = [i if i >= 0 else None for i in (model.bos_id(), model.eos_id(), model.pad_id(), model.unk_id())]
@@ -64,7 +64,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """As `encode`, on all cores."""
+        """Same as `encode`, on all cores."""
         texts = list(texts)
         for text in texts:
             check_unicode(text)
@@ -76,10 +76,10 @@ class SentencePieceTokenizer(Tokenizer):
         return [np.asarray(ids, np.int32) for ids in batch]
 
     def parts(self, text: str) -> Iterator[str]:
-        """See `Tokenizer.parts`. BPE models that keep every space and fall back to bytes are cut; others are not:
+        """See `Tokenizer.parts`. Only texts for BPE models that keep every space and have byte fallback are split.
 
-        a normaliser may change a text's beginning, and the path of a unigram model (Kudo, 2018) is the best by a sum
-        in float32 over the whole text, whose rounding depends on all that precedes.
+        Other models may change the beginning of a text by normalisation. A unigram model (Kudo, 2018) chooses the best
+        path by a float32 sum over the whole text, whose rounding depends on all preceding text.
         """
         if self._pairs is None:
             return super().parts(text)
@@ -99,7 +99,7 @@ class SentencePieceTokenizer(Tokenizer):
         return first + [token_id for part in rest for token_id in (*self._space_mark_ids, *part)]
 
     def _find_space_mark_ids(self) -> list[int]:
-        """Ids of the bytes of U+2581; empty where bytes or the spaces of a text are not kept."""
+        """Ids of the bytes of U+2581; empty if the model has no byte fallback or does not keep every space."""
         ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
         probe = "  a  "
         keeps_spaces = "".join(self._model.encode(probe, out_type=str)) == probe.replace(" ", SPACE_MARK)
@@ -120,7 +120,8 @@ def _load(content: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
 
 
 def _joined_pairs(content: bytes) -> set[str] | None:
-    """All pairs of neighbouring characters within pieces; None for a model that is no BPE of the text as it is."""
+    """All pairs of adjacent characters within pieces; None unless the model is BPE with byte fallback and without
+    normalisation."""
     model = ModelProto.FromString(content)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     takes_text_as_it_is = (

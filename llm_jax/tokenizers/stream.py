@@ -1,4 +1,4 @@
-"""Text of ids that arrive one at a time, as when a model writes."""
+"""Incremental decoding of ids that arrive one at a time, as in generation."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,11 +6,11 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class StreamDecoder:
-    """Text of a growing sequence of ids, in parts that are never taken back.
+    """Text of a growing sequence of ids, in parts that never change afterwards.
 
-    The parts add up to what the whole sequence decodes to. A character split over several tokens appears once it is
-    complete. Each push decodes only the tokens since the one before the last visible text, so that a long stream
-    costs no more per token than a short one.
+    The concatenated parts equal the decoded sequence. A character that is split over several tokens appears when it is
+    complete. Each push decodes only the last tokens with visible text and the pending ones, so that the cost per token
+    does not grow with the length.
     """
 
     def __init__(
@@ -18,8 +18,8 @@ class StreamDecoder:
     ):
         self._decode = decode
         self._is_undecided = is_undecided
-        # A token's text depends on what precedes it (a first space may be dropped), so that the last tokens whose
-        # text has been shown are decoded again with the pending ones.
+        # A token's text depends on the preceding tokens (a first space may be dropped). So the last tokens whose text
+        # has been shown are decoded again with the pending ones.
         self._context: list[int] = []
         self._shown = ""
         self._pending: list[int] = []
@@ -27,7 +27,7 @@ class StreamDecoder:
             self.push(token_id)
 
     def push(self, token_id: int) -> str:
-        """The text that became certain with this id; often empty."""
+        """The text that is determined by this id and the pending ones. Often empty."""
         self._pending.append(int(token_id))
         if self._is_undecided(token_id):
             return ""
@@ -35,12 +35,12 @@ class StreamDecoder:
         return "" if text.endswith(_REPLACEMENT) else self._show(text)
 
     def flush(self) -> str:
-        """The text held back so far; call it once, after the last push."""
+        """The pending text. Call it once, after the last push."""
         return self._show(self._decode(self._context + self._pending))
 
     def _show(self, text: str) -> str:
         new = text[len(self._shown) :]
-        # Tokens that are silent by themselves are no context: the spaces in front of the next would be dropped again.
+        # Tokens without text of their own do not suffice as context: the next first space would be dropped again.
         alone = self._decode(self._pending)
         if alone:
             self._context, self._shown = self._pending, alone

@@ -1,7 +1,7 @@
-"""What every tokenizer does: text to integer ids and back, ids for document ends and padding, a digest, a folder.
+"""The tokenizer interface: text to integer ids and back, special ids, a digest, saving to a folder.
 
-A tokenizer's `digest` stands for everything its ids mean (its content and its special ids), never for a path, so
-that token caches and checkpoints can refuse a different one.
+A tokenizer's `digest` is a hash of its content and its special ids, and does not depend on a path. Token caches and
+checkpoints use it to reject a different tokenizer.
 """
 
 import abc
@@ -24,34 +24,34 @@ from llm_jax.tokenizers.stream import StreamDecoder
 
 DESCRIPTION = "tokenizer.json"
 DIGEST_KEY = "llm_jax_digest"
-"""Under which an exported tokenizer_config.json names the tokenizer's digest."""
+"""Key of the tokenizer's digest in an exported tokenizer_config.json."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
-    """Ids that stand for no text."""
+    """Ids without text."""
 
     bos: int
     """Begins a document."""
     eos: int
     """Ends a document."""
     pad: int
-    """Fills rows; carries no loss and is attended by nothing, so that it may coincide with another id."""
+    """Padding. It has no loss and is never attended to, so it may equal another id."""
 
     @property
     def names(self) -> dict[int, str]:
-        """Names by id, for tokenizers whose special tokens have none of their own."""
+        """Names by id, for tokenizers whose special tokens have no names."""
         return {self.bos: "<bos>", self.eos: "<eos>", self.pad: "<pad>"}
 
     @classmethod
     def choose(cls, bos: int | None, eos: int | None, pad: int | None, unknown: int | None, source: str) -> Self:
-        """The ids of a tokenizer made elsewhere, which may lack some of them (None).
+        """The special ids of a tokenizer from elsewhere, in which some may be missing (None).
 
-        Without bos a document begins with pad, as in T5, or with eos, as in GPT-2. Without pad the rows are filled
-        with the unknown piece, or with eos.
+        A missing bos is replaced by pad, as in T5, or by eos, as in GPT-2. A missing pad is replaced by the unknown
+        piece, or by eos.
 
         Raises:
-          ValueError: without eos, as nothing could end a document.
+          ValueError: if eos is missing.
         """
         if eos is None:
             raise ValueError(
@@ -64,20 +64,20 @@ class SpecialIds:
 class Tokenizer(abc.ABC):
     """Maps text to ids in [0, vocab_size) and back.
 
-    One of a user's own stands at the top level of his file, and has a `kind` of its own.
+    A user-defined tokenizer must be defined at the top level of its file, with a `kind` of its own.
     """
 
     kind: ClassVar[str]
-    """Names how `content` is read: a part of the digest. Give it another value when equal content comes to mean other
-    ids, since token caches are kept by the digest."""
+    """Name of the format of `content`, which is part of the digest. Change it whenever equal content yields other ids,
+    because token caches are keyed by the digest."""
     file_name: ClassVar[str]
-    """Holds `content` in a saved folder."""
+    """Name of the file with `content` in a saved folder."""
 
     def __init__(self, vocab_size: int, special: SpecialIds, content: bytes):
-        """`content` is all that makes this tokenizer beside its special ids.
+        """`content` must determine the tokenizer together with its special ids.
 
         Raises:
-          ValueError: for a class of a user's own that takes the `kind` of the class that it derives from.
+          ValueError: for a user-defined class that inherits the `kind` of its base class.
         """
         check(
             is_own(type(self)) or "kind" in vars(type(self)),
@@ -92,36 +92,36 @@ class Tokenizer(abc.ABC):
         self.digest = hashlib.sha256(identity).hexdigest()[:16]
 
     def __reduce__(self):
-        # Libraries forget settings when they are pickled, as data workers do with tokenizers.
+        # Rebuilt from content, because tokenizer libraries lose settings when pickled, for example for data workers.
         return type(self).from_content, (self.content, self.special, f"pickled {self.kind} tokenizer")
 
     @classmethod
     @abc.abstractmethod
     def from_content(cls, content: bytes, special: SpecialIds, source: str) -> Self:
-        """Rebuilds a tokenizer from its `content` and `special`; `source` names the file in errors."""
+        """Builds a tokenizer from its `content` and `special`. `source` names the file in errors."""
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without bos and eos.
 
         Raises:
-          ValueError: for text that is no Unicode (lone surrogates) or that the vocabulary cannot express.
+          ValueError: for text that is not valid Unicode (lone surrogates) or that the vocabulary cannot express.
         """
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array per text, equal to `encode` of it. The token cache calls it from several threads at once."""
+        """One int32 array per text, equal to its `encode`. It must be thread-safe: the token cache uses threads."""
         return [np.asarray(self.encode(text), np.int32) for text in texts]
 
     def parts(self, text: str) -> Iterator[str]:
-        """Consecutive parts of a text. The ids of all of them, in this order, are exactly the ids of the whole.
+        """Consecutive parts of a text. Their concatenated ids must be exactly the ids of the whole text.
 
-        A long document is encoded part by part in little memory and in parallel. A tokenizer whose ids may depend on
-        text further away gives the whole as one part.
+        Parts of a long document are encoded in parallel and in little memory. A tokenizer whose ids may depend on
+        distant text must return the whole text as one part.
         """
         yield text
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids. Special ids give no text; bytes that are no UTF-8 give U+FFFD, as a sampled sequence may.
+        """Text of ids. Special ids have no text. Bytes that are not UTF-8, as may be sampled, become U+FFFD.
 
         Raises:
           ValueError: for an id outside the vocabulary.
@@ -137,19 +137,19 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        """`decode` of ids known to be in range."""
+        """`decode` for ids that are in range."""
 
     def first_bytes(self, token_id: int) -> int:
-        """UTF-8 bytes of a text that an id stands for if it is the text's first; 0 for a special id."""
+        """Number of UTF-8 bytes that an id decodes to as the first id of a text; 0 for a special id."""
         return len(self.decode([token_id]).encode())
 
     def stream(self, prompt: Iterable[int] = ()) -> StreamDecoder:
-        """Decodes ids one at a time, as a continuation of `prompt`, whose own text is not repeated."""
+        """A decoder for ids one at a time, as a continuation of `prompt`, whose text is left out."""
         return StreamDecoder(self.decode, self._is_undecided, prompt)
 
     def continuation(self, prompt: Iterable[int], ids: Iterable[int]) -> str:
-        """The text that `ids` add to that of `prompt`. It is not `decode(ids)`, which drops the space before the first
-        word with tokenizers that mark it there.
+        """The text that `ids` add to that of `prompt`. It differs from `decode(ids)`, which for some tokenizers drops a
+        space before the first word.
 
         Raises:
           ValueError: as `decode`.
@@ -158,24 +158,24 @@ class Tokenizer(abc.ABC):
         return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
 
     def _is_undecided(self, token_id: int) -> bool:
-        """Whether the text of a token can only be told from the tokens after it."""
+        """Whether the text of a token depends on the tokens after it."""
         return False
 
     @abc.abstractmethod
     def pipeline(self) -> dict[str, Any]:
-        """This tokenizer as a `tokenizer.json` of Hugging Face's `tokenizers`: the same ids for every text, but that
-        the format has no way to refuse text that is not Unicode.
+        """This tokenizer as a `tokenizer.json` of Hugging Face's `tokenizers`, with the same ids for every text. The
+        format cannot reject text that is not valid Unicode.
 
         Raises:
-          ValueError: for a tokenizer that the format cannot express.
+          ValueError: if the format cannot express the tokenizer.
         """
 
     def export(self, directory: str | Path, max_length: int) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, from which transformers' AutoTokenizer loads this
-        tokenizer; the second holds its digest.
+        tokenizer. The second file holds its digest.
 
         Args:
-          max_length: of the model, in tokens.
+          max_length: maximum sequence length of the model, in tokens.
 
         Raises:
           ValueError: as `pipeline`.
@@ -191,7 +191,7 @@ class Tokenizer(abc.ABC):
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_length,
             "clean_up_tokenization_spaces": False,
-            # The name of a special token in a text is text.
+            # The name of a special token in a text is ordinary text.
             "split_special_tokens": True,
             DIGEST_KEY: self.digest,
         }
@@ -201,7 +201,7 @@ class Tokenizer(abc.ABC):
         write_atomically(directory / "tokenizer_config.json", json.dumps(facts | special, indent=2) + "\n")
 
     def save(self, directory: str | Path) -> None:
-        """Writes a folder from which `load_tokenizer` rebuilds this tokenizer, wherever it is moved to."""
+        """Writes a folder from which `load_tokenizer` loads this tokenizer. The folder can be moved."""
         directory = paths.at(directory)
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / self.file_name, self.content)
@@ -216,27 +216,27 @@ class Tokenizer(abc.ABC):
 
 @configclass
 class TokenizerConfig(abc.ABC):
-    """How a tokenizer is made or found. Derive a configclass from it to use a tokenizer of your own."""
+    """Config of a tokenizer. Derive a configclass from it to use your own tokenizer."""
 
     @abc.abstractmethod
     def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> Tokenizer:
-        """Makes the tokenizer.
+        """Builds the tokenizer.
 
         Args:
-          documents: gives the training text, afresh at every call. Only tokenizers that are trained read it.
-          cache: folder that outlives the run, where trained models are kept.
-          key: digest that stands for the training text.
+          documents: returns a new iterator over the training text at every call. Only trained tokenizers use it.
+          cache: folder for trained models, which outlives the run.
+          key: digest of the training text.
 
         Raises:
-          ValueError: for files that are missing or of another kind, or text that cannot be learnt from.
+          ValueError: for missing or invalid files, or text on which no tokenizer can be trained.
         """
 
 
 def check_unicode(text: str) -> None:
-    """Text can be written as UTF-8.
+    """Checks that a text can be encoded as UTF-8.
 
     Raises:
-      ValueError: naming the first lone surrogate.
+      ValueError: if it cannot. The message gives the first lone surrogate.
     """
     try:
         text.encode()

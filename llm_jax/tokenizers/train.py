@@ -1,4 +1,4 @@
-"""Trains SentencePiece models that lose nothing: every text, code above all, comes back exactly as it was."""
+"""Trains lossless SentencePiece models: decoding restores every text exactly, which matters most for code."""
 
 import hashlib
 import io
@@ -16,39 +16,39 @@ from llm_jax.core.files import write_atomically
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llm_jax.tokenizers.tokenizer import TokenizerConfig, check_unicode
 
-# Pieces that every model has: pad, bos, eos, unknown, and the 256 bytes.
+# Pieces of every model: pad, bos, eos, unknown, and the 256 bytes.
 _SPECIAL: dict[str, Any] = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
 _FIXED_PIECES = len(_SPECIAL) + 256
 _DEFAULT_TRAINING_BYTES = {"bpe": 16_000_000, "unigram": 2_000_000}
 _CHUNK = 4_000
 _LONGEST_CHUNK = 4 * _CHUNK
-# SentencePiece passes over a whole sentence that holds this character, which it keeps for its own use.
+# SentencePiece reserves this character and skips every sentence that contains it.
 _RESERVED = "\u2585"
 
 
 @configclass
 class TrainSentencePieceConfig(TokenizerConfig):
-    """A SentencePiece model learnt from the experiment's own training text.
+    """A SentencePiece model trained on the experiment's training text.
 
-    Text is taken as it is: no normalisation, all white space kept, what no piece covers is spelt in bytes. Runs of
-    spaces and line ends become pieces of their own, which makes indentation cheap. The special ids are pad 0, bos 1,
-    eos 2 (and 3, SentencePiece's unknown piece, which no text yields); the bytes are 4..259.
+    Text is not normalised, all white space is kept, and text without a piece is spelt in bytes. Runs of spaces and line
+    ends become pieces of their own, so that indentation takes few tokens. The special ids are pad 0, bos 1, eos 2 (and
+    3, SentencePiece's unknown piece, which no text yields). The bytes are 4..259.
     """
 
     vocab_size: int
-    """Number of pieces, special and byte pieces among them."""
+    """Number of pieces, including special and byte pieces."""
     kind: str = "bpe"
     """Either "bpe" (Sennrich et al., 2016) or "unigram" (Kudo, 2018)."""
     split_by_script: bool = True
-    """Pieces hold letters, digits or punctuation, never a mixture. Without it code needs fewer tokens (`.append(`)."""
+    """True: pieces never mix letters, digits and punctuation. False: code needs fewer tokens (`.append(`)."""
     split_by_space: bool = True
-    """Pieces hold spaces only at their beginning. Without it pieces may span words, and training is slower."""
+    """True: pieces have spaces only at their beginning. False: pieces may span words, and training is slower."""
     max_piece_length: int = 16
-    """Longest piece, in characters."""
+    """Maximum length of a piece in characters."""
     character_coverage: float = 0.9995
-    """Share of the text whose characters become pieces; rarer characters are spelt in bytes."""
+    """Fraction of the text whose characters become pieces. Rarer characters are spelt in bytes."""
     max_training_bytes: int | None = None
-    """Text beyond this is sampled, evenly over the whole. None: 16 MB for bpe and 2 MB for unigram, the slower one."""
+    """Longer text is sampled evenly down to this size. None: 16 MB for bpe and 2 MB for unigram, which is slower."""
 
     def __post_init__(self):
         check_one_of("kind", self.kind, _DEFAULT_TRAINING_BYTES)
@@ -61,14 +61,16 @@ class TrainSentencePieceConfig(TokenizerConfig):
 
     @property
     def training_bytes(self) -> int:
-        """Most bytes of text that training reads."""
+        """Maximum size of the training text in bytes."""
         return _DEFAULT_TRAINING_BYTES[self.kind] if self.max_training_bytes is None else self.max_training_bytes
 
     def build(self, documents: Callable[[], Iterable[str]], cache: Path, key: str) -> SentencePieceTokenizer:
-        """See `TokenizerConfig`; trains, or reads what the same config and key once trained.
+        """See `TokenizerConfig`. Trains a model, or reads it from `cache` if it was trained with the same config and
+        key.
 
         Raises:
-          ValueError: if there is no text, too little or too varied a text for `vocab_size`, or no place in `cache`.
+          ValueError: if there is no text, if it is too short or too varied for `vocab_size`, or if `cache` cannot be
+            written.
         """
         name = hashlib.sha256(f"{config.digest(self)} {key}".encode()).hexdigest()[:16]
         path = Path(cache) / "tokenizers" / f"{name}.model"
@@ -84,10 +86,10 @@ class TrainSentencePieceConfig(TokenizerConfig):
 
 
 def train(settings: TrainSentencePieceConfig, documents: Iterable[str]) -> bytes:
-    """Serialised model learnt from `documents`; the same text and settings give the same bytes.
+    """Serialised model trained on `documents`. Deterministic: the same text and settings give the same bytes.
 
     Raises:
-      ValueError: if there is no text, or too little or too varied a text for the vocabulary.
+      ValueError: if there is no text, or if it is too short or too varied for the vocabulary.
     """
     sample = sample_chunks(documents, settings.training_bytes)
     check(bool(sample), "there is no text to train a tokenizer on: every document of the training source is empty")
@@ -102,7 +104,8 @@ def train(settings: TrainSentencePieceConfig, documents: Iterable[str]) -> bytes
             split_by_whitespace=settings.split_by_space,
             max_sentencepiece_length=settings.max_piece_length,
             character_coverage=settings.character_coverage,
-            # The default of a million candidates serves large vocabularies; it costs minutes and compresses no better.
+            # The default of a million candidates is meant for large vocabularies. Here it would take minutes and not
+            # improve compression.
             seed_sentencepiece_size=5 * settings.vocab_size,
             normalization_rule_name="identity",
             byte_fallback=True,
@@ -120,7 +123,7 @@ def train(settings: TrainSentencePieceConfig, documents: Iterable[str]) -> bytes
 
 
 def sample_chunks(documents: Iterable[str], limit: int) -> list[str]:
-    """Every 2**k-th chunk of the documents, with the smallest k that keeps them within `limit` bytes."""
+    """Every 2**k-th chunk of the documents, with the smallest k for which they have at most `limit` bytes."""
     kept: list[str] = []
     size = index = 0
     stride = 1
@@ -138,7 +141,7 @@ def sample_chunks(documents: Iterable[str], limit: int) -> list[str]:
 
 
 def _chunks(document: str) -> Iterator[str]:
-    """Parts of a document, cut before a line end: SentencePiece drops long sentences, and line ends that come last."""
+    """Parts of a document, split before line ends, because SentencePiece drops long sentences and final line ends."""
     check_unicode(document)
     document = document.replace(_RESERVED, " ")
     start = 0

@@ -1,4 +1,4 @@
-"""The training loop and its hooks. Derive a config type from `HookConfig` to attach a hook of your own."""
+"""The training loop and its hooks. Derive a configclass from `HookConfig` to attach your own hook."""
 
 from llm_jax.train.gradient_norms import GradientNormsConfig
 from llm_jax.train.hook_config import HookConfig, TrainingRun

@@ -1,4 +1,4 @@
-"""Parameters that the load of experts moves, and no gradient.
+"""Router biases that are updated from the expert load instead of a gradient.
 
 Legend: L layers, E experts.
 """
@@ -14,8 +14,8 @@ from llm_jax.layers.ffn.routing_statistics import RoutingMetric, RoutingStatisti
 
 
 def moved(params: Any, former: Any, metrics: Metrics) -> Any:
-    """Parameters after an update, in which the biases of routers are what a `BiasUpdate` makes of the former ones by
-    the load of the whole batch, whatever the optimizer did to them."""
+    """Parameters after a step, with router biases set by `BiasUpdate` from the former biases and the load of the whole
+    batch. The optimizer's update of these biases is discarded."""
     biases: dict[str, jax.Array] = {}
     flat: dict[str, Any] = flatten_dict(former, sep="/")
     for tallies in (metric for metric in metrics.values() if isinstance(metric, RoutingMetric)):
@@ -27,6 +27,6 @@ def moved(params: Any, former: Any, metrics: Metrics) -> Any:
 
 
 def _moved(bias: jax.Array, statistics: RoutingStatistics, rate: float) -> jax.Array:
-    """bias [L, E], or [E] where all layers share it."""
+    """The updated bias: [L, E], or [E] if all layers share it."""
     load = statistics.load_E if bias.ndim == statistics.load_E.ndim else jnp.sum(statistics.load_E, axis=0)
     return bias + rate * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)

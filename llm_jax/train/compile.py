@@ -1,4 +1,4 @@
-"""How the programs of training are compiled."""
+"""Compilation of training steps."""
 
 import dataclasses
 import functools
@@ -21,12 +21,12 @@ Pure = Callable[[TrainState, AnyBatch], tuple[TrainState, StepReport]]
 
 
 class Update(Protocol):
-    """A compiled update, or one that compiles when it is called."""
+    """A compiled training step, or one that compiles at its first call."""
 
     def __call__(self, state: TrainState, batch: AnyBatch) -> tuple[TrainState, StepReport]: ...
 
     def lower(self, state: TrainState, batch: AnyBatch) -> jax.stages.Lowered:
-        """The program for states and batches of these shapes."""
+        """The lowered step for states and batches of these shapes."""
         ...
 
 
@@ -37,12 +37,12 @@ def compiled_update(
     gradients: Any,
     precision: Precision,
 ) -> Update:
-    """The update over all devices of `layout`; the state is donated.
+    """The training step over all devices of `layout`. The state is donated.
 
     Args:
-      make: gives the pure update, as `train_step` does with its last two arguments.
-      shardings: where the state lies while it is updated.
-      gradients: where gradients lie.
+      make: returns the pure step function from the arguments `places` and `axis` of `train_step`.
+      shardings: shardings of the state during the step.
+      gradients: shardings of the gradients.
     """
     if layout.uses_pmap:
         return Mapped(make(None, DATA), layout)
@@ -60,10 +60,10 @@ def compiled_update(
 def compiled(
     function: Callable, precision: Precision, device: Device | None = None, **options: Any
 ) -> jax.stages.Wrapped:
-    """`jax.jit(function, **options)` with the compiler options that serve `device` and `precision` best.
+    """`jax.jit(function, **options)` with the compiler options for `device` and `precision`.
 
     Args:
-      device: one of those that the program is for, which need not be there; None: the first of this machine.
+      device: a target device, which need not be present (AOT); None: the first device of this machine.
     """
     device = jax.devices()[0] if device is None else device
     return jax.jit(function, compiler_options=compiler_options(device, precision) or None, **options)
@@ -71,16 +71,17 @@ def compiled(
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
-    """An update by `jax.pmap`, called as any other: the state is one, not one for each device."""
+    """A training step by `jax.pmap`, with the interface of `Update`: the state has no device axis."""
 
     update: Pure
     layout: Layout
 
     @functools.cached_property
     def program(self) -> Any:
-        """
+        """The `jax.pmap` function.
+
         Raises:
-          ValueError: in a job of several processes, each of which would get a state of its own.
+          ValueError: in a job of several processes, in which each process would have its own state.
         """
         check(
             jax.process_count() == 1,
@@ -91,14 +92,15 @@ class Mapped:
         return jax.pmap(self.update, devices=list(self.layout.concrete.devices.flat), **options)
 
     def __call__(self, state: TrainState, batch: AnyBatch) -> tuple[TrainState, StepReport]:
-        # By an executable that is kept: jax.pmap compiles again for states that lie otherwise, as the second one does.
+        # Executables are cached here, because jax.pmap compiles again for a state with another sharding, which the
+        # state after the first step has.
         key = _shapes(batch)
         if key not in self._executables:
             self._executables[key] = self.lower(state, batch).compile()
         return self._executables[key](state, self._by_device(batch))
 
     def lower(self, state: TrainState, batch: AnyBatch) -> jax.stages.Lowered:
-        """The program for states and batches of these shapes; the same at every call, so that it is compiled once."""
+        """The lowered step for states and batches of these shapes. It is cached, so that it is compiled once."""
         key = _shapes(batch)
         if key not in self._lowered:
             self._lowered[key] = self.program.lower(state, jax.eval_shape(self._by_device, batch))
@@ -121,10 +123,10 @@ def _shapes(batch: AnyBatch) -> tuple:
 
 
 def compiler_options(device: Device, precision: Precision) -> dict[str, Any]:
-    """Options of XLA by name."""
+    """XLA compiler options by name."""
     if device.platform == "cpu" and precision.compute == "bfloat16" and jax.__version_info__ >= (0, 12):
-        # bfloat16 products by oneDNN use the processor's own instructions; the default does for few operand layouts.
-        # jax 0.10 compiles the same program with it as without; 0.11 was not tried.
+        # oneDNN computes bfloat16 products with the processor's bfloat16 instructions. The default backend does so only
+        # for few operand layouts. In jax 0.10 the option does not change the compiled program; 0.11 is untested.
         return {"xla_cpu_experimental_onednn_custom_call": True}
     chip = chips.chip(device.device_kind)
     return dict(chip.compiler_options) if chip else {}

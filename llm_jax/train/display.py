@@ -1,5 +1,5 @@
-"""What a run shows while it trains. Nobody waits for it: a terminal that is stopped, a pipe that nobody reads or a full
-disk under a redirected log costs lines, never a step."""
+"""The progress display of training. It never blocks a step: with a stopped terminal, a pipe without a reader or a full
+disk under a redirected log, lines are lost."""
 
 import datetime
 import functools
@@ -12,11 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from llm_jax.core.aside import Aside
 
 _QUIET_SECONDS = 60.0
-"""Elsewhere than on a terminal, a line comes after so long even where no log is due."""
+"""Without a terminal, a line is printed after this time even if no log is due."""
 
 
 class LogConsole(Console):
-    """A console on stderr that a reader may leave: rich's own would then end the process."""
+    """A console on stderr that survives a broken pipe. rich's default would end the process."""
 
     def __init__(self, quiet: bool = False):
         super().__init__(stderr=True, quiet=quiet)
@@ -26,10 +26,10 @@ class LogConsole(Console):
 
 
 class Display:
-    """A live bar on a terminal; elsewhere a line at the first step, every `every` steps, and at the last.
+    """A progress bar on a terminal. Otherwise a line at the first step, every `every` steps, and at the last.
 
-    Use as a context. The time left is that of the steps still to come at the mean pace since `begin`, evaluations and
-    saves included.
+    A context manager. The time left is the number of remaining steps times the mean time per step since `begin`,
+    including evaluations and saves.
     """
 
     def __init__(self, first: int, last: int, every: int, console: Console | None = None):
@@ -57,11 +57,11 @@ class Display:
         self._aside.close()
 
     def begin(self) -> None:
-        """The first step begins: all programs that it needs are compiled."""
+        """Starts the clock before the first step. All functions that it needs are compiled by then."""
         self._begun = self._shown = time.monotonic()
 
     def update(self, step: int, values: dict[str, float]) -> None:
-        """Shows the figures of a step, rates where there are any."""
+        """Shows the metrics of a step, and its rates if there are any."""
         text = f"step {step}/{self._last}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
         if "tokens_per_second" in values:
             text += f"  {values['tokens_per_second']:,.0f} tokens/s"
@@ -75,7 +75,7 @@ class Display:
             self.print(f"{text}  {datetime.timedelta(seconds=round(left))} left")
 
     def print(self, text: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         self._aside.do(functools.partial(self._console.print, text, highlight=False, markup=False, soft_wrap=True))
 
     def _is_due(self, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""Which parameters the gradient is large for, as training goes on."""
+"""Gradient norms of each parameter during training."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from llm_jax.train.loop import Hook
 
 @configclass
 class GradientNormsConfig(HookConfig):
-    """Records `gradient_norms` in metrics.jsonl: the norm of the gradient of each parameter before clipping, by its
-    path. The layers that a segment repeats are one parameter. The report of the run plots them."""
+    """Records `gradient_norms` in metrics.jsonl: the gradient norm of each parameter before clipping, by its path. The
+    repeated layers of a segment are one parameter. The report of the run plots the norms."""
 
     every: int = 10
-    """Updates between two records."""
+    """Steps between two records."""
 
     def __post_init__(self):
         check_positive(every=self.every)
@@ -25,7 +25,7 @@ class GradientNormsConfig(HookConfig):
 
 
 class _GradientNorms(Hook):
-    """Records what the step has computed and the loop has fetched: the device waits for nothing."""
+    """Records norms that the loop has already fetched, so the device never waits."""
 
     def __init__(self, every: int, run: TrainingRun):
         self._every, self._run = every, run

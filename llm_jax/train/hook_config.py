@@ -1,4 +1,4 @@
-"""Hooks as configs: what a user attaches to the training loop."""
+"""Configs of the hooks that a user attaches to the training loop."""
 
 import abc
 import dataclasses
@@ -14,7 +14,7 @@ from llm_jax.train.programs import Programs
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRun:
-    """What a hook may use of the run that it is attached to."""
+    """The parts of a run that its hooks can use."""
 
     experiment: Any
     """The Experiment."""
@@ -22,18 +22,18 @@ class TrainingRun:
     programs: Programs
     tokenizer: Tokenizer | None
     first: int
-    """Updates that were made before this start of the run."""
+    """Number of steps completed before this start of the run."""
     record: Callable[..., None]
-    """(kind, step, **values) adds a record to metrics.jsonl and the trackers. Only the first host writes it."""
+    """(kind, step, **values) adds a record to metrics.jsonl and the trackers. Only the first process writes it."""
     say: Callable[[str], None]
-    """Shows a line above the progress display, on the first host."""
+    """Prints a line above the progress display, on the first process."""
 
 
 @configclass
 class HookConfig(abc.ABC):
-    """What is done beside the updates of a run. Derive a configclass from it to attach a hook of your own.
+    """Config of a hook, which runs code between training steps. Derive a configclass from it for your own hook.
 
-    Hooks decide nothing of what is computed unless one returns a state: a run may be resumed with others.
+    A hook does not change the computation unless it returns a state. So a run may be resumed with other hooks.
     """
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""What happens around the updates: progress, records, evaluation, saving, samples, stopping on signals."""
+"""The built-in hooks: progress, records, evaluation, saving, samples, stopping on signals."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from llm_jax.train.loop import Hook, Stop
 from llm_jax.train.state import TrainState
 
 _GRACE_SECONDS = 2.0
-"""Between a second Ctrl-C and the end of the process."""
+"""Time between a second Ctrl-C and the end of the process."""
 
 
 def _say(text: str) -> None:
@@ -30,14 +30,14 @@ def _say(text: str) -> None:
 
 
 class Recorder:
-    """Appends records to metrics.jsonl, each line whole once written, and hands their numbers to trackers.
+    """Appends records to metrics.jsonl, each as one complete line, and passes their numbers to trackers.
 
-    `latest` holds the last record of each kind, for a checkpoint to keep: where a crash takes the end of the file,
-    `write_again` brings them back.
+    `latest` holds the last record of each kind, which checkpoints store. If a crash loses the end of the file,
+    `write_again` restores them.
 
     Args:
       experiment: flat text of the experiment, for the trackers.
-      say: is told which tracker is given up.
+      say: called with a message when a tracker is disabled after a failure.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Recorder:
         self._trackers = [Tracking(tracker, tracked, say) for tracker in trackers]
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Writes one record; its numbers go to the trackers as well."""
+        """Writes one record to the file, and its numbers to the trackers."""
         line = json.dumps({"kind": kind, "step": step, "time": time.time()} | values)
         self._file.append(line)
         self.latest[kind] = json.loads(line)
@@ -62,7 +62,7 @@ class Recorder:
                 tracker.write(kind, step, figures)
 
     def write_again(self, kept: Mapping[str, dict[str, Any]]) -> None:
-        """Writes those of the records that the file lacks."""
+        """Writes the records of `kept` that are missing in the file."""
         there = {(record["kind"], record["step"]) for record in self._run.records()}
         for kind, record in kept.items():
             if (kind, record["step"]) not in there:
@@ -70,7 +70,7 @@ class Recorder:
         self.latest |= kept
 
     def keep_file(self) -> None:
-        """Makes sure that all records are in the file, also where it was deleted under its name."""
+        """Ensures that all records are in the file, even if the file was deleted meanwhile."""
         self._file.keep()
 
     def close(self) -> None:
@@ -80,36 +80,36 @@ class Recorder:
 
 
 class Silent(Recorder):
-    """The recorder of the hosts beside the first, which leave no record."""
+    """The recorder of all processes but the first. It writes nothing."""
 
     def __init__(self):
-        """Opens nothing."""
+        """Opens no file."""
         self.latest = {}
 
     def write_again(self, kept: Mapping[str, dict[str, Any]]) -> None:
-        """The first host writes them."""
+        """Does nothing: the first process writes them."""
 
     def keep_file(self) -> None:
-        """The first host keeps it."""
+        """Does nothing: the first process keeps it."""
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """The first host writes it."""
+        """Does nothing: the first process writes it."""
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Does nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """What turns a step's seconds into rates."""
+    """Converts the seconds of a step into rates."""
 
     tokens_per_step: int
     flops_per_token: float
     peak_flops: float | None
-    """Published peak of all devices together; None where the chip's is not on record."""
+    """Published peak FLOP/s of all devices together; None if the chip is not in the table."""
 
     def rates(self, seconds: float, steps: int = 1) -> dict[str, float]:
-        """tokens_per_second and, where the peak is known, mfu (model FLOPs utilisation, a fraction)."""
+        """tokens_per_second and, if the peak is known, mfu (model FLOPs utilisation, a fraction)."""
         tokens = self.tokens_per_step * steps / seconds
         rates = {"tokens_per_second": tokens}
         if self.peak_flops is not None:
@@ -118,10 +118,10 @@ class Throughput:
 
 
 class Log(Hook):
-    """Records the training figures every `every` steps and keeps the progress display.
+    """Records the training metrics every `every` steps and updates the progress display.
 
-    The first update after a start takes the time of tracing and of what else is done once: rates leave it out.
-    `total_seconds` is the time spent in updates, over all starts of the run; give that of the last save on resuming.
+    Rates leave out the first step after a start, which includes tracing and other one-time work. `total_seconds` is
+    the time spent in steps, over all starts of the run. On resuming, pass the value of the last save.
     """
 
     def __init__(
@@ -153,12 +153,12 @@ class Log(Hook):
 
 
 class Evaluate(Hook):
-    """Measures the weights every `every` steps and after step `last`. `metrics` are those of `step` by which
+    """Evaluates the weights every `every` steps and after step `last`. `metrics` holds the metrics of `step` by which
     checkpoints can be compared.
 
     Args:
-      measure: (params, step) -> values of metrics by name, of each set by its name.
-      compared: `metrics` out of such values.
+      measure: (params, step) -> metric values by name, for each evaluation set by name.
+      compared: selects `metrics` from these values.
     """
 
     def __init__(
@@ -225,8 +225,8 @@ class Save(Hook):
 
 
 class Sample(Hook):
-    """Gives what the model says to `write(step, text)` every `every` steps and after step `last`. A text that cannot be
-    written costs a message."""
+    """Passes text sampled from the model to `write(step, text)` every `every` steps and after step `last`. If a text
+    cannot be written, only a message is shown."""
 
     def __init__(
         self,
@@ -252,15 +252,17 @@ class Sample(Hook):
 
 
 class StopOnSignal(Hook):
-    """SIGTERM or SIGINT on any host ends training after the update under way, the same on all; the closing hooks then
-    save. A second SIGINT interrupts at once. Use as a context: the former handlers come back on leaving.
+    """SIGTERM or SIGINT on any process ends training after the current step, which is the same step on all processes.
+    `on_end` of the hooks then saves. A second SIGINT interrupts at once. A context manager: restores the former
+    handlers on exit.
 
-    Python calls its handlers between two of its own operations, which may be minutes away while a program compiles or
-    runs. So a thread that is woken by the signal itself answers, and ends the process where that has not ended it.
+    Python runs signal handlers only between two bytecode instructions. During compilation or execution of a compiled
+    function that may take minutes. So a thread, woken by the signal itself, prints the message, and ends the process
+    if the second SIGINT has not ended it.
 
     Args:
       say: shows a line.
-      kept: tells, when an interruption ends the process, what of the run is kept.
+      kept: returns a message, for an interruption that ends the process, about what is kept of the run.
       end: ends the process with an exit code.
     """
 
@@ -297,7 +299,7 @@ class StopOnSignal(Hook):
         self._hosts.ask_to_stop()
 
     def _answer(self) -> None:
-        """Reads the numbers of the signals that arrive, until the context is left."""
+        """Reads the numbers of arriving signals until the context exits."""
         interrupts = 0
         while numbers := os.read(self._wakes, 64):
             for number in numbers:
@@ -307,7 +309,7 @@ class StopOnSignal(Hook):
                                "a second Ctrl-C ends it at once")  # fmt: skip
                 elif number == signal.SIGINT and interrupts == 2:
                     self._tell(f"interrupted: {self._kept()}")
-                    # For the main thread to leave what it has opened, and to tell other hosts, if it can.
+                    # The delay lets the main thread close what it has opened and notify other processes, if it can.
                     threading.Timer(_GRACE_SECONDS, self._end, (128 + signal.SIGINT,)).start()
         os.close(self._wakes)
 
@@ -318,7 +320,7 @@ class StopOnSignal(Hook):
         raise Stop
 
     def reason(self) -> str | None:
-        """Which signal a host received, and which host; None if none did. To be asked on all hosts after training."""
+        """The signal received and the process that received it; None if none did. A collective call after training."""
         received = self._hosts.gather("signals received", self.received and self.received.name)
         told = [(name, index) for index, name in enumerate(received) if name]
         if not told:

@@ -1,4 +1,4 @@
-"""The loop: step, data, hooks. Everything else is a hook."""
+"""The training loop: step, data, hooks. Everything else is a hook."""
 
 import contextlib
 import dataclasses
@@ -16,33 +16,33 @@ from llm_jax.train.step import StepReport
 
 
 class Stop(Exception):
-    """Raised by a hook to end training after the present step; closing hooks still run."""
+    """Raised by a hook to end training after the current step. `on_end` of all hooks still runs."""
 
 
 class Hook:
-    """What the loop calls; a hook overrides what it needs. `step` is the number of updates made."""
+    """Base class of hooks, with the methods that the loop calls. `step` is the number of completed steps."""
 
     def on_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """The figures of update `step` have reached the host; the next update may be under way."""
+        """Called when the metrics of `step` have reached the host. The next step may already be running."""
 
     def on_gradient_norms(self, step: int, norms: Any) -> None:
-        """As `on_metrics`, which is called after it: a tree with the norm of the gradient of each parameter before
-        clipping, float32 arrays [] of numpy."""
+        """Called before `on_metrics`, with the tree of gradient norms of each parameter before clipping: float32 numpy
+        arrays []."""
 
     def due(self, step: int) -> bool:
-        """Whether `on_step` is wanted after update `step`. The device then waits for the host."""
+        """Whether to call `on_step` after `step`. The device then waits for the host."""
         return False
 
     def on_step(self, step: int, state: TrainState) -> TrainState | None:
-        """Update `step` is complete; `state` is valid until this returns.
+        """Called after `step` is complete. `state` is valid until this returns.
 
         Returns:
-          None, or a state whose weights, optimizer state and average replace the present ones, such as that of an
-          earlier checkpoint after a spike of the loss. The step count and the position in the data do not change.
+          None, or a state whose weights, optimizer state and average replace the current ones, such as that of an
+          earlier checkpoint after a loss spike. The step count and the position in the data do not change.
         """
 
     def on_end(self, step: int, state: TrainState, finished: bool) -> None:
-        """Training has ended after `step` updates; `finished` is False where a Stop cut it short."""
+        """Called when training has ended after `step` steps. `finished` is False if a Stop ended it early."""
 
 
 def train(
@@ -53,13 +53,13 @@ def train(
     first: int,
     last: int,
 ) -> TrainState:
-    """Makes updates `first` + 1 to `last`.
+    """Runs steps `first` + 1 to `last`.
 
-    Update n + 1 is dispatched before the figures of n are read, so that the device waits for the host only where a
-    hook is due. metrics['seconds'] is the time the update took; what hooks do after it is not counted.
+    Step n + 1 is dispatched before the metrics of step n are read, so that the device waits for the host only if a
+    hook is due. metrics['seconds'] is the time of the step without the hooks after it.
 
     Raises:
-      FloatingPointError: at the first update whose loss or gradient is not finite; the state stays that before it.
+      FloatingPointError: at the first step whose loss or gradient is not finite. The state is that before the step.
     """
     pending: tuple[int, StepReport] | None = None
     step, mark = first, time.perf_counter()
@@ -85,7 +85,7 @@ def train(
 
 
 def _read(pending: tuple[int, StepReport] | None, hooks: list[Hook], mark: float) -> float:
-    """Fetches the figures of a step and hands them to the hooks; returns the new mark of time."""
+    """Fetches the metrics of a step and passes them to the hooks. Returns the time at which they were complete."""
     if pending is None:
         return mark
     step, report = pending

@@ -1,4 +1,4 @@
-"""How long each host takes, and which one the others wait for."""
+"""Step times of all processes, and the slowest process."""
 
 import statistics
 import time
@@ -10,17 +10,18 @@ from llm_jax.objectives.objective import AnyBatch
 from llm_jax.train.loop import Hook
 
 _NOTABLE = 0.1
-"""Share of a step by which a host must be behind the median to be named."""
+"""Fraction of a step by which a process must exceed the median to be reported."""
 
 
 class Pace(Hook):
-    """Every `every` steps each host sends its seconds a step to the first, which writes a record `hosts` of them.
+    """Every `every` steps each process sends its seconds per step to the first, which writes them as a record `hosts`.
 
-    Hosts that compute together end every update together, so their step times tell little of who is late. What each
-    spends alone, until its next batch lies on its devices, tells: the slowest of that is the host that is named. A
-    slow device shows only in a profile.
+    Processes that compute together end every step together, so step times do not show which one is slow. The time that
+    each process spends until its next batch is on its devices does. The process with the longest such time is reported.
+    A slow device shows only in a profile.
 
-    Sending waits for no host; the record of a step may be written a few steps later. A single process writes none.
+    Sending does not wait for other processes. The record of a step may be written a few steps later. A single process
+    writes no record.
     """
 
     def __init__(self, hosts: Hosts, write: Callable[..., None], say: Callable[[str], None], every: int):
@@ -30,7 +31,7 @@ class Pace(Hook):
         hosts.on_pace(self._hear)
 
     def timed(self, batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
-        """The same batches; the time that each takes to come is this host's."""
+        """Yields the same batches, and measures the time that this process waits for each."""
         while True:
             begun = time.perf_counter()
             try:
@@ -49,7 +50,8 @@ class Pace(Hook):
             self._write_complete()
 
     def on_end(self, step: int, state: Any, finished: bool) -> None:
-        self._hosts.gather("last pace")  # what the others sent before it has arrived by then
+        # Messages that the others sent before this gather have arrived when it returns.
+        self._hosts.gather("last pace")
         self._write_complete()
 
     def _hear(self, host: int, report: tuple[int, float, float]) -> None:
@@ -57,7 +59,7 @@ class Pace(Hook):
         self._reports.setdefault(step, {})[host] = (seconds, data)
 
     def _write_complete(self) -> None:
-        # A copy, since the line's thread adds to it.
+        # A copy, because the connection's thread adds to it.
         for step in [step for step, found in list(self._reports.items()) if len(found) == self._hosts.count]:
             found = self._reports.pop(step)
             by_host = [found[host] for host in range(self._hosts.count)]

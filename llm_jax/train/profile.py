@@ -1,4 +1,4 @@
-"""A trace of what device and host do during some steps."""
+"""A trace of device and host activity during some steps."""
 
 import tempfile
 from pathlib import Path
@@ -16,11 +16,11 @@ from llm_jax.train.state import TrainState
 
 @configclass
 class ProfileConfig(HookConfig):
-    """Writes a trace by jax.profiler of some steps into the folder `profile` of the run directory, for TensorBoard
+    """Writes a jax.profiler trace of some steps to the folder `profile` of the run directory, for TensorBoard
     (`pip install xprof`) or ui.perfetto.dev."""
 
     steps: tuple[int, int] = (10, 13)
-    """The first step that is traced, and the last."""
+    """The first and the last traced step."""
 
     def __post_init__(self):
         first, last = self.steps
@@ -34,14 +34,14 @@ class ProfileConfig(HookConfig):
 
 
 class _Profile(Hook):
-    """Waits for the device where the trace begins and ends, and nowhere else."""
+    """Waits for the device only at the beginning and at the end of the trace."""
 
     def __init__(self, config: ProfileConfig, run: TrainingRun):
         self._first, self._last = config.steps
         self._run, self._tracing = run, False
         self._folder = run.directory.path / "profile"
         self._copy: tempfile.TemporaryDirectory | None = None
-        """Where the profiler writes, which knows no object stores."""
+        """Local folder of the trace for a run in an object store, to which the profiler cannot write."""
 
     def due(self, step: int) -> bool:
         return step in (self._first - 1, self._last)

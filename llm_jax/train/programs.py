@@ -23,29 +23,29 @@ from llm_jax.train.step import StepConfig, evaluation_step, train_step
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What training calls. Nothing is computed or allocated on a device until then."""
+    """The functions of training and evaluation. Nothing is computed or allocated on a device until one is called."""
 
     model: Model
     transformation: optax.GradientTransformation
     layout: Layout
     abstract_state: TrainState
-    """Shapes, types and shardings of the training state between two updates."""
+    """Shapes, dtypes and shardings of the training state between two steps."""
     fresh: Callable[[], TrainState]
-    """The state before the first update."""
+    """Returns the initial state."""
     begin: Callable[[Any], TrainState]
-    """The state before the first update with these parameters."""
+    """params -> the initial state with these parameters."""
     step: Update
-    """The update; the state is donated."""
+    """The training step. The state is donated."""
     evaluate: Callable[[Any, AnyBatch], Metrics]
     weights: Callable[[TrainState], Any]
-    """The weights that evaluation, samples and generation use."""
+    """state -> the weights that evaluation, samples and generation use."""
 
     def activated(self) -> contextlib.AbstractContextManager:
-        """Context in which all of them are called, so that activations are laid out over the mesh."""
+        """Context manager in which all functions must be called, so that activations are sharded over the mesh."""
         return partition.activate(self.layout)
 
     def compile_step(self, batch: AnyBatch) -> jax.stages.Compiled:
-        """The update for batches of these shapes, to be read or called; nothing is run."""
+        """The compiled training step for batches of these shapes. Runs nothing."""
         with self.activated():
             return self.step.lower(self.abstract_state, batch).compile()
 
@@ -59,10 +59,10 @@ def programs(
     steps: int,
     seed: int,
 ) -> Programs:
-    """The programs of a run of `steps` updates.
+    """The functions of a run of `steps` steps.
 
     Raises:
-      ValueError: where the model does not divide over the layout.
+      ValueError: if the model's dimensions are not divisible as the layout requires.
     """
     parameters = boxed_parameters(model)
     shapes, logical_axes = unboxed(parameters), partition.logical_axes(parameters)
@@ -100,5 +100,5 @@ def _weights(optimizer: Optimizer, shardings: TrainState) -> Callable[[TrainStat
     def found(state: TrainState) -> Any:
         return use(dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, shardings.opt_state)))
 
-    # Not by out_shardings: parameters that are used as they are would be copied.
+    # device_put instead of out_shardings: jit would copy parameters that it returns unchanged.
     return lambda state: jax.device_put(found(state), shardings.params)

@@ -1,4 +1,4 @@
-"""Everything that training carries from step to step."""
+"""The training state."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from llm_jax.sharding.partition import Layout
 
 @flax.struct.dataclass
 class TrainState:
-    """A pytree; all that a checkpoint must hold besides the data position.
+    """A pytree of everything that a checkpoint must hold, except the data position.
 
     Attributes:
-      step: int32 scalar, number of updates made.
+      step: int32 scalar, number of completed steps.
       params: parameter tree.
       opt_state: optax state.
-      ema: moving average of the parameters in float32; None if none is kept.
+      ema: moving average of the parameters in float32; None if disabled.
     """
 
     step: jax.Array
@@ -34,19 +34,19 @@ class TrainState:
 
 
 def initial_state(model: Model, optimizer: optax.GradientTransformation, seed: int, ema: bool) -> TrainState:
-    """A fresh state; jit it with the shardings of `state_shardings` so that no device holds it whole."""
+    """The initial state. Jit it with the shardings of `state_shardings`, so that no device holds the whole state."""
     return state_of(nn.unbox(initial_parameters(model, rng.key(seed, "parameters"))), optimizer, ema)
 
 
 def state_of(params: Any, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
-    """The state in which training begins with these parameters."""
+    """The initial state with these parameters."""
     average = jax.tree.map(lambda p: p.astype(jnp.float32), params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
 def state_shardings(state: TrainState, logical_axes: Any, layout: Layout) -> TrainState:
-    """Shardings of an abstract state while it is updated. The optimizer's copies of the parameters and their average
-    lie by the strategy's table for them."""
+    """Shardings of an abstract state during a step. Optimizer state with the shape of parameters, and the moving
+    average, are sharded by the strategy's optimizer rules."""
     copies = layout.optimizer(state.params, logical_axes)
     return dataclasses.replace(
         state,
@@ -58,7 +58,7 @@ def state_shardings(state: TrainState, logical_axes: Any, layout: Layout) -> Tra
 
 
 def at_rest(shardings: TrainState, layout: Layout) -> TrainState:
-    """Where a state laid out by `shardings` lies between two updates."""
+    """Shardings of a state between two steps, from those during a step: the optimizer state may be offloaded."""
     if not layout.offload:
         return shardings
     on_host = jax.tree.map(lambda s: s.with_memory_kind(partition.HOST), shardings.opt_state)
@@ -66,8 +66,8 @@ def at_rest(shardings: TrainState, layout: Layout) -> TrainState:
 
 
 def weights_for_use(evaluation_params: Callable[[Any, Any], Any]) -> Callable[[TrainState], Any]:
-    """Which weights evaluation, samples and generation use: the moving average if there is one, else what the
-    optimizer says (schedule-free methods train at another point than they evaluate)."""
+    """Returns state -> the weights for evaluation, samples and generation: the moving average if there is one,
+    otherwise `evaluation_params` of the optimizer (schedule-free methods evaluate at another point than they train)."""
 
     def weights(state: TrainState) -> Any:
         if state.ema is not None:

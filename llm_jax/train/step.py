@@ -1,4 +1,4 @@
-"""One update: gradients over microbatches, clipping and optimizer, moving average, finiteness.
+"""One training step: gradients over microbatches, clipping and optimizer, moving average, finiteness.
 
 Legend: B batch, T length.
 """
@@ -26,13 +26,13 @@ from llm_jax.train.state import TrainState
 
 @flax.struct.dataclass
 class StepReport:
-    """What a step tells the host.
+    """Outputs of a step for the host.
 
     Attributes:
       metrics: sums and counts of the objective.
       gradient_norms: tree of float32 scalars, the norm of each parameter's gradient before clipping.
-      finite: boolean; where false the loss or a gradient was not finite and the update was not applied.
-      learning_rate: float32 scalar, the rate of this update; None where the step was made without a schedule.
+      finite: boolean; False if the loss or a gradient was not finite, so that the update was not applied.
+      learning_rate: float32 scalar, the rate of this step; None if the step has no schedule.
     """
 
     metrics: Metrics
@@ -50,19 +50,19 @@ class StepShardings(NamedTuple):
 
 @configclass
 class StepConfig:
-    """How an update is made from a batch."""
+    """How a training step is computed from a batch."""
 
     accumulate: int = 1
-    """Microbatches whose gradients are summed before the update; the result is that of the whole batch. An evaluation
-    takes as many."""
+    """Number of microbatches whose gradients are summed before the update. The result is that of the whole batch.
+    Evaluation uses the same number."""
     ema_decay: float | None = None
-    """Decay of a moving average of the weights, kept beside them and evaluated in their place; None keeps none."""
+    """Decay of a moving average of the weights, which is evaluated instead of the weights; None: no average."""
     balance_over: Literal["batch", "microbatch"] = "batch"
-    """Of which tokens losses such as `LoadLoss` even out the load, where the batch is cut into microbatches or divided
-    by jax.pmap. `batch`: of all; the load is found by another forward pass before. `microbatch`: of those that a
-    program sees at once, without that pass: another loss, for a load that is even in each microbatch (Qiu et al. 2025,
-    arXiv:2501.11873, section 3). Megatron-LM's `aux_loss` is that of a microbatch of one data-parallel rank, as here
-    under jax.pmap; where one program spans the devices, a microbatch is that of all."""
+    """The tokens over which losses such as `LoadLoss` balance the load, if the batch is split into microbatches or by
+    jax.pmap. `batch`: all tokens; the load is computed by an extra forward pass before. `microbatch`: the tokens that
+    one call of the loss sees, without the extra pass. This is another loss, which balances the load in each microbatch
+    (Qiu et al. 2025, arXiv:2501.11873, section 3). Megatron-LM's `aux_loss` is that of a microbatch of one
+    data-parallel rank, as here under jax.pmap. Otherwise a microbatch spans all devices."""
 
     def __post_init__(self):
         check_positive(accumulate=self.accumulate)
@@ -81,14 +81,15 @@ def train_step(
     axis: str | None = None,
     rate: Rate | None = None,
 ) -> Callable[[TrainState, AnyBatch], tuple[TrainState, StepReport]]:
-    """The pure update function (state, batch) -> (state, report), to be compiled with the state donated.
+    """The pure step function (state, batch) -> (state, report). Compile it with the state donated.
 
     Args:
-      places: where gradients and the optimizer's state lie while they are used; None: wherever they are.
-      axis: name of the axis of `jax.pmap` over which the batch is divided; None: the function sees all of it.
-      rate: the schedule, for the report: the host would wait for the device to evaluate it between two updates.
+      places: shardings of gradients and optimizer state during the step; None: no constraint.
+      axis: name of the `jax.pmap` axis over which the batch is divided; None: the function sees the whole batch.
+      rate: the schedule, for the report. Computed in the step, because evaluating it on the host between two steps
+        would wait for the device.
 
-    An update that is not finite leaves the state as it was, so that what is saved afterwards is sound.
+    If the loss or a gradient is not finite, the state is returned unchanged, so that a later save is valid.
     """
 
     gradients = _summed_gradients(model, objective, config, places, axis)
@@ -101,11 +102,11 @@ def train_step(
         if axis is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         gradient, metrics = gradients(state.params, batch, key)
-        # The loss is a sum; its mean over all counted tokens is what one large batch would have.
+        # The loss is a sum. Dividing by all counted tokens gives the mean of the whole batch, as without microbatches.
         loss = metric_of(metrics, "loss", Ratio)
         counted = jnp.maximum(loss.count, 1)
         gradient = jax.tree.map(lambda g, p: (g / counted).astype(p.dtype), gradient, state.params)
-        # Not a norm of g.reshape(-1), for which a divided gradient would be gathered whole on every device.
+        # No norm of g.reshape(-1): for that a sharded gradient would be all-gathered on every device.
         norms = jax.tree.map(lambda g: jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))), gradient)
         finite = jnp.isfinite(loss.total) & jnp.isfinite(optax.tree.norm(norms))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -121,7 +122,7 @@ def train_step(
 
 
 def evaluation_step(model: Model, objective: Objective, microbatches: int = 1) -> Callable[[Any, AnyBatch], Metrics]:
-    """The pure function (params, batch) -> metrics, which runs the batch in this number of parts, in turn."""
+    """The pure function (params, batch) -> metrics. It evaluates the microbatches one after the other."""
 
     def step(params: Any, batch: AnyBatch) -> Metrics:
         return _summed(lambda batch, key: objective.loss(model, params, batch)[1], microbatches, batch, None)
@@ -132,7 +133,7 @@ def evaluation_step(model: Model, objective: Objective, microbatches: int = 1) -
 def _summed_gradients(
     model: Model, objective: Objective, config: StepConfig, places: StepShardings | None, axis: str | None
 ) -> Callable[[Any, AnyBatch, jax.Array], tuple[Any, Metrics]]:
-    """(params, batch, key) -> gradients and metrics, sums over all tokens of the batch."""
+    """Returns (params, batch, key) -> gradients and metrics, which are sums over all tokens of the batch."""
 
     def laid(found: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
         return found if places is None else (jax.lax.with_sharding_constraint(found[0], places.gradients), found[1])
@@ -161,7 +162,7 @@ def _summed_gradients(
 
 
 def _of_batch(metrics: Metrics) -> Metrics:
-    """The metrics that hold losses of the batch as a whole."""
+    """The metrics with losses that are computed over the whole batch."""
     found = {name: metric for name, metric in metrics.items() if isinstance(metric, BalanceLoss)}
     return {name: metric for name, metric in found.items() if any(layer.losses for layer in metric.layers.values())}
 
@@ -173,11 +174,11 @@ def _summed(
     key: jax.Array | None,
     laid: Callable[[Any], Any] = lambda sums: sums,
 ) -> Any:
-    """Sums in float32 over microbatches of `function`, a tree of sums, one microbatch after the other.
+    """The tree `function(microbatch, key)`, summed in float32 over the microbatches by a scan.
 
     Args:
-      key: None: the function draws nothing.
-      laid: where the sums lie.
+      key: None if the function uses no randomness.
+      laid: applies a sharding constraint to the sums.
     """
     if microbatches == 1:
         return laid(function(batch, key))
@@ -195,5 +196,5 @@ def _summed(
 
 
 def _interleave(x: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] -> [parts, B / parts, ...], taking every parts-th row, so that each part stays spread over devices."""
+    """[B, ...] -> [parts, B / parts, ...] by every parts-th row, so that each part stays sharded over all devices."""
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)

@@ -86,7 +86,7 @@ def install(folder: Path, monkeypatch) -> None:
     """Makes gs:// the objects of `folder`, for fsspec, epath, orbax and tensorstore, until the test ends."""
 
     def kvstore(path: str) -> dict[str, str]:
-        bucket, name = gcs_utils.parse_gcs_path(path, add_trailing_slash=True)
+        bucket, name = gcs_utils.parse_gcs_path(path, add_trailing_slash=False)
         return {"driver": "file", "path": f"{folder}/{bucket}/{name}"}
 
     monkeypatch.setattr(FakeStore, "root", folder, raising=False)

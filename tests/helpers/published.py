@@ -19,30 +19,39 @@ from llm_jax.models.families.albert import albert
 from llm_jax.models.families.bart import bart, original
 from llm_jax.models.families.bert import bert, discriminator
 from llm_jax.models.families.bloom import bloom, mpt
+from llm_jax.models.families.cohere import cohere, cohere2
 from llm_jax.models.families.dbrx import dbrx
 from llm_jax.models.families.deepseek import deepseek, experts
 from llm_jax.models.families.encoder import row_head, span_head
+from llm_jax.models.families.exaone4 import exaone4
 from llm_jax.models.families.falcon import falcon
 from llm_jax.models.families.gemma import gemma
 from llm_jax.models.families.glam import glam
+from llm_jax.models.families.glm import glm
 from llm_jax.models.families.gpt2 import gpt2
+from llm_jax.models.families.gpt_neo import gpt_neo
 from llm_jax.models.families.gpt_neox import gpt_neox
 from llm_jax.models.families.gpt_oss import gpt_oss
 from llm_jax.models.families.gptj import gptj
+from llm_jax.models.families.granite import granite
 from llm_jax.models.families.gshard import gshard
 from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.mixtral import mixtral
-from llm_jax.models.families.olmo2 import olmo2
+from llm_jax.models.families.nemotron import nemotron, persimmon
+from llm_jax.models.families.olmo import olmo
+from llm_jax.models.families.olmo2 import olmo2, olmo3
 from llm_jax.models.families.olmoe import olmoe
 from llm_jax.models.families.opt import opt
 from llm_jax.models.families.palm import palm
+from llm_jax.models.families.phi import phi
 from llm_jax.models.families.qwen import qwen2, qwen3
 from llm_jax.models.families.qwen_moe import qwen2_moe, qwen3_moe
 from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.retnet import retnet
+from llm_jax.models.families.stablelm import stablelm
 from llm_jax.models.families.starcoder import starcoder, starcoder2
 from llm_jax.models.families.switch import switch
 from llm_jax.models.families.t5 import t5
@@ -85,6 +94,7 @@ def _palm() -> TransformerConfig:
 PUBLISHED = {
     "gpt2": gpt2(*OLD, **LIMITS),
     "gpt3": gpt2(*OLD, **LIMITS, windows=(None, 3)),
+    "gpt_neo": gpt_neo(*OLD, **LIMITS, windows=(None, 3)),
     "gptj": gptj(*OLD, rotated=2, **LIMITS),
     "gpt_neox": gpt_neox(*OLD, **LIMITS, rope=RoPEConfig(features=2)),
     "gpt_neox, serial": gpt_neox(*OLD, **LIMITS, rope=RoPEConfig(), parallel=False),
@@ -99,6 +109,21 @@ PUBLISHED = {
     "qwen3": qwen3(*OLD, **NEW, **LIMITS, head_dim=6),
     "phi3": llama(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2), window=5),
     "olmo2": olmo2(*OLD, **NEW, **LIMITS),
+    "olmo3": olmo3(*OLD, **NEW, **LIMITS, window=(3, None), rope=RoPEConfig(scaling=YaRNScaling(4.0, 4))),
+    "smollm3": llama(*OLD, **NEW, **LIMITS, rope=(RoPEConfig(), None), window=(None, 3), tied=True),
+    "exaone4": exaone4(*OLD, **NEW, **LIMITS, window=(3, None), rope=RoPEConfig()),
+    "ernie4_5": llama(*OLD, **NEW, **LIMITS, head_dim=6, bias=True, ffn_bias=True),
+    "glm": glm(*OLD, **NEW, **LIMITS, head_dim=4),
+    "glm4": glm(*OLD, **NEW, **LIMITS, head_dim=4, sandwich=True),
+    "stablelm": stablelm(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2), bias=True),
+    "stablelm, parallel": stablelm(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2), parallel=True),
+    "cohere": cohere(*OLD, **NEW, **LIMITS),
+    "cohere2": cohere2(*OLD, **NEW, **LIMITS, window=(3, None)),
+    "phi": phi(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2)),
+    "olmo": olmo(*OLD, **NEW, **LIMITS, clip=0.8),
+    "granite": granite(*OLD, **NEW, **LIMITS),
+    "nemotron": nemotron(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2)),
+    "persimmon": persimmon(*OLD, hidden=24, **LIMITS, rope=RoPEConfig(features=2)),
     "gemma": gemma(*OLD, **NEW, head_dim=6, **LIMITS),
     "gemma2": gemma(
         *OLD, **NEW, head_dim=6, **LIMITS, windows=(3, None), scale=20**-0.5, softcaps=(5.0, 3.0), sandwich=True
@@ -157,6 +182,8 @@ ENCODERS = _looped(
         "bert, tokens": bert(*OLD, **LIMITS, types=3, head=ClassHead(5)),
         "bert, spans": bert(*OLD, **LIMITS, head=span_head()),
         "roberta": bert(*OLD, **LIMITS, types=1, offset=2, epsilon=1e-5),
+        "distilbert": bert(*OLD, **LIMITS, types=0),
+        "distilbert, rows": bert(*OLD, **LIMITS, types=0, head=row_head(3, "relu")),
         "electra, generator": bert(*OLD, **LIMITS, narrow=8),
         "electra, discriminator": bert(*OLD, **LIMITS, narrow=8, head=discriminator()),
         "albert": albert(4, *OLD[1:], **LIMITS, narrow=8, groups=2, inner=2),
@@ -176,6 +203,8 @@ PAIRS = _looped(
         "gshard": gshard(2, 3, *OLD[1:], hidden=24, head_dim=6, **LIMITS, dispatch=Dropless()),
         "bart": bart(*OLD, **LIMITS, hidden=24),
         "original": original(*OLD, **LIMITS),
+        "mbart": bart(*OLD, **LIMITS, hidden=24, scaled=True, pre_norm=True),
+        "pegasus": original(*OLD, **LIMITS, bias=True, pre_norm=True),
         "marian": original(*OLD, **LIMITS, activation="silu", scaled=False, bias=True, decoder_layers=1),
     }
 )

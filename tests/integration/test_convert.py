@@ -4,10 +4,14 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 
 from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core import trees
+from llm_jax.inference.generate import Generator
+from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.interop import load_hf
+from llm_jax.trained_model import TrainedModel
 from tests.helpers.command_line import llm_jax
 
 
@@ -95,6 +99,44 @@ def test_weights_of_another_model_are_refused(finished, train, run, tmp_path):
     tokenizer.write_text(tokenizer.read_text().replace('"llm_jax_digest": "', '"llm_jax_digest": "0'))
     outcome = train("--start", "huggingface", "--start.folder", tmp_path / "folder")
     assert outcome.code != 0 and "was trained with tokenizer 0" in outcome.said
+
+
+def test_text_is_generated_by_a_folder_of_transformers_as_by_the_run(finished, tmp_path):
+    folder = tmp_path / "folder"
+    assert llm_jax("convert", finished.path, folder).code == 0
+    options = ("--prompt", "the red fox", "--new-tokens", 12, "--sampling.temperature", 0)
+    outcome = llm_jax("generate", folder, *options)
+    assert outcome.code == 0, outcome.said
+    of_run, of_folder = TrainedModel.of(finished), TrainedModel.of(folder)
+    prompt = of_folder.prompt("the red fox")
+    generator = Generator(of_run.model, SamplingConfig(0.0), of_run.tokenizer.eos_id, of_run.tokenizer.pad_id, 259)
+    (expected,) = generator.generate(of_run.params, [prompt], 12)
+    assert outcome.out.rstrip("\n") == "the red fox" + of_run.tokenizer.continuation(prompt, expected)
+    assert of_folder.prompt("the red fox") == transformers_ids(folder, "the red fox")
+    half = llm_jax("generate", folder, *options, "--dtype", "bfloat16")
+    assert half.code == 0 and half.out.startswith("the red fox")
+
+
+def transformers_ids(folder, text):
+    """As transformers tokenizes it, special tokens included."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    return transformers.AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+
+
+def test_what_a_folder_of_transformers_has_not_is_refused(finished, tmp_path):
+    folder = tmp_path / "folder"
+    assert llm_jax("convert", finished.path, folder).code == 0
+    words = ("generate", folder, "--prompt", "the")
+    outcome = llm_jax(*words, "--best")
+    assert outcome.code == 1 and "--step and --best choose a checkpoint of a run" in outcome.said
+    outcome = llm_jax("generate", finished.path, "--prompt", "the", "--dtype", "bfloat16")
+    assert outcome.code == 1 and "whose experiment states its precision: leave --dtype out" in outcome.said
+    with pytest.raises(ValueError, match="a folder of transformers has no held-out data"):
+        next(TrainedModel.of(folder).held_out(tmp_path))
+    (folder / "tokenizer.json").unlink()
+    outcome = llm_jax(*words)
+    assert outcome.code == 1 and "has no tokenizer.json, tokenizer.model or spiece.model" in outcome.said
+    assert llm_jax("generate", tmp_path, "--prompt", "the").code == 1
 
 
 def test_a_run_is_exported_and_converted_again(finished, tmp_path):

@@ -44,7 +44,7 @@ def test_fsdp_divides_the_state_and_data_parallelism_does_not(runs):
 
 def test_a_pipeline_learns_and_its_card_has_the_bubble(runs, one_device):
     facts = runs["pipeline"]
-    assert facts["pipeline"] == {"stages": 2, "microbatches": 2, "rounds": 1, "bubble": pytest.approx(1 / 3)}
+    assert facts["pipeline"] == {"stages": 2, "microbatches": 2, "virtual_stages": 1, "bubble": pytest.approx(1 / 3)}
     assert runs["data"]["pipeline"] is None
     # Dropout draws otherwise than without stages, so that the losses are not the same.
     assert facts["losses"] == pytest.approx(one_device, rel=0.05) and facts["losses"][-1] < facts["losses"][0] - 0.1

@@ -54,4 +54,4 @@ def test_records_display_and_report_tell_what_experts_did(tmp_path, cache, capsy
 def test_the_experts_of_a_dense_model_are_refused_before_its_corpus_is_read(finished, cache, monkeypatch):
     monkeypatch.setattr(DataConfig, "build", lambda *_: pytest.fail("the corpus was read"))
     outcome = llm_jax("experts", finished.path, "--cache-dir", cache)
-    assert outcome.code != 0 and "a model with layers of experts" in outcome.said
+    assert outcome.code != 0 and "the model has no MoE layer" in outcome.said

@@ -18,6 +18,7 @@ def bucket(tmp_path, monkeypatch):
     return tmp_path / "store" / "bucket"
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_resumed_asked_and_reported_at_gs(file, tmp_path, cache, bucket):
     def train(runs, steps, *words):
         return llm_jax("train", file, "--runs-dir", runs, "--cache-dir", cache, "--steps", steps, *RATE, *words)

@@ -10,7 +10,7 @@ def test_the_report_of_one_run_lies_in_it(finished, tmp_path):
     assert outcome.code == 0, outcome.err
     assert outcome.out.strip() == str(run / "report.md")
     text = (run / "report.md").read_text()
-    assert "TrainedModel for 12 steps" in text and "bits per byte" in text
+    assert "Trained for 12 steps" in text and "bits per byte" in text
     assert all((run / "plots" / name).stat().st_size > 1000 for name in ("loss.png", "throughput.png"))
 
 

@@ -322,11 +322,13 @@ def test_a_type_that_files_do_not_have_is_refused(saved: Path, tmp_path: Path):
 
 # Where no layer has experts, they say what deepseek_v3 says.
 TWINS = {"deepseek_v2", "youtu"}
+# They say nothing that an earlier family does not say.
+ALIASES = {"xlm-roberta", "camembert", "mt5", "ernie4_5", "codegen"}
 
 
 def test_every_family_is_exported_by_some_model():
     found = {name: next(f.model_type for f in FAMILIES.values() if f.expresses(c)) for name, c in EXPORTED.items()}
-    assert set(found.values()) == set(FAMILIES) - {"youtu"}
+    assert set(found.values()) == set(FAMILIES) - {"youtu"} - ALIASES
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", *sorted(TWINS)])

@@ -113,8 +113,8 @@ def test_every_parameter_has_the_role_that_its_axes_imply(name):
     for path, layout in trees.named_leaves(tree):
         matrix = len(layout.item) >= 2 and not path.endswith("/bias")
         assert decays[path] == layout.is_matrix == matrix, path
-        assert is_orthogonalised(layout) == (matrix and not SCORED & set(layout.words)), path
-        assert (layout.role == Role.EXPERT) == (matrix and "experts" in layout.words), path
+        assert is_orthogonalised(layout) == (matrix and not SCORED & set(layout.logical_axes)), path
+        assert (layout.role == Role.EXPERT) == (matrix and "experts" in layout.logical_axes), path
 
 
 def test_layers_that_share_their_weights_have_the_roles_of_those_that_do_not():

@@ -75,6 +75,7 @@ class Case:
 
 
 ENCODER = SHAPE | {"intermediate_size": 48, "max_position_embeddings": 64}
+DISTILBERT = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": 97, "max_position_embeddings": 64}
 ENCODERS = {
     "bert": ("Bert", ENCODER | {"type_vocab_size": 3}, SENTENCES),
     "roberta": ("Roberta", ENCODER | {"max_position_embeddings": 66, "type_vocab_size": 1}, ONE_TYPE),
@@ -102,6 +103,20 @@ def _encoders() -> dict[str, Case]:
     prefix, options, inputs = ENCODERS["electra"]
     wide = options | {"embedding_size": 32}
     return cases | {
+        "xlm-roberta, masked": Case(
+            "XLMRobertaConfig", "XLMRobertaForMaskedLM", ENCODERS["roberta"][1], inputs=ONE_TYPE
+        ),
+        "camembert, row": Case(
+            "CamembertConfig",
+            "CamembertForSequenceClassification",
+            ENCODERS["roberta"][1] | _labels("row"),
+            inputs=ONE_TYPE,
+        ),
+        "distilbert, masked": Case("DistilBertConfig", "DistilBertForMaskedLM", DISTILBERT, inputs=ONE_TYPE),
+        "distilbert, row": Case(
+            "DistilBertConfig", "DistilBertForSequenceClassification", DISTILBERT | _labels("row"), inputs=ONE_TYPE
+        ),
+        "distilbert, span": Case("DistilBertConfig", "DistilBertForQuestionAnswering", DISTILBERT, inputs=ONE_TYPE),
         "electra, replaced": Case("ElectraConfig", "ElectraForPreTraining", options, inputs=inputs),
         "electra, as wide": Case("ElectraConfig", "ElectraForMaskedLM", wide, inputs=inputs),
         "bert, a number": Case(
@@ -133,8 +148,11 @@ def _pairs() -> dict[str, Case]:
     return {
         "t5": Case(*classes, T5 | NEAR, inputs=PAIR, gain=2),
         "t5, 1.1": Case(*classes, gated, inputs=PAIR, untied=True, gain=2),
+        "mt5": Case("MT5Config", "MT5ForConditionalGeneration", T5 | NEAR, inputs=PAIR, untied=True, gain=2),
         "bart": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR),
         "bart, padded before": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR_AFTER_PADDING),
+        "mbart": Case("MBartConfig", "MBartForConditionalGeneration", BART | {"scale_embedding": True}, inputs=PAIR),
+        "pegasus": Case("PegasusConfig", "PegasusForConditionalGeneration", BART, inputs=PAIR),
         "marian": Case("MarianConfig", "MarianMTModel", MARIAN, inputs=PAIR),
     }
 
@@ -221,6 +239,14 @@ def _rope(**options: Any) -> dict[str, Any]:
 
 CASES = {
     "gpt2": Case("GPT2Config", "GPT2LMHeadModel", OLD | NO_DROPOUT),
+    "gpt_neo": Case(
+        "GPTNeoConfig",
+        "GPTNeoForCausalLM",
+        {"hidden_size": 32, "num_layers": 4, "num_heads": 4, "vocab_size": 97, "max_position_embeddings": 64}
+        | {"attention_types": [[["global", "local"], 2]], "window_size": 5},
+        gain=2,
+    ),
+    "codegen": Case("CodeGenConfig", "CodeGenForCausalLM", OLD | NO_DROPOUT | {"n_head": 8, "rotary_dim": 2}),
     "gptj": Case("GPTJConfig", "GPTJForCausalLM", OLD | NO_DROPOUT | {"rotary_dim": 4}),
     "gpt_neox": Case("GPTNeoXConfig", "GPTNeoXForCausalLM", SHAPE | {"intermediate_size": 48}),
     "gpt_neox, serial": Case(
@@ -279,6 +305,59 @@ CASES = {
         ),
     ),
     "olmo2": Case("Olmo2Config", "Olmo2ForCausalLM", GQA),
+    "olmo3": Case(
+        "Olmo3Config",
+        "Olmo3ForCausalLM",
+        GQA
+        | {"num_hidden_layers": 4, "sliding_window": 5}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+    ),
+    "smollm3": Case("SmolLM3Config", "SmolLM3ForCausalLM", GQA | {"pad_token_id": 0, "no_rope_layer_interval": 2}),
+    "smollm3, windows": Case(
+        "SmolLM3Config",
+        "SmolLM3ForCausalLM",
+        GQA
+        | {"pad_token_id": 0, "no_rope_layers": [0, 1, 1], "use_sliding_window": True, "sliding_window": 5}
+        | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    ),
+    "exaone4": Case("Exaone4Config", "Exaone4ForCausalLM", GQA | {"sliding_window": 5, "sliding_window_pattern": 2}),
+    "exaone4, all": Case(
+        "Exaone4Config",
+        "Exaone4ForCausalLM",
+        GQA | {"sliding_window": None, "layer_types": ["full_attention"] * 3, "head_dim": 12},
+    ),
+    "ernie4_5": Case("Ernie4_5Config", "Ernie4_5ForCausalLM", GQA | {"head_dim": 12, "use_bias": True}),
+    "glm": Case("GlmConfig", "GlmForCausalLM", GQA | {"head_dim": 12, "pad_token_id": 0}),
+    "glm4": Case("Glm4Config", "Glm4ForCausalLM", GQA | {"head_dim": 12, "pad_token_id": 0, "attention_bias": False}),
+    "stablelm": Case("StableLmConfig", "StableLmForCausalLM", GQA | {"use_qkv_bias": True}),
+    "stablelm, parallel": Case("StableLmConfig", "StableLmForCausalLM", GQA | {"use_parallel_residual": True}),
+    "cohere": Case("CohereConfig", "CohereForCausalLM", GQA),
+    "cohere2": Case(
+        "Cohere2Config",
+        "Cohere2ForCausalLM",
+        GQA
+        | {"num_hidden_layers": 4, "sliding_window": 5, "sliding_window_pattern": 2, "logit_scale": 0.5}
+        | {"attention_bias": True},
+    ),
+    "phi": Case("PhiConfig", "PhiForCausalLM", GQA | {"partial_rotary_factor": 0.5}),
+    "olmo": Case("OlmoConfig", "OlmoForCausalLM", GQA | {"clip_qkv": 0.7}),
+    "granite": Case(
+        "GraniteConfig",
+        "GraniteForCausalLM",
+        GQA
+        | {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 4.0}
+        | {"tie_word_embeddings": True, "mlp_bias": True, "attention_bias": True},
+    ),
+    "nemotron": Case("NemotronConfig", "NemotronForCausalLM", GQA | {"head_dim": 12, "mlp_bias": True}, gain=2),
+    "persimmon": Case("PersimmonConfig", "PersimmonForCausalLM", GQA | {"partial_rotary_factor": 0.5}, gain=2),
+    "persimmon, without norms": Case(
+        "PersimmonConfig", "PersimmonForCausalLM", GQA | {"qk_layernorm": False, "hidden_act": "gelu"}
+    ),
     "gemma": Case("GemmaConfig", "GemmaForCausalLM", GQA | {"head_dim": 12}),
     "gemma2": Case(
         "Gemma2Config", "Gemma2ForCausalLM", GQA | {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 5}

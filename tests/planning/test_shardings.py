@@ -52,7 +52,7 @@ def test_the_stages_of_zero_divide_optimizer_state_then_gradients_then_parameter
 def test_a_product_divides_by_both():
     made = _made(Combined(FullySharded(), TensorParallel()), fsdp=4, tensor=2)
     (query,) = [place for place in shardings.places(made) if place.name.endswith("query/kernel")]
-    assert query.words == ("layers", "embed", "heads", "head_dim")
+    assert query.logical_axes == ("layers", "embed", "heads", "head_dim")
     assert query.spec == PartitionSpec(None, ("fsdp", "expert"), ("tensor",), None)
     assert query.device_bytes * 8 == query.bytes and query.optimizer_bytes == 2 * query.device_bytes
 

@@ -179,7 +179,7 @@ def test_types_and_shapes_of_the_state_stay(accumulate, params):
 
 
 @dataclasses.dataclass
-class TrainedModel:
+class Trained:
     """A tiny LLaMA with dropout nowhere, its compiled step, and a fresh state."""
 
     accumulate: int
@@ -199,7 +199,7 @@ class TrainedModel:
 
 @pytest.fixture(scope="module")
 def whole():
-    return TrainedModel(accumulate=1)
+    return Trained(accumulate=1)
 
 
 def test_a_transformer_learns_its_batch_without_being_compiled_again(whole):
@@ -214,7 +214,7 @@ def test_a_transformer_learns_its_batch_without_being_compiled_again(whole):
 
 
 def test_accumulation_makes_the_same_update_of_a_transformer(whole):
-    parts = TrainedModel(accumulate=4)
+    parts = Trained(accumulate=4)
     assert parts.accumulate != whole.accumulate
     # Rows differ in how many targets count, so a mean of means would be another number.
     batch = tiny.batch(8)

@@ -1,4 +1,4 @@
-"""Readers of text. Each config's `build()` gives a `TextSource`."""
+"""Readers of text. `build()` of each config returns a `TextSource`."""
 
 from llm_jax.data.sources.array_record import ArrayRecordConfig
 from llm_jax.data.sources.json_lines import JsonLinesConfig

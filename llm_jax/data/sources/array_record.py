@@ -31,7 +31,7 @@ class ArrayRecordConfig(Reader):
     paths: tuple[str, ...]
     """Files, folders or globs such as `corpus/train.array_record-*`."""
     field: str | None = None
-    """Field of a record that is a JSON object; None: the record's bytes are the text itself."""
+    """Field that holds the text, if a record is a JSON object; None: the record's bytes are the text."""
     invalid_utf8: InvalidUtf8 = "error"
     empty: EmptyText = "skip"
 
@@ -66,13 +66,13 @@ class ArrayRecords(RecordSource):
 
 
 def _read(path: Path) -> Iterator[bytes]:
-    """Raises ValueError if the file is missing, empty, truncated or of another kind."""
+    """Raises ValueError if the file is missing, empty, truncated or not an array_record file."""
     try:
         reader = ArrayRecordReader(str(path))
         count = reader.num_records()
         for start in range(0, count, _RECORDS_PER_READ):
             yield from reader.read(list(range(start, min(start + _RECORDS_PER_READ, count))))
-        # Closing is also what reports a file that could not be opened or parsed.
+        # A file that could not be opened or parsed raises its error here, in `close`.
         reader.close()
     except RuntimeError as error:
         reason = str(error) or "it is truncated or no array_record file"

@@ -1,4 +1,4 @@
-"""Finding and opening the files of a corpus."""
+"""Finds and opens the files of a corpus."""
 
 import bz2
 import contextlib
@@ -19,26 +19,26 @@ _DECOMPRESSED: dict[str, Callable[[BinaryIO], io.BufferedIOBase]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    # pyarrow reads consecutive frames and refuses a truncated one; `zstandard` ends without an error there.
+    # pyarrow reads consecutive frames and raises for a truncated one. `zstandard` raises no error for it.
     ".zst": lambda file: io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd")),
 }
 
 
 def find(paths: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """(name, path) of the files that `paths` mean, sorted within each entry.
+    """(name, path) of the files that match `paths`, sorted within each entry.
 
     An entry is a file, a folder (every file below it whose path has no hidden part) or a glob (`**` descends). The
     name is the path below the folder, or below the part of the glob before its first wildcard.
 
     Raises:
-      ValueError: for an entry that means no file.
+      ValueError: for an entry that matches no file.
     """
     return [file for entry in paths for file in _find_one(entry)]
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The bytes of a file; of one named `*.gz`, `*.bz2`, `*.xz` or `*.zst`, what is compressed in it.
+    """The bytes of a file. Files named `*.gz`, `*.bz2`, `*.xz` or `*.zst` are decompressed.
 
     Raises:
       ValueError: if it cannot be opened or read, or is damaged.
@@ -56,7 +56,7 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
 
 
 def check_paths(paths: tuple[str, ...]) -> None:
-    """A reader's `paths` field is a tuple of at least one path."""
+    """Checks that the `paths` field of a reader is a tuple of at least one path."""
     check(
         isinstance(paths, tuple) and len(paths) > 0 and all(isinstance(path, str) and path for path in paths),
         f"paths is {paths!r}: it must be a tuple of at least one path, folder or glob",
@@ -90,7 +90,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_file(path: Path) -> bool:
-    """A link that leads nowhere counts, so that reading it fails instead of passing it over in silence."""
+    """Whether `path` is a file or a broken link. Reading a broken link raises an error; it is not skipped silently."""
     return path.is_file() or (path.is_symlink() and not path.is_dir())
 
 

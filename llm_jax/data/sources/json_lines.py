@@ -1,4 +1,4 @@
-"""JSON lines: one object per line, one of whose fields is the text."""
+"""JSON lines files: one JSON object per line, with the text in one of its fields."""
 
 import json
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from llm_jax.data.sources.text_source import (
     without_bom,
 )
 
-# Numbers are never read as such: their digits may be more than Python converts.
+# Numbers are not converted, because Python refuses integers with too many digits.
 _JSON = json.JSONDecoder(parse_int=lambda _: 0, parse_float=lambda _: 0.0)
 
 
 @configclass
 class JsonLinesConfig(Reader):
-    """JSON lines files, one document per line. Blank lines are passed over."""
+    """JSON lines files, one document per line. Blank lines are skipped."""
 
     paths: tuple[str, ...]
     """Files (also `.gz`, `.bz2`, `.xz` and `.zst`), folders or globs."""
@@ -71,8 +71,8 @@ def text_field(place: str, text: str, field: str) -> str:
     """The string in `field` of the JSON object that `text` holds.
 
     Raises:
-      ValueError: if it is no JSON object, is nested too deeply, or has no such field of type string; names `place`
-        and the fields there.
+      ValueError: if `text` is not a JSON object, is nested too deeply, or has no such field of type string. The message
+        gives `place` and the fields of the object.
     """
     try:
         value = _JSON.decode(text)

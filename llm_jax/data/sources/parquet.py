@@ -1,4 +1,4 @@
-"""Parquet files, the format in which the Hugging Face Hub keeps text."""
+"""Parquet files, the format of text data sets on the Hugging Face Hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +31,7 @@ class ParquetConfig(Reader):
     paths: tuple[str, ...]
     """Files, folders or globs such as `corpus/train-*.parquet`."""
     field: str = "text"
-    """Column that holds the documents, of strings or of bytes."""
+    """Column that holds the documents, as strings or bytes."""
     invalid_utf8: InvalidUtf8 = "error"
     empty: EmptyText = "skip"
 
@@ -67,11 +67,11 @@ def _read(path: Path, field: str) -> Iterator[bytes | None]:
     """The values of one column.
 
     Raises:
-      ValueError: if the file is missing, truncated, damaged or of another kind, or has no such column of text.
+      ValueError: if the file is missing, truncated, damaged or not a Parquet file, or has no such column of text.
     """
     try:
         with (
-            # Without pre_buffer and with a small buffer a reader holds pages of a row group, not the whole of it.
+            # With a small buffer and no pre_buffer a reader holds pages of a row group, not the whole row group.
             pyarrow.parquet.ParquetFile(
                 path, buffer_size=_READ_BUFFER, pre_buffer=False, page_checksum_verification=True
             ) as file

@@ -1,4 +1,4 @@
-"""The source code of the Python standard library that runs: a corpus of 31 MB that every user already has."""
+"""The source code of the running Python's standard library: a corpus of 31 MB that every user already has."""
 
 import sysconfig
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
 @configclass
 class StandardLibraryConfig(Reader):
-    """Every `.py` file of the running Python's standard library, a document each, sorted by path.
+    """Every `.py` file of the running Python's standard library, one document per file, sorted by path.
 
-    Installed packages are left out, and so are files without a byte (they only mark packages).
+    Installed packages are left out. Empty files, which only mark packages, are left out too.
     """
 
     invalid_utf8: InvalidUtf8 = "skip"
-    """The library's own tests hold a few files in other encodings or broken on purpose (4 of 1,790 in 3.11)."""
+    """The library's tests have a few files in other encodings or with deliberate errors (4 of 1,790 in 3.11)."""
 
     def __post_init__(self) -> None:
         check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))

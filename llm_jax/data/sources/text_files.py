@@ -22,11 +22,11 @@ class TextFilesConfig(Reader):
     paths: tuple[str, ...]
     """Files (also `.gz`, `.bz2`, `.xz` and `.zst`), folders or globs such as `corpus/**/*.txt`."""
     separator: str | None = None
-    """Text that stands between the documents of one file, for instance two newlines; None: a file is a document. A line
-    end in it matches both `\\n` and `\\r\\n` in a file."""
+    """Text between the documents of one file, for instance two newlines; None: a file is one document. A line end in
+    the separator matches both `\\n` and `\\r\\n` in a file."""
     invalid_utf8: InvalidUtf8 = "error"
     empty_files: Literal["error", "skip"] = "error"
-    """Whether a file without a character is an error that names it, or holds no document and is counted."""
+    """error: a file without a character raises an error that names it. skip: it is counted and yields no document."""
 
     def __post_init__(self) -> None:
         files.check_paths(self.paths)
@@ -52,7 +52,7 @@ class TextFiles(RecordSource):
         return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
 
     def records(self, storage: Storage) -> Iterator[Record]:
-        """One record for each document; a file is held in memory as a whole only where it is a document."""
+        """One record for each document. A whole file is in memory only if it is one document."""
         name, (path,) = storage.name, storage.paths
         with files.opened(path) as file:
             if self._config.separator is None:
@@ -61,7 +61,7 @@ class TextFiles(RecordSource):
             first = self._not_empty(path, without_bom(file.read(_BLOCK)))
             if not first:
                 yield Record(name, str(path), first)
-            # UTF-8 may be cut by bytes: no character's bytes hold those of another.
+            # UTF-8 can be split by bytes: the bytes of one character never occur within those of another.
             pieces = filter(
                 None, _split(itertools.chain([first], iter(lambda: file.read(_BLOCK), b"")), self._separator)
             )
@@ -77,16 +77,16 @@ class TextFiles(RecordSource):
 
 
 def _split(blocks: Iterable[bytes], separator: re.Pattern[bytes]) -> Iterator[bytes]:
-    """What `separator.split` gives for all blocks together, holding one piece and one block of them."""
+    """Same pieces as `separator.split` on all blocks joined, with only one piece and one block in memory."""
     unsearched, parts = b"", []
-    # A separator that is longer than its pattern has \r before some of its line ends.
+    # A match can be longer than the pattern, because of \r before its line ends.
     longest = 2 * len(separator.pattern)
     for block in blocks:
         data, start = unsearched + block, 0
         for match in separator.finditer(data):
             yield b"".join([*parts, data[start : match.start()]])
             parts, start = [], match.end()
-        # The beginning of a separator may stand at the end.
+        # The end of the data may be the beginning of a separator.
         kept = max(start, len(data) - longest)
         parts.append(data[start:kept])
         unsearched = data[kept:]

@@ -1,4 +1,4 @@
-"""Text as every reader gives it: documents in a fixed order, and a digest of their content."""
+"""The interface of readers of text: documents in a fixed order, and a digest of their content."""
 
 import abc
 import codecs
@@ -15,43 +15,43 @@ from llm_jax.core.configclass import configclass
 from llm_jax.data import known_files
 
 InvalidUtf8 = Literal["error", "skip", "replace"]
-"""What becomes of text that is not UTF-8: an error naming place and byte; the document is left out; or every
-undecodable byte, and every lone surrogate that a JSON string escapes, becomes U+FFFD."""
+"""Policy for text that is not UTF-8. error: raise an error with the file position and the byte. skip: leave the
+document out. replace: each undecodable byte, and each lone surrogate escaped in a JSON string, becomes U+FFFD."""
 
 EmptyText = Literal["skip", "keep", "error"]
-"""What becomes of a document without a character: it is left out and counted; it stays, so that a model reads nothing
-but its boundary tokens; or an error naming the place."""
+"""Policy for a document without a character. skip: leave it out and count it. keep: keep it, so that only its boundary
+tokens remain. error: raise an error with its position."""
 
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 _SURVEY = "survey 1"
-"""Names how records are surveyed. Counts up with every change of what readers make of the same bytes."""
+"""Name and version of the survey of records. Increase the version whenever readers read the same bytes differently."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text that a model reads from its beginning to its end."""
+    """One text, with its name."""
 
     name: str
-    """Path within its corpus, not on this machine, so that a corpus may be moved."""
+    """Path relative to the corpus, so that a corpus can be moved."""
     text: str
 
     @property
     def digest(self) -> bytes:
-        """Sixteen bytes that depend on the text alone, exactly as it is: documents with one digest are duplicates."""
+        """Sixteen-byte hash of the exact text. Documents with equal digests are duplicates."""
         return hashlib.blake2b(self.text.encode(), digest_size=16).digest()
 
 
 class TextSource(abc.ABC):
-    """Documents in a fixed order. May be iterated any number of times."""
+    """Documents in a fixed order. It can be iterated any number of times."""
 
     @abc.abstractmethod
     def __iter__(self) -> Iterator[Document]:
         """Yields the documents.
 
         Raises:
-          ValueError: for anything that cannot be read or decoded; the message gives the place.
+          ValueError: for anything that cannot be read or decoded. The message gives the position.
         """
 
     @property
@@ -62,40 +62,40 @@ class TextSource(abc.ABC):
     @property
     @abc.abstractmethod
     def invalid(self) -> tuple[str, ...]:
-        """Names of the records that are not UTF-8, which the policy skips or repairs."""
+        """Names of the records that are not UTF-8 and that the policy skips or repairs."""
 
     @property
     @abc.abstractmethod
     def empty(self) -> int:
-        """How many documents without a character were read, which the policy skips or keeps."""
+        """Number of documents without a character, which the policy skips or keeps."""
 
     @abc.abstractmethod
     def __str__(self) -> str:
-        """A few words that name the source in messages."""
+        """Short description of the source for messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Raw bytes as they lie in storage; one record holds one document or several."""
+    """Raw bytes of one stored record, which holds one or more documents."""
 
     name: str
     place: str
-    """Path (and line) as the user should read it in an error."""
+    """Path (and line) for error messages."""
     data: bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """One file that holds records, or several that hold them together."""
+    """One file with records, or several files that hold records together."""
 
     name: str
-    """Its place in the corpus, not on this machine."""
+    """Path relative to the corpus."""
     paths: tuple[Path, ...]
 
 
 @configclass
 class Reader(abc.ABC):
-    """Where text is read. Derive a configclass from it to read text of your own."""
+    """Where text is read from. Derive a configclass from it for your own reader."""
 
     @abc.abstractmethod
     def build(self) -> TextSource:
@@ -107,29 +107,29 @@ class Reader(abc.ABC):
 
 
 class RecordSource(TextSource):
-    """Text that comes from records of bytes in files.
+    """Text from byte records in files.
 
-    No document begins with a byte order mark: the one that begins a record, or a document within it, is removed.
+    Removes a byte order mark at the beginning of a record, or of a document within a record.
     """
 
     def __init__(self, title: str, invalid_utf8: InvalidUtf8, empty: EmptyText, parsing: tuple = ()):
-        """`parsing` holds the settings that decide what documents are read from the same bytes."""
+        """`parsing` holds the settings that determine which documents are read from the same bytes."""
         self._title = title
         self._invalid_utf8 = invalid_utf8
         self._empty = empty
-        # "skip" is not named: text without an empty document has one digest under both policies that leave none.
+        # "skip" and "error" are not in the digest: without empty documents both read the same text.
         self._parsing = (*parsing, "empty texts are kept") if empty == "keep" else parsing
 
     @abc.abstractmethod
     def storages(self) -> Sequence[Storage]:
-        """All that the records are read from, in their fixed order."""
+        """The storages of the records, in a fixed order."""
 
     @abc.abstractmethod
     def records(self, storage: Storage) -> Iterator[Record]:
-        """Yields the raw records of one storage in their fixed order."""
+        """Yields the raw records of one storage in a fixed order."""
 
     def documents(self, record: Record, text: str) -> Iterator[Document]:
-        """The documents within one decoded record. Their text may hold lone surrogates."""
+        """The documents of one decoded record. Their text may contain lone surrogates."""
         yield Document(record.name, text)
 
     def __iter__(self) -> Iterator[Document]:
@@ -154,7 +154,7 @@ class RecordSource(TextSource):
 
     @functools.cached_property
     def _survey(self) -> "_Survey":
-        """From one pass over the records of every storage that has changed since the last one."""
+        """Result of one pass over the records. Storages unchanged since an earlier pass are not read again."""
         settings = repr((type(self).__name__, self._invalid_utf8, self._empty, *self._parsing))
         storages = list(self.storages())
         questions = [known_files.Question(f"{_SURVEY} {settings} {item.name}", item.paths) for item in storages]
@@ -180,7 +180,7 @@ class RecordSource(TextSource):
         return {"content": "" if nothing else content.hexdigest(), "invalid": invalid, "empty": empty}
 
     def _read(self, record: Record) -> "_Reading":
-        """Raises ValueError for what the policies do not admit; names the place."""
+        """Raises ValueError for text that the policies do not allow. The message gives the position."""
         decoded, valid = self._decoded(record)
         if decoded is None:
             return _Reading((), invalid=True, empty=0)
@@ -199,7 +199,7 @@ class RecordSource(TextSource):
         return _Reading(tuple(documents), not valid, empty)
 
     def _decoded(self, record: Record) -> tuple[str | None, bool]:
-        """The record as text, None if it is skipped; and whether it is UTF-8."""
+        """The record as text, None if it is skipped; and whether it was UTF-8."""
         data = without_bom(record.data)
         try:
             return data.decode(), True
@@ -209,7 +209,7 @@ class RecordSource(TextSource):
         return (None if self._invalid_utf8 == "skip" else data.decode(errors="replace")), False
 
     def _without_surrogates(self, place: str, text: str) -> tuple[str | None, bool]:
-        """The text as Unicode, None if it is skipped; and whether it was Unicode already."""
+        """The text without lone surrogates, None if it is skipped; and whether it had none."""
         surrogate = _SURROGATES.search(text)
         if surrogate is None:
             return text, True
@@ -225,18 +225,18 @@ class RecordSource(TextSource):
 
 @dataclasses.dataclass(frozen=True)
 class _Reading:
-    """What one record gives."""
+    """The documents of one record, and its counts."""
 
     documents: tuple[Document, ...]
     invalid: bool
-    """Whether something in it is no Unicode text."""
+    """Whether something in it is not valid Unicode text."""
     empty: int
     """Documents in it without a character."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Survey:
-    """What a whole source gives. See the properties of `TextSource`."""
+    """Statistics of a whole source. See the properties of `TextSource`."""
 
     digest: str
     invalid: tuple[str, ...]
@@ -244,11 +244,11 @@ class _Survey:
 
 
 def without_bom(data: bytes) -> bytes:
-    """`data` without the byte order mark of UTF-8 that some editors write at the beginning of a file."""
+    """`data` without a UTF-8 byte order mark at its beginning, which some editors write."""
     return data.removeprefix(codecs.BOM_UTF8)
 
 
 def check_policies(invalid_utf8: str, empty: str) -> None:
-    """The fields of a reader that say what becomes of text that is no text."""
+    """Checks a reader's policies for invalid and for empty text."""
     check_one_of("invalid_utf8", invalid_utf8, ("error", "skip", "replace"))
     check_one_of("empty", empty, ("skip", "keep", "error"))

@@ -36,7 +36,7 @@ class TFDSConfig(Reader):
     data_dir: str | None = None
     """Folder of prepared data sets; None: TFDS's own default, `~/tensorflow_datasets`."""
     download: bool = False
-    """Fetch and prepare the data set if it is not in `data_dir`; otherwise its absence is an error."""
+    """True: download and prepare the data set if it is not in `data_dir`. False: a missing data set is an error."""
     invalid_utf8: InvalidUtf8 = "error"
     empty: EmptyText = "skip"
 
@@ -52,7 +52,7 @@ class TFDSConfig(Reader):
 class TFDS(RecordSource):
     """Documents of one TFDS split, named `set/config/split:index`.
 
-    The index counts within the whole split, so that a document has one name in every slice that holds it."""
+    The index is that of the whole split, so that a document has the same name in every slice."""
 
     def __init__(self, config: TFDSConfig):
         parsing = (config.name, config.split, config.field)
@@ -64,7 +64,7 @@ class TFDS(RecordSource):
 
     def records(self, storage: Storage) -> Iterator[Record]:
         config, part = self._config, dict(_slices(self._config))[storage]
-        # By name: the decorator of the method hides `split` from type checkers.
+        # Called by name, because the method's decorator hides `split` from type checkers.
         examples = operator.methodcaller("as_data_source", split=part.split)(_builder(config))
         for index in part.indices:
             name, example = f"{part.name}:{index}", examples[index]
@@ -90,7 +90,7 @@ class _Slice:
 
 
 def _slices(config: TFDSConfig) -> list[tuple[Storage, _Slice]]:
-    """What `train[:10%]+test` means, and the files that hold it.
+    """The slices of a split such as `train[:10%]+test`, and the files that hold them.
 
     Raises:
       ValueError: as `_builder`, and for a split that the data set does not have.
@@ -119,7 +119,7 @@ def _slices(config: TFDSConfig) -> list[tuple[Storage, _Slice]]:
 
 
 def _builder(config: TFDSConfig) -> "tensorflow_datasets.core.DatasetBuilder":
-    """Raises ValueError if the data set is not known or not prepared."""
+    """The builder of the data set. Raises ValueError if the data set is not known or not prepared."""
     import tensorflow_datasets
 
     place = config.data_dir or "the default folder of TFDS"
@@ -137,5 +137,5 @@ def _builder(config: TFDSConfig) -> "tensorflow_datasets.core.DatasetBuilder":
 
 
 def _utf8(text: str) -> bytes:
-    """Lone surrogates give bytes that are no UTF-8, for the reader's policy."""
+    """UTF-8 bytes of `text`. Lone surrogates become invalid UTF-8, to which the reader's policy applies."""
     return text.encode(errors="surrogatepass")

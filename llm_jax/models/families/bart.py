@@ -1,6 +1,7 @@
 """The 2017 Transformer (Vaswani et al. 2017, arXiv:1706.03762, table 3) and BART (Lewis et al. 2020, arXiv:1910.13461,
 2): post-norm encoder and decoder with a shared embedding table; the former with sinusoidal, the latter with learned
-positions.
+positions. PEGASUS (Zhang et al. 2020, arXiv:1912.08777, 2) and mBART (Liu et al. 2020, arXiv:2001.08210, 2.2) are
+pre-norm variants.
 
 Initialisation: of the 2017 Transformer Glorot uniform for matrices (github.com/tensorflow/tensor2tensor,
 models/transformer.py: `transformer_base_v1`, and utils/optimize.py: "uniform_unit_scaling"), N(0, 1 / sqrt(width)) for
@@ -31,8 +32,6 @@ from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.heads import TiedHead
 from llm_jax.models.stack import Segment
 
-_POST_NORM = Serial(before=False, stream=True)
-
 
 def original(
     layers: int,
@@ -47,6 +46,7 @@ def original(
     bias: bool = False,
     decoder_layers: int | None = None,
     dropout: float = 0.0,
+    pre_norm: bool = False,
 ) -> EncoderDecoderConfig:
     """The 2017 Transformer of any size.
 
@@ -55,12 +55,24 @@ def original(
       scaled: whether token embeddings are scaled by the square root of the width.
       bias: whether the logits have a bias.
       decoder_layers: None: as many as encoder layers.
+      pre_norm: whether blocks are pre-norm, with a final norm in both stacks, instead of post-norm.
     """
     scale = math.sqrt(width) if scaled else 1.0
     embed = EmbedConfig(FanIn(), SinusoidalConfig(), scale=scale, dropout=dropout)
     depths = (layers, decoder_layers or layers)
     return _pair(
-        depths, heads, width, vocab_size, max_length, hidden, activation, embed, bias, dropout, UniformGlorot()
+        depths,
+        heads,
+        width,
+        vocab_size,
+        max_length,
+        hidden,
+        activation,
+        embed,
+        bias,
+        dropout,
+        UniformGlorot(),
+        pre_norm,
     )
 
 
@@ -76,12 +88,15 @@ def bart(
     scaled: bool = False,
     decoder_layers: int | None = None,
     dropout: float = 0.0,
+    pre_norm: bool = False,
 ) -> EncoderDecoderConfig:
     """A BART of any size; arguments as for `original`. Position 0 is row 2 of its table."""
     scale, position = math.sqrt(width) if scaled else 1.0, LearnedPositionsConfig(offset=2)
     embed = EmbedConfig(position=position, scale=scale, norm=LayerNormConfig(), dropout=dropout)
     depths = (layers, decoder_layers or layers)
-    return _pair(depths, heads, width, vocab_size, max_length, hidden, activation, embed, True, dropout, Normal())
+    return _pair(
+        depths, heads, width, vocab_size, max_length, hidden, activation, embed, True, dropout, Normal(), pre_norm
+    )
 
 
 def _pair(
@@ -96,18 +111,22 @@ def _pair(
     bias: bool,
     dropout: float,
     init: Init,
+    pre_norm: bool,
 ) -> EncoderDecoderConfig:
     """Encoder and decoder with `layers` layers each."""
     check_divides(heads, width, "heads", "width")
     shape, inits = (heads, width // heads, heads), {"bias": True, "init": init, "out_init": init}
     ffn, norm = MLPConfig(hidden or 4 * width, activation, init=init, out_init=init), LayerNormConfig()
-    reads = BlockConfig(AttentionConfig(*shape, mask=Bidirectional(), **inits), ffn, norm, _POST_NORM, dropout)
+    wiring = Serial() if pre_norm else Serial(before=False, stream=True)
+    reads = BlockConfig(AttentionConfig(*shape, mask=Bidirectional(), **inits), ffn, norm, wiring, dropout)
     cross = CrossAttentionConfig(*shape, **inits)
-    writes = BlockConfig(AttentionConfig(*shape, **inits), ffn, norm, _POST_NORM, dropout, cross)
+    writes = BlockConfig(AttentionConfig(*shape, **inits), ffn, norm, wiring, dropout, cross)
     stacks = ((None, reads, layers[0], None), (vocab_size, writes, layers[1], TiedHead(bias=bias)))
     return EncoderDecoderConfig(
         *(
-            TransformerConfig(tokens, width, max_length, (Segment((block,), depth),), None, embed, head)
+            TransformerConfig(
+                tokens, width, max_length, (Segment((block,), depth),), norm if pre_norm else None, embed, head
+            )
             for tokens, block, depth, head in stacks
         )
     )
@@ -117,9 +136,18 @@ def _residual(rate: float) -> Rates:
     return Rates(embed=rate, residual=rate)
 
 
+def _pegasus() -> EncoderDecoderConfig:
+    """Size of `google/pegasus-large` (section 6, table 1 of its paper)."""
+    return original(16, 16, 1024, vocab_size=96103, bias=True, pre_norm=True)
+
+
 SIZES = {
     "transformer-base": lambda: with_dropout(original(6, 8, 512), _residual(0.1)),
     "transformer-big": lambda: with_dropout(original(6, 16, 1024), _residual(0.3)),
     "bart-base": lambda: with_dropout(bart(6, 12, 768), _residual(0.1)),
+    "pegasus-large": lambda: with_dropout(_pegasus(), _residual(0.1)),
+    "mbart-large": lambda: with_dropout(
+        bart(12, 16, 1024, vocab_size=250_027, scaled=True, pre_norm=True), _residual(0.1)
+    ),
     "bart-large": lambda: with_dropout(bart(12, 16, 1024), _residual(0.1)),
 }

@@ -1,5 +1,7 @@
-"""BERT (Devlin et al. 2019, arXiv:1810.04805, 3), RoBERTa (Liu et al. 2019, arXiv:1907.11692) and ELECTRA (Clark et al.
-2020, arXiv:2003.10555, 3): post-norm encoders, which differ in objective and data.
+"""BERT (Devlin et al. 2019, arXiv:1810.04805, 3) and derived models: post-norm encoders, which differ in objective
+and data. RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-R (Conneau et al. 2020, arXiv:1911.02116), CamemBERT
+(Martin et al. 2020, arXiv:1911.03894), ELECTRA (Clark et al. 2020, arXiv:2003.10555, 3); DistilBERT (Sanh et al. 2019,
+arXiv:1910.01108, 3) has half the layers.
 
 Initialisation: N(0, 0.02) truncated at two standard deviations for matrices and tables, biases 0
 (github.com/google-research/bert, modeling.py: `create_initializer`, and github.com/google-research/electra,
@@ -43,7 +45,7 @@ def bert(
 
     Args:
       hidden: width of the ffn; None: four times the model width.
-      types: number of token types; a sequence of BERT has two sentences.
+      types: number of token types; a sequence of BERT has two sentences, DistilBERT has no types.
       offset: table row of position 0; RoBERTa's 2.
       narrow: width of a factorized embedding (ELECTRA small); None: the model width.
       head: None: a head for masked language modelling.
@@ -55,9 +57,9 @@ def bert(
     return TransformerConfig(vocab_size, width, max_length, (Segment((layer,), layers),), None, embed, head)
 
 
-def roberta(layers: int, heads: int, width: int) -> TransformerConfig:
+def roberta(layers: int, heads: int, width: int, *, vocab_size: int = 50265) -> TransformerConfig:
     """A RoBERTa of any size: byte-level tokens, one token type."""
-    return bert(layers, heads, width, vocab_size=50265, epsilon=1e-5, types=1, offset=2, init=Normal(0.02))
+    return bert(layers, heads, width, vocab_size=vocab_size, epsilon=1e-5, types=1, offset=2, init=Normal(0.02))
 
 
 def discriminator(activation: Activation = "gelu") -> ClassHead:
@@ -72,6 +74,10 @@ SIZES = {
     "bert-large": lambda: with_dropout(bert(24, 16, 1024), _RATES),
     "roberta-base": lambda: with_dropout(roberta(12, 12, 768), _RATES),
     "roberta-large": lambda: with_dropout(roberta(24, 16, 1024), _RATES),
+    "xlm-roberta-base": lambda: with_dropout(roberta(12, 12, 768, vocab_size=250_002), _RATES),
+    "xlm-roberta-large": lambda: with_dropout(roberta(24, 16, 1024, vocab_size=250_002), _RATES),
+    "camembert-base": lambda: with_dropout(roberta(12, 12, 768, vocab_size=32005), _RATES),
+    "distilbert-base": lambda: with_dropout(bert(6, 12, 768, types=0), _RATES),
     "electra-small": lambda: with_dropout(bert(12, 4, 256, narrow=128, head=discriminator()), _RATES),
     "electra-base": lambda: with_dropout(bert(12, 12, 768, head=discriminator()), _RATES),
     "electra-large": lambda: with_dropout(bert(24, 16, 1024, head=discriminator()), _RATES),

@@ -1,5 +1,5 @@
 """GPT-J (Wang and Komatsuzaki 2021, github.com/kingoflolz/mesh-transformer-jax): parallel attention and ffn with one
-norm, a quarter of each head rotated.
+norm, a quarter of each head rotated. CodeGen (Nijkamp et al. 2022, arXiv:2203.13474, table 5) has this architecture.
 
 Initialisation: Gaussians truncated at two standard deviations: 1 / sqrt(vocabulary) of token embeddings, 2 / (layers
 sqrt(width)) of matrices that write to the residual stream, 1 / sqrt(fan-in) of the other matrices and of the scores;
@@ -53,4 +53,8 @@ def gptj(
     return decoder(blocks, width, vocab_size, max_length, norm, embed, HeadConfig(init, bias=True))
 
 
-SIZES = {"gpt-j-6b": lambda: gptj(28, 16, 4096)}
+SIZES = {
+    "gpt-j-6b": lambda: gptj(28, 16, 4096),
+    "codegen-350m": lambda: gptj(20, 16, 1024, rotated=32, vocab_size=51200),
+    "codegen-2b": lambda: gptj(32, 32, 2560, vocab_size=51200),
+}

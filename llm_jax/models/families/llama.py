@@ -14,15 +14,19 @@ from llm_jax.core.checks import check, check_divides
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.attention.attention import AttentionConfig, QKNormConfig
 from llm_jax.layers.attention.masks import Causal
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.initialisers import Init, Normal
-from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.norms import Norm, RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import Llama3Scaling
-from llm_jax.models.block import BlockConfig, Serial
+from llm_jax.models.block import BlockConfig, Parallel, Serial
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import decoder, head_config, residual_init
+
+Rotations = RoPEConfig | None | Sequence[RoPEConfig | None]
+"""Rotary embedding of all layers, or of each."""
 
 
 def llama(
@@ -34,7 +38,7 @@ def llama(
     kv_heads: int | None = None,
     vocab_size: int = 32000,
     max_length: int = 2048,
-    rope: RoPEConfig = RoPEConfig(),  # noqa: B008
+    rope: Rotations = RoPEConfig(),  # noqa: B008
     epsilon: float = 1e-6,
     tied: bool = False,
     head_dim: int | None = None,
@@ -44,8 +48,10 @@ def llama(
     ffn_bias: bool = False,
     window: int | Sequence[int | None] | None = None,
     qk_norm: QKNormConfig | None = None,
+    scores: ScoresConfig = ScoresConfig(),  # noqa: B008
     clip: float | None = None,
-    wiring: Serial = Serial(),  # noqa: B008
+    norm: Norm | None = None,
+    wiring: Serial | Parallel = Serial(),  # noqa: B008
     init: Init = Normal(),  # noqa: B008
     out_init: Init | None = None,
 ) -> TransformerConfig:
@@ -54,7 +60,9 @@ def llama(
     The arguments after `tied` are for families derived from LLaMA.
 
     Args:
+      rope: rotary embedding of all layers, or of each; None: no positions.
       window: attention window of all layers, or of each; None: no window.
+      norm: norm of the blocks and final norm; None: RMS norm with `epsilon`.
       init: initialiser of matrices and token embeddings.
       out_init: initialiser of matrices that write to the residual stream; None: as in GPT-2.
     """
@@ -62,26 +70,19 @@ def llama(
         check_divides(heads, width, "heads", "width")
     windows = window if isinstance(window, Sequence) else (window,) * layers
     check(len(windows) == layers, f"window has {len(windows)} entries and there are {layers} layers: give one a layer")
-    norm, out_init = RMSNormConfig(epsilon), out_init or residual_init(layers)
+    ropes = rope if isinstance(rope, Sequence) else (rope,) * layers
+    check(len(ropes) == layers, f"rope has {len(ropes)} entries and there are {layers} layers: give one a layer")
+    norm, out_init = norm or RMSNormConfig(epsilon), out_init or residual_init(layers)
     ffn = GLUConfig(hidden, activation, ffn_bias, init, out_init)
 
-    def block(window: int | None) -> BlockConfig:
-        mixer = AttentionConfig(
-            heads,
-            head_dim or width // heads,
-            kv_heads=heads if kv_heads is None else kv_heads,
-            mask=Causal(window),
-            position=rope,
-            qk_norm=qk_norm,
-            clip=clip,
-            bias=bias,
-            out_bias=out_bias,
-            init=init,
-            out_init=out_init,
-        )
-        return BlockConfig(mixer, ffn, norm, wiring)
+    attention: dict[str, Any] = {"scores": scores, "qk_norm": qk_norm, "clip": clip, "bias": bias}
+    attention |= {"out_bias": out_bias, "init": init, "out_init": out_init}
+    sizes = (heads, head_dim or width // heads, heads if kv_heads is None else kv_heads)
 
-    blocks = tuple(block(window) for window in windows)
+    def block(window: int | None, rope: RoPEConfig | None) -> BlockConfig:
+        return BlockConfig(AttentionConfig(*sizes, Causal(window), rope, **attention), ffn, norm, wiring)
+
+    blocks = tuple(block(*layer) for layer in zip(windows, ropes, strict=True))
     return decoder(blocks, width, vocab_size, max_length, norm, EmbedConfig(init), head_config(tied, init))
 
 

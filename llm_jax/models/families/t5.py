@@ -1,5 +1,5 @@
 """T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1), and T5 1.1 with a gated ffn (Shazeer 2020, arXiv:2002.05202) and an
-untied head.
+untied head, which mT5 is on more tokens (Xue et al. 2021, arXiv:2010.11934, 3.2).
 
 Initialisation: that of Mesh TensorFlow, which trained it (github.com/tensorflow/mesh, files of mesh_tensorflow);
 Gaussian of variance 1 / fan-in in attention, smaller by 1 / sqrt(head size) for queries, which takes the place of the
@@ -13,6 +13,7 @@ is to be fine-tuned with it (github.com/google-research/text-to-text-transfer-tr
 """
 
 import dataclasses
+from typing import Any
 
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.attention.attention import AttentionConfig, CrossAttentionConfig
@@ -88,9 +89,10 @@ def t5(
     )
 
 
-def t5_1_1(layers: int, heads: int, width: int, *, hidden: int) -> EncoderDecoderConfig:
-    """A T5 1.1 of any size."""
-    return t5(layers, heads, width, hidden=hidden, activation="gelu_tanh", gated=True, tied=False)
+def t5_1_1(layers: int, heads: int, width: int, *, hidden: int, vocab_size: int = 32128) -> EncoderDecoderConfig:
+    """A T5 1.1."""
+    own: dict[str, Any] = {"activation": "gelu_tanh", "gated": True, "tied": False}
+    return t5(layers, heads, width, hidden=hidden, vocab_size=vocab_size, **own)
 
 
 _RATES = Rates(embed=0.1, residual=0.1, attention=0.1, ffn=0.1, final=0.1)
@@ -106,4 +108,7 @@ SIZES = {
     "t5-v1.1-large": lambda: t5_1_1(24, 16, 1024, hidden=2816),
     "t5-v1.1-xl": lambda: t5_1_1(24, 32, 2048, hidden=5120),
     "t5-v1.1-xxl": lambda: t5_1_1(24, 64, 4096, hidden=10240),
+    "mt5-small": lambda: t5_1_1(8, 6, 512, hidden=1024, vocab_size=250_112),
+    "mt5-base": lambda: t5_1_1(12, 12, 768, hidden=2048, vocab_size=250_112),
+    "mt5-large": lambda: t5_1_1(24, 16, 1024, hidden=2816, vocab_size=250_112),
 }

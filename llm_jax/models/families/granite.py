@@ -1,0 +1,47 @@
+"""Granite 3.0 (Granite Team 2024, github.com/ibm-granite/granite-3.0-language-models/blob/main/paper.pdf, section 2):
+LLaMA with factors of token embeddings, attention scores, branch outputs, and logits.
+
+Initialisation: none is published; that of llama.py is used.
+"""
+
+import dataclasses
+from typing import Any
+
+from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.models.block import ScaledSerial, Serial
+from llm_jax.models.config import TransformerConfig
+from llm_jax.models.families.llama import llama
+from llm_jax.models.heads import TiedHead
+
+
+def granite(
+    layers: int,
+    heads: int,
+    width: int,
+    *,
+    head_dim: int | None = None,
+    embedding: float = 12.0,
+    scores: float | None = None,
+    residual: float = 0.22,
+    logits: float = 0.125,
+    **options: Any,
+) -> TransformerConfig:
+    """A Granite of any size; other options are those of `llama`.
+
+    Args:
+      embedding, scores, residual, logits: the factors. `scores` None: one over the head size.
+    """
+    size = width // heads if head_dim is None else head_dim
+    wiring = Serial() if residual == 1 else ScaledSerial(factor=residual)
+    limits: dict[str, Any] = {"vocab_size": 49155, "max_length": 4096, "epsilon": 1e-5}
+    scaled = ScoresConfig(1 / size if scores is None else scores)
+    own: dict[str, Any] = {"head_dim": size, "wiring": wiring, "scores": scaled, "tied": True}
+    config = llama(layers, heads, width, **own, **limits | options)
+    embed = dataclasses.replace(config.embed, scale=embedding)
+    return dataclasses.replace(config, embed=embed, head=TiedHead(scale=logits))
+
+
+SIZES = {
+    "granite-3.0-2b": lambda: granite(40, 32, 2048, hidden=8192, kv_heads=8),
+    "granite-3.0-8b": lambda: granite(40, 32, 4096, hidden=12800, kv_heads=8, logits=0.0625),
+}
