@@ -104,9 +104,8 @@ class TiedHead:
 class ClassHead:
     """Scores of classes.
 
-    `of`: "token" scores every token (tags; with one class: replaced or not). "span" scores the ends of a span: class 0
-    its start and class 1 its end, with a softmax over the tokens of a sequence. "row" scores whole sequences from the
-    hidden state of one token.
+    `of`: "token": of every token (tags; with one class: replaced or not). "span": class 0 of being the start of a span,
+    class 1 its end, with a softmax over the tokens of a sequence. "row": of whole sequences, from one token.
     """
 
     classes: int

@@ -122,8 +122,7 @@ def _computed(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 def _entered(held: Any, waiting: Any, time: jax.Array, plan: PipelineSchedule) -> tuple[Any, Any]:
-    """Replaces the input of the first stage by a waiting microbatch, and stores the one that it replaces among the
-    waiting ones, if that has passed all virtual stages."""
+    """Exchanges the input of the first stage with a waiting microbatch if it has passed all virtual stages."""
     lap = plan.stages * plan.virtual_stages
 
     def exchange(held: Any, waiting: Any) -> tuple[Any, Any]:

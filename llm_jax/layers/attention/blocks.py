@@ -166,8 +166,8 @@ def accumulate_backward(
     bounds: Bounds,
     carry: tuple[Gradients, jax.Array],
 ) -> tuple[Gradients, jax.Array]:
-    """Backward pass of `accumulate`: adds the contributions of the same blocks to the gradients of keys, values and
-    bias table, and to that of the queries [B, K, M, H] float32."""
+    """Backward pass of `accumulate`: adds to the gradients of keys, values and bias table, and of the queries
+    [B, K, M, H] float32."""
 
     def one(index: jax.Array, carry: tuple[Gradients, jax.Array]) -> tuple[Gradients, jax.Array]:
         (dk, dv, dtable), dq_BKMH = carry

@@ -170,7 +170,7 @@ Balance = LoadLoss | SequenceLoss | ImportanceLoss | ZLoss | BiasUpdate
 
 
 def check_balance(balance: tuple[Balance, ...], router: Router) -> None:
-    """Checks the balance losses and bias updates of a router.
+    """Checks losses and bias updates.
 
     Raises:
       ValueError: if one does not fit the router, or if the router has a bias and there is no BiasUpdate.
@@ -196,8 +196,7 @@ def mean_over(layers: int, *losses: LoadLoss | SequenceLoss | ImportanceLoss | Z
 def report(
     balance: tuple[Balance, ...], routed: Routed, experts: int, served_BT: jax.Array, real_BT: jax.Array
 ) -> RoutingAux:
-    """Auxiliary output of a MoE layer: balance losses and routing statistics. `served_BT` is the number of choices of
-    each token that were served."""
+    """Balance losses and routing statistics of a layer. `served_BT`: number of served choices of each token."""
     real_BT = real_BT.astype(jnp.float32)
     load_BTE = load(routed.routes, experts, real_BT)
     losses = [b for b in balance if not isinstance(b, BiasUpdate)]

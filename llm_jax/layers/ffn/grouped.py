@@ -136,7 +136,7 @@ def _over_blocks(block: Callable, rows: int, e: jax.Array, sizes_E: jax.Array, c
     at = end - sizes_E[e]
     for number, size in enumerate(BLOCKS, 1):
         size = min(size, rows)
-        # A block that is at least about half full is computed whole; fewer rows are left to smaller blocks.
+        # A block that is more than half full is computed whole; fewer rows are left to smaller blocks.
         spare = size - 1 if number == len(BLOCKS) else max(size // 2 - 1, 0)
         count = (end - at + spare) // size
 

@@ -139,8 +139,7 @@ class MoE(nn.Module):
     def _dispatched(
         self, weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Output of the experts and number of served choices. Every device dispatches its own tokens and communicates
-        with the devices of other experts."""
+        """Output of the experts and number of served choices. Every device dispatches its own tokens."""
         # In initialisation and generation the batch need not divide over the devices.
         layout = partition.active() if partition.divides(x_BTD.shape, _TOKENS) else None
         config, dtype = self.config, self.precision.dtype

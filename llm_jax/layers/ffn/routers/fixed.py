@@ -56,7 +56,8 @@ class HashConfig(_FixedConfig):
     """Number of experts of a token; their weights are equal and sum to one."""
     counts: tuple[int, ...] | None = None
     """Frequency of each token id. Ids are assigned in order of falling frequency, each to the experts with the least
-    load so far (section 3.1, balanced assignment). None: assignment by a hash of the id, whatever its frequency."""
+    load so far (section 3.1, balanced assignment). None: assignment by a hash of the id, which is only as balanced as
+    the frequencies allow."""
 
     def __post_init__(self):
         super().__post_init__()
