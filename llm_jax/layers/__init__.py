@@ -1,7 +1,7 @@
-"""The parts of a block: mixers, feed-forward layers, norms and positions, each by its config type.
+"""The parts of a block: mixers, feed-forward layers, norms and positions, each selected by its config type.
 
-Kinds of components are abstract bases (Mixer, FFN, Router, Dispatch, Norm, Kernel, Mask, AddedPosition, RotaryPosition,
-PositionBias): derive a configclass from it to use a component of your own.
+Each kind of component has an abstract base (Mixer, FFN, Router, Dispatch, Norm, Kernel, Mask, AddedPosition,
+RotaryPosition, PositionBias). To add a component, derive a configclass from the base.
 """
 
 from llm_jax.layers.attention.attention import AttentionConfig, CrossAttentionConfig, QKNormConfig

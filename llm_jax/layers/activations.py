@@ -1,7 +1,7 @@
-"""Pointwise nonlinearities by their usual names, plain and gated.
+"""Pointwise activation functions by their usual names, plain and gated.
 
-Each is its own gradient rule: the backward pass keeps the inputs only and computes the rest again, which is cheaper
-than reading what autodiff would have stored.
+Each has a custom gradient: the backward pass saves the inputs only and recomputes the rest, which is cheaper than
+reading what autodiff would store.
 """
 
 import math
@@ -15,7 +15,7 @@ from llm_jax.layers.reuse import computed_again
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared", "tanh"]
 Gate = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared", "tanh", "clamped_swiglu"]
-"""Of a gated layer: activation(gate) * x, or a function of both."""
+"""Activation of a gated layer: activation(gate) * x, or a function of both."""
 
 _GELU = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
@@ -35,7 +35,7 @@ def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2), as CLIP has it."""
+    """x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2), as in CLIP."""
     sigmoid = jax.nn.sigmoid(_SHARPNESS * x)
     return x * sigmoid, sigmoid * (1 + _SHARPNESS * x * (1 - sigmoid))
 
@@ -81,7 +81,7 @@ def _gated(pair: Callable) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
     def backward(inputs: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
         gate, x = computed_again(inputs)
-        # Each gradient computes what both need, in order not to store it between the two.
+        # Both gradients recompute the intermediate results that they share, so that these are not stored.
         return dy * x * pair(gate)[1], dy * pair(computed_again(gate))[0]
 
     function.defvjp(lambda gate, x: (pair(gate)[0] * x, (gate, x)), backward)
@@ -90,13 +90,13 @@ def _gated(pair: Callable) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 @jax.custom_vjp
 def _clamped_swiglu(gate: jax.Array, x: jax.Array) -> jax.Array:
-    """g sigmoid(1.702 g) (u + 1), g the gate up to 7, u what is gated between -7 and 7 (gpt-oss, arXiv:2508.10925,
-    2.2)."""
+    """g sigmoid(1.702 g) (u + 1), with the gate g clipped to at most 7 and the gated input u to [-7, 7] (gpt-oss,
+    arXiv:2508.10925, 2.2)."""
     return _clamped_parts(gate, x)[0]
 
 
 def _clamped_parts(gate: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Value, and its derivatives by gate and x."""
+    """The value and its derivatives by gate and x."""
     g, u = jnp.minimum(gate, _LIMIT), jnp.clip(x, -_LIMIT, _LIMIT)
     sigmoid = jax.nn.sigmoid(_SHARPNESS * g)
     slope = sigmoid * (1 + _SHARPNESS * g * (1 - sigmoid))

@@ -1,8 +1,8 @@
-"""Lines that the compiler for TPUs does not fuse across; elsewhere they are nothing.
+"""Optimization barriers for TPUs, which prevent fusion; no-ops on other platforms.
 
-They stand where matrix products meet the pointwise work of norms and gates. By its compiler's own estimate a TPU runs a
-product at 40 to 60 % of its peak when an operand is made on the way, by reductions or several pointwise steps, and at
-80 to 90 % when it lies ready.
+They separate matrix products from the pointwise operations of norms and gates. By the estimate of the TPU compiler, a
+product with an operand that is computed in the same fusion, by reductions or several pointwise operations, runs at 40
+to 60 % of peak; with a materialised operand it runs at 80 to 90 %.
 """
 
 from typing import TypeVar
@@ -15,13 +15,13 @@ Arrays = TypeVar("Arrays")
 
 @jax.custom_vjp
 def fence(arrays: Arrays) -> Arrays:
-    """`arrays` unchanged: finished before anything is made of them, and so are their gradients."""
+    """`arrays` unchanged, with a barrier for them and for their gradients."""
     return _finished(arrays)
 
 
 @jax.custom_vjp
 def fence_gradients(arrays: Arrays) -> Arrays:
-    """`arrays` unchanged, whose gradients are finished before anything is made of them."""
+    """`arrays` unchanged, with a barrier for their gradients only."""
     return arrays
 
 

@@ -1,7 +1,7 @@
-"""Arrays that many tokens read. The gradient of one is a sum over its readers, which is float32 in every precision.
+"""Broadcasts and table lookups. Their gradients, sums over many tokens, are float32 in every precision.
 
-A bfloat16 sum has 8 significant bits: of terms of one sign and size it stops growing at 256 of them, and a gradient
-summed over thousands of tokens loses what the tokens have in common.
+A bfloat16 sum has 8 significant bits. With terms of one sign and size it stops growing after 256 terms, so a gradient
+summed over thousands of tokens would lose their common component.
 
 Legend: R rows of a table, D their width.
 """
@@ -16,7 +16,7 @@ from llm_jax.sharding.partition import constrain, constrain_gradient
 
 
 def broadcast(x: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """`x` as an array of `shape` and `dtype`, by NumPy's rules of broadcasting; its gradient is summed in float32."""
+    """`x` broadcast to `shape` and `dtype` by NumPy's rules; its gradient is summed in float32."""
     return _broadcast(shape, jnp.dtype(dtype), jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
 
@@ -38,10 +38,10 @@ def look_up(table_RD: jax.Array, rows: jax.Array, dtype: jnp.dtype, word: str | 
     """Rows of a table in `dtype`, [*rows.shape, D]; the table's gradient is summed in float32.
 
     Args:
-      rows: integers; [B, T] where there is a `word`.
-      word: logical word of the table's first axis. The table is gathered before: left divided, the compiler would
-        divide the activations' width instead, and replicate those of the whole batch on the way back. None: the table
-        is not laid out.
+      rows: integer indices; [B, T] if `word` is given.
+      word: logical axis of the table's first axis. The table is all-gathered before the lookup: otherwise the compiler
+        would shard the width of the activations, and replicate those of the whole batch in the backward pass. None: the
+        table has no sharding constraint.
     """
     return _look_up(word, jnp.dtype(dtype), jax.ShapeDtypeStruct(table_RD.shape, table_RD.dtype), table_RD, rows)
 
@@ -56,8 +56,8 @@ def _look_up(
 
 def _look_up_backward(word, dtype, own, rows, dx):
     if word is not None:
-        # Devices that divide the table's gradient exchange parts of the few rows that were read, and not the whole
-        # table; in the compute type, of which they are.
+        # Devices that shard the table's gradient exchange the few rows that were read, in the compute dtype, and not
+        # the whole table.
         dx = constrain_gradient(dx, axes.BATCH, axes.LENGTH, axes.EMBED)
     table_RD = jnp.zeros(own.shape, jnp.float32).at[rows].add(dx.astype(jnp.float32))
     if word is not None:

@@ -1,6 +1,6 @@
-"""What all layers of one call share besides the residual stream.
+"""Inputs that all layers of one call share besides the residual stream.
 
-Legend: B batch, T length, S slots of the cache or tokens of the encoder, D model width, R relative positions, N heads.
+Legend: B batch, T length, S cache positions or encoder tokens, D model width, R relative positions, N heads.
 """
 
 import flax.struct
@@ -12,17 +12,17 @@ from llm_jax.layers.sequence import SequenceInfo
 
 @flax.struct.dataclass
 class Context:
-    """Positions of the tokens, the cache, and the output of an encoder.
+    """Positions of the tokens, KV cache positions, and encoder output.
 
     Attributes:
-      queries: positions and documents of the T tokens of this call.
-      slots: positions and documents of the tokens in the S slots of the cache, those of this call included; None
-        without a cache.
-      slot: int32 scalar, the first slot that this call writes; None without a cache.
-      encoded: positions and documents of the S tokens that cross attention reads; None without cross attention.
-      encoded_BSD: the output of the encoder; None where the cache already holds its keys and values.
-      tokens_BT: int32 ids of the T tokens; None where only their vectors are known.
-      bias_RN: learned biases of scores by relative position, which all layers share; None without such biases.
+      queries: positions and segment ids of the T tokens of this call.
+      slots: positions and segment ids of the tokens at the S cache positions, including those of this call; None
+        without a KV cache.
+      slot: int32 scalar, the first cache position that this call writes; None without a KV cache.
+      encoded: positions and segment ids of the S encoder tokens; None without cross-attention.
+      encoded_BSD: the encoder output; None if the KV cache already holds its keys and values.
+      tokens_BT: int32 ids of the T tokens; None if only their embeddings are known.
+      bias_RN: learned relative position biases, shared by all layers; None without such biases.
     """
 
     queries: SequenceInfo
@@ -35,5 +35,5 @@ class Context:
 
     @property
     def first_slot(self) -> jax.Array:
-        """`slot`, for what writes a cache. ValueError without one."""
+        """`slot`, which a layer with a KV cache requires. Raises ValueError if it is None."""
         return given(self.slot, "the context has no slot, and a layer has a state to write: give it both or neither")

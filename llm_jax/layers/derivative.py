@@ -1,4 +1,4 @@
-"""Functions that bring their own derivative."""
+"""Typed `jax.custom_vjp`."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -10,14 +10,14 @@ Result = TypeVar("Result")
 
 
 class WithDerivative(Protocol[Result_co]):
-    """What `jax.custom_vjp` makes of a function; jax's own annotations lose what the function returns."""
+    """Type of a function decorated with `jax.custom_vjp`, which keeps the return type; jax's annotations lose it."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Result_co: ...
     def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Any: ...
 
 
 def custom_vjp(*constants: int) -> Callable[[Callable[..., Result]], WithDerivative[Result]]:
-    """`jax.custom_vjp` as a decorator; `constants` are the places of the arguments that are no arrays."""
+    """`jax.custom_vjp` as a decorator. `constants` are the indices of the non-array arguments."""
 
     def decorated(function: Callable[..., Result]) -> WithDerivative[Result]:
         return jax.custom_vjp(function, nondiff_argnums=constants)

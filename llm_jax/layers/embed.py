@@ -1,4 +1,4 @@
-"""Token embedding and its transpose.
+"""Token embedding and the tied output projection.
 
 Legend: B batch, T length, D model width, E width of the table, V vocabulary.
 """
@@ -24,12 +24,13 @@ from llm_jax.sharding import axes
 
 @configclass
 class FactorizedConfig:
-    """The table is narrower than the model, and a matrix widens it (Lan et al. 2020, arXiv:1909.11942, 3.1)."""
+    """Factorized embedding: a table narrower than the model, and a projection to the model width (Lan et al. 2020,
+    arXiv:1909.11942, 3.1)."""
 
     width: int
     of: Literal["tokens", "sum"] = "sum"
-    """What is widened: the token vectors alone (OPT 350M), or the finished embedding, positions and norm included
-    (ALBERT, ELECTRA)."""
+    """What is projected: the token embeddings only (OPT 350M), or the sum with positions, types and norm (ALBERT,
+    ELECTRA)."""
     bias: bool = True
     init: Init = Normal(0.02)
 
@@ -40,24 +41,24 @@ class FactorizedConfig:
 
 @configclass
 class EmbedConfig:
-    """From token ids to vectors."""
+    """The embedding layer."""
 
     init: Init = Normal(0.02)
     position: AddedPosition | None = None
-    """Positions added to the embedding; None where the mixers carry them."""
+    """Positional embedding added to the token embeddings; None: the mixers may encode positions."""
     types: int = 0
-    """Number of token types, each with a vector that is added (BERT's two sentences); 0: none."""
+    """Number of token types, each with a learned vector that is added (BERT's two sentences); 0: none."""
     scale: float = 1.0
-    """Factor of the token vectors; the 2017 Transformer and Gemma take the square root of the width."""
+    """Factor of the token embeddings; the square root of the width in the 2017 Transformer and Gemma."""
     norm: Norm | None = None
     """A norm of the sum, before dropout (BERT, BLOOM)."""
     dropout: float = 0.0
-    """Share of embedded features dropped in training."""
+    """Dropout rate of the embedding in training."""
     factorized: FactorizedConfig | None = None
     """None: the table is as wide as the model."""
     target: bool = False
-    """Whether there is a vector for the tokens of a row that ask what stands at their position (Yang et al. 2019,
-    arXiv:1906.08237, 2.3: the first state of the query stream)."""
+    """Whether there is a learned vector for query-stream tokens (Yang et al. 2019, arXiv:1906.08237, 2.3: the initial
+    state of the query stream)."""
 
     def __post_init__(self):
         check_positive(scale=self.scale)
@@ -65,11 +66,11 @@ class EmbedConfig:
         check_fraction(dropout=self.dropout)
 
     def table_width(self, width: int) -> int:
-        """Width of the token vectors in a model of this width."""
+        """Width of the token embeddings in a model of this width."""
         return self.factorized.width if self.factorized else width
 
     def sum_width(self, width: int) -> int:
-        """Width at which positions, types and norm act."""
+        """Width of positions, types and norm."""
         return self.table_width(width) if self.factorized and self.factorized.of == "sum" else width
 
     def parameters(self, vocab_size: int | None, max_length: int, width: int) -> int:
@@ -81,11 +82,11 @@ class EmbedConfig:
 
 
 class Embed(nn.Module):
-    """Token ids [B, T] int32 -> [B, T, D] in the compute type."""
+    """Token ids [B, T] int32 -> [B, T, D] in the compute dtype."""
 
     config: EmbedConfig
     vocab_size: int | None
-    """None: there is no table, the token vectors are given."""
+    """None: there is no table; the caller passes embeddings."""
     max_length: int
     width: int
     precision: Precision
@@ -112,10 +113,10 @@ class Embed(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def __call__(self, x_BTE: jax.Array, placement: SequenceInfo) -> jax.Array:
-        """The stream's first state [B, T, D] from the `tokens`' vectors.
+        """The input of the first block [B, T, D] from the embeddings of `tokens`.
 
         Raises:
-          ValueError: for tokens that ask, where the model has no vector for them.
+          ValueError: for query-stream tokens (`targets_BT`) if the model has no vector for them.
         """
         config = self.config
         if placement.targets_BT is not None:
@@ -135,15 +136,15 @@ class Embed(nn.Module):
         return self.widen(x_BTD) if config.factorized and config.factorized.of == "sum" else x_BTD
 
     def tokens(self, tokens_BT: jax.Array) -> jax.Array:
-        """Vectors of the tokens, [B, T, E]."""
+        """Embeddings of the tokens, [B, T, E]."""
         return look_up(self.table_VE, tokens_BT, self.precision.dtype, axes.VOCAB)
 
     def attend(self, x_BTE: jax.Array) -> jax.Array:
-        """Scores of all tokens against the table, [B, T, V] (Press and Wolf 2017, arXiv:1608.05859)."""
+        """Logits with the tied embedding table, [B, T, V] (Press and Wolf 2017, arXiv:1608.05859)."""
         return contract("BTE,EV->BTV", x_BTE, self.table_VE.T.astype(self.precision.dtype))
 
     def _types(self, types_BT: jax.Array | None, x_BTD: jax.Array) -> jax.Array:
-        """What is added to x for the types of its tokens, all of the first type where they are None."""
+        """Type embeddings of the tokens; all tokens have the first type if `types_BT` is None."""
         if types_BT is None:
             return broadcast(self.types_RE[0], x_BTD.shape, x_BTD.dtype)
         return look_up(self.types_RE, types_BT, x_BTD.dtype, axes.TYPES)

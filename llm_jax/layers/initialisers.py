@@ -1,6 +1,6 @@
-"""Initial values of parameters: a distribution is a config type.
+"""Initialisers of parameters: each distribution is a config type.
 
-Fan-in and fan-out are the numbers of features that a matrix reads and writes; of a table of vectors they are the width
+Fan-in and fan-out are the numbers of input and output features of a matrix. For a table of vectors they are the width
 and the number of rows.
 """
 
@@ -19,11 +19,11 @@ from llm_jax.layers.roles import ParameterBox, Role
 
 @configclass
 class Init(abc.ABC):
-    """A distribution of initial values. Derive a configclass from it to use one of your own."""
+    """A distribution of initial values. To add a distribution, derive a configclass from it."""
 
     @abc.abstractmethod
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
-        """Standard deviation of the values, before a cut."""
+        """Standard deviation of the values, before truncation."""
 
     @abc.abstractmethod
     def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
@@ -32,15 +32,15 @@ class Init(abc.ABC):
     @property
     @abc.abstractmethod
     def formula(self) -> str:
-        """The distribution in short, such as 'N(0, 0.02)'."""
+        """The distribution as text, such as 'N(0, 0.02)'."""
 
 
 class _Gaussian(Init):
-    """Gaussian values."""
+    """Base of Gaussian initialisers."""
 
     @property
     def cutoff(self) -> float | None:
-        """Values beyond this many standard deviations are drawn again; None: none are."""
+        """Truncation in standard deviations, by redrawing; None: no truncation."""
         return None
 
     def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
@@ -48,12 +48,12 @@ class _Gaussian(Init):
         stddev, cut = self.stddev_of(fan_in, fan_out), self.cutoff
         if cut is None:
             return nn.initializers.normal(stddev)
-        # Flax's own initialiser divides by the deviation of what is left, which TensorFlow's and PyTorch's do not.
+        # Flax's own initialiser divides by the standard deviation after truncation; TensorFlow's and PyTorch's do not.
         return lambda key, shape, dtype: jax.random.truncated_normal(key, -cut, cut, shape, dtype) * stddev
 
 
 class _Uniform(Init):
-    """Values that are uniform around zero."""
+    """Base of uniform initialisers around zero."""
 
     def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
         """Flax initialiser for a parameter of this fan-in and fan-out."""
@@ -67,8 +67,8 @@ class Normal(_Gaussian):
 
     stddev: float = 0.02
     cut: float | None = None
-    """Values beyond this many standard deviations are drawn again, as `truncated_normal` of TensorFlow and
-    `trunc_normal_` of PyTorch do. The cut makes the deviation of what is left smaller: by 12% for a cut of 2."""
+    """Truncation in standard deviations, by redrawing, as in `truncated_normal` of TensorFlow and `trunc_normal_` of
+    PyTorch. Truncation reduces the standard deviation: by 12% for a cut of 2."""
 
     def __post_init__(self):
         check_positive(stddev=self.stddev)
@@ -79,7 +79,7 @@ class Normal(_Gaussian):
         return self.cut
 
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
-        """Standard deviation before the cut."""
+        """Standard deviation before truncation."""
         return self.stddev
 
     @property
@@ -104,7 +104,7 @@ class FanIn(_Gaussian):
         return self.cut
 
     def stddev_of(self, fan_in: int, fan_out: int) -> float:
-        """Standard deviation before the cut."""
+        """Standard deviation before truncation."""
         return self.gain / math.sqrt(fan_in)
 
     @property
@@ -203,17 +203,16 @@ class Zero(Init):
 
 
 TORCH_DEFAULT = UniformFanIn(1 / math.sqrt(3))
-"""What PyTorch's Linear and Conv1d start with, kernels and biases alike; the fan-in of a bias is that of its kernel."""
+"""PyTorch's default for kernels and biases of Linear and Conv1d; the fan-in of a bias is that of its kernel."""
 
 
 def annotated(init: nn.initializers.Initializer, logical_axes: tuple[str, ...], role: Role) -> Callable[..., jax.Array]:
-    """`init` of a parameter whose axes have these logical axes (sharding/axes.py) and which has this role
-    (roles.py), for `Module.param`.
+    """`init` with the logical axes (sharding/axes.py) and the role (roles.py) of a parameter, for `Module.param`.
 
-    What it makes is boxed with both; flax takes the box off wherever a module reads the parameter.
+    The initialiser returns a box with both; flax unboxes the parameter wherever a module reads it.
 
     Raises:
-      ValueError: for a role that is none of `Role`.
+      ValueError: if `role` is not one of `Role`.
     """
     check(role in list(Role), f"role is {role!r}: it must be one of Role, {', '.join(Role)}")
     return cast("Callable[..., jax.Array]", lambda *drawn: ParameterBox(init(*drawn), logical_axes, role=Role(role)))

@@ -1,4 +1,4 @@
-"""The one matrix layer. Every matrix of every model is made here: shape, axes, initialiser and dtype in one place.
+"""Linear layers. They create every matrix of every model, with its shape, logical axes, initialiser and dtype.
 
 Legend: B batch, T query length, D model width, N heads or blocks, H head or block size, M as H, C = N H features,
 F ffn width, V vocabulary, E experts.
@@ -30,14 +30,14 @@ class Linear(nn.Module):
       einsum: 'x,kernel->y' in the letters of the legend, such as 'BTD,DNH->BNTH'. The kernel's contracted letters
         come first.
       shape: kernel shape.
-      axes: logical word of each kernel axis.
+      axes: logical axis of each kernel axis.
       kernel_init: initialiser of the kernel.
-      bias: whether there is one; its shape is that of the kernel's output letters.
-      bias_init: its initialiser, by the kernel's fan-in and fan-out.
-      role: of the kernel; that of the bias is `Role.BIAS`.
-      exact: whether float32 products are computed as such on accelerators too, which else round their operands.
-      copies: how often each entry of the kernel's first output axis is repeated in the result, next to one another. The
-        parameters have none: devices that share an entry compute one copy each.
+      bias: whether there is a bias; its shape is that of the kernel's output letters.
+      bias_init: initialiser of the bias, by the kernel's fan-in and fan-out.
+      role: role of the kernel; that of the bias is `Role.BIAS`.
+      exact: whether float32 products have full precision on accelerators, which otherwise round their operands.
+      copies: number of adjacent repetitions of each entry of the kernel's first output axis in the result. The
+        parameters are not repeated: devices that share an entry compute one copy each.
     """
 
     einsum: str
@@ -80,20 +80,19 @@ class Linear(nn.Module):
         return partition.constrain(jnp.repeat(parameter, self.copies, axis=axis), *logical_axes)
 
     def product(self, einsum: str, x: jax.Array) -> jax.Array:
-        """einsum(x, kernel) in other letters than those of the layer, and without its bias: the transposed map, or one
-        head at a time."""
+        """einsum(x, kernel) without the bias and with another einsum than the layer's, such as the transposed map."""
         dtype = self.precision.dtype
         return jnp.einsum(einsum, x.astype(dtype), self.kernel.astype(dtype))
 
 
 class BlockDiagonal(nn.Module):
-    """y [B, T, C] = x [B, T, C] @ kernel + bias, where the kernel is block-diagonal: each of N groups of H neighbouring
-    features is a linear map of its own.
+    """y [B, T, C] = x [B, T, C] @ kernel + bias with a block-diagonal kernel: each of N groups of H consecutive
+    features has its own linear map.
 
     Attributes:
       blocks: N.
       features: C, a multiple of N.
-      kernel_init: initialiser of the blocks, their fan-in H; the bias starts at zero.
+      kernel_init: initialiser of the blocks, with fan-in H; the bias starts at zero.
     """
 
     blocks: int
@@ -123,12 +122,12 @@ class BlockDiagonal(nn.Module):
 
 
 class StackedLinear(nn.Module):
-    """() -> kernel [E, D, F] in the compute type and bias [E, F] in that of parameters, or None, of E linear maps: what
-    is multiplied with which, and which rows read a bias, is their caller's.
+    """() -> kernel [E, D, F] in the compute dtype and bias [E, F] in the parameter dtype, or None, of E linear maps.
+    The caller computes the products and adds the biases.
 
     Attributes:
-      axes: logical word of each kernel axis.
-      kernel_init: initialiser of every map's kernel, its fan-in D; the biases start at zero.
+      axes: logical axis of each kernel axis.
+      kernel_init: initialiser of every kernel, with fan-in D; the biases start at zero.
     """
 
     shape: tuple[int, int, int]
@@ -150,19 +149,19 @@ class StackedLinear(nn.Module):
 
 
 def contract(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None = None) -> jax.Array:
-    """einsum(x, kernel), to the precision of `jax.default_matmul_precision` unless one is given.
+    """einsum(x, kernel), with the precision of `jax.default_matmul_precision` unless one is given.
 
-    Compiled for TPUs it and its gradients are einsums, whose operands and results the compiler lays out as others want
-    them. Elsewhere they are products of two matrices, because the gradient of a kernel from 'BTD,DF->BTF' contracts two
-    axes at once, which CPU matrix libraries do at a third of the speed of the flat product; but where rows lie on
-    several devices their stretches cannot be flattened without being brought together, and they are einsums after all.
+    On TPUs it and its gradients are einsums, whose operand and result layouts the compiler chooses. Elsewhere they are
+    products of two matrices: the gradient of a kernel of 'BTD,DF->BTF' contracts two axes at once, which CPU matrix
+    libraries compute at a third of the speed of the flat product. If the sequence axis is sharded, flattening would
+    require an all-gather, so they are einsums there too.
     """
     return _contract(einsum, (partition.parts(axes.BATCH), partition.parts(axes.LENGTH)), precision, x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _contract(einsum: str, parts: tuple[int, int], precision: str | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`parts`: into which devices divide the batch, and its rows."""
+    """`parts`: number of shards of the batch and of the sequence."""
     return _by_platform(lambda product: functools.partial(product, einsum, precision=precision), parts, x, kernel)
 
 
@@ -182,19 +181,19 @@ _contract.defvjp(_contract_forward, _contract_backward)
 
 
 def _by_platform(of: Callable[[Callable], Callable], parts: tuple[int, int], *operands: jax.Array) -> Any:
-    """What the function `of` a product gives of the operands."""
+    """The result of `of(product)` for the operands, with the product of the platform."""
     elsewhere = functools.partial(_divided, dict(zip("BT", parts, strict=True))) if parts[1] > 1 else _flat
     return jax.lax.platform_dependent(*operands, tpu=of(jnp.einsum), default=of(elsewhere))
 
 
 def _divided(parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None) -> jax.Array:
-    """einsum(x, kernel) with a copy of the kernel for each part of the tokens, whose gradients are summed over all
-    devices at once. Those of one kernel the compiler for CPUs sums over the devices of a row, then over those of the
+    """einsum(x, kernel) with a copy of the kernel for each shard of the tokens, so that its gradients are summed over
+    all devices at once. With a single kernel, XLA on CPUs sums over the devices of a sequence, then over those of the
     batch."""
     inputs, kernel_letters, outputs = _letters(einsum)
     sizes = dict(zip(inputs, x.shape, strict=True)) | dict(zip(kernel_letters, kernel.shape, strict=True))
     if any(sizes.get(letter, 1) % count for letter, count in parts.items()):
-        # Of single tokens rows are not divided.
+        # A sequence of a single token is not sharded.
         return jnp.einsum(einsum, x, kernel, precision=precision)
     copies = jnp.broadcast_to(kernel, (math.prod(parts.values()), *kernel.shape))
     copies = copies.reshape(*parts.values(), *kernel.shape)

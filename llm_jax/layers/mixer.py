@@ -1,4 +1,4 @@
-"""The base of token mixers: what a block needs of a layer through which tokens read one another.
+"""The base of token mixers.
 
 Legend: B batch, T length, D model width.
 """
@@ -15,10 +15,10 @@ from llm_jax.core.dtypes import Precision
 
 @configclass
 class Mixer(abc.ABC):
-    """A layer through which tokens read one another: attention or a recurrence.
+    """A layer that mixes information between tokens: attention or a recurrence.
 
-    A mixer must keep the documents of a sequence apart, and padding must change nothing at real tokens. Positions and
-    segment ids are in `context.queries`. Derive a configclass from it to use a mixer of your own.
+    A mixer must not mix the documents of a sequence, and padding must not affect real tokens. Positions and segment ids
+    are in `context.queries`. To add a mixer, derive a configclass from it.
     """
 
     @abc.abstractmethod
@@ -27,7 +27,7 @@ class Mixer(abc.ABC):
 
         Args:
           width: D, the size of the residual stream.
-          name: of the module in the block.
+          name: name of the module in the block.
         """
 
     @abc.abstractmethod
@@ -40,16 +40,16 @@ class Mixer(abc.ABC):
 
     @abc.abstractmethod
     def mixing_flops(self, length: int) -> float:
-        """Forward FLOPs per token of what depends on the length of the sequence."""
+        """Forward FLOPs per token of the operations between tokens, for sequences of `length` tokens."""
 
     @abc.abstractmethod
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> Any:
-        """An empty state for generation: a KV cache of `slots` tokens, or the state of a recurrence."""
+        """An empty state for generation: a KV cache of `slots` positions, or the state of a recurrence."""
 
     @property
     @abc.abstractmethod
     def causal(self) -> bool:
-        """Whether no token reads a later one."""
+        """Whether the mixer is causal."""
 
     @property
     @abc.abstractmethod

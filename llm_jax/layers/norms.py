@@ -1,4 +1,4 @@
-"""Normalisation over the model width. Statistics are float32.
+"""Normalisation over the feature axis. Statistics are float32.
 
 Legend: B batch, T length, D model width.
 """
@@ -22,11 +22,11 @@ from llm_jax.sharding import axes
 
 @configclass
 class Norm(abc.ABC):
-    """A normalisation of vectors. Derive a configclass from it to use one of your own."""
+    """A normalisation of vectors. To add a norm, derive a configclass from it."""
 
     @abc.abstractmethod
     def build(self, precision: Precision, name: str | None) -> nn.Module:
-        """A module from [..., D] to [..., D] in the compute type."""
+        """A module from [..., D] to [..., D] in the compute dtype."""
 
     @abc.abstractmethod
     def parameters(self, width: int) -> int:
@@ -101,7 +101,7 @@ class OffsetLayerNormConfig(Norm):
 
 
 class PlainLayerNorm(nn.Module):
-    """[..., D] -> [..., D] in the compute type."""
+    """[..., D] -> [..., D] in the compute dtype."""
 
     config: PlainLayerNormConfig
     precision: Precision
@@ -112,7 +112,7 @@ class PlainLayerNorm(nn.Module):
 
 
 class OffsetLayerNorm(nn.Module):
-    """[..., D] -> [..., D] in the compute type."""
+    """[..., D] -> [..., D] in the compute dtype."""
 
     config: OffsetLayerNormConfig
     precision: Precision
@@ -126,7 +126,7 @@ class OffsetLayerNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """[..., D] -> [..., D] in the compute type."""
+    """[..., D] -> [..., D] in the compute dtype."""
 
     config: LayerNormConfig
     precision: Precision
@@ -142,7 +142,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """[..., D] -> [..., D] in the compute type."""
+    """[..., D] -> [..., D] in the compute dtype."""
 
     config: RMSNormConfig
     precision: Precision
@@ -159,10 +159,9 @@ class RMSNorm(nn.Module):
 
 @custom_vjp(2, 3)
 def normalise(x: jax.Array, scale_D: jax.Array, epsilon: float, centred: bool) -> jax.Array:
-    """x over its root mean square, or with `centred` its deviation from the mean over its standard deviation, times
-    scale [D] float32. Of x's type.
+    """RMS norm of x, or layer norm with `centred`, times scale [D] float32, in the dtype of x.
 
-    The backward pass keeps x and one number a vector, and takes two reductions.
+    The backward pass saves x and one number per vector, and needs two reductions.
     """
     return _normalise(x, scale_D, epsilon, centred)[0]
 

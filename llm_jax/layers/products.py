@@ -1,4 +1,4 @@
-"""Products that contract the rows of both operands: gradients of a matrix, and of keys and values.
+"""Products that contract the rows of both operands, for the gradients of matrices, keys and values.
 
 Legend: R rows, D features of one operand, F of the other.
 """
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 _COLLISION = 2048
-"""Bytes. Caches have a power of two of sets: the elements of a column whose rows are a multiple of this apart fall into
-one or two sets, and evict each other."""
+"""Bytes. The number of sets of a CPU cache is a power of two. If the row stride is a multiple of this, the elements of
+a column map to one or two sets and evict each other."""
 
 
 def over_rows(x_RD: jax.Array, y_RF: jax.Array, precision: str | None = None) -> jax.Array:
@@ -31,9 +31,9 @@ def _each(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _each_transposed(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The compiler for CPUs computes many small products up to twice as fast where the rows of the result are the
-    longer ones. Without the factor the compiler makes the transposition part of the product again; behind a barrier it
-    does so late, and then its own emitter refuses the layout and ends the process (jaxlib 0.10)."""
+    """XLA on CPUs computes many small products up to twice as fast if the rows of the result are longer than its
+    columns. Without the factor the compiler fuses the transposition into the product again. With a barrier instead it
+    does so late, and its emitter then rejects the layout and aborts the process (jaxlib 0.10)."""
     return jnp.swapaxes(_each(2 * y, x) * 0.5, -1, -2)
 
 
@@ -42,16 +42,16 @@ def _direct(precision: str | None, x_RD: jax.Array, y_RF: jax.Array) -> jax.Arra
 
 
 def _transposed_first(precision: str | None, x_RD: jax.Array, y_RF: jax.Array) -> jax.Array:
-    """In two steps, the first of which transposes the narrower operand. In one step the compiler for CPUs calls a
-    routine that reads both operands by columns, at about half the speed where they collide."""
+    """x^T y in two steps; the first transposes the narrower operand. In one step XLA on CPUs calls a routine that reads
+    both operands by columns, at about half the speed if they collide."""
     if x_RD.shape[-1] > y_RF.shape[-1]:
         return _transposed_first(precision, y_RF, x_RD).T
-    # Without the barriers the compiler makes the transpositions of operand and result part of the product again.
+    # Without the barriers the compiler fuses the transpositions of operand and result into the product again.
     x_DR = jax.lax.optimization_barrier(x_RD.T)
     return jax.lax.optimization_barrier(jnp.matmul(x_DR, y_RF, precision=precision))
 
 
 def _collides(x_RD: jax.Array, y_RF: jax.Array) -> bool:
-    """Whether the rows of the wider operand are a multiple of `_COLLISION` apart."""
+    """Whether the row stride of the wider operand is a multiple of `_COLLISION`."""
     wider = max((x_RD, y_RF), key=lambda array: array.shape[-1])
     return wider.shape[-1] * wider.dtype.itemsize % _COLLISION == 0

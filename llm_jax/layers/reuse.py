@@ -1,7 +1,7 @@
-"""What the compiler for CPUs computes once, and what it computes again, where its own choice is the slower one.
+"""Control of recomputation in XLA on CPUs, where the compiler's own choice is slower.
 
-It copies elementwise operations into every fusion that reads them, whatever they cost, and it merges equal ones,
-however much memory keeps their result. In programs for other platforms both functions are nothing.
+The compiler copies elementwise operations into every fusion that reads them, whatever their cost. It merges equal
+operations, whatever the memory of their result. On other platforms both functions are no-ops.
 """
 
 from typing import TypeVar
@@ -15,11 +15,11 @@ Arrays = TypeVar("Arrays")
 
 
 def computed_once(x: jax.Array) -> jax.Array:
-    """`x` [..., H], float32 and finite, unchanged: the program stores it, and all that reads it reads what is stored.
+    """`x` [..., H], float32 and finite, unchanged, but computed once and stored for all its consumers.
 
-    For small arrays that many larger ones read and that are expensive to compute. On CPUs it is a product with the
-    identity, which is exact: products are not fused into what reads them, and equal ones are merged. A barrier does not
-    serve, because the compiler removes barriers before it fuses.
+    For small arrays that are expensive to compute and that many larger arrays read. On CPUs it is a product with the
+    identity matrix, which is exact: products are not fused into their consumers, and equal ones are merged. A barrier
+    has no effect here, because the compiler removes barriers before fusion.
     """
     identity = np.eye(x.shape[-1], dtype=np.float32)
     product = lambda x: jnp.matmul(x, identity, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
@@ -27,8 +27,8 @@ def computed_once(x: jax.Array) -> jax.Array:
 
 
 def computed_again(arrays: Arrays) -> Arrays:
-    """`arrays` unchanged, but what is computed from them is not merged with what has been computed from them elsewhere.
+    """`arrays` unchanged, but operations on them are not merged with equal operations elsewhere.
 
-    For backward passes that compute cheap intermediate results of the forward pass again, in order not to keep them.
+    For backward passes that recompute cheap intermediate results of the forward pass instead of storing them.
     """
     return jax.lax.platform_dependent(arrays, cpu=jax.lax.optimization_barrier, default=lambda arrays: arrays)

@@ -1,4 +1,4 @@
-"""Positions and documents of the tokens of a sequence.
+"""Positions and segment ids of the tokens of a sequence.
 
 Legend: B batch, T length, S length of the keys.
 """
@@ -12,18 +12,17 @@ from llm_jax.core.checks import given
 
 @flax.struct.dataclass
 class SequenceInfo:
-    """Positions, documents and roles of the tokens of a batch of sequences.
+    """Positions, segment ids and types of the tokens of a batch of sequences.
 
     Attributes:
       positions_BT: int32, from 0 at the start of each document.
-      segment_ids_BT: int32, the document of each token; 0 is padding, which no token reads. None: every sequence is
-        one document without padding, and a cheaper mask is used.
-      types_BT: int32, the part of its document that a token belongs to, such as the first or second sentence of BERT.
-        None: part 0.
-      order_BT: int32, rank of a token in the factorization order of its document (XLNet). Tokens of rank 0 are given:
-        all tokens read them. None: all tokens are given.
+      segment_ids_BT: int32, the document of each token; 0 is padding, which no token attends to. None: every sequence
+        is one document without padding, and a cheaper mask is used.
+      types_BT: int32, the token type, such as the first or second sentence of BERT. None: type 0.
+      order_BT: int32, rank of a token in the factorization order of its document (XLNet). All tokens attend to tokens
+        of rank 0, which are not predicted. None: all tokens have rank 0.
       targets_BT: bool, whether this is a query-stream token (XLNet): it has the rank of the token that it predicts and
-        a learned vector instead of that token's, and no other token reads it. None: there are none.
+        a learned vector instead of that token's embedding, and no other token attends to it. None: there are none.
       fixed_lengths_BT: int32, overrides `lengths_BT`. None: it is computed.
     """
 
@@ -36,9 +35,9 @@ class SequenceInfo:
 
     @property
     def lengths_BT(self) -> jax.Array:
-        """int32 [B, T] or [B, 1], the length of a token's document: one more than the last position of
-        its tokens, padding and other documents left out. Every rule that depends on the length of a sequence reads it
-        here, so that results do not depend on padding, nor on the rest of the batch. Padding has the length 0."""
+        """int32 [B, T] or [B, 1], the length of a token's document: one more than its last position, without padding
+        and other documents. All code that depends on the length of a document must read it here, so that results
+        depend neither on padding nor on the rest of the batch. Padding has the length 0."""
         if self.fixed_lengths_BT is not None:
             return self.fixed_lengths_BT
         ends_BT = self.positions_BT + 1
@@ -69,8 +68,8 @@ class SequenceInfo:
 
 
 def same_document(queries_BT: jax.Array | None, keys_BS: jax.Array | None) -> jax.Array:
-    """Whether a query and a key are of the same document and no padding, from their segment ids: boolean [B, T, S], or
-    [1, 1, 1] where there are no segment ids."""
+    """Whether a query and a key belong to the same document and are not padding: boolean [B, T, S], or [1, 1, 1]
+    without segment ids."""
     if queries_BT is None:
         return jnp.ones((1, 1, 1), bool)
     keys_B1S = given(keys_BS, "queries have segment ids and keys have none: give both some")[:, None, :]

@@ -1,8 +1,8 @@
-"""Taps: activations that modules show to whoever asks for them, such as weights of attention or the residual stream.
+"""Taps: named activations that callers can request, such as attention weights or the residual stream.
 
     output, found = tapped(model, params, tokens_BT, names=("stack/*/mixer/weights",))
 
-What nobody asks for is not computed.
+Taps that are not requested are not computed.
 """
 
 import contextvars
@@ -18,22 +18,22 @@ from flax.traverse_util import flatten_dict
 from llm_jax.core.checks import check, did_you_mean
 
 COLLECTION = "taps"
-"""The collection of variables that taps are kept in; a loop over layers stacks those of its layers."""
+"""The variable collection of taps; a scan over layers stacks those of its layers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
     names: tuple[str, ...]
     seen: set[str] = dataclasses.field(default_factory=set)
-    """Names of all taps that were passed."""
+    """Names of all taps of the call, requested or not."""
 
 
 _REQUEST: contextvars.ContextVar[_Request | None] = contextvars.ContextVar("request", default=None)
 
 
 def tap(module: nn.Module, name: str, value: Callable[[], jax.Array]) -> None:
-    """Shows `value()` as `name` of the module to `tapped`, and does nothing elsewhere. `name` must not be that of a
-    parameter or a submodule."""
+    """Records `value()` as tap `name` of the module within `tapped`, if requested, and does nothing otherwise. `name`
+    must not be that of a parameter or a submodule."""
     request = _REQUEST.get()
     if request is None or not module.is_mutable_collection(COLLECTION):
         return
@@ -46,17 +46,17 @@ def tap(module: nn.Module, name: str, value: Callable[[], jax.Array]) -> None:
 def tapped(
     model: nn.Module, params: Any, *arguments: Any, names: Sequence[str], method: str | None = None, rngs: Any = None
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """What a method of the model gives with these parameters, and the taps that were asked for, by their names.
+    """The output of a method of the model with these parameters, and the requested taps by name.
 
-    A name is the path of a module in the parameters and that of the tap: `stack/segment_0/block_0/mixer/weights`. Taps
-    of a stack have a leading axis for the layers of their segment. A module that is called more than once has a
-    tap for each call, `<name>/0`, `<name>/1`. It can be called under `jax.jit` and differentiated.
+    A name is the path of a module in the parameters and the name of the tap: `stack/segment_0/block_0/mixer/weights`.
+    Taps of a stack have a leading axis for the layers of their segment. A module that is called more than once has a
+    tap for each call, `<name>/0`, `<name>/1`. The function can be called under `jax.jit` and differentiated.
 
     Args:
-      names: of taps; `*` stands for any characters.
+      names: names of taps; `*` matches any characters.
 
     Raises:
-      ValueError: for a name that no tap has. There are none in a call with a cache, or in stages of a pipeline.
+      ValueError: if a name matches no tap. Calls with a KV cache and pipeline stages have no taps.
     """
     request = _Request(tuple(names))
     token = _REQUEST.set(request)

@@ -1,4 +1,4 @@
-"""What of a config decides the results of a model with given weights."""
+"""The part of a config that determines the results of a model with given weights."""
 
 import dataclasses
 from typing import Any
@@ -14,8 +14,9 @@ from llm_jax.models.stack import Execution
 
 
 def architecture(config: Any) -> Any:
-    """A config without what only training or speed depends on: initialisers, dropout, execution, kernels and forms, and
-    of experts the dispatch, as where none drops a token all give the same, balance and noise."""
+    """The config with defaults for all that affects only training or speed: initialisers, dropout, execution, kernels
+    and forms; and, for MoE layers, dispatch, balance losses and noise. All dispatches compute the same results where no
+    token is dropped."""
     if isinstance(config, tuple):
         return tuple(architecture(item) for item in config)
     if not dataclasses.is_dataclass(config):

@@ -27,12 +27,13 @@ from llm_jax.sharding import axes
 from llm_jax.sharding.partition import constrain
 
 Branch = Callable[[str, jax.Array], jax.Array]
-"""(name of the branch, what it reads) -> what it gives."""
+"""(name of the branch, its input) -> its output."""
 
 
 @configclass
 class Serial:
-    """The mixer, then the ffn, each x -> stream(x + after(f(before(x)))), where the three are norms or nothing.
+    """The mixer, then the ffn, each x -> stream(x + after(f(before(x)))), where `before`, `after` and `stream` are
+    norms or the identity.
 
     Only `before`: the pre-norm block (Xiong et al. 2020, arXiv:2002.04745). Only `stream`: the post-norm block
     (Vaswani et al. 2017, arXiv:1706.03762, 3.1). `before` and `after`: the sandwich (Gemma 2; arXiv:2408.00118, 2).
@@ -47,13 +48,13 @@ class Serial:
         check(self.norms(1) > 0, "wiring has no norm: set at least one of before, after and stream")
 
     def norms(self, branches: int) -> int:
-        """Number of norms of a block of so many branches."""
+        """Number of norms of a block of `branches` branches."""
         return branches * (self.before + self.after + self.stream)
 
 
 @configclass
 class ScaledSerial(Serial):
-    """`Serial`, of which each branch is multiplied by `factor` before it is added to the stream (Granite Team 2024,
+    """`Serial` with each branch output multiplied by `factor` (Granite Team 2024,
     github.com/ibm-granite/granite-3.0-language-models/blob/main/paper.pdf, section 2: its residual multiplier)."""
 
     factor: float = 1.0
@@ -68,19 +69,19 @@ class Parallel:
     """x + mixer(norm(x)) + ffn(norm(x)) (GPT-J; Chowdhery et al. 2022, arXiv:2204.02311, 2)."""
 
     shared_norm: bool = True
-    """Whether mixer and ffn read the same normalised stream; GPT-NeoX has a norm for each."""
+    """Whether mixer and ffn share one input norm; GPT-NeoX has a norm for each."""
 
     def norms(self, branches: int) -> int:
-        """Number of norms of a block of so many branches."""
+        """Number of norms of a block of `branches` branches."""
         return 1 if self.shared_norm else branches
 
 
 @configclass
 class Chain:
-    """ffn(mixer(x)): no residual stream and no norms, as networks were before 2015."""
+    """ffn(mixer(x)), without residual connections and norms, as in networks before 2015."""
 
     def norms(self, branches: int) -> int:
-        """Number of norms of a block of so many branches."""
+        """Number of norms of a block of `branches` branches."""
         return 0
 
 
@@ -89,20 +90,20 @@ Wiring = Serial | ScaledSerial | Parallel | Chain
 
 @configclass
 class BlockConfig:
-    """Branches wired to the residual stream: a token mixer, an ffn, and between them what reads an encoder."""
+    """A block with up to three branches: a token mixer, cross-attention, and an ffn."""
 
     mixer: Mixer
     ffn: FFN | None
-    """None: the mixer is all there is."""
+    """None: the block has no ffn."""
     norm: Norm | None
-    """None where the wiring has none."""
+    """None if the wiring has no norms."""
     wiring: Wiring = Serial()
     dropout: float = 0.0
-    """Share of features dropped, in training, from what each branch adds to the stream."""
+    """Dropout rate of the output of each branch in training."""
     cross: CrossAttentionConfig | None = None
     layer_drop: float = 0.0
-    """Probability with which, in training, a step skips the block (Huang et al. 2016, arXiv:1603.09382; Fan et al.
-    2020, arXiv:1909.11556, 3.2, whose form this is: one draw for all rows, and nothing is scaled)."""
+    """Probability that a training step skips the block (Huang et al. 2016, arXiv:1603.09382). As in Fan et al. 2020
+    (arXiv:1909.11556, 3.2) there is one draw for all sequences, and outputs are not scaled."""
 
     def __post_init__(self):
         check_fraction(dropout=self.dropout, layer_drop=self.layer_drop)
@@ -113,7 +114,7 @@ class BlockConfig:
 
     @property
     def branches(self) -> tuple[Any, ...]:
-        """Configs of the branches that there are, in order."""
+        """Configs of the branches that the block has, in order."""
         return tuple(branch for branch in (self.mixer, self.cross, self.ffn) if branch is not None)
 
     def parameters(self, width: int) -> int:
@@ -123,25 +124,25 @@ class BlockConfig:
         )
 
     def active_parameters(self, width: int) -> float:
-        """Those that compute a token, in the mean."""
+        """Mean number of parameters used per token."""
         idle = 0 if self.ffn is None else self.ffn.parameters(width) - self.ffn.active_parameters(width)
         return self.parameters(width) - idle
 
     def forward_flops(self, width: int, length: int, encoder_length: int = 0) -> float:
-        """Forward FLOPs per token of a sequence of `length` tokens that reads `encoder_length` tokens of an encoder."""
+        """Forward FLOPs per token of a sequence of `length` tokens with `encoder_length` encoder tokens."""
         flops = self.mixer.matrix_flops(width) + self.mixer.mixing_flops(length)
         if self.cross is not None:
             flops += self.cross.matrix_flops(width, encoder_length / length) + self.cross.mixing_flops(encoder_length)
         return flops + (self.ffn.matrix_flops(width) if self.ffn is not None else 0)
 
     def allocate(self, batch: int, slots: int, encoder_length: int, dtype: Any) -> dict[str, Any]:
-        """Empty states of the branches, for `slots` tokens of the stream and `encoder_length` of an encoder."""
+        """Empty states of the branches, for `slots` cache positions and `encoder_length` encoder tokens."""
         states = {"mixer": self.mixer.allocate(batch, slots, dtype)}
         return states | ({"cross": self.cross.allocate(batch, encoder_length, dtype)} if self.cross else {})
 
 
 class Block(nn.Module):
-    """x [B, T, D] -> [B, T, D], with the states of its branches by name and the routing statistics of its ffn."""
+    """x [B, T, D] -> (y [B, T, D], states of the branches by name, `RoutingAux` of the ffn)."""
 
     config: BlockConfig
     width: int
@@ -155,14 +156,14 @@ class Block(nn.Module):
 
         def branch(name: str, x_BTD: jax.Array) -> jax.Array:
             module = getattr(self.config, name).build(self.width, self.precision, name)
-            # Brought together here, once, and not for each of the products that read it.
+            # All-gathered here once, and not for each product that reads it.
             x_BTD = constrain(x_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
             if name == "ffn":
                 y_BTD, aux = module(x_BTD, context)
                 found.append(aux)
             else:
                 y_BTD, after[name] = module(x_BTD, context, after.get(name))
-            # So are its gradients, which otherwise would have a say in how what is inside of the branch is divided.
+            # The same for its gradients; otherwise their sharding would affect the sharding inside the branch.
             y_BTD = constrain(y_BTD, axes.BATCH, axes.LENGTH, axes.WIDTH)
             tap(self, f"{name}_output", lambda: y_BTD)
             return y_BTD
@@ -172,7 +173,7 @@ class Block(nn.Module):
         if self.config.layer_drop and self.has_rng("dropout"):
             stays = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.config.layer_drop)
             y_BTD = jnp.where(stays, y_BTD, x_BTD)
-            # A step that skips the block does not balance its router either.
+            # A step that skips the block has no per-sequence balance loss either.
             aux = aux and dataclasses.replace(aux, loss_B=jnp.where(stays, aux.loss_B, 0))
         tap(self, "stream", lambda: y_BTD)
         return y_BTD, after if states is not None else None, aux
@@ -209,7 +210,7 @@ class Block(nn.Module):
         return norm.build(self.precision, name)(x_BTD) if present and norm is not None else x_BTD
 
     def _add(self, x_BTD: jax.Array, branch_BTD: jax.Array) -> jax.Array:
-        """The stream with a branch added to it."""
+        """The residual stream plus the output of a branch."""
         return constrain(x_BTD + self._dropped(branch_BTD), axes.BATCH, axes.STREAM, axes.WIDTH)
 
     def _dropped(self, branch_BTD: jax.Array) -> jax.Array:

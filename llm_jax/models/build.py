@@ -1,4 +1,4 @@
-"""The model of a config, and its parameters before and when they are made."""
+"""Builds the model of a config, and its parameters or their shapes."""
 
 import dataclasses
 from typing import Any
@@ -20,19 +20,19 @@ Model = Transformer | EncoderDecoder
 
 
 def build(config: ModelConfig, precision: Precision = Precision()) -> Model:  # noqa: B008
-    """The module that computes what `config` says."""
+    """The Flax module of `config`."""
     if isinstance(config, EncoderDecoderConfig):
         return EncoderDecoder(config, precision)
     return Transformer(config, precision)
 
 
 def applied(model: Model, params: Any, *arguments: Any, method: str | None = None, rngs: Any = None) -> Any:
-    """What a method of the model gives with these parameters: `Module.apply` where no variables change."""
+    """The result of a method of the model with these parameters: `Module.apply` without mutable variables."""
     return model.apply({"params": params}, *arguments, method=method, rngs=rngs)
 
 
 def initial_parameters(model: Model, key: jax.Array) -> Any:
-    """A fresh parameter tree; its leaves are boxed with their logical axes and roles."""
+    """A newly initialised parameter tree; its leaves are boxed with their logical axes and roles."""
     return model.init(key, _smallest_inputs(model))["params"]
 
 
@@ -52,11 +52,11 @@ def _smallest_inputs(model: Model) -> Inputs:
 
 
 def boxed_parameters(model: Model) -> Any:
-    """Shapes of the model's parameters, boxed with their logical axes and roles, without making any."""
+    """Shapes of the model's parameters, boxed with their logical axes and roles; nothing is allocated."""
     return jax.eval_shape(lambda: initial_parameters(model, jax.random.key(0)))
 
 
 def abstract_parameters(model: Model) -> tuple[Any, Any]:
-    """Shapes and logical axes of the model's parameters, without making any."""
+    """Shapes and logical axes of the model's parameters; nothing is allocated."""
     boxed = boxed_parameters(model)
     return unboxed(boxed), partition.logical_axes(boxed)

@@ -1,4 +1,4 @@
-"""What a model is. Sizes of published ones are in families/."""
+"""Configs of models. Sizes of published models are in families/."""
 
 import dataclasses
 from typing import Self
@@ -23,11 +23,11 @@ MAKE_CAUSAL = (
     "give mixers the mask Causal(), set allow_future=True where a part has that field and may read later tokens, or "
     "choose another type"
 )
-"""How a model is made causal."""
+"""Advice of error messages: how to make a model causal."""
 
 
 MAX_DEPTH = 100_000
-"""Ten times the deepest network that was ever trained (Xiao et al. 2018, arXiv:1806.05393, has 10,000 layers)."""
+"""Ten times the depth of the deepest trained network (Xiao et al. 2018, arXiv:1806.05393: 10,000 layers)."""
 
 
 @configclass
@@ -35,20 +35,20 @@ class TransformerConfig:
     """A stack of blocks between an embedding and a head."""
 
     vocab_size: int | None
-    """None: it has no table of token vectors; an encoder may take its decoder's."""
+    """None: the stack has no embedding table; an encoder may use that of its decoder."""
     width: int
     """Size of the residual stream."""
     max_length: int
-    """Longest row of tokens; with learned positions the size of their table."""
+    """Maximum sequence length; with learned positions the size of their table."""
     segments: tuple[Segment, ...]
     final_norm: Norm | None
-    """None where the blocks leave a normalised stream."""
+    """None if the output of the blocks is already normalised."""
     embed: EmbedConfig = EmbedConfig()
     head: AnyHead | None = TiedHead()
-    """None: the hidden states are the result."""
+    """None: the model returns hidden states only."""
     execution: Execution = Execution()
     dropout: float = 0.0
-    """Share of features dropped, in training, from what the final norm gives (T5, XLNet)."""
+    """Dropout rate of the output of the final norm in training (T5, XLNet)."""
 
     def __post_init__(self):
         check_fraction(dropout=self.dropout)
@@ -94,7 +94,7 @@ class TransformerConfig:
     def check_vocabulary(self, size: int) -> None:
         """
         Raises:
-          ValueError: where a router knows other ids than so many.
+          ValueError: if a router does not support a vocabulary of `size` tokens.
         """
         for layer in self.experts:
             layer.router.check_vocabulary(size)
@@ -115,24 +115,24 @@ class TransformerConfig:
 
     @property
     def stacks(self) -> tuple["TransformerConfig", ...]:
-        """The stacks that a model is made of: this one."""
+        """The stacks of the model: this one."""
         return (self,)
 
     @property
     def causal(self) -> bool:
-        """Whether the model is causal, so that it can generate token by token."""
+        """Whether the model is causal, so that it can decode autoregressively."""
         return not self.non_causal
 
     @property
     def non_causal(self) -> tuple[str, ...]:
-        """Types of the parts that are not causal, each once."""
+        """Type names of the parts that are not causal, without duplicates."""
         found = [type(mixer).__name__ for mixer in self._mixers if not mixer.causal]
         found += [name for block in self._blocks if block.ffn is not None for name in block.ffn.non_causal]
         return tuple(dict.fromkeys(found))
 
     @property
     def permuted(self) -> bool:
-        """Whether tokens see one another in the order that a row brings."""
+        """Whether all mixers have the mask `Permuted`, which follows the factorisation order of the inputs."""
         return all(
             isinstance(mixer, AttentionConfig | LatentAttentionConfig | RelativeAttentionConfig)
             and mixer.mask == Permuted()
@@ -141,17 +141,17 @@ class TransformerConfig:
 
     @property
     def has_cross_attention(self) -> bool:
-        """Whether blocks have cross attention."""
+        """Whether a block has cross-attention."""
         return any(block.cross is not None for block in self._blocks)
 
     @property
     def experts(self) -> tuple[MoEConfig, ...]:
-        """The layers of experts."""
+        """The MoE layers."""
         return tuple(block.ffn for block in self._blocks if isinstance(block.ffn, MoEConfig))
 
     @property
     def relative_bias(self) -> tuple[RelativeBiasConfig, int] | None:
-        """Learned biases by relative place that the layers share, and their number of heads; None without such."""
+        """The relative position bias that the layers share, and its number of heads; None without one."""
         return next(iter(self._relative_biases), None)
 
     @property
@@ -173,10 +173,10 @@ class TransformerConfig:
 
 @configclass
 class EncoderDecoderConfig:
-    """Two stacks, of which the second reads what the first made of another row (Vaswani et al. 2017, 3)."""
+    """An encoder and a decoder with cross-attention to the encoder output (Vaswani et al. 2017, 3)."""
 
     encoder: TransformerConfig
-    """Without a head. With `vocab_size` None it takes its token vectors from the decoder's table."""
+    """Encoder without a head. With `vocab_size` None it uses the decoder's embedding table."""
     decoder: TransformerConfig
 
     def __post_init__(self):
@@ -206,7 +206,7 @@ class EncoderDecoderConfig:
 
     @property
     def stacks(self) -> tuple[TransformerConfig, ...]:
-        """The stacks that it is made of."""
+        """The stacks of the model: encoder and decoder."""
         return self.encoder, self.decoder
 
     @property
@@ -216,12 +216,12 @@ class EncoderDecoderConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Of the target."""
+        """Vocabulary size of the decoder."""
         return given(self.decoder.vocab_size, "decoder.vocab_size is None: set it")
 
     @property
     def max_length(self) -> int:
-        """Longest row that source and target may both have."""
+        """Maximum length that both encoder and decoder support."""
         return min(self.encoder.max_length, self.decoder.max_length)
 
 

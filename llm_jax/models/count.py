@@ -1,7 +1,7 @@
-"""Sizes and costs of a model, from its config alone.
+"""Sizes and costs of a model, computed from its config.
 
-FLOPs count a multiply-add as two and leave out what is not a matrix product. Training costs three forward passes
-(Kaplan et al. 2020, arXiv:2001.08361, section 2.1); attention counts only the pairs that its mask allows.
+A multiply-add counts as two FLOPs; only matrix products count. Training costs three forward passes (Kaplan et al. 2020,
+arXiv:2001.08361, section 2.1). Attention counts only the pairs that its mask allows.
 """
 
 import jax
@@ -18,7 +18,7 @@ def parameters(config: ModelConfig) -> int:
 
 
 def active_parameters(config: ModelConfig) -> float:
-    """Number of parameters that compute a token, in the mean: all but those of the experts that it does not visit."""
+    """Mean number of parameters used per token: all except those of experts to which the token is not routed."""
     width, idle = config.stacks[0].width, 0.0
     for segment in (segment for stack in config.stacks for segment in stack.segments):
         unvisited = sum(block.parameters(width) - block.active_parameters(width) for block in segment.blocks)
@@ -27,15 +27,15 @@ def active_parameters(config: ModelConfig) -> float:
 
 
 def forward_flops(config: ModelConfig, length: int) -> float:
-    """FLOPs per token of a forward pass over rows of `length` tokens, scores included. Of an encoder-decoder: per token
-    of a target that is as long as its source, whose encoding is counted in."""
+    """FLOPs per token of a forward pass over sequences of `length` tokens, including logits. For an encoder-decoder:
+    FLOPs per decoder token, with an encoder sequence of the same length, including its encoding."""
     if isinstance(config, EncoderDecoderConfig):
         return pair_flops(config, length, length) / length
     return _forward_flops(config, length)
 
 
 def pair_flops(config: EncoderDecoderConfig, source: int, target: int) -> float:
-    """FLOPs of a forward pass over a source and a target of so many tokens, scores of the target included."""
+    """FLOPs of a forward pass over `source` encoder tokens and `target` decoder tokens, including logits."""
     return source * _forward_flops(config.encoder, source) + target * _forward_flops(config.decoder, target, source)
 
 
@@ -45,8 +45,8 @@ def training_flops(config: ModelConfig, length: int) -> float:
 
 
 def cache_bytes(config: ModelConfig, length: int, precision: Precision) -> int:
-    """Bytes of the states of all layers for one row of `length` tokens, and in an encoder-decoder for a source of as
-    many."""
+    """Bytes of the KV caches and states of all layers for one sequence of `length` tokens, in an encoder-decoder with
+    an encoder sequence of the same length."""
     decoder = config.decoder if isinstance(config, EncoderDecoderConfig) else config
     states = jax.eval_shape(
         lambda: [
@@ -69,7 +69,7 @@ def _parameters(config: TransformerConfig) -> int:
 
 
 def _copies(segment: Segment) -> int:
-    """How many weights of its own a block of the segment has."""
+    """Number of copies of the weights of a block of the segment."""
     return 1 if segment.shared else segment.repeats
 
 
@@ -84,5 +84,6 @@ def _forward_flops(config: TransformerConfig, length: int, encoder_length: int =
 
 
 def _head_sizes(config: TransformerConfig) -> tuple[int, int, int]:
-    """Width, vocabulary and width of the table. Without a vocabulary there is no head that reads it: 0."""
+    """Width, vocabulary size and width of the embedding table. The vocabulary size is 0 if there is none; then no head
+    reads it."""
     return config.width, config.vocab_size or 0, config.embed.table_width(config.width)

@@ -1,4 +1,4 @@
-"""Where a model drops, as one value: the rates at all places of a config, set and read together."""
+"""All dropout rates of a model config as one value, to set and read them together."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,32 +16,32 @@ Config = TypeVar("Config", bound=ModelConfig)
 
 @configclass
 class Rates:
-    """Share of each place that is dropped in training; None: what the model has stays."""
+    """Dropout rates in training; None: the model's own rate is kept."""
 
     embed: float | None = None
-    """Of the embedding's features."""
+    """Rate of the embedding."""
     residual: float | None = None
-    """Of what branches add to the stream."""
+    """Rate of the outputs of branches."""
     attention: float | None = None
-    """Of the weights of attention, cross attention included."""
+    """Rate of the attention weights, including cross-attention."""
     ffn: float | None = None
-    """Of the inner features of an ffn, that of all tokens beside experts included."""
+    """Rate of the inner features of dense ffns, including shared experts."""
     experts: float | None = None
-    """Of the inner features of experts."""
+    """Rate of the inner features of routed experts."""
     final: float | None = None
-    """Of what the final norm gives."""
+    """Rate of the output of the final norm."""
     layers: float | None = None
-    """Of whole blocks."""
+    """Rate of whole blocks (layer drop)."""
     head: float | None = None
-    """Of what the scores of classes read."""
+    """Rate of the input of the class scores."""
 
 
 def with_dropout(config: Config, rates: Rates) -> Config:
     """The same model with these rates.
 
     Raises:
-      ValueError: for a rate above 0 at a place that the model does not have, such as weights of attention in a model
-        without attention.
+      ValueError: if a rate is above 0 and the model has no such part, such as attention weights in a model without
+        attention.
     """
     for name, rate in dataclasses.asdict(rates).items():
         check(
@@ -54,17 +54,17 @@ def with_dropout(config: Config, rates: Rates) -> Config:
 
 
 def rates_of(config: ModelConfig) -> Rates:
-    """The rate at each place, that of the last block where blocks differ; None where the model has no such place."""
+    """The rates of a model, those of the last block where blocks differ; None where the model has no such part."""
     return Rates(**{field.name: (_found(config, field.name) or [None])[-1] for field in dataclasses.fields(Rates)})
 
 
 def _found(config: ModelConfig, name: str) -> list[float]:
-    """The rates at all places of this name."""
+    """All rates of this name in the config."""
     return [rate for stack in config.stacks for place, rate in _places(stack) if place == name]
 
 
 def _places(config: TransformerConfig) -> Iterator[tuple[str, float]]:
-    """(name of a place, its rate) of one stack."""
+    """Pairs (name, rate) of one stack."""
     yield "embed", config.embed.dropout
     yield "final", config.dropout
     if isinstance(config.head, ClassHead):
@@ -85,7 +85,7 @@ def _places(config: TransformerConfig) -> Iterator[tuple[str, float]]:
 
 
 def _side(config: TransformerConfig, rates: Rates) -> TransformerConfig:
-    """One stack with those of the rates that it has a place for."""
+    """One stack with the rates that apply to it."""
     segments = tuple(
         dataclasses.replace(segment, blocks=tuple(_block(block, rates) for block in segment.blocks))
         for segment in config.segments
@@ -108,5 +108,5 @@ def _block(block: BlockConfig, rates: Rates) -> BlockConfig:
 
 
 def _dropping(part: Any, rate: float | None) -> Any:
-    """With its field `dropout` set, where it has such and there is a rate."""
+    """`part` with its field `dropout` set to `rate`; unchanged without such a field or rate."""
     return dataclasses.replace(part, dropout=rate) if rate is not None and hasattr(part, "dropout") else part

@@ -1,4 +1,4 @@
-"""Two transformers joined by cross attention: one encodes a sequence, the other generates the target.
+"""An encoder and a decoder, connected by cross-attention.
 
 Legend: B batch, S source length, T target length, D model width.
 """
@@ -20,9 +20,9 @@ from llm_jax.models.transformer import Transformer
 
 
 class EncoderDecoder(nn.Module):
-    """Source and target tokens in, scores of the target's next tokens out (Vaswani et al. 2017, arXiv:1706.03762, 3).
+    """Source and target tokens -> logits of the next target tokens (Vaswani et al. 2017, arXiv:1706.03762, 3).
 
-    Called as `Transformer` is, with `inputs.encoder` beside the tokens of the decoder.
+    It is called like `Transformer`, with `inputs.encoder` in addition to the decoder tokens.
     """
 
     config: EncoderDecoderConfig
@@ -33,20 +33,20 @@ class EncoderDecoder(nn.Module):
         self.decoder = Transformer(self.config.decoder, self.precision)
 
     def __call__(self, inputs: Inputs, cache: Cache | None = None) -> Output:
-        """Hidden states and scores of every token of the target.
+        """Hidden states and logits of every decoder token.
 
         Args:
-          inputs: of the decoder; `encoder`, or its output `encoded`, is required in a call without a cache and in the
-            first call with one.
-          cache: earlier tokens of the target, from `allocate`.
+          inputs: inputs of the decoder. `encoder`, or its output `encoded`, is required in a call without a KV cache
+            and in the first call with one.
+          cache: KV cache of earlier decoder tokens, from `allocate`.
 
         Raises:
-          ValueError: as `Transformer`, for the encoder or the decoder.
+          ValueError: as in `Transformer`, for the encoder or the decoder.
         """
         return self.scored(self.hidden(inputs, cache))
 
     def hidden(self, inputs: Inputs, cache: Cache | None = None) -> Output:
-        """As `__call__`, without the scores."""
+        """`__call__` without the logits."""
         check(
             isinstance(inputs, Inputs),
             f"inputs are of type {type(inputs).__name__}: an encoder-decoder takes Inputs(tokens, encoder=Inputs(...))",
@@ -60,7 +60,7 @@ class EncoderDecoder(nn.Module):
         return dataclasses.replace(output, aux=aux | _under("decoder", output.aux))
 
     def encode(self, inputs: Inputs | jax.Array) -> EncoderOutput:
-        """What the decoder reads of the source."""
+        """The encoder output for the source."""
         inputs = Inputs.of(inputs)
         if self.config.encoder.vocab_size is None and inputs.features_BTE is None:
             # One table serves both stacks.
@@ -70,27 +70,27 @@ class EncoderDecoder(nn.Module):
         return EncoderOutput(output.hidden_BTD, inputs.located(), _under("encoder", output.aux))
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Float32 scores of hidden states of the decoder, as in `Output.logits_BTV`."""
+        """Float32 logits of hidden states of the decoder, as in `Output.logits_BTV`."""
         return self.decoder.unembed(hidden_BTD)
 
     def scored(self, output: Output) -> Output:
-        """With the scores of its hidden states, where the decoder has a head."""
+        """`output` with the logits of its hidden states, if the decoder has a head."""
         return self.decoder.scored(output)
 
     def unembed_parameters(self, params: Any) -> Any:
-        """The parameters, of all of the model's, that `unembed` reads."""
+        """The subset of the model's parameters that `unembed` reads."""
         return {"decoder": self._own_decoder().unembed_parameters(params["decoder"])}
 
     def allocate(self, batch: int, slots: int, encoder_length: int) -> Cache:
-        """An empty cache for targets of up to `slots` tokens that read sources of `encoder_length` tokens.
+        """An empty KV cache for targets of up to `slots` tokens and sources of `encoder_length` tokens.
 
         Raises:
-          ValueError: if the decoder has fewer positions than that, or is not causal.
+          ValueError: if `slots` exceeds the maximum length of the decoder, or the decoder is not causal.
         """
         return self._own_decoder().allocate(batch, slots, encoder_length)
 
     def _own_decoder(self) -> Transformer:
-        # Outside of `apply` flax lets a module create another one only if it is no submodule.
+        # Outside `apply`, flax requires `parent=None` for a module that another module creates.
         return Transformer(self.config.decoder, self.precision, parent=None)
 
 

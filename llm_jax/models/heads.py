@@ -1,4 +1,4 @@
-"""From the last hidden states to scores: of the vocabulary, or of classes.
+"""Output heads: scores of the vocabulary or of classes from the last hidden states.
 
 Legend: B batch, T length, D model width, E width of the embedding, V vocabulary, C classes.
 """
@@ -24,15 +24,15 @@ from llm_jax.sharding import axes
 
 @configclass
 class TransformConfig:
-    """norm(activation(dense(x))), before the scores (Devlin et al. 2019, arXiv:1810.04805, A.2: BERT's code has it)."""
+    """norm(activation(dense(x))) before the scores, as in BERT's code (Devlin et al. 2019, arXiv:1810.04805, A.2)."""
 
     activation: Activation | None = "gelu"
     norm: Norm | None = None
     bias: bool = True
     init: Init = Normal(0.02)
     width: int | None = None
-    """Features that it gives, where a head has a matrix of its own; None: as many as it reads, or, before the scores of
-    a tied head, as the embedding has."""
+    """Number of output features, for a head with its own matrix. None: the number of input features, or for a tied head
+    the width of the embedding."""
 
     def __post_init__(self):
         check_positive_if_given(width=self.width)
@@ -46,12 +46,12 @@ class TransformConfig:
 
 @configclass
 class HeadConfig:
-    """Scores of all tokens of the vocabulary from a matrix of its own."""
+    """Scores of the vocabulary from an untied matrix."""
 
     init: Init = Normal(0.02)
     bias: bool = False
     softcap: float | None = None
-    """c in c * tanh(score / c), which keeps scores between -c and c (Gemma 2); None: they stay as they are."""
+    """c in c * tanh(score / c), which keeps scores between -c and c (Gemma 2); None: no cap."""
     transform: TransformConfig | None = None
     bias_init: Init = Zero()
 
@@ -59,13 +59,13 @@ class HeadConfig:
         check_positive_if_given(softcap=self.softcap)
 
     def parameters(self, width: int, vocab_size: int, embed_width: int) -> int:
-        """Number of parameters that are the head's alone."""
+        """Number of parameters of the head, without tied ones."""
         read = self.read_width(width)
         transform = self.transform.parameters(width, read) if self.transform else 0
         return transform + (read + self.bias) * vocab_size
 
     def read_width(self, width: int) -> int:
-        """Features that the scores are made of."""
+        """Number of input features of the scores' matrix."""
         return (self.transform and self.transform.width) or width
 
     def matrix_flops(self, width: int, vocab_size: int, embed_width: int) -> int:
@@ -75,15 +75,15 @@ class HeadConfig:
 
 @configclass
 class TiedHead:
-    """Scores of all tokens of the vocabulary from the embedding table (Press and Wolf 2017, arXiv:1608.05859)."""
+    """Scores of the vocabulary from the embedding table (Press and Wolf 2017, arXiv:1608.05859)."""
 
     softcap: float | None = None
     """As in `HeadConfig`."""
     bias: bool = False
     scale: float = 1.0
-    """Factor of the hidden states; T5 takes one over the square root of the width."""
+    """Factor of the hidden states; one over the square root of the width in T5."""
     transform: TransformConfig | None = None
-    """Where the embedding is narrower than the model, it goes from the one to the other."""
+    """Required if the embedding is narrower than the model: it maps the model width to the embedding width."""
 
     def __post_init__(self):
         check_positive(scale=self.scale)
@@ -91,7 +91,7 @@ class TiedHead:
         _check_no_width(self.transform)
 
     def parameters(self, width: int, vocab_size: int, embed_width: int) -> int:
-        """Number of parameters that are the head's alone."""
+        """Number of parameters of the head, without tied ones."""
         transform = self.transform.parameters(width, embed_width) if self.transform else 0
         return transform + self.bias * vocab_size
 
@@ -102,21 +102,25 @@ class TiedHead:
 
 @configclass
 class ClassHead:
-    """Scores of classes: of every token (its tag; one class: replaced or not), of the ends of a span (class 0: of being
-    its start, 1: its end; the tokens of a row compete), or of the whole row, read from one token."""
+    """Scores of classes.
+
+    `of`: "token": of every token (tags; with one class: replaced or not). "span": class 0 of being the start of a span,
+    class 1 its end, with a softmax over the tokens of a sequence. "row": of whole sequences, from one token.
+    """
 
     classes: int
     of: Literal["token", "span", "row"] = "token"
     transform: TransformConfig | None = None
-    """Of rows, BERT's pooler."""
+    """For sequences, BERT's pooler."""
     dropout: float = 0.0
-    """Share of what the scores read that is dropped in training."""
+    """Dropout rate of the input of the scores in training."""
     init: Init = Normal(0.02)
     softcap: float | None = None
     """As in `HeadConfig`."""
     bias: bool = True
     row: Literal["first", "last"] = "first"
-    """The token that a whole row is read from: BERT's first, or XLNet's last, which pads on the left."""
+    """The token from which a whole sequence is scored: the first (BERT), or the last (XLNet, which pads on the
+    left)."""
 
     def __post_init__(self):
         check_positive(classes=self.classes)
@@ -128,12 +132,12 @@ class ClassHead:
         _check_no_width(self.transform)
 
     def parameters(self, width: int, vocab_size: int, embed_width: int) -> int:
-        """Number of parameters that are the head's alone."""
+        """Number of parameters of the head, without tied ones."""
         transform = self.transform.parameters(width, width) if self.transform else 0
         return transform + (width + self.bias) * self.classes
 
     def matrix_flops(self, width: int, vocab_size: int, embed_width: int) -> int:
-        """Forward FLOPs per token; of a whole row's scores none are counted."""
+        """Forward FLOPs per token; 0 for the scores of whole sequences, which are not counted."""
         return 0 if self.of == "row" else 2 * width * (self.classes + (width if self.transform else 0))
 
 
@@ -146,7 +150,7 @@ AnyHead = HeadConfig | TiedHead | ClassHead
 
 
 class Head(nn.Module):
-    """x [B, T, D] -> float32 scores [B, T, V] or [B, T, C]; of whole rows [B, 1, C]."""
+    """x [B, T, D] -> float32 scores [B, T, V] or [B, T, C]; [B, 1, C] for whole sequences."""
 
     config: AnyHead
     width: int
@@ -174,7 +178,7 @@ class Head(nn.Module):
         self.scores = Linear(
             "BTD,DV->BTV", shape, logical_axes, config.init, self.precision, config.bias, bias_init, role=Role.READOUT
         )
-        # Its kernel and bias lie beside the transform, not one level further down.
+        # Its kernel and bias are at the level of `transform` in the parameter tree, not one level below.
         nn.share_scope(self, self.scores)
 
     def __call__(self, x_BTD: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a model returns.
+"""Outputs of a model.
 
 Legend: B batch, T length, S length of an encoder's sequence, D model width, V vocabulary, C classes.
 """
@@ -13,12 +13,11 @@ from llm_jax.layers.sequence import SequenceInfo
 
 @flax.struct.dataclass
 class EncoderOutput:
-    """What cross attention reads.
+    """The encoder output, to which cross-attention attends.
 
     Attributes:
       hidden_BSD: last hidden states of an encoder.
-      sequence: positions and documents of its tokens; a token of the decoder reads those of its own document, by
-        segment id.
+      sequence: positions and segment ids of its tokens; a decoder token attends to those with its own segment id.
       aux: routing statistics of the encoder's MoE layers, as `Output.aux`.
     """
 
@@ -32,12 +31,12 @@ class Output:
     """Result of a forward pass.
 
     Attributes:
-      hidden_BTD: last hidden states after the final norm, in the compute type.
-      logits_BTV: float32 scores, as the head says: of the vocabulary [B, T, V], of classes of tokens [B, T, C] or of
-        whole sequences [B, 1, C]; None without a head, or where only hidden states were asked for.
+      hidden_BTD: last hidden states after the final norm, in the compute dtype.
+      logits_BTV: float32 scores of the head: of the vocabulary [B, T, V], of classes of tokens [B, T, C] or of whole
+        sequences [B, 1, C]; None without a head, or if only hidden states were requested.
       aux: routing statistics of MoE layers, by the path of their block in the parameters, such as
-        'stack/segment_0/block_1'; empty with a cache.
-      cache: the cache with this call's tokens added; None if none was given.
+        'stack/segment_0/block_1'; empty with a KV cache.
+      cache: the KV cache with the tokens of this call; None if none was given.
     """
 
     hidden_BTD: jax.Array

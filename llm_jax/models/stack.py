@@ -1,7 +1,7 @@
-"""Depth: a stack is segments, a segment is a group of blocks repeated.
+"""The stack of blocks: a stack consists of segments, and a segment is a group of blocks that is repeated.
 
-Parameters of a segment carry a leading `layers` axis of its repeats, whether it is scanned or unrolled, so that a
-checkpoint does not depend on how it was run.
+Parameters of a segment have a leading `layers` axis of its repeats, whether it is scanned or unrolled, so checkpoints
+do not depend on the execution.
 
 Legend: B batch, T length, D model width.
 """
@@ -30,17 +30,18 @@ _POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names("product"),
     "projections": jax.checkpoint_policies.save_only_these_names("qkv", "context", "ffn"),
 }
-"""What the backward pass keeps of a group of blocks; the rest is computed again. `none` keeps everything, `full` only
-the group's input, `dots` the results of matrix products with weights, `projections` what a mixer makes of the stream
-(of attention the rotated queries, keys and values; of latent attention the short vectors), its context before the
-output projection and the ffn's inner products. Products of tokens with one another and the steps of an LSTM are made
-again."""
+"""Remat policies: what the backward pass saves of a group of blocks; the rest is recomputed. `none` saves everything,
+`full` only the input of the group, `dots` the results of matrix products with weights. `projections` saves the input
+projections of a mixer (for attention the rotated queries, keys and values; for latent attention the latent vectors),
+its output before the output projection, and the inner products of the ffn. Products between tokens and the steps of an
+LSTM are recomputed."""
 
 Aux = dict[str, RoutingAux]
-"""By the path of a block in the stack's parameters, such as 'segment_0/block_1'; a leading axis for its layers."""
+"""`RoutingAux` by the path of a block in the stack's parameters, such as 'segment_0/block_1', with a leading axis for
+its layers."""
 
 _FEW = 8
-"""Repeats up to which a segment is written out unless told otherwise."""
+"""Maximum number of repeats that are fully unrolled by default."""
 
 
 @configclass
@@ -59,13 +60,14 @@ class Segment:
 
 @configclass
 class Execution:
-    """How a stack is run. It changes speed and memory, never results or parameters."""
+    """Execution options of a stack. They affect speed and memory, not results or parameters."""
 
     remat: Remat | tuple[Remat, ...] = "none"
-    """What is computed again in the backward pass: in all segments, or in each of them."""
+    """Remat policy: one for all segments, or one for each."""
     unroll: int | None = None
-    """Repeats written out per turn of the loop over layers; a number at or above the depth leaves no loop. None: no
-    loop for a segment of few repeats, where it costs time on CPUs, and one repeat a turn otherwise."""
+    """Repeats unrolled per iteration of the scan over layers; with at least the number of repeats there is no loop.
+    None: no loop for a segment of few repeats, where a loop is slower on CPUs, and one repeat per iteration
+    otherwise."""
 
     def __post_init__(self):
         check_positive_if_given(unroll=self.unroll)
@@ -73,35 +75,35 @@ class Execution:
             check_one_of("remat", remat, ("none", *_POLICIES))
 
     def remat_of(self, segment: int) -> Remat:
-        """What is computed again in one of the segments."""
+        """Remat policy of a segment."""
         return self.remat if isinstance(self.remat, str) else self.remat[segment]
 
     def turns(self, repeats: int) -> int:
-        """Repeats written out per turn of the loop over a segment."""
+        """Repeats unrolled per iteration of the scan over a segment."""
         if self.unroll is None:
             return repeats if repeats <= _FEW else 1
         return min(self.unroll, repeats)
 
 
 def in_stages(segments: tuple[Segment, ...], schedule: PipelineSchedule) -> list[bool]:
-    """For each segment of a stack whether it is cut into the stages of a pipeline. One with shared weights is not:
-    there is nothing in it that stages could divide.
+    """For each segment of a stack, whether it is pipelined. A segment with shared weights is not: its weights cannot be
+    divided over stages.
 
     Raises:
-      ValueError: if a segment cannot be cut, or all are too short.
+      ValueError: if a segment cannot be divided into stages, or all are too short.
     """
     schedule.check([segment.repeats for segment in segments if not segment.shared])
     return [not segment.shared and schedule.cuts(segment.repeats) for segment in segments]
 
 
 def unstacked(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """The same depth with every repeat a segment of its own, so that nothing is sliced from a stack as it runs: a
-    decode step then reads each weight where it lies and writes each layer's cache in place. For `unstack`ed weights."""
+    """The same depth with one segment for each repeat, for `unstack`ed weights. Nothing is sliced from stacked arrays
+    at run time: a decoding step reads each weight in place and writes the KV cache of each layer in place."""
     return tuple(Segment(segment.blocks, 1, segment.shared) for segment in segments for _ in range(segment.repeats))
 
 
 def unstack(parameters: Any, segments: tuple[Segment, ...]) -> Any:
-    """A stack's parameters cut into those of the stack of `unstacked(segments)`."""
+    """The parameters of a stack, converted to those of the stack `unstacked(segments)`."""
     places = [(index, slice(repeat, repeat + 1)) for index, s in enumerate(segments) for repeat in range(s.repeats)]
     return {
         f"segment_{number}": _repeat(parameters[f"segment_{index}"], segments[index], place)
@@ -129,7 +131,7 @@ class Stack(nn.Module):
         """Runs the blocks; `states` holds per segment and repeat the states of its blocks."""
         if states is not None:
             return *self._cached(x_BTD, context, states), {}
-        # Parameters are made for segments whole.
+        # Initialisation is never pipelined: parameters are created for whole segments.
         schedule = None if self.is_initializing() else pipeline.schedule()
         cut = in_stages(self.segments, schedule) if schedule else [False] * len(self.segments)
         aux: Aux = {}
@@ -146,8 +148,8 @@ class Stack(nn.Module):
     def _pipelined(
         self, segment: Segment, remat: Remat, weights: Any, x_BTD: jax.Array, context: Context
     ) -> tuple[jax.Array, Aux]:
-        """Each stage is a shorter segment; remat is applied per stage. Dropout differs by layer and sequence, and from
-        that of the whole segment."""
+        """Each stage is a shorter segment; remat is applied per stage. Dropout differs between layers and sequences,
+        and from that without a pipeline."""
 
         def stage(weights: Any, bias_RN: Any, key: Any, x_BTD: jax.Array, context: Context) -> tuple:
             part = dataclasses.replace(segment, repeats=len(jax.tree.leaves(weights)[0]))
@@ -165,7 +167,7 @@ class Stack(nn.Module):
         return x_BTD, {block: dataclasses.replace(one, loss_B=losses[block]) for block, one in aux.items()}
 
     def _cached(self, x_BTD: jax.Array, context: Context, states: tuple) -> tuple[jax.Array, tuple]:
-        """One repeat after the other: a loop over layers would copy the whole cache on each turn."""
+        """Unrolls all repeats: a scan over layers would copy the whole cache in each iteration."""
         after = []
         for index, (segment, repeats) in enumerate(zip(self.segments, states, strict=True)):
             group = BlockGroup(segment.blocks, self.width, self.precision, parent=None)
@@ -180,12 +182,12 @@ class Stack(nn.Module):
     def _scanned(self, segment: Segment, remat: Remat) -> Any:
         group, turns = BlockGroup, self.execution.turns(segment.repeats)
         if remat != "none":
-            # Inside a loop the compiler cannot merge the recomputation with the forward pass; a barrier is needless.
+            # Inside a loop the compiler cannot merge the recomputation with the forward pass, so no barrier is needed.
             policy = _POLICIES[remat]
             group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
         own, common = ({}, "params") if segment.shared else ({"params": 0}, False)
         own |= {COLLECTION: 0}
-        # flax annotates them more narrowly than it reads them.
+        # The type annotations of flax are narrower than the values that it accepts.
         over: dict[str, Any] = {"variable_axes": own, "in_axes": (nn.broadcast, 0)}
         return nn.scan(
             group,

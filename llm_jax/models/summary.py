@@ -1,4 +1,4 @@
-"""What a model costs, in words: one line a fact."""
+"""Sizes and costs of a model as text."""
 
 import dataclasses
 from typing import Any
@@ -10,15 +10,15 @@ from llm_jax.models import count
 from llm_jax.models.config import ModelConfig
 
 _TRAINING_BYTES = 4 + 4 + 8
-"""Of a parameter in float32, its gradient, and AdamW's two moments."""
+"""Bytes of a float32 parameter, its gradient, and AdamW's two moments."""
 
 
 def summary(config: ModelConfig, length: int) -> dict[str, str]:
-    """{fact: value} for rows of `length` tokens, as long a source with each where there is an encoder; all from the
-    config, nothing is allocated.
+    """{fact: value} for sequences of `length` tokens, with encoder sequences of the same length if there is an encoder.
+    Everything is computed from the config; nothing is allocated.
 
     Raises:
-      ValueError: if the model takes no rows of that length.
+      ValueError: if the model does not support sequences of that length.
     """
     check(
         0 < length <= config.max_length,
@@ -50,8 +50,8 @@ def summary(config: ModelConfig, length: int) -> dict[str, str]:
 
 
 def initialisers(config: ModelConfig) -> dict[str, str]:
-    """{part of the config: what its parameters are drawn from}, parts by their fields, such as 'mixer.out_init'.
-    Vectors that are not named start at zero, and the scales of norms at one."""
+    """{path of config fields, such as 'mixer.out_init': distribution of the parameters}.
+    Vectors that are not listed are initialised to zero, and the scales of norms to one."""
     found: dict[str, list[str]] = {}
 
     def visit(name: str, value: Any) -> None:
@@ -63,7 +63,7 @@ def initialisers(config: ModelConfig) -> dict[str, str]:
                 visit(name, item)
         elif dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
-                # Blocks are alike: a part is named by what it is, not by where it stands.
+                # Paths leave out segments and blocks, because blocks are usually alike.
                 inner = name if field.name in ("segments", "blocks") else f"{name}.{field.name}".lstrip(".")
                 visit(inner, getattr(value, field.name))
 
@@ -73,7 +73,7 @@ def initialisers(config: ModelConfig) -> dict[str, str]:
 
 
 def _active(config: ModelConfig, parameters: int) -> str:
-    """Those that compute a token."""
+    """Number of active parameters per token, as text."""
     active = round(count.active_parameters(config))
     if active == parameters:
         return f"{parameters:,} (dense: all)"

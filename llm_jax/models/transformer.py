@@ -1,4 +1,4 @@
-"""The one transformer: embedding, stack, final norm, head.
+"""The transformer: embedding, stack, final norm, head.
 
 Legend: B batch, T length, S length of an encoder's sequence, D model width, E width of the table, V vocabulary.
 """
@@ -28,11 +28,11 @@ from llm_jax.sharding.partition import constrain
 
 
 class Transformer(nn.Module):
-    """Decoder or encoder: tokens in, scores out, of the next token, of the token that was masked, or of classes, as the
-    head says.
+    """Decoder or encoder: tokens -> scores of the next tokens, of masked tokens, or of classes, depending on objective
+    and head.
 
-    Pure: `init(rng, inputs)` creates the parameters, `apply({"params": params}, inputs)` uses them. Dropout acts where
-    `apply` is given `rngs={"dropout": key}`.
+    `init(rng, inputs)` creates the parameters and `apply({"params": params}, inputs)` uses them. Dropout is active if
+    `apply` gets `rngs={"dropout": key}`.
     """
 
     config: TransformerConfig
@@ -54,18 +54,18 @@ class Transformer(nn.Module):
         """Hidden states and scores of every token.
 
         Args:
-          inputs: what is read; an array is token ids, int32 [B, T].
-          cache: earlier tokens, from `allocate`; the tokens of this call continue them.
+          inputs: inputs of the model; an array is token ids, int32 [B, T].
+          cache: KV cache of earlier tokens, from `allocate`, which the tokens of this call continue.
 
         Raises:
-          ValueError: for a sequence longer than the model's `max_length`, or whose length does not divide over the
-            devices that it is divided over; for a factorization order where mixers follow none; for an encoder's output
-            that is missing, or given to a model without cross attention; for inputs of an encoder.
+          ValueError: if a sequence is longer than `max_length`, or its length does not divide over the devices that
+            shard it; if a factorization order is given and the mixers do not follow one; if the encoder output is
+            missing, or given to a model without cross-attention; if inputs of an encoder are given.
         """
         return self.scored(self.hidden(inputs, cache))
 
     def hidden(self, inputs: Inputs | jax.Array, cache: Cache | None = None) -> Output:
-        """As `__call__`, without the scores: a loss over a large vocabulary computes them chunk by chunk."""
+        """`__call__` without the scores: a loss over a large vocabulary computes them in chunks."""
         inputs = Inputs.of(inputs)
         if inputs.features_BTE is None:
             check(
@@ -76,7 +76,7 @@ class Transformer(nn.Module):
         return self.run(x_BTE, inputs, cache)
 
     def run(self, x_BTE: jax.Array, inputs: Inputs, cache: Cache | None = None) -> Output:
-        """As `hidden`, with `x_BTE` for the embeddings of the tokens, such as those of another model's table."""
+        """`hidden` with `x_BTE` as the token embeddings, for example from the table of another model."""
         self._check(inputs, cache)
         sequence = inputs.located(0 if cache is None else cache.length)
         encoded = inputs.encoded
@@ -111,21 +111,21 @@ class Transformer(nn.Module):
         return logits_BTV
 
     def scored(self, output: Output) -> Output:
-        """With the scores of its hidden states, where the model has a head."""
+        """`output` with the scores of its hidden states, if the model has a head."""
         return dataclasses.replace(output, logits_BTV=self.unembed(output.hidden_BTD)) if self.config.head else output
 
     def unembed_parameters(self, params: Any) -> Any:
-        """The parameters, of all of the model's, that `unembed` reads."""
+        """The subset of the model's parameters that `unembed` reads."""
         head = self.config.head
         tied = isinstance(head, TiedHead)
         names = ("embed",) * tied + ("head",) * (not tied or head.bias or head.transform is not None)
         return {name: params[name] for name in names}
 
     def allocate(self, batch: int, slots: int, encoder_length: int = 0) -> Cache:
-        """An empty cache for sequences of up to `slots` tokens that read `encoder_length` tokens of an encoder.
+        """An empty KV cache for sequences of up to `slots` tokens and `encoder_length` encoder tokens.
 
         Raises:
-          ValueError: if the model has fewer positions than that, or is not causal.
+          ValueError: if `slots` exceeds `max_length`, or the model is not causal.
         """
         check(
             self.config.causal,
@@ -182,7 +182,7 @@ class Transformer(nn.Module):
 
 
 def _with_segments(sequence: SequenceInfo) -> SequenceInfo:
-    """With segment ids: all one document where there are none."""
+    """`sequence` with segment ids; each sequence is one document if it has none."""
     if sequence.segment_ids_BT is not None:
         return sequence
     return dataclasses.replace(sequence, segment_ids_BT=jnp.ones_like(sequence.positions_BT))

@@ -1,9 +1,9 @@
 """Sparse upcycling: every expert is initialised from the ffn of a dense model, and the router is random (Komatsuzaki et
 al. 2022, arXiv:2212.05055, section 3).
 
-What the model computes stays what it was wherever the weights of a token add up to one and no choice is dropped: with
-`SoftmaxConfig(top)` and `Dropless`. Elsewhere training begins behind the dense model: with weights that are not
-normalized a layer of experts gives but a part of what its ffn gave.
+The function of the model is preserved if the weights of a token sum to one and no choice is dropped, as with
+`SoftmaxConfig(top)` and `Dropless`. Otherwise training starts from a higher loss than that of the dense model: with
+weights that are not normalized, the output of a MoE layer is only a fraction of that of the ffn.
 """
 
 import dataclasses
@@ -27,14 +27,15 @@ _ROUTER = "/ffn/router/"
 
 
 def has_experts(config: ModelConfig) -> bool:
-    """Whether some layer has."""
+    """Whether the model has MoE layers."""
     return any(stack.experts for stack in config.stacks)
 
 
 def check_upcycles(dense: ModelConfig, mixed: ModelConfig) -> None:
-    """
+    """Checks that `dense` can be upcycled into `mixed`.
+
     Raises:
-      ValueError: unless `mixed` is `dense` but for experts, each of the shape of the ffn whose place they take.
+      ValueError: unless `mixed` equals `dense` except for experts of the same shape as the ffn that they replace.
     """
     stacks = tuple(tuple(architecture(config).stacks) for config in (dense, mixed))
     check(
@@ -82,12 +83,12 @@ def _check_block(number: int, dense: BlockConfig, mixed: BlockConfig) -> None:
 
 
 def upcycled(dense: ModelConfig, parameters: Any, model: Model, key: jax.Array) -> Any:
-    """The parameters with which `model` begins.
+    """Initial parameters of `model`, upcycled from those of a dense model.
 
     Args:
-      dense: config of the model that `parameters` are of.
-      model: the same with experts.
-      key: for the routers.
+      dense: config of the model of `parameters`.
+      model: the same model with experts.
+      key: random key of the routers.
 
     Raises:
       ValueError: as `check_upcycles`.
@@ -117,7 +118,7 @@ def upcycled(dense: ModelConfig, parameters: Any, model: Model, key: jax.Array) 
 
 
 def _routers(model: Model, key: jax.Array) -> dict[str, jax.Array]:
-    """Fresh ones, by the names of their leaves; the compiler leaves out what is not asked for."""
+    """Newly initialised router parameters by leaf name. The compiler removes the other initialisations."""
 
     def fresh(key: jax.Array) -> dict[str, jax.Array]:
         values = unboxed(initial_parameters(model, key))
@@ -127,12 +128,12 @@ def _routers(model: Model, key: jax.Array) -> dict[str, jax.Array]:
 
 
 def _blocks(config: TransformerConfig) -> list[BlockConfig]:
-    """Of all layers in order."""
+    """The block configs of all layers, in order."""
     return [block for segment in config.segments for _ in range(segment.repeats) for block in segment.blocks]
 
 
 def _places(config: TransformerConfig) -> list[tuple[int, int, int]]:
-    """Of all layers in order: segment, block of its group, repeat."""
+    """(segment, block of its group, repeat) of all layers, in order."""
     return [
         (number, block, repeat)
         for number, segment in enumerate(config.segments)

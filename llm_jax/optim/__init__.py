@@ -1,4 +1,4 @@
-"""Optimizers by config type, their schedules, and what weight decay touches.
+"""Optimizers by config type, learning rate schedules, and weight decay masks.
 
 config = AdamWConfig(peak_lr=1e-3, schedule=Cosine(warmup_steps=100))
 transformation = config.build(steps, boxed_parameters(model))

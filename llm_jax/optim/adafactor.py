@@ -1,8 +1,8 @@
 """Adafactor's update direction (Shazeer and Stern 2018, arXiv:1804.04235), for stacks of matrices.
 
-optax's own version factors over the two largest dimensions of an array and takes its root mean squares over the whole
-of it, so that a layer's update would depend on the other layers that it is stacked with. Here every statistic is one
-matrix's; on a single matrix the two are equal.
+optax's own version factors over the two largest dimensions of an array and computes root mean squares over the whole
+array, so the update of a layer would depend on the layers with which it is stacked. Here every statistic is computed
+per matrix. On a single matrix the two are equal.
 """
 
 import math
@@ -21,11 +21,11 @@ _PARAMETER_FLOOR = 1e-3
 
 @flax.struct.dataclass
 class AdafactorState:
-    """The optimizer state: second moments. Each tree has the parameters' structure, with an optax.MaskedNode where it
-    holds nothing."""
+    """The optimizer state: second moments. Each tree has the structure of the parameters, with an optax.MaskedNode for
+    parameters that it does not cover."""
 
     count: jax.Array
-    """Updates made so far, int32 []."""
+    """Number of steps so far, int32 []."""
     row: Any
     """Means over a factored matrix's columns; the dimensions averaged over have size 1."""
     column: Any
@@ -37,13 +37,13 @@ class AdafactorState:
 def scale_by_adafactor(
     layouts: Any, exponent: float, clip_threshold: float | None, min_factored_size: int, scale_by_parameter: bool
 ) -> optax.GradientTransformation:
-    """Gradients divided by the root of their factored second moments.
+    """Divides gradients by the root of their factored second moments.
 
     Args:
-      layouts: tree of Layouts of the parameters.
-      exponent: the moments decay by 1 - t ** -exponent at the t-th update.
-      clip_threshold: largest root mean square of the direction of one matrix or vector; None: any.
-      min_factored_size: matrices with fewer rows or columns keep their second moments whole.
+      layouts: tree of the parameters' `MatrixLayout`s.
+      exponent: the decay of the moments is 1 - t ** -exponent at step t.
+      clip_threshold: maximum root mean square of the direction of one matrix or vector; None: no maximum.
+      min_factored_size: second moments of matrices with fewer rows or columns are not factored.
       scale_by_parameter: whether to multiply by the root mean square of the matrix or vector, at least 1e-3.
     """
 

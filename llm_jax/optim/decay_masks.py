@@ -1,4 +1,4 @@
-"""Which parameters weight decay shrinks."""
+"""Masks of weight decay: which parameters decay."""
 
 import abc
 import re
@@ -14,7 +14,7 @@ from llm_jax.optim.matrix_layouts import MatrixLayout
 
 @configclass
 class DecayMask(abc.ABC):
-    """Which parameters decay. Derive a configclass from it to use a rule of your own."""
+    """Which parameters decay. To add a rule, derive a configclass from it."""
 
     @abc.abstractmethod
     def select(self, layouts: Any) -> Any:
@@ -27,17 +27,17 @@ class DecayMask(abc.ABC):
 
 @configclass
 class DecayMatrices(DecayMask):
-    """What has the role of a matrix or a table decays; biases, norm scales, rates of recurrences and other vectors do
-    not (GPT-2, LLaMA, nanoGPT)."""
+    """Parameters with the role of a matrix or a table decay. Biases, norm scales, rates of recurrences and other
+    vectors do not (GPT-2, LLaMA, nanoGPT)."""
 
     exclude: tuple[str, ...] = ()
-    """Regular expressions, searched for in parameter paths: matrices that do not decay either."""
+    """Regular expressions, searched for in parameter paths; matching matrices do not decay."""
 
     def __post_init__(self):
         _check_patterns("exclude", self.exclude)
 
     def select(self, layouts: Any) -> Any:
-        """The tree of bools, True where a parameter decays. ValueError for a pattern that excludes nothing."""
+        """The tree of bools, True where a parameter decays. Raises ValueError if a pattern excludes nothing."""
         return _without(self.exclude, layouts, lambda layout: layout.is_matrix)
 
 
@@ -46,19 +46,19 @@ class DecayAll(DecayMask):
     """Every parameter decays."""
 
     exclude: tuple[str, ...] = ()
-    """Regular expressions, searched for in parameter paths: parameters that do not decay."""
+    """Regular expressions, searched for in parameter paths; matching parameters do not decay."""
 
     def __post_init__(self):
         _check_patterns("exclude", self.exclude)
 
     def select(self, layouts: Any) -> Any:
-        """The tree of bools, True where a parameter decays. ValueError for a pattern that excludes nothing."""
+        """The tree of bools, True where a parameter decays. Raises ValueError if a pattern excludes nothing."""
         return _without(self.exclude, layouts, lambda layout: True)
 
 
 @configclass
 class DecayMatching(DecayMask):
-    """Parameters decay whose path has a match for one of the patterns, and no others."""
+    """Only parameters whose path matches one of the patterns decay."""
 
     patterns: tuple[str, ...]
     """Regular expressions, searched for in parameter paths such as 'stack/0/mixer/query/kernel'."""
@@ -68,7 +68,7 @@ class DecayMatching(DecayMask):
         _check_patterns("patterns", self.patterns)
 
     def select(self, layouts: Any) -> Any:
-        """The tree of bools, True where a parameter decays. ValueError for a pattern that matches nothing."""
+        """The tree of bools, True where a parameter decays. Raises ValueError if a pattern matches nothing."""
         _check_used(self.patterns, jax.tree.leaves(layouts))
         return jax.tree.map(lambda layout: _matches(self.patterns, layout), layouts)
 

@@ -1,8 +1,8 @@
-"""How each parameter divides into matrices: what optimizers that treat matrices as matrices have to know.
+"""How each parameter divides into matrices, for optimizers that operate on matrices.
 
-Blocks that repeat are kept as one array with a leading `layers` axis, those of a block-diagonal matrix with a `blocks`
-axis, experts with an `experts` axis. Such an array is a stack: the number of its dimensions does not tell a matrix from
-a vector. Its role tells what it is, and its logical axes what the rows and columns are.
+Repeated blocks are stored as one array with a leading `layers` axis, those of a block-diagonal matrix with a `blocks`
+axis, experts with an `experts` axis. Such an array is a stack, so its number of dimensions does not distinguish a
+matrix from a vector. The role determines what it is, and the logical axes determine rows and columns.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ class MatrixLayout:
     path: str
     """Its path, such as 'stack/0/mixer/query/kernel'."""
     logical_axes: tuple[str, ...]
-    """The logical word of each of its axes."""
+    """The logical axis of each of its axes."""
     role: Role
 
     @property
     def stack(self) -> tuple[int, ...]:
-        """The axes that number the items of the stack: leading `layers`, `blocks` and `experts`."""
+        """The axes that index the items of the stack: leading `layers`, `blocks` and `experts`."""
         depth = 0
         while depth < len(self.logical_axes) and self.logical_axes[depth] in _STACKING:
             depth += 1
@@ -47,7 +47,7 @@ class MatrixLayout:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether an item is a matrix or a table, by its role: a bias per head has two axes and is none."""
+        """Whether an item is a matrix or a table, by its role. A bias per head has two axes and is not a matrix."""
         return self.role in _MATRICES
 
     @property
@@ -65,15 +65,15 @@ class MatrixLayout:
 
 
 def layouts(parameters: Any) -> Any:
-    """The tree of Layouts of a parameter tree.
+    """The tree of `MatrixLayout`s of a parameter tree.
 
     Args:
       parameters: nested dict of the parameters' shapes, boxed with their logical axes and roles (`boxed_parameters` of
         models/build.py).
 
     Raises:
-      ValueError: if there is no parameter, for a parameter without logical axes or a role, and for one whose axes are
-        not those of its shape and its role.
+      ValueError: if there are no parameters, if a parameter has no logical axes or role, or if its logical axes do not
+        fit its shape and role.
     """
     check(
         bool(jax.tree.leaves(parameters)), "there are no parameters to optimize: build the model before its optimizer"

@@ -12,22 +12,23 @@ from llm_jax.optim.matrix_layouts import MatrixLayout
 
 
 def is_orthogonalised(layout: MatrixLayout) -> bool:
-    """Whether Muon treats a parameter: maps between hidden features, not what is looked up or reads scores."""
+    """Whether Muon applies to a parameter: linear maps between hidden features, but not lookup tables, routers and
+    readouts."""
     return layout.role in (Role.MATRIX, Role.EXPERT)
 
 
 def scale_by_muon(
     layouts: Any, momentum: float, nesterov: bool, iterations: int, matched_rms: float | None
 ) -> optax.GradientTransformation:
-    """Momentum made orthogonal, matrix by matrix, by Newton-Schulz iteration.
+    """Momentum, orthogonalised for each matrix by Newton-Schulz iteration.
 
     Args:
-      layouts: tree of Layouts; updates may leave out parameters (optax.MaskedNode), the rest must be orthogonalisable.
+      layouts: tree of `MatrixLayout`s. Updates may omit parameters (optax.MaskedNode); the others must be matrices.
       momentum: decay of the mean of gradients.
-      nesterov: whether to look one step of momentum ahead.
-      iterations: Newton-Schulz iterations.
-      matched_rms: root mean square of the result for a full-rank matrix; None for sqrt(max(1, outputs / inputs)) times
-        an orthogonal matrix.
+      nesterov: whether to use Nesterov momentum.
+      iterations: number of Newton-Schulz iterations.
+      matched_rms: root mean square of the result for a full-rank matrix; None: sqrt(max(1, outputs / inputs)) times an
+        orthogonal matrix.
     """
     by_path = {layout.path: layout for layout in jax.tree.leaves(layouts)}
 

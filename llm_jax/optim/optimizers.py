@@ -1,9 +1,9 @@
 """Optimizers, by config type: each builds one optax transformation.
 
-All share one frame: gradients and parameters are taken to float32, the global gradient norm is clipped, the optimizer
-turns gradients into a direction, decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) is added, and
-the sum is multiplied by minus the scheduled learning rate. State and updates are float32 whatever the parameters are.
-A layer of a stack is updated just as if it were a parameter of its own.
+All have the same structure: gradients and parameters are cast to float32, the global gradient norm is clipped, the
+optimizer computes a direction from the gradients, decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)
+is added, and the sum is multiplied by minus the scheduled learning rate. State and updates are float32 for all
+parameter dtypes. A layer of a stack is updated as if it were a separate parameter.
 """
 
 import abc
@@ -39,18 +39,18 @@ def _check_optional(remedy: str, **values: float | None) -> None:
 
 @configclass(kw_only=True)
 class Optimizer(abc.ABC):
-    """What every optimizer has: rate, decay, clipping. Derive a configclass from it to use an optimizer of your own."""
+    """Base of the optimizers: rate, decay, clipping. To add an optimizer, derive a configclass from it."""
 
     peak_lr: float
-    """Highest learning rate; the schedule says when it holds."""
+    """Maximum learning rate of the schedule."""
     schedule: Schedule = Constant()
     """Learning rate over the run, relative to the peak."""
     weight_decay: float = 0.0
-    """Share of a parameter taken away per update, per unit of learning rate."""
+    """Fraction of a parameter that is subtracted per step, per unit of learning rate."""
     decay_mask: DecayMask = DecayMatrices()
     """Which parameters decay."""
     clip_norm: float | None = 1.0
-    """Gradients whose global norm is greater are scaled down to it; None: never."""
+    """Maximum global norm of the gradients, to which greater ones are scaled; None: no clipping."""
 
     def __post_init__(self):
         check_positive(peak_lr=self.peak_lr)
@@ -58,24 +58,24 @@ class Optimizer(abc.ABC):
         _check_optional("no clipping", clip_norm=self.clip_norm)
 
     def learning_rate(self, steps: int) -> Rate:
-        """The rate of each step of a run of `steps` updates, step 0 being the first.
+        """The learning rate of each step of a run of `steps` steps, counted from 0.
 
         Raises:
-          ValueError: for a schedule that does not fit into the run.
+          ValueError: if the schedule does not fit into the run.
         """
         return self.schedule.build(self.peak_lr, steps)
 
     def build(self, steps: int, parameters: Any) -> optax.GradientTransformation:
-        """The transformation for a run of `steps` updates; its `update` needs the parameters.
+        """The transformation for a run of `steps` steps; its `update` requires the parameters.
 
         Args:
-          steps: updates in the whole run.
+          steps: number of steps of the whole run.
           parameters: nested dict of the parameters' shapes, boxed with their logical axes and roles
             (`boxed_parameters` of models/build.py).
 
         Raises:
-          ValueError: for a schedule that does not fit into the run, a parameter without a role, axes that do not fit
-            the parameters, or a pattern of the decay mask that matches nothing.
+          ValueError: if the schedule does not fit into the run, a parameter has no role, axes do not fit the
+            parameters, or a pattern of the decay mask matches nothing.
         """
         tree = layouts(parameters)
         clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
@@ -83,7 +83,7 @@ class Optimizer(abc.ABC):
         return _in_float32(optax.chain(clip, self._step(tree, decay, self.learning_rate(steps))))
 
     def evaluation_params(self, opt_state: Any, params: Any) -> Any:
-        """The parameters to evaluate, sample and publish: those trained, for all but schedule-free optimizers."""
+        """The parameters for evaluation, sampling and export: the trained ones, except for schedule-free optimizers."""
         return params
 
     def _step(self, tree: Any, decay: optax.GradientTransformation, rate: Rate) -> optax.GradientTransformation:
@@ -91,7 +91,7 @@ class Optimizer(abc.ABC):
 
     @abc.abstractmethod
     def _direction(self, tree: Any) -> optax.GradientTransformation:
-        """From clipped gradients to the ascent direction; `tree` holds the parameters' Layouts."""
+        """The transformation from clipped gradients to the ascent direction; `tree` is that of `MatrixLayout`s."""
 
 
 @configclass(kw_only=True)
@@ -99,7 +99,7 @@ class AdamWConfig(Optimizer):
     """Adam with decoupled decay (Kingma and Ba 2015, arXiv:1412.6980; Loshchilov and Hutter 2019)."""
 
     weight_decay: float = 0.1
-    """Share of a parameter taken away per update, per unit of learning rate."""
+    """Fraction of a parameter that is subtracted per step, per unit of learning rate."""
     b1: float = 0.9
     """Decay of the mean of gradients."""
     b2: float = 0.95
@@ -117,21 +117,21 @@ class AdamWConfig(Optimizer):
 
 @configclass(kw_only=True)
 class AdafactorConfig(Optimizer):
-    """Adam's second moment in the memory of a row and a column (Shazeer and Stern 2018, arXiv:1804.04235).
+    """Adam's second moment, factored into a row and a column (Shazeer and Stern 2018, arXiv:1804.04235).
 
-    Each layer's matrix is factored by itself, as [inputs, outputs]: [D, N, H] is D x NH.
+    The matrix of each layer is factored separately, as [inputs, outputs]: [D, N, H] is D x NH.
     """
 
     exponent: float = 0.8
-    """Second moments decay by 1 - t ** -exponent at the t-th update."""
+    """The decay of second moments is 1 - t ** -exponent at step t."""
     clip_threshold: float | None = 1.0
-    """Largest root mean square of one matrix's direction; None: any."""
+    """Maximum root mean square of the direction of one matrix; None: no maximum."""
     min_factored_size: int = 128
-    """Matrices with fewer rows or columns keep their second moments whole."""
+    """Second moments of matrices with fewer rows or columns are not factored."""
     scale_by_parameter: bool = True
-    """Whether the learning rate is relative to a matrix's own root mean square."""
+    """Whether the learning rate is relative to the root mean square of each matrix."""
     momentum: float = 0.0
-    """Decay of the mean of directions; 0 keeps none, and its memory."""
+    """Decay of the mean of directions; with 0 there is none, and no memory for it."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -150,7 +150,7 @@ class AdafactorConfig(Optimizer):
 class LionConfig(Optimizer):
     """The sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675).
 
-    Its rate is 3 to 10 times lower than AdamW's, its weight decay as many times higher.
+    Its learning rate must be 3 to 10 times lower than that of AdamW, its weight decay higher by the same factor.
     """
 
     b1: float = 0.9
@@ -168,12 +168,12 @@ class LionConfig(Optimizer):
 
 @configclass(kw_only=True)
 class SGDConfig(Optimizer):
-    """Stochastic gradient descent with momentum; weight decay is decoupled here too."""
+    """Stochastic gradient descent with momentum and decoupled weight decay."""
 
     momentum: float = 0.9
-    """Decay of the sum of gradients; 0 keeps none, and its memory."""
+    """Decay of the sum of gradients; with 0 there is none, and no memory for it."""
     nesterov: bool = False
-    """Whether the direction looks one step of momentum ahead (Sutskever et al. 2013)."""
+    """Whether to use Nesterov momentum (Sutskever et al. 2013)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -189,10 +189,10 @@ class SGDConfig(Optimizer):
 
 @configclass(kw_only=True)
 class AdamConfig:
-    """Adam for the parameters of Muon that are not maps between hidden spaces."""
+    """Adam for the parameters to which Muon does not apply."""
 
     peak_lr: float | None = None
-    """Highest learning rate, under Muon's schedule; None: Muon's own."""
+    """Maximum learning rate, with Muon's schedule; None: that of Muon."""
     b1: float = 0.9
     """Decay of the mean of gradients."""
     b2: float = 0.95
@@ -207,27 +207,28 @@ class AdamConfig:
 
 @configclass(kw_only=True)
 class MuonConfig(Optimizer):
-    """Momentum made orthogonal by Newton-Schulz iteration (Jordan 2024, github.com/KellerJordan/Muon).
+    """Momentum, orthogonalised by Newton-Schulz iteration (Jordan 2024, github.com/KellerJordan/Muon).
 
-    It treats what has the role of a matrix or of an expert's. Each layer's kernel is taken as the matrix [inputs,
-    outputs]: [D, N, H] is D x NH, [N, H, D] is NH x D. All else goes to Adam, with the same schedule and decay mask:
-    embeddings and tables, routers, what reads scores of tokens or classes, convolutions and vectors.
+    It applies to parameters with the role of a matrix or an expert. The kernel of each layer is treated as the matrix
+    [inputs, outputs]: [D, N, H] is D x NH, [N, H, D] is NH x D. All other parameters are optimized by Adam, with the
+    same schedule and decay mask: embeddings, tables, routers, readouts, convolutions and vectors.
     """
 
     weight_decay: float = 0.1
-    """Share of a parameter taken away per update, per unit of its learning rate."""
+    """Fraction of a parameter that is subtracted per step, per unit of its learning rate."""
     momentum: float = 0.95
     """Decay of the mean of gradients."""
     nesterov: bool = True
-    """Whether the direction looks one step of momentum ahead."""
+    """Whether to use Nesterov momentum."""
     iterations: int = 5
-    """Newton-Schulz iterations."""
+    """Number of Newton-Schulz iterations."""
     matched_rms: float | None = 0.2
-    """Root mean square of an update of a full-rank matrix of any shape, per unit of learning rate. 0.2 is AdamW's, so
-    that its rate and decay carry over (Liu et al. 2025, arXiv:2502.16982). None: Jordan's scale, an orthogonal matrix
-    times sqrt(max(1, outputs / inputs)), which wants a rate near 0.02 and an Adam with a rate of its own."""
+    """Root mean square of the update of a full-rank matrix of any shape, per unit of learning rate. 0.2 matches AdamW,
+    so that its learning rate and decay can be reused (Liu et al. 2025, arXiv:2502.16982). None: Jordan's scale, an
+    orthogonal matrix times sqrt(max(1, outputs / inputs)), which requires a learning rate near 0.02 and a separate rate
+    for Adam."""
     adam: AdamConfig = AdamConfig()
-    """Optimizer of all that is not orthogonalised."""
+    """Optimizer of the parameters that are not orthogonalised."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -248,22 +249,23 @@ class MuonConfig(Optimizer):
 
 @configclass(kw_only=True)
 class ScheduleFreeAdamWConfig(Optimizer):
-    """AdamW that averages its iterates in place of decaying the rate (Defazio et al. 2024, arXiv:2405.15682).
+    """AdamW that averages iterates instead of decaying the learning rate (Defazio et al. 2024, arXiv:2405.15682).
 
-    Gradients are taken at y, an interpolation; the average x is what to evaluate: see `evaluation_params`. Keep
-    parameters in float32: the average is recovered from them. `schedule` should warm up and then stay constant.
+    Gradients are computed at y, an interpolation; the average x must be used for evaluation (`evaluation_params`).
+    Parameters must be float32, because the average is recovered from them. `schedule` should be a warm-up followed by a
+    constant rate.
     """
 
     weight_decay: float = 0.1
-    """Share of a parameter taken away per update, per unit of learning rate."""
+    """Fraction of a parameter that is subtracted per step, per unit of learning rate."""
     b1: float = 0.9
-    """Share of the average, against the fast iterate, in the point where gradients are taken."""
+    """Weight of the average, relative to the fast iterate, in the point where gradients are computed."""
     b2: float = 0.95
     """Decay of the mean of squared gradients."""
     epsilon: float = 1e-8
     """Added to the root of the second moment."""
     rate_power: float = 2.0
-    """An iterate weighs in the average as the highest rate so far to this power."""
+    """The weight of an iterate in the average is the maximum learning rate so far to this power."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -272,10 +274,10 @@ class ScheduleFreeAdamWConfig(Optimizer):
         check_not_negative(rate_power=self.rate_power)
 
     def evaluation_params(self, opt_state: Any, params: Any) -> Any:
-        """The average x of the iterates, in the parameters' type.
+        """The average x of the iterates, in the parameters' dtype.
 
         Raises:
-          ValueError: for the state of another optimizer.
+          ValueError: if the state is not of this optimizer.
         """
         is_ours = lambda node: isinstance(node, optax.contrib.ScheduleFreeState)  # noqa: E731
         found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(node)]
@@ -289,8 +291,8 @@ class ScheduleFreeAdamWConfig(Optimizer):
 
     def _step(self, tree: Any, decay: optax.GradientTransformation, rate: Rate) -> optax.GradientTransformation:
         base = optax.chain(self._direction(tree), decay, optax.scale_by_learning_rate(rate))
-        # optax counts schedule-free steps from 1, where the base optimizer counts from 0: the weights must see the
-        # rates that were used.
+        # optax counts schedule-free steps from 1, whereas the base optimizer counts from 0. The weights of the average
+        # must be computed from the rates that were used.
         return optax.contrib.schedule_free(base, lambda count: rate(jnp.asarray(count) - 1), self.b1, self.rate_power)
 
     def _direction(self, tree: Any) -> optax.GradientTransformation:

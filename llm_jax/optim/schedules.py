@@ -1,8 +1,8 @@
-"""Learning rate schedules. Steps are counted from 0, the first update; the peak belongs to the optimizer.
+"""Learning rate schedules. Steps are counted from 0; the peak rate is a field of the optimizer.
 
-Warm-up is nanoGPT's: rate(i) = peak * (i + 1) / (warmup_steps + 1), so that no update is wasted on a rate of zero and
-step `warmup_steps` is the first at the peak. A decay that ends at step `e` reaches its final rate at e exactly; in a
-run of e steps, whose last update is e - 1, this is the rate the next update would have had.
+Warm-up is that of nanoGPT: rate(i) = peak * (i + 1) / (warmup_steps + 1), so that no step has a rate of zero and step
+`warmup_steps` is the first at the peak. A decay that ends at step e reaches its final rate exactly at e. In a run of e
+steps, whose last step is e - 1, this would be the rate of the next step.
 """
 
 import abc
@@ -17,22 +17,22 @@ from llm_jax.core.checks import check, check_fraction, check_not_negative, check
 from llm_jax.core.configclass import configclass
 
 Rate = Callable[[ArrayLike], jax.Array]
-"""From the number of updates made so far, which may be traced, to the learning rate of the next, float32 []."""
+"""From the number of steps so far, which may be traced, to the learning rate of the next step, float32 []."""
 
 
 @configclass
 class Schedule(abc.ABC):
-    """The learning rate over a run. Derive a configclass from it to use a schedule of your own."""
+    """The learning rate over a run. To add a schedule, derive a configclass from it."""
 
     warmup_steps: int = 0
-    """Updates before the first at the peak rate."""
+    """Number of steps before the first one at the peak rate."""
 
     def __post_init__(self):
         check_not_negative(warmup_steps=self.warmup_steps)
 
     @abc.abstractmethod
     def build(self, peak: float, steps: int) -> Rate:
-        """The rate of each step of a run of `steps` updates, the highest of which is `peak`.
+        """The rate of each step of a run of `steps` steps, with maximum `peak`.
 
         Raises:
           ValueError: if the schedule does not fit into the run.
@@ -44,17 +44,18 @@ class Constant(Schedule):
     """Warm-up, then the peak."""
 
     def build(self, peak: float, steps: int) -> Rate:
-        """The rate of each step of a run of `steps` updates."""
+        """The rate of each step of a run of `steps` steps."""
         _check_run(peak, steps)
         return _warmed(peak, self.warmup_steps, lambda step: jnp.ones_like(step))
 
 
 @configclass
 class Cosine(Schedule):
-    """Warm-up, half a cosine down to the final rate, then that (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    """Warm-up, half a cosine down to the final rate, then the final rate (Loshchilov and Hutter 2017,
+    arXiv:1608.03983)."""
 
     final_fraction: float = 0.1
-    """Final rate as a share of the peak."""
+    """Final rate as a fraction of the peak."""
     decay_steps: int | None = None
     """Step, counted from the start of the run, at which the final rate is reached; None: the end of the run."""
 
@@ -63,7 +64,7 @@ class Cosine(Schedule):
         _check_decay(self.warmup_steps, self.final_fraction, self.decay_steps)
 
     def build(self, peak: float, steps: int) -> Rate:
-        """The rate of each step of a run of `steps` updates. ValueError if the run ends before the decay begins."""
+        """The rate of each step of a run of `steps` steps. ValueError if the run ends before the decay begins."""
         progress = _progress(peak, steps, self.warmup_steps, self.decay_steps)
         shape = lambda step: 0.5 * (1 + jnp.cos(jnp.pi * progress(step)))  # noqa: E731
         return _warmed(peak, self.warmup_steps, lambda step: _between(self.final_fraction, shape(step)))
@@ -71,10 +72,10 @@ class Cosine(Schedule):
 
 @configclass
 class Linear(Schedule):
-    """Warm-up, a straight line down to the final rate, then that."""
+    """Warm-up, linear decay to the final rate, then the final rate."""
 
     final_fraction: float = 0.0
-    """Final rate as a share of the peak."""
+    """Final rate as a fraction of the peak."""
     decay_steps: int | None = None
     """Step, counted from the start of the run, at which the final rate is reached; None: the end of the run."""
 
@@ -83,7 +84,7 @@ class Linear(Schedule):
         _check_decay(self.warmup_steps, self.final_fraction, self.decay_steps)
 
     def build(self, peak: float, steps: int) -> Rate:
-        """The rate of each step of a run of `steps` updates. ValueError if the run ends before the decay begins."""
+        """The rate of each step of a run of `steps` steps. ValueError if the run ends before the decay begins."""
         progress = _progress(peak, steps, self.warmup_steps, self.decay_steps)
         return _warmed(peak, self.warmup_steps, lambda step: _between(self.final_fraction, 1 - progress(step)))
 
@@ -93,24 +94,25 @@ class InverseSqrt(Schedule):
     """Warm-up, then peak * sqrt((warmup_steps + 1) / (step + 1)) (Vaswani et al. 2017, arXiv:1706.03762, eq. 3)."""
 
     def build(self, peak: float, steps: int) -> Rate:
-        """The rate of each step of a run of `steps` updates."""
+        """The rate of each step of a run of `steps` steps."""
         _check_run(peak, steps)
         return _warmed(peak, self.warmup_steps, lambda step: jnp.sqrt((self.warmup_steps + 1) / (step + 1)))
 
 
 @configclass
 class WSD(Schedule):
-    """Warm-up, stable, decay: the peak until the last part of the run, then down to the final rate.
+    """Warm-up, stable, decay: the peak until the last part of the run, then decay to the final rate.
 
-    Hu et al. 2024, arXiv:2404.06395; the square-root shape is Hägele et al. 2024's, arXiv:2405.18392.
+    Hu et al. 2024, arXiv:2404.06395; the square-root shape is from Hägele et al. 2024, arXiv:2405.18392.
     """
 
     decay_fraction: float = 0.2
-    """Share of the run, at its end, in which the rate decays."""
+    """Fraction of the run, at its end, in which the rate decays."""
     final_fraction: float = 0.0
-    """Final rate as a share of the peak."""
+    """Final rate as a fraction of the peak."""
     shape: Literal["linear", "sqrt"] = "sqrt"
-    """Share of the way still to go after a share p of the decay: 1 - p, or 1 - sqrt(p)."""
+    """Shape of the decay after a fraction p of its steps: 1 - p, or 1 - sqrt(p), of the difference to the final
+    rate."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -123,7 +125,7 @@ class WSD(Schedule):
         check_one_of("shape", self.shape, ("linear", "sqrt"))
 
     def build(self, peak: float, steps: int) -> Rate:
-        """The rate of each step of a run of `steps` updates. ValueError if warm-up and decay overlap."""
+        """The rate of each step of a run of `steps` steps. Raises ValueError if warm-up and decay overlap."""
         _check_run(peak, steps)
         decay = max(1, round(self.decay_fraction * steps))
         check(
@@ -148,7 +150,7 @@ def _warmed(peak: float, warmup_steps: int, after_warmup: Callable[[jax.Array], 
 
 
 def _progress(peak: float, steps: int, warmup_steps: int, decay_steps: int | None) -> Callable[[jax.Array], jax.Array]:
-    """Share of the decay that lies behind a step, within [0, 1]."""
+    """Progress of the decay at a step, from 0 to 1."""
     _check_run(peak, steps)
     end = steps if decay_steps is None else decay_steps
     check(
@@ -160,7 +162,7 @@ def _progress(peak: float, steps: int, warmup_steps: int, decay_steps: int | Non
 
 
 def _between(final: float, share: jax.Array) -> jax.Array:
-    """`final` at share 0 and 1 at share 1, both exactly."""
+    """Interpolation from `final` at share 0 to 1 at share 1; both ends are exact."""
     return final * (1 - share) + share
 
 

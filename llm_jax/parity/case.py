@@ -1,4 +1,4 @@
-"""One cell of the parity matrix: a model trained in a layout, against the same on one device."""
+"""One case of the parity matrix: a model trained in a layout, compared with the same model on one device."""
 
 import dataclasses
 import functools
@@ -28,15 +28,15 @@ from llm_jax.train.state import TrainState
 from llm_jax.train.step import StepConfig
 
 STEPS = 10
-# The first moment after one update is a tenth of the gradient. Weights whose gradient is next to nothing must not be
-# moved by its rounding. Updates are small: at three times this rate ten of them let an encoder-decoder's difference by
-# rounding grow a hundredfold, also on one device.
+# After one step the first moment is a tenth of the gradient. epsilon is large so that weights with almost no gradient
+# are not moved by its rounding errors. The learning rate is small: at three times this rate, ten steps amplify rounding
+# differences of an encoder-decoder a hundredfold, also on one device.
 OPTIMIZER = AdamWConfig(peak_lr=3e-4, schedule=Constant(), epsilon=1e-4, clip_norm=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How a model is run: none of it changes what is computed."""
+    """An execution mode, which does not affect the result."""
 
     execution: Execution = Execution(unroll=1)
     accumulate: int = 1
@@ -53,40 +53,40 @@ WAYS: dict[str, Way] = {
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What training a model left behind."""
+    """Result of a training run."""
 
     losses: tuple[float, ...]
     gradients: dict[str, np.ndarray]
-    """Of the first update, by the parameters' names."""
+    """Gradients of the first step, by parameter name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ParityCase:
-    """What was found for a model, a strategy and a way to run it; differences are relative."""
+    """Result for a model, a strategy and an execution mode; differences are relative."""
 
     model: str
     strategy: str
     way: str
     first_loss: float
-    """Difference of the loss of the first update."""
+    """Difference of the loss of the first step."""
     gradient: float
-    """Largest difference of a leaf of its gradient, of the leaf's largest number."""
+    """Maximum over leaves of the difference of the first gradient, relative to the leaf's largest absolute value."""
     last_loss: float
-    """Difference of the loss of the last update."""
+    """Difference of the loss of the last step."""
     learned: float
-    """By how much the loss fell on one device."""
+    """Decrease of the loss on one device."""
     parameters: float
-    """Bytes of parameters on a device, of all."""
+    """Fraction of the bytes of parameters that a device holds."""
     optimizer: float
-    """Bytes of the optimizer's state on a device, of all."""
+    """Fraction of the bytes of optimizer state that a device holds."""
     collectives: dict[str, float]
-    """Bytes that a device sends in a step, by kind."""
+    """Bytes that a device sends per step, by kind of collective."""
     faults: tuple[str, ...]
-    """What the compiled program does that the strategy must not, or does not that it must."""
+    """Violations of the expectations of the strategy by the compiled program."""
 
 
 def cell(model: str, name: str, strategy: Strategy, way: str) -> ParityCase:
-    """Trains a model of MODELS by a strategy, and compares."""
+    """Trains a model of MODELS with a strategy, and compares it with training on one device."""
     made, program = _compiled(model, strategy.sharding, way, DEVICES)
     outcome, state = _trained(made, program, _start(model))
     held = _Held.of(state, strategy.within)
@@ -112,14 +112,14 @@ def cell(model: str, name: str, strategy: Strategy, way: str) -> ParityCase:
 
 @functools.cache
 def alone(model: str) -> Outcome:
-    """A model trained on one device, in the plainest way."""
+    """Training on one device in the mode "loop"."""
     return _trained(*_compiled(model, ShardingConfig(), "loop", 1), _start(model))[0]
 
 
 @functools.cache
 def _start(model: str) -> TrainState:
-    """The state before the first update, on the host. To make it in each layout would take a third of the time; that
-    it would be the same is tests/sharding/test_eight_devices.py's."""
+    """The initial state, in host memory. Computing it in each layout would take a third of the time. That it would be
+    the same is tested in tests/sharding/test_eight_devices.py."""
     return jax.device_get(_programs(model, ShardingConfig(), "loop", 1).fresh())
 
 
@@ -144,16 +144,16 @@ def _run_by(config: ModelConfig, execution: Execution) -> ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Held:
-    """What the first device holds after training."""
+    """Fractions of the state that the first device holds after training."""
 
     parameters: float
-    """Share of the parameters' bytes, experts left out."""
+    """Fraction of the bytes of parameters, without experts."""
     optimizer: float
-    """Share of the optimizer's state, without its counters and experts."""
+    """Fraction of the bytes of optimizer state, without counters and experts."""
     experts: tuple[float, ...]
-    """Both shares of experts; none without any."""
+    """Both fractions for experts; empty without experts."""
     memories: frozenset[str]
-    """Kinds of memory in which the optimizer's state lies."""
+    """Memory kinds of the optimizer state."""
 
     @classmethod
     def of(cls, state: TrainState, within: str) -> Self:
@@ -169,9 +169,9 @@ _EXPERTS = "/experts/"
 
 
 def _trained(made: Programs, program: jax.stages.Compiled, start: TrainState) -> tuple[Outcome, TrainState]:
-    """What training from `start` leaves behind, and the last state."""
+    """The result of training from `start`, and the last state."""
     losses, gradients = [], {}
-    # A program of pmap takes batches in another shape, which its caller knows.
+    # A pmap program takes batches of another shape, which the wrapper `Mapped` provides.
     update = made.step if isinstance(made.step, Mapped) else program
     with made.activated():
         state = jax.tree.map(_laid, start, made.abstract_state)
@@ -186,19 +186,20 @@ def _trained(made: Programs, program: jax.stages.Compiled, start: TrainState) ->
 
 
 def _laid(leaf: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    # Copies: the update takes its arrays' memory, and an array may share that of the host's.
+    # Copies, because the step donates its arrays, and a device array may share host memory.
     return jax.make_array_from_callback(like.shape, like.sharding, lambda part: np.array(leaf[part]))
 
 
 def _moments(opt_state: Any) -> Any:
-    """Adam's first moments, wherever the optimizer keeps them."""
+    """Adam's first moments, from anywhere in the optimizer state."""
     found = [part.mu for part in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(part, "mu")]
     (moments,) = found
     return moments
 
 
 def _share(tree: Any, counts: Callable[[str], bool]) -> float | None:
-    """Bytes that the first device holds of the leaves whose name counts, of all of theirs; None if there are none."""
+    """Fraction of the bytes that the first device holds, over leaves whose name satisfies `counts`; None without such
+    leaves."""
     leaves = [leaf for name, leaf in trees.named_leaves(tree) if counts(name)]
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     return held / trees.size_bytes(leaves) if leaves else None
@@ -208,7 +209,7 @@ def _faults(strategy: Strategy, facts: Program, held: _Held) -> list[str]:
     kinds = {one.kind for one in facts.collectives}
     present, absent = set(strategy.present), set(strategy.absent)
     if held.experts and strategy.experts:
-        # Devices tell one another how many rows they will send.
+        # Devices exchange the numbers of rows that they will send by an all-gather.
         present, absent = present | {EXCHANGE}, absent - {EXCHANGE, GATHER}
     found = [f"no {kind}" for kind in sorted(present - kinds)]
     found += [f"{kind} of {facts.moved_bytes(kind):.0f} bytes" for kind in sorted(absent & kinds)]
@@ -227,11 +228,11 @@ def _faults(strategy: Strategy, facts: Program, held: _Held) -> list[str]:
 
 
 _SMALL = 0.06
-"""Share of the parameters of a small model that are norms, biases, gates within heads, and counters."""
+"""Tolerance of fractions: norms, biases, gates within heads, and counters of a small model are not sharded."""
 
 
 def _gathered_scores(program: jax.stages.Compiled) -> list[str]:
-    """Gathers of scores [rows, places, vocabulary]; the matrices that make them have two axes."""
+    """All-gathers of logits [batch, length, vocabulary]. The weight matrices of the logits have only two axes."""
     shapes = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather(?:-start)?\(", program.as_text() or "")
     return [
         f"scores [{shape}] are gathered" for shape in shapes if shape.count(",") > 1 and shape.endswith(f",{VOCAB}")

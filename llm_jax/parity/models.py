@@ -1,4 +1,4 @@
-"""Small models of four kinds, with data and objective: what every strategy must train alike.
+"""Small models of four kinds with data and objective, which every strategy must train equally.
 
 Legend: B batch, T length.
 """
@@ -40,8 +40,8 @@ EXPERTS = 8
 
 
 def _mixture() -> TransformerConfig:
-    """A decoder with experts in two of three blocks, by capacity and without. Its balance losses are those of rows, so
-    that it does not matter how a batch is cut."""
+    """A decoder with experts in two of three blocks, one dropless and one with limited capacity. Its balance losses are
+    per sequence, so that they do not depend on how the batch is divided."""
     config = llama(2, 8, 32, hidden=48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH)
     dense = config.segments[0].blocks[0]
     expert = dense.ffn
@@ -76,7 +76,7 @@ MODELS: dict[str, Callable[[], ModelConfig]] = {
 
 @configclass
 class ContinuationConfig(Objective):
-    """Next-token prediction by a decoder that reads the same row through an encoder: a loss to compare, no task."""
+    """Next-token prediction by a decoder whose encoder reads the same sequence: a loss for comparison, not a task."""
 
     needs = Needs("encoder-decoder")
 
@@ -91,7 +91,7 @@ class ContinuationConfig(Objective):
         key: jax.Array | None = None,
         whole: Metrics | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        """As that of `CausalLMConfig`."""
+        """See `CausalLMConfig.loss`."""
         rngs = None if key is None else {"dropout": key}
         output = applied(model, params, dataclasses.replace(batch.inputs, encoder=batch.inputs), rngs=rngs)
         scores = lambda _, logits_BTV: logits_BTV  # noqa: E731
@@ -101,12 +101,12 @@ class ContinuationConfig(Objective):
 
 
 def objective(model: Model) -> Objective:
-    """The objective by which a model of MODELS is trained."""
+    """The training objective of a model of MODELS."""
     return ContinuationConfig() if isinstance(model, EncoderDecoder) else CausalLMConfig(chunks=2)
 
 
 def batch(step: int) -> Batch[np.ndarray]:
-    """Rows of two packed documents and, in most, padding at the end. They follow a rule that can be learned."""
+    """Rows of two packed documents, most with padding at the end. Tokens follow a rule that can be learned."""
     generator = np.random.default_rng(step)
     segments, positions = np.zeros((2, ROWS, LENGTH + 1), np.int32)
     for row in range(ROWS):

@@ -1,4 +1,4 @@
-"""The layouts over eight devices that must all train alike, and the collectives that each must use."""
+"""The layouts over eight devices that must train equally, and the collectives that each must use."""
 
 import dataclasses
 from typing import Any
@@ -26,22 +26,22 @@ EXCHANGE, PASS = "all-to-all", "collective-permute"
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """A layout and what the compiled program must show of it."""
+    """A layout and the expected properties of its compiled program."""
 
     sharding: ShardingConfig
     parameters: int = 1
-    """Parts into which parameters are divided, norms and what is as small left out."""
+    """Number of shards of parameters, except norms and similarly small ones."""
     optimizer: int = 1
-    """Parts into which the optimizer's state is divided."""
+    """Number of shards of the optimizer state."""
     present: tuple[str, ...] = (REDUCE,)
     """Collectives that must appear."""
     absent: tuple[str, ...] = ()
     """Collectives that must not appear."""
     within: str = ""
-    """Part of the path of the parameters that this is said of."""
+    """Substring of the paths of the parameters to which the numbers of shards apply."""
     experts: int | None = None
-    """Parts into which parameters of experts are divided, and their optimizer's state, where there are any: tokens are
-    then exchanged besides. None: as other parameters, and nothing is."""
+    """Number of shards of the parameters of experts and of their optimizer state; tokens are then exchanged by
+    all-to-all. None: as other parameters, and tokens are not exchanged."""
 
 
 def _strategy(

@@ -1,4 +1,4 @@
-"""The parity matrix: its cells measured, and shown."""
+"""The parity matrix: computes and shows its cases."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -10,7 +10,7 @@ from llm_jax.parity.models import MODELS
 from llm_jax.parity.strategies import STRATEGIES
 
 LOSS, GRADIENT = 1e-5, 1e-4
-"""Largest relative differences that float32 sums in another order may make."""
+"""Maximum relative differences that another order of float32 sums may cause."""
 
 
 def matrix(
@@ -19,10 +19,10 @@ def matrix(
     ways: Iterable[str] = ("loop",),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[ParityCase]:
-    """The cells of some models, strategies and ways to run them, as they are measured.
+    """Yields the cases of the given models, strategies and execution modes as they are computed.
 
     Raises:
-      ValueError: for a name that there is not.
+      ValueError: if a name is unknown.
     """
     for names, known in ((chosen, MODELS), (strategies, STRATEGIES), (ways, WAYS)):
         unknown = [name for name in names if name not in known]
@@ -35,8 +35,8 @@ def matrix(
 
 
 def is_right(found: ParityCase) -> bool:
-    """Whether the model learned, as on one device, and the program does what its strategy says."""
-    # One by one: a maximum may drop what is not a number.
+    """Whether the model learned, results equal those on one device, and the program has no faults."""
+    # Compared one by one, because a maximum may ignore NaN.
     alike = found.first_loss <= LOSS and found.last_loss <= LOSS and found.gradient <= GRADIENT
     return alike and found.learned > 0.1 and not found.faults
 
@@ -48,7 +48,7 @@ TITLE = (
 
 
 def rows(cells: Iterable[ParityCase]) -> list[tuple[str, ...]]:
-    """A heading, and a row for each strategy and way, with a column for each model."""
+    """A heading, and a row for each strategy and execution mode, with a column for each model."""
     cells = list(cells)
     chosen = list(dict.fromkeys(found.model for found in cells))
     shown = [("strategy", "run", *chosen, "sends, KiB a step")]
@@ -61,7 +61,7 @@ def rows(cells: Iterable[ParityCase]) -> list[tuple[str, ...]]:
 
 
 def table(cells: Iterable[ParityCase]) -> Table:
-    """The rows for a terminal, in red what is not right."""
+    """The rows for a terminal, with failed cases in red."""
     headings, *found = rows(cells)
     shown = Table(*headings, title=TITLE)
     for row in found:

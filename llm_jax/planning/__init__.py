@@ -1,8 +1,9 @@
-"""What the compiler says about a program before any hardware runs it.
+"""Analysis of a compiled program from its HLO, without running it.
 
-hlo           compiled programs as text: operations, computations, values followed to where they come from
-loops         how often the body of a loop runs
-products      FLOPs of matrix products
-collectives   what devices exchange
-program       all of it for one step on one device
+hlo           HLO text: operations, computations, tracing of values to their origin
+loops         trip counts of loops
+hlo_products  FLOPs of matrix products
+collectives   collective operations and their bytes
+program       all of this for one step on one device
+shardings     shardings of parameters and bytes per device
 """

@@ -1,14 +1,13 @@
-"""What devices exchange: the collective operations of a program, and the bytes that they move.
+"""Collective operations of a program, and the bytes that they move.
 
-Bytes moved are those that one device sends, which are as many as it receives, by the algorithms that move least
+Bytes moved are those that one device sends, which equal those that it receives, with the algorithms that move least
 (Thakur, Rabenseifner and Gropp 2005, "Optimization of collective communication operations in MPICH", sections 4.1-4.5;
-Chan et al. 2007, "Collective communication: theory, practice, and experience"). With n devices, and S bytes that a
-device puts in:
-
-    all-gather           (n - 1) S          each device's share goes to all others
+Chan et al. 2007, "Collective communication: theory, practice, and experience"). With n devices, and an operand of S
+bytes per device:
+    all-gather           (n - 1) S          each device's shard is sent to all others
     reduce-scatter       (n - 1) / n S
     all-reduce           2 (n - 1) / n S    a reduce-scatter, then an all-gather
-    all-to-all           (n - 1) / n S      one share in n stays where it is
+    all-to-all           (n - 1) / n S      one part in n is not sent
     collective-permute   S
 """
 
@@ -32,31 +31,32 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective operation. Bytes are of one device and one execution."""
+    """One collective operation. Bytes are per device and execution."""
 
     kind: str
     name: str
     group: int
-    """Devices that exchange with one another."""
+    """Number of devices in a group."""
     operand_bytes: int
-    """What a device puts in. Of a ragged all-to-all, whose rows are known when it runs, the most that can move."""
+    """Bytes of the operands of a device. For a ragged all-to-all, whose sizes are known only at run time, an upper
+    bound."""
     executions: int
-    """How often it runs in a step."""
+    """Number of executions per step."""
     loops: tuple[str, ...]
-    """The loops it stands in, the outermost first."""
+    """Names of the enclosing loops, the outermost first."""
     asynchronous: bool
-    """Whether it is started and awaited apart, so that other work may stand between."""
+    """Whether start and end are separate operations, so that other work can overlap."""
 
     @property
     def result_bytes(self) -> int:
-        """What a device gets."""
+        """Bytes of the result on a device."""
         if self.kind == "all-gather":
             return self.operand_bytes * self.group
         return self.operand_bytes // self.group if self.kind == "reduce-scatter" else self.operand_bytes
 
     @property
     def moved_bytes(self) -> float:
-        """What a device sends, by the formulas above."""
+        """Bytes that a device sends, by the formulas above."""
         share = (self.group - 1) / self.group
         if self.kind == "all-gather":
             return self.operand_bytes * (self.group - 1)
@@ -66,24 +66,24 @@ class Collective:
 
 
 def kind_of(operation: Operation) -> str | None:
-    """The kind of collective that an operation does or starts; None for any other and for the end of one."""
+    """The kind of collective that an operation runs or starts; None for other operations and for the end of one."""
     kind = operation.opcode.removesuffix("-start")
     return kind if kind in KINDS else None
 
 
 def operand_bytes(kind: str, operands: tuple[tuple[Array, ...], ...]) -> int:
-    """Bytes that a device puts into a collective with these operands."""
+    """Bytes that a device contributes to a collective with these operands."""
     sizes = [sum(array.bytes for array in arrays) for arrays in operands]
-    # Data, the buffer they arrive in, and four tables of offsets and sizes.
+    # Its operands are the data, the output buffer, and four tables of offsets and sizes.
     return min(sizes[:2]) if kind == "ragged-all-to-all" else sum(sizes)
 
 
 def group_size(operation: Operation, devices: int) -> int:
-    """Devices in the largest group of a collective in a program for `devices` devices. The groups of a
+    """Number of devices in the largest group of a collective in a program for `devices` devices. The groups of a
     collective-permute are the sets of devices that its pairs connect.
 
     Raises:
-      ValueError: for groups written in a way that is not known here.
+      ValueError: if the format of the groups is not supported.
     """
     pairs = operation.attribute(r", source_target_pairs=\{(\{.*?\})\}")
     if pairs is not None:
@@ -99,13 +99,13 @@ def group_size(operation: Operation, devices: int) -> int:
     if mesh is None:
         raise ValueError(f"{operation.name} has replica_groups={text[:80]}: this form is not known; report it")
     sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
-    # 'axis', or 'axis':(before)size for a part of it.
+    # Either 'axis', or 'axis':(before)size for a part of the axis.
     parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
     return math.prod(int(part) if part else sizes[axis] for axis, part in parts)
 
 
 def _largest_connected(pairs: Iterable[tuple[str, str]]) -> int:
-    """Devices of the largest set that pairs of different devices connect; 0 if there is no such pair."""
+    """Size of the largest set of devices that pairs of different devices connect; 0 if there is no such pair."""
     groups: list[set[str]] = []
     for pair in pairs:
         if pair[0] != pair[1]:

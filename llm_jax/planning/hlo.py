@@ -1,8 +1,8 @@
-"""Compiled programs as text: XLA's optimized HLO, as `jax.stages.Compiled.as_text()` prints it.
+"""Parser of XLA's optimized HLO, as printed by `jax.stages.Compiled.as_text()`.
 
-A module is a set of computations, a computation a list of operations. An operation is one line, or some more:
+A module is a set of computations, and a computation is a list of operations. An operation is one line, or several:
 `%name = type opcode(%operands), attribute=value, ...`. Operations call computations: a fusion its parts, a loop its
-body and its condition. What they mean is said at https://openxla.org/xla/operation_semantics.
+body and its condition. Their semantics are documented at https://openxla.org/xla/operation_semantics.
 """
 
 import dataclasses
@@ -16,25 +16,26 @@ from llm_jax.core.checks import check, given
 
 _HEAD = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{\s*$")
 _END = re.compile(r"\}(?!\})")
-"""Of a computation. Descriptions of kernels are lines of their own within an operation, and end in more braces."""
+"""End of a computation. Descriptions of kernels are separate lines within an operation and end with more braces."""
 _OPERATION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
 _NAME = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _PASSING = frozenset({"copy", "copy-start", "copy-done", "bitcast", "convert", "reshape", "opt-barrier"})
-"""Operations whose value is that of their operand, perhaps elsewhere or in another form."""
+"""Operations whose value is that of their operand, possibly in another location, dtype or shape."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The type of an array: XLA's name of the element type, and the shape. A bounded size stands for its bound."""
+    """The type of an array: XLA's name of the element type, and the shape. For a bounded dynamic size it has the
+    bound."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def bytes(self) -> int:
-        """Bytes of the elements, without padding; types below a byte are packed."""
+        """Bytes of the elements, without padding; types smaller than a byte are packed."""
         bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.findall(r"\d+", self.dtype)[0])
         return -(-bits * math.prod(self.shape) // 8)
 
@@ -51,7 +52,7 @@ class Operation:
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """All arrays of the result, nested tuples in one line."""
+        """All arrays of the result, with nested tuples flattened."""
         return tuple(
             Array(dtype, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size))
             for dtype, sizes in _ARRAY.findall(self.type)
@@ -59,36 +60,36 @@ class Operation:
 
     @functools.cached_property
     def operands(self) -> tuple[str, ...]:
-        """Names of the operations it takes."""
+        """Names of the operands."""
         return tuple(_NAME.findall(self.argument))
 
     def attribute(self, pattern: str) -> str | None:
-        """The one group of a regular expression's first match in the attributes."""
+        """The group of a regular expression's first match in the attributes; None without a match."""
         match = re.search(pattern, self.attributes)
         return match.group(1) if match else None
 
     @property
     def index(self) -> int:
-        """Of the element that a get-tuple-element takes. ValueError for an operation without one."""
+        """Index of the element of a get-tuple-element. Raises ValueError for an operation without an index."""
         found = given(
             self.attribute(r"index=(\d+)"), f"{self.opcode} {self.name} has no index: the HLO text must be whole"
         )
         return int(found)
 
     def integers(self, key: str) -> tuple[int, ...]:
-        """The numbers of an attribute `key={1,2}`; () if it is not there."""
+        """The numbers of an attribute `key={1,2}`; () if it is missing."""
         found = self.attribute(rf", {key}=\{{([\d,]*)\}}")
         return tuple(int(number) for number in found.split(",")) if found else ()
 
     def called(self, *keys: str) -> tuple[str, ...]:
-        """Names of the computations that the attributes of these keys name, `key=%name` or `key={%name, %name}`."""
+        """Names of the computations in the attributes of these keys, `key=%name` or `key={%name, %name}`."""
         texts = [self.attribute(rf", {key}=(%[\w.\-]+|\{{[^}}]*\}})") or "" for key in keys]
         return tuple(_NAME.findall(" ".join(texts)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A list of operations by name, in the order of the schedule where there is one."""
+    """A list of operations by name, in the order of the schedule if there is one."""
 
     name: str
     operations: dict[str, Operation]
@@ -127,7 +128,7 @@ class Module:
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """A computation as it is called: by `caller`, an operation of `outer`; the entry is called by none."""
+    """A computation with its caller: the operation `caller` of the scope `outer`. The entry has no caller."""
 
     computation: Computation
     outer: "Scope | None" = None
@@ -143,12 +144,12 @@ class Scope:
 
 
 Value = tuple[Scope, Operation]
-"""What an operation of a scope computes."""
+"""The value of an operation in a scope."""
 
 
 def origin(module: Module, value: Value) -> Value:
-    """The operation that makes a value: followed through copies, fusions, calls, tuples, and what a loop carries along
-    unchanged."""
+    """The operation that computes a value, traced through copies, fusions, calls, tuples, and loop state that the loop
+    does not change."""
     scope, operation = value
     if operation.opcode in _PASSING:
         return origin(module, (scope, scope.operand(operation, 0)))
@@ -163,7 +164,7 @@ def origin(module: Module, value: Value) -> Value:
 
 
 def element(module: Module, value: Value, index: int) -> Value | None:
-    """The origin of an element of a tuple; None if the program does not tell, as of what a loop changes."""
+    """The origin of an element of a tuple; None if it is unknown, for example if a loop changes it."""
     scope, operation = origin(module, value)
     if operation.opcode == "tuple":
         return origin(module, (scope, scope.operand(operation, index)))
@@ -174,21 +175,21 @@ def element(module: Module, value: Value, index: int) -> Value | None:
 
 
 def _inside(module: Module, value: Value) -> Value:
-    """The root of what a fusion or a call computes."""
+    """The root of the computation that a fusion or a call calls."""
     scope, operation = value
     called = module.computations[operation.called("calls", "to_apply")[0]]
     return Scope(called, scope, operation), called.root
 
 
 def _passed(scope: Scope, parameter: Operation) -> Value:
-    """What the caller passes for a parameter."""
+    """The caller's argument for a parameter."""
     if scope.outer is None or scope.caller is None:
         raise ValueError(f"parameter {parameter.name} is of {scope.computation.name}, which nothing calls")
     return scope.outer, scope.outer.operand(scope.caller, int(parameter.argument))
 
 
 def _unchanged(body: Computation, index: int) -> bool:
-    """Whether the body of a loop hands an element on as it got it."""
+    """Whether the body of a loop returns an element of its state unchanged."""
     if body.root.opcode != "tuple":
         return False
     scope = Scope(body)
@@ -231,7 +232,7 @@ def _computation(name: str, lines: list[str]) -> Computation:
 
 
 def _operation(name: str, text: str) -> Operation:
-    """An operation from what stands right of its '='."""
+    """The operation from the text after its '='."""
     end = _closing(text, 0) if text.startswith("(") else text.index(" ")
     start = text.index("(", end)
     stop = _closing(text, start)

@@ -1,9 +1,8 @@
-"""FLOPs of matrix products: of `dot`, of `convolution`, which products become for TPUs, and of the library calls that
-they become for GPUs (cuBLAS, cuDNN; XLA's service/gpu/cublas_cudnn.h) and CPUs (oneDNN).
+"""FLOPs of matrix products: of `dot`, of `convolution`, to which the compiler converts products on TPUs, and of library
+calls on GPUs (cuBLAS, cuDNN; XLA's service/gpu/cublas_cudnn.h) and CPUs (oneDNN).
 
-A multiply-add counts as two, and only those on data: what a convolution multiplies with its padding or between its
-dilated inputs is no work. That matters, for a product with a batch axis becomes a convolution most of whose taps meet
-padding.
+A multiply-add counts as two FLOPs. Products of a convolution with padding, or with the gaps of dilated inputs, do not
+count. This matters because a product with a batch axis becomes a convolution in which most taps read padding.
 """
 
 import functools
@@ -23,15 +22,15 @@ _CONVOLUTIONS = {
     "__cudnn$convBackwardInput": ("result", "right", "left"),
     "__cudnn$convBackwardFilter": ("left", "result", "right"),
 }
-"""Which array of the call is the data, the kernel and the result of the forward convolution that it belongs to; its
-`window` and `dim_labels` are those of the forward convolution."""
+"""The arrays of the call that are data, kernel and result of its forward convolution. The `window` and `dim_labels` of
+the call are those of the forward convolution."""
 
 
 def flops(operation: Operation, left: Array, right: Array) -> int:
     """FLOPs of a dot or convolution of `left` and `right`.
 
     Raises:
-      ValueError: for a convolution without `dim_labels`.
+      ValueError: if a convolution has no `dim_labels`.
     """
     if operation.opcode == "dot":
         contracted = math.prod(left.shape[axis] for axis in operation.integers("lhs_contracting_dims"))
@@ -40,11 +39,11 @@ def flops(operation: Operation, left: Array, right: Array) -> int:
 
 
 def library_flops(target: str | None, operation: Operation, operands: Sequence[tuple[Array, ...]]) -> int | None:
-    """FLOPs of a custom call of a library's matrix product; None for another call, or one that does not describe its
+    """FLOPs of a custom call of a library's matrix product; None for other calls, or without a description of the
     product.
 
     Args:
-      target: name of the function that is called.
+      target: name of the called function.
       operands: arrays of each operand.
     """
     if target not in (*_BLAS, _ONEDNN, *_CONVOLUTIONS):
@@ -72,7 +71,7 @@ def _convolution(operation: Operation, *arrays: Array) -> int:
         dict(zip(words, array.shape, strict=True))
         for words, array in zip(re.split("_|->", labels), arrays, strict=True)
     )
-    # The kernel's 'i' is already the inputs of one feature group; the result's 'b' the rows of one batch group.
+    # The kernel's 'i' is already the inputs of one feature group, and the result's 'b' the batch of one batch group.
     pairs = result["b"] * result["f"] * kernel["i"]
     window = _window(operation, len(data) - 2)
     for number, (stride, (low, _), spread, dilation) in enumerate(window):
@@ -82,7 +81,7 @@ def _convolution(operation: Operation, *arrays: Array) -> int:
 
 
 def _window(operation: Operation, axes: int) -> list[tuple[int, tuple[int, int], int, int]]:
-    """(stride, padding, spread of the data, spread of the kernel) of each spatial axis."""
+    """(stride, padding, dilation of the data, dilation of the kernel) of each spatial axis."""
     text = operation.attribute(r", window=\{([^}]*)\}") or ""
     fields = dict(field.split("=") for field in text.split())
     stride, spread, dilation = (
@@ -97,9 +96,9 @@ def _window(operation: Operation, axes: int) -> list[tuple[int, tuple[int, int],
 
 @functools.lru_cache(maxsize=4096)
 def _meetings(data: int, kernel: int, result: int, stride: int, low: int, spread: int, dilation: int) -> int:
-    """Pairs (place in the result, tap of the kernel) that meet data on one spatial axis.
+    """Number of pairs (index in the result, tap of the kernel) that read data on one spatial axis.
 
-    Place o and tap k look at o * stride + k * dilation - low, where data stands at every `spread`-th number.
+    Index o and tap k read o * stride + k * dilation - low. Data is at every multiple of `spread`.
     """
     period = spread // math.gcd(stride, spread)
     count = 0
@@ -107,7 +106,7 @@ def _meetings(data: int, kernel: int, result: int, stride: int, low: int, spread
         shift = tap * dilation - low
         first = max(0, -(shift // stride))
         last = min(result - 1, ((data - 1) * spread - shift) // stride)
-        # Those that fall on data recur with `period`, if there is one at all.
+        # Indices that read data, if any, recur with `period`.
         hits = (place for place in range(first, first + period) if (place * stride + shift) % spread == 0)
         found = next(hits, last + 1)
         count += len(range(found, last + 1, period))

@@ -1,7 +1,7 @@
-"""How often the body of a `while` loop runs.
+"""Trip counts of `while` loops.
 
-Compilers for CPUs and GPUs note it. That for TPUs does not: there it follows from the condition, which compares a
-counter with a limit, from the counter's first value and from its step.
+The compilers for CPUs and GPUs annotate them. The compiler for TPUs does not. There the count follows from the
+condition, which compares a counter with a limit, the counter's initial value and its step.
 """
 
 from llm_jax.planning.hlo import Module, Operation, Scope, Value, element, origin
@@ -10,7 +10,7 @@ _MIRRORED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
 
 
 def trip_count(module: Module, scope: Scope, loop: Operation) -> int | None:
-    """Rounds of a loop that stands in `scope`; None where it depends on what is computed."""
+    """Number of iterations of a loop in `scope`; None if it depends on run-time values."""
     noted = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
     if noted is not None:
         return int(noted)
@@ -24,7 +24,7 @@ def trip_count(module: Module, scope: Scope, loop: Operation) -> int | None:
 
 
 def _test(module: Module, scope: Scope, loop: Operation) -> tuple[int, str, int] | None:
-    """(index of the counter in what the loop carries, direction, limit) of a condition 'counter direction limit'."""
+    """(index of the counter in the loop state, direction, limit) of a condition 'counter direction limit'."""
     condition = module.computations[loop.called("condition")[0]]
     inner, compare = origin(module, (Scope(condition, scope, loop), condition.root))
     direction = compare.attribute(r"direction=(\w+)")
@@ -38,7 +38,7 @@ def _test(module: Module, scope: Scope, loop: Operation) -> tuple[int, str, int]
 
 
 def _step(module: Module, scope: Scope, loop: Operation, index: int) -> int | None:
-    """What a round adds to the counter."""
+    """The increment of the counter per iteration."""
     body = module.computations[loop.called("body")[0]]
     made = element(module, (Scope(body, scope, loop), body.root), index)
     if made is None or made[1].opcode not in ("add", "subtract"):
@@ -54,7 +54,7 @@ def _step(module: Module, scope: Scope, loop: Operation, index: int) -> int | No
 
 
 def _rounds(start: int, step: int, direction: str, limit: int) -> int | None:
-    """Rounds of `for (i = start; i direction limit; i += step)`; None if it does not end."""
+    """Number of iterations of `for (i = start; i direction limit; i += step)`; None if it does not end."""
     if direction == "NE":
         rounds, rest = divmod(limit - start, step)
         return rounds if rest == 0 and rounds >= 0 else None
@@ -64,7 +64,7 @@ def _rounds(start: int, step: int, direction: str, limit: int) -> int | None:
 
 
 def _constant(value: Value | None) -> int | None:
-    """The integer that a value is."""
+    """The integer of a constant; None if the value is not a constant integer."""
     if value is None or value[1].opcode != "constant":
         return None
     try:
@@ -74,7 +74,7 @@ def _constant(value: Value | None) -> int | None:
 
 
 def _carried(value: Value) -> int | None:
-    """The index of a value in what a loop carries."""
+    """The index of a value in the loop state; None if it is not an element of it."""
     scope, operation = value
     if operation.opcode != "get-tuple-element" or scope.operand(operation, 0).opcode != "parameter":
         return None

@@ -1,7 +1,7 @@
-"""What one step of a compiled program does on one device, read from the compiler's own text.
+"""Work of one step of a compiled program on one device, from its HLO text.
 
-Everything is multiplied by the rounds of the loops it stands in. `cost_analysis()`, which is the compiler's own sum,
-counts the body of a loop once and is not used.
+All counts are multiplied by the trip counts of the enclosing loops. The compiler's `cost_analysis()` counts the body of
+a loop once, so it is not used.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ _MARKS = frozenset(
         "Sharding",
     }
 )
-"""Custom calls by which the TPU compiler marks or reserves something; they compute nothing."""
+"""Custom calls of the TPU compiler that are annotations or allocations and compute nothing."""
 _UNDESCRIBED = frozenset({"ragged-dot", "scaled-dot"})
-"""Matrix products whose FLOPs do not follow from their shapes alone."""
+"""Matrix products whose FLOPs do not follow from their shapes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,51 +37,51 @@ class Loop:
 
     name: str
     rounds: int | None
-    """Rounds of the body each time; None where they depend on what is computed."""
+    """Iterations per execution of the loop; None if they depend on run-time values."""
     executions: int
-    """Rounds of the body in a step, those of the loops around it multiplied in; for an unknown number stands that which
-    `read` was told."""
+    """Iterations per step, including those of enclosing loops. An unknown count is replaced by the argument `rounds` of
+    `read`."""
     loops: tuple[str, ...]
-    """The loops it stands in, the outermost first."""
+    """Names of the enclosing loops, the outermost first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CustomCall:
-    """Work that the program's text does not describe: a custom call that is no matrix product of a known library."""
+    """Work that the HLO text does not describe: a custom call other than a matrix product of a known library."""
 
     name: str
     target: str
-    """Function that is called, or the operation's own name."""
+    """Name of the called function, or the opcode."""
     flops: int | None
-    """FLOPs of one execution as noted by the kernel's author (`cost_estimate`); None if they are not."""
+    """FLOPs of one execution by the annotation of the kernel's author (`cost_estimate`); None without one."""
     executions: int
-    """How often it runs in a step."""
+    """Number of executions per step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device as the compiler has laid them out (`Compiled.memory_analysis`)."""
+    """Bytes on one device by the compiler's allocation (`Compiled.memory_analysis`)."""
 
     arguments: int
     outputs: int
     aliased: int
-    """Of the outputs, those that take the place of donated arguments."""
+    """Bytes of outputs that reuse donated arguments."""
     temporary: int
     code: int
     peak: int
-    """The most in use at once, by the compiler's own figure: not one to compare between compilers. That for CPUs leaves
-    out what is temporary; for small programs on v5e it exceeds all the others together."""
+    """Peak memory as reported by the compiler. It is not comparable between compilers: the compiler for CPUs excludes
+    temporary memory, and for small programs on v5e it exceeds the sum of all other values."""
     host: int
-    """Temporary bytes in the host's memory."""
+    """Temporary bytes in host memory."""
 
     @property
     def held(self) -> int:
-        """The room that the program takes: what to hold against the memory of a chip."""
+        """Bytes that the program requires, to compare with the memory of a chip."""
         return self.arguments + self.outputs - self.aliased + self.temporary + self.code
 
     @classmethod
     def of(cls, compiled: jax.stages.Compiled) -> Self | None:
-        """Of a compiled program; None if its compiler does not say."""
+        """The memory of a compiled program; None if its compiler does not report it."""
         found = compiled.memory_analysis()
         if found is None:
             return None
@@ -102,55 +102,56 @@ class Program:
 
     devices: int
     flops: int
-    """FLOPs of matrix products, library calls included, those of `kernels` excluded: see `uncounted`."""
+    """FLOPs of matrix products, including library calls and excluding `kernels`: see `uncounted`."""
     collectives: tuple[Collective, ...]
-    """Those among two devices or more, in the order of the program."""
+    """Collectives between two or more devices, in the order of the program."""
     loops: tuple[Loop, ...]
     kernels: tuple[CustomCall, ...]
     cycles: int | None
-    """Sum of the TPU compiler's estimates over operations, without transfers between devices and without kernels: a
-    figure to rank programs by. None for other compilers, which make none."""
+    """Sum of the TPU compiler's estimates over operations, without transfers between devices and without kernels, for
+    ranking programs. None for other compilers, which make no estimates."""
     memory: Memory | None
     """None if the program was read from text."""
 
     @property
     def exact(self) -> bool:
-        """Whether the rounds of all loops are known; otherwise the figures count as many of some as `read` was told."""
+        """Whether the trip counts of all loops are known. Otherwise the argument `rounds` of `read` replaces unknown
+        ones."""
         return all(loop.rounds is not None for loop in self.loops)
 
     @property
     def uncounted(self) -> tuple[CustomCall, ...]:
-        """Kernels whose FLOPs nothing notes. Where there are some, `flops` is a lower bound."""
+        """Kernels without annotated FLOPs. If there are any, `flops` is a lower bound."""
         return tuple(kernel for kernel in self.kernels if kernel.flops is None)
 
     @property
     def blocking(self) -> tuple[Collective, ...]:
-        """Collectives in loops that are not asynchronous: nothing can hide them."""
+        """Collectives in loops that are not asynchronous, so that nothing overlaps with them."""
         return tuple(one for one in self.collectives if one.loops and not one.asynchronous)
 
     def of_kind(self, *kinds: str) -> tuple[Collective, ...]:
-        """The collectives of some kinds; of all if none is named."""
+        """The collectives of these kinds, or all if none is given."""
         return tuple(one for one in self.collectives if not kinds or one.kind in kinds)
 
     def moved_bytes(self, *kinds: str) -> float:
-        """Bytes that a device sends in a step by the collectives of some kinds, or all; see collectives.py."""
+        """Bytes that a device sends per step in collectives of these kinds, or all; see collectives.py."""
         return sum(one.executions * one.moved_bytes for one in self.of_kind(*kinds))
 
     def result_bytes(self, *kinds: str) -> int:
-        """Bytes that a device holds of the results of some kinds, or all, summed over a step."""
+        """Bytes of the results on a device of collectives of these kinds, or all, summed over a step."""
         return sum(one.executions * one.result_bytes for one in self.of_kind(*kinds))
 
 
 def read(compiled: jax.stages.Compiled | str, rounds: int = 1) -> Program:
-    """The figures of a compiled program, or of its optimized HLO text.
+    """Analyses a compiled program, or its optimized HLO text.
 
-    Of a conditional, the branch with the most FLOPs counts, then that which moves the most bytes.
+    Of a conditional, only the branch with the most FLOPs counts; with equal FLOPs, the one that moves the most bytes.
 
     Args:
-      rounds: what is taken for the rounds of a loop that depend on what is computed.
+      rounds: assumed trip count of loops whose count depends on run-time values.
 
     Raises:
-      ValueError: if the text is no optimized HLO, or is cut.
+      ValueError: if the text is not optimized HLO, or is truncated.
     """
     text = compiled if isinstance(compiled, str) else compiled.as_text() or ""
     module = Module.parse(text)
@@ -168,10 +169,10 @@ def read(compiled: jax.stages.Compiled | str, rounds: int = 1) -> Program:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a computation is called from."""
+    """The context in which a computation is called."""
 
     unknown: int
-    """What is taken for rounds that are not known."""
+    """Assumed value of unknown trip counts."""
     executions: int = 1
     loops: tuple[str, ...] = ()
     asynchronous: bool = False
@@ -180,7 +181,7 @@ class _Place:
 
 @dataclasses.dataclass
 class _Tally:
-    """What has been found."""
+    """Accumulated counts."""
 
     flops: int = 0
     cycles: int = 0
@@ -198,11 +199,11 @@ class _Tally:
 
 
 def _measure(module: Module, scope: Scope, place: _Place) -> _Tally:
-    """Everything that a computation does, with all it calls."""
+    """Counts of a computation, including all that it calls."""
     tally = _Tally()
     for operation in scope.computation.operations.values():
         if not place.fused:
-            # A fusion's estimate covers its parts.
+            # The estimate of a fusion includes its parts.
             tally.cycles += place.executions * int(operation.attribute(r'"estimated_cycles":"(\d+)"') or 0)
         if (kind := kind_of(operation)) is not None:
             tally.collectives += _collective(module, scope, place, operation, kind)
@@ -219,15 +220,15 @@ def _measure(module: Module, scope: Scope, place: _Place) -> _Tally:
 
 
 def _collective(module: Module, scope: Scope, place: _Place, operation: Operation, kind: str) -> list[Collective]:
-    """The collective that an operation does or starts; none if it only goes on with one, or has no partner."""
-    # Between its start and its end the TPU compiler writes an asynchronous collective into every fusion that runs
-    # meanwhile; only that fusion starts it which hands it to a custom call of that name.
+    """The collective that an operation runs or starts; empty if it only continues one, or its group has one device."""
+    # The TPU compiler repeats an asynchronous collective in every fusion that runs between its start and its end. It is
+    # started by the fusion whose result is passed to a custom call AsyncCollectiveStart.
     marks = scope.computation.operations.values()
     started = any(operation.name in mark.operands and _target(mark) == _ASYNC_START for mark in marks)
     if not started and "async_collective_fusion_config" in operation.attributes:
         return []
     group = group_size(operation, module.devices)
-    # GPU compilers note where they let a start wait for its end at once.
+    # GPU compilers annotate a start that waits for its end immediately.
     apart = operation.opcode.endswith("-start") and '"is_sync":true' not in operation.attributes
     found = Collective(
         kind=kind,
@@ -253,13 +254,13 @@ def _kernel(place: _Place, operation: Operation) -> list[CustomCall]:
 
 
 def _target(operation: Operation) -> str | None:
-    """What a custom call calls."""
+    """The target of a custom call."""
     return operation.attribute(r', custom_call_target="([^"]*)"')
 
 
 def _called(module: Module, scope: Scope, place: _Place, operation: Operation) -> _Tally:
-    """What the computations do that an operation calls. Those that it applies to single numbers (a reduction's, a
-    sort's) hold nothing of interest."""
+    """Counts of the computations that an operation calls. Scalar computations, such as those of reductions and sorts,
+    are ignored."""
 
     def inside(name: str, **changes: Any) -> _Tally:
         called = Scope(module.computations[name], scope, operation)
@@ -273,7 +274,7 @@ def _called(module: Module, scope: Scope, place: _Place, operation: Operation) -
             (body,), (condition,) = operation.called("body"), operation.called("condition")
             within = (*place.loops, loop.name)
             tally = inside(body, executions=loop.executions, loops=within)
-            # The condition runs once more than the body.
+            # The condition runs once more often than the body.
             tally.add(inside(condition, executions=loop.executions + place.executions, loops=within))
             tally.loops.insert(0, loop)
             return tally
@@ -283,7 +284,7 @@ def _called(module: Module, scope: Scope, place: _Place, operation: Operation) -
         case "fusion":
             (parts,) = operation.called("calls")
             tally = inside(parts, fused=True)
-            # The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and the slices that are kept of it.
+            # The TPU compiler represents a reduce-scatter as a fusion of an all-reduce and slices of its result.
             if parts.startswith("all-reduce-scatter"):
                 tally.collectives = [dataclasses.replace(one, kind="reduce-scatter") for one in tally.collectives]
             return tally
@@ -291,7 +292,7 @@ def _called(module: Module, scope: Scope, place: _Place, operation: Operation) -
             (callee,) = operation.called("to_apply")
             return inside(callee)
         case "async-start" | "custom-call-start":
-            # The second is how a collective is handed to a SparseCore.
+            # The second opcode starts a collective on a SparseCore.
             (callee,) = operation.called("calls", "called_computations")
             return inside(callee, asynchronous=True)
     return _Tally()

@@ -1,4 +1,4 @@
-"""What lies where: every parameter's place on the devices, and the bytes that one of them holds."""
+"""Shardings of all parameters, and bytes per device."""
 
 import dataclasses
 import math
@@ -16,31 +16,31 @@ from llm_jax.train.programs import Programs
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
-    """One parameter. Bytes on a device are those of the one that holds most."""
+    """The sharding of one parameter. Bytes on a device are those of the device with most."""
 
     name: str
     shape: tuple[int, ...]
     logical_axes: tuple[str, ...]
-    """The logical word of each axis."""
+    """The logical axis of each axis."""
     spec: PartitionSpec
-    """The mesh axes over which each is divided while the model computes."""
+    """The mesh axes over which each axis is sharded in forward and backward pass."""
     bytes: int
     device_bytes: int
     optimizer_bytes: int
-    """On a device, what the optimizer and the moving average keep for it."""
+    """Bytes of its optimizer state and moving average on a device."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """Bytes in the memory of a device; what lies in the host's is not counted."""
+    """Bytes in the memory of a device; host memory is not counted."""
 
     parameters: int
     gradients: int
-    """As the parameters' type; sums over microbatches are float32."""
+    """Bytes in the parameters' dtype; sums over microbatches are float32."""
     optimizer: int
-    """The optimizer's state."""
+    """Bytes of the optimizer state."""
     average: int
-    """The moving average of the parameters."""
+    """Bytes of the moving average of the parameters."""
 
 
 def places(made: Programs) -> list[ShardInfo]:
@@ -66,7 +66,7 @@ def places(made: Programs) -> list[ShardInfo]:
 
 
 def totals(made: Programs) -> Totals:
-    """The sums over all parameters, and what else the state holds."""
+    """Bytes of all parameters, gradients, optimizer state and moving average on a device."""
     state = made.abstract_state
     shapes, logical_axes = abstract_parameters(made.model)
     gradients = made.layout.gradients(shapes, logical_axes)
@@ -100,7 +100,7 @@ def _bytes(shape: tuple[int, ...], leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def table(made: Programs) -> Table:
-    """All of it, for people."""
+    """`places` and `totals` as a table for the terminal."""
     sums, found = totals(made), places(made)
     mesh = ", ".join(f"{axis} {size}" for axis, size in made.layout.mesh.shape.items() if size > 1) or "one device"
     shown = Table(title=f"{type(made.layout.strategy).__name__} over {mesh}; bytes on the device that holds most")

@@ -1,4 +1,4 @@
-"""How arrays are divided over devices: a mesh and a strategy. Layers name logical axes and know no device."""
+"""Sharding of arrays over devices: a mesh and a strategy. Layers use logical axes only and do not refer to devices."""
 
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout

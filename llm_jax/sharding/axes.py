@@ -16,8 +16,8 @@ ROUTES = "routes"
 CLASSES = "classes"
 LAYERS = "layers"
 
-# Activations. The model width of an activation has a word of its own: it is not divided where the weights' is. So has
-# the length of the residual stream, beside that of what is made of it.
+# Activations. The model width of activations has its own logical axis, because it is not sharded where that of weights
+# is. The length of the residual stream has its own axis, separate from the length inside branches.
 BATCH = "batch"
 LENGTH = "length"
 WIDTH = "width"

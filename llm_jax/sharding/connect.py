@@ -1,4 +1,4 @@
-"""Connections between the processes of a mesh of CPUs, made before anything else may keep one of them."""
+"""Connects the processes of a mesh of CPUs before other work can delay one of them."""
 
 import itertools
 
@@ -10,14 +10,14 @@ from llm_jax.hosts.process_group import Hosts
 
 
 def connect(mesh: Mesh, hosts: Hosts) -> None:
-    """Makes a first collective over the groups of every combination of mesh axes, on all hosts at the same time.
+    """Runs a first collective over the groups of every combination of mesh axes, on all processes at the same time.
 
-    XLA's CPU collectives connect a group of devices when it first meets, by gloo, which gives the others 30 seconds to
-    come and fails after that; no option of jax or XLA changes it. Later collectives of the group wait half an hour
-    (`--xla_cpu_collective_timeout_seconds`), for hosts that read, compile or save more slowly. jax's compilation cache
-    does not even that out on CPUs: only process 0 writes it, and the topology, which is part of an entry's key, has
-    another fingerprint in each process, so that the others compile again at every start. On GPUs and TPUs the key is
-    the same on all hosts, and collectives wait without such a limit: there is nothing to do.
+    XLA's CPU collectives connect a group of devices by gloo at its first collective. gloo waits 30 seconds for the
+    other processes and then fails; no option of jax or XLA changes this. Later collectives of the group wait half an
+    hour (`--xla_cpu_collective_timeout_seconds`) for processes that read, compile or save more slowly. On CPUs jax's
+    compilation cache does not remove such delays: only process 0 writes it, and the topology, which is part of the key,
+    has a different fingerprint in each process, so the others recompile at every start. On GPUs and TPUs the key is the
+    same on all processes and collectives have no such limit, so the function does nothing.
     """
     axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
     if hosts.count == 1 or mesh.devices.flat[0].platform != "cpu" or not axes:
@@ -26,7 +26,7 @@ def connect(mesh: Mesh, hosts: Hosts) -> None:
 
     def meet(x: jax.Array) -> jax.Array:
         for group in groups:
-            # One after another, in the same order everywhere; the cosine keeps XLA from merging sums of sums.
+            # Sequentially, in the same order on all processes; the cosine prevents XLA from merging sums of sums.
             x = jax.lax.psum(jnp.cos(x), group)
         return jax.lax.pmean(x, tuple(axes))
 

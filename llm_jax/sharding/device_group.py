@@ -1,4 +1,4 @@
-"""Devices that each hold a part of the same arrays, and what they send to one another."""
+"""Groups of devices that hold shards of the same arrays, and their collectives."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ Tree = TypeVar("Tree")
 
 @dataclasses.dataclass(frozen=True)
 class DeviceGroup:
-    """`size` devices in the order of the parts that they hold, seen from one of them: to be asked inside of a function
-    that is `partition.per_device`."""
+    """`size` devices in the order of their shards, as seen by one of them. The methods must be called inside a function
+    that runs under `partition.per_device`."""
 
     axes: tuple[str, ...]
-    """Mesh axes along which they lie; none for a device by itself."""
+    """Mesh axes of the group; empty for a single device."""
     size: int
 
     @property
     def place(self) -> jax.Array:
-        """Which of them this is: int32 from 0 to `size` - 1."""
+        """Index of this device in the group: int32 from 0 to `size` - 1."""
         return jax.lax.axis_index(self.axes) if self.axes else jnp.int32(0)
 
     def sent(self, tree: Tree, to: Sequence[int]) -> Tree:
-        """What arrives here where each device i sends its arrays to device `to[i]`, no two to the same."""
+        """The arrays received if each device i sends its arrays to device `to[i]`, which must be a permutation."""
         if list(to) == list(range(self.size)):
             return tree
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axes, list(enumerate(to))), tree)
 
     def passed(self, tree: Tree, by: int = 1) -> Tree:
-        """The arrays of the device `by` places before this one; the first stands behind the last."""
+        """The arrays of the device `by` indices before this one, in a ring."""
         return self.sent(tree, [(i + by) % self.size for i in range(self.size)])
 
     def summed(self, tree: Tree) -> Tree:
@@ -39,11 +39,11 @@ class DeviceGroup:
         return jax.lax.psum(tree, self.axes) if self.axes else tree
 
     def gathered(self, x: jax.Array, axis: int) -> jax.Array:
-        """The parts of all devices one after the other along `axis`."""
+        """All-gather: the shards of all devices, concatenated along `axis`."""
         return jax.lax.all_gather(x, self.axes, axis=axis, tiled=True) if self.axes else x
 
     def swapped(self, x: jax.Array, cut: int, joined: int) -> jax.Array:
-        """Part i of the axis `cut` goes to device i, and those that arrive here are joined along the axis `joined`."""
+        """All-to-all: part i of the axis `cut` is sent to device i; received parts are concatenated along `joined`."""
         if self.size == 1:
             return x
         return jax.lax.all_to_all(x, self.axes, split_axis=cut, concat_axis=joined, tiled=True)
@@ -57,18 +57,21 @@ class DeviceGroup:
         placed: jax.Array,
         coming: jax.Array,
     ) -> jax.Array:
-        """`into` with the pieces of all devices' arrays that come here, each a run of entries of the first axis.
+        """Ragged all-to-all: `into` with the pieces that all devices send to this one. A piece is a range of entries of
+        the first axis.
 
         Args:
-          x: what pieces are sent of; no two of them overlap where they arrive.
-          left: int32, the first entry of each piece in `x`. As many go to every device, those to the first come first.
-          sizes: int32, their entries.
-          placed: int32, the first entry of each in `into` of the device that it goes to.
-          coming: int32, entries of those that come here, as many from every device, the first one's come first.
+          x: array from which pieces are sent; received pieces must not overlap.
+          left: int32, index of the first entry of each piece in `x`. Every device is sent the same number of pieces,
+            sorted by device.
+          sizes: int32, number of entries of each piece.
+          placed: int32, index of the first entry of each piece in `into` of the receiving device.
+          coming: int32, number of entries of each received piece; the same number of pieces from every device, sorted
+            by device.
         """
 
         def padded(x, into, left, sizes, placed, coming):
-            # Each piece as large as any could be.
+            # All pieces are padded to the maximum size.
             places = jnp.arange(min(len(x), len(into)))
             pieces = jnp.take(x, left[:, None] + places, axis=0, mode="clip")
             pieces, placed = self.swapped(pieces, cut=0, joined=0), self.swapped(placed, cut=0, joined=0)

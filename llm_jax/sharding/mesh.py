@@ -1,4 +1,4 @@
-"""The device mesh: named axes over the devices of all hosts."""
+"""The device mesh: named axes over the devices of all processes."""
 
 import dataclasses
 import math
@@ -23,20 +23,21 @@ TENSOR = "tensor"
 
 @configclass
 class Axes:
-    """A size for each mesh axis, the axes that move most bytes per step last: they get the nearest devices."""
+    """Sizes of the mesh axes. Axes with most communication per step come last, because these get the nearest
+    devices."""
 
     data: int = 1
-    """Replicas that see different examples and hold the same parameters."""
+    """Replicas with different examples and the same parameters."""
     fsdp: int = 1
-    """Replicas that see different examples and hold a part of the parameters each."""
+    """Replicas with different examples and a shard of the parameters each."""
     stage: int = 1
-    """Devices that hold a part of the depth each and pass examples on."""
+    """Pipeline stages: devices that hold a part of the layers each and send activations to the next."""
     expert: int = 1
-    """Replicas that see different examples and hold some of the experts each."""
+    """Replicas with different examples and a subset of the experts each."""
     context: int = 1
-    """Devices that see different stretches of the same examples."""
+    """Devices with different shards of the same sequences."""
     tensor: int = 1
-    """Devices that see the same examples and compute a part of every layer each."""
+    """Devices with the same examples that compute a part of every layer each."""
 
     def __post_init__(self):
         check_positive(**dataclasses.asdict(self))
@@ -44,13 +45,13 @@ class Axes:
 
 @configclass
 class MeshConfig(Axes):
-    """Sizes of the mesh axes. One of them may be -1: it takes the devices that the others leave."""
+    """Sizes of the mesh axes. One of them may be -1: it is set to the remaining number of devices."""
 
     data: int = -1
-    """Replicas that see different examples and hold the same parameters."""
+    """Replicas with different examples and the same parameters."""
     across: Axes = Axes()
-    """The part of each size that lies across slices of TPUs, or hosts of GPUs, with their slower network between: with
-    `fsdp` 16 and `across.fsdp` 2 there are 8 to a slice. All 1: one slice, or a network that is equally fast."""
+    """The factor of each size that spans slices of TPUs, or hosts of GPUs, with a slower network between them: with
+    `fsdp` 16 and `across.fsdp` 2 there are 8 per slice. All 1: one slice, or a uniform network."""
 
     def __post_init__(self):
         for name, size in self.sizes.items():
@@ -68,22 +69,23 @@ class MeshConfig(Axes):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(Axes)}
 
     def build(self, devices: Sequence[Device] | None = None) -> Mesh:
-        """The mesh over `devices` (default: all), neighbours in an axis being near in the network.
+        """The mesh over `devices` (default: all). Neighbours along an axis are near in the network.
 
         Raises:
-          ValueError: if the sizes do not multiply to the number of devices, or `across` to that of the slices.
+          ValueError: if the product of the sizes is not the number of devices, or that of `across` not the number of
+            slices.
         """
         devices = jax.devices() if devices is None else devices
         simulated = "; `llm-jax train FILE --cpu-devices N` simulates N devices on a CPU"
         sizes = self._filled(len(devices), simulated * (jax.default_backend() == "cpu"))
-        # Auto axes: the compiler propagates shardings from the annotations. jax.make_mesh would make Explicit ones.
+        # Auto axes: the compiler propagates shardings from annotations. jax.make_mesh would create Explicit axes.
         return Mesh(self._arranged(devices, sizes), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
     def abstract(self, devices: int) -> AbstractMesh:
-        """The mesh over so many devices that need not exist.
+        """The mesh over `devices` abstract devices, for ahead-of-time compilation and shapes.
 
         Raises:
-          ValueError: if the sizes do not multiply to that number.
+          ValueError: if the product of the sizes is not that number.
         """
         sizes = self._filled(devices)
         return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
@@ -114,7 +116,7 @@ class MeshConfig(Axes):
             )
 
     def _arranged(self, devices: Sequence[Device], sizes: dict[str, int]) -> np.ndarray:
-        """The devices as an array with an axis for each name."""
+        """The devices as an array with one axis per mesh axis."""
         across = dataclasses.astuple(self.across)
         if math.prod(across) == 1:
             return mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
@@ -132,7 +134,7 @@ class MeshConfig(Axes):
 
 
 def _pairs(devices: int, others: int) -> list[tuple[int, int]] | str:
-    """Sizes of data and fsdp that use all devices beside other axes of that many."""
+    """Pairs (data, fsdp) that use all devices if the other axes have the product `others`."""
     rest, left_over = divmod(devices, others)
     return list(_divisions(rest)) if not left_over else "none"
 

@@ -1,4 +1,4 @@
-"""From logical axes to shardings: parameters, everything shaped like them, batches, activations."""
+"""Shardings from logical axes, for parameters, arrays of their shapes, batches and activations."""
 
 import contextlib
 import contextvars
@@ -32,21 +32,21 @@ from llm_jax.sharding.rules import (
 
 Axes = tuple[str, ...]
 AnyMesh = Mesh | AbstractMesh
-"""Of devices that exist, or of devices that need not."""
+"""A mesh of real devices or of abstract ones."""
 HOST = "pinned_host"
-"""JAX's name of the host's memory from which devices can read."""
+"""JAX's name of host memory that devices can access."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where everything lies: the tables of a strategy over a mesh."""
+    """A mesh and a strategy, which determine the sharding of all arrays."""
 
     mesh: AnyMesh
     strategy: Strategy
     offload: bool = False
-    """Whether the optimizer's state lies in the host's memory between updates."""
+    """Whether the optimizer state is in host memory between steps."""
     within: tuple[str, ...] = ()
-    """Mesh axes of which what is computed has one part, so that it divides nothing over them."""
+    """Mesh axes already consumed by an enclosing vmap or shard_map; nothing is sharded over them."""
 
     @classmethod
     def of(cls, config: ShardingConfig, devices: Sequence[Device] | None = None) -> Self:
@@ -59,7 +59,7 @@ class Layout:
 
     @classmethod
     def abstract(cls, config: ShardingConfig, devices: int) -> Self:
-        """The layout over so many devices that need not exist: shapes and sizes, nothing to compute on.
+        """The layout over `devices` abstract devices, for shapes and sizes only.
 
         Raises:
           ValueError: if the mesh does not fit them.
@@ -68,10 +68,10 @@ class Layout:
 
     @property
     def concrete(self) -> Mesh:
-        """The mesh, of devices that exist.
+        """The mesh of real devices.
 
         Raises:
-          ValueError: for a layout over devices that need not exist.
+          ValueError: if the layout has abstract devices.
         """
         if isinstance(self.mesh, AbstractMesh):
             raise ValueError(f"the layout is of {self.mesh.size} abstract devices: use Layout.of to compute on devices")
@@ -79,27 +79,27 @@ class Layout:
 
     @property
     def device(self) -> Device | None:
-        """One of its devices, to tell what programs are compiled for; None if there are none."""
+        """One of its devices, which determines the compilation target; None for abstract devices."""
         return None if isinstance(self.mesh, AbstractMesh) else self.mesh.devices.flat[0]
 
     @property
     def uses_pmap(self) -> bool:
-        """Whether programs are made by jax.pmap."""
+        """Whether functions are compiled by jax.pmap."""
         return self.strategy == DataParallel(use_pmap=True)
 
     @functools.cached_property
     def table(self) -> Table:
-        """Of parameters and activations while the model computes."""
+        """Mesh axes of the logical axes of parameters and activations in forward and backward pass."""
         table = self.strategy.table()
         return {word: tuple(a for a in mesh_axes(table, word) if a not in self.within) or None for word in table}
 
     @property
     def schedule(self) -> PipelineSchedule | None:
-        """The pipeline through its stages; None without one."""
+        """The pipeline schedule; None without a pipeline."""
         return rules.schedule(self.strategy, self.mesh.shape[STAGE])
 
     def sharding(self, *logical_axes: str) -> NamedSharding:
-        """Of an activation whose leading axes have these logical axes; axes past them are not divided."""
+        """Sharding of an activation whose leading axes have these logical axes; further axes are not sharded."""
         return NamedSharding(self.mesh, self.spec(logical_axes))
 
     def spec(self, logical_axes: Axes) -> PartitionSpec:
@@ -107,7 +107,7 @@ class Layout:
         return PartitionSpec(*(names or None for names in placed(self.table, logical_axes)))
 
     def gradient_sharding(self, *logical_axes: str) -> NamedSharding:
-        """Of what gradients are made of; see `constrain_gradient`."""
+        """Sharding of operands and results of gradient computations; see `constrain_gradient`."""
         table, spec = self.strategy.gradients(), []
         for index, word in enumerate(logical_axes):
             later = {axis for other in logical_axes[index + 1 :] for axis in mesh_axes(table, other)} | {*self.within}
@@ -116,21 +116,21 @@ class Layout:
 
     @property
     def rows(self) -> NamedSharding:
-        """Of arrays whose first axis is the batch."""
+        """Sharding of arrays whose first axis is the batch."""
         return self.sharding(axes.BATCH)
 
     @property
     def whole(self) -> NamedSharding:
-        """Of what every device holds."""
+        """Sharding of replicated arrays."""
         return self.sharding()
 
     def parts(self, word: str) -> int:
-        """Number of parts into which activations are divided along `word`."""
+        """Number of shards of activations along the logical axis `word`."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes(self.table, word))
 
     @property
     def exchange(self) -> Exchange | None:
-        """How attention sees the stretches of a row that lie elsewhere; None where rows are not divided."""
+        """How attention accesses other shards of a sequence; None if the sequence axis is not sharded."""
         if self.parts(axes.LENGTH) == 1:
             return None
         return next(part.exchange for part in rules.parts(self.strategy) if isinstance(part, ContextParallel))
@@ -144,7 +144,7 @@ class Layout:
         return shardings(shapes, logical_axes, self.mesh, self.strategy.gradients())
 
     def optimizer(self, shapes: Any, logical_axes: Any) -> Any:
-        """Shardings of what the optimizer keeps for parameters, by their shapes and logical axes."""
+        """Shardings of optimizer state, by shapes and logical axes of the parameters."""
         return shardings(shapes, logical_axes, self.mesh, self.strategy.optimizer())
 
 
@@ -153,8 +153,8 @@ _active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout"
 
 @contextlib.contextmanager
 def activate(layout: Layout) -> Iterator[None]:
-    """While tracing inside, layers lay their activations out by `layout`. A program of jax.pmap is that of one device:
-    it lays out nothing."""
+    """Context in which traced layers constrain the sharding of their activations by `layout`. With jax.pmap a function
+    is that of one device, so nothing is constrained."""
     if layout.uses_pmap:
         yield
         return
@@ -164,8 +164,8 @@ def activate(layout: Layout) -> Iterator[None]:
 
 @contextlib.contextmanager
 def using(layout: Layout | None) -> Iterator[None]:
-    """While tracing inside, `layout` is the active one: for what JAX traces later than where it was called, as it does
-    the passes of a `jax.custom_vjp`."""
+    """Context in which `layout` is the active layout while tracing: for code that JAX traces later than it is called,
+    such as the passes of a `jax.custom_vjp`."""
     token = _active.set(layout)
     try:
         yield
@@ -175,55 +175,56 @@ def using(layout: Layout | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def within(*mesh_axes: str) -> Iterator[None]:
-    """While tracing inside, constraints leave out these mesh axes, over which an enclosing vmap or shard_map already
-    divides the computation."""
+    """Context in which constraints exclude these mesh axes while tracing, because an enclosing vmap or shard_map
+    already consumes them."""
     with using(dataclasses.replace(required(), within=mesh_axes)):
         yield
 
 
 def active() -> Layout | None:
-    """The layout of `activate`; None outside of it."""
+    """The layout of `activate`; None outside it."""
     return _active.get()
 
 
 def required() -> Layout:
-    """The layout of `activate`. ValueError outside of it."""
+    """The layout of `activate`. Raises ValueError outside it."""
     return given(_active.get(), "there is no active layout: call it inside partition.activate(layout)")
 
 
 def constrain(x: jax.Array, *logical_axes: str) -> jax.Array:
-    """Lays an activation out by its logical axes; does nothing outside `activate`."""
+    """Constrains the sharding of an activation by its logical axes; does nothing outside `activate`."""
     layout = active()
     return x if layout is None else jax.lax.with_sharding_constraint(x, layout.sharding(*logical_axes))
 
 
 def constrain_gradient(x: jax.Array, *logical_axes: str) -> jax.Array:
-    """As `constrain`, for what gradients of parameters are made of: it is divided as they are where they are summed. Of
-    two logical_axes that are divided over the same devices the last one is."""
+    """`constrain` for operands and results of parameter gradients: they get the sharding in which gradients are summed.
+    If two logical axes map to the same mesh axis, the last one is sharded."""
     layout = active()
     return x if layout is None else jax.lax.with_sharding_constraint(x, layout.gradient_sharding(*logical_axes))
 
 
 def parts(word: str) -> int:
-    """Number of parts into which the layout of `activate` divides activations along `word`; outside of it 1."""
+    """Number of shards of activations along the logical axis `word` in the layout of `activate`; 1 outside it."""
     layout = active()
     return 1 if layout is None else layout.parts(word)
 
 
 def divides(shape: tuple[int, ...], logical_axes: Axes) -> bool:
-    """Whether all parts of an activation are of one size."""
+    """Whether the shape of an activation divides evenly into shards."""
     return all(size % parts(word) == 0 for size, word in zip(shape, logical_axes, strict=False))
 
 
 def head_copies(kv_heads: int) -> int:
-    """How often each key/value head is repeated so that they divide over the devices that divide the query heads, as
-    Megatron-LM does (megatron/core/transformer/attention.py, `num_query_groups` below the tensor parallel size)."""
+    """Number of repetitions of each key/value head, so that they divide over the devices over which query heads are
+    sharded, as in Megatron-LM (megatron/core/transformer/attention.py, `num_query_groups` below the tensor parallel
+    size)."""
     devices = parts(axes.KV_HEADS)
     return devices // math.gcd(devices, kv_heads)
 
 
 def device_group(axis: str, *before: str) -> DeviceGroup:
-    """The devices over which the active layout divides an array along the logical axis `axis`, after the logical axes
+    """The devices over which the active layout shards an array along the logical axis `axis`, if the axes before it are
     `before`; a group of one device without a layout."""
     layout = active()
     if layout is None:
@@ -233,16 +234,16 @@ def device_group(axis: str, *before: str) -> DeviceGroup:
 
 
 def per_device(function: Callable, inputs: tuple, outputs: Any) -> Callable:
-    """`function`, to be run by every device on its own part of the arrays; a `DeviceGroup` lets it speak to others.
+    """`function` under shard_map: every device runs it on its own shards. A `DeviceGroup` provides collectives.
 
-    While it is traced no layout is active: what it sees is not divided. Outside of `activate` it is `function` itself.
+    No layout is active while it is traced. Outside `activate` the result is `function` itself.
 
     Args:
-      inputs: for every argument a tree like it of tuples of logical_axes, as those of `constrain`.
-      outputs: a tree of such tuples like what `function` gives.
+      inputs: for every argument a tree of its structure with tuples of logical axes, as in `constrain`.
+      outputs: a tree of such tuples with the structure of the result.
 
     Raises:
-      ValueError: when called with arrays that do not divide.
+      ValueError: if it is called with arrays that do not divide.
     """
     layout = active()
     if layout is None:
@@ -264,7 +265,7 @@ def per_device(function: Callable, inputs: tuple, outputs: Any) -> Callable:
                     f"an activation of shape {x.shape} has {size} along {word!r}, which does not divide over "
                     f"{devices} devices: change the size to a multiple of {devices}, or the mesh",
                 )
-        # Outputs are equal on all devices that share them by what `function` does, which JAX need not prove.
+        # `function` guarantees that replicated outputs are equal on all devices, so JAX need not check it.
         found = jax.shard_map(alone, mesh=layout.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)
         return found(*arguments)
 
@@ -272,9 +273,9 @@ def per_device(function: Callable, inputs: tuple, outputs: Any) -> Callable:
 
 
 def per_shard(function: Callable[[jax.Array], jax.Array], *logical_axes: str) -> Callable[[jax.Array], jax.Array]:
-    """`function`, run on each shard by itself, of an array whose leading axes have these logical axes. It must treat
-    every index of them independently. For operations before which XLA would gather the whole array on every device,
-    such as top_k. An array that does not divide is left to XLA."""
+    """`function`, run separately on each shard of an array whose leading axes have these logical axes. It must treat
+    all indices of these axes independently. For operations before which XLA would all-gather the array, such as top_k.
+    An array that does not divide is left to XLA."""
 
     def run(x: jax.Array) -> jax.Array:
         return per_device(function, (logical_axes,), logical_axes)(x) if divides(x.shape, logical_axes) else function(x)
@@ -283,10 +284,10 @@ def per_shard(function: Callable[[jax.Array], jax.Array], *logical_axes: str) ->
 
 
 def logical_axes(boxed: Any) -> Any:
-    """The tree of logical axes, one tuple for each parameter, of an `eval_shape`d `init` with its boxes on.
+    """The tree of logical axes, one tuple for each parameter, of the boxed result of an `eval_shape`d `init`.
 
     Raises:
-      ValueError: for a parameter that is not annotated, or annotated with an unknown word.
+      ValueError: if a parameter is not annotated, or has an unknown logical axis.
     """
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
 
@@ -304,16 +305,16 @@ def logical_axes(boxed: Any) -> Any:
 
 
 def shardings(shapes: Any, axes_tree: Any, mesh: AnyMesh, table: Table) -> Any:
-    """NamedShardings for a tree of shapes whose logical axes are `axes_tree`. Fewer layers than parts stay whole, as
-    do key/value heads that do not divide: attention repeats them (`head_copies`).
+    """NamedShardings for a tree of shapes whose logical axes are `axes_tree`. Layer axes shorter than the number of
+    shards are not sharded, nor are key/value heads that do not divide: attention repeats them (`head_copies`).
 
     Raises:
-      ValueError: where a dimension does not divide over its mesh axes.
+      ValueError: if another dimension does not divide over its mesh axes.
     """
 
     def over(size: int, word: str, names: tuple[str, ...]) -> tuple[str, ...] | None:
         devices = math.prod(mesh.shape[axis] for axis in names)
-        # The layers of a short segment are not cut into stages (schedule.py).
+        # The layers of a short segment are not pipelined (pipeline_schedule.py).
         whole = (word == axes.LAYERS and size < devices) or (word == axes.KV_HEADS and size % devices != 0)
         return None if whole else names or None
 
@@ -326,10 +327,10 @@ def shardings(shapes: Any, axes_tree: Any, mesh: AnyMesh, table: Table) -> Any:
 
 
 def like_parameters(tree: Any, parameters: Any, parameter_shardings: Any, mesh: AnyMesh) -> Any:
-    """Shardings for a tree, such as an optimizer state, that holds copies of the parameter tree inside it.
+    """Shardings for a tree, such as an optimizer state, that contains trees with the structure of the parameters.
 
-    A leaf whose path ends in a parameter's path and has its shape is laid out as that parameter; all others are
-    replicated (counters, and the small factored statistics of Adafactor).
+    A leaf whose path ends with the path of a parameter and that has its shape gets the sharding of that parameter. All
+    others are replicated (counters, and the small factored statistics of Adafactor).
     """
     known = {
         tuple(path): (leaf.shape, sharding)

@@ -1,23 +1,24 @@
-"""A stack of layers run as a pipeline: its stages lie on different devices and work on different rows at a time.
+"""Pipeline parallelism: the stages of a stack of layers are on different devices and process different sequences.
 
-The form is that of Xu et al. 2021 (arXiv:2105.04663, 3.3): what all stages work on is one array with an axis for the
-stages, divided over the devices; one step is the same function mapped along this axis, and passing rows on is a
-rotation of it, which becomes an exchange between neighbours. The backward pass is the derivative of that loop.
+The formulation is that of Xu et al. 2021 (arXiv:2105.04663, 3.3). The inputs of all stages are one array with a stage
+axis, sharded over the devices. One pipeline step is the same function, mapped along this axis. Passing activations on
+is a rotation along it, which becomes a collective permute between neighbours. The backward pass is the derivative of
+that loop.
 
-Microbatches wait divided over the stages, and travel to the first one, as what is finished travels back, on a second
-ring: rows are never gathered. A group of as many microbatches as stages makes all its rounds before the next one enters
-(Narayanan et al. 2021, arXiv:2104.04473, 2.2), so that what leaves the last stage between two rounds is what the first
-stage needs next. In the bubble stages work on rows that wait, so that all numbers stay finite, and what they make is
+Waiting microbatches are sharded over the stages. They move to the first stage on a second ring, on which finished ones
+move back; sequences are never gathered. A group of as many microbatches as stages passes all virtual stages before the
+next group enters (Narayanan et al. 2021, arXiv:2104.04473, 2.2), so the output of the last stage is the next input of
+the first stage. In the bubble, stages compute waiting sequences, so that all numbers are finite; these results are
 overwritten.
 
-What stages tell beside is kept of all steps, and that of the bubble left out when they are over: at which steps a stage
-worked on which rows is known before.
+Auxiliary outputs of stages are stored for all steps. Those of the bubble are removed after the loop, because the steps
+at which a stage processes real sequences are known in advance.
 
-Weights are copied to the replicas before the loop, rather than in it, so that gradients are summed over replicas
-after it: once, where the compiler would do it for each microbatch.
+Weights are copied to the replicas before the loop and not inside it, so that gradients are summed over replicas once
+after it. The compiler would otherwise sum them for each microbatch.
 
-Legend: Q groups of microbatches, S stages, P replicas of the pipeline, B rows of a microbatch in a replica,
-V rounds, L layers that a stage runs in a round, M microbatches of a group in the order in which they enter, X any axes.
+Legend: Q groups of microbatches, S stages, P replicas of the pipeline, B sequences of a microbatch in a replica,
+V virtual stages per stage, L layers of a virtual stage, M microbatches of a group in the order of entry, X any axes.
 """
 
 import functools
@@ -45,12 +46,12 @@ Policy = Callable[..., Any]
 """One of `jax.checkpoint_policies`."""
 
 Stage = Callable[[Any, Any, Any, jax.Array, Any], tuple[jax.Array, Any, Any]]
-"""(weights of its layers [L, X], what all layers read, key, x [B, X], what belongs to the rows [B, X]) -> x [B, X],
-what the layers tell of each row [L, B, X], and their sums over rows [L, X]."""
+"""(weights of its layers [L, X], inputs of all layers, key, x [B, X], inputs per sequence [B, X]) -> x [B, X],
+auxiliary outputs per sequence [L, B, X], auxiliary outputs summed over sequences [L, X]."""
 
 
 def schedule() -> PipelineSchedule | None:
-    """That of the layout of `partition.activate`; None without one."""
+    """The pipeline schedule of the layout of `partition.activate`; None without one."""
     layout = partition.active()
     return layout.schedule if layout is not None else None
 
@@ -58,19 +59,19 @@ def schedule() -> PipelineSchedule | None:
 def run(
     stage: Stage, weights: Any, common: Any, key: jax.Array | None, x: jax.Array, rows: Any, keep: Policy | None
 ) -> tuple[jax.Array, Any, Any]:
-    """x [rows, X] through all layers by the schedule of the active layout. Besides what the layers, in order, tell: of
-    each row [layers, rows, X], and sums over all rows [layers, X].
+    """Runs x [rows, X] through all layers by the schedule of the active layout. It also returns the auxiliary outputs
+    of the layers, in order: per sequence [layers, rows, X], and summed over all sequences [layers, X].
 
     Args:
       stage: runs L layers.
       weights: tree of [layers, X], in the order of the layers.
       common: tree of arrays that every stage reads.
-      key: of random numbers; every stage gets another one at every step, in every replica. None: none are drawn.
-      rows: tree of [rows, X] that goes with x from stage to stage.
-      keep: what the backward pass keeps of a step of a stage, beside what it began with; None: all that it computes.
+      key: random key; every stage gets a different one at every step, in every replica. None: no random numbers.
+      rows: tree of [rows, X] that moves with x from stage to stage.
+      keep: remat policy of a step of a stage, whose inputs are always saved; None: all computed values are saved.
 
     Raises:
-      ValueError: for a number of rows that cannot be cut into microbatches.
+      ValueError: if the number of sequences does not divide into microbatches.
     """
     layout = partition.required()
     plan = given(layout.schedule, f"strategy {type(layout.strategy).__name__} has no pipeline: use PipelineParallel")
@@ -96,14 +97,14 @@ def run(
     (_, (x_QSPBX, _)), (of_rows, sums) = jax.lax.scan(step, (first, waiting), jnp.arange(plan.steps))
     of_rows = jax.tree.map(lambda told: _joined_layers(_worked(told, plan)), of_rows)
     sums = jax.tree.map(lambda told: _layers(jnp.sum(_worked(told, plan), axis=(0, 2, 4))), sums)
-    # What a group leaves takes the place of the next one, the last group's that of the first.
+    # Finished microbatches of a group are stored at the index of the next group, those of the last group at the first.
     return _joined(jnp.roll(x_QSPBX, -1, axis=0)), of_rows, sums
 
 
 def _mapped(stage: Stage, plan: PipelineSchedule, keep: Policy) -> Callable:
-    """`stage` for all stages and replicas at a time; their number and the time come first."""
+    """`stage`, mapped over all stages and replicas; the first arguments are the index of the stage and the step."""
 
-    # Else the weights of each step would be kept, cut and cast as it uses them.
+    # Without the checkpoint, the sliced and cast weights of each step would be saved.
     @functools.partial(jax.checkpoint, policy=keep, prevent_cse=False)
     def one(number: jax.Array, time: jax.Array, weights: Any, common: Any, key: Any, x_BX: jax.Array, rows: Any) -> Any:
         turn = (time - number) // plan.stages % plan.virtual_stages
@@ -116,13 +117,12 @@ def _mapped(stage: Stage, plan: PipelineSchedule, keep: Policy) -> Callable:
 
 
 def _computed(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Policy: all but what is only cut, cast or laid out otherwise."""
+    """Remat policy: saves everything except results of slices, casts and layout changes."""
     return primitive.name not in _MOVES
 
 
 def _entered(held: Any, waiting: Any, time: jax.Array, plan: PipelineSchedule) -> tuple[Any, Any]:
-    """With a microbatch that waits in the first stage, and what came there from the last stage in its place, where it
-    has made all rounds."""
+    """Exchanges the input of the first stage with a waiting microbatch if it has passed all virtual stages."""
     lap = plan.stages * plan.virtual_stages
 
     def exchange(held: Any, waiting: Any) -> tuple[Any, Any]:
@@ -137,9 +137,9 @@ def _entered(held: Any, waiting: Any, time: jax.Array, plan: PipelineSchedule) -
 
 
 def _passed_on(x_SX: jax.Array) -> jax.Array:
-    """To the next stage; from the last to the first.
+    """Sends each part to the next stage, and that of the last stage to the first.
 
-    By hand: of a rotation of the array the compiler makes this exchange only where nothing obscures it.
+    It is an explicit collective permute, because the compiler does not always convert a rotation of the array into one.
     """
     stages = len(x_SX)
     ring = [(stage, (stage + 1) % stages) for stage in range(stages)]
@@ -147,7 +147,7 @@ def _passed_on(x_SX: jax.Array) -> jax.Array:
 
 
 def _by_stage(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """`function` of each stage's part of [S, X] arrays, which may exchange with the others."""
+    """`function` under shard_map over the stages of [S, X] arrays; it may use collectives."""
     mesh, divided = partition.required().mesh, PartitionSpec(STAGE)
     return jax.shard_map(function, mesh=mesh, in_specs=divided, out_specs=divided, axis_names={STAGE})(*arrays)
 
@@ -159,7 +159,7 @@ def _first(one_SX: jax.Array, other_SX: jax.Array) -> jax.Array:
 
 
 def _cut(x: jax.Array, plan: PipelineSchedule, replicas: int, layout: Layout) -> jax.Array:
-    """[rows, X] -> [Q, S, P, B, X]. No row leaves its device: a microbatch is of rows that lie at one stage."""
+    """[rows, X] -> [Q, S, P, B, X]. No sequence leaves its device: a microbatch consists of sequences of one stage."""
     x_PSBQX = x.reshape(replicas, plan.stages, -1, plan.groups, *x.shape[1:])
     x_QSPBX = jnp.moveaxis(x_PSBQX, (3, 1, 0, 2), (0, 1, 2, 3))
     return _laid(x_QSPBX, layout, None, STAGE, _REPLICAS)
@@ -172,8 +172,8 @@ def _joined(x_QSPBX: jax.Array) -> jax.Array:
 
 
 def _worked(told: jax.Array, plan: PipelineSchedule) -> jax.Array:
-    """What stages told [steps, S, X] of rows, and not of those that waited in the bubble: [Q, V, M, S, X]."""
-    # A stage begins as many steps after the first one as it stands behind it.
+    """Auxiliary outputs [steps, S, X] without those of the bubble: [Q, V, M, S, X]."""
+    # Stage i starts i steps after the first stage.
     worked = plan.virtual_stages * plan.microbatches
     by_stage = [told[stage : stage + worked, stage] for stage in range(plan.stages)]
     return jnp.stack(by_stage, axis=1).reshape(
@@ -182,8 +182,8 @@ def _worked(told: jax.Array, plan: PipelineSchedule) -> jax.Array:
 
 
 def _joined_layers(told_QVMSPLBX: jax.Array) -> jax.Array:
-    """Rows as `_joined` has them, layers in their order: [layers, rows, X]."""
-    # The last one that waits is the first to enter.
+    """Auxiliary outputs with sequences in the order of `_joined` and layers in order: [layers, rows, X]."""
+    # The last waiting microbatch enters first.
     told_QVMSPLBX = jnp.flip(told_QVMSPLBX, axis=2)
     told_VSLQMPBX = jnp.moveaxis(told_QVMSPLBX, (1, 3, 5, 0, 2, 4, 6), range(7))
     return jax.vmap(_joined)(_layers(told_VSLQMPBX))
@@ -195,10 +195,10 @@ def _layers(told_VSLX: jax.Array) -> jax.Array:
 
 
 def _dealt(leaf: jax.Array, plan: PipelineSchedule) -> jax.Array:
-    """[layers, X] -> [S, V, L, X]: in each round every stage runs the layers after those of the stage before it.
+    """[layers, X] -> [S, V, L, X]: in each round every stage runs the layers after those of the previous stage.
 
-    They lie the other way, the layers of one stage together, so that most are sent to another: by hand, since the
-    compiler sends them several times.
+    The weights are stored with consecutive layers on one stage, so most must be sent to another stage. The exchange is
+    explicit, because the compiler would send them several times.
     """
     leaf_SVLX = leaf.reshape(plan.stages, plan.virtual_stages, -1, *leaf.shape[1:])
     if plan.virtual_stages == 1:
@@ -215,7 +215,7 @@ def _dealt(leaf: jax.Array, plan: PipelineSchedule) -> jax.Array:
             dealt_1VLX = dealt_1VLX.at[:, jnp.asarray(turns)[stage]].set(passed_1LX)
         return dealt_1VLX
 
-    # Not jax.lax.axis_index, which compilers refuse where other mesh axes are theirs to divide.
+    # Not jax.lax.axis_index, which the compiler rejects if other mesh axes are automatic.
     return _by_stage(exchanged, leaf_SVLX, jnp.arange(plan.stages))
 
 
@@ -226,6 +226,6 @@ def _copied(leaf_SX: jax.Array, replicas: int, layout: Layout) -> jax.Array:
 
 
 def _laid(x: jax.Array, layout: Layout, *mesh_axes: str | tuple[str, ...] | None) -> jax.Array:
-    """With its first axes divided over these mesh axes, and the others as the compiler finds best."""
+    """x with its first axes sharded over these mesh axes; the compiler chooses the sharding of the others."""
     free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(mesh_axes))
     return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec(*mesh_axes, *free)))

@@ -1,4 +1,4 @@
-"""When the stages of a pipeline work on what: the figures of a schedule."""
+"""The schedule of a pipeline: its steps, bubble and exchanges of weights."""
 
 import dataclasses
 import math
@@ -9,21 +9,21 @@ from llm_jax.core.checks import check, check_positive
 
 
 class LayerRun(NamedTuple):
-    """Layers that follow one another and are run in one step: where they lie, and where they are needed."""
+    """The consecutive layers of a virtual stage: where they are stored, and where they run."""
 
     source: int
-    """The stage that they lie at, with the runs before and after them."""
+    """The stage that stores them, with the runs before and after them."""
     place: int
-    """Which of its runs they are."""
+    """Their index among the runs that it stores."""
     target: int
     """The stage that runs them."""
     turn: int
-    """The round in which it does."""
+    """The round in which it runs them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineSchedule:
-    """Microbatches pass through all stages, as often as there are virtual stages on each."""
+    """A pipeline schedule. Microbatches pass through all stages `virtual_stages` times."""
 
     stages: int
     microbatches: int
@@ -39,23 +39,23 @@ class PipelineSchedule:
 
     @property
     def groups(self) -> int:
-        """Groups of microbatches; those of a group pass all virtual stages before the next group enters."""
+        """Number of groups of microbatches. A group passes all virtual stages before the next group enters."""
         return self.microbatches // self.stages
 
     @property
     def steps(self) -> int:
-        """Steps of the pipeline, in each of which all stages work once."""
+        """Number of pipeline steps; in each step every stage computes once."""
         return self.virtual_stages * self.microbatches + self.stages - 1
 
     @property
     def bubble(self) -> float:
-        """Share of the steps in which a stage has nothing to do: while the pipeline fills and empties (Huang et al.
-        2019, arXiv:1811.06965, 2.3; with virtual stages Narayanan et al. 2021, arXiv:2104.04473, 2.2)."""
+        """Fraction of the steps in which a stage is idle, while the pipeline fills and empties (Huang et al. 2019,
+        arXiv:1811.06965, 2.3; with virtual stages Narayanan et al. 2021, arXiv:2104.04473, 2.2)."""
         return (self.stages - 1) / self.steps
 
     def exchanges(self) -> Iterator[list[LayerRun]]:
-        """All runs of layers, sorted so that in each exchange every stage sends one and receives one."""
-        # Stages `apart` from one another would send their runs of one place to the same stage.
+        """All layer runs, grouped so that in each exchange every stage sends one and receives one."""
+        # Stages at a distance of `apart` would send their runs of equal index to the same stage.
         apart = self.stages // math.gcd(self.stages, self.virtual_stages)
         for number in range(self.virtual_stages):
             places = [(number + stage // apart) % self.virtual_stages for stage in range(self.stages)]
@@ -66,11 +66,11 @@ class PipelineSchedule:
             ]
 
     def cuts(self, repeats: int) -> bool:
-        """Whether a segment of so many repeats is cut into stages. One of fewer repeats than stages is not: all devices
-        hold it and compute it for rows of their own, as they do embedding and head.
+        """Whether a segment of `repeats` repeats is pipelined. A segment with fewer repeats than stages is not: all
+        devices hold it and compute it for their own sequences, as they do with embedding and head.
 
         Raises:
-          ValueError: for one of more repeats that the stages and virtual stages do not divide.
+          ValueError: if the segment is longer and stages times virtual stages do not divide its repeats.
         """
         parts = self.stages * self.virtual_stages
         check(
@@ -82,10 +82,13 @@ class PipelineSchedule:
         return repeats >= self.stages
 
     def check(self, repeats: Sequence[int]) -> None:
-        """That a stack whose segments have so many repeats of their own weights can be cut.
+        """Checks that a stack can be pipelined.
+
+        Args:
+          repeats: repeats of its segments without shared weights.
 
         Raises:
-          ValueError: if a segment cannot, or all are too short.
+          ValueError: if a segment cannot be divided into stages, or all are too short.
         """
         check(
             any([self.cuts(number) for number in repeats]),
@@ -95,10 +98,10 @@ class PipelineSchedule:
         )
 
     def check_rows(self, rows: int, parts: int) -> None:
-        """That so many rows, divided over `parts` groups of stages, can be cut into microbatches.
+        """Checks that `rows` sequences, sharded over `parts` replicas of the stages, divide into microbatches.
 
         Raises:
-          ValueError: if they cannot.
+          ValueError: if they do not.
         """
         step = self.microbatches * parts
         check(

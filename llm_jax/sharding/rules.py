@@ -1,8 +1,8 @@
-"""Strategies: visible tables from the logical axes of axes.py to mesh axes.
+"""Strategies: explicit tables from the logical axes of axes.py to mesh axes.
 
-A strategy is a config type. It has `table()`, where parameters and activations lie while the model computes;
-`gradients()`, where gradients are summed; and `optimizer()`, where the optimizer's state and moving averages lie, and
-updates are made.
+A strategy is a config type with three tables: `table()` for parameters and activations in forward and backward pass,
+`gradients()` for summed gradients, and `optimizer()` for the optimizer state, moving averages and the optimizer's
+computations.
 """
 
 import abc
@@ -23,11 +23,11 @@ _ORDER = [field.name for field in dataclasses.fields(Axes)]
 
 
 class _OneTable(abc.ABC):
-    """A strategy under which all copies of the parameters lie as the parameters do."""
+    """A strategy with one table for parameters, gradients and optimizer state."""
 
     @abc.abstractmethod
     def table(self) -> Table:
-        """Where parameters and activations lie while the model computes."""
+        """The table of parameters and activations in forward and backward pass."""
 
     def gradients(self) -> Table:
         return self.table()
@@ -38,11 +38,11 @@ class _OneTable(abc.ABC):
 
 @configclass
 class DataParallel(_OneTable):
-    """Every device holds all parameters and sees its own examples."""
+    """Every device holds all parameters and processes its own examples."""
 
     use_pmap: bool = False
-    """Whether by `jax.pmap`: every device then runs the program of one device, and sums gradients with the others.
-    Dropout differs from device to device, and so from what a program over all devices draws."""
+    """Whether to use `jax.pmap`: every device then runs the function of one device, and gradients are summed over
+    devices. Each device draws its own dropout, so it differs from that of a function over all devices."""
 
     def table(self) -> Table:
         table: Table = dict.fromkeys(axes.LOGICAL_AXES)
@@ -51,14 +51,14 @@ class DataParallel(_OneTable):
 
 @configclass
 class FullySharded:
-    """FSDP, or ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): what replicas would hold twice is divided along the
-    model width. Norm scales, a few kilobytes, stay whole.
+    """FSDP, or ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054): state that replicas would duplicate is sharded along
+    the model width. Norm scales, a few kilobytes, are not sharded.
 
-    With ExpertParallel experts have replicas along the fsdp axis only, all else along the expert axis too."""
+    With ExpertParallel, experts have replicas along the fsdp axis only, other parameters also along the expert axis."""
 
     stage: Literal[1, 2, 3] = 3
-    """1: the optimizer's state and moving averages are divided. 2: so are gradients. 3: so are parameters, which are
-    gathered layer by layer."""
+    """1: optimizer state and moving averages are sharded. 2: gradients too. 3: parameters too, which are all-gathered
+    layer by layer."""
 
     def __post_init__(self):
         check_one_of("stage", self.stage, (1, 2, 3))
@@ -78,13 +78,13 @@ class FullySharded:
 
 @configclass
 class TensorParallel(_OneTable):
-    """Every layer is cut: attention by heads, feed-forward layers by their inner features, embedding and scores by
-    tokens (Shoeybi et al. 2019, arXiv:1909.08053, section 3). Of fewer key/value heads than devices every device holds
-    all, and computes those that its query heads read."""
+    """Every layer is sharded: attention by heads, feed-forward layers by their inner features, embedding and logits by
+    the vocabulary (Shoeybi et al. 2019, arXiv:1909.08053, section 3). With fewer key/value heads than devices, every
+    device holds the parameters of all of them and computes those that its query heads read."""
 
     sequence: bool = False
-    """Whether the residual stream between the layers is divided too, by places of the row (Korthikanti et al. 2022,
-    arXiv:2205.05198, 4.2.2); else every device holds all of it."""
+    """Whether the residual stream between the layers is sharded along the sequence (Korthikanti et al. 2022,
+    arXiv:2205.05198, 4.2.2); otherwise it is replicated."""
 
     def table(self) -> Table:
         cut = dict.fromkeys((axes.HEADS, axes.KV_HEADS, axes.BLOCKS, axes.MLP, axes.VOCAB), TENSOR)
@@ -93,8 +93,8 @@ class TensorParallel(_OneTable):
 
 @configclass
 class ExpertParallel(_OneTable):
-    """Every device holds some of the experts, which tokens are sent to (Lepikhin et al. 2020, arXiv:2006.16668, 3.3);
-    all else is data parallel."""
+    """Every device holds a subset of the experts, to which tokens are sent (Lepikhin et al. 2020, arXiv:2006.16668,
+    3.3); everything else is data parallel."""
 
     def table(self) -> Table:
         return DataParallel().table() | {axes.EXPERTS: EXPERT}
@@ -102,24 +102,25 @@ class ExpertParallel(_OneTable):
 
 @configclass
 class PipelineParallel(_OneTable):
-    """Every device holds a part of the depth, a stage, and passes rows on to the next (pipeline.py).
+    """Every device holds a stage, a part of the layers, and sends activations to the next stage (pipeline_parallel.py).
 
-    All steps forward come before those backward, so that activations of the whole batch are kept, as without stages,
-    or made again as Execution says. Dropout draws otherwise than without stages.
+    All forward steps come before all backward steps, so the activations of the whole batch are stored, as without
+    stages, or recomputed as `Execution` specifies. Dropout differs from that without stages.
 
-    What lies outside of the stages, such as embedding and head, is data parallel: all stages hold it, and compute it
-    for rows of their own; FullySharded divides it. So is a segment of fewer repeats than stages, or with shared
-    weights. With FullySharded the weights of a stage are gathered, and their gradients summed, once a pass and not once
-    a microbatch, so that a device holds those of its stage whole while it computes; between updates all stays divided.
+    Parts outside the stages, such as embedding and head, are data parallel: all stages hold them and compute them for
+    their own sequences; FullySharded shards them. The same holds for segments with fewer repeats than stages or with
+    shared weights. With FullySharded the weights of a stage are all-gathered, and their gradients summed, once per pass
+    and not once per microbatch. A device therefore holds the full weights of its stage during a pass; between steps
+    everything remains sharded.
     """
 
     microbatches: int
-    """Pieces of a batch that are under way at once: a multiple of the stages. More of them make a smaller bubble."""
+    """Number of microbatches of a batch, a multiple of the stages. More microbatches make the bubble smaller."""
     virtual_stages: int = 1
-    """How often a row passes through all stages. 1: each holds layers that follow one another (Huang et al. 2019,
-    arXiv:1811.06965). More: each holds so many shorter runs of layers, and the bubble is the smaller (Narayanan et al.
-    2021, arXiv:2104.04473, 2.2); rows are passed on so many times as often, and weights, which lie in the order of the
-    layers so that checkpoints do not depend on it, are exchanged between stages once a pass, gradients likewise."""
+    """Number of passes of a sequence through all stages. 1: each stage holds consecutive layers (Huang et al. 2019,
+    arXiv:1811.06965). V > 1: each stage holds V shorter runs of layers, and the bubble is smaller (Narayanan et al.
+    2021, arXiv:2104.04473, 2.2). Activations are then sent V times as often. Weights are stored in the order of the
+    layers, so that checkpoints do not depend on V, and are exchanged between stages once per pass, as gradients are."""
 
     def __post_init__(self):
         check_positive(microbatches=self.microbatches, virtual_stages=self.virtual_stages)
@@ -130,14 +131,14 @@ class PipelineParallel(_OneTable):
 
 @configclass
 class Ring:
-    """Keys and values go from device to device, and the queries of every device meet them as they pass (Liu et al.
-    2023, arXiv:2310.01889). It takes the place of the model's kernel."""
+    """Ring attention: shards of keys and values rotate over the devices, and queries stay (Liu et al. 2023,
+    arXiv:2310.01889). It replaces the model's kernel."""
 
     balanced: bool = True
-    """Whether devices may trade stretches before and after, where the mask would leave some of them idle: each then has
-    one from the front of the row and one from its end, which together see as much as those of any other."""
+    """Whether devices exchange shards before and after attention if the mask would leave some devices idle. Each then
+    has one shard from the front of the sequence and one from its end, and all have the same work."""
     block: int = 512
-    """Queries, and keys, of which a device makes the scores at once: memory grows with its square."""
+    """Queries, and keys, per block of scores: memory grows with its square."""
 
     def __post_init__(self):
         check_positive(block=self.block)
@@ -145,8 +146,8 @@ class Ring:
 
 @configclass
 class AllToAll:
-    """Every device gets whole rows of some of the heads, and the model's own kernel runs on them (Jacobs et al. 2023,
-    arXiv:2309.14509, 3.1). The heads of one device must divide among those that share a row."""
+    """Every device gets whole sequences of a subset of the heads, and the model's kernel runs on them (Jacobs et al.
+    2023, arXiv:2309.14509, 3.1). The heads of a device must divide over the devices that share a sequence."""
 
 
 Exchange = Ring | AllToAll
@@ -154,10 +155,10 @@ Exchange = Ring | AllToAll
 
 @configclass
 class ContextParallel(_OneTable):
-    """Every device sees a stretch of each row; where tokens see others, the stretches are exchanged."""
+    """Every device holds a shard of each sequence; layers that mix tokens exchange data between shards."""
 
     exchange: Exchange = Ring()
-    """How attention sees the other stretches. Which is cheaper depends on heads, length and network; results are the
+    """How attention accesses other shards. The cheaper exchange depends on heads, length and network; results are the
     same."""
 
     def table(self) -> Table:
@@ -166,7 +167,7 @@ class ContextParallel(_OneTable):
 
 @configclass
 class Combined:
-    """Two strategies at once, each over mesh axes of its own, such as FullySharded and TensorParallel."""
+    """Two strategies combined, each over its own mesh axes, such as FullySharded and TensorParallel."""
 
     one: "Strategy"
     other: "Strategy"
@@ -195,7 +196,7 @@ Strategy = DataParallel | FullySharded | TensorParallel | ExpertParallel | Pipel
 
 
 def parts(strategy: Strategy) -> Iterator[Strategy]:
-    """The strategies that a product is made of."""
+    """The strategies of which a strategy is combined."""
     if isinstance(strategy, Combined):
         yield from parts(strategy.one)
         yield from parts(strategy.other)
@@ -204,24 +205,24 @@ def parts(strategy: Strategy) -> Iterator[Strategy]:
 
 
 def schedule(strategy: Strategy, stages: int) -> PipelineSchedule | None:
-    """The pipeline of a strategy over so many stages; None without one.
+    """The pipeline schedule of a strategy with `stages` stages; None without a pipeline.
 
     Raises:
-      ValueError: for microbatches that the stages do not divide.
+      ValueError: if the stages do not divide the microbatches.
     """
     found = [part for part in parts(strategy) if isinstance(part, PipelineParallel)]
     return PipelineSchedule(stages, found[0].microbatches, found[0].virtual_stages) if found and stages > 1 else None
 
 
 def mesh_axes(table: Table, word: str) -> tuple[str, ...]:
-    """Mesh axes over which arrays are divided along `word`."""
+    """Mesh axes over which arrays are sharded along the logical axis `word`."""
     names = table[word]
     return (names,) if isinstance(names, str) else names or ()
 
 
 def placed(table: Table, logical_axes: Iterable[str]) -> list[tuple[str, ...]]:
-    """Mesh axes over which each axis of an array with these logical axes is divided: a mesh axis that several of them
-    name divides the first."""
+    """Mesh axes over which each axis of an array with these logical axes is sharded. If several of them map to the same
+    mesh axis, the first one is sharded."""
     found: list[tuple[str, ...]] = []
     for word in logical_axes:
         used = {axis for names in found for axis in names}
@@ -230,20 +231,20 @@ def placed(table: Table, logical_axes: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _merged(one: Table, other: Table) -> Table:
-    """Every word divided over the axes of both tables, in the order of the mesh."""
+    """Each logical axis mapped to the mesh axes of both tables, in the order of the mesh."""
     used = {word: {*mesh_axes(one, word), *mesh_axes(other, word)} for word in one}
     return {word: tuple(axis for axis in _ORDER if axis in names) or None for word, names in used.items()}
 
 
 @configclass
 class ShardingConfig:
-    """How arrays are laid over devices."""
+    """The sharding of a run: mesh, strategy and offloading."""
 
     mesh: MeshConfig = MeshConfig()
     strategy: Strategy = DataParallel()
     offload: bool = False
-    """Whether the optimizer's state lies in the host's memory between updates (Rajbhandari et al. 2021,
-    arXiv:2104.07857, 5.2): memory of the devices for time to move it."""
+    """Whether the optimizer state is in host memory between steps (Rajbhandari et al. 2021, arXiv:2104.07857, 5.2).
+    This saves device memory and costs the time of the transfers."""
 
     def __post_init__(self):
         tables = (self.strategy.table(), self.strategy.optimizer())
@@ -264,5 +265,6 @@ class ShardingConfig:
 
     @property
     def schedule(self) -> PipelineSchedule | None:
-        """The pipeline; None without one, and where the number of stages is left to the number of devices."""
+        """The pipeline schedule; None without a pipeline, and if the number of stages follows from the number of
+        devices."""
         return schedule(self.strategy, self.mesh.stage)

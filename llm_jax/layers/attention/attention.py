@@ -35,8 +35,8 @@ from llm_jax.sharding import axes, partition
 
 @configclass
 class QKNormConfig:
-    """Queries and keys are normalised before they are rotated (Henry et al. 2020, arXiv:2010.04245; Dehghani et al.
-    2023, arXiv:2302.05442, 2)."""
+    """Normalisation of queries and keys before the rotary embedding (Henry et al. 2020, arXiv:2010.04245; Dehghani et
+    al. 2023, arXiv:2302.05442, 2)."""
 
     norm: Norm
     over: Literal["head", "heads"] = "head"
@@ -52,7 +52,7 @@ class QKNormConfig:
         return self.norm.parameters(query) + self.norm.parameters(key)
 
     def apply(self, x_BNTH: jax.Array, precision: Precision, name: str) -> jax.Array:
-        """Normalised queries or keys; parameters are those of the module in whose method this is called."""
+        """Normalised queries or keys. The norm's parameters belong to the calling module."""
         norm = self.norm.build(precision, name)
         if self.over == "head":
             return norm(x_BNTH)
@@ -71,15 +71,15 @@ class AttentionConfig(Mixer):
     kv_heads: int
     mask: Mask = Causal()
     position: RotaryPosition | None = None
-    """Positions by rotating queries and keys; None where the embedding carries them."""
+    """Rotary embedding of queries and keys. None: attention adds no position; the embedding may."""
     scores: ScoresConfig = ScoresConfig()
     qk_norm: QKNormConfig | None = None
     clip: float | None = None
-    """Limit of queries, keys and values either side of zero, before they are rotated (DBRX)."""
+    """c: queries, keys and values are clipped to [-c, c], before the rotary embedding (DBRX)."""
     bias: bool = False
     """Biases on the projections of queries, keys and values."""
     out_bias: bool | None = None
-    """A bias on the output projection; None: as `bias`."""
+    """Whether the output projection has a bias; None: as `bias`."""
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the output projection, which writes to the residual stream."""
@@ -87,7 +87,7 @@ class AttentionConfig(Mixer):
     """Initialiser of the projection of queries; None: `init`."""
     kernel: Kernel = BlockedKernel()
     dropout: float = 0.0
-    """Share of the weights of attention that is dropped in training."""
+    """Dropout rate of the attention weights in training."""
 
     def __post_init__(self):
         check_dropout(self.kernel, self.dropout)
@@ -119,12 +119,12 @@ class AttentionConfig(Mixer):
         return 4 * width * (self.heads + self.kv_heads) * self.head_dim
 
     def mixing_flops(self, length: int) -> float:
-        """Forward FLOPs per token of scores and weighted sum, only the pairs that the mask allows."""
+        """Forward FLOPs per token of scores and weighted sum, over the pairs that the mask allows."""
         return 4 * self.heads * self.head_dim * self.mask.pairs(length)
 
     @property
     def causal(self) -> bool:
-        """Whether no token is told of a later one."""
+        """Whether the mask is causal."""
         return self.mask.causal
 
     @property
@@ -133,7 +133,7 @@ class AttentionConfig(Mixer):
         return f"{self.heads} of {self.head_dim}, {self.kv_heads} key/value"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValues:
-        """An empty state for `slots` tokens."""
+        """An empty KV cache of `slots` positions."""
         shape = (batch, self.kv_heads, slots, self.head_dim)
         return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
@@ -149,7 +149,7 @@ class Attention(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, state: KeyValues | None = None
     ) -> tuple[jax.Array, KeyValues | None]:
-        """Mixes tokens; `state` holds keys and values of earlier ones, to which this call's are added."""
+        """Attends over the sequence. `state` is the KV cache; the keys and values of this call are written to it."""
         config = self.config
         q_BNTH = self.queries(x_BTD, context.queries)
         k_BKSH, v_BKSH = self.keys_values(x_BTD, context.queries, cached=state is not None)
@@ -168,9 +168,9 @@ class Attention(nn.Module):
         return checkpoint_name(self._placed(q_BNTH, place, "query_norm"), "qkv")
 
     def keys_values(self, x_BSD: jax.Array, place: SequenceInfo, cached: bool) -> tuple[jax.Array, jax.Array]:
-        """[B, K, S, H] each, the keys normalised and rotated. Where heads divide over more devices than there are
-        key/value heads, those are repeated, but for a cache and for a norm over all of them (exchange.py repeats them
-        then)."""
+        """Keys and values [B, K, S, H], the keys normalised and rotated. Where heads are sharded over more devices than
+        there are key/value heads, each key/value head is repeated. With a cache or a norm over all heads it is not
+        repeated here; context_parallel.py then repeats it."""
         kv_heads, norm = self.config.kv_heads, self.config.qk_norm
         as_they_are = cached or (norm is not None and norm.over == "heads")
         copies = 1 if as_they_are else partition.head_copies(kv_heads)
@@ -180,14 +180,14 @@ class Attention(nn.Module):
         return checkpoint_name(k_BKSH, "qkv"), checkpoint_name(v_BKSH, "qkv")
 
     def sinks(self) -> jax.Array | None:
-        """Scores of no token, float32 [N], where there are such."""
+        """Attention sinks, one learned score a head, float32 [N]; None without sinks."""
         if not self.config.scores.sinks:
             return None
         zeros = annotated(nn.initializers.zeros_init(), (axes.HEADS,), Role.BIAS)
         return self.param("sinks", zeros, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
     def out(self, y_BNTH: jax.Array) -> jax.Array:
-        """What attention writes to the stream, [B, T, D]."""
+        """Output projection, [B, T, D]."""
         config = self.config
         shape, logical_axes = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
         bias = config.biased_output
@@ -214,7 +214,7 @@ class Attention(nn.Module):
 
 @configclass
 class CrossAttentionConfig(AttentionConfig):
-    """Attention from the tokens of the stream to those of an encoder (Vaswani et al. 2017, arXiv:1706.03762, 3.2.3)."""
+    """Cross-attention to the encoder output (Vaswani et al. 2017, arXiv:1706.03762, 3.2.3)."""
 
     mask: Mask = Bidirectional()
 
@@ -230,7 +230,7 @@ class CrossAttentionConfig(AttentionConfig):
         return CrossAttention(self, width, precision, name=name)
 
     def matrix_flops(self, width: int, encoder_tokens: float = 1.0) -> float:
-        """Forward FLOPs per token of the projections, with `encoder_tokens` tokens of the encoder for each."""
+        """Forward FLOPs per token of the projections, with `encoder_tokens` encoder tokens per decoder token."""
         return 4 * width * (self.heads + self.kv_heads * encoder_tokens) * self.head_dim
 
 
@@ -241,7 +241,7 @@ class CrossAttention(Attention):
     def __call__(
         self, x_BTD: jax.Array, context: Context, state: KeyValues | None = None
     ) -> tuple[jax.Array, KeyValues | None]:
-        """Reads the encoder output; `state` keeps its keys and values for later calls, which are not given it."""
+        """Attends to the encoder output. `state` caches its keys and values for later calls without encoder output."""
         config, keys_values = self.config, state
         if context.encoded_BSD is not None and context.encoded is not None:
             keys_values = KeyValues(*self.keys_values(context.encoded_BSD, context.encoded, cached=state is not None))
@@ -257,5 +257,5 @@ class CrossAttention(Attention):
         k_BKSH, v_BKSH = keys_values.k_BKSH, keys_values.v_BKSH
         tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
         y_BNTH = context_parallel.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
-        # A target whose document has no source must not read the sources of others.
+        # A decoder document without an encoder document must not read the encoder documents of others.
         return self.out(zero_fully_masked(y_BNTH, pairs.allowed())), state

@@ -1,8 +1,8 @@
 """Blockwise attention: an online softmax over blocks of keys, forward and backward.
 
-A block of queries goes through the blocks of keys one after another. Its state is the largest score so far, the sum of
-the exponentials and their weighted sum of values (Rabe and Staats 2021, arXiv:2112.05682, section 2). The backward pass
-is given the logarithm of the final sum and recomputes the scores of each pair of blocks (Dao et al. 2022,
+Each block of queries iterates over the blocks of keys. Its state is the largest score so far, the sum of the
+exponentials and their weighted sum of values (Rabe and Staats 2021, arXiv:2112.05682, section 2). The backward pass
+receives the logarithm of the final sum and recomputes the scores of each pair of blocks (Dao et al. 2022,
 arXiv:2205.14135, algorithm 4).
 
 Legend: B batch, S keys of a shard, K key/value heads, G query heads per key/value head, N = K * G heads, H head size,
@@ -31,7 +31,7 @@ Bounds = tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A shard of `length` tokens, cut into blocks of `limit` tokens; the last may have fewer."""
+    """A shard of `length` tokens, divided into blocks of at most `limit` tokens; the last block may be shorter."""
 
     length: int
     limit: int
@@ -47,7 +47,7 @@ class Cut:
         return -(-self.length // self.size)
 
     def filled(self, x_BNTH: jax.Array) -> jax.Array:
-        """Padded with zeros to whole blocks."""
+        """`x` padded with zeros to a multiple of the block size."""
         return jnp.pad(x_BNTH, ((0, 0), (0, 0), (0, self.count * self.size - self.length), (0, 0)))
 
     def part(self, x_BNTH: jax.Array, index: jax.Array) -> jax.Array:
@@ -59,8 +59,8 @@ class Cut:
         return jax.lax.dynamic_update_slice_in_dim(x_BNTH, self.part(x_BNTH, index) + part, index * self.size, axis=2)
 
     def places(self, start: jax.Array | int, index: jax.Array, row: int) -> jax.Array:
-        """Positions in a sequence of `row` tokens of the tokens of block `index`, for a shard that begins at `start`;
-        `row`, one past the end, for padding."""
+        """Indices, within a sequence of `row` tokens, of the tokens of block `index` of a shard that begins at `start`.
+        Padding has the index `row`, one past the end."""
         offsets = index * self.size + jnp.arange(self.size)
         return jnp.where(offsets < self.length, start + offsets, row)
 
@@ -70,15 +70,15 @@ class Cut:
 
 
 def key_range(pairs: Pairs, cut: Cut, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """For each block of queries the range of keys that the mask can allow: first key, and one past the last, int32
-    [blocks]; the shard of the queries begins at `start`."""
+    """The range of keys that the mask can allow for each block of queries: first key and one past the last key, int32
+    [blocks]. The shard of the queries begins at `start`."""
     starts = range(start, start + cut.length, cut.size)
     found = [pairs.columns(slice(one, min(one + cut.size, start + cut.length))) for one in starts]
     return np.array([part.start for part in found], np.int32), np.array([part.stop for part in found], np.int32)
 
 
 class Keys(NamedTuple):
-    """A shard of keys and values, padded to whole blocks, and the position of its first key."""
+    """A shard of keys and values, padded to a multiple of the block size, and the index of its first key."""
 
     k_BKSH: jax.Array
     v_BKSH: jax.Array
@@ -94,8 +94,8 @@ class OnlineSoftmax(NamedTuple):
 
 
 class BackwardInputs(NamedTuple):
-    """Inputs of the backward pass for a block of queries: the queries, the gradient of their output, its product with
-    that output, and the logarithm of their softmax denominator."""
+    """Inputs of the backward pass for a block of queries: the queries, the gradient of their output, the dot product of
+    that gradient and the output, and the logarithm of their softmax denominator."""
 
     q_BKMH: jax.Array
     dy_BKMH: jax.Array
@@ -104,7 +104,7 @@ class BackwardInputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of a shard of keys and values, and of the table of biases, summed over the blocks so far, float32."""
+    """Gradients of a shard of keys and values, and of the bias table, summed over the blocks so far, float32."""
 
     k_BKSH: jax.Array
     v_BKSH: jax.Array
@@ -112,12 +112,12 @@ class Gradients(NamedTuple):
 
     @classmethod
     def zeros(cls, keys: Keys, bias_RN: jax.Array | None) -> "Gradients":
-        """Before anything is met."""
+        """Gradients before the first block."""
         return cls(*jax.tree.map(zeros, (keys.k_BKSH, keys.v_BKSH, bias_RN)))
 
 
 def initial_state(q_BKMH: jax.Array, features: int, sink_N: jax.Array | None = None) -> OnlineSoftmax:
-    """Before anything is met but the sinks, with values of `features`."""
+    """State before the first block of keys: it holds only the sinks. Values have `features` features."""
     nothing, values = (jnp.zeros((*q_BKMH.shape[:-1], n), jnp.float32) for n in (1, features))
     if sink_N is None:
         return OnlineSoftmax(nothing + _LEAST, nothing, values)
@@ -126,7 +126,7 @@ def initial_state(q_BKMH: jax.Array, features: int, sink_N: jax.Array | None = N
 
 
 def sinks_gradient(sink_N: jax.Array | None, mean_BNT1: jax.Array, log_sum_BNT1: jax.Array) -> jax.Array | None:
-    """Of the scores of no token, whose values are zero, [N]; leading axes of blocks are summed over as well."""
+    """Gradient of the sinks, whose values are zero, [N]. Leading axes of blocks are summed over."""
     if sink_N is None:
         return None
     heads = mean_BNT1.ndim - 3
@@ -137,7 +137,7 @@ def sinks_gradient(sink_N: jax.Array | None, mean_BNT1: jax.Array, log_sum_BNT1:
 def accumulate(
     pairs: Pairs, q_BKMH: jax.Array, rows: jax.Array, keys: Keys, cut: Cut, bounds: Bounds, met: OnlineSoftmax
 ) -> OnlineSoftmax:
-    """The queries at the places `rows` meet blocks `bounds[0]` to `bounds[1]` of a stretch of keys."""
+    """The state of the queries at indices `rows` after blocks `bounds[0]` to `bounds[1] - 1` of a shard of keys."""
 
     def one(index: jax.Array, met: OnlineSoftmax) -> OnlineSoftmax:
         columns, values = cut.places(keys.start, index, pairs.shape[1]), cut.part(keys.v_BKSH, index)
@@ -152,7 +152,7 @@ def accumulate(
 
 
 def attended(met: OnlineSoftmax, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """The output of a block of queries that has met all, and the logarithm of its sum of exponentials."""
+    """The output of a block of queries from its final state, and the logarithm of its sum of exponentials."""
     total = jnp.maximum(met.sum_BKM1, jnp.finfo(jnp.float32).tiny)
     return (met.values_BKMH / total).astype(dtype), met.largest_BKM1 + jnp.log(total)
 
@@ -166,7 +166,8 @@ def accumulate_backward(
     bounds: Bounds,
     carry: tuple[Gradients, jax.Array],
 ) -> tuple[Gradients, jax.Array]:
-    """As `meet`: what the same blocks add to gradients of keys and table, and of the queries [B, K, M, H] float32."""
+    """Backward pass of `accumulate`: adds to the gradients of keys, values and bias table, and of the queries
+    [B, K, M, H] float32."""
 
     def one(index: jax.Array, carry: tuple[Gradients, jax.Array]) -> tuple[Gradients, jax.Array]:
         (dk, dv, dtable), dq_BKMH = carry
@@ -187,8 +188,8 @@ def accumulate_backward(
 def tile(
     pairs: Pairs, q_BKMH: jax.Array, k_BKDH: jax.Array, rows: jax.Array, columns: jax.Array
 ) -> tuple[jax.Array, jax.Array | float, Callable[[jax.Array], jax.Array | None]]:
-    """Scores of the queries at the places `rows` and the keys at `columns`, minus infinity where not allowed,
-    [B, K, M, D] float32; their derivative by q k^T; and what makes the gradient of the table of biases of theirs."""
+    """Scores of the queries at indices `rows` and the keys at `columns`, minus infinity where not allowed, [B, K, M, D]
+    float32; their derivative by q k^T; and a function from their gradient to that of the bias table."""
     kv_heads, slots = k_BKDH.shape[1], pairs.shape[1]
     groups = q_BKMH.shape[2] // len(rows)
 
@@ -200,7 +201,7 @@ def tile(
     scale = q_BKMH.shape[-1] ** -0.5 if pairs.scores.scale is None else pairs.scores.scale
     scores, derivative = products(q_BKMH, k_BKDH, scale, pairs.scores.softcap)
     scores = scores if bias_BKMS is None else scores + bias_BKMS
-    # The last block may be longer than the keys: past them there is nothing to see.
+    # The last block may extend past the keys; those columns are masked.
     allowed = pairs.allowed(rows, columns) & (columns < slots)
     scores = jnp.where(fold_mask(allowed, groups, len(rows), len(columns)), scores, -jnp.inf)
     return scores, derivative, lambda dbias_BKMS: pull(bias_gradient(bias_BKMS, dbias_BKMS))[0]
@@ -213,7 +214,7 @@ def mean_under(dy_BNTH: jax.Array, y_BNTH: jax.Array) -> jax.Array:
 
 
 def zeros(x: jax.Array) -> jax.Array:
-    """Of the shape of `x`, float32, to sum in."""
+    """A float32 accumulator with the shape of `x`."""
     return jnp.zeros(x.shape, jnp.float32)
 
 
@@ -224,5 +225,5 @@ def joined(blocks: jax.Array) -> jax.Array:
 
 
 def _product(einsum: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    """In float32: it is added to others."""
+    """Einsum with a float32 result, because results are summed over blocks."""
     return jnp.einsum(einsum, left, right, preferred_element_type=jnp.float32)

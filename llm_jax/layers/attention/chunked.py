@@ -1,6 +1,6 @@
-"""Attention block by block, in memory that grows with the length and not with its square, forward and backward.
+"""Blockwise attention whose memory is linear in the sequence length, forward and backward.
 
-Every block of queries meets the blocks of keys that it can see; see blocks.py.
+Each block of queries iterates over the blocks of keys that the mask can allow; see blocks.py.
 
 Legend: B batch, T query length, S key length, K key/value heads, G query heads per key/value head, N = K * G heads,
 H head size, C queries of a block, M = G * C, D keys of a block.
@@ -21,7 +21,7 @@ from llm_jax.layers.derivative import custom_vjp
 
 
 def visits(pairs: Pairs, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last but one of the blocks of keys that each block of queries meets, [blocks of queries] each."""
+    """First, and one past the last, of the blocks of keys for each block of queries, [blocks of queries] each."""
     rows, columns = _cuts(pairs, block)
     first, last = blocks.key_range(pairs, rows)
     return columns.bounds(first, last)
@@ -29,7 +29,7 @@ def visits(pairs: Pairs, block: int) -> tuple[np.ndarray, np.ndarray]:
 
 @custom_vjp(0)
 def attend(block: int, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
-    """Attention output [B, N, T, H], made of blocks of `block` queries and keys. A query that sees nothing gives 0."""
+    """Attention output [B, N, T, H], with blocks of `block` queries and keys. Fully masked queries give 0."""
     return _forward(block, q_BNTH, k_BKSH, v_BKSH, pairs)[0]
 
 
@@ -45,7 +45,8 @@ def _forward(block, q_BNTH, k_BKSH, v_BKSH, pairs):
         return tuple(x.reshape(*q_BNTH.shape[:2], rows.size, -1) for x in blocks.attended(met, v_BKSH.dtype))
 
     y, log_sum_BNT1 = (blocks.joined(x) for x in jax.lax.map(queries, _places(pairs, block)))
-    # What the backward pass needs and cannot make without the loop: a remat policy that keeps the context keeps both.
+    # The backward pass needs both, and recomputing them would run the loop again. A remat policy that saves "context"
+    # saves both.
     y_BNTH = checkpoint_name(y[:, :, : rows.length], "context")
     return y_BNTH, (q_BNTH, k_BKSH, v_BKSH, pairs, y_BNTH, checkpoint_name(log_sum_BNT1, "context"))
 
@@ -82,12 +83,12 @@ attend.defvjp(_forward, _backward)
 
 
 def _cuts(pairs: Pairs, block: int) -> tuple[Cut, Cut]:
-    """Of queries and keys."""
+    """The blocks of queries and those of keys."""
     length, slots = pairs.shape
     return Cut(length, block), Cut(slots, block)
 
 
 def _places(pairs: Pairs, block: int) -> tuple[jax.Array, ...]:
-    """Number of every block of queries, and where the blocks of keys that it meets start and stop."""
+    """Index of each block of queries, and the first and one past the last of its blocks of keys."""
     first, last = visits(pairs, block)
     return jnp.arange(len(first)), jnp.asarray(first), jnp.asarray(last)

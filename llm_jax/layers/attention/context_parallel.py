@@ -1,6 +1,7 @@
-"""Attention where the layout divides rows: by whatever exchange it names. Elsewhere it is the model's kernel.
+"""Context-parallel attention: where the layout shards the sequence axis, its exchange (ring or all-to-all) runs.
+Otherwise the model's kernel runs.
 
-Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size, R buckets of relative places.
+Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size, R buckets of relative positions.
 """
 
 import dataclasses
@@ -24,11 +25,10 @@ def attend(
 ) -> jax.Array:
     """Attention output [B, N, T, H].
 
-    Calls with a cache have few queries, and rows of one token nothing to divide: `kernel` serves them, and the compiler
-    brings it the rows.
+    Calls with a KV cache or a single query run `kernel`; the compiler gathers the sequences that they need.
 
     Raises:
-      ValueError: for lengths or heads that do not divide as the exchange needs it.
+      ValueError: if the sequence length or the heads do not divide as the exchange requires, or with dropout.
     """
     k_BKSH, v_BKSH = _repeated(k_BKSH), _repeated(v_BKSH)
     layout = partition.active()
@@ -46,7 +46,7 @@ def attend(
 
 
 def _repeated(x_BKSH: jax.Array) -> jax.Array:
-    """Each key/value head as often as devices share it; see `partition.head_copies`."""
+    """Each key/value head repeated for the devices that share it; see `partition.head_copies`."""
     copies = partition.head_copies(x_BKSH.shape[1])
     if copies == 1:
         return x_BKSH
@@ -54,7 +54,8 @@ def _repeated(x_BKSH: jax.Array) -> jax.Array:
 
 
 def _all_to_all(kernel: Kernel, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
-    """Whole rows of some of the heads on every device (Jacobs et al. 2023, arXiv:2309.14509, 3.1)."""
+    """Attention with whole sequences and a subset of heads on each device (Jacobs et al. 2023, arXiv:2309.14509,
+    3.1)."""
     length, heads = partition.device_group(axes.LENGTH), partition.device_group(axes.HEADS)
     devices = length.size * heads.size
     check(
@@ -72,8 +73,8 @@ def _all_to_all(kernel: Kernel, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: ja
 def _whole_rows(
     kernel: Kernel, length: DeviceGroup, heads: DeviceGroup, q_BNTH, k_BKSH, v_BKSH, pairs: Pairs
 ) -> jax.Array:
-    """What one device does: its stretch of some heads for whole rows of fewer, and back."""
-    # Where a row has more devices than key/value heads, some of those go to several.
+    """The part of one device: all-to-all from sequence shards to whole sequences of fewer heads, attention, inverse."""
+    # With more devices per sequence than key/value heads, a key/value head is copied to several devices.
     copies = length.size // math.gcd(length.size, k_BKSH.shape[1])
     k_BKSH, v_BKSH = (jnp.repeat(x, copies, axis=1) for x in (k_BKSH, v_BKSH))
     q_BNTH, k_BKSH, v_BKSH = (length.swapped(x, cut=1, joined=2) for x in (q_BNTH, k_BKSH, v_BKSH))

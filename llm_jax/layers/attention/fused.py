@@ -1,4 +1,4 @@
-"""What attention functions of others are told of a call; jax.nn.dot_product_attention and tokamax's take the same.
+"""Arguments of external attention functions: jax.nn.dot_product_attention and tokamax's take the same ones.
 
 Legend: B batch, T query length, S key length, K key/value heads, N heads, H head size.
 """
@@ -18,16 +18,15 @@ from llm_jax.layers.attention.pairs import Pairs
 def attend(
     function: Callable[..., jax.Array], q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs
 ) -> jax.Array:
-    """Attention output [B, N, T, H] of `function`, which has the heads behind the tokens and takes what `arguments`
-    gives."""
+    """Attention output [B, N, T, H] of `function`, which takes arrays [B, T, N, H] and the keywords of `arguments`."""
     arrays = (x.swapaxes(1, 2) for x in (q_BNTH, k_BKSH, v_BKSH))
     y_BTNH = function(*arrays, **arguments(q_BNTH.shape[1], pairs))
     return checkpoint_name(y_BTNH.swapaxes(1, 2), "context")
 
 
 def arguments(heads: int, pairs: Pairs) -> dict[str, Any]:
-    """Mask, bias and scale. The mask is named where the functions know it by name, which lets them skip what it hides;
-    else it is an array over all T * S pairs."""
+    """Mask, bias and scale. A causal or windowed mask over whole sequences is passed by keyword, so that the function
+    can skip masked blocks; any other mask is an array over all T * S pairs."""
     given = {"scale": pairs.scores.scale, "bias": pairs.bias(heads)}
     if pairs.whole_rows and isinstance(pairs.mask, Bidirectional):
         return given
@@ -50,8 +49,8 @@ def tokamax_attention() -> Callable[..., jax.Array]:
             "kernel is TokamaxKernel and the package tokamax cannot be imported: pip install tokamax (it comes with "
             "llm_jax[gpu] and llm_jax[tpu]), or set kernel to DotProductKernel or ChunkedKernel"
         ) from error
-    # Its releases up to 0.0.12 take the program's whole command line for their own flags, and fail at any other
-    # (github.com/openxla/tokamax, pull request 957); of flags that count as parsed it takes the defaults.
+    # tokamax releases up to 0.0.12 parse the program's whole command line as their own flags and fail on unknown ones
+    # (github.com/openxla/tokamax, pull request 957). If the flags are marked as parsed, it uses their defaults.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     return tokamax.dot_product_attention

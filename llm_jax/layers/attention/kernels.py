@@ -21,26 +21,26 @@ from llm_jax.layers.attention.softmax import attend
 
 @configclass
 class Kernel(abc.ABC):
-    """A way to compute attention. All kernels compute the same function; for a query whose keys are all masked
-    (padding) the output is finite and not used. Derive a configclass from it to use a kernel of your own."""
+    """An implementation of attention. All kernels compute the same function; for a query whose keys are all masked
+    (padding) the output is finite and not used. To add a kernel, derive a configclass from it."""
 
     holds_weights: ClassVar[bool] = False
-    """Whether it holds the weights of attention as an array, so that they can be dropped."""
+    """Whether it materialises the attention weights as an array, which dropout requires."""
     mixed_sizes: ClassVar[bool] = False
-    """Whether values may have another head size than queries and keys."""
+    """Whether the head size of values may differ from that of queries and keys."""
 
     @abc.abstractmethod
     def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
         """softmax(q k^T) v with the mask, bias and scale of `pairs`, [B, N, T, H]."""
 
     def check(self, scores: ScoresConfig) -> None:
-        """It can compute such scores. Raises ValueError if it cannot."""
+        """Raises ValueError if the kernel cannot compute `scores`."""
 
 
 @configclass
 class PlainKernel(Kernel):
-    """softmax(q k^T / sqrt(H)) v (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), as it is written: the reference for
-    all other kernels. Memory and work grow with T * S."""
+    """softmax(q k^T / sqrt(H)) v (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), literally: the reference for all other
+    kernels. Memory and work grow with T * S."""
 
     holds_weights = mixed_sizes = True
 
@@ -56,8 +56,8 @@ class PlainKernel(Kernel):
 
 
 def weights(q_BNTH: jax.Array, k_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
-    """The weights by which any kernel multiplies values, without dropout, float32 [B, N, T, S]. Those of a query add up
-    to one, or with a sink to less; those of a query whose keys are all masked are equal."""
+    """Attention weights without dropout, float32 [B, N, T, S]. The weights of a query sum to one, or with a sink to
+    less. A fully masked query has equal weights."""
     config, (heads, head_dim) = pairs.scores, (q_BNTH.shape[1], q_BNTH.shape[3])
     # Heads of queries in groups that share a key head (Ainslie et al. 2023, arXiv:2305.13245).
     k_BNSH = jnp.repeat(k_BKSH, heads // k_BKSH.shape[1], axis=1)
@@ -68,7 +68,7 @@ def weights(q_BNTH: jax.Array, k_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
     bias_BNTS = pairs.bias(heads)
     if bias_BNTS is not None:
         scores += bias_BNTS
-    # Not -inf, for which a query whose keys are all masked would give NaN.
+    # Not -inf: a fully masked query would give NaN.
     scores = jnp.where(pairs.allowed()[:, None], scores, jnp.finfo(jnp.float32).min)
     if pairs.sink_N is None:
         return jax.nn.softmax(scores)
@@ -78,9 +78,9 @@ def weights(q_BNTH: jax.Array, k_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
 
 @configclass
 class BlockedKernel(Kernel):
-    """Blocks of queries, each against only those keys that its mask can reach: causal attention costs half.
+    """Blocks of queries, each against only the keys that the mask can allow: causal attention costs half.
 
-    With a cache all queries of a call are one block.
+    With a KV cache all queries of a call form one block.
     """
 
     holds_weights = mixed_sizes = True
@@ -104,13 +104,13 @@ class BlockedKernel(Kernel):
 @configclass
 class ChunkedKernel(Kernel):
     """Blocks of queries against blocks of keys in a loop: memory grows with T + S, forward and backward (Rabe and
-    Staats 2021, arXiv:2112.05682). Blocks that a mask cannot reach are not visited, so causal attention costs half
-    and a window its width. For rows so long that their scores do not fit."""
+    Staats 2021, arXiv:2112.05682). Fully masked blocks are skipped, so causal attention costs half and windowed
+    attention costs its window. For sequences whose scores do not fit in memory."""
 
     mixed_sizes = True
 
     block: int = 512
-    """Queries, and keys, per block: memory grows with its square, and a window costs its width and up to two blocks."""
+    """Queries, and keys, per block. Memory grows with its square. A window costs its width and up to two blocks."""
 
     def __post_init__(self):
         check_positive(block=self.block)
@@ -124,8 +124,8 @@ class ChunkedKernel(Kernel):
 class DotProductKernel(Kernel):
     """jax.nn.dot_product_attention: cuDNN's flash attention on GPUs, XLA's fusion of the plain formula elsewhere.
 
-    cuDNN skips what a mask hides and has linear memory for rows of one document each; padding, packing and caches
-    reach it as an array over all pairs.
+    For unpacked sequences without padding, cuDNN skips masked blocks and its memory is linear. With padding, packing or
+    a KV cache it receives the mask as an array over all pairs.
     """
 
     implementation: Literal["cudnn", "xla"] | None = None
@@ -136,10 +136,10 @@ class DotProductKernel(Kernel):
             check_one_of("implementation", self.implementation, ("cudnn", "xla"))
 
     def check(self, scores: ScoresConfig) -> None:
-        """It knows neither soft cap nor sinks.
+        """Soft caps and sinks are not supported.
 
         Raises:
-          ValueError: if there is one of them.
+          ValueError: with a soft cap or sinks.
         """
         _check_no_sinks(self, scores)
         check(
@@ -152,7 +152,7 @@ class DotProductKernel(Kernel):
         """[B, N, T, H].
 
         Raises:
-          ValueError: for float32 arrays and cudnn, which has none.
+          ValueError: if cudnn is used and the arrays are not bfloat16.
         """
         implementation = self.implementation or ("cudnn" if jax.default_backend() == "gpu" else "xla")
         check(
@@ -166,11 +166,11 @@ class DotProductKernel(Kernel):
 
 @configclass
 class TokamaxKernel(Kernel):
-    """tokamax.dot_product_attention: Pallas kernels for GPUs and TPUs, and an XLA form where those do not serve
-    (github.com/openxla/tokamax). Padding, packing and caches reach it as an array over all pairs."""
+    """tokamax.dot_product_attention: Pallas kernels for GPUs and TPUs, and an XLA implementation where those do not
+    apply (github.com/openxla/tokamax). With padding, packing or a KV cache the mask is an array over all pairs."""
 
     implementation: Literal["mosaic", "triton", "cudnn", "xla", "xla_chunked"] | None = None
-    """None: the first that tokamax finds to serve."""
+    """None: the first that tokamax finds applicable."""
 
     def __post_init__(self):
         if self.implementation is not None:
@@ -178,10 +178,10 @@ class TokamaxKernel(Kernel):
             check_one_of("implementation", self.implementation, known)
 
     def check(self, scores: ScoresConfig) -> None:
-        """It caps scores and bias together, where the published models cap before the bias, and has no sinks.
+        """tokamax caps the sum of score and bias, whereas the published models cap before the bias; it has no sinks.
 
         Raises:
-          ValueError: if there are both a cap and a bias, or sinks.
+          ValueError: with both a soft cap and a bias, or with sinks.
         """
         _check_no_sinks(self, scores)
         check(
@@ -203,10 +203,10 @@ class TokamaxKernel(Kernel):
 
 @configclass
 class SplashKernel(Kernel):
-    """jax's splash attention, a Pallas kernel for TPUs: linear memory, forward and backward, for packed rows too, and
-    blocks that a mask cannot reach are not visited (jax.experimental.pallas.ops.tpu.splash_attention).
+    """jax's splash attention, a Pallas kernel for TPUs: linear memory, forward and backward, also for packed sequences;
+    fully masked blocks are skipped (jax.experimental.pallas.ops.tpu.splash_attention).
 
-    With a cache, or for rows that are no multiple of 128 tokens, it is the blocked kernel. It runs on TPUs only.
+    With a KV cache, or for lengths that are not a multiple of 128, it runs BlockedKernel. It runs on TPUs only.
     """
 
     block: int = 512
@@ -219,10 +219,10 @@ class SplashKernel(Kernel):
         )
 
     def check(self, scores: ScoresConfig) -> None:
-        """It adds nothing to scores.
+        """Biases and sinks are not supported.
 
         Raises:
-          ValueError: if there is a bias, or sinks.
+          ValueError: with a bias or sinks.
         """
         _check_no_sinks(self, scores)
         check(
@@ -243,9 +243,10 @@ class SplashKernel(Kernel):
 
 
 def check_dropout(kernel: Kernel, rate: float) -> None:
-    """
+    """Checks the dropout rate of attention weights.
+
     Raises:
-      ValueError: for a rate that is no share below 1, and for dropout with a kernel that never holds the weights.
+      ValueError: if `rate` is not in [0, 1), or for dropout with a kernel that does not materialise the weights.
     """
     check(0 <= rate < 1, f"dropout is {rate}: a share of the weights of attention from 0 to below 1 can be dropped")
     check(
@@ -266,7 +267,7 @@ def _check_no_sinks(kernel: Kernel, scores: ScoresConfig) -> None:
 def _attend_part(
     q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs, rows: slice, columns: slice
 ) -> jax.Array:
-    """Output of the queries `rows`, which look at the keys `columns`."""
+    """Output of the queries `rows` over the keys `columns`."""
     q_BNTH, k_BKSH, v_BKSH = q_BNTH[:, :, rows], k_BKSH[:, :, columns], v_BKSH[:, :, columns]
     allowed, bias = pairs.allowed(rows, columns), pairs.bias(q_BNTH.shape[1], rows, columns)
     kept, rate = None, 0.0

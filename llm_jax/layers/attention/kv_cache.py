@@ -1,4 +1,4 @@
-"""What a mixer remembers between calls, as explicit pytrees: passed in, returned, never hidden.
+"""KV caches as explicit pytrees: they are passed in and returned.
 
 Legend: B batch, K key/value heads, S slots, H head size.
 """
@@ -21,24 +21,25 @@ class KeyValues:
     v_BKSH: jax.Array
 
     def write(self, k_BKTH: jax.Array, v_BKTH: jax.Array, slot: jax.Array) -> "KeyValues":
-        """Puts T new entries at slots `slot`, `slot` + 1, ... of every row."""
+        """Writes T new entries at cache positions `slot`, `slot` + 1, ... of every sequence."""
         put = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, slot, 0))  # noqa: E731
         return KeyValues(put(self.k_BKSH, k_BKTH), put(self.v_BKSH, v_BKTH))
 
     def replaced(self, new: "KeyValues") -> "KeyValues":
-        """All entries anew, in the type of the old ones."""
+        """`new` cast to the dtypes of the present entries."""
         return jax.tree.map(lambda old, array: array.astype(old.dtype), self, new)
 
 
 @flax.struct.dataclass
 class Cache:
-    """State of a whole model between calls.
+    """State of a model between decoding calls.
 
     Attributes:
-      layers: by segment, by repeat, by block: the state of that mixer.
-      slots: where the token in each slot stands; an empty slot has segment 0, which nothing sees.
-      length: int32 scalar, number of slots written. All rows write the same slots: a shorter prompt leaves padding.
-      encoded: positions and documents of the tokens that cross attention reads; None without cross attention.
+      layers: state of each mixer, by segment, by repeat, by block.
+      slots: position and segment id of the token at each cache position. An empty one has segment 0 and is masked.
+      length: int32 scalar, number of cache positions written. All sequences write the same cache positions: a shorter
+        prompt is padded.
+      encoded: positions and segment ids of the encoder output; None without cross-attention.
     """
 
     layers: tuple
@@ -47,16 +48,16 @@ class Cache:
     encoded: SequenceInfo | None = None
 
     def place(self, new: SequenceInfo) -> "Cache":
-        """Records where the next T tokens stand, [B or 1, T]. `layers` and `length` stay as they were.
+        """Records the positions of the next T tokens, [B or 1, T]. `layers` and `length` do not change.
 
         Raises:
-          ValueError: if T exceeds the number of slots.
+          ValueError: if T exceeds the number of cache positions.
         """
         tokens, (batch, slots) = new.positions_BT.shape[1], self.slots.positions_BT.shape
         check(tokens <= slots, f"{tokens} tokens do not fit a cache of {slots} slots: allocate a larger one")
 
         def put(old_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
-            # Written as it is, a row that stands for all would be that of the first alone.
+            # Without the broadcast, an array [1, T] would be written to the first sequence only.
             return jax.lax.dynamic_update_slice(old_BS, jnp.broadcast_to(new_BT, (batch, tokens)), (0, self.length))
 
         positions = put(self.slots.positions_BT, new.positions_BT)
@@ -64,5 +65,5 @@ class Cache:
 
 
 def empty_slots(batch: int, slots: int) -> SequenceInfo:
-    """SequenceInfo of `slots` empty slots."""
+    """SequenceInfo of `slots` empty cache positions."""
     return SequenceInfo(jnp.zeros((batch, slots), jnp.int32), jnp.zeros((batch, slots), jnp.int32))

@@ -1,5 +1,5 @@
-"""Multi-head latent attention: the keys and values of all heads are made of one short vector a token, and only that
-vector is remembered (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1; DeepSeek-V3, arXiv:2412.19437, 2.1.1).
+"""Multi-head latent attention: keys and values of all heads are projections of one latent vector per token, and only
+that vector is cached (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1; DeepSeek-V3, arXiv:2412.19437, 2.1.1).
 
 Legend: B batch, T query length, S key length, D model width, N heads, H features of a head without position, P rotated
 features, V features of a value, Q rank of queries, R rank of keys and values, L = R + P.
@@ -36,34 +36,34 @@ from llm_jax.sharding import axes
 
 @configclass
 class LatentAttentionConfig(Mixer):
-    """Queries, keys and values by way of short vectors; positions in features of their own (equations 9 to 19).
+    """Low-rank queries, keys and values, with separate rotary features (equations 9 to 19).
 
-    A head's query and key are `head_dim` features made of the short vectors, and `rotary_dim` features that are
-    rotated; the rotated ones of keys are made of the stream and are the same for all heads.
+    The query and key of a head have `head_dim` features projected from the latent vectors and `rotary_dim` rotated
+    features. The rotated features of keys are projected from the input of the layer and shared by all heads.
     """
 
     heads: int
     query_rank: int | None = None
-    """Size of the vector that queries are made of; None: the stream itself (DeepSeek-V2-Lite)."""
+    """Size of the latent vector of queries; None: queries are projected from the input itself (DeepSeek-V2-Lite)."""
     rank: int = 512
-    """Size of the vector that keys and values are made of."""
+    """Size of the latent vector of keys and values."""
     head_dim: int = 128
     rotary_dim: int = 64
     value_dim: int = 128
     norm: Norm = RMSNormConfig()
-    """Of the short vectors."""
+    """Norm of the latent vectors."""
     mask: Mask = Causal()
     position: RoPEConfig = RoPEConfig()
     """Rotation of the `rotary_dim` features."""
     sharpening: float = 0.0
     """m in the factor (0.1 m ln(factor) + 1)^2 of all scores, where `factor` is YaRN's (Peng et al. 2023,
-    arXiv:2309.00071, 3.4): cosine and sine would sharpen the rotated part of the scores alone."""
+    arXiv:2309.00071, 3.4). Scaling cosine and sine instead would affect the rotated part of the scores only."""
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the output projection, which writes to the residual stream."""
     kernel: Kernel = BlockedKernel()
     dropout: float = 0.0
-    """Share of the weights of attention that is dropped in training."""
+    """Dropout rate of the attention weights in training."""
 
     def __post_init__(self):
         check_dropout(self.kernel, self.dropout)
@@ -101,7 +101,7 @@ class LatentAttentionConfig(Mixer):
 
     @property
     def scores(self) -> ScoresConfig:
-        """Scale of the scores: that of whole queries and keys, in whichever form they are compared."""
+        """Scale of the scores, which follows from `query_dim` in the expanded and in the absorbed form."""
         scaling = self.position.scaling
         factor = scaling.factor if isinstance(scaling, YaRNScaling) else 1.0
         sharper = 0.1 * self.sharpening * math.log(max(factor, 1.0)) + 1
@@ -120,19 +120,19 @@ class LatentAttentionConfig(Mixer):
         return 2 * (down + self.heads * (queries + keys_values + self.value_dim * width))
 
     def mixing_flops(self, length: int) -> float:
-        """Forward FLOPs per token of scores and weighted sum, only the pairs that the mask allows."""
+        """Forward FLOPs per token of scores and weighted sum, over the pairs that the mask allows."""
         return 2 * self.heads * (self.query_dim + self.value_dim) * self.mask.pairs(length)
 
     def absorbs(self, length: int, slots: int) -> bool:
-        """Whether `length` queries are compared with `slots` remembered tokens at fewer FLOPs where these lie, among
-        the short vectors, than after making keys and values of all of them: true for few queries."""
+        """Whether attention of `length` queries over `slots` cached tokens needs fewer FLOPs in the latent space than
+        after expansion to keys and values: true for few queries."""
         expand = self.rank * (self.head_dim + self.value_dim)
         absorbed = length * expand + length * slots * 2 * self.rank
         return absorbed < slots * expand + length * slots * (self.head_dim + self.value_dim)
 
     @property
     def causal(self) -> bool:
-        """Whether no token is told of a later one."""
+        """Whether the mask is causal."""
         return self.mask.causal
 
     @property
@@ -141,29 +141,29 @@ class LatentAttentionConfig(Mixer):
         return f"{self.heads} of {self.head_dim} + {self.rotary_dim} rotated, keys and values of {self.rank}"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> "Latents":
-        """An empty state for `slots` tokens."""
+        """An empty cache of `slots` positions."""
         return Latents(jnp.zeros((batch, slots, self.rank + self.rotary_dim), dtype))
 
 
 @flax.struct.dataclass
 class Latents:
-    """What keys and values are made of, [B, S, L]: R features of the normalised short vector, then the rotated key.
+    """Cached latent vectors, [B, S, L]: R features of the normalised latent vector, then the rotated key.
 
-    One array, because as keys of the short queries both are read together.
+    They are one array because the absorbed form reads both together as keys.
     """
 
     c_BSL: jax.Array
 
     def write(self, c_BTL: jax.Array, slot: jax.Array) -> "Latents":
-        """Puts T new entries at slots `slot`, `slot` + 1, ... of every row."""
+        """Writes T new entries at cache positions `slot`, `slot` + 1, ... of every sequence."""
         return Latents(jax.lax.dynamic_update_slice(self.c_BSL, c_BTL.astype(self.c_BSL.dtype), (0, slot, 0)))
 
 
 class LatentAttention(nn.Module):
     """x [B, T, D] -> [B, T, D].
 
-    With the remat policy `projections` the backward pass keeps the short vectors and makes queries, keys and values of
-    them again, as DeepSeek-V3 was trained (3.2.3).
+    With the remat policy `projections` the latent vectors are saved and the backward pass recomputes queries, keys and
+    values from them, as in the training of DeepSeek-V3 (3.2.3).
     """
 
     config: LatentAttentionConfig
@@ -174,7 +174,7 @@ class LatentAttention(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, state: Latents | None = None
     ) -> tuple[jax.Array, Latents | None]:
-        """Mixes tokens; `state` holds the short vectors of earlier ones, to which this call's are added."""
+        """Attends over the sequence. `state` caches the latent vectors; those of this call are written to it."""
         config = self.config
         query = self._queries(x_BTD, context.queries)
         c_BSL = self._latents(x_BTD, context.queries)
@@ -189,7 +189,7 @@ class LatentAttention(nn.Module):
         return out(y_BNTV), state
 
     def _queries(self, x_BTD: jax.Array, place: SequenceInfo) -> tuple[jax.Array, jax.Array]:
-        """[B, N, T, H] and, rotated, [B, N, T, P]."""
+        """Queries [B, N, T, H] and their rotated features [B, N, T, P]."""
         config = self.config
         if config.query_rank is not None:
             x_BTD = checkpoint_name(self._down("query_down", config.query_rank)(x_BTD), "qkv")
@@ -204,7 +204,7 @@ class LatentAttention(nn.Module):
         return q_BNTH, q_BNTP
 
     def _latents(self, x_BTD: jax.Array, place: SequenceInfo) -> jax.Array:
-        """What keys and values are made of, [B, T, L]."""
+        """The latent vectors and rotated keys, [B, T, L]."""
         config = self.config
         c_BTR = checkpoint_name(self._down("latent", config.rank)(x_BTD), "qkv")
         c_BTR = config.norm.build(self.precision, "latent_norm")(c_BTR)
@@ -215,7 +215,7 @@ class LatentAttention(nn.Module):
         return jnp.concatenate([c_BTR, k_BTP], axis=-1)
 
     def _expanded(self, q_BNTH: jax.Array, q_BNTP: jax.Array, c_BSL: jax.Array, context: Context) -> jax.Array:
-        """Keys and values are made for every head, [B, N, T, V]."""
+        """Attention with expanded keys and values of every head, [B, N, T, V]."""
         config = self.config
         c_BSR, k_BSP = jnp.split(c_BSL, [config.rank], axis=-1)
         k_BNSH = self._up("key", config.rank, config.head_dim)(c_BSR)
@@ -225,8 +225,8 @@ class LatentAttention(nn.Module):
         return self._attend(q, k, v_BNSV, context)
 
     def _absorbed(self, q_BNTH: jax.Array, q_BNTP: jax.Array, c_BSL: jax.Array, context: Context) -> jax.Array:
-        """As `_expanded`, without making a key or value: q (W c) is (q W) c, so that all heads share the short vectors
-        as keys of L and values of R features (section 2.1.2)."""
+        """`_expanded` in the absorbed form: q (W c) = (q W) c, so all heads share the latent vectors as keys of L
+        features and values of R features (section 2.1.2)."""
         config = self.config
         q_BNTR = self._up("key", config.rank, config.head_dim).product("BNTH,RNH->BNTR", q_BNTH)
         q, k = jnp.concatenate([q_BNTR, q_BNTP], axis=-1), c_BSL[:, None]
@@ -241,11 +241,11 @@ class LatentAttention(nn.Module):
         return context_parallel.attend(config.kernel, q, k, v, pairs, cached=context.slots is not None)
 
     def _down(self, name: str, size: int) -> Linear:
-        """From the stream to what all heads share."""
+        """Projection from the input to a vector shared by all heads."""
         shape, logical_axes = (self.width, size), (axes.EMBED, axes.HEAD_DIM)
         return Linear("BTD,DR->BTR", shape, logical_axes, self.config.init, self.precision, name=name)
 
     def _up(self, name: str, size: int, head_dim: int) -> Linear:
-        """From a vector of `size`, which takes the place of the stream, to heads."""
+        """Projection from a vector of `size` features to all heads."""
         shape, logical_axes = (size, self.config.heads, head_dim), (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
         return Linear("BTR,RNH->BNTH", shape, logical_axes, self.config.init, self.precision, name=name)

@@ -16,80 +16,82 @@ from llm_jax.layers.sequence import SequenceInfo, same_document
 
 @configclass
 class Mask(abc.ABC):
-    """Which tokens a token may read. Derive a configclass from it to use one of your own."""
+    """Which tokens a token may attend to. To add a mask, derive a configclass from it."""
 
     causal: ClassVar[bool] = False
-    """Whether no token reads a later one."""
+    """Whether the mask is causal."""
 
     @abc.abstractmethod
     def across(self, queries: SequenceInfo, keys: SequenceInfo) -> jax.Array:
-        """Which keys the queries see: boolean, [B, T, S] or with 1 in the place of B, T or S. No query sees a key of
-        another document, or padding."""
+        """Which keys the queries may attend to: boolean [B or 1, T or 1, S or 1]. A query never attends to another
+        document or to padding."""
 
     def columns(self, rows: slice, length: int) -> slice:
-        """The columns outside which tokens `rows` of a sequence of `length` see nothing."""
+        """The range of keys that contains all keys allowed for the queries `rows` of a sequence of `length` tokens."""
         return slice(0, length)
 
     @abc.abstractmethod
     def pairs(self, length: int) -> float:
-        """Mean number of keys that a query of a sequence of `length` tokens sees."""
+        """Mean number of allowed keys per query of a sequence of `length` tokens."""
 
 
 @configclass
 class Causal(Mask):
-    """A token sees itself and what stands before it in its document."""
+    """A token attends to itself and to earlier tokens of its document."""
 
     causal = True
 
     window: int | None = None
-    """Number of tokens it sees, itself among them (Child et al. 2019, arXiv:1904.10509; Beltagy et al. 2020,
-    arXiv:2004.05150, 3.1); None: all of them."""
+    """Sliding window: number of tokens a token attends to, including itself (Child et al. 2019, arXiv:1904.10509;
+    Beltagy et al. 2020, arXiv:2004.05150, 3.1); None: all of them."""
 
     def __post_init__(self):
         check_positive_if_given(window=self.window)
 
     def across(self, queries: SequenceInfo, keys: SequenceInfo) -> jax.Array:
-        """Which keys the queries see: boolean [B or 1, T, S]."""
+        """Which keys the queries may attend to: boolean [B or 1, T, S]."""
         distance = queries.positions_BT[:, :, None] - keys.positions_BT[:, None, :]
         return same_document(queries.segment_ids_BT, keys.segment_ids_BT) & self._reaches(distance)
 
     def columns(self, rows: slice, length: int) -> slice:
-        """The columns outside which tokens `rows` of a row of `length` see nothing."""
+        """The range of keys that contains all keys allowed for the queries `rows` of a sequence of `length` tokens."""
         return slice(0 if self.window is None else max(0, rows.start - self.window + 1), rows.stop)
 
     def pairs(self, length: int) -> float:
-        """Mean number of keys that a query of a row of `length` tokens sees."""
+        """Mean number of allowed keys per query of a sequence of `length` tokens."""
         window = length if self.window is None else min(self.window, length)
         return window - window * (window - 1) / (2 * length)
 
     def _reaches(self, distance: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-        """Whether a query sees a key of its document that stands `distance` before it."""
+        """Whether a query may attend to a key of its document that is `distance` positions earlier."""
         return (distance >= 0) if self.window is None else (distance >= 0) & (distance < self.window)
 
 
 @configclass
 class Bidirectional(Mask):
-    """A token sees all of its document."""
+    """A token attends to its whole document."""
 
     def across(self, queries: SequenceInfo, keys: SequenceInfo) -> jax.Array:
-        """Which keys the queries see: boolean [B or 1, T or 1, S or 1]."""
+        """Which keys the queries may attend to: boolean [B or 1, T or 1, S or 1]."""
         return same_document(queries.segment_ids_BT, keys.segment_ids_BT)
 
     def pairs(self, length: int) -> float:
-        """Mean number of keys that a query of a row of `length` tokens sees."""
+        """Mean number of allowed keys per query of a sequence of `length` tokens."""
         return length
 
 
 @configclass
 class Permuted(Mask):
-    """A token sees what comes before it in the order of prediction, whichever side of it that stands, and itself; one
-    that asks does not see the token it asks for (Yang et al. 2019, arXiv:1906.08237, 2.2 and 2.3).
+    """A token attends to itself and to tokens that precede it in the factorisation order, on either side. A
+    query-stream token does not attend to the token at its own position (Yang et al. 2019, arXiv:1906.08237, 2.2 and
+    2.3).
 
-    Tokens of one rank, but for rank 0, do not see one another. Without an order every token sees all of its document.
+    Tokens of equal rank in the order do not attend to one another, except for rank 0. Without an order every token
+    attends to its whole document.
     """
 
     def across(self, queries: SequenceInfo, keys: SequenceInfo) -> jax.Array:
-        """Which keys the queries see: boolean [B or 1, T or 1, S or 1]."""
+        """Which keys the queries may attend to: boolean [B or 1, T or 1, S or 1]."""
         seen = same_document(queries.segment_ids_BT, keys.segment_ids_BT)
         if keys.targets_BT is not None:
             seen &= ~keys.targets_BT[:, None, :]
@@ -103,5 +105,5 @@ class Permuted(Mask):
         return seen & ((order_B1S == 0) | (order_B1S < order_BT[:, :, None]) | same)
 
     def pairs(self, length: int) -> float:
-        """Mean number of keys that a query of a row of `length` tokens sees, without an order."""
+        """Mean number of allowed keys per query of a sequence of `length` tokens, without an order."""
         return length

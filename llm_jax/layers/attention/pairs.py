@@ -1,6 +1,6 @@
-"""The pairs of queries and keys of one call: which may see each other, and what is added to their scores.
+"""Mask, bias, sink and dropout inputs of one attention call.
 
-Legend: B batch, T query length, S key length, N heads, R buckets of relative places.
+Legend: B batch, T query length, S key length, N heads, R buckets of relative positions.
 """
 
 import dataclasses
@@ -16,25 +16,25 @@ from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.sequence import SequenceInfo
 
 Indices = slice | jax.Array
-"""Some of the T queries or S keys: a slice, or their numbers [n], int32, which the program may compute."""
+"""A subset of the T queries or S keys: a slice, or indices int32 [n], which may be traced."""
 WHOLE = slice(None)
 
 
 @flax.struct.dataclass
 class Drop:
-    """Dropout of the weights of attention (Srivastava et al. 2014): each is zero with the probability `rate`, and all
-    others are divided by 1 - rate."""
+    """Dropout of the attention weights (Srivastava et al. 2014): each is zero with probability `rate`, and all others
+    are divided by 1 - rate."""
 
     key: jax.Array
     rate: float = flax.struct.field(pytree_node=False)
 
     def kept(self, shape: tuple[int, ...], first: int = 0) -> jax.Array:
-        """Boolean, which weights of a block stay; `first` is the number of its first query, by which blocks differ."""
+        """Boolean, which weights of a block are kept. `first`, the index of its first query, varies the random key."""
         return jax.random.bernoulli(jax.random.fold_in(self.key, first), 1 - self.rate, shape)
 
 
 def drop_of(module: nn.Module, rate: float) -> Drop | None:
-    """With a key of a module that is given one for dropout; None where it is not, or nothing is dropped."""
+    """Dropout with the module's random key `dropout`; None without such a key or if `rate` is 0."""
     return Drop(module.make_rng("dropout"), rate) if rate and module.has_rng("dropout") else None
 
 
@@ -43,13 +43,13 @@ class Pairs:
     """Mask, bias and sink inputs of an attention kernel for T queries and S keys.
 
     Attributes:
-      queries: where the T tokens stand.
-      slots: where the S keys stand; None: the keys are those of the same tokens.
-      bias_RN: the table of learned biases, where `scores` has such.
-      sink_N: float32, the scores of no token, where `scores` has such.
-      heads: number of heads where the arrays, table and sinks hold but some of them; None: they hold all.
-      first_head: int32 scalar, the first of those that they hold.
-      drop: which weights of attention are dropped; None: none is.
+      queries: positions and segment ids of the T queries.
+      slots: positions and segment ids of the S keys; None: queries and keys are of the same tokens.
+      bias_RN: the learned bias table, if `scores` has one.
+      sink_N: float32, the attention sinks, if `scores` has them.
+      heads: total number of heads, if the arrays, table and sinks hold a subset of the heads; None: they hold all.
+      first_head: int32 scalar, index of the first head that they hold.
+      drop: dropout of the attention weights; None: no dropout.
     """
 
     mask: Mask = flax.struct.field(pytree_node=False)
@@ -70,21 +70,21 @@ class Pairs:
 
     @property
     def whole_rows(self) -> bool:
-        """Whether every row is one document without padding, against itself: the mask alone says who sees whom."""
+        """Whether this is self-attention over unpacked sequences without padding: the mask needs no segment ids."""
         return self.slots is None and self.queries.segment_ids_BT is None
 
     def columns(self, rows: slice) -> slice:
-        """The keys outside which the queries `rows` see nothing."""
+        """The range of keys that contains all keys allowed for the queries `rows`."""
         length, slots = self.shape
         return self.mask.columns(rows, length) if self.slots is None else slice(0, slots)
 
     def allowed(self, rows: Indices = WHOLE, columns: Indices = WHOLE) -> jax.Array:
-        """Which of the keys `columns` the queries `rows` see: boolean [B or 1, rows or 1, columns or 1]."""
+        """Which keys of `columns` the queries `rows` may attend to: boolean [B or 1, rows or 1, columns or 1]."""
         queries, keys = self._numbered
         return self.mask.across(queries.part(rows), keys.part(columns))
 
     def bias(self, heads: int, rows: Indices = WHOLE, columns: Indices = WHOLE) -> jax.Array | None:
-        """What is added to their scores: float32 [B or 1, N, rows, columns]; None for nothing."""
+        """Bias of the scores, float32 [B or 1, N, rows, columns]; None without a bias."""
         queries, keys = self._numbered
         bias = self.scores.across(self.heads or heads, queries.part(rows), keys.part(columns), self.bias_RN)
         if bias is None or bias.shape[1] == heads:
@@ -95,10 +95,10 @@ class Pairs:
 
     @property
     def _numbered(self) -> tuple[SequenceInfo, SequenceInfo]:
-        """Where queries and keys stand.
+        """Positions and segment ids of queries and keys.
 
-        Tokens of one row are numbered by their places in it: within a document their distances are those of the
-        positions, and being constants they leave masks and biases fewer operations.
+        In self-attention, positions are replaced by indices in the sequence. Distances within a document do not change,
+        and constant indices leave fewer operations for masks and biases.
         """
         if self.slots is not None:
             return self.queries, self.slots

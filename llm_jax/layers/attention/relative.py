@@ -1,9 +1,9 @@
-"""Attention by relative distance (Dai et al. 2019, arXiv:1901.02860, 3.3) and by relative part of the document (Yang et
+"""Attention with relative positions (Dai et al. 2019, arXiv:1901.02860, 3.3) and relative segment encodings (Yang et
 al. 2019, arXiv:1906.08237, 2.5).
 
-With the mask `Permuted` it is XLNet's two-stream attention (2.3 and A.2). The two streams are one longer row: its
-tokens are the content stream, and after them the tokens that ask are the query stream. Both have the same weights, and
-keys and values come from the content stream alone, because nothing sees a token that asks.
+With the mask `Permuted` it is XLNet's two-stream attention (2.3 and A.2). The two streams are concatenated along the
+sequence: first the content stream, then the query stream. Both have the same weights. Keys and values come from the
+content stream only, because the mask hides query-stream tokens from all queries.
 
 Legend: B batch, T query length, S key length, D model width, N heads, H head size, R distances.
 """
@@ -34,23 +34,23 @@ from llm_jax.sharding import axes
 
 @configclass
 class RelativeAttentionConfig(Mixer):
-    """The score of a query q for a key k at distance d: (q + u) k + (q + v) W sinusoid(d) + (q + w) s, over the root of
-    the head size. u, v and w are learned, and s is one learned vector for keys of the query's part of the document and
-    another for all others; where all tokens are of one part it changes nothing.
+    """The score of a query q for a key k at distance d is ((q + u) k + (q + v) W sinusoid(d) + (q + w) s) / sqrt(H).
+    u, v and w are learned. s is one learned vector for keys with the query's token type and another for all others; it
+    has no effect where all tokens have one type.
 
-    It keeps no cache, and so no memory of earlier segments.
+    It has no KV cache, and so no memory of earlier segments.
     """
 
     heads: int
     head_dim: int
     mask: Mask = Permuted()
     farthest: int | None = None
-    """Distance from which on all are alike; None: each is its own."""
+    """Distances are clipped to this maximum; None: no limit."""
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the output projection, which writes to the residual stream."""
     dropout: float = 0.0
-    """Share of the weights of attention that is dropped in training."""
+    """Dropout rate of the attention weights in training."""
 
     def __post_init__(self):
         check_dropout(PlainKernel(), self.dropout)
@@ -59,28 +59,28 @@ class RelativeAttentionConfig(Mixer):
 
     @property
     def kv_heads(self) -> int:
-        """Every head has keys and values of its own."""
+        """Number of key/value heads: one for each head."""
         return self.heads
 
     def build(self, width: int, precision: Precision, name: str) -> "RelativeAttention":
         return RelativeAttention(self, width, precision, name=name)
 
     def parameters(self, width: int) -> int:
-        """Number of parameters at model width `width`: five matrices, three biases, two parts."""
+        """Number of parameters at model width `width`: five matrices, three biases, two segment encodings."""
         return (5 * width + 3 + 2) * self.heads * self.head_dim
 
     def matrix_flops(self, width: int) -> int:
-        """Forward FLOPs per token of the projections; that of the distances, once for all rows, is not counted."""
+        """Forward FLOPs per token of the projections, except that of the distances, which is shared by the batch."""
         return 8 * width * self.heads * self.head_dim
 
     def mixing_flops(self, length: int) -> float:
-        """Forward FLOPs per token of scores and weighted sum of the pairs that the mask allows, and of the scores of
+        """Forward FLOPs per token of scores and weighted sum over the pairs that the mask allows, and of the scores of
         all distances, of which there are twice as many as tokens."""
         return 4 * self.heads * self.head_dim * (self.mask.pairs(length) + min(length, self.farthest or length))
 
     @property
     def causal(self) -> bool:
-        """Whether no token is told of a later one."""
+        """Whether the mask is causal."""
         return self.mask.causal
 
     @property
@@ -89,7 +89,7 @@ class RelativeAttentionConfig(Mixer):
         return f"{self.heads} of {self.head_dim}, by distance"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> KeyValues:
-        """An empty state; nothing is ever kept in it."""
+        """An empty cache with no positions; nothing is written to it."""
         shape = (batch, self.heads, 0, self.head_dim)
         return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
@@ -103,10 +103,10 @@ class RelativeAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, context: Context, state: KeyValues | None = None) -> tuple[jax.Array, None]:
-        """Mixes tokens.
+        """Attends over the sequence.
 
         Raises:
-          ValueError: if there is a cache.
+          ValueError: with a KV cache.
         """
         check(state is None, "attention by relative distance keeps no cache: give the whole row, and no cache")
         config, place = self.config, context.queries
@@ -118,16 +118,16 @@ class RelativeAttention(nn.Module):
         content_BNTH = self._biased("by_content", q_BNTH)
         tap(self, "weights", lambda: weights(content_BNTH, k_BNSH, allowed, bias_BNTS))
         y_BNTH = attend(content_BNTH, k_BNSH, v_BNSH, allowed, bias_BNTS, kept=kept, rate=config.dropout)
-        # The first token to be predicted sees nothing where nothing is given.
+        # The first token of the factorisation order is fully masked in the query stream if no token is given.
         y_BNTH = zero_fully_masked(y_BNTH, allowed)
         shape, logical_axes = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
         return Linear("BNTH,NHD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")(y_BNTH), None
 
     def _of_distances(self, q_BNTH: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """(q + v) W sinusoid(d) over the root of the head size, [B, N, T, S] float32.
+        """(q + v) W sinusoid(d) / sqrt(H), [B, N, T, S] float32.
 
-        Made once for every distance that a row of this length can have, then looked up: positions count the tokens of
-        a document, so that no two are farther apart than the row is long.
+        It is computed once for every distance possible at this length, then looked up. Positions count the tokens of a
+        document, so no distance exceeds the sequence length.
         """
         reach = q_BNTH.shape[2] - 1
         reach = reach if self.config.farthest is None else min(reach, self.config.farthest)
@@ -139,7 +139,7 @@ class RelativeAttention(nn.Module):
         return jnp.take_along_axis(scores_BNTR, found_B1TS, axis=-1)
 
     def _of_parts(self, q_BNTH: jax.Array, types_BT: jax.Array | None) -> jax.Array | float:
-        """(q + w) s over the root of the head size, [B, N, T, S] float32; 0 where all tokens are of one part."""
+        """(q + w) s / sqrt(H), [B, N, T, S] float32; 0 where all tokens have one type."""
         config, logical_axes = self.config, (axes.TYPES, axes.HEADS, axes.HEAD_DIM)
         init = annotated(config.init.draw(config.head_dim, config.heads), logical_axes, Role.TABLE)
         shape = (2, config.heads, config.head_dim)
@@ -159,7 +159,7 @@ class RelativeAttention(nn.Module):
         return checkpoint_name(linear(x_BTD), "qkv")
 
     def _biased(self, name: str, q_BNTH: jax.Array) -> jax.Array:
-        """The queries with what scores of this name add to them."""
+        """The queries plus the learned bias `name`."""
         return HeadBias(self.config, self.precision, name=name)(q_BNTH)
 
     def _scores(self, einsum: str, q_BNTH: jax.Array, with_what: jax.Array) -> jax.Array:
@@ -168,7 +168,7 @@ class RelativeAttention(nn.Module):
 
 
 class HeadBias(nn.Module):
-    """x [B, N, T, H] plus a learned vector of each head."""
+    """x [B, N, T, H] plus a learned vector per head."""
 
     config: RelativeAttentionConfig
     precision: Precision

@@ -1,16 +1,16 @@
 """Ring attention: sequences are sharded over devices; shards of keys and values rotate, queries stay.
 
-Every device accumulates the online softmax of its queries (blocks.py) while the shards of keys and values of all
-devices pass, so that none ever holds a whole sequence; the backward pass rotates them again, and their gradients with
-them (Liu et al. 2023, arXiv:2310.01889, section 3). The next shard is sent while one is used.
+Each device accumulates the online softmax of its queries (blocks.py) while the shards of keys and values of all
+devices pass, so no device holds a whole sequence. The backward pass rotates the shards again, together with their
+gradients (Liu et al. 2023, arXiv:2310.01889, section 3). The next shard is sent while the present one is used.
 
-Under a causal mask the devices that hold the front of a row would be idle most of the time (Brandon et al. 2023,
-arXiv:2311.09431, section 3). Then rows are cut into two stretches a device, and each has one from the front and one as
-far from the end (Llama Team 2024, arXiv:2407.21783, 3.3.2). Devices trade them on entry and trade back on exit: nothing
-outside knows.
+Under a causal mask the devices with the first shards would be idle most of the time (Brandon et al. 2023,
+arXiv:2311.09431, section 3). Then a sequence is divided into two shards per device, and each device holds one from the
+front and the one equally far from the end (Llama Team 2024, arXiv:2407.21783, 3.3.2). Devices exchange these shards on
+entry and back on exit, so callers are not affected.
 
 Legend: B batch, T query length, S key length, K key/value heads, G query heads per key/value head, N = K * G heads,
-H head size, C queries of a block, M = G * C, L blocks of queries of one device, R buckets of relative places.
+H head size, C queries of a block, M = G * C, L blocks of queries of one device, R buckets of relative positions.
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ _SINKS = (axes.HEADS,)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(layout: Layout, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
-    """Attention output [B, N, T, H] in a layout that exchanges stretches by a ring. A query that sees nothing gives 0.
+    """Attention output [B, N, T, H] in a layout whose exchange is `Ring`. Fully masked queries give 0.
 
     Raises:
-      ValueError: for a length that does not divide as the ring needs it.
+      ValueError: if the sequence length does not divide as the ring requires.
     """
     return _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs)[0]
 
@@ -56,9 +56,9 @@ def _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs):
         here = functools.partial(_forward_here, _plan(layout.exchange, pairs), *lines)
         run = partition.per_device(here, inputs, (_QUERIES, _SUMS, _QUERIES, _KEYS, _KEYS))
         y_BNTH, log_sum_LBKM1, *traded = run(q_BNTH, k_BKSH, v_BKSH, pairs)
-    # As in chunked.py: a remat policy that keeps the context spares the round.
+    # As in chunked.py: a remat policy that saves "context" avoids a second rotation.
     y_BNTH = checkpoint_name(y_BNTH, "context")
-    # Queries, keys and values are kept as they were traded, and so are not traded again.
+    # Queries, keys and values are saved after the exchange, so that the backward pass does not repeat it.
     return y_BNTH, (*traded, pairs, y_BNTH, checkpoint_name(log_sum_LBKM1, "context"))
 
 
@@ -79,8 +79,8 @@ attend.defvjp(_forward, _backward)
 
 
 def logical_axes(pairs: Pairs, rows: int) -> Pairs:
-    """How the parts of `pairs` are laid out, where there are so many `rows`: every device holds the places of whole
-    rows, which are small, and of a table and of sinks its own heads."""
+    """Logical axes of the arrays of `pairs` for a batch of `rows` sequences. Every device holds the positions of whole
+    sequences, which are small, and its own heads of the bias table and the sinks."""
     laid = jax.tree.map(
         lambda x: (axes.BATCH,) if len(x) == rows else (), dataclasses.replace(pairs, bias_RN=None, sink_N=None)
     )
@@ -90,17 +90,17 @@ def logical_axes(pairs: Pairs, rows: int) -> Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Who holds what, and who meets whom.
+    """Which device holds which shards, and which shards interact.
 
-    A device holds one stretch of queries and one of keys, or two of each half as long: its front and its back one.
+    A device holds one shard of queries and one of keys, or if `traded` two of each, half as long: front and back.
     """
 
     devices: int
     traded: bool
     rows: Cut
-    """A stretch of queries."""
+    """A shard of queries."""
     columns: Cut
-    """A stretch of keys."""
+    """A shard of keys."""
 
     @classmethod
     def of(cls, ring: Ring, pairs: Pairs, devices: int, traded: bool) -> "_Plan":
@@ -108,18 +108,18 @@ class _Plan:
         return cls(devices, traded, *(Cut(length // parts, ring.block) for length in pairs.shape))
 
     def held(self, device: Any) -> tuple[Any, ...]:
-        """Numbers of the stretches of a device."""
+        """Indices of the shards of a device."""
         return (device, 2 * self.devices - 1 - device) if self.traded else (device,)
 
     def key_range(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """As `blocks.reach`, for all stretches of queries, [stretches, blocks]."""
+        """`blocks.key_range` for all shards of queries, [shards, blocks]."""
         count = self.devices * (2 if self.traded else 1)
         found = [blocks.key_range(pairs, self.rows, number * self.rows.length) for number in range(count)]
         first, last = zip(*found, strict=True)
         return np.stack(first), np.stack(last)
 
     def visits(self, pairs: Pairs) -> np.ndarray:
-        """Number of meetings of two blocks, [devices, hops]."""
+        """Number of pairs of blocks that are computed, [devices, hops]."""
         first, last = self.key_range(pairs)
         visits = np.zeros((self.devices, self.devices), int)
         for device, hop in np.ndindex(visits.shape):
@@ -131,15 +131,15 @@ class _Plan:
         return visits[:, : 1 + np.flatnonzero(visits.any(axis=0)).max(initial=0)]
 
     def work(self, pairs: Pairs) -> int:
-        """Pairs of tokens for which the devices compute scores, one after another: all wait for the busiest."""
+        """Pairs of tokens whose scores are computed in sequence: in each hop all devices wait for the busiest."""
         return int(self.visits(pairs).max(axis=0).sum()) * self.rows.size * self.columns.size
 
 
 def _plan(ring: Ring, pairs: Pairs) -> _Plan:
-    """Where devices would wait for one another, stretches are traded.
+    """The plan with the least work: shards are traded if that balances the devices.
 
     Raises:
-      ValueError: for a length that does not divide into stretches.
+      ValueError: if the sequence length does not divide into shards.
     """
     devices = partition.parts(axes.LENGTH)
     for length in pairs.shape:
@@ -162,7 +162,7 @@ def _plan(ring: Ring, pairs: Pairs) -> _Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Own:
-    """What one device holds of a row, and where it stands."""
+    """The shards of a sequence that one device holds, and their indices."""
 
     plan: _Plan
     line: DeviceGroup
@@ -170,24 +170,24 @@ class _Own:
 
     @property
     def places(self) -> tuple[jax.Array, ...]:
-        """Of its blocks of queries, [L] each: number of their stretch, number in it, and their reach."""
+        """For its blocks of queries, [L] each: index of the shard, index in the shard, and range of keys."""
         plan = self.plan
         numbers = jnp.repeat(jnp.stack(plan.held(self.line.place)), plan.rows.count)
         indices = jnp.tile(jnp.arange(plan.rows.count), len(plan.held(0)))
         return numbers, indices, *(jnp.asarray(limit)[numbers, indices] for limit in self.reach)
 
     def rows(self, number: jax.Array, index: jax.Array) -> jax.Array:
-        """Places of the tokens of a block of queries."""
+        """Indices in the sequence of the tokens of a block of queries."""
         rows, stretches = self.plan.rows, self.plan.devices * len(self.plan.held(0))
         return rows.places(number * rows.length, index, rows.length * stretches)
 
     def keys(self, hop: jax.Array | int, stretches: tuple[tuple[jax.Array, jax.Array], ...]) -> list[Keys]:
-        """The stretches that are here after `hop` hops."""
+        """The shards on this device after `hop` hops."""
         held = self.plan.held((self.line.place - hop) % self.plan.devices)
         return [Keys(*x, n * self.plan.columns.length) for n, x in zip(held, stretches, strict=True)]
 
     def queries(self, x_BNTH: jax.Array, kv_heads: int) -> jax.Array:
-        """Its blocks of queries, or of what is made of them, [L, B, K, M, H], of what was `traded`."""
+        """Blocks [L, B, K, M, H] of traded queries, or of arrays of their shape."""
         rows, (batch, heads, _, features) = self.plan.rows, x_BNTH.shape
         filled = jnp.stack([rows.filled(part) for part in self._stretches(x_BNTH)], axis=2)
         blocks_BNLCH = filled.reshape(batch, heads, -1, rows.size, features)
@@ -201,7 +201,7 @@ class _Own:
         return self._row([blocks.joined(part)[:, :, : rows.length] for part in parts])
 
     def filled(self, *arrays: jax.Array) -> tuple[tuple[jax.Array, ...], ...]:
-        """Its stretches of keys and values that were `traded`."""
+        """Padded shards of traded keys and values."""
         parts = [map(self.plan.columns.filled, self._stretches(x)) for x in arrays]
         return tuple(zip(*parts, strict=True))
 
@@ -210,12 +210,12 @@ class _Own:
         return self._row([part[:, :, : self.plan.columns.length] for part in parts])
 
     def traded(self, x_BNTH: jax.Array) -> jax.Array:
-        """The stretches that the device holds while it computes, one behind the other, for those that it holds
-        otherwise."""
+        """The shards that the device holds during the computation, concatenated, from the contiguous ones that it holds
+        outside."""
         if not self.plan.traded:
             return x_BNTH
-        # Of two neighbours one has an even number. No two devices hold even ones that belong to the same device, so
-        # that all even stretches, and all odd ones, find their places in one exchange.
+        # Each device starts with one even and one odd shard. The even shards all have different target devices, and so
+        # have the odd ones: one permutation moves all even shards, and one all odd shards.
         even, odd = (self.line.sent(x, self._owners[i::2]) for i, x in enumerate(jnp.split(x_BNTH, 2, axis=2)))
         return jnp.concatenate(self._by_parity(even, odd), axis=2)
 
@@ -223,7 +223,7 @@ class _Own:
         return jnp.split(x_BNTH, len(self.plan.held(0)), axis=2)
 
     def _row(self, parts: list[jax.Array]) -> jax.Array:
-        """The inverse of `traded`, of stretches."""
+        """The inverse of `traded`, from a list of shards."""
         if not self.plan.traded:
             return parts[0]
         even_odd = self._by_parity(*parts)
@@ -232,17 +232,17 @@ class _Own:
 
     @property
     def _owners(self) -> list[int]:
-        """The device that holds each stretch while it computes."""
+        """The device that holds each shard during the computation."""
         return [min(number, 2 * self.plan.devices - 1 - number) for number in range(2 * self.plan.devices)]
 
     def _by_parity(self, one: jax.Array, other: jax.Array) -> list[jax.Array]:
-        """Front and back stretch from the even and the odd one, or the other way about."""
+        """Front and back shard from the even and the odd one, or the inverse."""
         is_even = self.line.place % 2 == 0
         return [jnp.where(is_even, one, other), jnp.where(is_even, other, one)]
 
 
 def of_heads(pairs: Pairs, lines: tuple[DeviceGroup, ...], heads: int) -> Pairs:
-    """`pairs` of a device that holds so many `heads`, which are divided over `lines`, the first of them slowest."""
+    """`pairs` of a device that holds `heads` heads. Heads are sharded over `lines`, the first of these slowest."""
     all_heads, first = heads, 0
     for line in lines[::-1]:
         first, all_heads = first + line.place * all_heads, all_heads * line.size
@@ -250,7 +250,7 @@ def of_heads(pairs: Pairs, lines: tuple[DeviceGroup, ...], heads: int) -> Pairs:
 
 
 def _forward_here(plan: _Plan, line: DeviceGroup, heads: DeviceGroup, q_BNTH, k_BKSH, v_BKSH, pairs: Pairs):
-    """What one device does for the output and the logarithm of the sums; and what the backward pass is given."""
+    """The part of one device: output, logarithm of the softmax denominators, and residuals of the backward pass."""
     pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.key_range(pairs))
     traded = q_BNTH, k_BKSH, v_BKSH = tuple(map(own.traded, (q_BNTH, k_BKSH, v_BKSH)))
     q_LBKMH = own.queries(q_BNTH, k_BKSH.shape[1])
@@ -282,7 +282,7 @@ _Groups = tuple[DeviceGroup, DeviceGroup, DeviceGroup]
 
 
 def _backward_here(plan: _Plan, groups: _Groups, q_BNTH, dy_BNTH, mean_BNT1, log_sum_LBKM1, k_BKSH, v_BKSH, pairs):
-    """One device's part of the gradients of traded queries, keys and values, of the table and of the sinks."""
+    """The part of one device: gradients of traded queries, keys and values, of the bias table and of the sinks."""
     line, heads, rows = groups
     pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.key_range(pairs))
     dy_BNTH, mean_BNT1 = own.traded(dy_BNTH), own.traded(mean_BNT1)
@@ -291,7 +291,7 @@ def _backward_here(plan: _Plan, groups: _Groups, q_BNTH, dy_BNTH, mean_BNT1, log
     stretches = own.filled(k_BKSH, v_BKSH)
 
     def accumulate(hop: jax.Array | int, stretches: Any, dq_LBKMH: jax.Array, dtable: jax.Array | None):
-        """Gradients of the stretches that are here, the others with this hop's added."""
+        """Gradients of the shards on this device; those of queries and bias table include this hop."""
         all_keys = own.keys(hop, stretches)
 
         def block(carry, place):
@@ -315,8 +315,8 @@ def _backward_here(plan: _Plan, groups: _Groups, q_BNTH, dy_BNTH, mean_BNT1, log
         (gradients, dtable), dq_LBKMH = accumulate(hop, stretches, dq_LBKMH, dtable)
         return (coming, jax.tree.map(jnp.add, arrived, gradients), dq_LBKMH, dtable), None
 
-    # Its own stretch comes first. The gradients of a stretch follow it one hop behind, so that they too are under way
-    # while others are made.
+    # A device's own shard comes first. The gradients of a shard follow it one hop behind, so that they are sent while
+    # the next gradients are computed.
     last = plan.visits(pairs).shape[1] - 1
     (gradients, dtable), dq_LBKMH = accumulate(0, stretches, *jax.tree.map(blocks.zeros, (asked.q_BKMH, pairs.bias_RN)))
     if last:

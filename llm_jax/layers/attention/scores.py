@@ -1,6 +1,6 @@
-"""What becomes of q k^T before the softmax.
+"""Attention scores: scale, soft cap, bias and sinks.
 
-Legend: B batch, T query length, S key length, N heads, R buckets of relative places.
+Legend: B batch, T query length, S key length, N heads, R buckets of relative positions.
 """
 
 import jax
@@ -20,10 +20,10 @@ class ScoresConfig:
     softcap: float | None = None
     """c in c * tanh(score / c), which keeps scores between -c and c (Gemma Team 2024, arXiv:2408.00118, 2)."""
     bias: PositionBias | None = None
-    """What is added to the score of a pair for where its two tokens stand."""
+    """Bias that depends on the positions of query and key."""
     sinks: bool = False
-    """Whether each head has one more score, learned and of no token: weights then add up to less than one, and a head
-    may attend to nothing (gpt-oss, arXiv:2508.10925, 2.3)."""
+    """Whether each head has an attention sink: one more learned score, which belongs to no token. The weights then sum
+    to less than one, and a head may attend to nothing (gpt-oss, arXiv:2508.10925, 2.3)."""
 
     def __post_init__(self):
         check_positive_if_given(scale=self.scale, softcap=self.softcap)

@@ -1,4 +1,4 @@
-"""softmax(q k^T) v with all scores at once, and the parts of it that serve a block of queries and keys as well.
+"""softmax(q k^T) v with all scores at once, and functions that blockwise attention shares with it.
 
 Legend: B batch, T query length, S key length, K key/value heads, G query heads per key/value head, N = K * G heads,
 H head size, M = G * T.
@@ -27,13 +27,13 @@ def attend(
     """softmax(softcap(q k^T * scale) + bias) v, [B, N, T, H]; scores and softmax in float32.
 
     Args:
-      allowed: boolean [B or 1, T or 1, S or 1]. A query that may see nothing (padding) averages all values: finite,
-        and counted nowhere.
+      allowed: boolean [B or 1, T or 1, S or 1]. A fully masked query (padding) averages all values: its output is
+        finite and not used.
       bias: float32 [B or 1, N, T, S].
-      sink_N: float32, one more score of each head, whose value is zero.
+      sink_N: float32, one more score per head, whose value is zero.
       scale: None: 1 / sqrt(H).
-      softcap: None: scores stay as they are.
-      kept: boolean [B, N, T, S], the weights that dropout at `rate` leaves, divided by 1 - rate; None: all of them.
+      softcap: None: no cap.
+      kept: boolean [B, N, T, S], the weights that dropout keeps, divided by 1 - rate; None: all of them.
     """
     batch, heads, length, head_dim = q_BNTH.shape
     kv_heads, slots = k_BKSH.shape[1:3]
@@ -57,8 +57,8 @@ def weights(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> jax.Array:
-    """The weights by which `attend` multiplies values, float32 [B, N, T, S]: those of a query add up to one, or with a
-    sink to less. The arguments are those of `attend`, which never holds the weights themselves."""
+    """Attention weights of `attend`, float32 [B, N, T, S]. The weights of a query sum to one, or with a sink to less.
+    The arguments are those of `attend`, which does not materialise the normalised weights."""
     _, heads, length, head_dim = q_BNTH.shape
     k_BNSH = jnp.repeat(k_BKSH, heads // k_BKSH.shape[1], axis=1)
     scores, _ = products(q_BNTH, k_BNSH, head_dim**-0.5 if scale is None else scale, softcap)
@@ -80,13 +80,14 @@ def zero_fully_masked(y_BNTH: jax.Array, allowed: jax.Array) -> jax.Array:
 
 
 def fold(x_BNTH: jax.Array, kv_heads: int) -> jax.Array:
-    """The queries that share keys in one axis, [B, K, M, H]: one product serves them all. So their biases, S for H."""
+    """Merges the query heads that share keys into one axis, [B, K, M, H], so that one product serves them all. Biases
+    are folded in the same way, with S for H."""
     batch, heads, length, head_dim = x_BNTH.shape
     return x_BNTH.reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
 
 
 def fold_sinks(sink_N: jax.Array, length: int, kv_heads: int) -> jax.Array:
-    """Scores of no token for `length` queries of each head, [1, K, M, 1]."""
+    """Sinks of `length` queries of each head, [1, K, M, 1]."""
     return fold(jnp.broadcast_to(sink_N[None, :, None, None], (1, len(sink_N), length, 1)), kv_heads)
 
 
@@ -103,8 +104,8 @@ def _attend(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BKM
 
 
 def _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BKMS, scale, softcap, factor):
-    """Keeps the exponentials in the compute type and divides the context by their sum: one pass over the scores less
-    than a softmax, and half its memory in bfloat16."""
+    """Keeps the exponentials in the compute dtype and divides the output by their sum. This saves one pass over the
+    scores compared with a softmax, and half its memory in bfloat16."""
     scores, _ = products(q_BKMH, k_BKSH, scale, softcap)
     if bias_BKMS is not None:
         scores += bias_BKMS
@@ -121,14 +122,14 @@ def _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BK
     exp_BKMS = exp_BKMS.astype(v_BKSH.dtype)
     y_BKMH = jnp.einsum("BKMS,BKSH->BKMH", _thinned(exp_BKMS, kept_BKMS), v_BKSH)
     y_BKMH = (y_BKMH * _times(inverse_BKM1, factor)).astype(v_BKSH.dtype)
-    # Named here and not by the caller: the backward pass needs this array, and a remat policy that keeps another
-    # would compute it again.
+    # Named here and not by the caller: the backward pass needs this very array, and a remat policy that saves another
+    # one would recompute it.
     y_BKMH = checkpoint_name(y_BKMH, "context")
     return y_BKMH, (q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, sunk_BKM1, inverse_BKM1, kept_BKMS, y_BKMH)
 
 
 def _thinned(x_BKMS: jax.Array, kept_BKMS: jax.Array | None) -> jax.Array:
-    """Zeros in the place of what dropout takes."""
+    """`x` with zeros at the weights that dropout drops."""
     return x_BKMS if kept_BKMS is None else jnp.where(kept_BKMS, x_BKMS, 0)
 
 
@@ -155,7 +156,7 @@ def _backward(scale, softcap, factor, residuals, dy_BKMH):
     dweights = _times(_thinned(dweights, kept_BKMS), factor)
     # sum_S(weights * dweights), which the softmax needs, is dy . y (Dao et al. 2022, arXiv:2205.14135, B.2).
     mean_BKM1 = jnp.sum(dy_BKMH.astype(jnp.float32) * y_BKMH.astype(jnp.float32), axis=-1, keepdims=True)
-    # The capped scores are computed again: keeping them would cost as much memory as the exponentials.
+    # The capped scores are recomputed: keeping them would cost as much memory as the exponentials.
     derivative = scale if softcap is None else products(q_BKMH, k_BKSH, scale, softcap)[1]
     dlogits = (dweights - mean_BKM1) * inverse_BKM1
     dscores = (exp_BKMS * (dlogits * derivative)).astype(q_BKMH.dtype)
@@ -167,7 +168,8 @@ def _backward(scale, softcap, factor, residuals, dy_BKMH):
 
 
 def bias_gradient(bias_BKMS: jax.Array | None, dbias_BKMS: jax.Array) -> jax.Array | None:
-    """Summed over the axis along which the bias is repeated; dropped by the compiler where the bias is a constant."""
+    """Gradient of the bias, summed over the batch axis if the bias is broadcast along it. The compiler removes it where
+    the bias is a constant."""
     if bias_BKMS is None:
         return None
     return jnp.sum(dbias_BKMS, axis=0, keepdims=True) if bias_BKMS.shape[0] == 1 else dbias_BKMS

@@ -1,4 +1,4 @@
-"""What jax's splash attention, a Pallas kernel for TPUs, is told of a call.
+"""Calls of jax's splash attention, a Pallas kernel for TPUs.
 
 Legend: B batch, T length, K key/value heads, N heads, H head size.
 """
@@ -15,14 +15,14 @@ from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.sharding import axes, partition
 
 LANES = 128
-"""Rows must be whole multiples of this many tokens."""
+"""The sequence length must be a multiple of this."""
 
 
 def attend(block: int, q_BNTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, pairs: Pairs) -> jax.Array:
-    """Attention output [B, N, T, H] of rows against themselves, made of blocks of `block` queries and keys.
+    """Self-attention output [B, N, T, H], with blocks of at most `block` queries and keys.
 
     Raises:
-      ValueError: for a mask that the kernel does not know.
+      ValueError: if the kernel does not support the mask.
     """
     length, head_dim = q_BNTH.shape[2:]
     scale = head_dim**-0.5 if pairs.scores.scale is None else pairs.scores.scale
@@ -43,7 +43,7 @@ def attend(block: int, q_BNTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, 
 
 
 def _kernel(block: int, mask: Mask, heads: int, length: int, softcap: float | None) -> splash.SplashAttentionKernel:
-    """The kernel; what its backward pass needs goes by the name `context` to remat policies."""
+    """The kernel. Its residuals have the checkpoint name `context` for remat policies."""
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     return splash.make_splash_mha(
         masks.MultiHeadMask([_mask(mask, length)] * heads),

@@ -1,10 +1,11 @@
-"""What keeps the load of experts even.
+"""Load balancing of experts: balance losses and bias updates.
 
-A balance loss is a config type with a weight. One of rows has `loss(routed, load_BTE, real_BT)`, which gives a float32
-loss for each row [B]. One of the batch, a `BatchLoss`, has `sums(routed, load_BTE, real_BT)`, float32 sums over tokens,
-and `of(sums)`, the loss of a batch with such sums: those of microbatches, devices and replicas of a pipeline are added
-before the loss is taken. A layer adds losses by their weights, and an objective counts a row's, or the batch's, as
-often as it has targets. `check(router)` raises ValueError where a router does not give what a loss needs.
+A balance loss is a config type with a weight. A loss per sequence has `loss(routed, load_BTE, real_BT)`, which returns
+a float32 loss for each sequence [B]. A loss over the batch, a `BatchLoss`, has `sums(routed, load_BTE, real_BT)`, which
+returns float32 sums over tokens, and `of(sums)`, the loss of a batch with these sums. Sums of microbatches, devices and
+replicas of a pipeline are added before the loss is computed. A layer adds its weighted losses. An objective weights the
+loss of a sequence, or of the batch, by its number of targets. `check(router)` raises ValueError if a router does not
+return what a loss requires.
 
 Legend: B batch, T length, E experts, K choices of a token.
 """
@@ -24,7 +25,7 @@ Array = jax.Array | np.ndarray
 
 
 class _Loss:
-    """What balance losses have in common."""
+    """Base of the balance losses."""
 
     weight: float
 
@@ -34,7 +35,7 @@ class _Loss:
     def check(self, router: Router) -> None:
         """
         Raises:
-          ValueError: for a router by which tokens do not choose from scores of their own.
+          ValueError: if the router is not a token-choice router with scores.
         """
         check(
             router.routes is Choice and router.scored,
@@ -44,34 +45,34 @@ class _Loss:
 
 
 class BatchLoss(_Loss):
-    """A loss of all tokens of a batch together."""
+    """A loss over all tokens of a batch."""
 
     def sums(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> Sums:
-        """Sums over tokens, which have gradients, float32."""
+        """Differentiable sums over tokens, float32."""
         raise NotImplementedError
 
     def of(self, sums: Sums) -> Array:
-        """The loss [...] of a batch with these sums [..., X]: arrays of JAX or, on the host, of NumPy."""
+        """The loss [...] of a batch with these sums [..., X], which are JAX arrays or, on the host, NumPy arrays."""
         raise NotImplementedError
 
 
 @configclass
 class LoadLoss(BatchLoss):
-    """E * sum over experts of (share of choices) * (mean share of the scores) over the batch: 1 where either is even
-    (Fedus et al. 2021, arXiv:2101.03961, eq. 4 to 6).
+    """E * sum over experts of (fraction of the choices) * (mean fraction of the scores) over the batch: 1 where either
+    is uniform (Fedus et al. 2021, arXiv:2101.03961, eq. 4 to 6).
 
-    GShard's (Lepikhin et al. 2020, arXiv:2006.16668, algorithm 1) is the same without the factor, as a mean: 1 / E^2 of
-    it, with a coefficient that is not published. Losses that count a token's K choices without dividing by K, as in
-    transformers, are K times this one with all of them.
+    GShard's loss (Lepikhin et al. 2020, arXiv:2006.16668, algorithm 1) is a mean without the factor E: 1 / E^2 of this
+    one, with an unpublished coefficient. Losses that count the K choices of a token without dividing by K, as in
+    transformers, are K times this one with `first` False.
     """
 
     weight: float = 0.01
-    """0.01 in Switch Transformer, in each layer, and in OLMoE in the mean over layers: see `mean_over`."""
+    """0.01 for each layer in Switch Transformer, and for the mean over layers in OLMoE: see `mean_over`."""
     first: bool = True
-    """Whether only the first choice of a token counts, as in Switch and GShard, else all of them."""
+    """Whether only the first choice of a token counts, as in Switch and GShard, or all of them."""
 
     def sums(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> Sums:
-        """Choices of each expert, and scores given to it, each token's adding up to one; tokens."""
+        """Number of choices of each expert; its scores, normalised per token; number of tokens."""
         if self.first:
             load_BTE = jax.nn.one_hot(routed.choice.experts_BTK[..., 0], load_BTE.shape[-1]) * real_BT[..., None]
         given_E = jnp.sum(shares(routed.scores) * real_BT[..., None], (0, 1))
@@ -84,14 +85,14 @@ class LoadLoss(BatchLoss):
 
 @configclass
 class SequenceLoss(_Loss):
-    """As LoadLoss with all choices, of every row by itself (DeepSeek-V2, arXiv:2405.04434, eq. 23 to 25; DeepSeek-V3,
-    arXiv:2412.19437, eq. 17 to 20). Documents packed into one row count as one sequence."""
+    """LoadLoss with all choices, computed for each sequence separately (DeepSeek-V2, arXiv:2405.04434, eq. 23 to 25;
+    DeepSeek-V3, arXiv:2412.19437, eq. 17 to 20). Documents packed into one row count as one sequence."""
 
     weight: float = 0.0001
     """0.0001 in DeepSeek-V3, 0.003 in DeepSeek-V2."""
     as_chosen: bool = True
-    """Whether the experts that a token chose count, as in DeepSeek-V2, or as many of its highest scores, before any
-    bias or limit, as in DeepSeek-V3 (eq. 18)."""
+    """Whether the load counts the experts that a token chose, as in DeepSeek-V2, or the same number of experts with its
+    highest scores before any bias or limit, as in DeepSeek-V3 (eq. 18)."""
 
     def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
         if not self.as_chosen:
@@ -103,13 +104,13 @@ class SequenceLoss(_Loss):
 
 @configclass
 class ImportanceLoss(BatchLoss):
-    """Square of the coefficient of variation over experts of the weights given to them in the batch: 0 where they are
-    even (Shazeer et al. 2017, arXiv:1701.06538, eq. 6 and 7)."""
+    """Squared coefficient of variation, over experts, of their summed weights in the batch: 0 where they are equal
+    (Shazeer et al. 2017, arXiv:1701.06538, eq. 6 and 7)."""
 
     weight: float = 0.1
 
     def sums(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> Sums:
-        """Weights given to each expert."""
+        """Sum of the weights of each expert."""
         weights_BTK = routed.choice.weights_BTK * real_BT[..., None]
         return {"given_E": jnp.zeros(load_BTE.shape[-1]).at[routed.choice.experts_BTK].add(weights_BTK)}
 
@@ -122,7 +123,7 @@ class ImportanceLoss(BatchLoss):
 
 @configclass
 class ZLoss(_Loss):
-    """Mean over the tokens of a row of log(sum(exp(logits)))^2, which keeps logits small (Zoph et al. 2022,
+    """Mean over the tokens of a sequence of log(sum(exp(logits)))^2, which keeps logits small (Zoph et al. 2022,
     arXiv:2202.08906, eq. 5)."""
 
     weight: float = 0.001
@@ -130,7 +131,7 @@ class ZLoss(_Loss):
     def check(self, router: Router) -> None:
         """
         Raises:
-          ValueError: for a router without logits.
+          ValueError: if the router has no logits.
         """
         check(
             router.scored,
@@ -144,9 +145,9 @@ class ZLoss(_Loss):
 
 @configclass
 class BiasUpdate:
-    """No loss: after every update the router's bias for an expert rises by `rate` where the expert had less than the
-    mean load of the batch, and falls where it had more (Wang et al. 2024, arXiv:2408.15664, algorithm 1; DeepSeek-V3,
-    arXiv:2412.19437, 2.1.2). The load is that of the whole batch, over all microbatches and devices."""
+    """Balancing without a loss: after every step the router's bias for an expert increases by `rate` if its load was
+    below the mean of the batch, and decreases if it was above (Wang et al. 2024, arXiv:2408.15664, algorithm 1;
+    DeepSeek-V3, arXiv:2412.19437, 2.1.2). The load is that of the whole batch, over all microbatches and devices."""
 
     rate: float = 0.001
 
@@ -156,7 +157,7 @@ class BiasUpdate:
     def check(self, router: Router) -> None:
         """
         Raises:
-          ValueError: for a router without a bias that it could move.
+          ValueError: if the router has no bias for the update.
         """
         check(
             router.has_bias,
@@ -169,9 +170,10 @@ Balance = LoadLoss | SequenceLoss | ImportanceLoss | ZLoss | BiasUpdate
 
 
 def check_balance(balance: tuple[Balance, ...], router: Router) -> None:
-    """
+    """Checks losses and bias updates.
+
     Raises:
-      ValueError: for what does not fit the router, or does not balance its bias.
+      ValueError: if one does not fit the router, or if the router has a bias and there is no BiasUpdate.
     """
     check(isinstance(balance, tuple), f"balance is {balance}: make it a tuple, such as (LoadLoss(0.01),)")
     for one in balance:
@@ -186,15 +188,15 @@ def check_balance(balance: tuple[Balance, ...], router: Router) -> None:
 
 
 def mean_over(layers: int, *losses: LoadLoss | SequenceLoss | ImportanceLoss | ZLoss) -> tuple[Balance, ...]:
-    """These losses for a model in which their weights are those of a mean over so many layers of experts: losses of
-    layers are added up. A loss of weight 0 is left out."""
+    """The losses with weights divided by `layers`, because losses of layers are summed and the given weights are for
+    the mean over `layers` MoE layers. Losses of weight 0 are removed."""
     return tuple(dataclasses.replace(loss, weight=loss.weight / layers) for loss in losses if loss.weight)
 
 
 def report(
     balance: tuple[Balance, ...], routed: Routed, experts: int, served_BT: jax.Array, real_BT: jax.Array
 ) -> RoutingAux:
-    """What a layer tells of its tokens, which it served so many choices each."""
+    """Balance losses and routing statistics of a layer. `served_BT`: number of served choices of each token."""
     real_BT = real_BT.astype(jnp.float32)
     load_BTE = load(routed.routes, experts, real_BT)
     losses = [b for b in balance if not isinstance(b, BiasUpdate)]
@@ -215,17 +217,17 @@ def report(
         unserved=jnp.sum((served_BT == 0) * real_BT),
         rate=next((one.rate for one in balance if isinstance(one, BiasUpdate)), None),
     )
-    # Only the losses are to be followed back.
+    # Only the losses have gradients.
     sums = BatchLosses(tuple(b.sums(routed, load_BTE, real_BT) for b in of_batch), of_batch)
     return RoutingAux(sum(of_rows, jnp.zeros(real_BT.shape[:1])), sums, jax.lax.stop_gradient(statistics))
 
 
 def shares(scores_BTE: jax.Array) -> jax.Array:
-    """Scores of which each token's add up to one."""
+    """Scores normalised to a sum of one per token."""
     return scores_BTE / jnp.maximum(jnp.sum(scores_BTE, axis=-1, keepdims=True), 1e-20)
 
 
 def _evenness(load_E: Array, given_E: Array, tokens: Array) -> Array:
-    """E * sum over experts of (share of the load) * (mean of the shares given), [...] of [..., E] and [...]."""
+    """E * sum over experts of (fraction of the load) * (mean score), [...] from [..., E] and [...]."""
     share_E = load_E / load_E.sum(-1, keepdims=True).clip(1)
     return load_E.shape[-1] * (share_E * (given_E / tokens.clip(1)[..., None])).sum(-1)

@@ -1,15 +1,15 @@
-"""Rows that go to the devices of their experts, are computed there and come back: all of them, however many.
+"""Chunked all-to-all: token rows are sent to the devices of their experts, computed there and returned, without drops.
 
-How many rows a device gets depends on their routes: under an even load as many as it sends, at worst those of all
-devices. Buffers for the worst would be mostly empty, and computed with. Here what a device gets is cut into windows of
-one size, and the devices go through them one after the other, as many as the busiest has: memory is that of a window,
-work that of the rows that there are. While one is computed the next one comes in, and the results of the one before go
-back. The backward pass goes the same way, and keeps of the forward pass only what it began with.
+The number of rows that a device receives depends on the routes: with an even load as many as it sends, at worst the
+rows of all devices. A buffer for the worst case would be mostly empty, yet computed. Here the rows that a device
+receives are divided into windows of one size. All devices iterate over as many windows as the busiest one has. Memory
+is that of one window, work that of the actual rows. While a window is computed, the next one is received and the
+results of the previous one are returned. The backward pass has the same structure and saves only the inputs.
 
-All devices know how many rows each sends to each expert, and so where every row lies in the windows of its device:
-those of its first expert come first, of one expert those that the first device sends.
+All devices know how many rows each one sends to each expert, and so the index of every row in the windows of its
+device. Rows are sorted by expert, and within an expert by sending device.
 
-Legend: P rows that a device sends, M devices among which experts are divided, E experts of all, L of one of them,
+Legend: P rows that a device sends, M devices over which experts are sharded, E all experts, L experts of one device,
 R rows of a window, D model width.
 """
 
@@ -25,7 +25,7 @@ from llm_jax.sharding.device_group import DeviceGroup
 
 Compute = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 """(weights of L experts, rows sorted by expert [R, D], weights of the rows [R], rows of each expert [L]) -> results
-[R, D]; those of rows that are left over are 0, whatever stands there."""
+[R, D]. Results of unused rows must be 0, whatever those rows contain."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -38,14 +38,14 @@ def run(
     weights_P: jax.Array,
     sizes_E: jax.Array,
 ) -> jax.Array:
-    """What `compute` makes of rows at the devices of `line` that hold their experts, [P, D]; 0 of rows left over.
+    """Results [P, D] of `compute` for the rows, on the devices of `line` that hold their experts; 0 for unused rows.
 
     Args:
       size: rows of a window.
-      weights: of the experts of this device.
-      rows_PD: sorted by expert.
-      weights_P: float32, of the rows.
-      sizes_E: int32, rows for each of all experts.
+      weights: weights of the experts of this device.
+      rows_PD: rows sorted by expert.
+      weights_P: float32, weights of the rows.
+      sizes_E: int32, number of rows for each of all experts.
     """
     return _forward(compute, line, size, weights, rows_PD, weights_P, sizes_E)[0]
 
@@ -55,7 +55,7 @@ def _forward(compute, line, size, weights, rows_PD, weights_P, sizes_E):
 
     def turn(number: jax.Array, carry: Any) -> Any:
         here, before_RD, y_PD = carry
-        # What is left over of the window holds what stood there before: cheaper than to clear it.
+        # Unused rows of the window keep old contents, which is cheaper than clearing them.
         coming = plan.fetched(sent, here, number + 1)
         y_PD = plan.returned(before_RD, y_PD, number - 1)
         return coming, compute(weights, *here, plan.sizes(number)), y_PD
@@ -94,26 +94,26 @@ run.defvjp(_forward, _backward)
 
 
 class _Pieces(NamedTuple):
-    """Of what each device sends to each expert, the piece that is in a window: int32 [M, E]."""
+    """The part of the rows from each device to each expert that lies in a window: int32 [M, E]."""
 
     left: jax.Array
-    """Its first row among those of the device that sends."""
+    """Index of its first row on the sending device."""
     came: jax.Array
-    """Its first row in the window."""
+    """Index of its first row in the window."""
     size: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Where all rows lie, as one of the devices sees it."""
+    """The indices of all rows on their sending and receiving devices."""
 
     line: DeviceGroup
     size: int
     """Rows of a window."""
     all: _Pieces
-    """With one window for all rows."""
+    """The pieces if one window held all rows."""
     count: jax.Array
-    """Windows of the busiest device."""
+    """Number of windows of the busiest device."""
 
     @classmethod
     def of(cls, line: DeviceGroup, size: int, sizes_E: jax.Array) -> Self:
@@ -126,21 +126,21 @@ class _Plan:
         return cls(line, size, _Pieces(left_ME, came_ME, sizes_ME), (most + size - 1) // size)
 
     def sizes(self, number: jax.Array) -> jax.Array:
-        """Rows of each of this device's experts in its window, [L]."""
+        """Number of rows of each of this device's experts in its window, [L]."""
         return jnp.sum(self._here(self._pieces(number).size), axis=0)
 
     def empty(self, sent: Any) -> Any:
-        """A window for each array of a tree [P, X]."""
+        """A window of zeros for each array of a tree [P, X]."""
         return jax.tree.map(lambda x: jnp.zeros((self.size, *x.shape[1:]), x.dtype), sent)
 
     def fetched(self, sent: Any, into: Any, number: jax.Array | int) -> Any:
-        """The window of this device of a tree [P, X], written into that of another window [R, X]."""
+        """Window `number` of this device from a tree [P, X], written into `into` [R, X]."""
         pieces, place = self._pieces(number), self.line.place
         tables = (pieces.left[place], pieces.size[place], pieces.came[place], self._here(pieces.size).reshape(-1))
         return jax.tree.map(lambda x, into: self.line.exchanged(x, into, *tables), sent, into)
 
     def returned(self, made: Any, into: Any, number: jax.Array) -> Any:
-        """A tree [P, X] with what the devices made of the rows of this one that were in a window."""
+        """`into` [P, X] with the results for the rows of this device that were in window `number`."""
         pieces = self._pieces(number)
         tables = [self._here(x).reshape(-1) for x in (pieces.came, pieces.size, pieces.left)]
         tables.append(pieces.size[self.line.place])
@@ -153,6 +153,6 @@ class _Plan:
         return _Pieces(self.all.left + first_ME - self.all.came, first_ME - start, end_ME - first_ME)
 
     def _here(self, x_ME: jax.Array) -> jax.Array:
-        """What is said of the experts of this device, [M, L]."""
+        """The columns of the experts of this device, [M, L]."""
         experts = x_ME.shape[1] // self.line.size
         return jax.lax.dynamic_slice_in_dim(x_ME, self.line.place * experts, experts, axis=1)

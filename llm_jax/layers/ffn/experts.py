@@ -1,7 +1,6 @@
-"""The experts: as many feed-forward layers of one shape, their parameters stacked.
+"""The experts: feed-forward layers of one shape with stacked parameters.
 
-Legend: E experts, D model width, F ffn width, R rows that each expert is given, P rows of all experts one after the
-other.
+Legend: E experts, D model width, F ffn width, R rows of each expert, P rows of all experts, concatenated.
 """
 
 import dataclasses
@@ -25,18 +24,18 @@ from llm_jax.sharding import axes
 from llm_jax.sharding.device_group import DeviceGroup
 
 Weights = dict[str, tuple[jax.Array, jax.Array | None]]
-"""Of each of an expert's matrices by name: kernel [E, D, F] in the compute type, bias [E, F] in that of parameters."""
+"""{matrix name: (kernel [E, D, F] in the compute dtype, bias [E, F] in the parameter dtype)}."""
 
 _INTO, _OUT = (axes.EXPERTS, axes.EMBED, axes.MLP), (axes.EXPERTS, axes.MLP, axes.EMBED)
 
 
 def names(config: DenseConfig) -> tuple[str, ...]:
-    """The matrices of an expert, that which writes its result last."""
+    """The matrices of an expert, the output projection last."""
     return ("gate", "up", "down") if isinstance(config, GLUConfig) else ("up", "down")
 
 
 def logical_axes(config: DenseConfig) -> dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]]:
-    """Of each axis of the weights."""
+    """Logical axes of kernel and bias of each matrix."""
     laid = {name: _OUT if name == "down" else _INTO for name in names(config)}
     return {name: (kernel, (kernel[0], kernel[2]) if config.bias else None) for name, kernel in laid.items()}
 
@@ -63,23 +62,23 @@ class Experts(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """What one device computes of the experts.
+    """The experts of one device.
 
-    Its weights are those of its share of the experts, and of their inner features where a strategy divides them; the
-    width is whole. Where the features are divided, so are the results: those of all parts are to be added up, which is
-    done when a token's are, in `MoE`.
+    Its weights are those of its shard of the experts, and of a shard of their inner features if a strategy shards them;
+    the model width is whole. If the inner features are sharded, results are partial sums, which `MoE` adds up over
+    devices after it has summed the choices of a token.
     """
 
     config: DenseConfig
     weights: Weights
     count: int
-    """Experts of all devices."""
+    """Number of experts on all devices."""
     others: DeviceGroup
-    """The devices among which the experts are divided."""
+    """The devices over which the experts are sharded."""
     inner: DeviceGroup
-    """The devices among which their inner features are divided."""
+    """The devices over which their inner features are sharded."""
     key: jax.Array | None = None
-    """Of the inner features that dropout takes; each device has another. None: it takes none."""
+    """Random key of dropout on the inner features, different on each device. None: no dropout."""
 
     @classmethod
     def of(
@@ -91,7 +90,7 @@ class Local:
         width: DeviceGroup,
         inner: DeviceGroup,
     ) -> Self:
-        """With weights whose model width is divided over the devices of `width` until now."""
+        """All-gathers weights whose model width is sharded over the devices of `width`."""
 
         def whole(name: str, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
             if name != "down":
@@ -101,12 +100,12 @@ class Local:
         return cls(config, {name: whole(name, *pair) for name, pair in weights.items()}, count, others, inner)
 
     def batched(self, rows_ERD: jax.Array, weights_ER: jax.Array | None = None) -> jax.Array:
-        """Results for as many rows of each of all experts, [E, R, D], times their float32 weights if given."""
+        """Results [E, R, D] for R rows of each expert, times their float32 weights if given."""
 
         def products(rows_ERD: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             return tuple(jnp.einsum("ERD,EDF->ERF", rows_ERD, kernel_EDF) for kernel_EDF in kernels)
 
-        # Each device sends every other the rows of the experts that this one holds.
+        # Each device sends every other device the rows of the experts of that device.
         rows_ERD = self.others.swapped(rows_ERD, cut=0, joined=1)
         if weights_ER is not None:
             weights_ER = self.others.swapped(weights_ER, cut=0, joined=1)
@@ -115,11 +114,11 @@ class Local:
         return self.others.swapped(y_ERD, cut=1, joined=0)
 
     def ragged(self, rows_PD: jax.Array, weights_P: jax.Array, sizes_E: jax.Array, windows: int) -> jax.Array:
-        """Results for rows sorted by expert, as many of each of all as int32 `sizes_E` says, times their float32
-        weights, [P, D]. Rows that are left over give 0.
+        """Results [P, D] for rows sorted by expert, times their float32 weights. Unused rows give 0.
 
         Args:
-          windows: pieces of a device's share of all rows in which it computes those that others send.
+          sizes_E: int32, number of rows of each of all experts.
+          windows: number of windows into which a device's rows are divided for the chunked all-to-all.
         """
         if self.others.size == 1:
             return self._grouped(rows_PD, weights_P, sizes_E)
@@ -138,10 +137,10 @@ class Local:
         return sent.run(compute, self.others, size, self.weights, rows_PD, weights_P, sizes_E)
 
     def _grouped(self, rows_PD: jax.Array, weights_P: jax.Array, sizes_E: jax.Array) -> jax.Array:
-        """As `ragged`, where the weights of experts are those of all of them."""
+        """`ragged` if this device holds all experts."""
         expert_P = jnp.searchsorted(jnp.cumsum(sizes_E), jnp.arange(len(rows_PD)), side="right")
 
-        # A product, because the gradient of rows gathered is scattered; it gives 0 past the last expert.
+        # A one-hot product, because the gradient of a gather is a scatter. It gives 0 past the last expert.
         def of_rows(bias_EF: jax.Array, y_PF: jax.Array) -> jax.Array:
             return jax.nn.one_hot(expert_P, len(bias_EF), dtype=y_PF.dtype) @ bias_EF.astype(y_PF.dtype)
 
@@ -154,12 +153,12 @@ class Local:
         products: Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]],
         of_rows: Callable[[jax.Array, jax.Array], jax.Array],
     ) -> jax.Array:
-        """Results for rows, where `products` multiplies each by its expert's kernels, and `of_rows` gives
-        for each, and the products of one matrix, its expert's bias."""
+        """Results for rows. `products` multiplies each row by its expert's kernels. `of_rows` returns, for a bias and
+        the products of its matrix, the bias of each row's expert."""
 
         def multiplied(rows: jax.Array, *by: str) -> list[jax.Array]:
             made = products(rows, tuple(self.weights[name][0] for name in by))
-            # As those of a Linear: a remat policy may keep them.
+            # The same name as in Linear: a remat policy may save them.
             return [checkpoint_name(y, "product") for y in made]
 
         def weighted(x: jax.Array) -> jax.Array:
@@ -173,7 +172,7 @@ class Local:
         found = multiplied(rows, *into)
         found = [biased(checkpoint_name(y, "ffn"), name) for y, name in zip(found, into, strict=True)]
         act = (GATED if isinstance(self.config, GLUConfig) else ACTIVATIONS)[self.config.activation]
-        # Weighted before the last product, whose result the gradient of the weights then does not need.
+        # Weighted before the last product, so that the gradient of the weights does not need its result.
         (y,) = multiplied(weighted(self._dropped(act(*found))), "down")
         bias_ED = self.weights["down"][1]
         if bias_ED is None:

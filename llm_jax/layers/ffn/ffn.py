@@ -13,20 +13,20 @@ from llm_jax.core.dtypes import Precision
 
 @configclass
 class FFN(abc.ABC):
-    """A layer that computes each token by itself, or sends it to experts that do.
+    """A layer that computes each token independently, or sends it to experts.
 
-    Derive a configclass from it to use a layer of your own.
+    To add a layer, derive a configclass from it.
     """
 
     @abc.abstractmethod
     def build(self, width: int, precision: Precision, name: str) -> nn.Module:
-        """A module that is called with (x [B, T, D], context) and returns (y [B, T, D], report).
+        """A module that is called with (x [B, T, D], context) and returns (y [B, T, D], aux).
 
-        The report is that of a layer of experts (layers/ffn/routing_statistics.py), and None of other layers.
+        `aux` is the `RoutingAux` of a MoE layer (layers/ffn/routing_statistics.py) and None for other layers.
 
         Args:
           width: D, the size of the residual stream.
-          name: of the module in the block.
+          name: name of the module in the block.
         """
 
     @abc.abstractmethod
@@ -34,7 +34,7 @@ class FFN(abc.ABC):
         """Number of parameters."""
 
     def active_parameters(self, width: int) -> float:
-        """Number of parameters that compute a token, in the mean: all, where there are no experts."""
+        """Mean number of parameters used per token: all of them without experts."""
         return self.parameters(width)
 
     @abc.abstractmethod
@@ -43,5 +43,5 @@ class FFN(abc.ABC):
 
     @property
     def non_causal(self) -> tuple[str, ...]:
-        """Names of its parts that make the result of a token depend on later tokens; empty if it is causal."""
+        """Names of the parts through which a token depends on later tokens; empty if the layer is causal."""
         return ()

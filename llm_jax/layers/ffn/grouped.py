@@ -1,7 +1,7 @@
-"""Products of each row with the matrices of its group, where groups are of any sizes.
+"""Grouped matrix products: each row times the matrices of its group, with groups of any sizes.
 
-TPUs and GPUs have `jax.lax.ragged_dot`. On CPUs that multiplies every row with every matrix; there the rows of a group
-are multiplied in blocks.
+TPUs and GPUs use `jax.lax.ragged_dot`. On CPUs ragged_dot multiplies every row with every matrix; there the rows of a
+group are multiplied in blocks instead.
 
 Legend: P rows, E groups, D input features, F output features, R rows of a block.
 """
@@ -15,20 +15,21 @@ import jax.numpy as jnp
 from jax import lax
 
 BLOCKS = (256, 64)
-"""Rows of blocks, the largest first. Products of few rows are slow; of many rows the last block of a group computes
-many that are none of its own."""
+"""Block sizes in rows, the largest first. Products of few rows are slow; with large blocks the last block of a group
+computes many rows of other groups."""
 
 Arrays = tuple[jax.Array, ...]
 
 
 @jax.custom_vjp
 def grouped(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
-    """rows @ kernel of their group for each of the kernels, [P, F] in the type of the rows.
+    """rows @ kernel of their group for each of the kernels, [P, F] in the dtype of the rows.
 
     Args:
-      rows_PD: those of the first group, then those of the second, and so on.
+      rows_PD: rows sorted by group.
       kernels: [E, D, F], of any F.
-      sizes_E: int32, how many rows of each group, none or all; those that are left over give 0. They must be finite.
+      sizes_E: int32, number of rows of each group, which may be 0. Rows after the last group give 0; they must be
+        finite.
     """
     return _by_platform(_ragged, _blocked, rows_PD, kernels, sizes_E)
 
@@ -49,7 +50,7 @@ def _by_platform(ragged: Callable, blocked: Callable, *operands: Any) -> Any:
 
 
 def _ragged(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
-    # What it gives for rows that are left over differs between platforms.
+    # The results of ragged_dot for rows after the last group differ between platforms.
     taken_P1 = _taken(len(rows_PD), sizes_E)
     products = (lax.ragged_dot(rows_PD, kernel, sizes_E, preferred_element_type=rows_PD.dtype) for kernel in kernels)
     return tuple(jnp.where(taken_P1, y_PF, 0) for y_PF in products)
@@ -65,7 +66,7 @@ def _ragged_gradients(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array, d
 
 
 def _taken(rows: int, sizes_E: jax.Array) -> jax.Array:
-    """Which of so many rows belong to a group, [P, 1]."""
+    """Which of `rows` rows belong to a group, bool [P, 1]."""
     return jnp.arange(rows)[:, None] < jnp.sum(sizes_E)
 
 
@@ -109,39 +110,39 @@ def _blocked_gradients(
 
 
 def _joined(parts: Iterable[jax.Array]) -> jax.Array:
-    """Matrices beside one another: one wide product takes less time than several narrow ones."""
+    """Matrices concatenated along their columns: one wide product is faster than several narrow ones."""
     return jnp.concatenate(list(parts), axis=1)
 
 
 def _parted(x: jax.Array, kernels: Arrays) -> list[jax.Array]:
-    """Columns as wide as the kernels."""
+    """The inverse of `_joined`: x split into columns as wide as the kernels."""
     return jnp.split(x, list(itertools.accumulate(kernel.shape[2] for kernel in kernels))[:-1], axis=1)
 
 
 def _over_groups(group: Callable, sizes_E: jax.Array, carry: Any) -> Any:
-    """Folds `group`, (number, carry) -> carry, over the groups that have rows: where text is written token by token
-    most have none, and their kernels are not read."""
+    """Folds `group`, (index, carry) -> carry, over the groups that have rows. In autoregressive decoding most groups
+    are empty, and their kernels are not read."""
     present_E = jnp.argsort(sizes_E == 0, stable=True)
     return lax.fori_loop(0, jnp.sum(sizes_E > 0), lambda index, carry: group(present_E[index], carry), carry)
 
 
 def _over_blocks(block: Callable, rows: int, e: jax.Array, sizes_E: jax.Array, carry: Any) -> Any:
-    """Folds `block` over the rows of group `e` among so many rows.
+    """Folds `block` over the rows of group `e` among all `rows` rows.
 
     Args:
-      block: (first row, which of the rows from there are to be computed [R, 1], carry) -> carry.
+      block: (first row, which of the R rows from there belong to the block [R, 1], carry) -> carry.
     """
     end = jnp.cumsum(sizes_E)[e]
     at = end - sizes_E[e]
     for number, size in enumerate(BLOCKS, 1):
         size = min(size, rows)
-        # A block that is more than half full is computed whole, and what would fill less is left to smaller ones.
+        # A block that is more than half full is computed whole; fewer rows are left to smaller blocks.
         spare = size - 1 if number == len(BLOCKS) else max(size // 2 - 1, 0)
         count = (end - at + spare) // size
 
         def one(index: jax.Array, carry: Any, start: jax.Array = at, size: int = size) -> Any:
             first = start + index * size
-            # A block that would end past the last row begins earlier.
+            # A block that would end past the last row begins earlier; `mine` excludes the rows before its own.
             at = jnp.minimum(first, rows - size)
             places_R1 = at + jnp.arange(size)[:, None]
             return block(at, (places_R1 >= first) & (places_R1 < end), carry)
@@ -157,5 +158,5 @@ def _cut(x: jax.Array, at: jax.Array, mine_R1: jax.Array) -> jax.Array:
 
 
 def _put(x: jax.Array, block: jax.Array, at: jax.Array, mine_R1: jax.Array) -> jax.Array:
-    """`x` with those rows of the block that are to be computed."""
+    """`x` with its own rows of the block written into it."""
     return lax.dynamic_update_slice_in_dim(x, jnp.where(mine_R1, block, _cut(x, at, mine_R1)), at, 0)

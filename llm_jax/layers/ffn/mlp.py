@@ -1,4 +1,4 @@
-"""Feed-forward layers: the plain two-matrix one and the gated one.
+"""Dense feed-forward layers: two-matrix and gated.
 
 Legend: B batch, T length, D model width, F ffn width.
 """
@@ -31,7 +31,7 @@ class MLPConfig(FFN):
     out_init: Init = Normal(0.02)
     """Initialiser of the down projection, which writes to the residual stream."""
     dropout: float = 0.0
-    """Share of what the down projection reads that is dropped in training."""
+    """Dropout rate of the input of the down projection in training."""
 
     def __post_init__(self):
         _check(self)
@@ -58,7 +58,7 @@ class GLUConfig(FFN):
     out_init: Init = Normal(0.02)
     """Initialiser of the down projection, which writes to the residual stream."""
     dropout: float = 0.0
-    """Share of what the down projection reads that is dropped in training."""
+    """Dropout rate of the input of the down projection in training."""
 
     def __post_init__(self):
         _check(self)
@@ -75,7 +75,7 @@ class GLUConfig(FFN):
 
 
 DenseConfig = MLPConfig | GLUConfig
-"""A feed-forward layer that computes all tokens alike."""
+"""A feed-forward layer without experts."""
 
 
 class MLP(nn.Module):

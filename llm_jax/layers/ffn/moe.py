@@ -1,6 +1,6 @@
 """Mixture of experts: a router sends every token to a few of many feed-forward layers.
 
-Legend: B batch, T length, D model width, E experts, P parts of their inner features.
+Legend: B batch, T length, D model width, E experts, P shards of their inner features.
 """
 
 import dataclasses
@@ -35,23 +35,23 @@ _TOKENS = (axes.BATCH, axes.LENGTH)
 
 @configclass
 class MoEConfig(FFN):
-    """sum over the experts that a router chose of weight * expert(x) (Shazeer et al. 2017, arXiv:1701.06538, eq. 1)."""
+    """Sum of weight * expert(x) over the experts chosen by a router (Shazeer et al. 2017, arXiv:1701.06538, eq. 1)."""
 
     count: int
-    """Experts that a router chooses from."""
+    """Number of routed experts."""
     expert: DenseConfig
-    """Each of them."""
+    """Config of each routed expert."""
     router: Router
     dispatch: Dispatch = Dropless()
-    """How tokens come to their experts: results are the same where none is dropped."""
+    """How tokens are sent to their experts. All dispatches compute the same results where no choice is dropped."""
     balance: tuple[Balance, ...] = ()
     shared: DenseConfig | None = None
-    """An expert for all tokens besides (Dai et al. 2024, arXiv:2401.06066, 3.2); several are one as wide as all. So is
-    the dense ffn beside the experts of Snowflake's Arctic, but that its experts read the stream before the attention.
-    """
+    """Shared expert for all tokens (Dai et al. 2024, arXiv:2401.06066, 3.2). Several shared experts equal one with
+    their summed width. The dense ffn beside the experts of Snowflake's Arctic is also a shared expert, except that
+    Arctic's experts read the residual stream before the attention."""
     shared_gate: bool = False
-    """Whether what the shared expert gives is multiplied by sigmoid(x w), one number a token (Qwen2-MoE, Yang et al.
-    2024, arXiv:2407.10671, 2.2.2)."""
+    """Whether the output of the shared expert is multiplied by sigmoid(x w), one scalar per token (Qwen2-MoE, Yang et
+    al. 2024, arXiv:2407.10671, 2.2.2)."""
 
     def __post_init__(self):
         check_positive(count=self.count)
@@ -75,13 +75,13 @@ class MoEConfig(FFN):
 
     @property
     def non_causal(self) -> tuple[str, ...]:
-        """Types of the parts that are not causal: by which a token depends on later ones."""
+        """Type names of the parts through which a token depends on later tokens."""
         return tuple(type(part).__name__ for part in (self.router, self.dispatch) if not part.causal)
 
     def check_rows(self, length: int, parts: int) -> None:
         """
         Raises:
-          ValueError: for rows of so many tokens, in so many parts on as many devices, that groups do not divide.
+          ValueError: if groups do not divide a sequence of `length` tokens in `parts` shards, one per device.
         """
         self.router.check_rows(length, parts)
         self.dispatch.check_rows(length, parts)
@@ -94,7 +94,7 @@ class MoEConfig(FFN):
         return self.router.parameters(width, self.count) + self.count * self.expert.parameters(width) + shared
 
     def active_parameters(self, width: int) -> float:
-        """Those that compute a token, in the mean."""
+        """Mean number of parameters used per token."""
         idle = self.count - self.router.choices(self.count)
         return self.parameters(width) - idle * self.expert.parameters(width)
 
@@ -106,7 +106,7 @@ class MoEConfig(FFN):
 
 
 class MoE(nn.Module):
-    """x [B, T, D] -> [B, T, D], and the report of the layer."""
+    """x [B, T, D] -> ([B, T, D], RoutingAux)."""
 
     config: MoEConfig
     width: int
@@ -127,7 +127,7 @@ class MoE(nn.Module):
         return y_BTD, report(config.balance, routed, config.count, served_BT, real_BT)
 
     def _shared(self, expert: DenseConfig, x_BTD: jax.Array, context: Context) -> jax.Array:
-        """What the expert for all tokens gives."""
+        """Output of the shared expert."""
         y_BTD = expert.build(self.width, self.precision, "shared")(x_BTD, context)[0]
         if not self.config.shared_gate:
             return y_BTD
@@ -139,8 +139,8 @@ class MoE(nn.Module):
     def _dispatched(
         self, weights: Weights, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Every device serves its own tokens, and speaks to those that hold other experts."""
-        # Parameters are made, and text is written, with rows that need not divide.
+        """Output of the experts and number of served choices. Every device dispatches its own tokens."""
+        # In initialisation and generation the batch need not divide over the devices.
         layout = partition.active() if partition.divides(x_BTD.shape, _TOKENS) else None
         config, dtype = self.config, self.precision.dtype
 
@@ -151,7 +151,7 @@ class MoE(nn.Module):
         ) -> tuple[jax.Array, jax.Array]:
             local = Local.of(config.expert, config.count, weights, *lines[:3])
             if key is not None:
-                # Devices compute other rows, or other inner features of the same.
+                # Devices compute different rows or different inner features, so each needs its own key.
                 places = [line.place for line in lines if line.axes]
                 local = dataclasses.replace(local, key=functools.reduce(jax.random.fold_in, places, key))
             y_BTD, served_BT = config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
@@ -168,7 +168,8 @@ class MoE(nn.Module):
                 tokens,
                 None if key is None else (),
             )
-            # Of each part of the inner features a result, for the compiler to add up: it knows where the sum is to lie.
+            # One partial result for each shard of the inner features. The compiler sums them, because it knows the
+            # sharding of the sum.
             outputs = ((axes.MLP, *tokens), tokens)
             run = partition.per_device(functools.partial(serve, lines), inputs, outputs)
             y_PBTD, served_BT = run(weights, x_BTD, routes, real_BT, key)

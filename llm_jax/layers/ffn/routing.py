@@ -1,7 +1,7 @@
-"""What a router decides of the tokens.
+"""Routers and the routes that they assign to tokens.
 
-Legend: B batch, T length, E experts, K choices of a token, G groups of a row, N tokens of a group, C tokens that an
-expert takes of a group, S slots of an expert.
+Legend: B batch, T length, E experts, K choices of a token, G groups of a sequence, N tokens of a group, C tokens that
+an expert picks from a group, S slots of an expert.
 """
 
 import abc
@@ -22,17 +22,17 @@ from llm_jax.sharding import axes
 
 @flax.struct.dataclass
 class Choice:
-    """The experts that every token chose, the best first.
+    """Token choice: the experts that every token chose, the best first.
 
     Attributes:
       experts_BTK: int32, no expert twice for a token.
-      weights_BTK: float32, with which their results are added; 0 for a choice that is none.
-      best_BT: float32 above 0, the highest score of the experts chosen, of which normalized weights tell nothing; None
-        where the highest weight is it.
+      weights_BTK: float32, weights of their results; 0 for a choice that does not count.
+      best_BT: float32 above 0, the highest score of the chosen experts before normalisation; None if the highest weight
+        is that score.
     """
 
     logical_axes: ClassVar = (axes.BATCH, axes.LENGTH)
-    """Of the axes along which devices may divide it."""
+    """Logical axes along which the arrays may be sharded."""
 
     experts_BTK: jax.Array
     weights_BTK: jax.Array
@@ -41,11 +41,11 @@ class Choice:
 
 @flax.struct.dataclass
 class Picks:
-    """The tokens that every expert picked from each group of neighbouring tokens of a row.
+    """Expert choice: the tokens that every expert picked from each group of consecutive tokens of a sequence.
 
     Attributes:
-      places_BGEC: int32 places in the group, none twice for an expert.
-      weights_BGEC: float32, with which the results are added; 0 for a pick that is none.
+      places_BGEC: int32 indices in the group, none twice for an expert.
+      weights_BGEC: float32, weights of the results; 0 for a pick that does not count.
     """
 
     places_BGEC: jax.Array
@@ -53,21 +53,21 @@ class Picks:
 
     @property
     def logical_axes(self) -> tuple[str, ...]:
-        """Of the axes along which devices may divide it."""
+        """Logical axes along which the arrays may be sharded."""
         return (axes.BATCH, axes.LENGTH) if self.places_BGEC.shape[1] > 1 else (axes.BATCH,)
 
 
 @flax.struct.dataclass
 class SoftAssignment:
-    """What the slots of the experts are mixed of, and tokens of the results for the slots.
+    """Soft assignment: weights of tokens in slots, and of the results of slots in tokens.
 
     Attributes:
-      dispatch_BTES: float32 share of each token in each slot, 0 of one that is not real.
-      combine_BTES: float32 share of each slot's result in that of each token, 0 for one that is not real.
+      dispatch_BTES: float32 weight of each token in each slot; 0 for padding.
+      combine_BTES: float32 weight of each slot's result in each token; 0 for padding.
     """
 
     logical_axes: ClassVar = (axes.BATCH,)
-    """Of the axes along which devices may divide it."""
+    """Logical axes along which the arrays may be sharded."""
 
     dispatch_BTES: jax.Array
     combine_BTES: jax.Array
@@ -79,16 +79,16 @@ Kind = TypeVar("Kind", bound=Routes)
 
 @configclass
 class Router(abc.ABC):
-    """What decides which experts compute a token. What `context` says is padding must change nothing.
+    """Decides which experts compute a token. Tokens that `context` marks as padding must not affect the result.
 
-    Derive a configclass from it to use a router of your own. The three checks raise ValueError for what the router does
-    not support; unless they are overridden, all is supported.
+    To add a router, derive a configclass from it. The three checks raise ValueError for what the router does not
+    support; by default everything is supported.
     """
 
     routes: ClassVar[type] = Choice
-    """What it gives: `Choice`, `Picks` or `SoftAssignment`."""
+    """Type of its routes: `Choice`, `Picks` or `SoftAssignment`."""
     scored: ClassVar[bool] = True
-    """Whether it scores experts for tokens: `Routed` has logits and scores."""
+    """Whether it scores experts for tokens, so that `Routed` has logits and scores."""
 
     @abc.abstractmethod
     def build(self, width: int, experts: int, precision: Precision, name: str) -> nn.Module:
@@ -104,26 +104,27 @@ class Router(abc.ABC):
 
     @abc.abstractmethod
     def choices(self, experts: int) -> float:
-        """Mean number of experts that a token visits."""
+        """Mean number of experts per token."""
 
     @property
     def causal(self) -> bool:
-        """Whether no token's route depends on a later token."""
+        """Whether the routes of a token are independent of later tokens."""
         return True
 
     @property
     def has_bias(self) -> bool:
-        """Whether it has a parameter `bias` [E] on the choice of experts that a `BiasUpdate` moves."""
+        """Whether it has a parameter `bias` [E] for the choice of experts, which a `BiasUpdate` changes."""
         return False
 
     def check(self, experts: int) -> None:
-        """It can choose from this number of experts."""
+        """Raises ValueError if the router does not support this number of experts."""
 
     def check_rows(self, length: int, parts: int) -> None:
-        """It can route sequences of `length` tokens that lie in `parts` shards on as many devices."""
+        """Raises ValueError if the router does not support sequences of `length` tokens in `parts` shards, one per
+        device."""
 
     def check_vocabulary(self, size: int) -> None:
-        """It can route a vocabulary of this size."""
+        """Raises ValueError if the router does not support a vocabulary of this size."""
 
 
 @flax.struct.dataclass
@@ -131,10 +132,10 @@ class Routed:
     """Result of a router.
 
     Attributes:
-      routes: who goes where.
-      logits_BTE: float32, what the router made of each token; None for one that does not look at it.
-      scores_BTE: float32, how well each expert suits each token, not negative: what balance losses even out; None for
-        a router that does not look at tokens.
+      routes: assignment of tokens and experts.
+      logits_BTE: float32 router logits; None for a router without scores.
+      scores_BTE: float32 non-negative scores of each expert for each token, which balance losses read; None for a
+        router without scores.
     """
 
     routes: Routes
@@ -143,22 +144,22 @@ class Routed:
 
     @property
     def choice(self) -> Choice:
-        """`routes` where tokens choose. ValueError where they do not."""
+        """`routes` of a token-choice router. Raises ValueError for another router."""
         return served(self.routes, Choice)
 
     @property
     def logits(self) -> jax.Array:
-        """`logits_BTE` of a router that has them. ValueError for another."""
+        """`logits_BTE`. Raises ValueError if the router has none."""
         return given(self.logits_BTE, "the router has no logits: it does not look at tokens")
 
     @property
     def scores(self) -> jax.Array:
-        """`scores_BTE` of a router that has them. ValueError for another."""
+        """`scores_BTE`. Raises ValueError if the router has none."""
         return given(self.scores_BTE, "the router has no scores: it does not look at tokens")
 
 
 def served(routes: Routes, *kinds: type[Kind]) -> Kind:
-    """`routes`, of one of these kinds. ValueError for another one, which configs refuse before."""
+    """`routes`, which must be of one of these types. Raises ValueError otherwise; configs reject such cases earlier."""
     if not isinstance(routes, kinds):
         raise ValueError(
             f"routes are a {type(routes).__name__}: they must be a {' or a '.join(k.__name__ for k in kinds)}"
@@ -167,21 +168,21 @@ def served(routes: Routes, *kinds: type[Kind]) -> Kind:
 
 
 def load(routes: Routes, experts: int, real_BT: jax.Array) -> jax.Array:
-    """Which experts each token chose, or was picked by: float32 0 or 1 [B, T, E], of a mixture their shares in it; none
-    for a token that is not real."""
+    """The experts that each token chose, or that picked it: float32 0 or 1 [B, T, E]. For soft assignments the weights
+    of the experts in the token. 0 for padding."""
     if isinstance(routes, SoftAssignment):
         return jnp.sum(routes.combine_BTES, axis=-1) * real_BT[..., None]
     if isinstance(routes, Choice):
         chosen_KBT = jnp.moveaxis((routes.weights_BTK > 0) * real_BT[..., None], -1, 0)
         choices = zip(jnp.moveaxis(routes.experts_BTK, -1, 0), chosen_KBT, strict=True)
-        # One term after the other, so that no [B, T, K, E] is made of them.
+        # Terms are added one by one, so that no array [B, T, K, E] is allocated.
         terms = (jax.nn.one_hot(experts_BT, experts) * chosen_BT[..., None] for experts_BT, chosen_BT in choices)
         return functools.reduce(operator.add, terms)
     return spread(routes, (routes.weights_BGEC > 0).astype(jnp.float32), real_BT)
 
 
 def spread(routes: Picks, values_BGEC: jax.Array, real_BT: jax.Array) -> jax.Array:
-    """The value of each pick at its token and expert, 0 elsewhere and for a token that is not real: [B, T, E]."""
+    """The value of each pick at its token and expert, [B, T, E]; 0 elsewhere and for padding."""
     batch, groups, experts = routes.places_BGEC.shape[:3]
     b, g, e = jnp.ogrid[:batch, :groups, :experts]
     zeros_BGNE = jnp.zeros((batch, groups, real_BT.shape[1] // groups, experts), values_BGEC.dtype)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 Sums = dict[str, jax.Array]
-"""What a loss of a batch is made of, by name: float32 sums over its tokens."""
+"""Inputs of a batch loss by name: float32 sums over the tokens of the batch."""
 
 _OF_LAYERS = ("max_load", "load_entropy", "max_importance", "entropy", "dropped")
 
@@ -22,12 +22,12 @@ class RoutingStatistics:
 
     Attributes:
       tokens: number of tokens.
-      load_E: number of tokens that chose each expert, or that it picked, whether it served them or not.
-      importance_E: scores given to each expert, each token's adding up to one; 0 without scores.
-      entropy: of each token's scores, in nats; 0 without scores.
-      dropped: choices that no expert served, for want of capacity.
-      unserved: tokens that no expert served.
-      rate: by which an update moves the bias of the layer's router against its load; None without such a bias.
+      load_E: number of tokens that chose each expert, or that it picked, whether served or not.
+      importance_E: scores of each expert, normalised per token; 0 without scores.
+      entropy: entropy of each token's scores, in nats; 0 without scores.
+      dropped: number of choices that exceeded expert capacity.
+      unserved: number of tokens that no expert served.
+      rate: by which a step changes the bias of the layer's router against its load; None without such a bias.
     """
 
     tokens: jax.Array
@@ -41,10 +41,10 @@ class RoutingStatistics:
 
 @flax.struct.dataclass
 class BatchLosses:
-    """Losses of a layer that are of all tokens of a batch together. A stack's sums have a leading axis for its layers.
+    """Losses of a layer over all tokens of a batch. The sums of a stack have a leading axis for its layers.
 
     Attributes:
-      sums: of each of the losses.
+      sums: inputs of each of the losses.
       losses: configs of the type `BatchLoss`.
     """
 
@@ -53,7 +53,7 @@ class BatchLosses:
 
     @property
     def total(self) -> jax.Array | np.ndarray:
-        """The losses of a batch with these sums, weighted and added up, over layers too: a scalar."""
+        """The weighted sum of the losses of a batch with these sums, over layers too: a scalar."""
         parts = ((loss.weight * loss.of(sums)).sum() for loss, sums in zip(self.losses, self.sums, strict=True))
         return sum(parts, np.zeros((), np.float32))
 
@@ -63,8 +63,8 @@ class RoutingAux:
     """Auxiliary output of a MoE layer. That of a stack has a leading axis for its layers.
 
     Attributes:
-      loss_B: float32 losses of each row, weighted and added up.
-      batch: losses of the batch.
+      loss_B: float32 weighted sum of the losses of each sequence.
+      batch: losses over the batch.
       statistics: routing statistics.
     """
 
@@ -75,12 +75,12 @@ class RoutingAux:
 
 @flax.struct.dataclass
 class BalanceLoss:
-    """A metric: the losses of all layers of a model.
+    """Metric of the balance losses of all layers of a model.
 
     Attributes:
-      rows: float32, losses of rows, each as often as the row has targets.
+      rows: float32, sum of the losses of sequences, each weighted by the number of its targets.
       count: float32, number of targets.
-      layers: losses of the batch by the path of a block.
+      layers: losses over the batch by the path of a block.
     """
 
     rows: jax.Array
@@ -88,9 +88,9 @@ class BalanceLoss:
     layers: dict[str, BatchLosses]
 
     def part_of(self, whole: Self) -> jax.Array:
-        """What the losses of the batch `whole`, counted as often as that has targets, are for this part of it: values
-        and gradients of all parts add up to those of the batch, since a gradient of a part's sums is taken at the sums
-        of the batch."""
+        """This part's contribution to the losses of the batch `whole`, weighted by the number of its targets. Values
+        and gradients of all parts sum to those of the batch, because the gradient by a part's sums is evaluated at the
+        sums of the batch."""
         at = jax.tree.map(
             lambda all, own: jax.lax.stop_gradient(all) + (own - jax.lax.stop_gradient(own)),
             *(one.layers for one in (whole, self)),
@@ -99,14 +99,14 @@ class BalanceLoss:
         return self.count * loss + (count - self.count) * (loss - jax.lax.stop_gradient(loss))
 
     def compute(self, name: str) -> dict[str, float]:
-        """The mean over targets, where losses of the batch are those of all that was added up."""
+        """The mean over targets. Losses over the batch are computed from the accumulated sums."""
         of_batch = sum(float(layer.total) for layer in self.layers.values())
         return {name: float(self.rows) / (float(self.count) or 1.0) + of_batch}
 
 
 @flax.struct.dataclass
 class RoutingMetric:
-    """A metric: the routing statistics of all MoE layers of a model.
+    """Metric of the routing statistics of all MoE layers of a model.
 
     Attributes:
       layers: by the path of a block in the parameters, such as 'stack/segment_0/block_1'.
@@ -115,12 +115,12 @@ class RoutingMetric:
     layers: dict[str, RoutingStatistics]
 
     def compute(self, name: str) -> dict[str, float]:
-        """The mean over all layers of each of their figures, and all but `unserved` of each layer after them.
+        """The mean of each metric over all layers, then the metrics of each layer except `unserved`.
 
-        max_load: tokens of the expert with most of them over the mean of all. entropy: mean of a token's scores, in
-        nats. dropped: share of choices that no expert served. unserved: share of tokens that none did. load_entropy:
-        of the shares that experts have of all choices, in nats, log of their number where they are even.
-        max_importance: as max_load, of scores. Without scores there is neither importance nor entropy.
+        max_load: load of the most loaded expert over the mean load. entropy: mean entropy of a token's scores, in nats.
+        dropped: fraction of choices that no expert served. unserved: fraction of tokens that no expert served.
+        load_entropy: entropy of the experts' fractions of all choices, in nats; for a uniform load, log of their
+        number. max_importance: as max_load, of scores. Without scores there is neither max_importance nor entropy.
         """
         means, layers = {}, {}
         for path, statistics in self.layers.items():
@@ -133,7 +133,7 @@ class RoutingMetric:
 
 
 def _figures(statistics: RoutingStatistics) -> dict[str, np.ndarray]:
-    """Of each layer."""
+    """The metrics of each layer."""
     tokens, chosen = np.maximum(statistics.tokens, 1), np.maximum(np.sum(statistics.load_E, axis=-1), 1)
     shares_E = statistics.load_E / chosen[..., None]
     load_entropy = -np.sum(shares_E * np.log(np.where(shares_E > 0, shares_E, 1)), axis=-1)
@@ -144,6 +144,6 @@ def _figures(statistics: RoutingStatistics) -> dict[str, np.ndarray]:
 
 
 def _peak(given_E: jax.Array | np.ndarray) -> np.ndarray:
-    """What the expert with most of it has over the mean."""
+    """Maximum over experts divided by the mean."""
     mean = np.mean(given_E, axis=-1)
     return np.max(given_E, axis=-1) / np.where(mean == 0, 1, mean)

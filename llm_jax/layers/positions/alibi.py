@@ -16,7 +16,7 @@ from llm_jax.layers.positions.position import PositionBias
 
 @configclass
 class ALiBiConfig(PositionBias):
-    """Every head lowers the score of a pair in proportion to its distance, each by a slope of its own.
+    """A bias that lowers scores in proportion to distance, with one slope per head.
 
     With n heads, a power of two, head i has slope 2^(-8 i / n); other numbers of heads interleave the slopes of the
     next two powers of two, as the authors' code does.
@@ -40,7 +40,8 @@ class ALiBiConfig(PositionBias):
     ) -> jax.Array:
         """Bias between positions, [B, N, T, S] float32.
 
-        All but the positions is left to the program: as a constant of it, the product would be large.
+        It is computed in the compiled function: with NumPy positions it would be computed while tracing and stored as a
+        large constant.
         """
         queries_BT, keys_BS = jnp.asarray(queries_BT), jnp.asarray(keys_BS)
         distance_B1TS = jnp.abs(queries_BT[:, None, :, None] - keys_BS[:, None, None, :]).astype(jnp.float32)

@@ -15,11 +15,11 @@ from llm_jax.sharding import axes
 
 @configclass
 class LearnedPositionsConfig(AddedPosition):
-    """One trained vector per position, up to the model's `max_length`."""
+    """One learned vector per position, up to the model's `max_length`."""
 
     init: Init = Normal(0.02)
     offset: int = 0
-    """Row of position 0; OPT and RoBERTa keep rows before it that no token of a text uses."""
+    """Table row of position 0; in OPT and RoBERTa the rows before it are not used by tokens of a text."""
 
     def __post_init__(self):
         check_not_negative(offset=self.offset)
@@ -32,7 +32,7 @@ class LearnedPositionsConfig(AddedPosition):
 
 
 class LearnedPositions(nn.Module):
-    """positions [B, T] int32 -> [B, T, D] in the compute type."""
+    """positions [B, T] int32 -> [B, T, D] in the compute dtype."""
 
     config: LearnedPositionsConfig
     length: int

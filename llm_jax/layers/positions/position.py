@@ -1,4 +1,4 @@
-"""The bases of positions: added to the embedding, turned into queries and keys, or added to scores.
+"""The bases of position encodings: added to the embedding, applied to queries and keys, or added to scores.
 
 Legend: B batch, T query length, S key length, D width, N heads, H head size.
 """
@@ -14,11 +14,12 @@ from llm_jax.core.dtypes import Precision
 
 @configclass
 class AddedPosition(abc.ABC):
-    """Vectors of positions that are added to the embedding. Derive a configclass from it to use one of your own."""
+    """Position vectors that are added to the embedding. To add a type, derive a configclass from it."""
 
     @abc.abstractmethod
     def build(self, length: int, width: int, precision: Precision, name: str) -> Callable[[jax.Array], jax.Array]:
-        """A callable, such as a module, from positions [B, T] int32 below `length` to [B, T, D] in the compute type."""
+        """A callable, such as a module, from positions [B, T] int32 below `length` to [B, T, D] in the compute
+        dtype."""
 
     @abc.abstractmethod
     def parameters(self, length: int, width: int) -> int:
@@ -27,27 +28,27 @@ class AddedPosition(abc.ABC):
 
 @configclass
 class RotaryPosition(abc.ABC):
-    """A transformation of queries and keys by their positions. Derive a configclass from it to use one of your own."""
+    """A transformation of queries and keys by their positions. To add a type, derive a configclass from it."""
 
     @abc.abstractmethod
     def check_fits(self, head_dim: int) -> None:
-        """It can transform heads of `head_dim` features. Raises ValueError if it cannot."""
+        """Raises ValueError if the type does not support heads of `head_dim` features."""
 
     @abc.abstractmethod
     def rotate(self, x_BNTH: jax.Array, positions_BT: jax.Array, lengths_BT: jax.Array | None = None) -> jax.Array:
-        """Transformed queries or keys, same shape and type.
+        """Transformed queries or keys, with the same shape and dtype.
 
         Args:
-          lengths_BT: int32 [B, T] or [B, 1], length of the sequence of each token; None: a sequence ends at its last
-            position.
+          lengths_BT: int32 [B, T] or [B, 1], length of the document of each token; None: the last position of a
+            sequence determines its length.
         """
 
 
 @configclass
 class PositionBias(abc.ABC):
-    """A number that is added to the score of a query and a key for their positions.
+    """A bias of the score of a query and a key that depends on their positions.
 
-    Derive a configclass from it to use one of your own.
+    To add a type, derive a configclass from it.
     """
 
     @abc.abstractmethod
@@ -57,5 +58,5 @@ class PositionBias(abc.ABC):
         """Biases between positions, float32 [B, N, T, S].
 
         Args:
-          bias_RN: the table that `RelativeBiasConfig` shares over the layers; None for others.
+          bias_RN: the bias table of `RelativeBiasConfig`, which all layers share; None for other types.
         """

@@ -1,6 +1,6 @@
-"""Learned biases of scores by relative place (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
+"""Learned relative position biases (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
 
-Legend: B batch, T query length, S key length, N heads, R buckets of relative places.
+Legend: B batch, T query length, S key length, N heads, R buckets of relative positions.
 """
 
 import itertools
@@ -22,16 +22,16 @@ from llm_jax.sharding import axes
 
 @configclass
 class RelativeBiasConfig(PositionBias):
-    """A score is raised by a number for how far its key stands from its query, one per head and bucket of distances.
+    """Bias of a score by the distance of query and key: one learned number per head and bucket of distances.
 
-    The near half of the buckets hold one distance each, the far half distances that grow by a constant factor up to
-    `max_distance`; the last one holds all beyond. One table serves all layers of a stack.
+    The near half of the buckets hold one distance each. The far half are log-spaced up to `max_distance`; the last one
+    holds all larger distances. All layers of a stack share one table.
     """
 
     buckets: int = 32
     max_distance: int = 128
     bidirectional: bool = False
-    """Whether keys after the query have half of the buckets; where nothing sees them they need none."""
+    """Whether half of the buckets are for keys after the query. Causal attention needs none for them."""
     init: Init = Normal(0.02)
 
     def __post_init__(self):
@@ -60,7 +60,7 @@ class RelativeBiasConfig(PositionBias):
         return table_RN.T[:, self.bucket(distance_BTS)].swapaxes(0, 1)
 
     def bucket(self, distance: jax.Array | np.ndarray) -> jax.Array:
-        """Bucket of a key that stands `distance` after its query; int32, elementwise."""
+        """Bucket of a key `distance` positions after its query; int32, elementwise."""
         own = self.buckets // 2 if self.bidirectional else self.buckets
         first = jnp.where(distance > 0, own, 0) if self.bidirectional else 0
         distance = jnp.abs(distance) if self.bidirectional else jnp.maximum(-distance, 0)
@@ -69,15 +69,15 @@ class RelativeBiasConfig(PositionBias):
 
     @property
     def _exact(self) -> int:
-        """Distances that have a bucket of their own."""
+        """Number of distances with one bucket each."""
         return self.buckets // (4 if self.bidirectional else 2)
 
     @property
     def _starts(self) -> list[int]:
-        """First distances of the far buckets, but for the first one: e (m / e)^(k / n) rounded up, k from 1 to n - 1.
+        """First distances of the far buckets except the first one: e (m / e)^(k / n) rounded up, k from 1 to n - 1.
 
-        e buckets hold one distance each, n are far, m is `max_distance`. In whole numbers: logarithms would put the
-        borders by how they are compiled, and so a row and its cache apart.
+        e buckets hold one distance each, n are far, m is `max_distance`. Computed in integers: with logarithms the
+        borders would depend on compilation, and a full sequence and cached decoding could differ.
         """
         exact = far = self._exact
 
@@ -89,7 +89,7 @@ class RelativeBiasConfig(PositionBias):
 
 
 class RelativeBias(nn.Module):
-    """The table float32 [R, N] that the layers of a stack share, in which their gradients are added up."""
+    """The table float32 [R, N] that the layers of a stack share."""
 
     config: RelativeBiasConfig
     heads: int

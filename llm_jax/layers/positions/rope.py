@@ -21,11 +21,11 @@ class RoPEConfig(RotaryPosition):
     """Rotates pairs (i, i + H/2) of each head by an angle that grows with the position."""
 
     base: float = 10_000.0
-    """Pair i turns by position * base^(-2i/H)."""
+    """Pair i is rotated by the angle position * base^(-2i/H)."""
     features: int | None = None
-    """Leading features of each head that are rotated, in the place of H; None: all."""
+    """Number of leading features of each head that are rotated, which replaces H; None: all."""
     scaling: Scaling = Unscaled()
-    """How the angles are changed for rows longer than those of pretraining."""
+    """Scaling of the angles for sequences longer than those of pretraining."""
 
     def __post_init__(self):
         check_positive(base=self.base)
@@ -35,7 +35,7 @@ class RoPEConfig(RotaryPosition):
         )
 
     def check_fits(self, head_dim: int) -> None:
-        """ValueError unless heads of `head_dim` features have those that are rotated, in pairs."""
+        """Raises ValueError unless the rotated features are even in number and at most `head_dim`."""
         rotated = self.features or head_dim
         check(
             rotated % 2 == 0,
@@ -47,11 +47,11 @@ class RoPEConfig(RotaryPosition):
         )
 
     def rotate(self, x_BNTH: jax.Array, positions_BT: jax.Array, lengths_BT: jax.Array | None = None) -> jax.Array:
-        """Rotated x, same shape and type. Angles are float32: bfloat16 cannot tell position 256 from 257.
+        """Rotated x, with the same shape and dtype. Angles are float32: bfloat16 cannot distinguish 256 and 257.
 
         Args:
-          lengths_BT: int32 [B, T] or [B, 1], length of each token's sequence, which some scalings read; None: a
-            sequence ends at its last position.
+          lengths_BT: int32 [B, T] or [B, 1], length of each token's document, which some scalings read; None: the last
+            position of a sequence determines its length.
         """
         features = x_BNTH.shape[-1] if self.features is None else self.features
         if lengths_BT is None:
@@ -59,14 +59,14 @@ class RoPEConfig(RotaryPosition):
         frequencies, magnitude = self.scaling.frequencies(self.base, features, lengths_BT)
         frequencies = frequencies[:, None] if frequencies.ndim == 3 else frequencies
         angles_B1Th = positions_BT[:, None, :, None].astype(jnp.float32) * frequencies
-        # Once for all heads, layers and both passes.
+        # Computed once for all heads, layers and both passes.
         cos, sin = (computed_once(magnitude * turn(angles_B1Th)).astype(x_BNTH.dtype) for turn in (jnp.cos, jnp.sin))
         return _turn(x_BNTH, cos, sin)
 
 
 @jax.custom_vjp
 def _turn(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> jax.Array:
-    """x with its pairs turned."""
+    """x with its pairs rotated."""
     return jax.lax.platform_dependent(x_BNTH, cos_B1Th, sin_B1Th, tpu=_by_permutation, default=_by_halves)
 
 
@@ -89,8 +89,8 @@ def _by_halves(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> j
 
 
 def _by_permutation(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> jax.Array:
-    """The same in whole heads: the halves change places in a product with a permutation. TPUs compute on 128 features
-    at once, and halves of heads leave half of that idle."""
+    """`_by_halves` on whole heads: a product with a permutation matrix swaps the halves. TPUs compute on 128 features
+    at once, and with halves of heads half of these would be idle."""
     half, head_dim = cos_B1Th.shape[-1], x_BNTH.shape[-1]
     places = np.arange(head_dim)
     places = np.where(places < 2 * half, (places + half) % (2 * half), places)

@@ -1,6 +1,6 @@
 """Rotary frequencies for sequences longer than those of pretraining.
 
-Legend: B batch, T length, h pairs of features. `lengths_BT` is the length of each token's sequence (see
+Legend: B batch, T length, h pairs of features. `lengths_BT` is the length of each token's document (see
 `SequenceInfo.lengths_BT`), int32 [B, T] or [B, 1].
 """
 
@@ -16,11 +16,11 @@ from llm_jax.core.configclass import configclass
 
 @configclass
 class Unscaled:
-    """Pair i of n features turns by base^(-2i/n) a position."""
+    """Pair i of n features rotates by base^(-2i/n) per position."""
 
     def frequencies(self, base: float, features: int, lengths_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
-        """Radians a position of each pair, float32 [h], or [B, T or 1, h] where they depend on the length; and the
-        factor of cosine and sine."""
+        """Angle per position of each pair, in radians, float32 [h], or [B, T or 1, h] if it depends on the length; and
+        the factor of cosine and sine."""
         return _plain(base, features), 1.0
 
 
@@ -41,8 +41,8 @@ class LinearScaling:
 @configclass
 class DynamicScaling:
     """The base grows with the length of the sequence beyond `original_length` ("dynamic NTK"; Peng et al. 2023,
-    arXiv:2309.00071, B.2). A cached prefix keeps the angles it was written with, so cached decoding beyond that length
-    differs from the whole forward pass, in every implementation."""
+    arXiv:2309.00071, B.2). Cached keys keep the angles with which they were written. Cached decoding beyond that length
+    therefore differs from a full forward pass, in every implementation."""
 
     factor: float
     original_length: int
@@ -61,14 +61,14 @@ class DynamicScaling:
 
 @configclass
 class Llama3Scaling:
-    """Slow pairs are slowed down by `factor`, fast ones kept, those between blended (Llama Team 2024,
-    arXiv:2407.21783, 3.4.2, and the published code)."""
+    """The frequencies of slow pairs are divided by `factor`, those of fast pairs are kept, and those between are
+    interpolated (Llama Team 2024, arXiv:2407.21783, 3.4.2, and the published code)."""
 
     factor: float = 8.0
     low: float = 1.0
-    """Turns within `original_length` below which a pair is slow."""
+    """Rotations within `original_length` below which a pair is slow."""
     high: float = 4.0
-    """Turns above which a pair is fast."""
+    """Rotations within `original_length` above which a pair is fast."""
     original_length: int = 8192
 
     def __post_init__(self):
@@ -85,19 +85,19 @@ class Llama3Scaling:
 
 @configclass
 class YaRNScaling:
-    """As `Llama3Scaling`, blended over pairs instead of turns, with scores sharpened by `magnitude` squared (Peng et
-    al. 2023, arXiv:2309.00071, section 3)."""
+    """`Llama3Scaling` with interpolation linear in the index of the pair instead of its rotations, and with scores
+    multiplied by `magnitude` squared (Peng et al. 2023, arXiv:2309.00071, section 3)."""
 
     factor: float
     original_length: int
     fast: float = 32.0
-    """Turns within `original_length` above which a pair is kept."""
+    """Rotations within `original_length` above which the frequency of a pair is kept."""
     slow: float = 1.0
-    """Turns below which a pair is slowed down by the whole factor."""
+    """Rotations within `original_length` below which it is divided by the full factor."""
     magnitude: float | None = None
     """Factor of cosine and sine; None: 0.1 ln(factor) + 1 (section 3.4)."""
     truncate: bool = True
-    """Whether the two limits are rounded outwards to whole pairs."""
+    """Whether the two limits are rounded outwards to whole indices of pairs."""
 
     def __post_init__(self):
         check_positive(factor=self.factor, original_length=self.original_length, slow=self.slow)
@@ -115,14 +115,14 @@ class YaRNScaling:
         return (plain * (1 - slowed + slowed / self.factor)).astype(np.float32), magnitude
 
     def _pair(self, turns: float, base: float, features: int) -> float:
-        """The pair that makes `turns` turns within the original length, as a real number."""
+        """Index of the pair with `turns` rotations within the original length, as a real number."""
         return features * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
 
 @configclass
 class LongRoPEScaling:
-    """Every pair has a divisor of its own, found by search: one set for sequences up to `original_length`, another
-    beyond (Ding et al. 2024, arXiv:2402.13753). As with `DynamicScaling` a cached prefix keeps its angles."""
+    """Each pair has its own divisor, found by search: one set for sequences up to `original_length`, another beyond
+    (Ding et al. 2024, arXiv:2402.13753). As with `DynamicScaling`, cached keys keep their angles."""
 
     short: tuple[float, ...]
     long: tuple[float, ...]

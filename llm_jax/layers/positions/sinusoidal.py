@@ -1,4 +1,4 @@
-"""Fixed positions of sines and cosines, added to the token embeddings.
+"""Sinusoidal positional embeddings, added to the token embeddings.
 
 Legend: B batch, T length, D width.
 """
@@ -21,14 +21,14 @@ class SinusoidalConfig(AddedPosition):
 
     base: float = 10_000.0
     interleaved: bool = False
-    """Whether a sine and its cosine are neighbours, as the paper writes it; its code has all sines before all cosines,
-    which is the same up to the order of features."""
+    """Whether a sine and its cosine are adjacent, as in the paper's formula. The paper's code has all sines before all
+    cosines, which is the same up to the order of features."""
 
     def __post_init__(self):
         check_positive(base=self.base)
 
     def parameters(self, length: int, width: int) -> int:
-        """None are learned."""
+        """0: nothing is learned."""
         return 0
 
     def build(self, length: int, width: int, precision: Precision, name: str) -> "Sinusoidal":
@@ -37,7 +37,7 @@ class SinusoidalConfig(AddedPosition):
 
 @dataclasses.dataclass(frozen=True)
 class Sinusoidal:
-    """positions [B, T] int32 -> [B, T, D] in the compute type."""
+    """positions [B, T] int32 -> [B, T, D] in the compute dtype."""
 
     config: SinusoidalConfig
     width: int

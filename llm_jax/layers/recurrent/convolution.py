@@ -1,4 +1,4 @@
-"""Depthwise causal convolution along a row: each channel a weighted sum of its own last few values.
+"""Depthwise causal convolution along a sequence: each channel is a weighted sum of its own last `taps` values.
 
 Legend: B batch, T length, C channels, W taps, P earlier inputs that a tap may reach (W - 1), S earlier and new inputs.
 """
@@ -21,11 +21,11 @@ from llm_jax.sharding import axes
 
 @flax.struct.dataclass
 class Recent:
-    """The last inputs of every row that were no padding, the latest at the end.
+    """The last inputs of every sequence without padding, the latest at the end.
 
     Attributes:
       x_BPC: the inputs.
-      segment_ids_BP: int32, their documents; 0 where a row has not had so many.
+      segment_ids_BP: int32, their segment ids; 0 where a sequence has had fewer inputs.
     """
 
     x_BPC: jax.Array
@@ -34,12 +34,13 @@ class Recent:
 
 @configclass
 class ConvolutionConfig:
-    """y_t = bias + sum over j < taps of kernel[taps - 1 - j] x_(t-j), within a document; before it stand zeros."""
+    """y_t = bias + sum over j < taps of kernel[taps - 1 - j] x_(t-j), within a document, with zeros before its
+    start."""
 
     taps: int = 4
     bias: bool = True
     init: Init = FanIn()
-    """Of the kernel; its fan-in, and its fan-out, is the number of taps."""
+    """Initialiser of the kernel. Its fan-in and its fan-out are the number of taps."""
     bias_init: Init = Zero()
 
     def __post_init__(self):
@@ -58,9 +59,9 @@ class ConvolutionConfig:
 
 
 class Convolution(nn.Module):
-    """x [B, T, C] -> [B, T, C] in the compute type.
+    """x [B, T, C] -> [B, T, C] in the compute dtype.
 
-    Without a state padding may stand before and after documents, not within one; with a state anywhere.
+    Without a state, padding may occur between documents but not within one. With a state it may occur anywhere.
     """
 
     config: ConvolutionConfig
@@ -71,7 +72,7 @@ class Convolution(nn.Module):
     def __call__(
         self, x_BTC: jax.Array, place: SequenceInfo, state: Recent | None = None
     ) -> tuple[jax.Array, Recent | None]:
-        """Convolves; `state` holds the inputs of earlier calls, which the tokens of this one continue."""
+        """Convolves. `state` holds the last inputs of earlier calls, which this call continues."""
         x_BTC = x_BTC.astype(self.precision.dtype)
         taps = self.config.taps
         kernel_WC = self._parameter("kernel", self.config.init.draw(taps, taps), (taps,), Role.CONVOLUTION)
@@ -93,10 +94,10 @@ class Convolution(nn.Module):
 
 @jax.custom_vjp
 def convolve(x_BTC: jax.Array, kernel_WC: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:
-    """The convolution of rows, of x's type, summed in float32; `segment_ids_BT` None: each row is one document.
+    """The convolution in the dtype of x, summed in float32. `segment_ids_BT` None: each sequence is one document.
 
-    A sum of shifted rows: a handful of taps is read from memory once, where a library's grouped convolution runs
-    channel by channel. The backward pass is of the same form and keeps x alone, not a copy for each tap.
+    It is a sum of shifted sequences, which reads memory once for few taps; a library's grouped convolution runs channel
+    by channel. The backward pass has the same form and saves x only, not a copy for each tap.
     """
     return _convolve(x_BTC, kernel_WC, segment_ids_BT)[0]
 
@@ -122,7 +123,7 @@ convolve.defvjp(_convolve, _convolve_backward)
 
 
 def _within(x_BTC: jax.Array, segment_ids_BT: jax.Array | None, back: int) -> jax.Array:
-    """x float32, zeros where the token so far back is of another document."""
+    """x in float32, with zeros where the token `back` positions earlier belongs to another document."""
     x_BTC = x_BTC.astype(jnp.float32)
     if segment_ids_BT is None or back == 0:
         return x_BTC
@@ -133,9 +134,9 @@ def _within(x_BTC: jax.Array, segment_ids_BT: jax.Array | None, back: int) -> ja
 def _continued(
     x_BTC: jax.Array, kernel_WC: jax.Array, segment_ids_BT: jax.Array, state: Recent
 ) -> tuple[jax.Array, Recent]:
-    """The convolution of rows that go on, and the state after them.
+    """The convolution of sequences that continue `state`, and the state after them.
 
-    Padding is moved before what is real, so that the inputs of a document stand side by side wherever it was.
+    Padding is moved to the front, so that the inputs of a document are adjacent.
     """
     before = len(kernel_WC) - 1
     x_BSC = jnp.concatenate([state.x_BPC.astype(x_BTC.dtype), x_BTC], axis=1)
@@ -151,10 +152,10 @@ def _continued(
 
 
 def _later(x: jax.Array, places: int) -> jax.Array:
-    """[B, T, ...] with every row so many places later, zeros before it."""
+    """x [B, T, ...] shifted to later positions by `places`, with zeros in front."""
     return jnp.pad(x, [(0, 0), (places, 0), *[(0, 0)] * (x.ndim - 2)])[:, : x.shape[1]]
 
 
 def _earlier(x_BTC: jax.Array, places: int) -> jax.Array:
-    """Every row so many places earlier, zeros after it."""
+    """x shifted to earlier positions by `places`, with zeros at the end."""
     return jnp.pad(x_BTC, [(0, 0), (0, places), (0, 0)])[:, places:]

@@ -1,4 +1,4 @@
-"""Where documents begin and where padding stands, for mixers that run along a row.
+"""Document starts and padding of packed sequences, for recurrent mixers.
 
 Legend: B batch, T length.
 """
@@ -12,12 +12,12 @@ from llm_jax.layers.sequence import SequenceInfo
 
 @flax.struct.dataclass
 class Documents:
-    """What a recurrence asks of a row.
+    """Document starts and padding of sequences.
 
     Attributes:
       starts_BT: whether a token is the first real one of its document.
-      real_BT: whether it is no padding.
-      last_B: int32, the document of the last real token up to the row's end; 0 where there is none.
+      real_BT: whether a token is not padding.
+      last_B: int32, the segment id of the last real token of the sequence; 0 if there is none.
     """
 
     starts_BT: jax.Array
@@ -26,19 +26,19 @@ class Documents:
 
 
 def segment_ids(place: SequenceInfo) -> jax.Array:
-    """int32 [B, T], the document of each token; 1 where each row is one."""
+    """int32 [B, T], the segment id of each token; 1 for unpacked sequences."""
     given = place.segment_ids_BT
     return jnp.ones_like(place.positions_BT, jnp.int32) if given is None else given
 
 
 def documents(place: SequenceInfo, before_B: jax.Array | None = None) -> Documents:
-    """The documents of a row.
+    """The documents of a batch of sequences.
 
-    A document begins where the segment differs from that of the previous real token; what the positions say is left
-    to what rotates by them, so that a row without segment ids is one document.
+    A document begins where the segment id differs from that of the previous real token. Positions are not read, so a
+    sequence without segment ids is one document.
 
     Args:
-      before_B: int32, the document of the last real token of earlier calls, 0 where there was none; None: no calls.
+      before_B: int32, the segment id of the last real token of earlier calls, 0 if there was none; None: no calls.
     """
     segments_BT = segment_ids(place)
     if before_B is None:

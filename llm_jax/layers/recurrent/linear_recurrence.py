@@ -14,10 +14,10 @@ from llm_jax.sharding.device_group import DeviceGroup
 
 
 def linear_recurrence(decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax.Array) -> jax.Array:
-    """h [B, T, R] of a row that begins at h = `before_BR`; all float32.
+    """h [B, T, R] of a sequence with the initial value h = `before_BR`; all float32.
 
-    Where rows are divided every device gets whole rows of some of the channels, which do not know each other; where
-    that does not divide it is left to the compiler.
+    If the sequence axis is sharded, every device gets whole sequences of a subset of the channels, which are
+    independent. If the channels do not divide, the compiler shards the computation.
     """
     rows, start = (axes.BATCH, axes.LENGTH, axes.MLP), (axes.BATCH, axes.MLP)
     length = partition.device_group(axes.LENGTH)
@@ -29,7 +29,7 @@ def linear_recurrence(decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax
 
 
 def _whole_rows(length: DeviceGroup, decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax.Array) -> jax.Array:
-    """What one device does."""
+    """The part of one device."""
     decay_BTR, input_BTR = (length.swapped(x, cut=2, joined=1) for x in (decay_BTR, input_BTR))
     count = decay_BTR.shape[2]
     before_BR = jax.lax.dynamic_slice_in_dim(before_BR, length.place * count, count, axis=1)
@@ -38,19 +38,19 @@ def _whole_rows(length: DeviceGroup, decay_BTR: jax.Array, input_BTR: jax.Array,
 
 @jax.custom_vjp
 def _along(decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax.Array) -> jax.Array:
-    """`linear_recurrence` of rows that are not divided.
+    """`linear_recurrence` of sequences that are not sharded.
 
-    Taken as a scan of pairs, which is associative: log T steps over the whole row instead of T (Blelloch 1990). The
-    backward pass is the same recurrence from the other end and keeps decay and h alone, where autodiff would keep the
-    partial results of every step.
+    It is an associative scan of pairs: log T steps over the whole sequence instead of T (Blelloch 1990). The backward
+    pass is the same recurrence in reverse and saves decay and h only, whereas autodiff would save the partial results
+    of every step.
     """
     return _recurrence(decay_BTR, input_BTR, before_BR)[0]
 
 
 def _recurrence(decay_BTR, input_BTR, before_BR):
     first_BR = input_BTR[:, 0] + decay_BTR[:, 0] * before_BR
-    # Named here and not by the caller: the backward pass needs this array, and a remat policy that keeps another would
-    # run along the row again.
+    # Named here and not by the caller: the backward pass needs this very array, and a remat policy that saves another
+    # one would repeat the scan.
     h_BTR = checkpoint_name(_scan(decay_BTR, input_BTR.at[:, 0].set(first_BR)), "context")
     return h_BTR, (decay_BTR, h_BTR, before_BR)
 
@@ -64,7 +64,7 @@ def _scan(decay_BTR: jax.Array, input_BTR: jax.Array, reverse: bool = False) -> 
 
 def _recurrence_backward(residuals, dh_BTR):
     decay_BTR, h_BTR, before_BR = residuals
-    # What reaches h_t beside its own gradient comes from h_(t+1), by the decay of that step.
+    # The gradient of h_t is its own plus that of h_(t+1), times the decay of step t + 1.
     next_BTR = jnp.concatenate([decay_BTR[:, 1:], jnp.zeros_like(decay_BTR[:, :1])], axis=1)
     dinput_BTR = _scan(next_BTR, dh_BTR, reverse=True)
     earlier_BTR = jnp.concatenate([before_BR[:, None], h_BTR[:, :-1]], axis=1)

@@ -1,5 +1,5 @@
-"""Long short-term memory (Hochreiter and Schmidhuber 1997; with forget gates, Gers et al. 2000) as Zaremba et al. 2014
-(arXiv:1409.2329, section 3.1) write it.
+"""Long short-term memory (Hochreiter and Schmidhuber 1997; with forget gates, Gers et al. 2000) in the formulation of
+Zaremba et al. 2014 (arXiv:1409.2329, section 3.1).
 
 Legend: B batch, T length, D model width, G gates (4), H hidden size, K as H.
 """
@@ -28,12 +28,12 @@ _GATES = 4
 
 @flax.struct.dataclass
 class LSTMState:
-    """What a layer remembers of every row after its last real token.
+    """State of a layer after the last real token of every sequence.
 
     Attributes:
-      h_BH: what the layer gave there, in the compute type.
-      c_BH: float32, its memory cells.
-      segment_ids_B: int32, the document of that token; 0 where there was none.
+      h_BH: hidden state, in the compute dtype.
+      c_BH: float32, cell state.
+      segment_ids_B: int32, the segment id of that token; 0 if there was none.
     """
 
     h_BH: jax.Array
@@ -43,7 +43,7 @@ class LSTMState:
 
 @configclass
 class LSTMConfig(Mixer):
-    """One layer of memory cells; what it gives is as wide as the stream."""
+    """One LSTM layer. Its output has the model width."""
 
     hidden: int
     """Number of cells."""
@@ -63,16 +63,16 @@ class LSTMConfig(Mixer):
         return _GATES * self.hidden * (width + self.hidden + 1)
 
     def matrix_flops(self, width: int) -> int:
-        """Forward FLOPs per token, those of the recurrence among them."""
+        """Forward FLOPs per token, including those of the recurrence."""
         return 2 * _GATES * self.hidden * (width + self.hidden)
 
     def mixing_flops(self, length: int) -> float:
-        """None: a token meets earlier ones in the recurrence alone, which costs the same in any row."""
+        """0: tokens interact only through the recurrence, whose cost does not depend on the length."""
         return 0.0
 
     @property
     def causal(self) -> bool:
-        """No token is told of a later one."""
+        """Always true."""
         return True
 
     @property
@@ -81,7 +81,7 @@ class LSTMConfig(Mixer):
         return f"{self.hidden} memory cells"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> LSTMState:
-        """An empty state, the same for any number of tokens."""
+        """An empty state; its size does not depend on `slots`."""
         shape = (batch, self.hidden)
         return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, jnp.float32), jnp.zeros(batch, jnp.int32))
 
@@ -104,17 +104,18 @@ class LSTM(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, state: LSTMState | None = None
     ) -> tuple[jax.Array, LSTMState | None]:
-        """Runs along the row; `state` is where its tokens continue."""
+        """Runs over the sequence. `state` is the state after earlier calls, which this call continues."""
         config = self.config
         before = config.allocate(len(x_BTD), 0, self.precision.dtype) if state is None else state
         row = documents(context.queries, before.segment_ids_B)
-        # The inputs' share of the gates is one product for all tokens; only the recurrent one must wait its turn.
+        # The contribution of the inputs to the gates is one product for all tokens. Only the recurrent product is
+        # sequential.
         shape, logical_axes = (self.width, _GATES, config.hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
         into = Linear(
             "BTD,DGH->BTGH", shape, logical_axes, config.init, self.precision, True, config.bias_init, name="input"
         )
         gates_BTGH = checkpoint_name(into(x_BTD), "qkv")
-        # flax annotates `in_axes` by its default, an int.
+        # flax infers the type of `in_axes` from its default, an int.
         along: dict[str, Any] = {"in_axes": (1, 1, 1), "out_axes": 1}
         scanned = nn.scan(LSTMCell, variable_broadcast="params", split_rngs={"params": False}, **along)
         run = scanned(config, self.precision, name="cell")
@@ -143,6 +144,6 @@ class LSTMCell(nn.Module):
         input_BH, forget_BH, candidate_BH, output_BH = (gates_BGH[:, gate] for gate in range(_GATES))
         c_BH = jax.nn.sigmoid(forget_BH) * c_BH + jax.nn.sigmoid(input_BH) * jnp.tanh(candidate_BH)
         h_BH = (jax.nn.sigmoid(output_BH) * jnp.tanh(c_BH)).astype(self.precision.dtype)
-        # Padding leaves what was before it, not even a document's end.
+        # Padding leaves the state unchanged; it does not end a document.
         h_BH, c_BH = (jnp.where(real_B[:, None], new, old) for new, old in zip((h_BH, c_BH), carry, strict=True))
         return (h_BH, c_BH), h_BH

@@ -1,4 +1,4 @@
-"""The mixer of Mamba-2: a state space whose transition is one number a head.
+"""The mixer of Mamba-2: a state space model whose transition is one scalar per head.
 
 Legend: B batch, T length, D model width, N heads, K groups of heads that share queries and keys, P head size, H state
 size, F features of all heads (N * P), C channels of the convolution (F + 2 * K * H).
@@ -31,7 +31,7 @@ from llm_jax.sharding import axes
 
 @flax.struct.dataclass
 class Mamba2State:
-    """What a layer remembers: the last inputs of its convolution, and the matrix of its recurrence."""
+    """State of a layer: the last inputs of its convolution, and the matrix of its recurrence."""
 
     recent: Recent
     recurrence: RecurrentState
@@ -39,25 +39,25 @@ class Mamba2State:
 
 @configclass
 class TimeScales:
-    """How fast fresh heads forget (Gu and Dao 2023, arXiv:2312.00752, 3.6; Dao and Gu 2024, 7.3)."""
+    """Initial time scales of the heads (Gu and Dao 2023, arXiv:2312.00752, 3.6; Dao and Gu 2024, 7.3)."""
 
     steps: tuple[float, float] = (1e-3, 1e-1)
-    """Steps without input are spread evenly in their logarithm between these."""
+    """Range of the initial steps at zero input, which are log-uniform."""
     rates: tuple[float, float] = (1.0, 16.0)
-    """Rates are spread evenly between these."""
+    """Range of the initial rates, which are uniform."""
 
     def __post_init__(self):
         for name, (low, high) in dataclasses.asdict(self).items():
             check(0 < low <= high, f"{name} are {low} to {high}: both must be greater than 0, the lower one first")
 
     def step_bias(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        """What softplus makes such steps of."""
+        """Draws step biases: the inverse softplus of the steps."""
         low, high = map(math.log, self.steps)
         steps = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
         return (steps + jnp.log(-jnp.expm1(-steps))).astype(dtype)
 
     def log_rate(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        """Logarithms of such rates."""
+        """Draws logarithms of rates."""
         low, high = self.rates
         return jnp.log(jax.random.uniform(key, shape, minval=low, maxval=high)).astype(dtype)
 
@@ -72,20 +72,20 @@ class Mamba2Config(Mixer):
         step = softplus(projection of x + step_bias), decay = exp(-exp(log_rate) * step)
         y = out(norm(silu(gate) * (recurrence(query, key, step * value, decay) + skip * value)))
 
-    with one gate, step, log_rate and skip (the paper's z, delta, log(-A), D) a head or feature.
+    where gate (the paper's z) is per feature; step (delta), log_rate (log(-A)) and skip (D) are per head.
     """
 
     heads: int
     head_dim: int = 64
     groups: int = 1
-    """Groups of heads that share queries and keys; the norm too is over one group at a time."""
+    """Groups of heads that share queries and keys. The norm is over one group at a time."""
     state_size: int = 128
     """Size of a query or key."""
     convolution: ConvolutionConfig = ConvolutionConfig()
     bias: bool = False
     """Biases on the projections into and out of the mixer."""
     epsilon: float = 1e-5
-    """Of the norm before the output projection."""
+    """Epsilon of the norm before the output projection."""
     step_limit: tuple[float, Unbounded] = (0.0, math.inf)
     """Steps are clipped to this range."""
     time_scales: TimeScales = TimeScales()
@@ -108,7 +108,7 @@ class Mamba2Config(Mixer):
 
     @property
     def projections(self) -> dict[str, tuple[int, str]]:
-        """What is made of the stream: {name: (features, their logical word)}."""
+        """The input projections: {name: (output features, their logical axis)}."""
         shared = self.groups * self.state_size
         return {
             "gate": (self.features, axes.MLP),
@@ -137,12 +137,12 @@ class Mamba2Config(Mixer):
         return 2 * width * (sum(size for size, _ in self.projections.values()) + self.features)
 
     def mixing_flops(self, length: int) -> float:
-        """Forward FLOPs per token of what the form computes, only the pairs of tokens that are allowed."""
+        """Forward FLOPs per token of the recurrence in its form, over the allowed pairs of tokens."""
         return self.form.flops(length, self.groups, self.heads, self.state_size, self.head_dim)
 
     @property
     def causal(self) -> bool:
-        """No token is told of a later one."""
+        """Always true."""
         return True
 
     @property
@@ -151,7 +151,7 @@ class Mamba2Config(Mixer):
         return f"{self.heads} of {self.head_dim}, state of {self.state_size}"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> Mamba2State:
-        """An empty state, of one size for any number of tokens."""
+        """An empty state; its size does not depend on `slots`."""
         recent = self.convolution.allocate(batch, self.channels, dtype)
         return Mamba2State(recent, RecurrentState.empty(batch, self.heads, self.state_size, self.head_dim))
 
@@ -167,9 +167,9 @@ class Mamba2(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, state: Mamba2State | None = None
     ) -> tuple[jax.Array, Mamba2State | None]:
-        """Mixes tokens; `state` holds what is left of earlier ones, which the tokens of this call continue."""
+        """Runs over the sequence. `state` is the state after earlier calls, which this call continues."""
         config, place = self.config, context.queries
-        # Named before the convolution: with these kept, the backward pass makes no product with a matrix again.
+        # Named before the convolution: if these are saved, the backward pass recomputes no matrix product.
         projected = {
             name: checkpoint_name(self._project(name, *spec)(x_BTD), "qkv") for name, spec in config.projections.items()
         }
@@ -210,7 +210,7 @@ class Mamba2(nn.Module):
         return step_BTN.transpose(0, 2, 1), (-jnp.exp(log_rate_N) * step_BTN).transpose(0, 2, 1)
 
     def _of_heads(self, name: str, init: nn.initializers.Initializer, role: Role) -> jax.Array:
-        """A parameter with one number a head, float32."""
+        """A parameter with one number per head, float32."""
         init = annotated(init, (axes.HEADS,), role)
         return self.param(name, init, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
@@ -220,7 +220,7 @@ class Mamba2(nn.Module):
 
 
 class GroupedNorm(nn.Module):
-    """x [B, T, F] over its root mean square in each of `groups` equal parts, times a scale of each feature."""
+    """RMS norm of x [B, T, F] in each of `groups` equal parts, with a scale per feature."""
 
     groups: int
     epsilon: float

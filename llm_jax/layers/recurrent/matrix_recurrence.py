@@ -1,13 +1,13 @@
-"""The seam of linear recurrences: a matrix that decays and takes up outer products, in interchangeable forms.
+"""Linear recurrences of a decaying matrix state with rank-one updates, in interchangeable forms.
 
     S_t = a_t S_(t-1) + k_t v_t^T,    y_t = S_t^T q_t
 
-with one number a_t in (0, 1] a head and token. Written out, y = (q k^T * L) v with L_ts = a_t a_(t-1) ... a_(s+1):
-linear attention whose scores decay. It is the retention of Sun et al. 2023 (arXiv:2307.08621, 2.1) with a constant a,
-and the state space dual of Dao and Gu 2024 (arXiv:2405.21060, 3) with one that depends on the token.
+with one number a_t in (0, 1] per head and token. Unrolled, y = (q k^T * L) v with L_ts = a_t a_(t-1) ... a_(s+1):
+linear attention whose scores decay. With a constant a it is the retention of Sun et al. 2023 (arXiv:2307.08621, 2.1).
+With an a that depends on the token it is the state space dual of Dao and Gu 2024 (arXiv:2405.21060, 3).
 
 Legend: B batch, T length, N heads, K key heads, G heads per key head, N = K * G, H key size, P value size, C chunks,
-Q and S places in a chunk.
+Q and S positions in a chunk.
 """
 
 import flax.struct
@@ -25,8 +25,8 @@ class RecurrentState:
     """State of a layer between calls.
 
     Attributes:
-      matrix_BNHP: S after the last real token; float32 in every precision, as it sums over thousands of tokens.
-      document_B: int32, the document of that token; 0 where there was none yet.
+      matrix_BNHP: S after the last real token; float32 in every precision, because it sums over thousands of tokens.
+      document_B: int32, the segment id of that token; 0 if there was none.
     """
 
     matrix_BNHP: jax.Array
@@ -34,15 +34,15 @@ class RecurrentState:
 
     @staticmethod
     def empty(batch: int, heads: int, key_size: int, value_size: int) -> "RecurrentState":
-        """The state before any token."""
+        """The state before the first token."""
         matrix_BNHP = jnp.zeros((batch, heads, key_size, value_size), jnp.float32)
         return RecurrentState(matrix_BNHP, jnp.zeros(batch, jnp.int32))
 
 
 @configclass
 class ChunkwiseForm:
-    """Scores within chunks, a state from each chunk to the next: matrix products, and cost and memory that grow with
-    the length (Sun et al. 2023, eq. 7; Dao and Gu 2024, 6)."""
+    """Scores within chunks and a recurrent state between chunks. It consists of matrix products; cost and memory are
+    linear in the length (Sun et al. 2023, eq. 7; Dao and Gu 2024, 6)."""
 
     chunk: int = 256
 
@@ -58,12 +58,12 @@ class ChunkwiseForm:
         row: Documents,
         state_BNHP: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Output [B, N, T, P] and the state after the last token, float32; no state where none was given.
+        """Output [B, N, T, P] and the state after the last token, float32; the state is None if `state_BNHP` is.
 
         Args:
-          log_BNT: float32, logarithm of the decay, at most 0; its batch and the row's may be 1.
-          row: where documents begin and padding stands.
-          state_BNHP: float32 state of the document that goes on; None: there is none.
+          log_BNT: float32, logarithm of the decay, at most 0. Its batch size and that of `row` may be 1.
+          row: document starts and padding.
+          state_BNHP: float32 state of the document that continues; None: no document continues.
         """
         length = v_BNTP.shape[2]
         if length == 1 and state_BNHP is not None:
@@ -71,7 +71,7 @@ class ChunkwiseForm:
         return _chunkwise(min(self.chunk, length), q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP)
 
     def flops(self, length: int, key_heads: int, heads: int, key_size: int, value_size: int) -> float:
-        """Forward FLOPs per token of a row of `length` tokens; of the scores only those that are allowed."""
+        """Forward FLOPs per token of a sequence of `length` tokens; only allowed scores count."""
         chunk = min(self.chunk, length)
         within = (chunk + 1) * (key_heads * key_size + heads * value_size)
         return within + (4 * heads * key_size * value_size if length > chunk else 0)
@@ -100,7 +100,7 @@ class ParallelForm:
 
 @configclass
 class RecurrentForm:
-    """Token by token, in float32 (Sun et al. 2023, eq. 6). Its gradient keeps a state for each token."""
+    """Token by token, in float32 (Sun et al. 2023, eq. 6). Its backward pass saves a state for each token."""
 
     def run(
         self,
@@ -147,15 +147,15 @@ def recur(
     place: SequenceInfo,
     memory: RecurrentState | None = None,
 ) -> tuple[jax.Array, RecurrentState | None]:
-    """Output [B, N, T, P], float32, and the state after the last real token; none where none was given.
+    """Output [B, N, T, P], float32, and the state after the last real token; the state is None if `memory` is.
 
-    A document begins with an empty matrix. Padding neither decays it nor adds to it.
+    A document begins with a zero matrix. Padding neither decays it nor adds to it.
 
     Args:
       log_BNT: float32, logarithm of the decay of each token, at most 0; its batch may be 1.
     """
     if memory is None:
-        # Rows of one document are all alike: what is made of their places is made once.
+        # Unpacked sequences all have the same decays and masks, so these are computed for one sequence.
         row = place if place.segment_ids_BT is not None else SequenceInfo(place.positions_BT[:1])
         return form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, documents(row))[0], None
     found = documents(place, memory.document_B)
@@ -164,7 +164,7 @@ def recur(
 
 
 def _chunkwise(chunk, q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP):
-    """`ChunkwiseForm.run`. All chunks at once; only the states wait for one another."""
+    """`ChunkwiseForm.run`. All chunks are computed in parallel; only the states are sequential."""
     batch, heads, length, value_size = v_BNTP.shape
     key_heads = q_BKTH.shape[1]
     split = lambda x: x.reshape(x.shape[0], key_heads, heads // key_heads, *x.shape[2:])  # noqa: E731
@@ -173,7 +173,7 @@ def _chunkwise(chunk, q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP):
     log_BNT = jnp.where(real_B1T, log_BNT, 0.0)
     q_BKCQH, k_BKCSH = _chunks(q_BKTH, 2, chunk), _chunks(k_BKTH, 2, chunk)
     v_BKGCSP, log_BKGCS = split(_chunks(v_BNTP, 2, chunk)), split(_chunks(log_BNT, 2, chunk))
-    # Padding counts to the document before it; 0 is the one that the state is of.
+    # Padding belongs to the document before it. Document 0 is that of the initial state.
     number_BCS = _chunks(jnp.cumsum(row.starts_BT, axis=1, dtype=jnp.int32), 1, chunk, mode="edge")
     total_BKGCS = _totals(log_BKGCS, number_BCS)
     y_BKGCQP = _within(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS)
@@ -187,17 +187,17 @@ def _chunkwise(chunk, q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP):
 
 
 def _allowed(number_BCS):
-    """Which tokens of a chunk a token is a sum of: those of its document up to itself, boolean [B, C, Q, S]."""
+    """Which tokens of its chunk a token reads: those of its document up to itself, boolean [B, C, Q, S]."""
     places = jnp.arange(number_BCS.shape[-1])
     return (number_BCS[..., :, None] == number_BCS[..., None, :]) & (places[:, None] >= places)
 
 
 @jax.checkpoint
 def _totals(log_BKGCS, number_BCS):
-    """Sums of the logarithms up to each token of a chunk, in its document.
+    """Sums of the log decays up to each token of a chunk, within its document.
 
-    A product with the mask and no cumulative sum: the difference of two of those would hold the rounding of, and send a
-    gradient to, the documents before.
+    It is a product with the mask, not a cumulative sum: differences of cumulative sums would include rounding errors of
+    earlier documents and send gradients to them.
     """
     batch = max(log_BKGCS.shape[0], number_BCS.shape[0])
     allowed_BCQS = _allowed(number_BCS).astype(log_BKGCS.dtype)
@@ -206,15 +206,15 @@ def _totals(log_BKGCS, number_BCS):
     return jnp.einsum("BCQS,BKGCS->BKGCQ", allowed_BCQS, log_BKGCS, precision=jax.lax.Precision.HIGHEST)
 
 
-# The scores of a chunk are computed again in the backward pass: kept, they would be most of what a layer keeps.
+# The scores of a chunk are recomputed in the backward pass: saved, they would dominate the memory of a layer.
 @jax.checkpoint
 def _within(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS):
-    """What tokens read from those of their own chunk."""
+    """Contribution to the output from tokens of the same chunk."""
     allowed_BCQS = _allowed(number_BCS)
     log_BKGCQS = jnp.where(allowed_BCQS[:, None, None], total_BKGCS[..., :, None] - total_BKGCS[..., None, :], -jnp.inf)
     scores_BKCQS = jnp.einsum("BKCQH,BKCSH->BKCQS", q_BKCQH, k_BKCSH, preferred_element_type=jnp.float32)
-    # By a product with ones, so that the gradient's sum over the heads of a group is a product too: as a sum over an
-    # inner axis it would take most of the backward pass on CPUs.
+    # Broadcast by a product with ones, so that the gradient's sum over the heads of a group is a product too. As a sum
+    # over an inner axis it would take most of the backward pass on CPUs.
     ones_G, exact = jnp.ones(log_BKGCQS.shape[2]), jax.lax.Precision.HIGHEST
     scores_BKGCQS = jnp.einsum("BKCQS,G->BKGCQS", scores_BKCQS, ones_G, precision=exact)
     weights_BKGCQS = (scores_BKGCQS * jnp.exp(log_BKGCQS)).astype(v_BKGCSP.dtype)
@@ -222,10 +222,11 @@ def _within(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS):
 
 
 def _across(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS, start_BKGHP):
-    """What tokens read from the chunks before their own, and the state after the last chunk."""
+    """Contribution to the output from earlier chunks, and the state after the last chunk."""
     last_BC = number_BCS[..., -1]
     before_BC = jnp.pad(last_BC[:, :-1], ((0, 0), (1, 0)))
-    # Of a chunk only its last document lives on, of what came before it only the document that it goes on with.
+    # Only the last document of a chunk is added to the state. Only tokens of the document that continues from the
+    # previous chunk read the state.
     adds, reads = number_BCS == last_BC[..., None], number_BCS == before_BC[..., None]
     left_BKGCS = jnp.exp(jnp.where(adds[:, None, None], total_BKGCS[..., -1:] - total_BKGCS, -jnp.inf))
     added_CBKGHP = jnp.einsum(
@@ -248,7 +249,7 @@ def _across(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS, start_BKGHP):
 
 
 def _chunks(x: jax.Array, axis: int, chunk: int, mode: str = "constant") -> jax.Array:
-    """x with its axis of the length filled up and cut into chunks: [..., T, ...] -> [..., C, Q, ...]."""
+    """x padded along `axis` and split into chunks: [..., T, ...] -> [..., C, Q, ...]."""
     missing = -x.shape[axis] % chunk
     x = jnp.pad(x, [(0, missing if place == axis else 0) for place in range(x.ndim)], mode=mode)
     return x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])

@@ -37,8 +37,8 @@ class PowerDecays:
 
 @configclass
 class SpacedDecays:
-    """One minus what is spaced evenly in its logarithm from `first` to `last`: the same span at every number of heads,
-    as the models of the paper have (Sun et al. 2023, 3.1)."""
+    """One minus log-spaced values from `first` to `last`. The range does not depend on the number of heads, as in the
+    models of the paper (Sun et al. 2023, 3.1)."""
 
     first: float = 1 / 32
     last: float = 1 / 512
@@ -59,11 +59,11 @@ Decays = PowerDecays | SpacedDecays
 class RetentionConfig(Mixer):
     """Retention as in Sun et al. 2023 (arXiv:2307.08621, 2.1 and 2.2).
 
-    y = out(silu(gate(x)) * norm(retention(x))), the norm without parameters over each head by itself (eq. 8); a score
-    decays with the number of tokens between the two, and turns with it as in xPos, whose decay is that of the head.
+    y = out(silu(gate(x)) * norm(retention(x))). The norm is per head and has no parameters (eq. 8). A score decays and
+    rotates with the distance of its two tokens, as in xPos with the decay of the head.
 
-    Of the three factors by which 2.2 steadies scores, only the first is here, 1 / sqrt(H). The norm makes the others
-    vanish but for its epsilon, and the third, the sum of a row's scores, is known to no recurrence: without them all
+    Of the three normalisation factors of 2.2, only the first, 1 / sqrt(H), is implemented. The norm cancels the others
+    up to its epsilon. The third, the sum of the scores of a query, is not available in a recurrence. Without them all
     forms are equal.
     """
 
@@ -71,12 +71,12 @@ class RetentionConfig(Mixer):
     head_dim: int
     """Size of a query or key."""
     value_dim: int
-    """Size of a value; twice the other in the paper (3.1)."""
+    """Size of a value; twice `head_dim` in the paper (3.1)."""
     decays: Decays = PowerDecays()
     position: RoPEConfig | None = RoPEConfig()
-    """Rotation of queries and keys; None: scores decay and do not turn."""
+    """Rotary embedding of queries and keys; None: scores only decay."""
     epsilon: float = 1e-5
-    """Of the norm of a head's output."""
+    """Epsilon of the norm of a head's output."""
     init: Init = Normal(0.02)
     out_init: Init = Normal(0.02)
     """Initialiser of the output projection, which writes to the residual stream."""
@@ -101,12 +101,12 @@ class RetentionConfig(Mixer):
         return 2 * self.parameters(width)
 
     def mixing_flops(self, length: int) -> float:
-        """Forward FLOPs per token of what the form computes, only the pairs of tokens that are allowed."""
+        """Forward FLOPs per token of the recurrence in its form, over the allowed pairs of tokens."""
         return self.form.flops(length, self.heads, self.heads, self.head_dim, self.value_dim)
 
     @property
     def causal(self) -> bool:
-        """No token is told of a later one."""
+        """Always true."""
         return True
 
     @property
@@ -115,7 +115,7 @@ class RetentionConfig(Mixer):
         return f"{self.heads} of {self.head_dim}, values of {self.value_dim}"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> RecurrentState:
-        """An empty state, of one size for any number of tokens."""
+        """An empty state; its size does not depend on `slots`."""
         return RecurrentState.empty(batch, self.heads, self.head_dim, self.value_dim)
 
 
@@ -130,7 +130,7 @@ class Retention(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, state: RecurrentState | None = None
     ) -> tuple[jax.Array, RecurrentState | None]:
-        """Mixes tokens; `state` holds what is left of earlier ones, which the tokens of this call continue."""
+        """Runs over the sequence. `state` is the state after earlier calls, which this call continues."""
         config, place = self.config, context.queries
         q_BNTH = self._project("query", config.head_dim)(x_BTD)
         k_BNTH = self._project("key", config.head_dim)(x_BTD) * config.head_dim**-0.5

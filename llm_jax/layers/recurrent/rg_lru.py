@@ -27,18 +27,18 @@ from llm_jax.sharding import axes
 _SHARPNESS = 8.0
 """c in a_t = a^(c r_t) (section 2.4)."""
 _SLOWEST, _FASTEST = 0.999, 0.9
-"""Between which a^c starts (section 2.4)."""
+"""Range of the initial a^c (section 2.4)."""
 _STEEPEST = 1000.0
-"""Slope to which the gradient of the square root is cut: at decays near 1 it has no bound."""
+"""Upper limit of the derivative of the square root, which is unbounded at decays near 1."""
 
 
 @flax.struct.dataclass
 class RGLRUState:
-    """What a recurrent block remembers of every row.
+    """State of a recurrent block for every sequence.
 
     Attributes:
-      h_BR: float32, the recurrence after the last real token.
-      segment_ids_B: int32, the document of that token; 0 where there was none.
+      h_BR: float32, h after the last real token.
+      segment_ids_B: int32, the segment id of that token; 0 if there was none.
       recent: the last inputs of the convolution.
     """
 
@@ -54,11 +54,11 @@ class RGLRUConfig(Mixer):
     channels: int
     """Size of the recurrence and of both branches."""
     blocks: int
-    """Diagonal blocks of the matrices of both gates."""
+    """Number of diagonal blocks of the matrices of both gates."""
     convolution: ConvolutionConfig = ConvolutionConfig()
     activation: Activation = "gelu_tanh"
     init: Init = FanIn()
-    """Of the two branches and the gates."""
+    """Initialiser of the two branches and the gates."""
     out_init: Init = FanIn()
     """Initialiser of the output projection, which writes to the residual stream."""
 
@@ -82,12 +82,12 @@ class RGLRUConfig(Mixer):
         return self.channels * (6 * width + 4 * self.channels // self.blocks)
 
     def mixing_flops(self, length: int) -> float:
-        """None: convolution and recurrence are no matrix products."""
+        """0: convolution and recurrence have no matrix products."""
         return 0.0
 
     @property
     def causal(self) -> bool:
-        """No token is told of a later one."""
+        """Always true."""
         return True
 
     @property
@@ -96,7 +96,7 @@ class RGLRUConfig(Mixer):
         return f"{self.channels} recurrent channels, {self.blocks} blocks"
 
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> RGLRUState:
-        """An empty state, the same for any number of tokens."""
+        """An empty state; its size does not depend on `slots`."""
         h_BR, segment_ids_B = jnp.zeros((batch, self.channels), jnp.float32), jnp.zeros(batch, jnp.int32)
         return RGLRUState(h_BR, segment_ids_B, self.convolution.allocate(batch, self.channels, dtype))
 
@@ -112,7 +112,7 @@ class RGLRU(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, state: RGLRUState | None = None
     ) -> tuple[jax.Array, RGLRUState | None]:
-        """Mixes tokens; `state` holds what is left of earlier ones, which those of this call continue."""
+        """Runs over the sequence. `state` is the state after earlier calls, which this call continues."""
         config, place = self.config, context.queries
         branch = lambda name: checkpoint_name(self._branch(name)(x_BTD), "qkv")  # noqa: E731
         gate_BTR, x_BTR = branch("gate"), branch("input")
@@ -121,7 +121,7 @@ class RGLRU(nn.Module):
         row = documents(place, None if state is None else state.segment_ids_B)
         h_BTR = self._recurrence(x_BTR, row, None if state is None else state.h_BR)
         y_BTD = self._out()(ACTIVATIONS[config.activation](gate_BTR) * h_BTR.astype(self.precision.dtype))
-        # Padding passes h on, so what stands at the end is of the last real token.
+        # Padding leaves h unchanged, so the last entry is that of the last real token.
         return y_BTD, None if recent is None else RGLRUState(h_BTR[:, -1], row.last_B, recent)
 
     def _recurrence(self, x_BTR: jax.Array, row: Documents, before_BR: jax.Array | None) -> jax.Array:
@@ -153,8 +153,8 @@ def _terms(
 ) -> tuple[jax.Array, jax.Array]:
     """Decay and input of the recurrence, float32 (equations 1 to 4).
 
-    A document's first token finds no h before it and is taken unscaled, as in the published code. Pointwise, so the
-    backward pass computes it again from what it reads.
+    The first token of a document has zero decay and an unscaled input, as in the published code. The function is
+    pointwise, so the backward pass recomputes it from its inputs.
     """
     starts_BT1, real_BT1 = row.starts_BT[:, :, None], row.real_BT[:, :, None]
     x_BTR, input_gate_BTR, decay_gate_BTR = (a.astype(jnp.float32) for a in (x_BTR, input_gate_BTR, decay_gate_BTR))
@@ -166,8 +166,8 @@ def _terms(
 
 @jax.custom_vjp
 def _scaled(x_BTR: jax.Array, scale_R: jax.Array) -> jax.Array:
-    """x * scale. With the scale's gradient summed here, compilers for CPUs read the row in order, and the backward pass
-    of long rows takes a quarter of the time."""
+    """x * scale. With this explicit sum for the scale's gradient, XLA on CPUs reads memory in order, and the backward
+    pass of long sequences takes a quarter of the time."""
     return x_BTR * scale_R
 
 
@@ -179,7 +179,7 @@ _scaled.defvjp(
 
 @jax.custom_jvp
 def _root(x: jax.Array) -> jax.Array:
-    """The square root, its slope cut to `_STEEPEST`."""
+    """The square root, with its derivative limited to `_STEEPEST`."""
     return jnp.sqrt(x)
 
 
@@ -190,6 +190,6 @@ def _root_slope(x, dx):
 
 
 def _slow(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Rates whose a^c = exp(-c softplus(rate)) is uniform between `_FASTEST` and `_SLOWEST`."""
+    """Draws rates for which a^c = exp(-c softplus(rate)) is uniform between `_FASTEST` and `_SLOWEST`."""
     softplus = -jnp.log(jax.random.uniform(key, shape, jnp.float32, _FASTEST, _SLOWEST)) / _SHARPNESS
     return jnp.log(jnp.expm1(softplus)).astype(dtype)

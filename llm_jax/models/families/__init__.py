@@ -1,4 +1,4 @@
-"""Published families: functions and named sizes, data without code."""
+"""Published model families: functions that build their configs, and named sizes."""
 
 from llm_jax.models.families import (
     albert,
@@ -94,4 +94,4 @@ MODULES = (
     xlnet,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}
-"""{name: function that gives the config} of all published sizes."""
+"""{name: function that returns the config} of all published sizes."""

@@ -1,7 +1,7 @@
 """ALBERT (Lan et al. 2020, arXiv:1909.11942, 3.1): BERT with one block for all layers and a narrow embedding.
 
-Initialisation: as BERT's, N(0, 0.02) cut at two standard deviations (github.com/google-research/albert, modeling.py:
-`create_initializer`).
+Initialisation: as BERT's, N(0, 0.02) truncated at two standard deviations (github.com/google-research/albert,
+modeling.py: `create_initializer`).
 
 Dropout of the sizes: none, as in version 2 of the checkpoints (README.md of that repository).
 """
@@ -34,11 +34,11 @@ def albert(
     """An ALBERT of any size.
 
     Args:
-      hidden: None: four times the width.
+      hidden: width of the ffn; None: four times the model width.
       narrow: width of the embedding.
-      groups: number of runs of layers that have weights of their own.
-      inner: blocks that make up a layer.
-      head: None: scores of the tokens that were masked.
+      groups: number of groups of consecutive layers that share weights.
+      inner: number of blocks per layer.
+      head: None: a head for masked language modelling.
     """
     check_divides(heads, width, "heads", "width")
     check_divides(groups, layers, "groups", "layers")

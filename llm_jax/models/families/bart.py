@@ -1,17 +1,17 @@
 """The 2017 Transformer (Vaswani et al. 2017, arXiv:1706.03762, table 3) and BART (Lewis et al. 2020, arXiv:1910.13461,
-2): post-norm encoder and decoder over one table of tokens; sinusoids in the one, learned positions in the other.
-PEGASUS (Zhang et al. 2020, arXiv:1912.08777, 2) and mBART (Liu et al. 2020, arXiv:2001.08210, 2.2) are their pre-norm
-forms.
+2): post-norm encoder and decoder with a shared embedding table; the former with sinusoidal, the latter with learned
+positions. PEGASUS (Zhang et al. 2020, arXiv:1912.08777, 2) and mBART (Liu et al. 2020, arXiv:2001.08210, 2.2) are
+pre-norm variants.
 
-Initialisation: of the 2017 Transformer uniform as Glorot's for matrices (github.com/tensorflow/tensor2tensor,
+Initialisation: of the 2017 Transformer Glorot uniform for matrices (github.com/tensorflow/tensor2tensor,
 models/transformer.py: `transformer_base_v1`, and utils/optimize.py: "uniform_unit_scaling"), N(0, 1 / sqrt(width)) for
-token vectors (layers/modalities.py: `get_weights`); of BART N(0, 0.02) for all matrices and tables
+token embeddings (layers/modalities.py: `get_weights`); of BART N(0, 0.02) for all matrices and tables
 (github.com/facebookresearch/fairseq, fairseq/models/bart/model.py, which applies `init_bert_params` of
 fairseq/modules/transformer_sentence_encoder.py). Biases 0.
 
-Dropout of the sizes: of the embedding and of what branches add, 0.1 and in the big Transformer 0.3 (Vaswani et al.
-2017, 5.4 and table 3), 0.1 in BART (`bart_large_architecture` of fairseq/models/bart/model.py, which drops neither
-weights of attention nor inside the ffn). BART's last tenth of training without dropout (its section 5.1) is left out.
+Dropout of the sizes: of the embedding and of branch outputs, 0.1 and in the big Transformer 0.3 (Vaswani et al. 2017,
+5.4 and table 3), 0.1 in BART (`bart_large_architecture` of fairseq/models/bart/model.py, which drops neither attention
+weights nor inside the ffn). BART's last tenth of training without dropout (its section 5.1) is left out.
 """
 
 import math
@@ -51,11 +51,11 @@ def original(
     """The 2017 Transformer of any size.
 
     Args:
-      hidden: None: four times the width.
-      scaled: whether token vectors are scaled by the root of the width.
-      bias: whether scores have a bias for each token.
-      decoder_layers: None: as many as the encoder's.
-      pre_norm: whether norms stand before the branches, and at the end of both stacks, instead of on the stream.
+      hidden: width of the ffn; None: four times the model width.
+      scaled: whether token embeddings are scaled by the square root of the width.
+      bias: whether the logits have a bias.
+      decoder_layers: None: as many as encoder layers.
+      pre_norm: whether blocks are pre-norm, with a final norm in both stacks, instead of post-norm.
     """
     scale = math.sqrt(width) if scaled else 1.0
     embed = EmbedConfig(FanIn(), SinusoidalConfig(), scale=scale, dropout=dropout)
@@ -90,7 +90,7 @@ def bart(
     dropout: float = 0.0,
     pre_norm: bool = False,
 ) -> EncoderDecoderConfig:
-    """A BART of any size; arguments as of `original`. Positions begin at row 2 of their table."""
+    """A BART of any size; arguments as for `original`. Position 0 is row 2 of its table."""
     scale, position = math.sqrt(width) if scaled else 1.0, LearnedPositionsConfig(offset=2)
     embed = EmbedConfig(position=position, scale=scale, norm=LayerNormConfig(), dropout=dropout)
     depths = (layers, decoder_layers or layers)
@@ -113,7 +113,7 @@ def _pair(
     init: Init,
     pre_norm: bool,
 ) -> EncoderDecoderConfig:
-    """Encoder and decoder, of `layers` each."""
+    """Encoder and decoder with `layers` layers each."""
     check_divides(heads, width, "heads", "width")
     shape, inits = (heads, width // heads, heads), {"bias": True, "init": init, "out_init": init}
     ffn, norm = MLPConfig(hidden or 4 * width, activation, init=init, out_init=init), LayerNormConfig()
@@ -137,7 +137,7 @@ def _residual(rate: float) -> Rates:
 
 
 def _pegasus() -> EncoderDecoderConfig:
-    """Of `google/pegasus-large` (section 6, table 1 of its paper)."""
+    """Size of `google/pegasus-large` (section 6, table 1 of its paper)."""
     return original(16, 16, 1024, vocab_size=96103, bias=True, pre_norm=True)
 
 

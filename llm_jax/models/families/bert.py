@@ -1,17 +1,17 @@
-"""BERT (Devlin et al. 2019, arXiv:1810.04805, 3) and its heirs: post-norm encoders, which differ in what they are
-trained on. RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-R (Conneau et al. 2020, arXiv:1911.02116), CamemBERT
+"""BERT (Devlin et al. 2019, arXiv:1810.04805, 3) and derived models: post-norm encoders, which differ in objective
+and data. RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-R (Conneau et al. 2020, arXiv:1911.02116), CamemBERT
 (Martin et al. 2020, arXiv:1911.03894), ELECTRA (Clark et al. 2020, arXiv:2003.10555, 3); DistilBERT (Sanh et al. 2019,
 arXiv:1910.01108, 3) has half the layers.
 
-Initialisation: N(0, 0.02) cut at two standard deviations for matrices and tables, biases 0
+Initialisation: N(0, 0.02) truncated at two standard deviations for matrices and tables, biases 0
 (github.com/google-research/bert, modeling.py: `create_initializer`, and github.com/google-research/electra,
-model/modeling.py); uniform as Glorot's, TensorFlow's default, for the two matrices that ELECTRA's code gives no
-initialiser: that which widens its embedding (`embeddings_project` of model/modeling.py) and that of its scores
-(run_pretraining.py: `_get_discriminator_output`). RoBERTa's N(0, 0.02) is not cut
-(github.com/facebookresearch/fairseq, fairseq/modules/transformer_sentence_encoder.py: `init_bert_params`).
+model/modeling.py); Glorot uniform, TensorFlow's default, for the two matrices that ELECTRA's code gives no initialiser:
+that which widens its embedding (`embeddings_project` of model/modeling.py) and that of its scores (run_pretraining.py:
+`_get_discriminator_output`). RoBERTa's N(0, 0.02) is not truncated (github.com/facebookresearch/fairseq,
+fairseq/modules/transformer_sentence_encoder.py: `init_bert_params`).
 
-Dropout of the sizes: 0.1 of the embedding, of what branches add and of the weights of attention (Devlin et al. 2019,
-A.2; `base_architecture` of fairseq/models/roberta/model.py; `BertConfig` of ELECTRA's model/modeling.py).
+Dropout of the sizes: 0.1 of the embedding, of branch outputs and of the attention weights (Devlin et al. 2019, A.2;
+`base_architecture` of fairseq/models/roberta/model.py; `BertConfig` of ELECTRA's model/modeling.py).
 """
 
 from llm_jax.core.checks import check_divides
@@ -44,11 +44,11 @@ def bert(
     """A BERT of any size.
 
     Args:
-      hidden: None: four times the width.
-      types: number of token types; a row of BERT's has two sentences, DistilBERT knows none.
-      offset: row of position 0 in their table; RoBERTa's 2.
-      narrow: width of the embedding, where a matrix widens it (ELECTRA's small one); None: the model's.
-      head: None: scores of the tokens that were masked.
+      hidden: width of the ffn; None: four times the model width.
+      types: number of token types; a sequence of BERT has two sentences, DistilBERT has no types.
+      offset: table row of position 0; RoBERTa's 2.
+      narrow: width of a factorized embedding (ELECTRA small); None: the model width.
+      head: None: a head for masked language modelling.
     """
     check_divides(heads, width, "heads", "width")
     layer = block(heads, width, hidden or 4 * width, activation, epsilon, dropout, init)
@@ -58,12 +58,12 @@ def bert(
 
 
 def roberta(layers: int, heads: int, width: int, *, vocab_size: int = 50265) -> TransformerConfig:
-    """A RoBERTa: byte-level tokens, one token type."""
+    """A RoBERTa of any size: byte-level tokens, one token type."""
     return bert(layers, heads, width, vocab_size=vocab_size, epsilon=1e-5, types=1, offset=2, init=Normal(0.02))
 
 
 def discriminator(activation: Activation = "gelu") -> ClassHead:
-    """ELECTRA's: one score of every token, of having been replaced."""
+    """ELECTRA's head: for every token one score of being a replaced token."""
     return ClassHead(1, transform=TransformConfig(activation, init=INIT), init=UniformGlorot())
 
 

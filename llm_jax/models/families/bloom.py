@@ -1,11 +1,11 @@
-"""BLOOM (BigScience 2022, arXiv:2211.05100, table 3) and MPT (MosaicML 2023, mosaicml.com/blog/mpt-7b): linear biases
-in the place of positions; BLOOM norms the embedding, MPT has no other biases at all.
+"""BLOOM (BigScience 2022, arXiv:2211.05100, table 3) and MPT (MosaicML 2023, mosaicml.com/blog/mpt-7b): ALiBi instead
+of position embeddings. BLOOM has a norm after the embedding; MPT has no bias parameters.
 
 Initialisation: BLOOM N(0, 0.0048) at every size, smaller by 1 / sqrt(2 layers) for matrices that write to the residual
 stream (github.com/bigscience-workshop/bigscience, `--init-method-std` in the files of train/tr11-176B-ml, whose
 README.md has 0.0048 as 1 / sqrt(3 width) of the largest, and train/lessons-learned.md). MPT Gaussian of variance 2 /
-fan-in (He et al. 2015, arXiv:1502.01852), token vectors by the width, smaller by 1 / sqrt(2 layers) for matrices that
-write to the residual stream (`init_config` of its config.json; github.com/mosaicml/llm-foundry,
+fan-in (He et al. 2015, arXiv:1502.01852), token embeddings by the width, smaller by 1 / sqrt(2 layers) for matrices
+that write to the residual stream (`init_config` of its config.json; github.com/mosaicml/llm-foundry,
 llmfoundry/models/utils/config_defaults.py and param_init_fns.py). Biases 0.
 """
 

@@ -1,8 +1,8 @@
 """Command R (huggingface.co/CohereLabs/c4ai-command-r-v01) and R7B (huggingface.co/CohereLabs/c4ai-command-r7b-12-2024;
-Cohere 2025, arXiv:2504.00698, section 2): attention and ffn side by side on one LayerNorm without biases, tied scores
-that are scaled down. Three layers of R7B in four have a window, and those alone are rotated.
+Cohere 2025, arXiv:2504.00698, section 2): parallel attention and ffn with one LayerNorm without biases, a tied head
+with scaled logits. Three of four layers of R7B have a window, and only these have rotary embeddings.
 
-Initialisation: none is published; as LLaMA's here (llama.py).
+Initialisation: none is published; that of llama.py is used.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ def cohere(
     scale: float = 0.0625,
     **options: Any,
 ) -> TransformerConfig:
-    """A Command R of any size; other options of `llama`.
+    """A Command R of any size; other options are those of `llama`.
 
     Args:
-      scale: of the scores.
+      scale: factor of the hidden states before the tied head.
     """
     own: dict[str, Any] = {"norm": LayerNormConfig(epsilon, bias=False), "wiring": Parallel(), "rope": rope}
     limits: dict[str, Any] = {"vocab_size": 256_000, "max_length": 131_072}
@@ -48,11 +48,11 @@ def cohere2(
     scale: float = 0.25,
     **options: Any,
 ) -> TransformerConfig:
-    """A Command R7B of any size; other options of `cohere`.
+    """A Command R7B of any size; other options are those of `cohere`.
 
     Args:
-      rope: of the layers with a window.
-      window: tokens that each layer sees; None: 4096, and all in every fourth layer.
+      rope: rotary embedding of the layers with a window.
+      window: attention window of each layer; None: 4096, and no window in every fourth layer.
     """
     if window is None:
         window = tuple(None if layer % 4 == 3 else 4096 for layer in range(layers))

@@ -1,8 +1,8 @@
 """DBRX (Databricks 2024, databricks.com/blog/introducing-dbrx-new-state-art-open-llm; sizes of its config.json): 4 of
-16 experts a token, clipped queries, keys and values, norms without bias.
+16 experts per token, clipped queries, keys and values, norms without bias.
 
-Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to
-the residual stream, routers N(0, 0.02), biases 0.
+Initialisation: none is published; that of GPT-2 is used, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that
+write to the residual stream, routers N(0, 0.02), biases 0.
 """
 
 from llm_jax.core.checks import check_divides
@@ -41,9 +41,9 @@ def dbrx(
 
     Args:
       hidden: width of an expert.
-      normalized: whether the weights of the experts chosen add up to one.
-      balance: None: the `moe_loss_weight` of its config.json, by which MegaBlocks, which trained it, multiplies a mean
-        over layers and choices.
+      normalized: whether the weights of the chosen experts are normalised to sum to one.
+      balance: None: a load loss with the `moe_loss_weight` of its config.json, which MegaBlocks, its training library,
+        applies to a mean over layers and choices.
     """
     check_divides(heads, width, "heads", "width")
     norm, out_init = LayerNormConfig(bias=False), residual_init(layers)

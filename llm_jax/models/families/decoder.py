@@ -1,4 +1,4 @@
-"""What decoder families have in common: a stack from the blocks of its layers, and experts in some of them."""
+"""Functions shared by decoder families: a stack from the blocks of its layers, and experts in some of them."""
 
 import dataclasses
 import itertools
@@ -25,13 +25,13 @@ def decoder(
     embed: EmbedConfig = EmbedConfig(),  # noqa: B008
     head: HeadConfig | TiedHead = TiedHead(),  # noqa: B008
 ) -> TransformerConfig:
-    """A decoder of these layers, `norm` at its end."""
+    """A decoder of these layers with the final norm `norm`."""
     return TransformerConfig(vocab_size, width, max_length, segments(blocks), norm, embed, head)
 
 
 def segments(blocks: tuple[BlockConfig, ...]) -> tuple[Segment, ...]:
-    """The layers as the shortest group that repeats, and a segment for what is left over of the last one; where none
-    repeats, runs of equal layers."""
+    """The layers as repeats of the shortest periodic group, and a segment for an incomplete last group. Without a
+    period, runs of equal layers."""
     period = next(n for n in range(1, len(blocks) + 1) if all(a == b for a, b in zip(blocks, blocks[n:], strict=False)))
     if period == len(blocks):
         return tuple(Segment((block,), len(tuple(run))) for block, run in itertools.groupby(blocks))
@@ -43,10 +43,10 @@ def segments(blocks: tuple[BlockConfig, ...]) -> tuple[Segment, ...]:
 def with_experts(
     config: TransformerConfig, experts: MoEConfig, layers: Iterable[int] | None = None
 ) -> TransformerConfig:
-    """The same model with experts in the place of the ffn of some layers, counted from 0; None: of all.
+    """The same model with experts instead of the ffn of some layers, counted from 0; None: of all.
 
     Raises:
-      ValueError: for layers that there are not, or that share their weights.
+      ValueError: if a layer does not exist, or layers share their weights.
     """
     blocks = [block for segment in config.segments for _ in range(segment.repeats) for block in segment.blocks]
     chosen = set(range(len(blocks)) if layers is None else layers)
@@ -63,11 +63,11 @@ def with_experts(
 
 
 def head_config(tied: bool, init: Init = Normal()) -> HeadConfig | TiedHead:  # noqa: B008
-    """The embedding's table, or a matrix of its own."""
+    """A tied head, or an untied one."""
     return TiedHead() if tied else HeadConfig(init)
 
 
 def residual_init(layers: int, stddev: float = 0.02) -> Normal:
-    """Of the weights that write to the residual stream: smaller by 1 / sqrt(2 layers) (Radford et al. 2019, 2.3, whose
-    residual layers are two of each block)."""
+    """Initialiser of weights that write to the residual stream: smaller by 1 / sqrt(2 layers) (Radford et al. 2019,
+    2.3, with two residual layers per block)."""
     return Normal(stddev / math.sqrt(2 * layers))

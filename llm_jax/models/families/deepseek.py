@@ -1,12 +1,12 @@
 """DeepSeek-V2 and V3 (DeepSeek-AI 2024, arXiv:2405.04434, 2.1, 2.2 and 3.1.2, and arXiv:2412.19437, 2.1 and 4.2):
-latent attention, and after the first layers many fine experts beside some for all tokens.
+latent attention, and after the first layers many fine-grained experts and some shared ones.
 
 Youtu-LLM (Tencent 2025, arXiv:2512.24618) has latent attention and no experts; its sizes are those of its model card
 and config.json. The layer of DeepSeek-V3 that predicts a second token is left out.
 
 Initialisation: a standard deviation of 0.006 for "all learnable parameters" (V2: 3.1.2, V3: 4.2), which do not name the
-distribution: here N(0, 0.006) for all matrices, routers included, and for token vectors, however deep the model.
-Youtu-LLM's is not published; it has N(0, 0.02) here.
+distribution: here N(0, 0.006) for all matrices, routers included, and for token embeddings, at every depth. Youtu-LLM's
+is not published; it has N(0, 0.02) here.
 """
 
 from llm_jax.layers.attention.latent import LatentAttentionConfig
@@ -55,12 +55,12 @@ def deepseek(
 
     Args:
       hidden: width of the ffn of layers without experts.
-      query_rank: None: queries are made of the stream, as in V2-Lite.
-      sharpening: of the scores, where `rope` is scaled by YaRN.
-      epsilon: of the norms of the stream; those of the short vectors have 1e-6 in all published models.
-      layer: of experts, as of `experts`; None: no layer has any.
-      first: layers before those with experts.
-      init: of matrices and token vectors but for those of `layer`.
+      query_rank: None: queries are projected from the input itself, as in V2-Lite.
+      sharpening: sharpening of the scores, if `rope` is scaled by YaRN.
+      epsilon: epsilon of the norms of the residual stream; norms of latent vectors have 1e-6 in all published models.
+      layer: MoE layer, from `experts`; None: no layer has experts.
+      first: number of layers before those with experts.
+      init: initialiser of matrices and token embeddings, except for those of `layer`.
     """
     norm = RMSNormConfig(epsilon)
     mixer = LatentAttentionConfig(
@@ -88,13 +88,13 @@ def experts(
     shared: int,
     dispatch: Dispatch = Dropless(),  # noqa: B008
 ) -> MoEConfig:
-    """The experts of a DeepSeek, balanced as V3's are where the router has a bias for that.
+    """The MoE layer of a DeepSeek, balanced as in V3 if the router has a bias.
 
     Args:
-      hidden: width of each.
-      shared: how many are for all tokens.
+      hidden: width of each expert.
+      shared: number of shared experts.
     """
-    # V2 has losses over devices as well.
+    # V2 also has device-level losses, which are not implemented.
     of_v3 = (SequenceLoss(1e-4, as_chosen=False), BiasUpdate())
     balance = of_v3 if isinstance(router, SigmoidConfig) else (SequenceLoss(0.003),)
     expert, common = (GLUConfig(width, init=INIT, out_init=INIT) for width in (hidden, shared * hidden))

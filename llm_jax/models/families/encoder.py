@@ -1,4 +1,4 @@
-"""What encoder families have in common: BERT's block, and its heads."""
+"""Functions shared by encoder families: BERT's block, embedding and heads."""
 
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.attention.attention import AttentionConfig
@@ -12,8 +12,8 @@ from llm_jax.models.block import BlockConfig, Serial
 from llm_jax.models.heads import ClassHead, TiedHead, TransformConfig
 
 INIT = Normal(0.02, cut=2.0)
-"""Of all matrices and tables; biases start at 0 (`truncated_normal_initializer` in github.com/google-research/bert,
-modeling.py, and in the code of ALBERT and ELECTRA)."""
+"""Initialiser of all matrices and tables; biases are initialised to 0 (`truncated_normal_initializer` in
+github.com/google-research/bert, modeling.py, and in the code of ALBERT and ELECTRA)."""
 
 
 def block(
@@ -25,7 +25,7 @@ def block(
     dropout: float = 0.0,
     init: Normal = INIT,
 ) -> BlockConfig:
-    """Every token sees its whole document, and norms stand on the stream."""
+    """A post-norm block with bidirectional attention."""
     mixer = AttentionConfig(heads, width // heads, heads, mask=Bidirectional(), bias=True, init=init, out_init=init)
     ffn, wiring = MLPConfig(hidden, activation, init=init, out_init=init), Serial(before=False, stream=True)
     return BlockConfig(mixer, ffn, LayerNormConfig(epsilon), wiring, dropout)
@@ -40,12 +40,12 @@ def embedding(
     init: Normal = INIT,
     widen_init: Init = INIT,
 ) -> EmbedConfig:
-    """Tokens, positions and types, summed and normed.
+    """Sum of token, position and type embeddings, with a norm.
 
     Args:
-      offset: row of position 0 in their table.
-      narrow: width of all that, where a matrix widens it; None: the model's.
-      widen_init: of that matrix.
+      offset: table row of position 0.
+      narrow: width of a factorized embedding; None: the model width.
+      widen_init: initialiser of the projection of a factorized embedding.
     """
     factorized = None if narrow is None else FactorizedConfig(narrow, init=widen_init)
     position, norm = LearnedPositionsConfig(init, offset), LayerNormConfig(epsilon)
@@ -53,15 +53,15 @@ def embedding(
 
 
 def masked_lm_head(activation: Activation = "gelu", epsilon: float = 1e-12, init: Normal = INIT) -> TiedHead:
-    """Scores of the tokens that were masked."""
+    """BERT's head for masked language modelling."""
     return TiedHead(bias=True, transform=TransformConfig(activation, LayerNormConfig(epsilon), init=init))
 
 
 def row_head(classes: int, activation: Activation = "tanh", init: Normal = INIT) -> ClassHead:
-    """Scores of classes of whole rows."""
+    """Scores of classes of whole sequences."""
     return ClassHead(classes, "row", TransformConfig(activation, init=init), init=init)
 
 
 def span_head(init: Normal = INIT) -> ClassHead:
-    """Scores of where an answer starts and ends."""
+    """Scores of the start and end of an answer span."""
     return ClassHead(2, "span", init=init)

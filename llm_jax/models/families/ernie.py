@@ -1,7 +1,7 @@
-"""ERNIE 4.5 (Baidu 2025, yiyan.baidu.com/blog/publication/ERNIE_Technical_Report.pdf, table 1), its model without
-experts: a LLaMA.
+"""ERNIE 4.5 (Baidu 2025, yiyan.baidu.com/blog/publication/ERNIE_Technical_Report.pdf, table 1): the model without
+experts, a LLaMA.
 
-Initialisation: none is published; as LLaMA's here (llama.py).
+Initialisation: none is published; that of llama.py is used.
 """
 
 from llm_jax.layers.positions.rope import RoPEConfig

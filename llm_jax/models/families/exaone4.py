@@ -1,7 +1,8 @@
-"""EXAONE 4.0 (LG AI Research 2025, arXiv:2507.11407, section 2.1): norms on what the halves of a block give and on each
-head's queries and keys. The 32B sees a window in three layers of four, which alone are rotated; the 1.2B sees all.
+"""EXAONE 4.0 (LG AI Research 2025, arXiv:2507.11407, section 2.1): norms of the outputs of mixer and ffn, and of
+queries and keys per head. In the 32B three of four layers have a window, and only these have rotary embeddings; the
+1.2B has no windows.
 
-Initialisation: none is published; as LLaMA's here (llama.py).
+Initialisation: none is published; that of llama.py is used.
 """
 
 from collections.abc import Sequence
@@ -28,11 +29,11 @@ def exaone4(
     epsilon: float = 1e-5,
     **options: Any,
 ) -> TransformerConfig:
-    """An EXAONE 4 of any size; other options of `llama`.
+    """An EXAONE 4 of any size; other options are those of `llama`.
 
     Args:
-      window: tokens that each layer sees; None: all see all before.
-      rope: of layers with a window; of all where none has one.
+      window: attention window of each layer; None: no windows.
+      rope: rotary embedding of layers with a window, or of all layers if there is no window.
     """
     window = (None,) * layers if window is None else window
     mixed = any(seen is not None for seen in window)

@@ -1,8 +1,8 @@
 """Falcon (Almazrouei et al. 2023, arXiv:2311.16867, table 16) and RefinedWeb's baseline models (Penedo et al. 2023,
-arXiv:2306.01116): attention and ffn side by side, few key/value heads; the baselines serial, with linear biases.
+arXiv:2306.01116): parallel attention and ffn, few key/value heads; the baselines are serial, with ALiBi.
 
-Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to
-the residual stream, biases 0.
+Initialisation: none is published; that of GPT-2 is used, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that
+write to the residual stream, biases 0.
 """
 
 from llm_jax.core.checks import check_divides
@@ -37,8 +37,8 @@ def falcon(
     """A Falcon of any size.
 
     Args:
-      rope: None: linear biases, which Falcon divides by sqrt(head size) together with the scores.
-      hidden: None: four times the width.
+      rope: None: ALiBi, whose biases Falcon divides by sqrt(head size) together with the scores.
+      hidden: width of the ffn; None: four times the model width.
     """
     check_divides(heads, width, "heads", "width")
     norm, out_init = LayerNormConfig(epsilon), residual_init(layers)

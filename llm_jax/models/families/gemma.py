@@ -1,11 +1,11 @@
 """Gemma 1, 2 and 3 (Gemma Team, arXiv:2403.08295 table 1; arXiv:2408.00118 table 1; arXiv:2503.19786 table 1: text).
 
-All: scales of norms are one plus a parameter, token vectors are multiplied by the square root of the width, tied head.
-Gemma 2 caps scores and logits, norms a block's halves on both stacks and alternates local and global layers; Gemma 3
-normalises queries and keys in place of the caps, with one global layer after five local ones.
+All: the scale of a norm is one plus a parameter, token embeddings are multiplied by the square root of the width, the
+head is tied. Gemma 2 has soft caps of scores and logits, norms before and after mixer and ffn, and alternating local
+and global layers. Gemma 3 normalises queries and keys instead of soft caps, with one global per five local layers.
 
-Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to
-the residual stream.
+Initialisation: none is published; that of GPT-2 is used, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that
+write to the residual stream.
 """
 
 import math
@@ -52,10 +52,10 @@ def gemma(
     """A Gemma of any kind and size.
 
     Args:
-      windows: numbers of tokens that layers see, in turn; None: all before.
-      rope: of the layers that see all before; `local_rope` of the others.
-      scale: of the scores; None: 1 / sqrt(head_dim).
-      softcaps: of scores and of logits.
+      windows: attention windows of the layers, in turn; None: no window.
+      rope: rotary embedding of the global layers; `local_rope` is that of the others.
+      scale: scale of the scores; None: 1 / sqrt(head_dim).
+      softcaps: soft caps of scores and of logits.
     """
     norm, out_init = RMSNormConfig(epsilon, from_zero=True), residual_init(layers)
     ffn = GLUConfig(hidden, activation=activation, out_init=out_init)
@@ -80,15 +80,15 @@ def gemma(
 
 
 def gemma2(layers: int, heads: int, width: int, **options: Any) -> TransformerConfig:
-    """A Gemma 2; options of `gemma`."""
+    """A Gemma 2; options are those of `gemma`."""
     return gemma(layers, heads, width, windows=(4096, None), softcaps=(50.0, 30.0), sandwich=True, **options)
 
 
 def gemma3(
     layers: int, heads: int, width: int, *, window: int = 1024, factor: float = 8.0, **options: Any
 ) -> TransformerConfig:
-    """A Gemma 3 for text; the rotations of global layers are slowed down by `factor`, for 128k tokens. Other options of
-    `gemma`."""
+    """A Gemma 3 for text. Rotary frequencies of global layers are divided by `factor`, for 128k tokens. Other options
+    are those of `gemma`."""
     rope = RoPEConfig(1e6, scaling=LinearScaling(factor)) if factor != 1 else RoPEConfig(1e6)
     limits: dict[str, Any] = {"vocab_size": 262_144, "max_length": 32768 if factor == 1 else 131_072, "rope": rope}
     own: dict[str, Any] = {"windows": (window,) * 5 + (None,), "qk_norm": True, "sandwich": True}

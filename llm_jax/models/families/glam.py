@@ -1,14 +1,14 @@
-"""GLaM (Du et al. 2022, arXiv:2112.06905, section 4 and table 4): a decoder with 2 of many experts a token in every
-other layer, and a gated ffn in the others. Its weights were never published: only counts can be compared.
+"""GLaM (Du et al. 2022, arXiv:2112.06905, section 4 and table 4): a decoder with 2 of many experts per token in every
+other layer, and a gated ffn in the others. Its weights are not published: only parameter counts can be compared.
 
 The paper gives every layer relative biases (of Dai et al. 2019, arXiv:1901.02860); here one table of T5's serves all
-layers. It names a vocabulary of 256K; the counts of the smaller models are those of 32K. What it leaves unsaid is as in
-T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1).
+layers. It names a vocabulary of 256K; the counts of the smaller models are those of 32K. Details that the paper does
+not state are as in T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1).
 
-Initialisation: the paper names none. As in the code of GShard (github.com/tensorflow/lingvo,
+Initialisation: the paper states none. As in the code of GShard (github.com/tensorflow/lingvo,
 lingvo/core/gshard_builder.py): Gaussian of variance 1 / fan-in in attention, where the code has the scale of scores in
-its queries and this model in its scores; in ffn, experts and routers uniform of variance 1 / fan-in; biases by distance
-N(0, 1 / sqrt(heads buckets)); token vectors N(0, 1), and logits scaled by 1 / sqrt(width).
+its queries and this model in its scores; in ffn, experts and routers uniform of variance 1 / fan-in; relative position
+biases N(0, 1 / sqrt(heads buckets)); token embeddings N(0, 1), and logits scaled by 1 / sqrt(width).
 """
 
 from llm_jax.layers.attention.attention import AttentionConfig
@@ -46,15 +46,15 @@ def glam(
     """A GLaM of any size; `hidden` None means four times the width, of dense layers and of experts alike.
 
     Args:
-      bias: of scores by relative place, one table for all layers; None: with T5's buckets.
-      dispatch: with the capacity of GShard, after which its layers are made.
+      bias: relative position bias of the scores, shared by all layers; None: with T5's buckets.
+      dispatch: by default with the capacity of GShard, on which its layers are based.
     """
     norm, init, hidden = RMSNormConfig(), UniformFanIn(), hidden or 4 * width
     scores = ScoresConfig(bias=distance_bias(heads) if bias is None else bias)
     mixer = AttentionConfig(heads, head_dim, heads, scores=scores, init=FanIn(), out_init=FanIn())
     block = BlockConfig(mixer, GLUConfig(hidden, "gelu_tanh", init=init, out_init=init), norm)
     expert = MLPConfig(hidden, "gelu_tanh", bias=False, init=init, out_init=init)
-    # The coefficient of section 5.1.
+    # Coefficient from section 5.1.
     layer = MoEConfig(experts, expert, SoftmaxConfig(2, init=init), dispatch, (LoadLoss(0.01),))
     embed, head = EmbedConfig(Normal(1.0)), TiedHead(scale=width**-0.5)
     dense = decoder((block,) * layers, width, vocab_size, max_length, norm, embed, head)

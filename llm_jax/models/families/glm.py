@@ -1,7 +1,7 @@
 """GLM-4 (GLM Team 2024, arXiv:2406.12793, section 2): half of each head rotated, biases on queries, keys and values.
-The models of April 2025 have norms on both sides of a block's halves.
+The models of April 2025 have norms before and after mixer and ffn.
 
-Initialisation: none is published; as LLaMA's here (llama.py).
+Initialisation: none is published; that of llama.py is used.
 """
 
 from typing import Any
@@ -22,11 +22,11 @@ def glm(
     sandwich: bool = False,
     **options: Any,
 ) -> TransformerConfig:
-    """A GLM-4 of any size; other options of `llama`.
+    """A GLM-4 of any size; other options are those of `llama`.
 
     Args:
       rope: None: the leading half of each head is rotated.
-      sandwich: whether there are norms after the halves of a block too.
+      sandwich: whether there are also norms after mixer and ffn.
     """
     rope, wiring = RoPEConfig(features=head_dim // 2) if rope is None else rope, Serial(after=sandwich)
     limits: dict[str, Any] = {"kv_heads": 2, "vocab_size": 151_552, "max_length": 131_072, "epsilon": 1.5625e-7}

@@ -1,13 +1,13 @@
 """GPT-2 (Radford et al. 2019, 'Language Models are Unsupervised Multitask Learners', section 2.3 and table 2) and GPT-3
 (Brown et al. 2020, arXiv:2005.14165, table 2.1).
 
-Initialisation: matrices and token vectors N(0, 0.02), positions N(0, 0.01), biases 0 (github.com/openai/gpt-2,
-src/model.py); matrices that write to the residual stream smaller by 1 / sqrt(2 layers) (section 2.3, which says
-1 / sqrt(N) for N residual layers, read as two of each block; the code above leaves it out). GPT-3 has the same (its
-section 2.1).
+Initialisation: matrices and token embeddings N(0, 0.02), positions N(0, 0.01), biases 0 (github.com/openai/gpt-2,
+src/model.py); matrices that write to the residual stream smaller by 1 / sqrt(2 layers) (section 2.3, which says 1 /
+sqrt(N) for N residual layers, read as two of each block; the code above leaves it out). GPT-3 has the same (its section
+2.1).
 
-Dropout of the sizes of GPT-2: 0.1 of the embedding, of what branches add and of the weights of attention (config.json
-of the published checkpoints). GPT-3's sizes have none.
+Dropout of the sizes of GPT-2: 0.1 of the embedding, of branch outputs and of the attention weights (config.json of the
+published checkpoints). GPT-3's sizes have none.
 """
 
 from llm_jax.core.checks import check_divides
@@ -39,11 +39,11 @@ def gpt2(
     epsilon: float = 1e-5,
     windows: tuple[int | None, ...] = (None,),
 ) -> TransformerConfig:
-    """A GPT-2 of any size. The weights that write to the residual stream start smaller by 1/sqrt(2 layers).
+    """A GPT-2 of any size. The initial weights that write to the residual stream are smaller by 1 / sqrt(2 layers).
 
     Args:
-      hidden: None: four times the width.
-      windows: numbers of tokens that layers see, in turn; None: all before.
+      hidden: width of the ffn; None: four times the model width.
+      windows: attention windows of the layers, in turn; None: no window.
     """
     check_divides(heads, width, "heads", "width")
     norm, out_init = LayerNormConfig(epsilon, bias=bias), residual_init(layers)
@@ -59,7 +59,8 @@ def gpt2(
 
 
 def gpt3(layers: int, heads: int, width: int, *, window: int = 256) -> TransformerConfig:
-    """A GPT-3: dense and locally banded layers alternate. The paper does not say how wide the bands are."""
+    """A GPT-3 of any size: dense and locally banded layers alternate. The paper does not state the width of the
+    bands."""
     return gpt2(layers, heads, width, max_length=2048, windows=(None, window))
 
 

@@ -1,7 +1,7 @@
-"""GPT-Neo (Black et al. 2021, doi:10.5281/zenodo.5297715): GPT-2 with a window in every other layer, scores that are
-not scaled, and no biases on queries, keys and values.
+"""GPT-Neo (Black et al. 2021, doi:10.5281/zenodo.5297715): GPT-2 with a window in every other layer, unscaled
+attention scores, and no biases on queries, keys and values.
 
-Initialisation: as GPT-2's here (gpt2.py); that of github.com/EleutherAI/gpt-neo is not reproduced.
+Initialisation: that of gpt2.py; that of github.com/EleutherAI/gpt-neo is not reproduced.
 """
 
 from llm_jax.core.checks import check_divides
@@ -34,8 +34,8 @@ def gpt_neo(
     """A GPT-Neo of any size.
 
     Args:
-      hidden: None: four times the width.
-      windows: numbers of tokens that layers see, in turn; None: all before.
+      hidden: width of the ffn; None: four times the model width.
+      windows: attention windows of the layers, in turn; None: no window.
     """
     check_divides(heads, width, "heads", "width")
     norm, out_init, scores = LayerNormConfig(epsilon), residual_init(layers), ScoresConfig(1.0)

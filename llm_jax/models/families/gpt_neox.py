@@ -1,11 +1,11 @@
 """GPT-NeoX 20B (Black et al. 2022, arXiv:2204.06745, section 2) and Pythia (Biderman et al. 2023, arXiv:2304.01373,
-table 1): attention and ffn side by side, each on a norm of its own.
+table 1): parallel attention and ffn, each with its own norm.
 
-Initialisation: N(0, 2 / (layers sqrt(width))) of what writes to the residual stream, N(0, sqrt(2 / (5 width))) of all
-other matrices and of token vectors, biases 0 (Black et al. 2022, section 2; github.com/EleutherAI/gpt-neox,
+Initialisation: N(0, 2 / (layers sqrt(width))) of matrices that write to the residual stream, N(0, sqrt(2 / (5 width)))
+of all other matrices and of token embeddings, biases 0 (Black et al. 2022, section 2; github.com/EleutherAI/gpt-neox,
 megatron/model/init_functions.py and configs/20B.yml; github.com/EleutherAI/pythia, files of models). The files of
 Pythia 6.9B and 12B name none by mistake (README.md of that repository): they have GPT-NeoX's defaults, which are
-GPT-2's, N(0, 0.02), smaller by 1 / sqrt(2 layers) for what writes to the residual stream
+GPT-2's, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to the residual stream
 (megatron/neox_arguments/neox_args.py).
 """
 
@@ -45,10 +45,10 @@ def gpt_neox(
 
     Args:
       rope: None: the leading quarter of each head is rotated.
-      hidden: None: four times the width.
-      bias: of the attention's projections; the ffn's have them always.
-      init: of matrices and token vectors; None: as the 20B's.
-      out_init: of what writes to the residual stream; None: as the 20B's.
+      hidden: width of the ffn; None: four times the model width.
+      bias: whether the projections of attention have biases; those of the ffn always have.
+      init: initialiser of matrices and token embeddings; None: as in the 20B.
+      out_init: initialiser of matrices that write to the residual stream; None: as in the 20B.
     """
     check_divides(heads, width, "heads", "width")
     norm, init = LayerNormConfig(epsilon), init or Normal(math.sqrt(2 / (5 * width)))

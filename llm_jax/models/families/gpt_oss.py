@@ -1,8 +1,8 @@
-"""gpt-oss (OpenAI 2025, arXiv:2508.10925, section 2 and table 1): 4 experts a token, attention with sinks, which sees
-128 tokens and all in turn, biases everywhere.
+"""gpt-oss (OpenAI 2025, arXiv:2508.10925, section 2 and table 1): 4 experts per token, attention with sinks and
+alternately with a window of 128 tokens or none, biases in all linear layers.
 
-Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to
-the residual stream, routers N(0, 0.02), biases and sinks 0.
+Initialisation: none is published; that of GPT-2 is used, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that
+write to the residual stream, routers N(0, 0.02), biases and sinks 0.
 """
 
 from llm_jax.layers.attention.attention import AttentionConfig
@@ -48,9 +48,9 @@ def gpt_oss(
 
     Args:
       hidden: width of an expert.
-      windows: tokens that each layer sees; None: 128 and all in turn.
+      windows: attention window of each layer; None: 128 and no window in turn.
       balance: None: a load loss with the coefficient of Switch Transformer. The paper states none, and the
-        0.9 of the published config.json is not said to have served its training.
+        0.9 of the published config.json is not documented as the value of its training.
     """
     norm, out_init = RMSNormConfig(epsilon), residual_init(layers)
     balance = (LoadLoss(0.01, first=False),) if balance is None else balance

@@ -1,10 +1,10 @@
-"""GPT-J (Wang and Komatsuzaki 2021, github.com/kingoflolz/mesh-transformer-jax): attention and ffn side by side on one
-norm, a quarter of each head rotated; and CodeGen (Nijkamp et al. 2022, arXiv:2203.13474, table 5), which is one.
+"""GPT-J (Wang and Komatsuzaki 2021, github.com/kingoflolz/mesh-transformer-jax): parallel attention and ffn with one
+norm, a quarter of each head rotated. CodeGen (Nijkamp et al. 2022, arXiv:2203.13474, table 5) has this architecture.
 
-Initialisation: Gaussians cut at two standard deviations: 1 / sqrt(vocabulary) of token vectors, 2 / (layers
-sqrt(width)) of what writes to the residual stream, 1 / sqrt(fan-in) of the other matrices and of the scores; biases 0
-(github.com/kingoflolz/mesh-transformer-jax, mesh_transformer/layers.py and transformer_shard.py, with the defaults of
-Linear in github.com/google-deepmind/dm-haiku, haiku/_src/basic.py).
+Initialisation: Gaussians truncated at two standard deviations: 1 / sqrt(vocabulary) of token embeddings, 2 / (layers
+sqrt(width)) of matrices that write to the residual stream, 1 / sqrt(fan-in) of the other matrices and of the scores;
+biases 0 (github.com/kingoflolz/mesh-transformer-jax, mesh_transformer/layers.py and transformer_shard.py, with the
+defaults of Linear in github.com/google-deepmind/dm-haiku, haiku/_src/basic.py).
 """
 
 import math
@@ -38,8 +38,8 @@ def gptj(
     """A GPT-J of any size.
 
     Args:
-      rotated: features of each head that are rotated.
-      hidden: None: four times the width.
+      rotated: number of rotated features of each head.
+      hidden: width of the ffn; None: four times the model width.
     """
     check_divides(heads, width, "heads", "width")
     norm, init = LayerNormConfig(epsilon), FanIn(cut=2.0)

@@ -1,7 +1,7 @@
 """Granite 3.0 (Granite Team 2024, github.com/ibm-granite/granite-3.0-language-models/blob/main/paper.pdf, section 2):
-LLaMA with factors of token vectors, scores of attention, what branches add to the stream, and scores of the vocabulary.
+LLaMA with factors of token embeddings, attention scores, branch outputs, and logits.
 
-Initialisation: none is published; as LLaMA's here (llama.py), routers N(0, 0.02).
+Initialisation: none is published; that of llama.py is used, with routers N(0, 0.02).
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ def granite(
     logits: float = 0.125,
     **options: Any,
 ) -> TransformerConfig:
-    """A Granite of any size; other options of `llama`.
+    """A Granite of any size; other options are those of `llama`.
 
     Args:
-      embedding, scores, residual, logits: the factors; `scores` None means one over the head size.
+      embedding, scores, residual, logits: the factors. `scores` None: one over the head size.
     """
     size = width // heads if head_dim is None else head_dim
     wiring = Serial() if residual == 1 else ScaledSerial(factor=residual)

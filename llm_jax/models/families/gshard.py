@@ -1,12 +1,12 @@
 """GShard's translation models (Lepikhin et al. 2020, arXiv:2006.16668, table 1 and section 4): encoder and decoder with
-2 of many experts a token in every other layer. Their weights were never published: only counts can be compared, and
-those of the paper are 3 to 7% below what its shapes make.
+2 of many experts per token in every other layer. Their weights are not published: only parameter counts can be
+compared, and those of the paper are 3 to 7% below those of its shapes.
 
-What the paper leaves unsaid is as in T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1).
+Details that the paper does not state are as in T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1).
 
 Initialisation: that of its code (github.com/tensorflow/lingvo, lingvo/core/gshard_builder.py); in attention as T5; in
-ffn, experts and routers uniform of variance 1 / fan-in; biases by distance N(0, 1 / sqrt(heads buckets)); token vectors
-N(0, 1).
+ffn, experts and routers uniform of variance 1 / fan-in; relative position biases N(0, 1 / sqrt(heads buckets)); token
+embeddings N(0, 1).
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ def gshard(
     """A GShard of any size.
 
     Args:
-      layers: of each stack; the paper counts those of both.
-      dispatch: with places for twice an even load of first choices, which is an even load of both (2.2).
+      layers: layers of each stack; the paper counts those of both.
+      dispatch: by default the capacity is twice a uniform load of first choices, a uniform load of both choices (2.2).
     """
     init, buckets = UniformFanIn(), 32
     sizes: dict[str, Any] = {"hidden": hidden, "head_dim": head_dim, "vocab_size": vocab_size, "max_length": max_length}

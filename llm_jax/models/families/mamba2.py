@@ -1,7 +1,7 @@
 """Mamba-2 (Dao and Gu 2024, arXiv:2405.21060, section 9.1; sizes are those of the checkpoints).
 
-Initialisation: token vectors N(0, 0.02); matrices, convolutions and their biases uniform between -1 / sqrt(fan-in) and
-1 / sqrt(fan-in), which are PyTorch's defaults; the output projection smaller by 1 / sqrt(layers); other biases 0
+Initialisation: token embeddings N(0, 0.02); matrices, convolutions and their biases uniform between -1 / sqrt(fan-in)
+and 1 / sqrt(fan-in), which are PyTorch's defaults; the output projection smaller by 1 / sqrt(layers); other biases 0
 (github.com/state-spaces/mamba, mamba_ssm/models/mixer_seq_simple.py: `_init_weights`, and mamba_ssm/modules/mamba2.py).
 Steps and rates: `TimeScales`.
 """
@@ -36,11 +36,11 @@ def mamba2(
     tied: bool = True,
     form: Form = ChunkwiseForm(),  # noqa: B008
 ) -> TransformerConfig:
-    """A Mamba-2 of any size: blocks of a mixer alone, no ffn and no positions.
+    """A Mamba-2 of any size: blocks with a mixer only, no ffn and no positions.
 
     Args:
-      max_length: longest row; those of pretraining had 2048 tokens, the model itself sets no bound.
-      heads: None: as many as make up twice the width.
+      max_length: maximum sequence length. Pretraining used 2048 tokens; the model itself has no limit.
+      heads: None: twice the width divided by `head_dim`.
     """
     if heads is None:
         check_divides(head_dim, 2 * width, "head_dim", "twice the width")

@@ -1,6 +1,6 @@
 """Mistral 7B (Jiang et al. 2023, arXiv:2310.06825, table 1): LLaMA with a sliding window.
 
-Initialisation: none is published; as LLaMA's here (llama.py).
+Initialisation: none is published; that of llama.py is used.
 """
 
 from llm_jax.layers.positions.rope import RoPEConfig

@@ -1,6 +1,6 @@
-"""Mixtral 8x7B and 8x22B (Jiang et al. 2024, arXiv:2401.04088, table 1): Mistral with two of eight experts a token.
+"""Mixtral 8x7B and 8x22B (Jiang et al. 2024, arXiv:2401.04088, table 1): Mistral with two of eight experts per token.
 
-Initialisation: none is published; as LLaMA's here (llama.py), routers N(0, 0.02).
+Initialisation: none is published; that of llama.py is used, routers N(0, 0.02).
 """
 
 from typing import Any
@@ -29,11 +29,11 @@ def mixtral(
     balance: tuple[Balance, ...] | None = None,
     **options: Any,
 ) -> TransformerConfig:
-    """A Mixtral of any size; other options of `llama`.
+    """A Mixtral of any size; other options are those of `llama`.
 
     Args:
       hidden: width of an expert.
-      balance: None: the load loss of the 8x7B's config.json, which the paper does not mention.
+      balance: None: the load loss of the config.json of the 8x7B, which the paper does not mention.
     """
     limits: dict[str, Any] = {"kv_heads": 8, "max_length": 32768, "rope": RoPEConfig(1e6), "epsilon": 1e-5}
     expert = GLUConfig(hidden, out_init=residual_init(layers))
@@ -43,7 +43,7 @@ def mixtral(
 
 
 def _balance(coefficient: float, layers: int, top: int = 2) -> tuple[Balance, ...]:
-    """The `router_aux_loss_coef` of a config.json: see interop/experts.py."""
+    """Load loss of the `router_aux_loss_coef` of a config.json: see interop/experts.py."""
     return mean_over(layers, LoadLoss(coefficient * top, first=False))
 
 

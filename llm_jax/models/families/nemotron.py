@@ -1,9 +1,9 @@
 """Nemotron-4 15B (Parmar et al. 2024, arXiv:2402.16819, table 1 and section 2) and Minitron (Muralidharan et al. 2024,
-arXiv:2407.14679, table 3), with a squared ReLU that is not gated; half of each head is rotated. Persimmon 8B (Elsen et
-al. 2023, adept.ai/blog/persimmon-8b): the same with LayerNorm, of each head's queries and keys too.
+arXiv:2407.14679, table 3), with an ungated squared ReLU; half of each head is rotated. Persimmon 8B (Elsen et al.
+2023, adept.ai/blog/persimmon-8b): the same with LayerNorm, also of queries and keys per head.
 
-Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to
-the residual stream; 0.0134 of Nemotron is the `initializer_range` of its config.json files.
+Initialisation: none is published; that of GPT-2 is used, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that
+write to the residual stream; 0.0134 of Nemotron is the `initializer_range` of its config.json files.
 """
 
 from llm_jax.layers.activations import Activation
@@ -61,7 +61,7 @@ def persimmon(
     """A Persimmon of any size.
 
     Args:
-      qk_norm: whether each head's queries and keys are normalised.
+      qk_norm: whether queries and keys are normalised per head.
     """
     norm, out_init, norms = LayerNormConfig(epsilon), residual_init(layers), QKNormConfig(LayerNormConfig(epsilon))
     mixer = AttentionConfig(

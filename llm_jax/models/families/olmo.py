@@ -1,7 +1,7 @@
 """OLMo 1B and 7B (Groeneveld et al. 2024, arXiv:2402.00838, table 1 and section 2.1): LLaMA with norms that have no
 parameters.
 
-Initialisation: none is published; as LLaMA's here (llama.py).
+Initialisation: none is published; that of llama.py is used.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from llm_jax.models.families.llama import llama
 
 
 def olmo(layers: int, heads: int, width: int, **options: Any) -> TransformerConfig:
-    """An OLMo of any size; options of `llama`."""
+    """An OLMo of any size; options are those of `llama`."""
     limits: dict[str, Any] = {"vocab_size": 50304, "max_length": 2048, "norm": PlainLayerNormConfig()}
     return llama(layers, heads, width, **limits | options)
 

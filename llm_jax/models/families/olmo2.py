@@ -1,8 +1,8 @@
-"""OLMo 2 (OLMo Team 2025, arXiv:2501.00656, table 1 and section 3.1): norms on what the halves of a block give, and on
-all queries and all keys together. OLMo 3 (OLMo Team 2025, arXiv:2512.13961): three layers with a window to one without,
-which alone is brought to long rows by YaRN.
+"""OLMo 2 (OLMo Team 2025, arXiv:2501.00656, table 1 and section 3.1): norms of the outputs of mixer and ffn, and of
+queries and keys over all heads. OLMo 3 (OLMo Team 2025, arXiv:2512.13961): three layers with a window, then one
+without; only the latter has YaRN for long sequences.
 
-Initialisation: N(0, 0.02) for every matrix and for token vectors, however deep the model (section 3.2), cut at three
+Initialisation: N(0, 0.02) for every matrix and for token embeddings, at every depth (section 3.2), truncated at three
 standard deviations (github.com/allenai/OLMo, `init_cutoff_factor` in configs/official-1124 and official-0425, and
 olmo/initialization.py; the 32B: github.com/allenai/OLMo-core, src/olmo_core/nn/transformer/init.py).
 """
@@ -33,7 +33,7 @@ def olmo2(
     epsilon: float = 1e-6,
     **options: Any,
 ) -> TransformerConfig:
-    """An OLMo 2 of any size; other options of `llama`."""
+    """An OLMo 2 of any size; other options are those of `llama`."""
     qk_norm, wiring = QKNormConfig(RMSNormConfig(epsilon), over="heads"), Serial(before=False, after=True)
     limits: dict[str, Any] = {"vocab_size": vocab_size, "max_length": max_length, "rope": rope, "epsilon": epsilon}
     own: dict[str, Any] = {"qk_norm": qk_norm, "wiring": wiring, "init": INIT, "out_init": INIT}
@@ -50,11 +50,11 @@ def olmo3(
     local_rope: RoPEConfig = RoPEConfig(5e5),  # noqa: B008
     **options: Any,
 ) -> TransformerConfig:
-    """An OLMo 3 of any size; other options of `olmo2`.
+    """An OLMo 3 of any size; other options are those of `olmo2`.
 
     Args:
-      window: tokens that each layer sees; None: 4096, and all in every fourth layer.
-      rope: of the layers that see all before; `local_rope` of the others.
+      window: attention window of each layer; None: 4096, and no window in every fourth layer.
+      rope: rotary embedding of layers without a window; `local_rope` is that of the others.
     """
     if window is None:
         window = tuple(None if layer % 4 == 3 else 4096 for layer in range(layers))

@@ -1,8 +1,8 @@
-"""OLMoE (Muennighoff et al. 2024, arXiv:2409.02060, table 10 of the appendix): 8 of 64 fine experts a token, all
-queries and all keys normalised together, norms before the halves of a block.
+"""OLMoE (Muennighoff et al. 2024, arXiv:2409.02060, table 10 of the appendix): 8 of 64 fine-grained experts per token,
+norms of queries and keys over all heads, pre-norm blocks.
 
-Initialisation: N(0, 0.02) cut at three standard deviations, for every matrix, routers included, and for token vectors,
-however deep the model (github.com/allenai/OLMoE, configs/OLMoE-1B-7B-0924.yml; github.com/allenai/OLMo, branch
+Initialisation: N(0, 0.02) truncated at three standard deviations, for every matrix, routers included, and for token
+embeddings, at every depth (github.com/allenai/OLMoE, configs/OLMoE-1B-7B-0924.yml; github.com/allenai/OLMo, branch
 Muennighoff/MoE, olmo/model.py: `OLMoEBlock.reset_parameters`).
 """
 
@@ -38,12 +38,13 @@ def olmoe(
     balance: tuple[Balance, ...] | None = None,
     **options: Any,
 ) -> TransformerConfig:
-    """An OLMoE of any size; other options of `llama`.
+    """An OLMoE of any size; other options are those of `llama`.
 
     Args:
       hidden: width of an expert.
-      normalized: whether the weights of the experts chosen add up to one.
-      balance: None: load and router z-losses of section 2 and table 10 of the paper, means over layers in its code.
+      normalized: whether the weights of the chosen experts are normalised to sum to one.
+      balance: None: load and router z-losses of section 2 and table 10 of the paper, which its code averages over
+        layers.
     """
     qk_norm = QKNormConfig(RMSNormConfig(epsilon), over="heads")
     if balance is None:

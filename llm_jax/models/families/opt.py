@@ -1,11 +1,11 @@
 """OPT (Zhang et al. 2022, arXiv:2205.01068, table 1): GPT-3's shapes, all layers dense, relu.
 
 Initialisation: N(0, 0.006), smaller by 1 / sqrt(2 layers) for matrices that write to the residual stream, biases 0
-(section 2.2), token vectors and positions included (github.com/facebookresearch/metaseq, files of metaseq:
+(section 2.2), token embeddings and positions included (github.com/facebookresearch/metaseq, files of metaseq:
 launcher/opt_baselines.py, models/transformer_lm.py: `build_embedding`, modules/positional_embedding.py and
 modules/transformer_decoder_layer.py).
 
-Dropout of the sizes: 0.1 of what branches add and of the weights of attention, none of the embedding (section 2.2;
+Dropout of the sizes: 0.1 of branch outputs and of the attention weights, none of the embedding (section 2.2;
 launcher/opt_baselines.py).
 """
 
@@ -37,11 +37,11 @@ def opt(
     embed_width: int | None = None,
     post_norm: bool = False,
 ) -> TransformerConfig:
-    """An OPT of any size; `hidden` None means four times the width. Positions begin at row 2 of their table.
+    """An OPT of any size; `hidden` None means four times the width. Position 0 is row 2 of its table.
 
     Args:
-      embed_width: of a table of tokens narrower than the model, with matrices from it and back to it.
-      post_norm: whether the stream is normalised after each addition; only 350M is so, and has a narrower table.
+      embed_width: width of an embedding table narrower than the model, with projections from it and back to it.
+      post_norm: whether blocks are post-norm; only those of the 350M are, which also has a narrower table.
     """
     check_divides(heads, width, "heads", "width")
     norm, init, out_init = LayerNormConfig(), Normal(0.006), residual_init(layers, 0.006)

@@ -1,7 +1,7 @@
-"""PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 2 and table 1). Its weights were never published: only counts
-can be compared.
+"""PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 2 and table 1). Its weights are not published: only parameter
+counts can be compared.
 
-Initialisation: Gaussian of variance 1 / fan-in for matrices, N(0, 1) for token vectors, no biases. Logits from the
+Initialisation: Gaussian of variance 1 / fan-in for matrices, N(0, 1) for token embeddings, no biases. Logits from the
 shared table are scaled by 1 / sqrt(width) (section 5, "Weight initialization").
 """
 
@@ -20,7 +20,7 @@ from llm_jax.models.heads import TiedHead
 def palm(
     layers: int, heads: int, width: int, *, vocab_size: int = 256_000, max_length: int = 2048
 ) -> TransformerConfig:
-    """A PaLM of any size: no biases, one key/value head of size 256, ffn four times as wide, tied head."""
+    """A PaLM of any size: no biases, one key/value head of size 256, ffn four times the model width, tied head."""
     norm, init = LayerNormConfig(bias=False), FanIn()
     mixer = AttentionConfig(heads, 256, 1, position=RoPEConfig(), init=init, out_init=init)
     ffn = GLUConfig(4 * width, activation="silu", init=init, out_init=init)

@@ -1,8 +1,8 @@
-"""Phi-1.5 and Phi-2 (Li et al. 2023, arXiv:2309.05463, section 2.1; huggingface.co/microsoft/phi-2): attention and ffn
-side by side on one norm, a part of each head rotated, biases everywhere, of the scores too.
+"""Phi-1.5 and Phi-2 (Li et al. 2023, arXiv:2309.05463, section 2.1; huggingface.co/microsoft/phi-2): parallel
+attention and ffn with one norm, a part of each head rotated, biases in all linear layers including the head.
 
-Initialisation: none is published; as in GPT-2, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that write to
-the residual stream, biases 0.
+Initialisation: none is published; that of GPT-2 is used, N(0, 0.02), smaller by 1 / sqrt(2 layers) for matrices that
+write to the residual stream, biases 0.
 """
 
 from llm_jax.layers.activations import Activation

@@ -1,6 +1,6 @@
 """Phi-3 (Abdin et al. 2024, arXiv:2404.14219, section 2): LLaMA, its published checkpoints with a sliding window.
 
-Initialisation: none is published; as LLaMA's here (llama.py).
+Initialisation: none is published; that of llama.py is used.
 """
 
 from llm_jax.models.families.llama import llama

@@ -1,7 +1,7 @@
 """Qwen 2 and 2.5 (Yang et al. 2024, arXiv:2407.10671, table 1): biases on queries, keys and values. Qwen 3 (Yang et al.
 2025, arXiv:2505.09388, table 1): normalised queries and keys instead.
 
-Initialisation: none is published; as LLaMA's here (llama.py).
+Initialisation: none is published; that of llama.py is used.
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ _LIMITS: dict[str, Any] = {"vocab_size": 152_064, "max_length": 32768, "rope": R
 
 
 def qwen2(layers: int, heads: int, width: int, **options: Any) -> TransformerConfig:
-    """A Qwen 2; options of `llama`."""
+    """A Qwen 2; options are those of `llama`."""
     biases: dict[str, Any] = {"bias": True, "out_bias": False}
     return llama(layers, heads, width, **_LIMITS | biases | options)
 
 
 def qwen3(layers: int, heads: int, width: int, *, epsilon: float = 1e-6, **options: Any) -> TransformerConfig:
-    """A Qwen 3; options of `llama`, among which `head_dim` is 128 and `kv_heads` 8 where they are left out."""
+    """A Qwen 3; options are those of `llama`, with the defaults 128 for `head_dim` and 8 for `kv_heads`."""
     limits: dict[str, Any] = _LIMITS | {"vocab_size": 151_936, "max_length": 40960, "head_dim": 128, "kv_heads": 8}
     qk_norm = QKNormConfig(RMSNormConfig(epsilon))
     return llama(layers, heads, width, epsilon=epsilon, qk_norm=qk_norm, **limits | options)

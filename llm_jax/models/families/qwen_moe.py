@@ -1,8 +1,8 @@
 """Qwen 1.5 MoE (Qwen Team 2024, qwenlm.github.io/blog/qwen-moe) and Qwen 2 MoE (Yang et al. 2024, arXiv:2407.10671,
-table 1): fine experts beside a gated one for all tokens. Qwen 3 MoE (Yang et al. 2025, arXiv:2505.09388, table 2): none
-for all.
+table 1): fine-grained experts and a gated shared expert. Qwen 3 MoE (Yang et al. 2025, arXiv:2505.09388, table 2): no
+shared expert.
 
-Initialisation: none is published; as LLaMA's here (llama.py), routers and the gate of the shared expert N(0, 0.02).
+Initialisation: none is published; that of llama.py is used, routers and the gate of the shared expert N(0, 0.02).
 """
 
 from typing import Any
@@ -34,12 +34,12 @@ def qwen2_moe(
     balance: tuple[Balance, ...] | None = None,
     **options: Any,
 ) -> TransformerConfig:
-    """A Qwen 2 with experts; other options of `qwen2`, where `hidden` is of layers without experts.
+    """A Qwen 2 with experts; other options are those of `qwen2`, where `hidden` is that of layers without experts.
 
     Args:
-      expert_hidden: of an expert that is chosen.
-      shared_hidden: of the one for all tokens.
-      normalized: whether the weights of the experts chosen add up to one.
+      expert_hidden: width of a routed expert.
+      shared_hidden: width of the shared expert.
+      normalized: whether the weights of the chosen experts are normalised to sum to one.
       mixed: layers that have experts, counted from 0; None: all.
       balance: None: the load loss of the published config.json files; the papers state no coefficient.
     """
@@ -66,7 +66,7 @@ def qwen3_moe(
     balance: tuple[Balance, ...] | None = None,
     **options: Any,
 ) -> TransformerConfig:
-    """A Qwen 3 with experts; arguments as of `qwen2_moe`, other options of `qwen3`."""
+    """A Qwen 3 with experts; arguments as for `qwen2_moe`, other options of `qwen3`."""
     expert = GLUConfig(expert_hidden, out_init=residual_init(layers))
     balance = _balance(layers, top, mixed) if balance is None else balance
     layer = MoEConfig(experts, expert, SoftmaxConfig(top, normalized), dispatch, balance)
@@ -74,7 +74,7 @@ def qwen3_moe(
 
 
 def _balance(layers: int, top: int, mixed: tuple[int, ...] | None) -> tuple[Balance, ...]:
-    """`router_aux_loss_coef` 0.001: see interop/experts.py."""
+    """Load loss with `router_aux_loss_coef` 0.001: see interop/experts.py."""
     return mean_over(layers if mixed is None else max(1, len(mixed)), LoadLoss(0.001 * top, first=False))
 
 

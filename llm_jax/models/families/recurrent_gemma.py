@@ -1,10 +1,10 @@
 """RecurrentGemma (Botev et al. 2024, arXiv:2404.07839, table 1), which is Griffin (De et al. 2024, arXiv:2402.19427).
 
-Two recurrent blocks, then one of local multi-query attention, over and over; gated ffns with biases, norms and token
-vectors as in Gemma. Rows may be of any length: only the window and a state of fixed size look back.
+Two recurrent blocks, then one of local multi-query attention, repeated; gated ffns with biases, norms and token
+embeddings as in Gemma. Sequences may have any length: its memory is the attention window and a state of fixed size.
 
-Initialisation: Gaussian of variance 1 / fan-in for matrices, gates and token vectors, 2 / (layers fan-in) for what
-writes to the residual stream, 0.01 / taps for convolutions; biases 0; decays as in `RGLRUConfig`
+Initialisation: Gaussian of variance 1 / fan-in for matrices, gates and token embeddings, 2 / (layers fan-in) for
+matrices that write to the residual stream, 0.01 / taps for convolutions; biases 0; decays as in `RGLRUConfig`
 (github.com/google-deepmind/recurrentgemma, recurrentgemma/torch/layers.py and modules.py; recurrentgemma/jax/layers.py
 counts all blocks of a gate, and both matrices into an ffn, as one fan-in).
 """
@@ -57,12 +57,12 @@ def recurrent_gemma(
     """A RecurrentGemma of any size.
 
     Args:
-      heads: of attention, and blocks of the recurrence's gates.
-      channels: of the recurrence; None: the width.
-      max_length: nothing in the model depends on it.
-      pattern: what mixes tokens in each layer, in turn.
+      heads: number of attention heads, and of blocks of the recurrence's gates.
+      channels: channels of the recurrence; None: the width.
+      max_length: no effect on the model.
+      pattern: mixers of the layers, in turn.
       rope: None: half of each head is rotated.
-      bias: on queries, keys and values; all other projections have theirs.
+      bias: whether queries, keys and values have biases; all other projections have.
     """
     check_divides(heads, width, "heads", "width")
     check(len(pattern) > 0, "pattern is empty: name what mixes tokens in at least one layer")
@@ -70,7 +70,7 @@ def recurrent_gemma(
         check_one_of("pattern", kind, ("recurrent", "attention"))
     head_dim, norm, out_init = width // heads, RMSNormConfig(epsilon, from_zero=True), FanIn(math.sqrt(2 / layers))
     ffn = GLUConfig(hidden, activation, bias=True, init=FanIn(), out_init=out_init)
-    # The published code starts kernels of convolutions at a standard deviation of 0.05 for 4 taps.
+    # The published code initialises convolution kernels with a standard deviation of 0.05 for 4 taps.
     recurrent = RGLRUConfig(
         channels or width, heads, ConvolutionConfig(taps, init=FanIn(0.1)), activation, out_init=out_init
     )
@@ -92,7 +92,7 @@ def recurrent_gemma(
 
 
 def _rounded(number: float) -> float:
-    """The nearest bfloat16, as which the published code keeps the scale of token vectors in any precision."""
+    """The nearest bfloat16: the published code stores the scale of token embeddings in bfloat16 in any precision."""
     return float(np.asarray(number).astype(jnp.bfloat16))
 
 

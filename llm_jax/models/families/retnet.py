@@ -1,11 +1,11 @@
-"""RetNet (Sun et al. 2023, arXiv:2307.08621, section 3.1 and table 2). Its weights were never published: only counts
-can be compared.
+"""RetNet (Sun et al. 2023, arXiv:2307.08621, section 3.1 and table 2). Its weights are not published: only parameter
+counts can be compared.
 
 Initialisation: as in DeepNet (Sun et al. 2023, 3.1; Wang et al. 2022, arXiv:2203.00555, figure 2): Gaussian of variance
 2 / (fan-in + fan-out) for queries and keys, smaller by (8 layers)^(-1/4) for values, the output projection and the ffn;
-gates, which DeepNet does not have, as queries. Token vectors N(0, 1 / sqrt(width)) (github.com/microsoft/torchscale,
-torchscale/component/embedding.py). The code published there starts otherwise by default: uniform as Glorot's, with a
-gain of 2^-2.5 for queries, keys, values and gates and 1/2 for the output projection
+gates, which DeepNet does not have, as queries. Token embeddings N(0, 1 / sqrt(width)) (github.com/microsoft/torchscale,
+torchscale/component/embedding.py). The code published there starts otherwise by default: Glorot uniform, with a gain of
+2^-2.5 for queries, keys, values and gates and 1/2 for the output projection
 (torchscale/component/multiscale_retention.py), and divides by (8 layers)^(1/4) only where `deepnorm` is set
 (torchscale/architecture/retnet.py).
 """
@@ -32,9 +32,9 @@ def retnet(
     decays: Decays = SpacedDecays(),  # noqa: B008
     form: Form = ChunkwiseForm(512),  # noqa: B008
 ) -> TransformerConfig:
-    """A RetNet of any size: values twice as wide as queries and keys, ffn twice as wide as the stream.
+    """A RetNet of any size: values twice as wide as queries and keys, ffn twice as wide as the model.
 
-    The paper names no vocabulary; this one is GPT-2's, and the head is tied to it.
+    The paper states no vocabulary. Here it is that of GPT-2, and the head is tied.
     """
     check_divides(heads, width, "heads", "width")
     norm, init, deep_init = LayerNormConfig(), Glorot(), Glorot((8 * layers) ** -0.25)
@@ -52,4 +52,4 @@ SIZES = {
     "retnet-2.7b": lambda: retnet(32, 10, 2560),
     "retnet-6.7b": lambda: retnet(32, 16, 4096),
 }
-"""Heads have queries and keys of 256 (3.1)."""
+"""Queries and keys of a head have 256 features (3.1)."""

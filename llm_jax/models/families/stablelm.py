@@ -1,7 +1,7 @@
 """StableLM 3B and 2 1.6B (Tow et al. 2023, huggingface.co/stabilityai/stablelm-3b-4e1t; Bellagente et al. 2024,
 arXiv:2402.17834, section 3.1): LLaMA with LayerNorm and a quarter of each head rotated.
 
-Initialisation: none is published; as LLaMA's here (llama.py).
+Initialisation: none is published; that of llama.py is used.
 """
 
 from typing import Any
@@ -23,11 +23,11 @@ def stablelm(
     parallel: bool = False,
     **options: Any,
 ) -> TransformerConfig:
-    """A StableLM of any size; other options of `llama`.
+    """A StableLM of any size; other options are those of `llama`.
 
     Args:
       rope: None: the leading quarter of each head is rotated.
-      parallel: whether attention and ffn stand side by side on one norm.
+      parallel: whether attention and ffn are parallel with one norm.
     """
     own: dict[str, Any] = {"norm": LayerNormConfig(epsilon), "wiring": Parallel() if parallel else Serial()}
     rope = RoPEConfig(features=width // heads // 4) if rope is None else rope

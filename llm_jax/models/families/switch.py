@@ -1,13 +1,13 @@
-"""Switch Transformer (Fedus et al. 2021, arXiv:2101.03961, table 9): T5 with one expert a token in every other layer.
+"""Switch Transformer (Fedus et al. 2021, arXiv:2101.03961, table 9): T5 with one expert per token in every other layer.
 
-The sizes are those of the published checkpoints, which differ from the paper's in that no ffn is gated; their hidden
-width is half as large again, so that they have the same number of parameters.
+The sizes are those of the published checkpoints. They differ from the paper's: no ffn is gated, and the hidden width is
+1.5 times as large, so that the number of parameters is the same.
 
-Initialisation: Gaussian of variance 0.1 / fan-in cut at two standard deviations, for every matrix of every layer and
-router (section 2.4), otherwise as T5; table 3 has it reduce the spread between runs. Token vectors are N(0, 1) and the
-variance of biases by distance a tenth of T5's (github.com/google/flaxformer,
+Initialisation: Gaussian of variance 0.1 / fan-in truncated at two standard deviations, for every matrix of every layer
+and router (section 2.4), otherwise as T5; table 3 has it reduce the spread between runs. Token embeddings are N(0, 1)
+and the variance of relative position biases a tenth of T5's (github.com/google/flaxformer,
 flaxformer/t5x/configs/moe/architectures/moe.gin with SCALE = 0.1 of models/tokens_choose_base.gin; routers there are
-N(0, 0.02), attention and experts not cut).
+N(0, 0.02), attention and experts not truncated).
 
 Dropout of the sizes: 0.4 inside the experts and 0.1 wherever T5 drops, as they are fine-tuned (sections 2.4 and 4.1,
 table 4); the configs of flaxformer pre-train without (DROPOUT_RATE of moe.gin).
@@ -43,14 +43,14 @@ def switch(
     dispatch: Dispatch = Capacity(1.25),  # noqa: B008
     **options: Any,
 ) -> EncoderDecoderConfig:
-    """A Switch Transformer of any size; other options of `t5`.
+    """A Switch Transformer of any size; other options are those of `t5`.
 
     Args:
-      every: of so many layers of the encoder one has experts, the second of them; 0: none has.
-      decoder_every: the same of the decoder; None: as the encoder.
-      bias: of the router's matrix.
+      every: one in `every` layers of the encoder has experts, beginning with the second layer; 0: none has.
+      decoder_every: the same for the decoder; None: as the encoder.
+      bias: whether the router's matrix has a bias.
     """
-    # The paper's scale s is that of the variance, s / fan-in, and a tenth of T5's.
+    # The paper's scale s is that of the variance, s / fan-in, and is a tenth of T5's.
     init, distance_init = FanIn(0.1**0.5, cut=2.0), UniformGlorot(0.1**0.5)
     inits = {"attention_init": init, "distance_init": distance_init, "dense_init": init}
     pair = t5(layers, heads, width, hidden=hidden, **inits, **options)

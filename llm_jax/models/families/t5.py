@@ -1,16 +1,15 @@
-"""T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1), and T5 1.1 with a gated ffn (Shazeer 2020, arXiv:2002.05202) and a
-head of its own, which mT5 is on more tokens (Xue et al. 2021, arXiv:2010.11934, 3.2).
+"""T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1), and T5 1.1 with a gated ffn (Shazeer 2020, arXiv:2002.05202) and an
+untied head, which mT5 is on more tokens (Xue et al. 2021, arXiv:2010.11934, 3.2).
 
 Initialisation: that of Mesh TensorFlow, which trained it (github.com/tensorflow/mesh, files of mesh_tensorflow);
 Gaussian of variance 1 / fan-in in attention, smaller by 1 / sqrt(head size) for queries, which takes the place of the
-scale of scores (transformer/attention.py: `init_weights`); the same cut at two standard deviations in the ffn and in a
-head of its own (layers.py: `VarianceScalingInitializer`); token vectors N(0, 1) (layers.py: `embedding_weights`);
-biases by distance uniform as Glorot's, TensorFlow's default (transformer/transformer_layers.py: `compute_bias`).
+scale of scores (transformer/attention.py: `init_weights`); the same truncated at two standard deviations in the ffn and
+in an untied head (layers.py: `VarianceScalingInitializer`); token embeddings N(0, 1) (layers.py: `embedding_weights`);
+relative position biases Glorot uniform, TensorFlow's default (transformer/transformer_layers.py: `compute_bias`).
 
 Dropout of the sizes of T5: 0.1 (Raffel et al. 2020, 3.1.1), in pre-training as in fine-tuning, of the embedding, of
-what branches add, of the weights of attention, inside the ffn and after the final norms (2.1). T5 1.1 was trained
-without and is to be fine-tuned with it (github.com/google-research/text-to-text-transfer-transformer,
-released_checkpoints.md).
+branch outputs, of the attention weights, inside the ffn and after the final norms (2.1). T5 1.1 was trained without and
+is to be fine-tuned with it (github.com/google-research/text-to-text-transfer-transformer, released_checkpoints.md).
 """
 
 import dataclasses
@@ -53,17 +52,17 @@ def t5(
     distance_init: Init = UniformGlorot(),  # noqa: B008
     dense_init: Init = FanIn(cut=2.0),  # noqa: B008
 ) -> EncoderDecoderConfig:
-    """A T5 of any size: pre-norm, no biases, scores unscaled and raised by learned biases of relative places.
+    """A T5 of any size: pre-norm, no bias parameters, unscaled scores with learned relative position biases.
 
     Args:
-      decoder_layers: None: as many as the encoder's.
-      tied: whether the scores come from the embedding table, of hidden states scaled by one over the root of the width.
-      attention_init: of its matrices, before that of queries is scaled.
-      distance_init: of the biases by distance.
-      dense_init: of the ffn, and of the scores where they are not tied.
+      decoder_layers: None: as many as encoder layers.
+      tied: whether the head is tied, with hidden states scaled by one over the square root of the width.
+      attention_init: initialiser of the matrices of attention; that of queries is scaled.
+      distance_init: initialiser of the relative position biases.
+      dense_init: initialiser of the ffn, and of an untied head.
     """
     norm = RMSNormConfig(epsilon)
-    # The scale that scores lack is in the queries' initial weights.
+    # The scale 1 / sqrt(head size) is in the initial weights of queries instead of the scores.
     query_init = dataclasses.replace(attention_init, gain=attention_init.gain * head_dim**-0.5)
     ffn = (GLUConfig if gated else MLPConfig)(hidden, activation, bias=False, init=dense_init, out_init=dense_init)
 

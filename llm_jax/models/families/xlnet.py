@@ -1,13 +1,14 @@
 """XLNet (Yang et al. 2019, arXiv:1906.08237): a post-norm encoder trained to predict its tokens in any order.
 
-Its placement says what it does: with neither order nor targets it is an encoder like BERT; with `order_BT` its tokens
-see only what comes before them in that order; the tokens of `targets_BT`, put after the others, predict.
+`SequenceInfo` determines its mode. Without order and targets it is an encoder like BERT. With `order_BT` its tokens
+attend only to tokens before them in that order. The query-stream tokens of `targets_BT`, placed after the others,
+predict.
 
 Initialisation: N(0, 0.02) for matrices, tables and vectors, the biases of scores included; biases of layers 0
 (github.com/zihangdai/xlnet, xlnet.py: `_get_initializer`, and modeling.py).
 
-Dropout of the sizes: 0.1 of the embedding, of what branches add, of what the last layer gives (modeling.py of that
-repository) and of the weights of attention, none inside the ffn (A.4.1, table 7: "GeLU dropout"), where modeling.py has
+Dropout of the sizes: 0.1 of the embedding, of branch outputs, of what the last layer gives (modeling.py of that
+repository) and of the attention weights, none inside the ffn (A.4.1, table 7: "GeLU dropout"), where modeling.py has
 the rate of the others. That of the encoded distances is left out.
 """
 
@@ -41,10 +42,11 @@ def xlnet(
     """An XLNet of any size. It has no memory of earlier segments (3.2 of arXiv:1901.02860).
 
     Args:
-      max_length: tokens and targets together; it was trained on 512 tokens, but nothing in it depends on that.
-      hidden: None: four times the width.
-      farthest: distance from which on all are alike; None: each is its own.
-      head: None: scores of the vocabulary, at tokens that ask those of the token that is asked for.
+      max_length: maximum number of tokens and targets together; it was trained on 512 tokens, but no parameter depends
+        on that.
+      hidden: width of the ffn; None: four times the model width.
+      farthest: maximum distance, to which distances are clipped; None: no limit.
+      head: None: scores of the vocabulary; at query-stream tokens those of the predicted token.
     """
     check_divides(heads, width, "heads", "width")
     mixer = RelativeAttentionConfig(heads, width // heads, farthest=farthest)
@@ -55,7 +57,7 @@ def xlnet(
 
 
 def last_head(classes: int) -> ClassHead:
-    """Scores of classes of whole rows, read from their last token: rows are padded on the left."""
+    """Scores of classes of whole sequences from their last token; sequences are padded on the left."""
     return ClassHead(classes, "row", TransformConfig("tanh"), row="last")
 
 

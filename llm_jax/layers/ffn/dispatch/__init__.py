@@ -1,4 +1,4 @@
-"""How tokens come to their experts, and results back.
+"""Dispatch: how tokens are sent to their experts and results combined.
 
 Legend: B batch, T length, D model width.
 """
@@ -15,33 +15,33 @@ from llm_jax.layers.ffn.routing import Choice, Picks, Router, Routes
 
 @configclass
 class Dispatch(abc.ABC):
-    """How tokens come to their experts. Derive a configclass from it to use one of your own."""
+    """How tokens are sent to their experts. To add a dispatch, derive a configclass from it."""
 
     serves: ClassVar[tuple[type, ...]] = (Choice, Picks)
-    """The kinds of routes that it knows."""
+    """The types of routes that it supports."""
 
     @abc.abstractmethod
     def run(self, experts: Local, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Computes the tokens of one device, which calls it with its own.
+        """Computes the tokens of one device.
 
         Args:
-          experts: what computes rows of tokens.
-          routes: the experts of the tokens; of a kind that it serves.
-          real_BT: bool, which tokens are not padding: padding takes no place, and gets 0.
+          experts: the experts of this device.
+          routes: the experts of the tokens, of a type in `serves`.
+          real_BT: bool, which tokens are not padding. Padding uses no capacity and gets 0.
 
         Returns:
-          y [B, T, D] in the type of x, and how many of each token's choices, or of the picks of it, were served,
-          float32 [B, T].
+          y [B, T, D] in the dtype of x, and the number of each token's choices, or of the picks of it, that were
+          served, float32 [B, T].
         """
 
     @property
     def causal(self) -> bool:
-        """Whether no token's place depends on a later token, that of its first choice at least."""
+        """Whether the service of a token, at least of its first choice, is independent of later tokens."""
         return True
 
     def check(self, router: Router) -> None:
-        """It can serve the router. Raises ValueError if it cannot."""
+        """Raises ValueError if the dispatch does not support the router."""
 
     def check_rows(self, length: int, parts: int) -> None:
-        """It can serve sequences of `length` tokens that lie in `parts` shards on as many devices. Raises ValueError if
-        it cannot."""
+        """Raises ValueError if the dispatch does not support sequences of `length` tokens in `parts` shards, one per
+        device."""

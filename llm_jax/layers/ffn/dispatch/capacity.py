@@ -1,7 +1,7 @@
-"""Experts of limited capacity: what chooses an expert that is full is dropped.
+"""Dispatch with limited expert capacity: choices of a full expert are dropped.
 
-Legend: B batch, T length, D model width, E experts, K choices of a token, G groups of all rows, N tokens of a group,
-P choices of a group, C places of an expert in a group.
+Legend: B batch, T length, D model width, E experts, K choices of a token, G groups of all sequences, N tokens of a
+group, P choices of a group, C capacity of an expert in a group.
 """
 
 import math
@@ -23,10 +23,10 @@ Priority = Literal["position", "score"]
 
 
 class LimitedCapacity(Dispatch):
-    """Experts with a number of places for each group of tokens.
+    """Experts with a capacity for each group of tokens.
 
-    First choices come before second ones: whether a token's second choice is served may depend on later tokens. A token
-    whose choices are all dropped gets 0.
+    First choices are served before second ones, so whether a token's second choice is served may depend on later
+    tokens. A token whose choices are all dropped gets 0.
     """
 
     priority: Priority
@@ -47,7 +47,7 @@ class LimitedCapacity(Dispatch):
     def check(self, router: Router) -> None:
         """
         Raises:
-          ValueError: where scores are to come first and there are none.
+          ValueError: if `priority` is "score" and the router has no scores.
         """
         check(
             self.priority == "position" or router.scored,
@@ -58,7 +58,7 @@ class LimitedCapacity(Dispatch):
     def check_rows(self, length: int, parts: int) -> None:
         """
         Raises:
-          ValueError: for rows of so many tokens in so many parts on as many devices, if groups lie on several of them.
+          ValueError: if a group of a sequence of `length` tokens in `parts` shards lies on several devices.
         """
         held = length // parts
         check(
@@ -68,7 +68,7 @@ class LimitedCapacity(Dispatch):
         )
 
     def places(self, tokens: int, choices: int, experts: int) -> int:
-        """Places of each expert for a group of this number of real tokens."""
+        """Expert capacity for a group of `tokens` real tokens."""
         raise NotImplementedError
 
     def run(self, experts: Local, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -97,7 +97,7 @@ class LimitedCapacity(Dispatch):
         return whole(y_GND), whole(jnp.sum(seats.served_GNK, axis=-1, dtype=jnp.float32))
 
     def _first(self, best_GN: jax.Array) -> jax.Array:
-        """Tokens in the order in which they are served, int32 [G, N], of their best scores."""
+        """Tokens in the order in which they are served, int32 [G, N], from their best scores."""
         if self.priority == "score":
             return jnp.argsort(-best_GN, stable=True)
         return jnp.broadcast_to(jnp.arange(best_GN.shape[1]), best_GN.shape)
@@ -105,25 +105,25 @@ class LimitedCapacity(Dispatch):
 
 @configclass
 class Capacity(LimitedCapacity):
-    """Each expert takes ceil(factor * choices of a group / experts) of a group of tokens, at least one and at most all
-    (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2). Padding counts
-    for nothing: the capacity is that of the group's real tokens."""
+    """Expert capacity ceil(factor * choices of a group / experts) per group of tokens, at least one and at most all
+    (Fedus et al. 2021, arXiv:2101.03961, eq. 3; Lepikhin et al. 2020, arXiv:2006.16668, section 2.2). Only the real
+    tokens of the group count, not padding."""
 
     factor: float = 1.25
-    """Places over those that an even load would take."""
+    """Capacity factor: capacity over the load of an expert under uniform routing."""
     priority: Priority = "position"
-    """Who comes first among equal choices: the earlier token, or that whose best expert has the higher score, before
-    weights are normalized (batch-prioritized routing; Riquelme et al. 2021, arXiv:2106.05974, section 4.1), so that
-    even first choices depend on later tokens."""
+    """Which of equal choices is served first: that of the earlier token ("position"), or that of the token whose best
+    expert has the higher score before normalisation ("score": batch-prioritized routing; Riquelme et al. 2021,
+    arXiv:2106.05974, section 4.1). With "score" even first choices depend on later tokens."""
     group: int | None = None
-    """Neighbouring tokens of a row that share the places; None: all of the row."""
+    """Number of consecutive tokens of a sequence that share the capacity; None: the whole sequence."""
     moves: SeatsConfig = ByIndex()
-    """How tokens come to their places."""
+    """How tokens are moved to the capacity buffer."""
     allow_future: bool = False
-    """Whether a causal model may have the priority "score"."""
+    """Whether a causal model may use the priority "score"."""
 
     def __post_init__(self):
-        # A factor above 0 gives every expert a place, so that no capacity drops everything.
+        # With a factor above 0 every expert has a capacity of at least one, so no capacity drops everything.
         check(
             0 < self.factor < math.inf,
             f"dispatch.factor is {self.factor}: it must be greater than 0 and finite; 1.25 is common, and "
@@ -132,18 +132,18 @@ class Capacity(LimitedCapacity):
         super().__post_init__()
 
     def places(self, tokens: int, choices: int, experts: int) -> int:
-        """Places of each expert for a group of this number of real tokens."""
-        # A product that is a whole number but for rounding is that number.
+        """Expert capacity for a group of `tokens` real tokens."""
+        # The subtraction keeps rounding errors from raising a whole number to the next one.
         return min(tokens, math.ceil(self.factor * choices * tokens / experts - 1e-9))
 
 
 @configclass
 class FixedCapacity(LimitedCapacity):
-    """Each expert takes as many tokens of every group, however many it has: `expert_capacity` of transformers' Switch.
-    Its other fields are those of `Capacity`."""
+    """A fixed expert capacity per group, whatever its number of tokens: `expert_capacity` of transformers' Switch. The
+    other fields are those of `Capacity`."""
 
     limit: int = 64
-    """Places of each expert."""
+    """Expert capacity."""
     priority: Priority = "position"
     group: int | None = None
     moves: SeatsConfig = ByIndex()
@@ -154,29 +154,29 @@ class FixedCapacity(LimitedCapacity):
         super().__post_init__()
 
     def places(self, tokens: int, choices: int, experts: int) -> int:
-        """Places of each expert for a group of this number of real tokens."""
+        """Expert capacity for a group of `tokens` real tokens."""
         return min(tokens, self.limit)
 
 
 def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, places_G: jax.Array, most: int) -> Seats:
-    """Gives the places of experts away.
+    """Assigns choices to the capacity buffers of the experts.
 
     Args:
-      chosen_GNK: experts from 0 to `count`, which stands for none.
+      chosen_GNK: experts from 0 to `count`, where `count` means none.
       first_GN: tokens in the order in which they are served.
-      places_G: int32, places of each expert in each group.
+      places_G: int32, expert capacity in each group.
       most: upper bound of `places_G`, the size of the buffer.
     """
     groups, tokens, choices = chosen_GNK.shape
     queue_GNK = jnp.take_along_axis(chosen_GNK, first_GN[..., None], axis=1)
     order_GP, place_GP, sizes_GE = ordered(queue_GNK.swapaxes(1, 2).reshape(groups, -1), count)
     starts_GE = jnp.cumsum(sizes_GE, axis=1) - sizes_GE
-    # From the places of experts to choices...
+    # From buffer indices to choices ...
     entry_GEC = jnp.minimum(starts_GE[..., None] + jnp.arange(most), tokens * choices - 1)
     queued_GEC = jnp.take_along_axis(order_GP[:, None], entry_GEC, axis=2)
     token_GEC = jnp.take_along_axis(first_GN[:, None], queued_GEC % tokens, axis=2)
     used_GEC = jnp.arange(most) < jnp.minimum(sizes_GE, places_G[:, None])[..., None]
-    # ... and back.
+    # ... and from choices to buffer indices.
     served_in_GN = jnp.argsort(first_GN, axis=1)
     entry_GNK = place_GP.reshape(groups, choices, tokens).swapaxes(1, 2)
     entry_GNK = jnp.take_along_axis(entry_GNK, served_in_GN[..., None], axis=1)

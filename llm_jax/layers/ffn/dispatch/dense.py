@@ -1,6 +1,6 @@
-"""Every expert computes every token: what all other ways must equal, at E / K times their cost.
+"""Every expert computes every token: the reference for all other dispatches, at E / K times their cost.
 
-Legend: B batch, T length, D model width, E experts, K choices of a token, R tokens of all rows.
+Legend: B batch, T length, D model width, E experts, K choices of a token, R tokens of all sequences.
 """
 
 import jax
@@ -15,7 +15,7 @@ from llm_jax.layers.ffn.routing import Choice, Picks, Routes, load, served, spre
 
 @configclass
 class Dense(Dispatch):
-    """All experts for all tokens; those not chosen count for nothing. For small models and tests."""
+    """All experts compute all tokens; experts not chosen have weight 0. For small models and tests."""
 
     def run(self, experts: Local, x_BTD: jax.Array, routes: Routes, real_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See dispatch.__init__."""

@@ -1,4 +1,4 @@
-"""Every expert computes the tokens that chose it, however many, and no others.
+"""Dropless dispatch: every expert computes all tokens that chose it, and no others.
 
 Legend: B batch, T length, D model width, E experts, K choices of a token, P choices of all tokens.
 """
@@ -16,15 +16,15 @@ from llm_jax.layers.ffn.routing import Choice, Picks, Routes, served
 
 @configclass
 class Dropless(Dispatch):
-    """Choices sorted by expert, and products of groups of any sizes (Gale et al. 2022, arXiv:2211.15841, section 4).
+    """Choices sorted by expert, then grouped matrix products (Gale et al. 2022, arXiv:2211.15841, section 4).
 
-    Memory is that of the choices, K rows a token, whatever the number of experts.
+    Memory is proportional to the number of choices, K rows per token, and does not depend on the number of experts.
     """
 
     windows: int = 4
-    """Where experts lie on several devices, the pieces of a device's share of all choices in which it computes those
-    that come to it (windows.py). More of them need less memory, and fewer empty rows are computed, at most a piece;
-    products are the smaller."""
+    """With experts sharded over devices, number of windows into which a device's share of all choices is divided for
+    the chunked all-to-all (chunked_all_to_all.py). More windows need less memory and compute fewer empty rows, at most
+    one window of them, but have smaller products."""
 
     def __post_init__(self):
         check_positive(windows=self.windows)

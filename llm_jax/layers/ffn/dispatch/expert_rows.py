@@ -1,10 +1,10 @@
-"""Tokens in the order of their experts: rows taken from them, and results brought back.
+"""Permutation of tokens into rows sorted by expert, and of results back.
 
-Both ways are gathers, and each is the gradient of the other: every side knows its place on the other, and nothing is
-scattered.
+Both directions are gathers, and each is the gradient of the other, because the indices of both directions are known.
+Nothing is scattered.
 
 Legend: R tokens, K choices of a token, P choices of all tokens, S rows of all experts, D model width, E experts,
-G groups of tokens that are sorted apart.
+G groups of tokens that are sorted separately.
 """
 
 import functools
@@ -17,12 +17,12 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class ExpertRows:
-    """Which choice each row serves, and by which row each choice is served.
+    """The choice of each row, and the row of each choice.
 
     Attributes:
-      choice_S: int32 from 0 to R K - 1, the choices of a token one after the other; any for a row that serves none.
+      choice_S: int32 from 0 to R K - 1, index of the choice, those of a token consecutive; arbitrary for an unused row.
       used_S: bool, whether the row serves a choice.
-      row_RK: int32, the row of a choice; any for one that is not served.
+      row_RK: int32, the row of a choice; arbitrary for a choice that is not served.
       served_RK: bool, whether a choice is served.
     """
 
@@ -32,16 +32,16 @@ class ExpertRows:
     served_RK: jax.Array
 
     def tokens(self, x_RD: jax.Array) -> jax.Array:
-        """The token of each row, [S, D]; 0 for a row that serves none."""
+        """The token of each row, [S, D]; 0 for an unused row."""
         return _taken(x_RD, self)
 
     def weights(self, weights_RK: jax.Array) -> jax.Array:
-        """The weight of each row's choice [S]; 0 for a row that serves none."""
+        """The weight of each row's choice [S]; 0 for an unused row."""
         choices = ExpertRows(self.choice_S, self.used_S, self.row_RK.reshape(-1, 1), self.served_RK.reshape(-1, 1))
         return _taken(weights_RK.reshape(-1, 1), choices)[:, 0]
 
     def sums(self, y_SD: jax.Array) -> jax.Array:
-        """Sum over the choices of each token that are served of their rows, [R, D] in the type of the rows."""
+        """Sum, for each token, of the rows of its served choices, [R, D] in the dtype of the rows."""
         return _summed(y_SD, self)
 
 
@@ -53,7 +53,7 @@ def _taken(x_RD: jax.Array, rows: ExpertRows) -> jax.Array:
 
 @jax.custom_vjp
 def _summed(y_SD: jax.Array, rows: ExpertRows) -> jax.Array:
-    # One term after the other, so that no [R, K, D] is made of them.
+    # Terms are added one by one, so that no array [R, K, D] is allocated.
     choices = zip(rows.served_RK.T[..., None], rows.row_RK.T, strict=True)
     terms = (jnp.where(served_R1, _picked(y_SD, row_R).astype(jnp.float32), 0) for served_R1, row_R in choices)
     return functools.reduce(operator.add, terms).astype(y_SD.dtype)
@@ -68,25 +68,25 @@ def _picked(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def ordered(experts_GP: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sorts the choices of each group by expert, those of one expert in the order in which they came.
+    """Stable sort of the choices of each group by expert.
 
     Args:
-      experts_GP: int32 from 0 to `count`, which stands for none and comes last.
+      experts_GP: int32 from 0 to `count`, where `count` means none and comes last.
 
     Returns:
-      Choices in order [G, P], the place of each in that order [G, P], choices of each expert [G, E].
+      Sorted choices [G, P], the index of each choice in that order [G, P], number of choices of each expert [G, E].
     """
     groups, choices = experts_GP.shape
     places_GP = jnp.broadcast_to(jnp.arange(choices), experts_GP.shape)
     if (count + 1) * choices < 2**31:
-        # One number to sort instead of two: three times as fast on a CPU.
+        # Sorting one number instead of a pair is three times as fast on a CPU.
         sorted_GP, order_GP = jnp.divmod(jnp.sort(experts_GP * choices + places_GP), choices)
     else:
         order_GP = jnp.argsort(experts_GP, stable=True)
         sorted_GP = jnp.take_along_axis(experts_GP, order_GP, axis=1)
     group_G1 = jnp.arange(groups)[:, None]
     place_GP = places_GP.at[group_G1, order_GP].set(places_GP, unique_indices=True, mode="promise_in_bounds")
-    # Where each expert's choices end, which are in order: to compare every choice with every expert takes more memory.
+    # Index one past each expert's last choice. Comparing every choice with every expert would take more memory.
     ends_GE = jax.vmap(lambda sorted_P: jnp.searchsorted(sorted_P, jnp.arange(count), side="right"))(sorted_GP)
     sizes_GE = jnp.diff(ends_GE, axis=1, prepend=0).astype(jnp.int32)
     return order_GP, place_GP, sizes_GE

@@ -1,7 +1,7 @@
-"""Tokens that experts picked: as many for each, so that nothing is left to be ordered.
+"""Dispatch of expert choice: every expert picked the same number of tokens, so no sorting is needed.
 
-Legend: B batch, T length, G groups of a row, N tokens of a group, E experts, C tokens that an expert takes of a group,
-D model width.
+Legend: B batch, T length, G groups of a sequence, N tokens of a group, E experts, C tokens that an expert picks from a
+group, D model width.
 """
 
 import jax

@@ -1,7 +1,7 @@
-"""Places of experts in groups of tokens, and how tokens come to them.
+"""Capacity buffers of experts, and how tokens are moved to them.
 
-Legend: G groups, N tokens of a group, K choices of a token, E experts, C places of an expert in a group, D model width,
-S places of all experts in all groups, R tokens of all groups.
+Legend: G groups, N tokens of a group, K choices of a token, E experts, C capacity of an expert in a group, D model
+width, S buffer entries of all experts, R rows.
 """
 
 import flax.struct
@@ -15,14 +15,14 @@ from llm_jax.layers.ffn.experts import Local
 
 @flax.struct.dataclass
 class Seats:
-    """Which choice sits in each place, and in which place each choice.
+    """The choice in each buffer entry, and the buffer entry of each choice.
 
     Attributes:
-      choice_GEC: int32 from 0 to N K - 1, the choices of a token one after the other; any for an empty place.
-      used_GEC: bool, whether a choice sits there.
+      choice_GEC: int32 from 0 to N K - 1, index of the choice, those of a token consecutive; arbitrary if unused.
+      used_GEC: bool, whether the buffer entry is used.
       expert_GNK: int32, the expert of a choice.
-      place_GNK: int32, its place there; any for one that is not served.
-      served_GNK: bool, whether it has one.
+      place_GNK: int32, its index in the expert's buffer; arbitrary for a choice that is not served.
+      served_GNK: bool, whether the choice is served.
     """
 
     choice_GEC: jax.Array
@@ -34,10 +34,10 @@ class Seats:
 
 @configclass
 class ByIndex:
-    """Rows are gathered."""
+    """Tokens are moved by gathers."""
 
     def serve(self, experts: Local, x_GND: jax.Array, weights_GNK: jax.Array, seats: Seats) -> jax.Array:
-        """Sum over the choices of each token that are served of weight * result, [G, N, D]."""
+        """Sum of weight * result over the served choices of each token, [G, N, D]."""
         (groups, tokens, choices), (_, count, places) = weights_GNK.shape, seats.choice_GEC.shape
         group_G11 = jnp.arange(groups)[:, None, None]
         choice_GEC = group_G11 * tokens * choices + seats.choice_GEC
@@ -54,11 +54,11 @@ class ByIndex:
 
 @configclass
 class ByProducts:
-    """Rows are moved by products with matrices of zeros and ones, tokens by places of a group (Lepikhin et al. 2020,
-    arXiv:2006.16668, algorithm 1): nothing is gathered, at work and memory that grow with the square of the group."""
+    """Tokens are moved by products with one-hot matrices, tokens by buffer entries of a group (Lepikhin et al. 2020,
+    arXiv:2006.16668, algorithm 1). Nothing is gathered, but work and memory grow with the square of the group size."""
 
     def serve(self, experts: Local, x_GND: jax.Array, weights_GNK: jax.Array, seats: Seats) -> jax.Array:
-        """Sum over the choices of each token that are served of weight * result, [G, N, D]."""
+        """Sum of weight * result over the served choices of each token, [G, N, D]."""
         groups, count, places = seats.choice_GEC.shape
         seat_GNK = jnp.where(seats.served_GNK, seats.expert_GNK * places + seats.place_GNK, -1)
         sits_GNKS = jax.nn.one_hot(seat_GNK, count * places, dtype=x_GND.dtype)

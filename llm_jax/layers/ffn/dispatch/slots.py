@@ -1,4 +1,4 @@
-"""Experts compute mixtures of tokens.
+"""Dispatch of soft assignments: experts compute weighted means of tokens.
 
 Legend: B batch, T length, D model width, E experts, S slots of an expert.
 """
@@ -14,7 +14,7 @@ from llm_jax.layers.ffn.routing import Routes, SoftAssignment, load, served
 
 @configclass
 class Slots(Dispatch):
-    """Every expert computes its slots of each row (Puigcerver et al. 2023, arXiv:2308.00951, algorithm 1)."""
+    """Every expert computes its slots of each sequence (Puigcerver et al. 2023, arXiv:2308.00951, algorithm 1)."""
 
     serves = (SoftAssignment,)
 

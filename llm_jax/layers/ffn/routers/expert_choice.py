@@ -1,7 +1,7 @@
-"""The router by which every expert picks its tokens.
+"""Expert-choice routing: every expert picks its tokens.
 
-Legend: B batch, T length, D model width, E experts, G groups of a row, N tokens of a group, C tokens that an expert
-picks of a group.
+Legend: B batch, T length, D model width, E experts, G groups of a sequence, N tokens of a group, C tokens that an
+expert picks from a group.
 """
 
 import math
@@ -23,19 +23,19 @@ from llm_jax.sharding import axes, partition
 
 @configclass
 class ExpertChoiceConfig(Router):
-    """Every expert picks the tokens of a group that give it the highest of their probabilities softmax(x W), as many as
-    every other; a token is served by all that pick it, or by none (Zhou et al. 2022, arXiv:2202.09368, section 3.2).
+    """Every expert picks the same number of tokens of a group, those with its highest probabilities softmax(x W). A
+    token is served by all experts that pick it, possibly none (Zhou et al. 2022, arXiv:2202.09368, section 3.2).
 
-    Whether a token is picked depends on those after it: a model that is trained to predict them is told of them, and
-    one that writes token by token finds other picks than it was trained with.
+    Whether a token is picked depends on later tokens. This leaks information about the targets of a causal model, and
+    in autoregressive decoding the picks differ from those in training.
     """
 
     factor: float = 2.0
-    """Experts that a token is picked by, in the mean; the paper's capacity factor."""
+    """Mean number of experts that pick a token; the paper's capacity factor."""
     group: int | None = None
-    """Neighbouring tokens of a row that the experts pick from; None: the row."""
+    """Number of consecutive tokens of a sequence that form a group; None: the whole sequence."""
     allow_future: bool = False
-    """Whether a causal model may use it all the same."""
+    """Whether a causal model may use this router nevertheless."""
     init: Init = Normal(0.02)
 
     routes = Picks
@@ -51,7 +51,7 @@ class ExpertChoiceConfig(Router):
     def check(self, experts: int) -> None:
         """
         Raises:
-          ValueError: where a token would be picked by more experts than there are.
+          ValueError: if `factor` exceeds the number of experts.
         """
         check(
             self.factor <= experts,
@@ -61,8 +61,8 @@ class ExpertChoiceConfig(Router):
     def check_rows(self, length: int, parts: int) -> None:
         """
         Raises:
-          ValueError: for rows of so many tokens in so many parts on as many devices that groups do not divide. A row
-            shorter than a group is one.
+          ValueError: if groups do not divide a sequence of `length` tokens in `parts` shards, one per device. A
+            sequence shorter than a group is one group.
         """
         if self.group is not None and self.group < length:
             check_divides(self.group, length, "router.group", "the length of a row")
@@ -84,11 +84,12 @@ class ExpertChoiceConfig(Router):
         return 2 * width * experts
 
     def choices(self, experts: int) -> float:
-        """Mean number of experts that a token visits."""
+        """Mean number of experts per token."""
         return self.factor
 
     def picks(self, tokens: int, experts: int) -> int:
-        """Tokens that an expert picks of a group of this number of real tokens: at least one if there is one."""
+        """Number of tokens that an expert picks from a group of `tokens` real tokens: at least one unless it is
+        empty."""
         return min(tokens, math.ceil(tokens * self.factor / experts))
 
 
@@ -101,7 +102,7 @@ class ExpertChoiceRouter(Scoring):
         group = length if self.config.group is None else min(self.config.group, length)
         logits_BTE = self.logits(x_BTD)
         scores_BTE = jax.nn.softmax(logits_BTE)
-        # Padding is picked last, with weight 0, and does not count in the number of picks.
+        # Padding is picked last and with weight 0. It does not count in the number of picks.
         known_BTE = jnp.where(context.queries.real_BT[..., None], scores_BTE, 0)
         known_BGEN = jnp.swapaxes(known_BTE.reshape(batch, -1, group, self.experts), 2, 3)
         by_tokens = np.array([self.config.picks(tokens, self.experts) for tokens in range(group + 1)], np.int32)

@@ -1,4 +1,4 @@
-"""Routers that do not look at what a token has become, and learn nothing.
+"""Routers without parameters, whose choices do not depend on hidden states.
 
 Legend: B batch, T length, V vocabulary, E experts, K choices of a token.
 """
@@ -20,7 +20,7 @@ from llm_jax.layers.ffn.routing import Choice, Routed, Router
 
 
 class _FixedConfig(Router):
-    """What they have in common: `top` experts of equal weight."""
+    """Base of these routers: `top` experts of equal weight."""
 
     top: int
     scored = False
@@ -31,7 +31,7 @@ class _FixedConfig(Router):
     def check(self, experts: int) -> None:
         """
         Raises:
-          ValueError: for more choices than experts.
+          ValueError: if `top` exceeds the number of experts.
         """
         check(self.top <= experts, f"router.top is {self.top} and there are {experts} experts: choose at most as many")
 
@@ -43,19 +43,21 @@ class _FixedConfig(Router):
         return 0
 
     def choices(self, experts: int) -> float:
-        """Mean number of experts that a token visits."""
+        """Mean number of experts per token."""
         return self.top
 
 
 @configclass
 class HashConfig(_FixedConfig):
-    """A token's experts are fixed by its id (Roller et al. 2021, arXiv:2106.04426, section 3.1)."""
+    """Hash layers: the experts of a token are a function of its id (Roller et al. 2021, arXiv:2106.04426, section
+    3.1)."""
 
     top: int = 1
-    """Experts of a token; their weights are equal and add up to one."""
+    """Number of experts of a token; their weights are equal and sum to one."""
     counts: tuple[int, ...] | None = None
-    """How often each id occurs in text: ids are dealt, the most frequent first, each to the experts that have had least
-    text so far (section 3.1, balanced assignment). None: by a hash of the id, as even as frequencies allow."""
+    """Frequency of each token id. Ids are assigned in order of falling frequency, each to the experts with the least
+    load so far (section 3.1, balanced assignment). None: assignment by a hash of the id, which is only as balanced as
+    the frequencies allow."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,7 +69,7 @@ class HashConfig(_FixedConfig):
     def check_vocabulary(self, size: int) -> None:
         """
         Raises:
-          ValueError: for another number of ids than there are counts.
+          ValueError: if the number of counts is not `size`.
         """
         check(
             self.counts is None or len(self.counts) == size,
@@ -80,10 +82,10 @@ class HashConfig(_FixedConfig):
 
 @configclass
 class RandomConfig(_FixedConfig):
-    """Experts drawn for every token anew in training, and by its position otherwise: what a router has to beat."""
+    """Random experts for every token in training, and experts by position in evaluation: a baseline for routers."""
 
     top: int = 1
-    """Experts of a token; their weights are equal and add up to one."""
+    """Number of experts of a token; their weights are equal and sum to one."""
 
     def build(self, width: int, experts: int, precision: Precision, name: str) -> "RandomRouter":
         return RandomRouter(self, experts, name=name)
@@ -93,7 +95,7 @@ class HashRouter(nn.Module):
     """x [B, T, D] -> Routed.
 
     Raises:
-      ValueError: when called where the ids of tokens are not known.
+      ValueError: if it is called without token ids.
     """
 
     config: HashConfig
@@ -127,7 +129,7 @@ class RandomRouter(nn.Module):
 
 
 def dealt(counts: tuple[int, ...], top: int, experts: int) -> np.ndarray:
-    """The experts of each id, int32 [V, K], so dealt that experts get about as much text each."""
+    """The experts of each id, int32 [V, K], assigned so that the experts get about equal numbers of tokens."""
     table_VK = np.zeros((len(counts), top), np.int32)
     loads = [(0, expert) for expert in range(experts)]
     for token in sorted(range(len(counts)), key=lambda token: -counts[token]):
@@ -139,7 +141,7 @@ def dealt(counts: tuple[int, ...], top: int, experts: int) -> np.ndarray:
 
 
 def _hashed(numbers_BT: jax.Array, top: int, experts: int) -> jax.Array:
-    """Experts int32 [B, T, K] by the rank of hash(number, expert): any of them as likely, none twice."""
+    """The `top` experts of highest hash(number, expert), int32 [B, T, K]: uniform and without repetition."""
     mixed_BTE = _mixed(_mixed(numbers_BT.astype(jnp.uint32))[..., None] + jnp.arange(experts, dtype=jnp.uint32))
     return best((mixed_BTE >> 1).astype(jnp.int32), top)
 

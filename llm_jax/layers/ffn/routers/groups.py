@@ -1,5 +1,4 @@
-"""The best experts of a token, and a limit on the groups of experts, as on the machines that hold them, in which they
-may be.
+"""Top-k choice of experts, and its limit to few groups of experts, such as those of one machine.
 
 Legend: B batch, T length, E experts, K choices of a token, G groups, S experts of a group.
 """
@@ -14,14 +13,14 @@ from llm_jax.sharding import axes, partition
 
 @configclass
 class GroupLimit:
-    """Neighbouring experts form groups, and a token chooses from the best of them only (DeepSeek-V2,
-    arXiv:2405.04434, 2.2.2; DeepSeek-V3, arXiv:2412.19437, 2.1.2)."""
+    """Group-limited routing: consecutive experts form groups, and a token chooses only from its best groups
+    (DeepSeek-V2, arXiv:2405.04434, 2.2.2; DeepSeek-V3, arXiv:2412.19437, 2.1.2)."""
 
     groups: int
     kept: int
-    """Groups that a token chooses from."""
+    """Number of groups that a token chooses from."""
     best: int = 2
-    """A group is as good as its so many best experts are together: 1 in DeepSeek-V2, 2 in DeepSeek-V3."""
+    """The score of a group is the sum of its `best` highest scores: 1 in DeepSeek-V2, 2 in DeepSeek-V3."""
 
     def __post_init__(self):
         check_positive(groups=self.groups, kept=self.kept, best=self.best)
@@ -33,7 +32,7 @@ class GroupLimit:
     def check(self, experts: int, top: int) -> None:
         """
         Raises:
-          ValueError: where groups would differ in size, or the kept ones have too few experts.
+          ValueError: if groups would differ in size, or the kept groups have too few experts.
         """
         check_divides(self.groups, experts, "limit.groups", "count")
         size = experts // self.groups
@@ -47,7 +46,7 @@ class GroupLimit:
         )
 
     def masked(self, scores_BTE: jax.Array) -> jax.Array:
-        """Scores, minus infinity outside of the groups that are kept; of equal groups the first are."""
+        """Scores, with minus infinity outside the kept groups. Of groups with equal scores the first are kept."""
         grouped_BTGS = scores_BTE.reshape(*scores_BTE.shape[:-1], self.groups, -1)
         groups_BTG = jnp.sum(jax.lax.top_k(grouped_BTGS, self.best)[0], axis=-1)
         kept_BTG = jax.nn.one_hot(jax.lax.top_k(groups_BTG, self.kept)[1], self.groups, dtype=bool).any(axis=-2)
@@ -55,7 +54,7 @@ class GroupLimit:
 
 
 def best(ranks_BTE: jax.Array, top: int, limit: GroupLimit | None = None) -> jax.Array:
-    """The `top` experts of the highest rank, int32 [B, T, K], the best first; of equal ones the first."""
+    """The `top` experts of highest rank, int32 [B, T, K], the best first; of equal ranks the first."""
 
     def found(ranks_BTE: jax.Array) -> jax.Array:
         return jax.lax.top_k(ranks_BTE if limit is None else limit.masked(ranks_BTE), top)[1]

@@ -1,4 +1,4 @@
-"""The matrix that scores experts for a token, and noise on it in training.
+"""Router logits, and their noise in training.
 
 Legend: B batch, T length, D model width, E experts.
 """
@@ -19,7 +19,7 @@ from llm_jax.sharding import axes
 
 @configclass
 class Jitter:
-    """What the router reads is multiplied by numbers drawn evenly from 1 - amount to 1 + amount (Fedus et al. 2021,
+    """The router input is multiplied by uniform random numbers from 1 - amount to 1 + amount (Fedus et al. 2021,
     arXiv:2101.03961, table 11 of the appendix: 0.01)."""
 
     amount: float = 0.01
@@ -34,9 +34,9 @@ class Jitter:
 
 @configclass
 class Noisy:
-    """Gaussian noise of the deviation softplus(x W) is added to the logits (Shazeer et al. 2017, arXiv:1701.06538,
-    eq. 4). W starts at zero, so that the deviation is log 2 at first, as in the paper (appendix A), which starts the
-    matrix of the scores at zero too: of that the router's `init` decides, by which it is small beside the noise."""
+    """Gaussian noise with standard deviation softplus(x W) is added to the logits (Shazeer et al. 2017,
+    arXiv:1701.06538, eq. 4). W is initialised to zero, so the initial deviation is log 2, as in the paper (appendix A).
+    The paper also initialises the scores to zero; here the router's `init` draws them, small beside the noise."""
 
     def parameters(self, width: int, experts: int) -> int:
         return width * experts
@@ -46,9 +46,9 @@ Noise = Jitter | Noisy
 
 
 class Scoring(nn.Module):
-    """A router that looks at tokens: x [B, T, D] -> Routed.
+    """A router with learned scores: x [B, T, D] -> Routed.
 
-    Its config has `init`.
+    Its config must have a field `init`.
     """
 
     config: Any
@@ -57,8 +57,8 @@ class Scoring(nn.Module):
     precision: Precision
 
     def logits(self, x_BTD: jax.Array, bias: bool = False, noise: Noise | None = None) -> jax.Array:
-        """x W [B, T, E] in float32 whatever the compute type, as all that follows from it is discrete (Fedus et al.
-        2021, arXiv:2101.03961, 2.4); with the noise where there is a key for dropout."""
+        """x W [B, T, E] in float32 in every precision, because discrete choices depend on it (Fedus et al. 2021,
+        arXiv:2101.03961, 2.4). Noise is added if there is a random key for dropout."""
         training = self.has_rng("dropout")
         x_BTD = x_BTD.astype("float32")
         if isinstance(noise, Jitter) and training:
@@ -72,7 +72,7 @@ class Scoring(nn.Module):
         return logits_BTE
 
     def matrix(self, name: str, scores: int, bias: bool = False, init: Init | None = None) -> Linear:
-        """x [B, T, D] -> so many scores of each token, in float32; `init` None means that of the config."""
+        """x [B, T, D] -> `scores` scores of each token, in float32. `init` None: the initialiser of the config."""
         shape, logical_axes = (self.width, scores), (axes.EMBED, axes.ROUTES)
         exact = Precision(self.precision.params, "float32")
         drawn = self.config.init if init is None else init

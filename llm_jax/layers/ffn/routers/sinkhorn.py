@@ -1,4 +1,4 @@
-"""The router that assigns tokens to experts so that all get as many.
+"""Balanced assignment of tokens to experts by Sinkhorn's algorithm.
 
 Legend: B batch, T length, D model width, E experts, K choices of a token.
 """
@@ -19,19 +19,19 @@ from llm_jax.layers.initialisers import Init, Normal
 
 @configclass
 class SinkhornConfig(Router):
-    """In training the assignment of tokens to experts that balances their load, at evaluation the experts of the
-    highest logits; weights sigmoid(logit) either way (BASE: Lewis et al. 2021, arXiv:2103.16716, section 3; by
-    Sinkhorn's algorithm: Clark et al. 2022, arXiv:2202.01169). BASE solves the assignment exactly, and every expert
-    gets as many tokens; here loads differ by what so many iterations leave.
+    """In training an assignment of tokens to experts that balances their load, in evaluation the experts of highest
+    logits; weights are sigmoid(logit) in both (BASE: Lewis et al. 2021, arXiv:2103.16716, section 3; by Sinkhorn's
+    algorithm: Clark et al. 2022, arXiv:2202.01169). BASE solves the assignment exactly, with equal loads. Here loads
+    are only approximately equal after `iterations` iterations.
 
-    The assignment is that of all tokens which a program sees at once, so that in training a token's expert depends on
-    those after it, and on other rows.
+    The assignment is computed over all tokens of a call. In training the expert of a token therefore depends on later
+    tokens and on other sequences.
     """
 
     top: int = 1
-    """Experts that a token chooses."""
+    """Number of experts that a token chooses."""
     iterations: int = 8
-    """Turns in which columns and rows of the assignment are normalised; the more, the more even."""
+    """Number of normalisations of columns and rows of the assignment. More iterations give a more even load."""
     allow_future: bool = False
     """Whether a causal model may be trained with it."""
     init: Init = Normal(0.02)
@@ -46,7 +46,7 @@ class SinkhornConfig(Router):
     def check(self, experts: int) -> None:
         """
         Raises:
-          ValueError: for more choices than experts.
+          ValueError: if `top` exceeds the number of experts.
         """
         check(self.top <= experts, f"router.top is {self.top} and there are {experts} experts: choose at most as many")
 
@@ -61,7 +61,7 @@ class SinkhornConfig(Router):
         return 2 * width * experts
 
     def choices(self, experts: int) -> float:
-        """Mean number of experts that a token visits."""
+        """Mean number of experts per token."""
         return self.top
 
 
@@ -80,8 +80,8 @@ class SinkhornRouter(Scoring):
 
 
 def evening(logits_BTE: jax.Array, real_BT: jax.Array, iterations: int) -> jax.Array:
-    """What [E] is added to the logits so that exp of them, each real token's scaled to a sum of one, give all experts
-    the same sum (Sinkhorn and Knopp 1967)."""
+    """The term [E] whose addition to the logits makes the softmax over experts, summed over real tokens, equal for all
+    experts (Sinkhorn and Knopp 1967)."""
     real_BT1 = real_BT[..., None]
     share = jnp.log(jnp.maximum(jnp.sum(real_BT), 1) / logits_BTE.shape[-1])
 

@@ -1,4 +1,4 @@
-"""The router by which experts serve mixtures of tokens.
+"""Soft routing: experts compute weighted means of tokens.
 
 Legend: B batch, T length, D model width, E experts, S slots of an expert, Z slots of all experts.
 """
@@ -20,16 +20,17 @@ from llm_jax.sharding import axes
 
 @configclass
 class SoftConfig(Router):
-    """Every slot of an expert is a weighted mean of all tokens of a row, and every token gets a weighted mean of the
-    results for all slots (Soft MoE; Puigcerver et al. 2023, arXiv:2308.00951, section 2).
+    """Every slot of an expert is a weighted mean of all tokens of a sequence, and every token gets a weighted mean of
+    the results of all slots (Soft MoE; Puigcerver et al. 2023, arXiv:2308.00951, section 2).
 
-    A token is told of all others of its row, of other documents in it too: for rows of one document, in encoders.
+    A token depends on all tokens of its sequence, including those of other documents. Use it in encoders, with
+    unpacked sequences.
     """
 
     slots: int
-    """Of each expert."""
+    """Number of slots of each expert."""
     length: int
-    """Tokens of a row, for which costs are counted; the paper has as many slots in all."""
+    """Sequence length for which costs are counted; the paper has as many slots in total."""
     init: Init = Normal(0.02)
 
     routes = SoftAssignment
@@ -49,11 +50,11 @@ class SoftConfig(Router):
         return width * experts * self.slots + 1
 
     def matrix_flops(self, width: int, experts: int) -> int:
-        """Forward FLOPs per token: of scores, of mixing slots, and of mixing their results."""
+        """Forward FLOPs per token: scores, slots, and weighted means of their results."""
         return 3 * 2 * width * experts * self.slots
 
     def choices(self, experts: int) -> float:
-        """Number of experts' work that there is for a token, in the mean."""
+        """Mean number of slots per token, which is its expert computation in units of one expert."""
         return experts * self.slots / self.length
 
 
@@ -70,8 +71,8 @@ class SoftRouter(Scoring):
         return Routed(SoftAssignment(dispatch_BTZ.reshape(shape), combine_BTZ.reshape(shape)))
 
     def _cosines(self, x_BTD: jax.Array) -> jax.Array:
-        """Of each token and each slot, times a learned scale, which keeps the softmax soft in wide models (section
-        2.3)."""
+        """Cosine similarity of each token and each slot, times a learned scale. It keeps the softmax soft in wide
+        models (section 2.3)."""
         matrix = self.matrix("scores", self.experts * self.config.slots)
         ones = annotated(nn.initializers.ones_init(), (axes.ROUTES,), Role.SCALE)
         scale_1 = self.param("scale", ones, (1,), self.precision.param_dtype).astype("float32")
@@ -80,5 +81,5 @@ class SoftRouter(Scoring):
 
 
 def _unit(x: jax.Array, axis: int) -> jax.Array:
-    """Of length one along an axis; 0 stays 0."""
+    """x normalised to length one along an axis; 0 stays 0."""
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis, keepdims=True) + 1e-12)

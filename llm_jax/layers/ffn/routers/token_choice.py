@@ -1,6 +1,6 @@
-"""Routers by which every token chooses its experts from scores of its own.
+"""Token-choice routing: every token chooses the experts of its highest scores.
 
-Of equal scores the expert of the lowest number is chosen.
+Of equal scores the expert of the lowest index is chosen.
 
 Legend: B batch, T length, D model width, E experts, K choices of a token.
 """
@@ -24,7 +24,7 @@ from llm_jax.sharding import axes
 
 
 class _TopConfig(Router):
-    """What configs have in common by which a token chooses `top` experts."""
+    """Base of configs by which a token chooses `top` experts."""
 
     top: int
     scale: float
@@ -36,14 +36,14 @@ class _TopConfig(Router):
     def check(self, experts: int) -> None:
         """
         Raises:
-          ValueError: for more choices than experts, or groups that do not fit them.
+          ValueError: if `top` exceeds the number of experts, or the groups do not fit it.
         """
         check(self.top <= experts, f"router.top is {self.top} and there are {experts} experts: choose at most as many")
         if self.limit is not None:
             self.limit.check(experts, self.top)
 
     def choices(self, experts: int) -> float:
-        """Mean number of experts that a token visits."""
+        """Mean number of experts per token."""
         return self.top
 
 
@@ -52,21 +52,21 @@ class SoftmaxConfig(_TopConfig):
     """The experts of the highest probabilities softmax(x W) (Shazeer et al. 2017, arXiv:1701.06538, section 2.1)."""
 
     top: int
-    """Experts that a token chooses."""
+    """Number of experts that a token chooses."""
     normalized: bool = True
-    """Whether the weights of those chosen add up to one, which is the softmax of their logits alone (GShard, Mixtral,
-    gpt-oss, DBRX), else they are the probabilities (Switch; arXiv:2101.03961, eq. 2). A single choice then teaches the
-    router nothing: its weight is 1."""
+    """Whether the weights of the chosen experts are normalised to sum to one, which equals the softmax of their logits
+    (GShard, Mixtral, gpt-oss, DBRX). Otherwise they are the probabilities (Switch; arXiv:2101.03961, eq. 2). With
+    `top` 1, a normalised weight is always 1, so the router gets no gradient from it."""
     scale: float = 1.0
-    """By which the weights are multiplied at last."""
+    """Factor of the final weights."""
     bias: bool = False
-    """Of the router's matrix (gpt-oss)."""
+    """Whether the router's matrix has a bias (gpt-oss)."""
     limit: GroupLimit | None = None
     noise: Noise | None = None
-    """In training, where dropout acts."""
+    """Noise of the logits in training, if there is a random key for dropout."""
     random_second: bool = False
-    """Whether, in training, the second choice is kept only with the probability of twice its weight (Lepikhin et al.
-    2020, arXiv:2006.16668, algorithm 1)."""
+    """Whether the second choice is kept in training only with probability twice its weight (Lepikhin et al. 2020,
+    arXiv:2006.16668, algorithm 1)."""
     init: Init = Normal(0.02)
 
     def __post_init__(self):
@@ -90,21 +90,21 @@ class SoftmaxConfig(_TopConfig):
 
 @configclass
 class SigmoidConfig(_TopConfig):
-    """The experts of the highest sigmoid(x W) + bias, where the bias serves their choice only, and their weights are
+    """The experts of the highest sigmoid(x W) + bias. The bias affects the choice only; the weights are computed
     without it (DeepSeek-V3, arXiv:2412.19437, eq. 13 to 16)."""
 
     top: int
-    """Experts that a token chooses."""
+    """Number of experts that a token chooses."""
     normalized: bool = True
-    """Whether the weights of those chosen add up to one, else they are the scores."""
+    """Whether the weights of the chosen experts are normalised to sum to one; otherwise they are the scores."""
     scale: float = 1.0
-    """By which the weights are multiplied at last: 2.5 in DeepSeek-V3."""
+    """Factor of the final weights: 2.5 in DeepSeek-V3."""
     corrected: bool = True
-    """Whether there is the bias, which no gradient moves but a `BiasUpdate` by the load (Wang et al. 2024,
+    """Whether there is a bias. It gets no gradient; a `BiasUpdate` changes it by the load (Wang et al. 2024,
     arXiv:2408.15664, algorithm 1)."""
     limit: GroupLimit | None = None
     noise: Noise | None = None
-    """In training, where dropout acts."""
+    """Noise of the logits in training, if there is a random key for dropout."""
     init: Init = Normal(0.02)
 
     @property
@@ -150,13 +150,13 @@ class SigmoidRouter(Scoring):
         scores_BTE = ranks_BTE = jax.nn.sigmoid(logits_BTE)
         if self.config.corrected:
             zeros = annotated(nn.initializers.zeros_init(), (axes.ROUTES,), Role.BALANCE)
-            # In float32 always: bfloat16 would lose a thousandth that is added to one.
+            # Always float32: bfloat16 would lose an increment of a thousandth at a value of one.
             ranks_BTE += jax.lax.stop_gradient(self.param("bias", zeros, (self.experts,), "float32"))
         return Routed(_choice(self.config, scores_BTE, ranks_BTE), logits_BTE, scores_BTE)
 
 
 def _choice(config: SoftmaxConfig | SigmoidConfig, scores_BTE: jax.Array, ranks_BTE: jax.Array) -> Choice:
-    """Of the experts that rank highest, with weights by their scores."""
+    """The choice of the experts of highest rank, with weights from their scores."""
     experts_BTK = best(ranks_BTE, config.top, config.limit)
     weights_BTK = jnp.take_along_axis(scores_BTE, experts_BTK, axis=-1)
     best_BT = jax.lax.stop_gradient(jnp.max(weights_BTK, axis=-1))
