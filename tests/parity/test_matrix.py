@@ -12,7 +12,7 @@ from tests.helpers import command_line
 
 pytestmark = pytest.mark.slow
 
-SOME = ("all-to-all", "pipeline, two rounds", "FSDP x tensor x ring")
+SOME = ("all-to-all", "pipeline, two virtual stages", "FSDP x tensor x ring")
 """Strategies, each by means of its own, that models with cross attention or recurrences are trained by here, to save
 time. `llm-jax parity` makes the whole matrix."""
 BY_MODEL = {
