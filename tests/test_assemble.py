@@ -13,7 +13,7 @@ from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.train.step import StepConfig
 from llm_jax.training_run import _check_hosts, run_training
 from tests.helpers import tiny_run
-from tests.hosts.connections import everywhere, lines
+from tests.hosts.connections import connections, everywhere
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def _complaints(parts, runs) -> list[str]:
             return str(error)
         return ""
 
-    with lines(2) as (opened, _):
+    with connections(2) as (opened, _):
         groups = [ProcessGroup(line, ["a", "b"]) for line in opened]
         return everywhere(list(zip(groups, parts, runs, strict=True)), check)
 

@@ -14,7 +14,7 @@ from llm_jax.core import trees
 from llm_jax.models.build import abstract_parameters
 from llm_jax.models.stack import Execution, Segment, in_stages, unstack, unstacked
 from llm_jax.models.transformer import Transformer
-from llm_jax.sharding.pipeline_schedule import Schedule
+from llm_jax.sharding.pipeline_schedule import PipelineSchedule
 from tests.helpers import tiny
 from tests.helpers.platforms import formulated_for
 from tests.helpers.published import PUBLISHED, executed
@@ -225,9 +225,9 @@ def test_long_segments_with_weights_of_their_own_are_cut_into_stages():
     blocks = tiny.tiny_gpt2().segments[0].blocks
     shared = Segment(blocks, 4, shared=True)
     segments = (shared, Segment(blocks, 4), Segment(blocks, 1))
-    assert in_stages(segments, Schedule(2, 2, 2)) == [False, True, False]
+    assert in_stages(segments, PipelineSchedule(2, 2, 2)) == [False, True, False]
     with pytest.raises(ValueError, match="nothing is cut"):
-        in_stages((shared,), Schedule(2, 2, 1))
+        in_stages((shared,), PipelineSchedule(2, 2, 1))
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_a_parameter_without_axes_is_an_error_with_its_path():
 
 def test_an_unknown_word_is_an_error_with_path_and_word():
     with pytest.raises(
-        ValueError, match=r"parameter layer/kernel has axes \('embed', 'mpl'\): \['mpl'\] are not logical_axes"
+        ValueError, match=r"parameter layer/kernel has axes \('embed', 'mpl'\): \['mpl'\] are not logical axes"
     ):
         partition.logical_axes(_boxed(("embed", "mpl")))
 

@@ -17,7 +17,7 @@ from llm_jax.hosts.process_group import ProcessGroup
 from llm_jax.trackers import FigureWriter, Tracker
 from llm_jax.train import hooks
 from llm_jax.train.loop import Stop
-from tests.hosts.connections import everywhere, lines
+from tests.hosts.connections import connections, everywhere
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_a_signal_stops_after_the_update_under_way(number, monkeypatch):
 
 
 def test_the_reason_of_a_stop_names_the_host_where_there_are_several():
-    with lines(2) as (opened, _):
+    with connections(2) as (opened, _):
         groups = [ProcessGroup(line, ["a", "b"]) for line in opened]
         stops = [hooks.StopOnSignal(group) for group in groups]
         assert everywhere(stops, lambda stop: stop.reason()) == [None, None]

@@ -6,7 +6,7 @@ import pytest
 
 from llm_jax.hosts.process_group import Hosts, ProcessGroup
 from llm_jax.train.pace import Pace
-from tests.hosts.connections import everywhere, lines
+from tests.hosts.connections import connections, everywhere
 
 STEP_SECONDS = 1.0
 
@@ -34,7 +34,7 @@ def run(hosts, seconds: float, last: int, every: int) -> Told:
 
 
 def both(delays: dict[str, float]) -> list[Told]:
-    with lines(len(delays)) as (opened, _):
+    with connections(len(delays)) as (opened, _):
         groups = [ProcessGroup(line, list(delays)) for line in opened]
         cases = list(zip(groups, delays.values(), strict=True))
         return everywhere(cases, lambda case: run(*case, last=6, every=3))
