@@ -112,20 +112,19 @@ class SpanExamples(Examples):
     def row(self, row: Row, generator: np.random.Generator) -> Row:
         tokens = row["tokens"][:-1]
         real = int(np.count_nonzero(row["segment_ids"][:-1]))
-        source, target = (np.zeros((2, size), np.int32) for size in self._config.lengths(len(tokens)))
-        if real > 1:
-            # The last row of a set may end with padding, which the spans leave out.
-            corrupt = _corrupted(real, *self._config.corrupted(real), generator)
-            for array, kept in ((source, ~corrupt), (target, corrupt)):
-                found = self._merged(tokens[:real], kept)
-                if array is target:
-                    found = np.append(found, self._vocab_size - 1 - self._config.corrupted(real)[1])
-                array[0, : len(found)], array[1, : len(found)] = found, 1
+        source, target = np.zeros((2, 0), np.int32)
+        if real > 1:  # the last row of a set may end with padding, which is left out
+            count, spans = self._config.corrupted(real)
+            corrupted = _corrupted(real, count, spans, generator)
+            source = self._merged(tokens[:real], ~corrupted)
+            target = np.append(self._merged(tokens[:real], corrupted), self._vocab_size - 1 - spans)
+        source_length, target_length = self._config.lengths(len(tokens))
+        (source, source_ids), (target, target_ids) = _padded(source, source_length), _padded(target, target_length)
         return {
-            "encoder_tokens": source[0],
-            "encoder_segment_ids": source[1],
-            "targets": target[0],
-            "target_segment_ids": target[1],
+            "encoder_tokens": source,
+            "encoder_segment_ids": source_ids,
+            "targets": target,
+            "target_segment_ids": target_ids,
         }
 
     def _merged(self, tokens: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -133,6 +132,12 @@ class SpanExamples(Examples):
         starts = ~kept & np.concatenate([[True], kept[:-1]])
         sentinels = self._vocab_size - np.cumsum(starts)
         return np.where(starts, sentinels, tokens)[kept | starts].astype(np.int32)
+
+
+def _padded(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [length] twice: the tokens, padded with zeros, and their segment ids."""
+    padding = (0, length - len(tokens))
+    return np.pad(tokens, padding).astype(np.int32), np.pad(np.ones(len(tokens), np.int32), padding)
 
 
 def _corrupted(length: int, tokens: int, spans: int, generator: np.random.Generator) -> np.ndarray:
