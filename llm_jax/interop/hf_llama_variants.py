@@ -26,10 +26,13 @@ from llm_jax.models.families.glm import glm
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.olmo2 import olmo3
 
+_WINDOW = 4096
+"""Tokens of a window that no option states."""
+
 
 def read_windows(settings: Settings, layers: int, kinds: list[str]) -> tuple[int | None, ...]:
     """Tokens that each layer sees: by `layer_types`, or these kinds."""
-    window = settings.stated("sliding_window", default=4096)
+    window = settings.stated("sliding_window", default=_WINDOW)
     return layer_windows(settings.given("layer_types", default=kinds), layers, window)
 
 
@@ -55,7 +58,9 @@ def _read_olmo3(settings: Settings, found: Arguments) -> Arguments:
 
 
 def _write_olmo3(config: TransformerConfig) -> dict[str, Any]:
-    return write_ropes(config) | write_windows(config)
+    written = write_ropes(config) | write_windows(config)
+    # transformers' class requires a window, even of a model none of whose layers has one.
+    return written if written["sliding_window"] is not None else written | {"sliding_window": _WINDOW}
 
 
 def _ropes(config: TransformerConfig) -> list[Any]:
