@@ -69,7 +69,7 @@ def test_the_fields_of_an_experiment_explain_themselves(file, command):
     outcome = llm_jax(command, file, "--help")
     assert outcome.code == 0
     assert "A tiny experiment, for tests." in outcome.said
-    assert "--optimizer.peak-lr" in outcome.said and "Highest learning rate" in outcome.said
+    assert "--optimizer.peak-lr" in outcome.said and "Maximum learning rate" in outcome.said
 
 
 def test_help_joins_nobody(file):
