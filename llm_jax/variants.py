@@ -20,7 +20,7 @@ from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.run_lock import RunHeld
 from llm_jax.core.source import Source
 from llm_jax.data.feed import global_batch
-from llm_jax.data.row_source import whole_row
+from llm_jax.data.row_source import padding_row, whole_row
 from llm_jax.experiment import Experiment
 from llm_jax.resumption import check_run
 from llm_jax.sharding.partition import Layout
@@ -138,7 +138,8 @@ def _updates(one: Experiment) -> Callable[[], None]:
     examples = one.objective.examples(one.model, None, length)
     words = (one.model.vocab_size or 0) - one.objective.special_tokens(length)
     drawn = generator.integers(0, words, (one.data.batch_size, length + 1), dtype=np.int32)
-    rows = [examples.row(whole_row(tokens), generator) for tokens in drawn]
+    fields = padding_row(length + 1, examples.fields)
+    rows = [examples.row(fields | whole_row(tokens), generator) for tokens in drawn]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     batch, state = global_batch(one.objective.batch(stacked), layout.rows), [made.fresh()]
 

@@ -4,7 +4,7 @@ Command: python experiments/benchmarks/decode.py [--size 10M] [--batches 1 8] [-
 Needs:   pip install torch transformers
 
 Same shapes with random weights, float32, greedy; prompts of 32 tokens, 128 new ones, and no row stops early. A call is
-prefill and all new tokens. Both stacks take turns; figures are medians over rounds and ratios of medians. Our weights
+prefill and all new tokens. Both sides take turns; figures are medians over rounds and ratios of medians. Our weights
 are stacked by layer, as in training: cutting them up is part of every call.
 """
 

@@ -96,7 +96,7 @@ def torch_model(family: Family, size: Size) -> "torch.nn.Module":
 
 
 def check_parameters(family: Family, size: Size, theirs: int, tolerance: float = 0.0) -> None:
-    """Both stacks must have as many parameters, or nearly.
+    """Both models must have as many parameters, or nearly.
 
     Raises:
       ValueError: if they differ by more than the share `tolerance`.

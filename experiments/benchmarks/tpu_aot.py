@@ -10,9 +10,9 @@ No time was measured. A step is estimated as the compiler's own cycles over the 
 of groups), of which the compiler knows nothing, at an assumed half of the chip's peak, plus synchronous collectives at
 an assumed bandwidth of the links; asynchronous ones are taken to be hidden. That ranks programs made by one compiler.
 
-Dropless experts on several devices take as many windows as the busiest has rows for
-(layers/ffn/chunked_all_to_all.py): one more is counted than under an even load, and so many rows for all kernels and
-transfers.
+Dropless experts on several devices run one chunk of the all-to-all after another, until the busiest device has received
+all of its tokens (layers/ffn/chunked_all_to_all.py). The estimate counts one chunk more than an even load needs,
+for all kernels and transfers.
 """
 
 import dataclasses
@@ -194,7 +194,7 @@ class Estimate:
 
 
 def estimate(program: Program, experiment: Experiment, slice: Slice, chip: chips.Chip, rows: int) -> Estimate:
-    """Of a program that has so many rows a chip."""
+    """Estimated seconds of a program with `rows` sequences per chip."""
     length = experiment.data.sequence_length
     pairs = (
         sum(

@@ -55,9 +55,9 @@ class Arguments:
     compile: bool = True
     """Whether torch.compile takes part; it needs a C++ compiler."""
     isa: InstructionSet | None = None
-    """Widest vector instructions on both stacks; None: all that the processor has. It binds XLA's own code and Eigen,
-    ATen, torch.compile, oneDNN and MKL on Intel's processors. YNNPACK, which XLA takes for most products, and MKL on
-    AMD's processors ask the processor instead: a table to publish needs one without wider instructions."""
+    """Widest vector instructions of both contenders; None: all that the processor has. It binds XLA's own code and
+    Eigen, ATen, torch.compile, oneDNN and MKL on Intel's processors. YNNPACK, which XLA uses for most products, and MKL
+    on AMD's processors ask the processor instead: a table to publish needs one without wider instructions."""
     nanodo: Path | None = None
     """Folder of a clone of google-deepmind/nanodo, whose step then takes part in the GPT-2 rows."""
     publish: bool = False

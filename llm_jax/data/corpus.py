@@ -70,7 +70,7 @@ class Corpus(RowSource):
 
     def train(self) -> Rows:
         """Raises ValueError if the training part is smaller than one batch."""
-        context, documents = self._context, self._tokenized(self._text("train"))
+        context, documents = self._context, self._built(self._tokenized(self._text("train")))
         needed = context.batch_size * context.sequence_length + 1
         check(
             documents.total >= needed,
@@ -78,8 +78,7 @@ class Corpus(RowSource):
             f"takes batch_size x sequence_length + 1 = {context.batch_size} x {context.sequence_length} + 1 = "
             f"{needed}: give more text, or lower batch_size or sequence_length",
         )
-        packing, built = self._config.packing, self._built(documents)
-        return packing.train(built, context.sequence_length, context.seed, context.examples.fields)
+        return self._config.packing.train(documents, context.sequence_length, context.seed, context.examples.fields)
 
     def evaluation(self, part: Part, max_bytes: int | None) -> dict[str, EvaluationRows]:
         text = self._text(part)

@@ -169,7 +169,7 @@ class Nested:
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions, and the longest row, which their scaling has a say in: arguments `rope` and `max_length`."""
+    """Rotary positions and the maximum length, which depends on their scaling: arguments `rope` and `max_length`."""
 
     length: str = "max_position_embeddings"
     default: Any = NEEDED

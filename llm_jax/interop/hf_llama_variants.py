@@ -27,30 +27,30 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.families.olmo2 import olmo3
 
 _WINDOW = 4096
-"""Tokens of a window that no option states."""
+"""Window of a config.json that states none, in tokens."""
 
 
 def read_windows(settings: Settings, layers: int, kinds: list[str]) -> tuple[int | None, ...]:
-    """Tokens that each layer sees: by `layer_types`, or these kinds."""
+    """The window of each layer in tokens, from `layer_types`, or from `kinds` if the file has none."""
     window = settings.stated("sliding_window", default=_WINDOW)
     return layer_windows(settings.given("layer_types", default=kinds), layers, window)
 
 
 def write_windows(config: TransformerConfig) -> dict[str, Any]:
-    """The options from which `read_windows` reads."""
+    """The options that `read_windows` reads."""
     windows = parts.windows(config)
     used = next((window for window in windows if window is not None), None)
     return {"sliding_window": used, "layer_types": layer_types(windows)}
 
 
 def alternating(layers: int, period: int) -> list[str]:
-    """The kinds of layers of which every `period`-th one sees all before."""
+    """The kind of each layer, where every `period`-th has full attention."""
     return ["sliding_attention" if number % period else "full_attention" for number in range(1, layers + 1)]
 
 
 def _read_olmo3(settings: Settings, found: Arguments) -> Arguments:
     layers, length = found["layers"], settings.need("max_position_embeddings")
-    # transformers reads `rope_theta` for the layers that see all before only.
+    # transformers reads `rope_theta` for layers with full attention only.
     bases = (settings.given("rope_theta", default=5e5), 5e5)
     rope, local = read_ropes_by_kind(settings, found["head_dim"], length, bases)
     window = read_windows(settings, layers, alternating(layers, 4))
@@ -59,7 +59,7 @@ def _read_olmo3(settings: Settings, found: Arguments) -> Arguments:
 
 def _write_olmo3(config: TransformerConfig) -> dict[str, Any]:
     written = write_ropes(config) | write_windows(config)
-    # transformers' class requires a window, even of a model none of whose layers has one.
+    # transformers' class requires a window even if no layer uses it.
     return written if written["sliding_window"] is not None else written | {"sliding_window": _WINDOW}
 
 
@@ -68,7 +68,7 @@ def _ropes(config: TransformerConfig) -> list[Any]:
 
 
 def write_some_rope(config: TransformerConfig) -> dict[str, Any]:
-    """The rotary positions of the layers that have such. ValueError where none has."""
+    """The rotary positions of the layers that have them. ValueError if no layer has them."""
     mixers = [parts.attention_of(place.block) for place in parts.places(config)]
     rope = parts.rope_of(next((mixer for mixer in mixers if mixer.position is not None), mixers[0]))
     return write_rope(rope) | {"max_position_embeddings": written_length(rope, config.max_length)}
@@ -99,8 +99,8 @@ def _write_smollm3(config: TransformerConfig) -> dict[str, Any]:
 def _read_exaone4(settings: Settings, found: Arguments) -> Arguments:
     layers, length = found["layers"], settings.need("max_position_embeddings")
     kinds, rope = ["full_attention"] * layers, read_rope(settings, found["head_dim"], length)
-    if settings.stated("sliding_window", default=4096) is not None and settings.given("layer_types") is None:
-        # Published files beside which there are `layer_types` name a pattern in letters.
+    if settings.stated("sliding_window", default=_WINDOW) is not None and settings.given("layer_types") is None:
+        # Only without `layer_types`: published files that have both give the pattern as letters, such as "LLLG".
         kinds = alternating(layers, settings.given("sliding_window_pattern", default=4))
     return {"rope": rope, "window": read_windows(settings, layers, kinds), "max_length": longest(rope, length)}
 

@@ -5,7 +5,7 @@ from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.objective import Needs, Objective
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
-from llm_jax.objectives.token_loss import token_loss
+from llm_jax.objectives.token_objective import TokenObjective
 
 __all__ = [
     "Batch",
@@ -14,5 +14,5 @@ __all__ = [
     "Needs",
     "Objective",
     "SpanCorruptionConfig",
-    "token_loss",
+    "TokenObjective",
 ]

@@ -6,24 +6,22 @@ Legend: B batch, T length.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from llm_jax.core.checks import check, check_fraction
 from llm_jax.core.configclass import configclass
-from llm_jax.core.metrics import Metrics
 from llm_jax.data.examples import Examples, Row
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.inputs import Inputs
 from llm_jax.objectives.batch import Batch
-from llm_jax.objectives.objective import Needs, Objective
-from llm_jax.objectives.token_loss import token_loss
+from llm_jax.objectives.objective import Needs
+from llm_jax.objectives.token_objective import TokenObjective
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
 @configclass
-class MaskedLMConfig(Objective):
+class MaskedLMConfig(TokenObjective):
     """BERT's objective (Devlin et al. 2019, arXiv:1810.04805, 3.1, task 1), with masks that are drawn anew in every
     epoch (Liu et al. 2019, arXiv:1907.11692, 4.1). There is no prediction of the next sentence."""
 
@@ -40,6 +38,7 @@ class MaskedLMConfig(Objective):
     """Id of the mask token, such as that of a published model; None: the last id of the model's vocabulary."""
 
     def __post_init__(self):
+        super().__post_init__()
         check_fraction(masked=self.masked, random=self.random)
         check(0 < self.rate <= 1, f"objective.rate is {self.rate}: it must be above 0 and at most 1")
         check(
@@ -66,17 +65,6 @@ class MaskedLMConfig(Objective):
     def batch(self, rows: Mapping[str, Any]) -> Batch:
         inputs = Inputs(rows["inputs"], SequenceInfo(rows["positions"], rows["segment_ids"]))
         return Batch(inputs, rows["tokens"], rows["loss_weights"])
-
-    def loss(
-        self,
-        model: Any,
-        params: Any,
-        batch: Batch[jax.Array],
-        key: jax.Array | None = None,
-        whole: Metrics | None = None,
-    ) -> tuple[jax.Array, Metrics]:
-        """As `token_loss`, over the tokens that were chosen."""
-        return token_loss(model, params, batch, key, whole)
 
 
 class MaskedExamples(Examples):

@@ -6,25 +6,23 @@ Legend: B batch, S length of the encoder's sequence, T length of the decoder's.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
-from llm_jax.core.metrics import Metrics
 from llm_jax.data.examples import Examples, Row
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models import count
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
 from llm_jax.models.inputs import Inputs
 from llm_jax.objectives.batch import Batch
-from llm_jax.objectives.objective import Needs, Objective
-from llm_jax.objectives.token_loss import token_loss
+from llm_jax.objectives.objective import Needs
+from llm_jax.objectives.token_objective import TokenObjective
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
 @configclass
-class SpanCorruptionConfig(Objective):
+class SpanCorruptionConfig(TokenObjective):
     """T5's objective (Raffel et al. 2020, arXiv:1910.10683, 3.1.4 and figure 2).
 
     A row of N = data.sequence_length tokens is one sequence, whatever documents it holds, as in T5. Spans of it are
@@ -43,6 +41,7 @@ class SpanCorruptionConfig(Objective):
     """Mean number of tokens in a span."""
 
     def __post_init__(self):
+        super().__post_init__()
         check(0 < self.rate < 1, f"objective.rate is {self.rate}: it must be above 0 and below 1")
         check(self.mean_span >= 1, f"objective.mean_span is {self.mean_span}: a span has at least one token")
 
@@ -57,16 +56,19 @@ class SpanCorruptionConfig(Objective):
         tokens, spans = self.corrupted(length)
         return length - tokens + spans, tokens + spans + 1
 
+    def targets(self, sequence_length: int) -> int:
+        return self.lengths(sequence_length)[1]
+
     def check(self, model: ModelConfig, sequence_length: int) -> None:
         """
         Raises:
           ValueError: for a model that is no encoder-decoder, and for rows of fewer than two tokens.
         """
-        super().check(model, sequence_length)
         check(
             sequence_length > 1,
             f"data.sequence_length is {sequence_length}: a row needs at least 2 tokens, of which one is corrupted",
         )
+        super().check(model, sequence_length)
 
     def special_tokens(self, sequence_length: int) -> int:
         return self.corrupted(sequence_length)[1] + 1
@@ -85,17 +87,6 @@ class SpanCorruptionConfig(Objective):
         read: Any = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
         inputs = Inputs(read, sequence(segments), encoder=encoder)
         return Batch(inputs, targets, (segments != 0).astype(np.float32))
-
-    def loss(
-        self,
-        model: Any,
-        params: Any,
-        batch: Batch[jax.Array],
-        key: jax.Array | None = None,
-        whole: Metrics | None = None,
-    ) -> tuple[jax.Array, Metrics]:
-        """As `token_loss`, over the tokens of the decoder."""
-        return token_loss(model, params, batch, key, whole)
 
     def training_flops(self, model: ModelConfig, sequence_length: int) -> float:
         if not isinstance(model, EncoderDecoderConfig):

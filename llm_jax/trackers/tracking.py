@@ -1,4 +1,4 @@
-"""A tracker at work: in a thread of its own, so that training never waits for it and never sees its errors."""
+"""Runs a tracker in a background thread, so that training neither waits for it nor sees its errors."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -9,12 +9,12 @@ from llm_jax.trackers.tracker import FigureWriter, TrackedRun, Tracker
 
 
 class Tracking:
-    """Hands the figures of a run to one tracker. Where it raises, or does not take them as fast as they come, one
-    message tells, and it is given none any more.
+    """Passes the metrics of a run to one tracker. If the tracker raises, or falls behind, it is disabled, and one
+    message says so.
 
     Args:
-      tracker: opened with the first figures.
-      say: is given the message, in any thread.
+      tracker: opened with the first metrics.
+      say: called with the message, from any thread.
     """
 
     def __init__(self, tracker: Tracker, run: TrackedRun, say: Callable[[str], None]):
@@ -29,7 +29,7 @@ class Tracking:
             self._drop(TimeoutError("it has taken nothing for long"))
 
     def close(self) -> None:
-        """Waits for what is still to be written, for as long as the tracker's `patience` at most."""
+        """Waits until all metrics are written, at most the tracker's `patience`."""
         self._aside.do(self._close)
         if not self._aside.close(self._tracker.patience):
             self._drop(TimeoutError(f"it has not written everything {self._tracker.patience:g} s after the end"))

@@ -2,12 +2,13 @@
 
 import importlib
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, shortened
 from llm_jax.core.config import saved_fields
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import write_atomically
@@ -86,7 +87,13 @@ def _kept_id(folder: Path) -> str:
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, uuid.uuid4().hex[:16])
-    return file.read_text(encoding="utf-8")
+    found = file.read_text(encoding="utf-8")
+    check(
+        re.fullmatch(r"[0-9a-f]{16}", found) is not None,
+        f"{file} holds {shortened(found)}, which is not the id of a run at wandb: restore it, or delete it to begin a "
+        "new run there",
+    )
+    return found
 
 
 def _values(experiment: str) -> dict[str, Any]:

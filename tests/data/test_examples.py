@@ -126,3 +126,19 @@ def test_sources_and_packings_without_documents_are_refused(folder):
         dataset(folder, Doubled(), RandomWindowsConfig())
     with pytest.raises(ValueError, match="Doubled changes documents before they are packed, and CopyConfig has no"):
         DataConfig(CopyConfig(), 40, 4).build(None, folder, 0, Doubled())
+
+
+class Beginnings(Examples):
+    """The first two tokens of each document."""
+
+    def document(self, tokens, draw, generator):
+        return {"tokens": tokens[:2]}
+
+    def lengths(self, lengths, draws):
+        return np.minimum(lengths, 2)
+
+
+def test_a_training_part_that_becomes_smaller_than_a_batch_is_refused(folder):
+    dataset(folder, Examples(), batch_size=16)
+    with pytest.raises(ValueError, match=r"tokens in \d+ documents, but one batch takes"):
+        dataset(folder, Beginnings(), batch_size=16)

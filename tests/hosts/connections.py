@@ -19,7 +19,7 @@ def free_port() -> int:
 
 
 class Ends(list):
-    """What the connections were told when their job ended: (host, message)."""
+    """Messages that ended the connections: (host, message)."""
 
     def of(self, host: int) -> Callable[[str], None]:
         """What the connection of a host calls."""

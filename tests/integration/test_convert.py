@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -113,8 +115,9 @@ def test_text_is_generated_by_a_folder_of_transformers_as_by_the_run(finished, t
     (expected,) = generator.generate(of_run.params, [prompt], 12)
     assert outcome.out.rstrip("\n") == "the red fox" + of_run.tokenizer.continuation(prompt, expected)
     assert of_folder.prompt("the red fox") == transformers_ids(folder, "the red fox")
-    half = llm_jax("generate", folder, *options, "--dtype", "bfloat16")
-    assert half.code == 0 and half.out.startswith("the red fox")
+    half = TrainedModel.of(folder, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
+    assert llm_jax("generate", folder, *options, "--dtype", "bfloat16").code == 0
 
 
 def transformers_ids(folder, text):

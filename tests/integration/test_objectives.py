@@ -81,7 +81,8 @@ def test_a_resumed_run_is_the_same_run(run, command):
 
 def test_its_weights_are_read_back_and_generation_says_what_it_needs(run):
     trained = TrainedModel.of(run)
-    assert type(trained.model.config).__name__ in ("TransformerConfig", "EncoderDecoderConfig")
+    assert trained.model.config == run.experiment().model
+    assert next(trained.held_out(run.path.parent / "cache")).inputs.tokens_BT.shape[0] == 4
     outcome = llm_jax("generate", run.path, "--prompt", "the red")
     assert outcome.code == 1
     assert "is not causal" in outcome.said or "continues prompts of decoders only" in outcome.said

@@ -158,3 +158,15 @@ def test_other_models_are_refused():
         CausalLMConfig().check(MODEL, 16)
     with pytest.raises(ValueError, match="data.sequence_length is 1"):
         SpanCorruptionConfig().check(MODEL, 1)
+
+
+def test_chunks_of_the_loss_change_nothing_and_must_divide_the_targets():
+    whole, cut, model = SpanCorruptionConfig(z_loss=0.1), SpanCorruptionConfig(z_loss=0.1, chunks=3), build(MODEL)
+    params, rows = tiny.parameters(model), [example(38, seed=seed)[1] for seed in range(2)]
+    batch = whole.batch({name: np.stack([one[name] for one in rows]) for name in rows[0]})
+    assert whole.targets(38) == batch.targets_BT.shape[1] == 9
+    losses = [jax.jit(lambda one=one: one.loss(model, params, batch)[0])() for one in (whole, cut)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+    cut.check(MODEL, 38)
+    with pytest.raises(ValueError, match="objective.chunks is 3 and .* is 45, which gives sequences of 10"):
+        SpanCorruptionConfig(chunks=3).check(MODEL, 45)

@@ -107,3 +107,13 @@ def test_without_the_package_the_run_does_not_start(monkeypatch):
 def test_a_project_has_a_name():
     with pytest.raises(ValueError, match="project is ''"):
         WandbConfig(project="")
+
+
+@pytest.mark.parametrize("content", ["", "0123", "not an id of wandb\n"])
+def test_a_damaged_id_disables_the_tracker_with_the_file_and_the_remedy(tmp_path, calls, content):
+    run, said = RunDirectory(tmp_path), []
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "id.txt").write_text(content)
+    start(run, {1: 1.0}, said)
+    assert calls == [] and len(said) == 1 and "id.txt holds" in said[0] and "or delete it" in said[0]
+    assert len(list(run.records())) == 1

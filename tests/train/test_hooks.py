@@ -54,7 +54,7 @@ class Kept(FigureWriter):
 
 @configclass
 class KeepingConfig(Tracker):
-    """Keeps the figures of runs by the name of the run, and what was told of them."""
+    """Records the metrics that it receives, by the name of the run."""
 
     def open(self, run):
         OPENED.append(run)

@@ -56,23 +56,44 @@ class PlainKernel(Kernel):
 
 
 def weights(q_BNTH: jax.Array, k_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
-    """Attention weights without dropout, float32 [B, N, T, S]. The weights of a query sum to one, or with a sink to
-    less. A fully masked query has equal weights."""
-    config, (heads, head_dim) = pairs.scores, (q_BNTH.shape[1], q_BNTH.shape[3])
-    # Heads of queries in groups that share a key head (Ainslie et al. 2023, arXiv:2305.13245).
+    """`softmax_weights` with the mask, bias and scale of `pairs`: the weights by which any kernel multiplies values,
+    without dropout."""
+    config, bias_BNTS = pairs.scores, pairs.bias(q_BNTH.shape[1])
+    return softmax_weights(q_BNTH, k_BKSH, pairs.allowed(), bias_BNTS, config.scale, config.softcap, pairs.sink_N)
+
+
+def softmax_weights(
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    allowed: jax.Array,
+    bias_BNTS: jax.Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink_N: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(softcap(q k^T * scale) + bias), float32 [B, N, T, S]. The weights of a query add up to one, or with a
+    sink to less; those of a query whose keys are all masked are equal.
+
+    Args:
+      allowed: boolean [B or 1, T or 1, S or 1], the keys that each query may read.
+      scale: None: 1 / sqrt(H).
+      softcap: None: scores are not capped.
+      sink_N: logits of one more key for each head, without a value.
+    """
+    heads, head_dim = q_BNTH.shape[1], q_BNTH.shape[3]
+    # Groups of query heads share a key head (Ainslie et al. 2023, arXiv:2305.13245).
     k_BNSH = jnp.repeat(k_BKSH, heads // k_BKSH.shape[1], axis=1)
     scores = jnp.einsum("BNTH,BNSH->BNTS", q_BNTH, k_BNSH, preferred_element_type=jnp.float32)
-    scores *= head_dim**-0.5 if config.scale is None else config.scale
-    if config.softcap is not None:
-        scores = config.softcap * jnp.tanh(scores / config.softcap)
-    bias_BNTS = pairs.bias(heads)
+    scores *= head_dim**-0.5 if scale is None else scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     if bias_BNTS is not None:
         scores += bias_BNTS
-    # Not -inf: a fully masked query would give NaN.
-    scores = jnp.where(pairs.allowed()[:, None], scores, jnp.finfo(jnp.float32).min)
-    if pairs.sink_N is None:
+    # Not -inf, which would give NaN for a query whose keys are all masked.
+    scores = jnp.where(allowed[:, None], scores, jnp.finfo(jnp.float32).min)
+    if sink_N is None:
         return jax.nn.softmax(scores)
-    sinks = jnp.broadcast_to(pairs.sink_N[:, None, None], (*scores.shape[:3], 1))
+    sinks = jnp.broadcast_to(sink_N[:, None, None], (*scores.shape[:3], 1))
     return jax.nn.softmax(jnp.concatenate([scores, sinks], axis=-1))[..., :-1]
 
 

@@ -16,11 +16,11 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.core.checks import check, check_positive, check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
-from llm_jax.layers.attention.kernels import PlainKernel, check_dropout
+from llm_jax.layers.attention.kernels import PlainKernel, check_dropout, softmax_weights
 from llm_jax.layers.attention.kv_cache import KeyValues
 from llm_jax.layers.attention.masks import Mask, Permuted
 from llm_jax.layers.attention.pairs import drop_of
-from llm_jax.layers.attention.softmax import attend, weights, zero_fully_masked
+from llm_jax.layers.attention.softmax import attend, zero_fully_masked
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal, annotated
@@ -116,7 +116,7 @@ class RelativeAttention(nn.Module):
         drop = drop_of(self, config.dropout)
         kept = None if drop is None else drop.kept(bias_BNTS.shape)
         content_BNTH = self._biased("by_content", q_BNTH)
-        tap(self, "weights", lambda: weights(content_BNTH, k_BNSH, allowed, bias_BNTS))
+        tap(self, "weights", lambda: softmax_weights(content_BNTH, k_BNSH, allowed, bias_BNTS))
         y_BNTH = attend(content_BNTH, k_BNSH, v_BNSH, allowed, bias_BNTS, kept=kept, rate=config.dropout)
         # The first token of the factorisation order is fully masked in the query stream if no token is given.
         y_BNTH = zero_fully_masked(y_BNTH, allowed)

@@ -48,27 +48,6 @@ def attend(
     return y_BKMH.reshape(batch, heads, length, v_BKSH.shape[-1])
 
 
-def weights(
-    q_BNTH: jax.Array,
-    k_BKSH: jax.Array,
-    allowed: jax.Array,
-    bias: jax.Array | None = None,
-    sink_N: jax.Array | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-) -> jax.Array:
-    """Attention weights of `attend`, float32 [B, N, T, S]. The weights of a query sum to one, or with a sink to less.
-    The arguments are those of `attend`, which does not materialise the normalised weights."""
-    _, heads, length, head_dim = q_BNTH.shape
-    k_BNSH = jnp.repeat(k_BKSH, heads // k_BKSH.shape[1], axis=1)
-    scores, _ = products(q_BNTH, k_BNSH, head_dim**-0.5 if scale is None else scale, softcap)
-    scores = jnp.where(allowed[:, None], scores if bias is None else scores + bias, jnp.finfo(jnp.float32).min)
-    if sink_N is None:
-        return jax.nn.softmax(scores)
-    sinks = jnp.broadcast_to(sink_N[:, None, None], (*scores.shape[:3], 1))
-    return jax.nn.softmax(jnp.concatenate([scores, sinks], axis=-1))[..., :-1]
-
-
 def zero_fully_masked(y_BNTH: jax.Array, allowed: jax.Array) -> jax.Array:
     """The output of attention [B, N, T, H] with zeros for queries whose keys are all masked: kernels may return the
     average of all values for them, masked ones included.

@@ -1,4 +1,4 @@
-"""RoutingMetric are told by layer and over all of them."""
+"""Routing metrics are computed for each layer and over all layers."""
 
 import jax
 import numpy as np

@@ -1,0 +1,82 @@
+"""The loss of objectives with one target for each token.
+
+Legend: B batch, T length of the targets, C length of a chunk, D model width.
+"""
+
+from typing import Any
+
+import jax
+
+from llm_jax.core.checks import check, check_not_negative, check_positive
+from llm_jax.core.configclass import configclass
+from llm_jax.core.metrics import Metrics
+from llm_jax.models.build import applied
+from llm_jax.models.config import ModelConfig
+from llm_jax.objectives.batch import Batch
+from llm_jax.objectives.losses import balance, cross_entropy
+from llm_jax.objectives.objective import Objective
+
+
+@configclass
+class TokenObjective(Objective):
+    """Cross-entropy of the targets of a `Batch`. Derive a configclass from it that makes the batch."""
+
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps the logits near normalised; PaLM used 1e-4."""
+    chunks: int = 1
+    """Chunks of a sequence in which the logits are computed; more of them need less memory."""
+
+    def __post_init__(self):
+        check_not_negative(z_loss=self.z_loss)
+        check_positive(chunks=self.chunks)
+
+    def targets(self, sequence_length: int) -> int:
+        """T, the number of targets of a row of the data."""
+        return sequence_length
+
+    def check(self, model: ModelConfig, sequence_length: int) -> None:
+        """
+        Raises:
+          ValueError: for a model that does not meet `needs`; for chunks that do not divide the targets.
+        """
+        super().check(model, sequence_length)
+        targets = self.targets(sequence_length)
+        check(
+            targets % self.chunks == 0,
+            f"objective.chunks is {self.chunks} and data.sequence_length is {sequence_length}, which gives "
+            f"sequences of {targets} targets: they are cut into that many equal chunks; change one of them",
+        )
+
+    def loss(
+        self,
+        model: Any,
+        params: Any,
+        batch: Batch[jax.Array],
+        key: jax.Array | None = None,
+        whole: Metrics | None = None,
+    ) -> tuple[jax.Array, Metrics]:
+        """Summed cross-entropy of the batch's targets, and metrics: 'loss' (nats), 'accuracy', 'z_loss' if weighted,
+        and those of MoE layers (`losses.balance`).
+
+        Args:
+          key: for dropout; None where nothing is dropped.
+          whole: metrics of the batch of which this one is a part, 'balance_loss' at least: a loss of a whole batch,
+            such as that of the load of experts, is computed over that batch. None: this is all of it.
+        """
+        rngs = None if key is None else {"dropout": key}
+        output = applied(model, params, batch.inputs, method="hidden", rngs=rngs)
+
+        def unembed(head: Any, hidden_BCD: jax.Array) -> jax.Array:
+            return applied(model, head, hidden_BCD, method="unembed")
+
+        total, metrics = cross_entropy(
+            unembed,
+            model.unembed_parameters(params),
+            output.hidden_BTD,
+            batch.targets_BT,
+            batch.loss_weights_BT,
+            self.chunks,
+            self.z_loss,
+        )
+        balance_loss, routing = balance(output.aux, batch.loss_weights_BT, whole)
+        return total + balance_loss, metrics | routing
