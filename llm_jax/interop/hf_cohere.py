@@ -17,7 +17,6 @@ from llm_jax.models.block import Parallel
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.cohere import cohere, cohere2
 from llm_jax.models.families.stablelm import stablelm
-from llm_jax.models.heads import TiedHead
 
 _STABLELM: Table = (
     Only("qk_layernorm", False),
@@ -38,18 +37,11 @@ def _stablelm_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from tensors(config, before=BEFORE[:1] if parallel else BEFORE)
 
 
-def _scale(config: TransformerConfig) -> float:
-    head = config.head
-    if not isinstance(head, TiedHead):
-        raise ValueError(f"head is {type(head).__name__}, and this family has the embedding's table")
-    return head.scale
-
-
 _COHERE: Table = (
     *UNNORMED,
     Field("layer_norm_eps", "epsilon", 1e-5),
     BIAS,
-    Field("logit_scale", "scale", 0.0625, _scale),
+    Field("logit_scale", "scale", 0.0625, parts.logits_scale),
     Only("tie_word_embeddings", True, written=True),
 )
 

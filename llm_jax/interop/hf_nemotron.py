@@ -15,7 +15,6 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.granite import granite, granite_moe
 from llm_jax.models.families.nemotron import nemotron, persimmon
 from llm_jax.models.families.olmo import olmo
-from llm_jax.models.heads import TiedHead
 
 _OLMO: Table = (
     *UNNORMED,
@@ -36,10 +35,7 @@ def _read_logits(settings: Settings, found: Arguments) -> Arguments:
 
 
 def _write_logits(config: TransformerConfig) -> dict[str, Any]:
-    head = config.head
-    if not isinstance(head, TiedHead):
-        raise ValueError(f"head is {type(head).__name__}, and this family has the embedding's table")
-    return {"logits_scaling": 1 / head.scale}
+    return {"logits_scaling": 1 / parts.logits_scale(config)}
 
 
 _GRANITE: Table = (

@@ -169,6 +169,13 @@ def head(config: TransformerConfig, name: str) -> Iterator[Tensor]:
         yield Tensor(f"{name}.bias", "v", (Leaf("head/bias", "v"),), sizes)
 
 
+def logits_scale(config: TransformerConfig) -> float:
+    """The factor of the logits of a tied head. ValueError for another head."""
+    if not isinstance(config.head, TiedHead):
+        raise ValueError(f"head is {type(config.head).__name__}, and this family has a TiedHead")
+    return config.head.scale
+
+
 def types(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The table of token types."""
     sizes = {"r": config.embed.types, "d": config.embed.sum_width(config.width)}

@@ -72,7 +72,7 @@ _RATES: dict[str, dict[str, Option]] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
-    # It drops what attention adds to the stream as little as what a pooler gives.
+    # DistilBERT drops the output of the ffn only; here `residual` applies to both branches.
     "distilbert": _DISTILBERT,
     "electra": _BERT,
     "albert": _ALBERT,
