@@ -1,18 +1,22 @@
 """assemble(): the single composition root, which builds the parts of an Experiment."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from llm_jax.core.checks import check
 from llm_jax.data.feed import global_batch, host_share
 from llm_jax.data.pipeline import Dataset
 from llm_jax.experiment import Experiment
-from llm_jax.models.build import build
+from llm_jax.models.build import Model, build
 from llm_jax.objectives.objective import AnyBatch
-from llm_jax.sharding import axes
+from llm_jax.sharding import axes, partition
 from llm_jax.sharding.partition import Layout
 from llm_jax.starts.fit import Fit
-from llm_jax.starts.start import check_tokens
+from llm_jax.starts.start import Start, check_tokens
 from llm_jax.tokenizers import Tokenizer
 from llm_jax.train.programs import Programs, programs
 from llm_jax.train.state import TrainState
@@ -28,6 +32,8 @@ class Assembly:
     programs: Programs
     fit: Fit | None
     """Converts the weights of the experiment's start to parameters; None without a start, or if the run resumes."""
+    frozen: Mapping[str, Fit]
+    """Converts the weights of each frozen model; empty if the run resumes."""
 
     @property
     def layout(self) -> Layout:
@@ -36,9 +42,15 @@ class Assembly:
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""
-        if self.fit is None:
-            return self.programs.fresh()
-        return self.programs.begin(self.fit.parameters(self.experiment.seed))
+        state = self.programs.fresh() if self.fit is None else self.programs.begin(self._loaded(self.fit))
+        # The random weights of frozen models are dropped before the loaded ones are placed, so that only one is held.
+        state = dataclasses.replace(state, frozen={})
+        return self.programs.with_frozen(state, {name: self._loaded(fit) for name, fit in self.frozen.items()})
+
+    def _loaded(self, fit: Fit) -> Any:
+        """The parameters of `fit` in host memory, from which they are placed on all devices."""
+        with partition.deactivated():
+            return jax.device_get(fit.parameters(self.experiment.seed))
 
     def place(self, rows: dict) -> AnyBatch:
         """A batch over all devices, from the stacked rows of this process."""
@@ -62,9 +74,12 @@ def assemble(experiment: Experiment, cache: Path, begun: bool = False) -> Assemb
     """
     tokenizer = _tokenizer(experiment, cache)
     start = None if begun else experiment.start
-    fit = None if start is None else Fit.of(start, build(experiment.model, experiment.precision))
-    if start is not None and fit is not None and tokenizer is not None:
-        check_tokens(fit.weights, tokenizer, start.resized_vocabulary)
+    fit = None if start is None else _fit(start, build(experiment.model, experiment.precision), tokenizer)
+    frozen = (
+        {}
+        if begun
+        else {one.name: _fit(one.start, one.build(experiment.precision), tokenizer) for one in experiment.frozen}
+    )
     layout = Layout.of(experiment.sharding)
     _check_rows(experiment, layout)
     dataset = experiment.dataset(tokenizer, cache)
@@ -77,7 +92,14 @@ def assemble(experiment: Experiment, cache: Path, begun: bool = False) -> Assemb
         f"the data have {dataset.vocab_size} different tokens{f', the objective {special} of its own' * (special > 0)} "
         f"and model.vocab_size is {vocab_size}: it must be at least {dataset.vocab_size + special}",
     )
-    return Assembly(experiment, tokenizer, dataset, experiment_programs(experiment, layout), fit)
+    return Assembly(experiment, tokenizer, dataset, experiment_programs(experiment, layout), fit, frozen)
+
+
+def _fit(start: Start, model: Model, tokenizer: Tokenizer | None) -> Fit:
+    fit = Fit.of(start, model)
+    if tokenizer is not None:
+        check_tokens(fit.weights, tokenizer, start.resized_vocabulary)
+    return fit
 
 
 def _tokenizer(experiment: Experiment, cache: Path) -> Tokenizer | None:
@@ -108,4 +130,5 @@ def experiment_programs(experiment: Experiment, layout: Layout) -> Programs:
         layout,
         experiment.steps,
         experiment.seed,
+        {one.name: one.build(experiment.precision) for one in experiment.frozen},
     )

@@ -23,7 +23,7 @@ from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.objective import Objective
 from llm_jax.optim import Optimizer
 from llm_jax.sharding.rules import ShardingConfig
-from llm_jax.starts import Start
+from llm_jax.starts import FrozenModel, Start
 from llm_jax.tokenizers import Tokenizer, TokenizerConfig
 from llm_jax.trackers import TensorBoardConfig, Tracker
 from llm_jax.train.hook_config import HookConfig
@@ -63,6 +63,8 @@ class Experiment:
     """A decoder, an encoder or an encoder-decoder, as the objective requires."""
     start: Start | None = None
     """Initial weights; None: random initialisation."""
+    frozen: tuple[FrozenModel, ...] = ()
+    """Models that are not trained and that the objective runs by their names, such as a teacher."""
     objective: Objective = CausalLMConfig()
     optimizer: Optimizer
     update: StepConfig = StepConfig()
@@ -87,13 +89,15 @@ class Experiment:
             f"name is {self.name!r}: it becomes a folder, so it must be a plain name without slashes",
         )
         self.objective.check(self.model, self.data.sequence_length)
+        self._check_frozen()
         self.optimizer.learning_rate(self.steps)  # a schedule that does not fit into the run raises here
-        length, limit = self.data.sequence_length, self.model.max_length
-        check(
-            length <= limit,
-            f"data.sequence_length is {length} and model.max_length is {limit}: the model has no positions beyond "
-            "its max_length; raise it or shorten the rows",
-        )
+        length = self.data.sequence_length
+        for name, model in self._models.items():
+            check(
+                length <= model.max_length,
+                f"data.sequence_length is {length} and {name}.max_length is {model.max_length}: the model has no "
+                "positions beyond its max_length; raise it or shorten the rows",
+            )
         batch, parts = self.data.batch_size, self.update.accumulate
         check(
             batch % parts == 0,
@@ -108,9 +112,34 @@ class Experiment:
         self._check_metrics()
         self._check_experts(self.sharding.mesh.expert)
         if (plan := self.sharding.schedule) is not None:
-            for stack in self.model.stacks:
+            for stack in (stack for model in self._models.values() for stack in model.stacks):
                 in_stages(stack.segments, plan)
             plan.check_rows(batch // parts, 1)
+
+    @property
+    def frozen_models(self) -> dict[str, ModelConfig]:
+        """Configs of the frozen models by name."""
+        return {one.name: one.model for one in self.frozen}
+
+    @property
+    def training_flops(self) -> float:
+        """FLOPs of a training step for each token of its rows, with those of frozen models."""
+        length = self.data.sequence_length
+        frozen = self.objective.frozen_flops(self.frozen_models, length)
+        return self.objective.training_flops(self.model, length) + frozen
+
+    @property
+    def _models(self) -> dict[str, ModelConfig]:
+        """Configs of all models, by the name of their field for messages."""
+        return {"model": self.model} | {f"frozen model {name}": config for name, config in self.frozen_models.items()}
+
+    def _check_frozen(self) -> None:
+        names = [one.name for one in self.frozen]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        check(
+            not twice, f"`frozen` has two models named {', '.join(twice)}: the objective runs them by name; rename one"
+        )
+        self.objective.check_frozen(self.model, self.frozen_models)
 
     def _check_metrics(self) -> None:
         """Checks that each metric is recorded by only one evaluation, and that `checkpoint.best_metric` is recorded."""
@@ -131,7 +160,7 @@ class Experiment:
     def _check_experts(self, devices: int) -> None:
         """Checks that experts are divisible over the expert axis, and rows into groups, as far as mesh axes have fixed
         sizes."""
-        layers = [layer for stack in self.model.stacks for layer in stack.experts]
+        layers = [layer for model in self._models.values() for stack in model.stacks for layer in stack.experts]
         counts = sorted({layer.count for layer in layers})
         check(
             devices == 1 or len(counts) > 0,

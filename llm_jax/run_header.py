@@ -21,12 +21,20 @@ def header(parts: Assembly, run: RunDirectory) -> str:
         experiment.name: f"{total:,} parameters" + (f", {active:,} active for a token" if active != total else ""),
         "training": f"{experiment.steps:,} steps of {tokens:,} tokens, {experiment.steps * tokens:,} in all",
         **({} if parts.fit is None else {"start": str(parts.fit)}),
+        **({"frozen": "; ".join(_frozen(parts))} if experiment.frozen else {}),
         "data": "; ".join([type(data.source).__name__, *_amounts(parts.dataset.manifest()["source"])]),
         "devices": f"{devices.size} x {devices.flat[0].device_kind}, processes: {jax.process_count()}, "
         f"mesh: {axes or 'one device'}",
         "log": ", ".join([str(run.metrics_file), *(tracker.place(run) for tracker in experiment.trackers)]),
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def _frozen(parts: Assembly) -> Iterator[str]:
+    """Parameters and origin of each frozen model."""
+    for name, model in parts.experiment.frozen_models.items():
+        origin = f", {parts.frozen[name]}" if name in parts.frozen else ""
+        yield f"{name}, {count.parameters(model):,} parameters{origin}"
 
 
 def _amounts(manifest: Mapping[str, Any], name: str = "") -> Iterator[str]:

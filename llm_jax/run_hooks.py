@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import grain
 import jax
@@ -21,7 +20,7 @@ from llm_jax.train import hooks
 from llm_jax.train.display import Display
 from llm_jax.train.hook_config import TrainingRun
 from llm_jax.train.loop import Hook
-from llm_jax.train.state import TrainState
+from llm_jax.train.state import EvaluationWeights, TrainState
 
 
 class Saver:
@@ -107,7 +106,7 @@ def _evaluate(parts: Assembly, config: Evaluation, recorder: hooks.Recorder, dis
     experiment, evaluator = parts.experiment, config.build(evaluated_run(parts))
     name = f"evaluation {type(config).__name__}"
     return hooks.Evaluate(
-        lambda params, step: evaluator(params, rng.key(experiment.seed, name, step)),
+        lambda weights, step: evaluator(weights, rng.key(experiment.seed, name, step)),
         functools.partial(config.compared, experiment),
         parts.programs.weights,
         config.every,
@@ -117,7 +116,7 @@ def _evaluate(parts: Assembly, config: Evaluation, recorder: hooks.Recorder, dis
     )
 
 
-def _sampler(parts: Assembly) -> Callable[[Any], str]:
+def _sampler(parts: Assembly) -> Callable[[EvaluationWeights], str]:
     """Returns a function from weights to the text of all samples."""
     samples = parts.experiment.samples
     tokenizer = given(parts.tokenizer, "samples.prompts are text, and the experiment has no tokenizer: leave them out")
@@ -126,8 +125,8 @@ def _sampler(parts: Assembly) -> Callable[[Any], str]:
     )
     prompts = [parts.experiment.prompt(tokenizer, prompt) for prompt in samples.prompts]
 
-    def sample(params: Any) -> str:
-        rows = generator.generate(params, prompts, samples.new_tokens, parts.experiment.seed)
+    def sample(weights: EvaluationWeights) -> str:
+        rows = generator.generate(weights.params, prompts, samples.new_tokens, parts.experiment.seed)
         written = [tokenizer.continuation(*found) for found in zip(prompts, rows, strict=True)]
         return "\n\n---\n\n".join(map(str.__add__, samples.prompts, written)) + "\n"
 
@@ -138,5 +137,4 @@ def _throughput(parts: Assembly) -> hooks.Throughput:
     data = parts.experiment.data
     chip = chips.chip(jax.devices()[0].device_kind)
     peak = chip.peak_flops * jax.device_count() if chip else None
-    flops = parts.experiment.objective.training_flops(parts.experiment.model, data.sequence_length)
-    return hooks.Throughput(data.batch_size * data.sequence_length, flops, peak)
+    return hooks.Throughput(data.batch_size * data.sequence_length, parts.experiment.training_flops, peak)

@@ -206,6 +206,10 @@ def _beginning(
     if parts.fit is not None:
         _check_finite(state, parts.fit.weights.origin)
         facts["start"] = parts.fit.facts()
+    if parts.frozen:
+        origins = ", ".join(fit.weights.origin for fit in parts.frozen.values())
+        _check_finite(dataclasses.replace(state, params={}, opt_state={}, ema=None), origins)
+        facts["frozen"] = {name: fit.facts() for name, fit in parts.frozen.items()}
     identity = Identity(config.to_text(experiment), tokenizer)
     return Restored(0, state, {}, {"seconds": 0.0}, identity), facts
 
@@ -339,8 +343,8 @@ def _finish(parts: Assembly, run: RunDirectory, state: TrainState, hosts: Hosts)
     """Runs `finish` of all evaluations, after the last step."""
     recorded = frozenset((kind, step) for kind, step in hosts.gather("records", _recorded(run))[0])
     with contextlib.closing(_recorder(parts.experiment, run, hosts)) as recorder:
-        params = functools.partial(parts.programs.weights, state)
-        end = RunEnd(parts.experiment.steps, params, recorded, recorder.write, hosts.leads)
+        weights = functools.partial(parts.programs.weights, state)
+        end = RunEnd(parts.experiment.steps, weights, recorded, recorder.write, hosts.leads)
         for evaluation in parts.experiment.evaluations:
             evaluation.finish(evaluated_run(parts), end)
 
@@ -366,8 +370,6 @@ def _card(parts: Assembly) -> dict[str, Any]:
         "model": {
             "parameters": trees.count(parts.programs.abstract_state.params),
             "active_parameters": round(count.active_parameters(experiment.model)),
-            "training_flops_per_token": experiment.objective.training_flops(
-                experiment.model, experiment.data.sequence_length
-            ),
+            "training_flops_per_token": experiment.training_flops,
         },
     }

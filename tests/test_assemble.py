@@ -55,7 +55,9 @@ def test_the_average_is_what_is_evaluated_where_one_is_kept(lab, parts):
     plain = assemble(tiny_run.experiment(lab, update=StepConfig()), lab / "cache")
     for weights, expected in ((parts.programs.weights, state.params), (plain.programs.weights, moved.params)):
         average = moved.ema if expected is state.params else None
-        for a, b in zip(jax.tree.leaves(weights(moved.replace(ema=average))), jax.tree.leaves(expected), strict=True):
+        for a, b in zip(
+            jax.tree.leaves(weights(moved.replace(ema=average)).params), jax.tree.leaves(expected), strict=True
+        ):
             np.testing.assert_array_equal(a, b)
 
 

@@ -176,7 +176,7 @@ class CopyingConfig(Evaluation):
             logits_BTV = applied(run.programs.model, params, inputs).logits_BTV
             return jnp.mean(jnp.argmax(logits_BTV[:, self.half - 1 : -1], axis=-1) != drawn_BH)
 
-        return lambda params, key: {"copying": {"error": error(params, key)}}
+        return lambda weights, key: {"copying": {"error": error(weights.params, key)}}
 
 
 @configclass

@@ -18,8 +18,8 @@ from jax.experimental import multihost_utils
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.checkpoints.noise import quiet_orbax
-from llm_jax.checkpoints.record import Identity, Record, describe, root_cause
-from llm_jax.checkpoints.restore import RECORD, STATE, Restored, ranked
+from llm_jax.checkpoints.record import Identity, Leaf, Record, describe, root_cause
+from llm_jax.checkpoints.restore import FROZEN, RECORD, STATE, Restored, ranked
 from llm_jax.core.files import remove, unused
 from llm_jax.core.paths import is_object
 
@@ -50,6 +50,7 @@ class Checkpoints:
             restore.check_tokenizer(self._directory, record, run.tokenizer)
             self._metrics[step] = record.metrics
         self._prepare_directory()
+        self._frozen: dict[str, Leaf] | None = None
         self._unfinished: int | None = None
         self._closed = False
         self._orbax = self._open_orbax()
@@ -78,7 +79,8 @@ class Checkpoints:
         A step that is already saved is not saved again, because a run reaches each step with only one state.
 
         Args:
-          state: tree of jax.Array with any sharding.
+          state: tree of jax.Array with any sharding. A field `frozen` of it, which must be the same at every step, is
+            stored by the first save only, which waits until it is written.
           data: state of the data iterator: dicts, lists, str, int, float, bool, None, bytes.
           loop: other state that the loop needs to resume, of the same types.
           metrics: held-out metrics at this step by name. Without `best_metric` it cannot be a best checkpoint.
@@ -95,8 +97,10 @@ class Checkpoints:
         self.wait()
         if step in self._orbax.all_steps():
             return False
-        record = Record(step, self._run, dict(data), dict(loop), dict(metrics), describe(state)).to_json()
-        items = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
+        own, shared = restore.split(state)
+        leaves = describe(own) | self._write_frozen(shared)
+        record = Record(step, self._run, dict(data), dict(loop), dict(metrics), leaves).to_json()
+        items = {STATE: ocp.args.StandardSave(own), RECORD: ocp.args.JsonSave(record)}
         self._remove_temporaries()
         self._metrics[step] = metrics
         self._unfinished = step
@@ -125,6 +129,10 @@ class Checkpoints:
         """
         self.wait()
         restored = restore.restore_state(self._directory, abstract_state, self._run.tokenizer, step)
+        if restored:
+            # `restore_state` has compared the arrays with the digests of the record.
+            _, shared = restore.split(restored.state)
+            self._frozen = describe({FROZEN: shared}) if shared else None
         if restored and restored.skipped:
             self._set_aside([damaged for damaged, _ in restored.skipped], "corrupt")
             _log.warning("resuming from checkpoint %d", restored.step)
@@ -165,6 +173,22 @@ class Checkpoints:
                 "make it writable, or choose another place for the run"
             ) from error
 
+    def _write_frozen(self, shared: Mapping[str, Any]) -> dict[str, Leaf]:
+        """Writes the frozen models, unless that is done. Returns the descriptions of their arrays."""
+        if not shared:
+            return {}
+        if self._frozen is None:
+            leaves = describe({FROZEN: dict(shared)})
+            with ocp.StandardCheckpointer() as writer:
+                # A folder that no checkpoint of this run was restored with is of a start that saved no checkpoint.
+                writer.save(self._directory / FROZEN, dict(shared), force=True)
+                try:
+                    writer.wait_until_finished()
+                except Exception as error:
+                    raise self._failure(error) from error
+            self._frozen = leaves
+        return self._frozen
+
     def _is_deleted(self) -> bool:
         """Whether the opened directory was deleted. A write in progress may have created a new one of the same name. In
         an object store folders are only parts of names, so there the answer is always False."""
@@ -188,6 +212,7 @@ class Checkpoints:
         if self._opened is not None:
             os.close(self._opened)
         self._metrics.clear()
+        self._frozen = None
         self._unfinished = None
         self._prepare_directory()
         self._orbax = self._open_orbax()

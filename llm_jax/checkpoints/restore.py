@@ -2,6 +2,7 @@
 
 <directory>/<step>/state/    the arrays, in orbax's format         <directory>/corrupt-<step>/   renamed, damaged
                    record/   everything else (record.py)
+           /frozen/          the arrays of frozen models, once for all checkpoints; each record has their digests
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ from llm_jax.core.paths import is_object
 from llm_jax.core.trees import named_leaves
 
 STATE = "state"
+FROZEN = "frozen"
+"""Name of the folder, and of the field of the state, with arrays that are the same in all checkpoints."""
 RECORD = "record"
 COMMITTED = "commit_success.txt"
 """Name of the object that orbax writes last in an object store, to mark a checkpoint as complete."""
@@ -178,7 +181,11 @@ def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part
         check_tokenizer(directory, record, tokenizer_digest)
         saved = {name: leaf for name, leaf in record.leaves.items() if part is None or name.split("/")[0] == part}
         _check_same_leaves(f"checkpoint {step} in {directory}", saved, abstract)
-        state = _read_arrays(directory / str(step) / STATE, abstract)
+        own, shared = split(abstract)
+        state = joined(
+            _read_arrays(directory / str(step) / STATE, own),
+            _read_arrays(directory / FROZEN, shared) if shared else shared,
+        )
     except Damaged as damage:
         problem = damage
     if not _everywhere(problem is None) or record is None:
@@ -187,6 +194,17 @@ def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part
     if changed:
         raise Damaged(f"the content of {len(changed)} arrays differs from what was saved: {', '.join(changed[:4])}")
     return Restored(step, state, record.data, record.loop, record.run)
+
+
+def split(state: Any) -> tuple[Any, dict[str, Any]]:
+    """A state without the arrays that are stored once, and those."""
+    shared = getattr(state, FROZEN, {})
+    return (dataclasses.replace(state, **{FROZEN: {}}) if shared else state), shared
+
+
+def joined(state: Any, shared: dict[str, Any]) -> Any:
+    """Inverse of `split`."""
+    return dataclasses.replace(state, **{FROZEN: shared}) if shared else state
 
 
 def _read_record(directory: Path, step: int) -> Record:

@@ -15,13 +15,14 @@ from llm_jax.data.splits import Part
 from llm_jax.objectives.objective import AnyBatch
 from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.train.programs import Programs
+from llm_jax.train.state import EvaluationWeights
 
 Results = Mapping[str, Mapping[str, float]]
 """Metric values by name, for each evaluation set by name. Scalars of numpy and jax are allowed as floats."""
 
-Evaluator = Callable[[Any, jax.Array], Results]
-"""(params, key) -> results. All processes call it after the same steps, and it must return equal results in all.
-`params` are the evaluation weights (`Programs.weights`), sharded as in training. `key` is a function of the
+Evaluator = Callable[[EvaluationWeights, jax.Array], Results]
+"""(weights, key) -> results. All processes call it after the same steps, and it must return equal results in all.
+`weights` are those of `Programs.weights`, sharded as in training. `key` is a function of the
 experiment's seed, the step and the type of the evaluation."""
 
 
@@ -32,7 +33,7 @@ class EvaluatedRun:
     experiment: Any
     """The Experiment."""
     programs: Programs
-    """`programs.model` has `apply`, `programs.layout` the mesh. `programs.evaluate(params, batch)` returns the metrics
+    """`programs.model` has `apply`, `programs.layout` the mesh. `programs.evaluate(weights, batch)` returns the metrics
     of the objective as sums."""
     tokenizer: Tokenizer | None
     dataset: Dataset
@@ -60,7 +61,7 @@ class RunEnd:
     """The state of a run after its last step."""
 
     step: int
-    params: Callable[[], Any]
+    weights: Callable[[], EvaluationWeights]
     """Returns the evaluation weights, as an `Evaluator` receives them."""
     recorded: frozenset[tuple[str, int]]
     """(kind, step) of every record in metrics.jsonl."""

@@ -15,6 +15,7 @@ from llm_jax.data.pipeline import EvaluationSet
 from llm_jax.evals import compression
 from llm_jax.evals.evaluation import EvaluatedRun, Evaluation, Evaluator, Results, RunEnd
 from llm_jax.objectives.objective import AnyBatch
+from llm_jax.train.state import EvaluationWeights
 
 
 @configclass
@@ -45,7 +46,7 @@ class PerplexityConfig(Evaluation):
 
     def build(self, run: EvaluatedRun) -> Evaluator:
         sets = run.held_out("validation", self.max_bytes)
-        return lambda params, key: {found.name: _scored(run, found, params) for found in sets}
+        return lambda weights, key: {found.name: _scored(run, found, weights) for found in sets}
 
     def compared(self, experiment: Any, found: Results) -> dict[str, float]:
         return experiment.data.held_out.figures(found)
@@ -54,7 +55,7 @@ class PerplexityConfig(Evaluation):
         """Evaluates the test part and, if `compressors` is set, its baselines."""
         for found in run.held_out("test") if self.test else ():
             if (f"eval/{found.name}", end.step) not in end.recorded:
-                end.record(f"eval/{found.name}", end.step, **_scored(run, found, end.params()))
+                end.record(f"eval/{found.name}", end.step, **_scored(run, found, end.weights()))
         names = {f"baseline/{name}" for name in compression.BASELINES}
         if end.leads and self.compressors and not names <= {kind for kind, _ in end.recorded}:
             texts = [[doc.text.encode() for doc in run.experiment.data.text(part)] for part in ("train", "test")]
@@ -62,9 +63,9 @@ class PerplexityConfig(Evaluation):
                 end.record(f"baseline/{name}", 0, bits_per_byte=bits)
 
 
-def _scored(run: EvaluatedRun, found: EvaluationSet, params: Any) -> dict[str, float]:
+def _scored(run: EvaluatedRun, found: EvaluationSet, weights: EvaluationWeights) -> dict[str, float]:
     text_bytes = found.text_bytes if run.experiment.objective.predicts_text else None
-    return scores(functools.partial(run.programs.evaluate, params), run.batches(found), text_bytes)
+    return scores(functools.partial(run.programs.evaluate, weights), run.batches(found), text_bytes)
 
 
 def _without_bits(names: tuple[str, ...]) -> tuple[str, ...]:

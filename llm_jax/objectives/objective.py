@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from llm_jax.core.metrics import Metrics
 from llm_jax.data.examples import Examples
 from llm_jax.data.row_source import padding_row
 from llm_jax.models import count
+from llm_jax.models.build import Model
 from llm_jax.models.config import MAKE_CAUSAL, EncoderDecoderConfig, ModelConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 from llm_jax.tokenizers.tokenizer import Tokenizer
@@ -24,6 +26,18 @@ AnyBatch = Any
 Direction = Literal["causal", "bidirectional", "encoder-decoder"]
 
 
+class NamedModel(NamedTuple):
+    """A model beside the trained one, as a loss runs it: `models.build.applied(model, params, inputs)`."""
+
+    model: Model
+    params: Any
+
+
+Models = Mapping[str, NamedModel]
+"""The frozen models of an experiment by name, such as a teacher or a reference."""
+NO_MODELS: Models = MappingProxyType({})
+
+
 class Needs(NamedTuple):
     """What an objective requires of a model."""
 
@@ -31,6 +45,8 @@ class Needs(NamedTuple):
     """Of the model: a causal decoder, an encoder in which tokens read later ones too, or an encoder-decoder."""
     heads: tuple[type[AnyHead], ...] = (HeadConfig, TiedHead)
     """Types of the head; of an encoder-decoder that of its decoder."""
+    models: tuple[str, ...] = ()
+    """Names of the frozen models that the loss runs beside the trained one."""
 
 
 @configclass
@@ -80,6 +96,27 @@ class Objective(abc.ABC):
             "it out, or take an encoder-decoder",
         )
 
+    def check_frozen(self, model: ModelConfig, frozen: Mapping[str, ModelConfig]) -> None:
+        """
+        Args:
+          frozen: the frozen models of the experiment by name.
+
+        Raises:
+          ValueError: if they are not those that the objective needs. The base compares the names with `needs.models`.
+        """
+        name, needed = type(self).__name__, self.needs.models
+        missing, unused = sorted(set(needed) - set(frozen)), sorted(set(frozen) - set(needed))
+        check(
+            not missing,
+            f"objective {name} needs frozen models named {', '.join(needed)}, and the experiment has no "
+            f"{' and no '.join(missing)}: add FrozenModel({missing[0] if missing else ''!r}, ...) to `frozen`",
+        )
+        check(
+            not unused,
+            f"objective {name} does not run the frozen models {', '.join(unused)}: remove them from `frozen`, or "
+            "choose an objective that runs them",
+        )
+
     def special_tokens(self, sequence_length: int) -> int:
         """Number of ids at the end of the model's vocabulary that the objective uses for itself, such as a mask token:
         the data must have none of them."""
@@ -108,6 +145,7 @@ class Objective(abc.ABC):
         batch: AnyBatch,
         key: jax.Array | None = None,
         whole: Metrics | None = None,
+        models: Models = NO_MODELS,
     ) -> tuple[jax.Array, Metrics]:
         """Summed loss over the batch's targets, and metrics, of which 'loss' is a `Ratio`: sums and counts, so that
         microbatches, devices and processes combine exactly.
@@ -115,12 +153,19 @@ class Objective(abc.ABC):
         Args:
           model: a module; `models.build.applied(model, params, inputs)` runs it.
           key: for dropout; None where nothing is dropped.
-          whole: metrics of the batch of which this one is a part; None: this is all of it.
+          whole: metrics of the batch of which this one is a part; None: this is all of it. Only passed if there is
+            such a batch.
+          models: the frozen models. Only passed if the experiment has some.
         """
 
     def training_flops(self, model: ModelConfig, sequence_length: int) -> float:
-        """FLOPs of forward and backward pass for each of the `sequence_length` tokens of a row."""
+        """FLOPs of forward and backward pass of the trained model for each of the `sequence_length` tokens of a row."""
         return count.training_flops(model, sequence_length)
+
+    def frozen_flops(self, frozen: Mapping[str, ModelConfig], sequence_length: int) -> float:
+        """FLOPs of the frozen models for each of the `sequence_length` tokens of a row. The base counts one forward
+        pass of each over the row."""
+        return sum(count.forward_flops(model, sequence_length) for model in frozen.values())
 
     def abstract_batch(
         self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int, batch_size: int

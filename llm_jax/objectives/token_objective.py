@@ -14,7 +14,7 @@ from llm_jax.models.build import applied
 from llm_jax.models.config import ModelConfig
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.losses import balance, cross_entropy
-from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.objective import NO_MODELS, Models, Objective
 
 
 @configclass
@@ -54,6 +54,7 @@ class TokenObjective(Objective):
         batch: Batch[jax.Array],
         key: jax.Array | None = None,
         whole: Metrics | None = None,
+        models: Models = NO_MODELS,
     ) -> tuple[jax.Array, Metrics]:
         """Summed cross-entropy of the batch's targets, and metrics: 'loss' (nats), 'accuracy', 'z_loss' if weighted,
         and those of MoE layers (`losses.balance`).
@@ -62,6 +63,7 @@ class TokenObjective(Objective):
           key: for dropout; None where nothing is dropped.
           whole: metrics of the batch of which this one is a part, 'balance_loss' at least: a loss of a whole batch,
             such as that of the load of experts, is computed over that batch. None: this is all of it.
+          models: not used.
         """
         rngs = None if key is None else {"dropout": key}
         output = applied(model, params, batch.inputs, method="hidden", rngs=rngs)

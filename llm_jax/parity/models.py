@@ -30,7 +30,7 @@ from llm_jax.models.stack import Segment
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.losses import balance, cross_entropy
-from llm_jax.objectives.objective import Needs, Objective
+from llm_jax.objectives.objective import NO_MODELS, Models, Needs, Objective
 
 VOCAB = 96
 LENGTH = 32
@@ -90,6 +90,7 @@ class ContinuationConfig(Objective):
         batch: Batch[jax.Array],
         key: jax.Array | None = None,
         whole: Metrics | None = None,
+        models: Models = NO_MODELS,
     ) -> tuple[jax.Array, Metrics]:
         """See `CausalLMConfig.loss`."""
         rngs = None if key is None else {"dropout": key}

@@ -41,6 +41,8 @@ class Totals:
     """Bytes of the optimizer state."""
     average: int
     """Bytes of the moving average of the parameters."""
+    frozen: int
+    """Bytes of the parameters of frozen models."""
 
 
 def places(made: Programs) -> list[ShardInfo]:
@@ -78,6 +80,7 @@ def totals(made: Programs) -> Totals:
         ),
         optimizer=_sum(state.opt_state),
         average=_sum(state.ema),
+        frozen=_sum(state.frozen),
     )
 
 
@@ -115,6 +118,9 @@ def table(made: Programs) -> Table:
     whole = sum(place.bytes for place in found)
     shown.add_row("all", "", "", _readable(whole), _readable(sums.parameters), _readable(sums.optimizer + sums.average))
     shown.add_row("gradients, while they are there", "", "", "", _readable(sums.gradients), "")
+    for name, tree in made.abstract_state.frozen.items():
+        whole = sum(_bytes(leaf.shape, leaf) for leaf in jax.tree.leaves(tree))
+        shown.add_row(f"frozen model {name}", "", "", _readable(whole), _readable(_sum(tree)), "")
     return shown
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.core import trees
@@ -171,6 +172,14 @@ def using(layout: Layout | None) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
+
+
+@contextlib.contextmanager
+def deactivated() -> Iterator[None]:
+    """Context without an active layout and mesh, to compute with arrays of one device inside `activate`, whose mesh jax
+    would require of every argument of a jitted function."""
+    with using(None), jax.set_mesh(Mesh(np.empty((), object), ())):
+        yield
 
 
 @contextlib.contextmanager

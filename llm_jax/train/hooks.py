@@ -18,7 +18,7 @@ from llm_jax.trackers.tracker import TrackedRun, Tracker
 from llm_jax.trackers.tracking import Tracking
 from llm_jax.train.display import Display
 from llm_jax.train.loop import Hook, Stop
-from llm_jax.train.state import TrainState
+from llm_jax.train.state import EvaluationWeights, TrainState
 
 _GRACE_SECONDS = 2.0
 """Time between a second Ctrl-C and the end of the process."""
@@ -157,15 +157,15 @@ class Evaluate(Hook):
     checkpoints can be compared.
 
     Args:
-      measure: (params, step) -> metric values by name, for each evaluation set by name.
+      measure: (weights, step) -> metric values by name, for each evaluation set by name.
       compared: selects `metrics` from these values.
     """
 
     def __init__(
         self,
-        measure: Callable[[Any, int], Mapping[str, Mapping[str, Any]]],
+        measure: Callable[[EvaluationWeights, int], Mapping[str, Mapping[str, Any]]],
         compared: Callable[[Mapping[str, Mapping[str, float]]], dict[str, float]],
-        weights: Callable[[TrainState], Any],
+        weights: Callable[[TrainState], EvaluationWeights],
         every: int,
         last: int,
         recorder: Recorder,
@@ -230,8 +230,8 @@ class Sample(Hook):
 
     def __init__(
         self,
-        sample: Callable[[Any], str],
-        weights: Callable[[TrainState], Any],
+        sample: Callable[[EvaluationWeights], str],
+        weights: Callable[[TrainState], EvaluationWeights],
         every: int,
         last: int,
         write: Callable[[int, str], None],

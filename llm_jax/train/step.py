@@ -4,7 +4,8 @@ Legend: B batch, T length.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
@@ -18,10 +19,10 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics, Ratio, metric_of
 from llm_jax.layers.ffn.routing_statistics import BalanceLoss
 from llm_jax.models.build import Model
-from llm_jax.objectives.objective import AnyBatch, Objective
+from llm_jax.objectives.objective import AnyBatch, NamedModel, Objective
 from llm_jax.optim.schedules import Rate
 from llm_jax.train.biases import moved
-from llm_jax.train.state import TrainState
+from llm_jax.train.state import EvaluationWeights, TrainState
 
 
 @flax.struct.dataclass
@@ -80,6 +81,7 @@ def train_step(
     places: StepShardings | None = None,
     axis: str | None = None,
     rate: Rate | None = None,
+    frozen: Mapping[str, Model] = MappingProxyType({}),
 ) -> Callable[[TrainState, AnyBatch], tuple[TrainState, StepReport]]:
     """The pure step function (state, batch) -> (state, report). Compile it with the state donated.
 
@@ -88,11 +90,12 @@ def train_step(
       axis: name of the `jax.pmap` axis over which the batch is divided; None: the function sees the whole batch.
       rate: the schedule, for the report. Computed in the step, because evaluating it on the host between two steps
         would wait for the device.
+      frozen: the models of `TrainState.frozen`, which the objective runs by name.
 
     If the loss or a gradient is not finite, the state is returned unchanged, so that a later save is valid.
     """
 
-    gradients = _summed_gradients(model, objective, config, places, axis)
+    gradients = _summed_gradients(model, objective, config, places, axis, frozen)
 
     def step(state: TrainState, batch: AnyBatch) -> tuple[TrainState, StepReport]:
         key = rng.key(seed, "dropout", state.step)
@@ -101,7 +104,7 @@ def train_step(
             state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, places.opt_state))
         if axis is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        gradient, metrics = gradients(state.params, batch, key)
+        gradient, metrics = gradients(EvaluationWeights(state.params, state.frozen), batch, key)
         # The loss is a sum. Dividing by all counted tokens gives the mean of the whole batch, as without microbatches.
         loss = metric_of(metrics, "loss", Ratio)
         counted = jnp.maximum(loss.count, 1)
@@ -115,25 +118,42 @@ def train_step(
         if (decay := config.ema_decay) is not None:
             ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, params)
         updated = TrainState(state.step + 1, params, opt_state, ema)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-        return state, StepReport(metrics, norms, finite, learning_rate)
+        trained = dataclasses.replace(state, frozen={})
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, trained)
+        return dataclasses.replace(kept, frozen=state.frozen), StepReport(metrics, norms, finite, learning_rate)
 
     return step
 
 
-def evaluation_step(model: Model, objective: Objective, microbatches: int = 1) -> Callable[[Any, AnyBatch], Metrics]:
-    """The pure function (params, batch) -> metrics. It evaluates the microbatches one after the other."""
+def evaluation_step(
+    model: Model, objective: Objective, microbatches: int = 1, frozen: Mapping[str, Model] = MappingProxyType({})
+) -> Callable[[EvaluationWeights, AnyBatch], Metrics]:
+    """The pure function (weights, batch) -> metrics. It evaluates the microbatches one after the other."""
 
-    def step(params: Any, batch: AnyBatch) -> Metrics:
-        return _summed(lambda batch, key: objective.loss(model, params, batch)[1], microbatches, batch, None)
+    def step(weights: EvaluationWeights, batch: AnyBatch) -> Metrics:
+        beside = _beside(frozen, weights)
+        return _summed(
+            lambda batch, key: objective.loss(model, weights.params, batch, **beside)[1], microbatches, batch, None
+        )
 
     return step
+
+
+def _beside(frozen: Mapping[str, Model], weights: EvaluationWeights) -> dict[str, Any]:
+    """The argument `models` of a loss. Without frozen models there is none, so that a loss need not have it."""
+    models = {name: NamedModel(model, weights.frozen[name]) for name, model in frozen.items()}
+    return {"models": models} if models else {}
 
 
 def _summed_gradients(
-    model: Model, objective: Objective, config: StepConfig, places: StepShardings | None, axis: str | None
-) -> Callable[[Any, AnyBatch, jax.Array], tuple[Any, Metrics]]:
-    """Returns (params, batch, key) -> gradients and metrics, which are sums over all tokens of the batch."""
+    model: Model,
+    objective: Objective,
+    config: StepConfig,
+    places: StepShardings | None,
+    axis: str | None,
+    frozen: Mapping[str, Model],
+) -> Callable[[EvaluationWeights, AnyBatch, jax.Array], tuple[Any, Metrics]]:
+    """Returns (weights, batch, key) -> gradients and metrics, which are sums over all tokens of the batch."""
 
     def laid(found: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
         return found if places is None else (jax.lax.with_sharding_constraint(found[0], places.gradients), found[1])
@@ -141,19 +161,20 @@ def _summed_gradients(
     def over_devices(sums: Any) -> Any:
         return sums if axis is None else jax.lax.psum(sums, axis)
 
-    def gradients(params: Any, batch: AnyBatch, key: jax.Array) -> tuple[Any, Metrics]:
-        divided, given = config.accumulate > 1 or axis is not None, {}
+    def gradients(weights: EvaluationWeights, batch: AnyBatch, key: jax.Array) -> tuple[Any, Metrics]:
+        beside, given = _beside(frozen, weights), {}
+        divided = config.accumulate > 1 or axis is not None
         if divided and config.balance_over == "batch":
 
             def balance(batch: AnyBatch, key: jax.Array | None) -> Metrics:
-                return _of_batch(objective.loss(model, params, batch, key)[1])
+                return _of_batch(objective.loss(model, weights.params, batch, key, **beside)[1])
 
             whole = over_devices(_summed(balance, config.accumulate, batch, key))
             given = {"whole": whole} if whole else {}
 
         def part(batch: AnyBatch, key: jax.Array | None) -> tuple[Any, Metrics]:
-            loss = lambda params: objective.loss(model, params, batch, key, **given)  # noqa: E731
-            (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+            loss = lambda params: objective.loss(model, params, batch, key, **given, **beside)  # noqa: E731
+            (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(weights.params)
             return gradient, metrics
 
         return over_devices(_summed(part, config.accumulate, batch, key, laid))

@@ -15,10 +15,18 @@ import jax
 from llm_jax import assemble
 from llm_jax.checkpoints.restore import restore_state
 from llm_jax.core.trees import size_bytes
+from llm_jax.experiment import Experiment
 from llm_jax.sharding.mesh import MeshConfig
-from llm_jax.sharding.rules import DataParallel, FullySharded, PipelineParallel, ShardingConfig
+from llm_jax.sharding.rules import (
+    DataParallel,
+    FullySharded,
+    PipelineParallel,
+    ShardingConfig,
+)
+from llm_jax.starts import FrozenModel, RunStart
 from llm_jax.training_run import run_training
 from tests.helpers import tiny_run
+from tests.helpers.distillation import DistillationConfig
 
 LAYOUTS = {
     "data": ShardingConfig(MeshConfig(data=8), DataParallel()),
@@ -27,35 +35,48 @@ LAYOUTS = {
 }
 
 
-def facts(folder: Path, sharding: ShardingConfig, name: str) -> dict[str, Any]:
+def experiment_of(folder: Path, **changes: Any) -> Experiment:
+    """The experiment of all runs."""
+    default = tiny_run.experiment(folder, steps=6, **changes)
+    return dataclasses.replace(default, data=dataclasses.replace(default.data, batch_size=16))
+
+
+def student(folder: Path, runs: Path) -> Experiment:
+    """A student of the run `data` in `runs`."""
+    teacher = FrozenModel(
+        name="teacher", model=tiny_run.experiment(folder).model, start=RunStart(run=str(runs / "data"))
+    )
+    return experiment_of(folder, name="student", objective=DistillationConfig(), frozen=(teacher,))
+
+
+def facts(folder: Path, experiment: Experiment) -> dict[str, Any]:
     """Trains a run; its losses and how its state is divided, read back into its own layout."""
-    experiment = tiny_run.experiment(folder, steps=6, name=name, sharding=sharding)
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=16))
     run = run_training(experiment, folder / "runs", folder / "cache")
     parts = assemble.assemble(experiment, folder / "cache")
     state = restore_state(run.checkpoints.absolute(), parts.programs.abstract_state, parts.tokenizer.digest).state
-    first = jax.devices()[0]
-    held = sum(
-        shard.data.nbytes
-        for leaf in jax.tree.leaves(state)
-        for shard in leaf.addressable_shards
-        if shard.device == first
-    )
     losses = [record["loss"] for record in run.records()]
     return {
         "losses": losses,
-        "held": held,
+        "held": _held(state),
         "bytes": size_bytes(state),
+        "frozen_held": _held(state.frozen),
+        "frozen_bytes": size_bytes(state.frozen),
         "devices": parts.layout.mesh.size,
         "pipeline": run.card()["starts"][0]["pipeline"],
     }
 
 
+def _held(tree: Any) -> int:
+    """Bytes on the first device."""
+    first = jax.devices()[0]
+    shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards if shard.device == first)
+
+
 def resumed_elsewhere(folder: Path) -> dict[str, Any]:
     """The losses of the FSDP run's last updates, made again from its checkpoint of step 5 under data parallelism."""
     sharding = LAYOUTS["data"]
-    experiment = tiny_run.experiment(folder, steps=6, name="fsdp", sharding=sharding)
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=16))
+    experiment = experiment_of(folder, name="fsdp", sharding=sharding)
     parts = assemble.assemble(experiment, folder / "cache")
     run = folder / "runs" / "fsdp" / "checkpoints"
     with parts.programs.activated():
@@ -69,8 +90,12 @@ def resumed_elsewhere(folder: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Prints all facts."""
     tiny_run.write_corpus(folder)
-    assemble.programs = functools.cache(assemble.programs)
-    found = {name: facts(folder, sharding, name) for name, sharding in LAYOUTS.items()}
+    make = assemble.programs
+    cached = functools.cache(lambda frozen, *arguments: make(*arguments, dict(frozen)))
+    assemble.programs = lambda *given: cached(tuple(given[-1].items()), *given[:-1])
+    runs = {name: experiment_of(folder, name=name, sharding=sharding) for name, sharding in LAYOUTS.items()}
+    runs["student"] = dataclasses.replace(student(folder, folder / "runs"), sharding=LAYOUTS["fsdp"])
+    found = {name: facts(folder, experiment) for name, experiment in runs.items()}
     print(json.dumps(found | {"resumed": resumed_elsewhere(folder)}))
 
 

@@ -1,12 +1,12 @@
 """Whole runs over eight simulated devices. What the layouts themselves do is tests/sharding/test_eight_devices.py's."""
 
-import dataclasses
 import json
 
 import pytest
 
 from llm_jax.training_run import run_training
 from tests.helpers import command_line, compiler, tiny_run
+from tests.integration import eight_devices_run
 
 pytestmark = pytest.mark.slow
 
@@ -14,19 +14,21 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eight")
-    module = "tests.integration.eight_devices_run"
+    module = eight_devices_run.__name__
     process = command_line.start(folder, module=module, environment=compiler.devices(8))
     outcome = command_line.wait(process)
     assert outcome.code == 0, outcome.err[-3000:]
-    return json.loads(outcome.out.splitlines()[-1])
+    return json.loads(outcome.out.splitlines()[-1]) | {"folder": folder / "runs"}
 
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("one")
     tiny_run.write_corpus(folder)
-    experiment = tiny_run.experiment(folder, steps=6)
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=16))
+    return _losses(eight_devices_run.experiment_of(folder), folder, cache)
+
+
+def _losses(experiment, folder, cache):
     return [record["loss"] for record in run_training(experiment, folder, cache).records()]
 
 
@@ -40,6 +42,14 @@ def test_the_losses_are_those_of_one_device(runs, one_device):
 def test_fsdp_divides_the_state_and_data_parallelism_does_not(runs):
     assert runs["data"]["held"] == runs["data"]["bytes"] == runs["fsdp"]["bytes"]
     assert runs["fsdp"]["held"] < 0.4 * runs["fsdp"]["bytes"]
+
+
+def test_a_frozen_model_is_divided_as_the_trained_one_and_changes_no_loss(runs, tmp_path, cache):
+    facts = runs["student"]
+    assert facts["frozen_held"] < 0.4 * facts["frozen_bytes"]
+    tiny_run.write_corpus(tmp_path)
+    alone = _losses(eight_devices_run.student(tmp_path, runs["folder"]), tmp_path, cache)
+    assert facts["losses"] == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_pipeline_learns_and_its_card_has_the_bubble(runs, one_device):

@@ -65,6 +65,6 @@ def test_the_layout_covers_the_whole_state(make):
 def test_the_average_is_used_where_there_is_one_else_what_the_optimizer_says():
     weights = weights_for_use(lambda opt_state, params: params * 10)
     params = jnp.ones(2, jnp.bfloat16)
-    assert (weights(TrainState(0, params, None)) == 10).all()
-    averaged = weights(TrainState(0, params, None, ema=jnp.full(2, 3.0)))
+    assert (weights(TrainState(0, params, None)).params == 10).all()
+    averaged = weights(TrainState(0, params, None, ema=jnp.full(2, 3.0))).params
     assert averaged.dtype == jnp.bfloat16 and (averaged == 3).all()

@@ -24,7 +24,7 @@ from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
 from llm_jax.sharding.rules import DataParallel, ShardingConfig
 from llm_jax.train.programs import programs
-from llm_jax.train.state import TrainState, initial_state
+from llm_jax.train.state import EvaluationWeights, TrainState, initial_state
 from llm_jax.train.step import StepConfig, evaluation_step, train_step
 from tests.helpers import tiny
 
@@ -246,7 +246,7 @@ def test_evaluation_is_the_objective_without_dropout():
     params, batch = tiny.parameters(model), tiny.batch(4)
     evaluate = jax.jit(evaluation_step(model, CausalLMConfig()))
     plain = jax.jit(lambda params: CausalLMConfig().loss(Transformer(tiny.tiny_gpt2()), params, batch)[1])
-    assert means(evaluate(params, batch)) == pytest.approx(means(plain(params)), rel=1e-6)
+    assert means(evaluate(EvaluationWeights(params), batch)) == pytest.approx(means(plain(params)), rel=1e-6)
 
 
 class Watched(CausalLMConfig):
@@ -271,7 +271,7 @@ def test_an_evaluation_takes_as_many_rows_at_a_time_as_an_update():
     for one, rows in zip(made, (2, 8), strict=True):
         Watched.rows.clear()
         with one.activated():
-            told.append(means(one.evaluate(params, batch)))
+            told.append(means(one.evaluate(EvaluationWeights(params), batch)))
         assert Watched.rows == {rows}
     assert told[0] == pytest.approx(told[1], rel=1e-6)
 
