@@ -8,12 +8,10 @@ compiler's own estimated cycles of all operations, without transfers and without
 attention): a figure to rank programs by, never a time.
 """
 
-import contextlib
 import dataclasses
 import functools
 import re
 from pathlib import Path
-from unittest import mock
 
 import jax
 import tyro
@@ -29,6 +27,7 @@ from llm_jax.models.stack import Execution
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.optim import AdamWConfig
+from llm_jax.sharding.platforms import tracing_for
 from llm_jax.train.state import initial_state
 from llm_jax.train.step import StepConfig, train_step
 
@@ -50,16 +49,11 @@ class Arguments:
 SMOKE = {"size": Size(1, 2, 256, 512, 512, 2, 256), "families": ("llama",), "publish": False}
 
 
-def _as_for_cpus() -> contextlib.AbstractContextManager:
-    """Context in which what is formulated by platform is as it is for CPUs."""
-    return mock.patch.object(jax.lax, "platform_dependent", lambda *operands, default, **_: default(*operands))
-
-
 FORMULATIONS = {
-    "as built": (contextlib.nullcontext, BlockedKernel()),
-    "formulated as for CPUs": (_as_for_cpus, BlockedKernel()),
-    "attention in one block": (contextlib.nullcontext, PlainKernel()),
-    "splash attention": (contextlib.nullcontext, SplashKernel()),
+    "as built": ("tpu", BlockedKernel()),
+    "formulated as for GPUs": ("gpu", BlockedKernel()),
+    "attention in one block": ("tpu", PlainKernel()),
+    "splash attention": ("tpu", SplashKernel()),
 }
 
 
@@ -108,8 +102,8 @@ def main(arguments: Arguments) -> None:
     rows = []
     for family in arguments.families:
         built = None
-        for name, (context, kernel) in FORMULATIONS.items():
-            with context():
+        for name, (platform, kernel) in FORMULATIONS.items():
+            with tracing_for(platform):
                 program = compile_step(written_out(our_config(family, arguments.size), kernel), arguments.size, device)
             figures = cycles(program.as_text()), program.memory_analysis().temp_size_in_bytes
             built = built or figures

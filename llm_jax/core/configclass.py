@@ -113,6 +113,8 @@ def check_fields(config: Any, path: str | None = None) -> None:
     path = type(config).__name__ if path is None else path
     for name, (kind, remedy) in _annotations(type(config)).items():
         value = getattr(config, name)
+        if _accepts(kind)(value):
+            continue
         plain = _plain(value)
         if plain is not value:
             object.__setattr__(config, name, plain)
@@ -143,6 +145,38 @@ def _annotations(cls: type) -> dict[str, tuple[Any, str]]:
 @functools.cache
 def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
     return get_origin(kind), get_args(kind)
+
+
+@functools.cache
+def _accepts(kind: Any) -> Callable[[Any], bool]:
+    """A fast check, which is true only for values that are of type `kind` and hold no numpy scalar. Others, some valid
+    ones among them, need `_plain` and `_fault`. Models consist of hundreds of configs, so that this is worth its lines.
+    """
+    origin, arguments = _parts(kind)
+    if kind in (str, bool, type(None)):
+        return lambda value: type(value) is kind
+    if kind in (int, float):
+        return lambda value: type(value) in (int, kind) and -_LARGE < value < _LARGE
+    if origin in (Union, types.UnionType):
+        options = [_accepts(one) for one in arguments]
+        return lambda value: any(accepts(value) for accepts in options)
+    if origin is Literal:
+        return lambda value: type(value) is str and value in arguments
+    if origin is tuple and arguments[1:] == (...,):
+        accepts = _accepts(arguments[0])
+        return lambda value: type(value) is tuple and all(map(accepts, value))
+    if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
+        return lambda value: _is_checked(type(value)) and isinstance(value, kind)
+    return lambda value: False
+
+
+_LARGE = 2**63
+
+
+@functools.cache
+def _is_checked(cls: type) -> bool:
+    """Whether every instance of `cls` is a configclass whose own fields are checked."""
+    return _is_configclass(cls) and "__dataclass_fields__" in vars(cls)
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import jax
 
+from llm_jax.sharding.platforms import by_platform
+
 Arrays = TypeVar("Arrays")
 """An array, or a tree of them."""
 
@@ -26,7 +28,7 @@ def fence_gradients(arrays: Arrays) -> Arrays:
 
 
 def _finished(arrays: Arrays) -> Arrays:
-    return jax.lax.platform_dependent(arrays, tpu=jax.lax.optimization_barrier, default=lambda arrays: arrays)
+    return by_platform(arrays, tpu=jax.lax.optimization_barrier, default=lambda arrays: arrays)
 
 
 fence.defvjp(lambda arrays: (_finished(arrays), None), lambda _, gradients: (_finished(gradients),))

@@ -21,6 +21,7 @@ from llm_jax.layers.initialisers import Init, Zero, annotated
 from llm_jax.layers.products import over_rows
 from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes, partition
+from llm_jax.sharding.platforms import by_platform
 
 
 class Linear(nn.Module):
@@ -162,7 +163,7 @@ def contract(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _contract(einsum: str, parts: tuple[int, int], precision: str | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`parts`: number of shards of the batch and of the sequence."""
-    return _by_platform(lambda product: functools.partial(product, einsum, precision=precision), parts, x, kernel)
+    return _formulated(lambda product: functools.partial(product, einsum, precision=precision), parts, x, kernel)
 
 
 def _contract_forward(einsum, parts, precision, x, kernel):
@@ -174,16 +175,16 @@ def _contract_backward(einsum, parts, precision, operands, dy):
         of = functools.partial(product, einsum, precision=precision)
         return lambda x, kernel, dy: jax.vjp(of, x, kernel)[1](dy)
 
-    return _by_platform(gradients, parts, *operands, dy)
+    return _formulated(gradients, parts, *operands, dy)
 
 
 _contract.defvjp(_contract_forward, _contract_backward)
 
 
-def _by_platform(of: Callable[[Callable], Callable], parts: tuple[int, int], *operands: jax.Array) -> Any:
+def _formulated(of: Callable[[Callable], Callable], parts: tuple[int, int], *operands: jax.Array) -> Any:
     """The result of `of(product)` for the operands, with the product of the platform."""
     elsewhere = functools.partial(_divided, dict(zip("BT", parts, strict=True))) if parts[1] > 1 else _flat
-    return jax.lax.platform_dependent(*operands, tpu=of(jnp.einsum), default=of(elsewhere))
+    return by_platform(*operands, tpu=of(jnp.einsum), default=of(elsewhere))
 
 
 def _divided(parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None) -> jax.Array:

@@ -8,6 +8,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from llm_jax.sharding.platforms import by_platform
+
 _COLLISION = 2048
 """Bytes. The number of sets of a CPU cache is a power of two. If the row stride is a multiple of this, the elements of
 a column map to one or two sets and evict each other."""
@@ -17,13 +19,13 @@ def over_rows(x_RD: jax.Array, y_RF: jax.Array, precision: str | None = None) ->
     """x^T y, [D, F]."""
     of = functools.partial(_direct, precision)
     cpu = functools.partial(_transposed_first, precision) if _collides(x_RD, y_RF) else of
-    return jax.lax.platform_dependent(x_RD, y_RF, cpu=cpu, default=of)
+    return by_platform(x_RD, y_RF, cpu=cpu, default=of)
 
 
 def over_rows_of_each(x: jax.Array, y: jax.Array) -> jax.Array:
     """x^T y for each index of the leading axes: [..., D, F] from [..., R, D] and [..., R, F]."""
     narrow = x.shape[-1] <= y.shape[-1]
-    return jax.lax.platform_dependent(x, y, cpu=_each if narrow else _each_transposed, default=_each)
+    return by_platform(x, y, cpu=_each if narrow else _each_transposed, default=_each)
 
 
 def _each(x: jax.Array, y: jax.Array) -> jax.Array:

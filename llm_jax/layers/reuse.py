@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.sharding.platforms import by_platform
+
 Arrays = TypeVar("Arrays")
 """An array, or a tree of them."""
 
@@ -23,7 +25,7 @@ def computed_once(x: jax.Array) -> jax.Array:
     """
     identity = np.eye(x.shape[-1], dtype=np.float32)
     product = lambda x: jnp.matmul(x, identity, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
-    return jax.lax.platform_dependent(x, cpu=product, default=lambda x: x)
+    return by_platform(x, cpu=product, default=lambda x: x)
 
 
 def computed_again(arrays: Arrays) -> Arrays:
@@ -31,4 +33,4 @@ def computed_again(arrays: Arrays) -> Arrays:
 
     For backward passes that recompute cheap intermediate results of the forward pass instead of storing them.
     """
-    return jax.lax.platform_dependent(arrays, cpu=jax.lax.optimization_barrier, default=lambda arrays: arrays)
+    return by_platform(arrays, cpu=jax.lax.optimization_barrier, default=lambda arrays: arrays)

@@ -1,6 +1,7 @@
 """Builds the model of a config, and its parameters or their shapes."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -51,8 +52,11 @@ def _smallest_inputs(model: Model) -> Inputs:
     return tokens
 
 
+@functools.lru_cache(maxsize=64)
 def boxed_parameters(model: Model) -> Any:
-    """Shapes of the model's parameters, boxed with their logical axes and roles; nothing is allocated."""
+    """Shapes of the model's parameters, boxed with their logical axes and roles; nothing is allocated. Callers share
+    the tree and must not change it."""
+    # Cached, because Linen runs the whole model to know its parameters, and a run asks for them several times.
     return jax.eval_shape(lambda: initial_parameters(model, jax.random.key(0)))
 
 

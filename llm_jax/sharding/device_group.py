@@ -7,6 +7,8 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from llm_jax.sharding.platforms import by_platform
+
 Tree = TypeVar("Tree")
 
 
@@ -82,4 +84,4 @@ class DeviceGroup:
             return jax.lax.ragged_all_to_all(*arguments, axis_name=self.axes)
 
         tables = (x.astype(jnp.int32) for x in (left, sizes, placed, coming))
-        return jax.lax.platform_dependent(x, into, *tables, cpu=padded, default=ragged)
+        return by_platform(x, into, *tables, cpu=padded, default=ragged)

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from llm_jax.core import trees
 from llm_jax.core.checks import check, given
 from llm_jax.core.chips import Device
-from llm_jax.sharding import axes, rules
+from llm_jax.sharding import axes, platforms, rules
 from llm_jax.sharding.device_group import DeviceGroup
 from llm_jax.sharding.mesh import STAGE
 from llm_jax.sharding.pipeline_schedule import PipelineSchedule
@@ -156,11 +156,12 @@ _active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout"
 def activate(layout: Layout) -> Iterator[None]:
     """Context in which traced layers constrain the sharding of their activations by `layout`. With jax.pmap a function
     is that of one device, so nothing is constrained."""
-    if layout.uses_pmap:
-        yield
-        return
-    with using(layout), jax.set_mesh(layout.concrete):
-        yield
+    with platforms.tracing_for(layout.concrete.devices.flat[0].platform):
+        if layout.uses_pmap:
+            yield
+            return
+        with using(layout), jax.set_mesh(layout.concrete):
+            yield
 
 
 @contextlib.contextmanager

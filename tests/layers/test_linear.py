@@ -12,8 +12,8 @@ from llm_jax.optim.matrix_layouts import layouts
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout as Sharded
+from llm_jax.sharding.platforms import tracing_for
 from llm_jax.sharding.rules import ContextParallel, ShardingConfig
-from tests.helpers.platforms import formulated_for
 
 SIZES = dict(zip("BTDNKHFV", (2, 3, 5, 4, 2, 6, 7, 11), strict=True))
 EINSUMS = [
@@ -37,14 +37,14 @@ def _operands(einsum):
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("einsum", EINSUMS)
 def test_contract_is_einsum_forward_and_backward(einsum, platform):
-    with formulated_for(platform):
+    with tracing_for(platform):
         _check_contract(einsum)
 
 
 @pytest.mark.parametrize("einsum", EINSUMS)
 def test_contract_is_einsum_where_devices_divide_rows(einsum):
     layout = Sharded.abstract(ShardingConfig(MeshConfig(data=2, context=3), ContextParallel()), 6)
-    with formulated_for("cpu"), partition.using(layout):
+    with tracing_for("cpu"), partition.using(layout):
         _check_contract(einsum)
 
 
@@ -82,7 +82,7 @@ def test_a_product_reads_the_kernel_in_other_letters_and_leaves_the_bias_out():
 @pytest.mark.parametrize("einsum", EINSUMS)
 def test_contract_is_one_flat_product_in_both_directions_but_on_tpus(einsum):
     x, kernel = _operands(einsum)
-    with formulated_for("cpu"):
+    with tracing_for("cpu"):
         jaxpr = jax.make_jaxpr(jax.grad(lambda k, x: contract(einsum, x, k).sum(), (0, 1)))(kernel, x)
     products = [equation for equation in jaxpr.jaxpr.eqns if equation.primitive.name == "dot_general"]
     assert len(products) >= 2

@@ -15,8 +15,8 @@ from llm_jax.models.build import abstract_parameters
 from llm_jax.models.stack import Execution, Segment, in_stages, unstack, unstacked
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding.pipeline_schedule import PipelineSchedule
+from llm_jax.sharding.platforms import tracing_for
 from tests.helpers import tiny
-from tests.helpers.platforms import formulated_for
 from tests.helpers.published import PUBLISHED, executed
 
 TOKENS = tiny.tokens(2, 8)
@@ -36,7 +36,7 @@ class Run:
 
     @functools.cached_property
     def traced(self) -> Any:
-        with formulated_for("cpu"):
+        with tracing_for("cpu"):
             return jax.jit(jax.value_and_grad(self.loss)).trace(self.params)
 
     @functools.cached_property
@@ -152,7 +152,7 @@ def test_kept_projections_spare_the_backward_pass_all_products_with_matrices_but
         """Products with matrices, which have no batch dimensions, of forward and backward pass."""
         model = Transformer(executed(config, Execution(remat, unroll=1)))
         loss = lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, TOKENS).logits_BTV))  # noqa: E731
-        with formulated_for("cpu"):
+        with tracing_for("cpu"):
             program = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
         found = [equation.params for equation in _equations(program, "dot_general")]
         # Products of the highest precision are those of layers/reuse.py, of cosines with an identity; some versions of

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from llm_jax.sharding.platforms import by_platform
+
 BLOCKS = (256, 64)
 """Block sizes in rows, the largest first. Products of few rows are slow; with large blocks the last block of a group
 computes many rows of other groups."""
@@ -31,7 +33,7 @@ def grouped(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
       sizes_E: int32, number of rows of each group, which may be 0. Rows after the last group give 0; they must be
         finite.
     """
-    return _by_platform(_ragged, _blocked, rows_PD, kernels, sizes_E)
+    return by_platform(rows_PD, kernels, sizes_E, cpu=_blocked, default=_ragged)
 
 
 def _forward(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> tuple[Arrays, tuple]:
@@ -39,14 +41,10 @@ def _forward(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> tuple[A
 
 
 def _backward(operands: tuple, dys: Arrays) -> tuple[jax.Array, Arrays, None]:
-    return (*_by_platform(_ragged_gradients, _blocked_gradients, *operands, dys), None)
+    return (*by_platform(*operands, dys, cpu=_blocked_gradients, default=_ragged_gradients), None)
 
 
 grouped.defvjp(_forward, _backward)
-
-
-def _by_platform(ragged: Callable, blocked: Callable, *operands: Any) -> Any:
-    return lax.platform_dependent(*operands, cpu=blocked, default=ragged)
 
 
 def _ragged(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:

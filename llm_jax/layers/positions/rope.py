@@ -14,6 +14,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.layers.positions.position import RotaryPosition
 from llm_jax.layers.positions.rope_scaling import Scaling, Unscaled
 from llm_jax.layers.reuse import computed_once
+from llm_jax.sharding.platforms import by_platform
 
 
 @configclass
@@ -67,14 +68,14 @@ class RoPEConfig(RotaryPosition):
 @jax.custom_vjp
 def _turn(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> jax.Array:
     """x with its pairs rotated."""
-    return jax.lax.platform_dependent(x_BNTH, cos_B1Th, sin_B1Th, tpu=_by_permutation, default=_by_halves)
+    return by_platform(x_BNTH, cos_B1Th, sin_B1Th, tpu=_by_permutation, default=_by_halves)
 
 
 def _turn_back(turn: tuple[jax.Array, jax.Array], dy_BNTH: jax.Array) -> tuple[jax.Array, None, None]:
     def of(formulation: Callable) -> Callable:
         return lambda dy, cos, sin: jax.vjp(lambda x: formulation(x, cos, sin), dy)[1](dy)[0]
 
-    dx_BNTH = jax.lax.platform_dependent(dy_BNTH, *turn, tpu=of(_by_permutation), default=of(_by_halves))
+    dx_BNTH = by_platform(dy_BNTH, *turn, tpu=of(_by_permutation), default=of(_by_halves))
     return dx_BNTH, None, None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm_jax.layers.positions.rope import RoPEConfig
-from tests.helpers.platforms import formulated_for
+from llm_jax.sharding.platforms import tracing_for
 
 GENERATOR = np.random.default_rng(0)
 
@@ -35,7 +35,7 @@ def _turned(rope, x, positions, weights):
 def test_rotation_is_that_of_complex_numbers_and_its_gradient_turns_back(base, head_dim, platform):
     x, weights = GENERATOR.normal(size=(2, 2, 3, 5, head_dim))
     positions = GENERATOR.integers(0, 200, (2, 5))
-    with formulated_for(platform):
+    with tracing_for(platform):
         y, gradient = _turned(RoPEConfig(base), np.float32(x), positions, np.float32(weights))
     np.testing.assert_allclose(y, _complex_reference(x, positions, base), atol=1e-4)
     np.testing.assert_allclose(gradient, _complex_reference(weights, -positions, base), atol=1e-4)
@@ -48,7 +48,7 @@ def test_both_formulations_give_the_same_for_some_of_the_features_too(features, 
     positions = GENERATOR.integers(0, 200, (2, 5))
 
     def both(platform):
-        with formulated_for(platform):
+        with tracing_for(platform):
             return np.array(_turned(RoPEConfig(features=features), x, positions, weights), np.float32)
 
     on_tpus = both("tpu")
