@@ -64,6 +64,7 @@ class TokenObjective(Objective):
             such as that of the load of experts, is computed over that batch. None: this is all of it.
         """
         rngs = None if key is None else {"dropout": key}
+        # Without logits: `cross_entropy` computes those of one chunk at a time.
         output = applied(model, params, batch.inputs, method="hidden", rngs=rngs)
 
         def unembed(head: Any, hidden_BCD: jax.Array) -> jax.Array:
