@@ -69,6 +69,7 @@ def programs(
     transformation = optimizer.build(steps, parameters)
     ema = config.ema_decay is not None
     fresh = functools.partial(initial_state, model, transformation, seed, ema)
+    # Traced for its shapes; nothing is allocated.
     abstract = jax.eval_shape(fresh)
     shardings = state_shardings(abstract, logical_axes, layout)
     resting = at_rest(shardings, layout)
@@ -81,6 +82,7 @@ def programs(
         abstract_state=jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, resting
         ),
+        # Compiled with shardings, so that no device ever holds the whole state.
         fresh=jax.jit(fresh, out_shardings=resting),
         begin=jax.jit(functools.partial(state_of, optimizer=transformation, ema=ema), out_shardings=resting),
         step=compiled_update(update, layout, shardings, layout.gradients(shapes, logical_axes), model.precision),

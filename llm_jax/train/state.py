@@ -47,6 +47,7 @@ def state_of(params: Any, optimizer: optax.GradientTransformation, ema: bool) ->
 def state_shardings(state: TrainState, logical_axes: Any, layout: Layout) -> TrainState:
     """Shardings of an abstract state during a step. Optimizer state with the shape of parameters, and the moving
     average, are sharded by the strategy's optimizer rules."""
+    # ZeRO: state of the optimizer may be sharded where parameters are replicated.
     copies = layout.optimizer(state.params, logical_axes)
     return dataclasses.replace(
         state,
