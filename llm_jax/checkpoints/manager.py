@@ -98,6 +98,7 @@ class Checkpoints:
         record = Record(step, self._run, dict(data), dict(loop), dict(metrics), describe(state)).to_json()
         items = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
         self._remove_temporaries()
+        # Before the save: the retention policy, which may run within it, ranks this checkpoint by them.
         self._metrics[step] = metrics
         self._unfinished = step
         try:
