@@ -61,5 +61,7 @@ def _digest(x: jax.Array) -> jax.Array:
     for axis in reversed(range(x.ndim)):
         position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= x.shape[axis]
+    # An odd factor has an inverse modulo 2^32, and so has the shifted exclusive or below: different bits stay
+    # different.
     mixed = bits * (2 * position + 1)
     return jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)

@@ -102,6 +102,7 @@ class Checkpoints:
         record = Record(step, self._run, dict(data), dict(loop), dict(metrics), leaves).to_json()
         items = {STATE: ocp.args.StandardSave(own), RECORD: ocp.args.JsonSave(record)}
         self._remove_temporaries()
+        # Before the save: the retention policy, which may run within it, ranks this checkpoint by them.
         self._metrics[step] = metrics
         self._unfinished = step
         try:

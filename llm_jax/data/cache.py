@@ -57,6 +57,8 @@ class TokenDocuments:
         """`tokens` [sum(stops - starts)]: the tokens from `starts` to `stops` of each document in `parts`,
         concatenated. `epoch` has no effect here."""
         lengths = stops - starts
+        # Start of each range minus the number of tokens before it in the result: adding the index in the result gives
+        # the place.
         first = self.offsets[parts] + starts - (np.cumsum(lengths) - lengths)
         return {"tokens": self.tokens[np.repeat(first, lengths) + np.arange(lengths.sum())]}
 

@@ -117,6 +117,7 @@ def _numbered(sets: list[np.ndarray]) -> list[np.ndarray]:
     if not sets:
         return []
     everything = np.concatenate(sets)
+    # Equal fingerprints are neighbours once sorted; the number of changes before one is its id.
     order = np.lexsort((everything["low"], everything["high"]))
     differs = np.zeros(len(everything), bool)
     for half in ("high", "low"):

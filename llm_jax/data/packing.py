@@ -133,11 +133,13 @@ class PackedRows:
 
     def _row(self, epoch: _Epoch, number: int, start: int, stop: int) -> Row:
         """Tokens [start, stop) of the stream, padded to a row."""
+        # The documents that the row touches, and where each of them begins in the stream.
         first, last = np.searchsorted(epoch.ends, (start, stop - 1), side="right")
         parts = np.arange(first, last + 1) if epoch.documents is None else epoch.documents[first : last + 1]
         ends = epoch.ends[first : last + 1]
         offsets = self._documents.offsets
         begins = ends - (offsets[parts + 1] - offsets[parts])
+        # The first and the last of them may reach past the row.
         part_starts = np.maximum(begins, start)
         part_lengths = np.minimum(ends, stop) - part_starts
         stream = np.arange(start, stop)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 VALIDATION = "validation"
 """Name of the held-out set that is evaluated during training, or of the mean over several sets."""
+# Number of training batches: a grain.MapDataset has a length, and training has no end.
 _ENDLESS = 2**40
 
 

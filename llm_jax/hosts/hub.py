@@ -141,6 +141,7 @@ class Hub:
 
     async def _beat(self) -> None:
         while True:
+            # Several heartbeats fit into the silence that counts as a loss, so a late one is none.
             await asyncio.sleep(self._silence / 6)
             self._send({})
 

@@ -34,6 +34,7 @@ class AgreedStop:
 
     def reached(self, step: int) -> bool:
         """Whether the loop, which has dispatched `step`, must stop after it. Must be called after every step."""
+        # Under one lock with `_asked`: either the answer includes this step, or this call sees the answer and waits.
         with self._lock:
             self._step, answered = step, self._answered
         if answered is None or step <= answered:

@@ -96,8 +96,10 @@ class Generator:
                 token is None or 0 <= token < self._vocab_size,
                 f"{name} is {token}: it must be a token of the vocabulary, from 0 to {self._vocab_size - 1}",
             )
+        # One array for each layer: from a stack every step would copy each layer's weights (experiments/LOG.md).
         self._unstack = jax.jit(lambda stack: unstack(stack, model.config.segments))
         self._prefill = jax.jit(self._prefill_step, static_argnums=(3,))
+        # The cache is donated, so that a step writes into it in place.
         self._decode = jax.jit(self._decode_step, donate_argnums=(1,))
 
     def stream(
@@ -124,6 +126,7 @@ class Generator:
     ) -> Iterator[np.ndarray]:
         params = in_compute_type(params, self._roles, self._model.precision.dtype)
         params = params | {"stack": self._unstack(params["stack"])}
+        # One forward pass over the prompts fills the cache and gives the first token of each.
         cache, progress = self._prefill(params, tokens_BP, segments_BP, new_tokens, seed)
         for index in range(1, new_tokens):
             # The next step is dispatched before this one's tokens are read, so that the device does not wait.
@@ -178,18 +181,21 @@ class Generator:
         positions_BP = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
         cache = self._model.allocate(batch, length + new_tokens)
         output = self._apply(params, Inputs(tokens_BP, SequenceInfo(positions_BP, segments_BP)), cache)
+        # Prompts are padded on the right. The next token follows the last real one of each.
         lengths_B = segments_BP.sum(axis=1)
         last_B1D = jnp.take_along_axis(output.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)
         seen_BV = None
         if self._sampling.repetition_penalty != 1.0:
             rows_B1 = jnp.arange(batch)[:, None]
             seen_BV = jnp.zeros((batch, self._vocab_size), bool)
+            # A maximum, because a padding token may have the id of a token of the prompt.
             seen_BV = seen_BV.at[rows_B1, tokens_BP].max(segments_BP != 0)
         finished_B = jnp.zeros(batch, bool)
         key = rng.key(seed, "sample")
         return output.cache, self._advance(params, last_B1D, lengths_B, finished_B, seen_BV, key)
 
     def _decode_step(self, params, cache, progress: _Progress, seed, index) -> tuple[Cache, _Progress]:
+        # Positions continue those of each prompt, while all sequences write the same cache position after the padding.
         tokens_B1, positions_B1 = progress.tokens_B[:, None], progress.positions_B[:, None]
         inputs = Inputs(tokens_B1, SequenceInfo(positions_B1, jnp.ones_like(positions_B1)))
         output = self._apply(params, inputs, cache)

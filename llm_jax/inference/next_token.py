@@ -69,6 +69,8 @@ def _keep_top_p(x_BV: jax.Array, top_p: float) -> jax.Array:
     # Ascending order, with equal tokens in reverse order, so that the first of them is kept, as at temperature 0.
     order_BV = jnp.argsort(x_BV, axis=-1, descending=True)[:, ::-1]
     cumulative_BV = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(x_BV, order_BV, axis=-1)), axis=-1)
+    # From the least likely token on, those are dropped that together have at most 1 - p. The most likely one always
+    # stays, whatever is lost to rounding.
     kept_BV = (cumulative_BV > 1 - top_p).at[:, -1].set(True)
     return _keep(x_BV, jnp.put_along_axis(jnp.zeros_like(kept_BV), order_BV, kept_BV, axis=-1, inplace=False))
 

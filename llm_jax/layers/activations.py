@@ -17,8 +17,10 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_sq
 Gate = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu_squared", "tanh", "clamped_swiglu"]
 """Activation of a gated layer: activation(gate) * x, or a function of both."""
 
+# The constants of u, twice the argument of GELU's tanh: 0.5 (1 + tanh(u / 2)) = sigmoid(u).
 _GELU = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
+# The sharpness of quick GELU, which gpt-oss uses too (its alpha), and the limit of gpt-oss's SwiGLU.
 _SHARPNESS, _LIMIT = 1.702, 7.0
 
 
@@ -31,6 +33,7 @@ def _gelu_tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x Phi(x), Phi the normal distribution (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
     phi = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    # The derivative of x Phi(x) is Phi(x) plus x times the normal density.
     return x * phi, phi + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
 
 
@@ -47,6 +50,7 @@ def _silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _relu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # The derivative at 0 is 0, as in jax.nn.relu. That of jnp.maximum would be 0.5 there.
     return jnp.maximum(x, 0), (x > 0).astype(x.dtype)
 
 
@@ -68,6 +72,7 @@ def _plain(pair: Callable) -> Callable[[jax.Array], jax.Array]:
     def function(x: jax.Array) -> jax.Array:
         return pair(x)[0]
 
+    # Without `computed_again` XLA on CPUs merges the recomputation with the forward pass and stores its results.
     function.defvjp(lambda x: (pair(x)[0], x), lambda x, dy: (dy * pair(computed_again(x))[1],))
     return function
 
@@ -97,6 +102,7 @@ def _clamped_swiglu(gate: jax.Array, x: jax.Array) -> jax.Array:
 
 def _clamped_parts(gate: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The value and its derivatives by gate and x."""
+    # A clipped gate or input gets no gradient: the comparisons below are the derivatives of the clips.
     g, u = jnp.minimum(gate, _LIMIT), jnp.clip(x, -_LIMIT, _LIMIT)
     sigmoid = jax.nn.sigmoid(_SHARPNESS * g)
     slope = sigmoid * (1 + _SHARPNESS * g * (1 - sigmoid))

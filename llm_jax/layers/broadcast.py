@@ -26,6 +26,8 @@ def _broadcast(shape: tuple[int, ...], dtype: jnp.dtype, own: jax.ShapeDtypeStru
 
 
 def _broadcast_backward(shape, dtype, own, _, dy):
+    # NumPy aligns shapes at their last axes. Axes that are missing or of size 1 were repeated, so gradients are summed
+    # over them.
     aligned = (1,) * (len(shape) - len(own.shape)) + own.shape
     repeated = [axis for axis, size in enumerate(aligned) if size == 1]
     return (jnp.sum(dy, axis=repeated, dtype=jnp.float32).reshape(own.shape).astype(own.dtype),)
@@ -50,7 +52,9 @@ def look_up(table_RD: jax.Array, rows: jax.Array, dtype: jnp.dtype, word: str | 
 def _look_up(
     word: str | None, dtype: jnp.dtype, own: jax.ShapeDtypeStruct, table_RD: jax.Array, rows: jax.Array
 ) -> jax.Array:
+    # The cast precedes the all-gather of `constrain`, so that the table is sent in the compute dtype.
     table_RD = table_RD.astype(dtype)
+    # WIDTH is the width of activations, which no strategy shards, so this constraint is the all-gather of FullySharded.
     return (table_RD if word is None else constrain(table_RD, word, axes.WIDTH))[rows]
 
 

@@ -119,10 +119,13 @@ class Embed(nn.Module):
           ValueError: for query-stream tokens (`targets_BT`) if the model has no vector for them.
         """
         config = self.config
+        # The query stream must not contain the embedding of the token that it predicts: it starts from a learned
+        # vector.
         if placement.targets_BT is not None:
             check(config.target, "placement has targets_BT and embed.target is False: the model has no vector for them")
             target_BTE = broadcast(self.target_E, x_BTE.shape, x_BTE.dtype)
             x_BTE = jnp.where(placement.targets_BT[..., None], target_BTE, x_BTE)
+        # Only token embeddings are scaled, before positions are added (Vaswani et al. 2017, arXiv:1706.03762, 3.4).
         x_BTD = x_BTE if config.scale == 1 else x_BTE * config.scale
         if config.factorized and config.factorized.of == "tokens":
             x_BTD = self.widen(x_BTD)
@@ -133,6 +136,7 @@ class Embed(nn.Module):
         if config.norm:
             x_BTD = self.norm(x_BTD)
         x_BTD = self.drop(x_BTD, deterministic=not self.has_rng("dropout"))
+        # ALBERT and ELECTRA project last, after norm and dropout.
         return self.widen(x_BTD) if config.factorized and config.factorized.of == "sum" else x_BTD
 
     def tokens(self, tokens_BT: jax.Array) -> jax.Array:

@@ -57,6 +57,7 @@ class _Uniform(Init):
 
     def draw(self, fan_in: int, fan_out: int) -> nn.initializers.Initializer:
         """Flax initialiser for a parameter of this fan-in and fan-out."""
+        # A uniform distribution on [-limit, limit] has the standard deviation limit / sqrt(3).
         limit = self.stddev_of(fan_in, fan_out) * math.sqrt(3)
         return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 

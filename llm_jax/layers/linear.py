@@ -54,6 +54,7 @@ class Linear(nn.Module):
 
     def setup(self):
         _, kernel_letters, outputs = _letters(self.einsum)
+        # The contracted letters come first, so their number splits the kernel's axes into inputs and outputs.
         contracted = self.contracted = sum(letter not in outputs for letter in kernel_letters)
         fans = math.prod(self.shape[:contracted]), math.prod(self.shape[contracted:])
         init = annotated(self.kernel_init.draw(*fans), self.axes, self.role)
@@ -67,6 +68,7 @@ class Linear(nn.Module):
         dtype = self.precision.dtype
         kernel = self._repeated(self.kernel.astype(dtype), self.axes)
         y = contract(self.einsum, x.astype(dtype), kernel, "highest" if self.exact else None)
+        # Named before the bias: the remat policy `dots` saves this array, and the bias is cheap to add again.
         y = checkpoint_name(y, "product")
         if self.bias:
             offset = self._repeated(self.offset, self.axes[self.contracted :])
@@ -77,6 +79,8 @@ class Linear(nn.Module):
     def _repeated(self, parameter: jax.Array, logical_axes: tuple[str, ...]) -> jax.Array:
         if self.copies == 1:
             return parameter
+        # The first output axis, which is the heads of keys or values. The constraint shards the copies, so that every
+        # device computes its own.
         axis = logical_axes.index(self.axes[self.contracted])
         return partition.constrain(jnp.repeat(parameter, self.copies, axis=axis), *logical_axes)
 
@@ -103,6 +107,8 @@ class BlockDiagonal(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
+        # Blocks have a logical axis of their own. With that of heads, optimizers that read axes (Muon, Adafactor) would
+        # treat all blocks as one matrix from N blocks to H * M features, which is no linear map.
         size, dtype, logical_axes = self.features // self.blocks, self.precision.dtype, (axes.BLOCKS, axes.HEAD_DIM)
         init = self.kernel_init.draw(size, size)
         kernel_NHM = self.param(
@@ -157,9 +163,13 @@ def contract(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None
     libraries compute at a third of the speed of the flat product. If the sequence axis is sharded, flattening would
     require an all-gather, so they are einsums there too.
     """
+    # The numbers of shards are read here and passed as constants: the backward pass is traced later, perhaps outside
+    # the context of the active layout.
     return _contract(einsum, (partition.parts(axes.BATCH), partition.parts(axes.LENGTH)), precision, x, kernel)
 
 
+# A derivative of its own, because autodiff of `platform_dependent` saves the residuals of the branches of all
+# platforms.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _contract(einsum: str, parts: tuple[int, int], precision: str | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`parts`: number of shards of the batch and of the sequence."""
@@ -196,6 +206,8 @@ def _divided(parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array
     if any(sizes.get(letter, 1) % count for letter, count in parts.items()):
         # A sequence of a single token is not sharded.
         return jnp.einsum(einsum, x, kernel, precision=precision)
+    # Each shard of the tokens multiplies its own copy. The gradient of this broadcast is the single sum over all of
+    # them.
     copies = jnp.broadcast_to(kernel, (math.prod(parts.values()), *kernel.shape))
     copies = copies.reshape(*parts.values(), *kernel.shape)
     cut = [
@@ -203,6 +215,7 @@ def _divided(parts: dict[str, int], einsum: str, x: jax.Array, kernel: jax.Array
         for letter in inputs
         for size in ((parts[letter], sizes[letter] // parts[letter]) if letter in parts else (sizes[letter],))
     ]
+    # 'BTD,DF->BTF' becomes 'bBtTD,btDF->bBtTF': b and t number the shards, B and T the tokens within a shard.
     inner = "->".join(letters.replace("B", "bB").replace("T", "tT") for letters in (inputs, outputs))
     inner = inner.replace("->", f",bt{kernel_letters}->")
     y = jnp.einsum(inner, x.reshape(cut), copies, precision=precision)
@@ -218,6 +231,7 @@ def _flat(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None) -
     produced = kernel_letters[len(contracted) :]
     order = [inputs.index(letter) for letter in (*batch, *contracted)]
     depth = math.prod(sizes[letter] for letter in contracted)
+    # [tokens, contracted features] @ [contracted features, outputs] -> [tokens, outputs]
     x = x.transpose(order).reshape(-1, depth)
     y = _product(precision, x, kernel.reshape(depth, -1))
     natural = [*batch, *produced]
@@ -233,6 +247,8 @@ def _product(precision: str | None, x: jax.Array, kernel: jax.Array) -> jax.Arra
 
 def _product_backward(precision, operands, dy):
     x, kernel = operands
+    # The gradient of the kernel contracts the rows of both operands, which is slow on CPUs as a plain product: see
+    # products.py.
     return jnp.matmul(dy, kernel.T, precision=precision), over_rows(x, dy, precision)
 
 

@@ -153,6 +153,8 @@ class RMSNorm(nn.Module):
         scale_D = _vector(self, "scale", init, x.shape[-1], Role.NORM)
         if self.config.from_zero:
             scale_D += 1
+        # On TPUs the product that computes the gradient of y must not be fused with the reductions of the norm's
+        # backward pass (barrier.py). A barrier for y itself brought nothing (experiments/LOG.md).
         y = normalise(x.astype(self.precision.dtype), scale_D, self.config.epsilon, centred=False)
         return fence_gradients(y)
 
@@ -168,10 +170,14 @@ def normalise(x: jax.Array, scale_D: jax.Array, epsilon: float, centred: bool) -
 
 def _normalise(x, scale_D, epsilon, centred):
     normal, inverse = _statistics(x, epsilon, centred)
+    # The scale multiplies in float32 and the product is rounded once, as in Gemma's code; that of LLaMA rounds the
+    # normalised vector before the scale.
     return (normal * scale_D).astype(x.dtype), (x, scale_D, inverse)
 
 
 def _statistics(x, epsilon, centred):
+    # The variance is the mean of squared differences. E[x^2] - E[x]^2, which needs one pass, loses its digits where the
+    # mean is large.
     x32 = x.astype(jnp.float32)
     if centred:
         x32 -= jnp.mean(x32, axis=-1, keepdims=True)
@@ -186,6 +192,7 @@ def _normalise_backward(epsilon, centred, residuals, dy):
         normal -= jnp.mean(normal, axis=-1, keepdims=True)
     normal *= inverse
     dy = dy.astype(jnp.float32)
+    # With n = (x - mean) * inverse: dx = inverse * (dn - mean(dn) - n mean(dn n)); without centring mean(dn) is absent.
     dnormal = dy * scale_D
     dx = dnormal - normal * jnp.mean(dnormal * normal, axis=-1, keepdims=True)
     if centred:

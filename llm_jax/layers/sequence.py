@@ -63,6 +63,8 @@ class SequenceInfo:
 
     def part(self, places: slice | jax.Array) -> "SequenceInfo":
         """The tokens at `places` of every sequence: a slice, or indices [n], int32, clipped to the last token."""
+        # Clipped: blocks of attention pad their indices past the end (`Cut.places` of attention/blocks.py) and mask
+        # those tokens.
         take = lambda x: x[:, places] if isinstance(places, slice) else jnp.take(x, places, axis=1, mode="clip")  # noqa: E731
         return jax.tree.map(take, self)
 
@@ -73,4 +75,5 @@ def same_document(queries_BT: jax.Array | None, keys_BS: jax.Array | None) -> ja
     if queries_BT is None:
         return jnp.ones((1, 1, 1), bool)
     keys_B1S = given(keys_BS, "queries have segment ids and keys have none: give both some")[:, None, :]
+    # Padding has the id 0, so without the second condition padding would attend to padding.
     return (queries_BT[:, :, None] == keys_B1S) & (keys_B1S != 0)

@@ -58,6 +58,7 @@ def tapped(
     Raises:
       ValueError: if a name matches no tap. Calls with a KV cache and pipeline stages have no taps.
     """
+    # A context variable, because modules ask for the request while the model is traced and are not passed it.
     request = _Request(tuple(names))
     token = _REQUEST.set(request)
     try:

@@ -23,6 +23,7 @@ def architecture(config: Any) -> Any:
         return config
     if isinstance(config, MoEConfig):
         updates = tuple(BiasUpdate() for one in config.balance if isinstance(one, BiasUpdate))
+        # A dispatch that alone serves its router is part of the architecture.
         dispatch = Dense() if config.router.routes in Dense.serves else config.dispatch
         config = dataclasses.replace(config, dispatch=dispatch, balance=updates)
     left_out = {

@@ -132,6 +132,7 @@ class BlockConfig:
         """Forward FLOPs per token of a sequence of `length` tokens with `encoder_length` encoder tokens."""
         flops = self.mixer.matrix_flops(width) + self.mixer.mixing_flops(length)
         if self.cross is not None:
+            # Costs are per decoder token, of which each has encoder_length / length encoder tokens.
             flops += self.cross.matrix_flops(width, encoder_length / length) + self.cross.mixing_flops(encoder_length)
         return flops + (self.ffn.matrix_flops(width) if self.ffn is not None else 0)
 
@@ -171,6 +172,7 @@ class Block(nn.Module):
         names = [name for name in ("mixer", "cross", "ffn") if getattr(self.config, name) is not None]
         y_BTD, aux = self._wired(x_BTD, names, branch), next(iter(found), None)
         if self.config.layer_drop and self.has_rng("dropout"):
+            # A selection, not a branch of the program: a skipped block is computed all the same.
             stays = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.config.layer_drop)
             y_BTD = jnp.where(stays, y_BTD, x_BTD)
             # A step that skips the block has no per-sequence balance loss either.
@@ -211,6 +213,8 @@ class Block(nn.Module):
 
     def _add(self, x_BTD: jax.Array, branch_BTD: jax.Array) -> jax.Array:
         """The residual stream plus the output of a branch."""
+        # Between branches the stream may be sharded along the sequence: sequence parallelism (Korthikanti et al. 2022,
+        # arXiv:2205.05198) and context parallelism differ from other strategies by this axis.
         return constrain(x_BTD + self._dropped(branch_BTD), axes.BATCH, axes.STREAM, axes.WIDTH)
 
     def _dropped(self, branch_BTD: jax.Array) -> jax.Array:

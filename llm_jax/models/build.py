@@ -34,6 +34,7 @@ def applied(model: Model, params: Any, *arguments: Any, method: str | None = Non
 
 def initial_parameters(model: Model, key: jax.Array) -> Any:
     """A newly initialised parameter tree; its leaves are boxed with their logical axes and roles."""
+    # One token is enough: no shape of a parameter depends on the length of a sequence.
     return model.init(key, _smallest_inputs(model))["params"]
 
 

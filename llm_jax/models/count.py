@@ -79,6 +79,7 @@ def _forward_flops(config: TransformerConfig, length: int, encoder_length: int =
         for segment in config.segments
         for block in segment.blocks
     )
+    # A lookup in the table has no matrix product; the projection of a factorized embedding is one.
     factorized = 2 * config.embed.factorized.width * config.width if config.embed.factorized else 0
     return blocks + factorized + (config.head.matrix_flops(*_head_sizes(config)) if config.head else 0)
 

@@ -191,6 +191,7 @@ class Head(nn.Module):
         if isinstance(config, ClassHead):
             x_BTD = self.drop(x_BTD, deterministic=not self.has_rng("dropout"))
         scores_BTV = self._tied(config, x_BTD, attend) if isinstance(config, TiedHead) else self.scores(x_BTD)
+        # float32 from here on: the cap and the softmax of the loss need the digits that the compute dtype may lack.
         scores_BTV = scores_BTV.astype(jnp.float32)
         return scores_BTV if config.softcap is None else config.softcap * jnp.tanh(scores_BTV / config.softcap)
 

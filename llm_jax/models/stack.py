@@ -40,6 +40,8 @@ Aux = dict[str, RoutingAux]
 """`RoutingAux` by the path of a block in the stack's parameters, such as 'segment_0/block_1', with a leading axis for
 its layers."""
 
+# Without a loop a step is slightly faster on CPUs, and compilation takes longer in proportion to the depth
+# (experiments/LOG.md).
 _FEW = 8
 """Maximum number of repeats that are fully unrolled by default."""
 
@@ -104,6 +106,7 @@ def unstacked(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
 
 def unstack(parameters: Any, segments: tuple[Segment, ...]) -> Any:
     """The parameters of a stack, converted to those of the stack `unstacked(segments)`."""
+    # Slices keep the leading axis, which segments of one repeat have too.
     places = [(index, slice(repeat, repeat + 1)) for index, s in enumerate(segments) for repeat in range(s.repeats)]
     return {
         f"segment_{number}": _repeat(parameters[f"segment_{index}"], segments[index], place)
@@ -156,12 +159,14 @@ class Stack(nn.Module):
             layers = self._scanned(part, "none")(part.blocks, self.width, self.precision, parent=None)
             rngs = None if key is None else {"dropout": key}
             context = dataclasses.replace(context, bias_RN=bias_RN)
+            # Losses of sequences return with their sequences; all other statistics are summed over sequences.
             x_BTD, (_, aux) = layers.apply({"params": weights}, x_BTD, context, None, rngs=rngs)
             losses = {block: one.loss_B for block, one in aux.items()}
             return x_BTD, losses, {block: dataclasses.replace(one, loss_B=None) for block, one in aux.items()}
 
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         keep = None if remat == "none" else _POLICIES[remat]
+        # The bias table has no axis of sequences, so it does not move from stage to stage.
         rows = dataclasses.replace(context, bias_RN=None)
         x_BTD, losses, aux = pipeline.run(stage, weights, context.bias_RN, key, x_BTD, rows, keep)
         return x_BTD, {block: dataclasses.replace(one, loss_B=losses[block]) for block, one in aux.items()}
@@ -186,15 +191,18 @@ class Stack(nn.Module):
             policy = _POLICIES[remat]
             group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
         own, common = ({}, "params") if segment.shared else ({"params": 0}, False)
+        # Taps of the repeats are stacked, like their parameters.
         own |= {COLLECTION: 0}
-        # The type annotations of flax are narrower than the values that it accepts.
+        # All repeats have the same context. The type annotations of flax are narrower than the values that it accepts.
         over: dict[str, Any] = {"variable_axes": own, "in_axes": (nn.broadcast, 0)}
         return nn.scan(
             group,
             variable_broadcast=common,
+            # Every repeat draws its own parameters, unless they are shared, and its own dropout.
             split_rngs={"params": not segment.shared, "dropout": True},
             length=segment.repeats,
             unroll=turns,
+            # The logical axis that flax puts before those of each parameter.
             metadata_params={nn.PARTITION_NAME: axes.LAYERS},
             **over,
         )

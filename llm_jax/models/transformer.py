@@ -44,6 +44,7 @@ class Transformer(nn.Module):
         self.stack = Stack(config.segments, config.width, self.precision, config.execution)
         if config.relative_bias:
             self.relative_bias = RelativeBias(*config.relative_bias, self.precision)
+        # Without a name: in `setup` flax names a module after its attribute.
         self.final_norm = config.final_norm.build(self.precision, None) if config.final_norm else lambda x_BTD: x_BTD
         self.drop = nn.Dropout(config.dropout)
         if config.head:
@@ -80,19 +81,23 @@ class Transformer(nn.Module):
         self._check(inputs, cache)
         sequence = inputs.located(0 if cache is None else cache.length)
         encoded = inputs.encoded
+        # Empty cache positions and padding of the encoder are masked by their segment id 0, so tokens need ids as well.
         if cache is not None or encoded is not None:
             sequence = _with_segments(sequence)
         bias_RN = self.relative_bias() if self.config.relative_bias else None
+        # What all layers read beside the residual stream.
         context = Context(sequence, tokens_BT=inputs.tokens_BT, bias_RN=bias_RN)
         if encoded is not None:
             context = dataclasses.replace(
                 context, encoded=_with_segments(encoded.sequence), encoded_BSD=encoded.hidden_BSD
             )
+        # Embedding, blocks, final norm. The head is apart (`scored`), because a loss may compute its scores in chunks.
         x_BTD = constrain(self.embed(x_BTE, sequence), axes.BATCH, axes.STREAM, axes.WIDTH)
         tap(self, "embedded", lambda: x_BTD)
         if cache is None:
             x_BTD, _, aux = self.stack(x_BTD, context)
         else:
+            # Before the layers run: tokens of this call attend to their own cache positions.
             cache = cache.place(sequence)
             cache = cache if encoded is None else dataclasses.replace(cache, encoded=context.encoded)
             context = dataclasses.replace(context, slots=cache.slots, slot=cache.length, encoded=cache.encoded)
@@ -118,6 +123,8 @@ class Transformer(nn.Module):
         """The subset of the model's parameters that `unembed` reads."""
         head = self.config.head
         tied = isinstance(head, TiedHead)
+        # No more than it reads: the chunked loss carries a float32 gradient of each of these parameters through its
+        # loop.
         names = ("embed",) * tied + ("head",) * (not tied or head.bias or head.transform is not None)
         return {name: params[name] for name in names}
 

@@ -37,6 +37,7 @@ def check_upcycles(dense: ModelConfig, mixed: ModelConfig) -> None:
     Raises:
       ValueError: unless `mixed` equals `dense` except for experts of the same shape as the ffn that they replace.
     """
+    # Compared without what affects only training or speed.
     stacks = tuple(tuple(architecture(config).stacks) for config in (dense, mixed))
     check(
         type(dense) is type(mixed),
@@ -107,11 +108,14 @@ def upcycled(dense: ModelConfig, parameters: Any, model: Model, key: jax.Array) 
         if found is None:
             return jnp.asarray(given[name], wanted.dtype)
         stack, segment, block, rest = found.groups()
+        # The layers that this leaf stacks, and where the dense model has them: the two models may be cut into segments
+        # differently.
         numbers = [i for i, place in enumerate(wanted_places[stack]) if place[:2] == (int(segment), int(block))]
         sources = [places[stack][number] for number in numbers]
         within = rest.replace("ffn/experts/", "ffn/")
         layers = [given[f"{stack}stack/segment_{s}/block_{b}/{within}"][repeat] for s, b, repeat in sources]
         stacked = jnp.stack(layers).astype(wanted.dtype)
+        # [repeats, ...] -> [repeats, experts, ...]: all experts of a layer begin as copies of its ffn.
         return stacked if within == rest else jnp.broadcast_to(stacked[:, None], wanted.shape)
 
     return jax.tree_util.tree_map_with_path(leaf, abstract_parameters(model)[0])

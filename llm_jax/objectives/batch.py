@@ -34,6 +34,7 @@ class Batch(Generic[Array]):
     def next_tokens(cls, rows: Mapping[str, Any]) -> Self:
         """The batch of next-token prediction, from int32 arrays [B, T + 1]: `tokens`, `segment_ids`, `positions`."""
         segments = rows["segment_ids"]
+        # The first token of a document is no target of the one before it, and padding is none at all.
         same_document = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)
         return cls(
             inputs=Inputs(rows["tokens"][:, :-1], SequenceInfo(rows["positions"][:, :-1], segments[:, :-1])),

@@ -58,6 +58,8 @@ def _chunked(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weight
 
 
 def _forward(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weights_BT):
+    # The gradient of the parameters is carried from chunk to chunk, in float32 because it is a sum over all tokens.
+    # That of the hidden states is returned chunk by chunk.
     loss = jax.value_and_grad(functools.partial(_chunk_loss, unembed, z_loss), argnums=(0, 1), has_aux=True)
 
     def add(carry, chunk):
@@ -75,6 +77,8 @@ def _forward(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weight
 
 
 def _backward(unembed, chunks, z_loss, residuals, cotangents):
+    # The loss is a scalar, so its cotangent is a factor of the gradients that the forward pass has computed. Metrics
+    # are not differentiated: their cotangents are ignored.
     scale = cotangents[0]
     gradient, hidden_gradient = jax.tree.map(lambda g: g * scale.astype(g.dtype), residuals)
     return gradient, hidden_gradient, None, None
@@ -84,6 +88,7 @@ _chunked.defvjp(_forward, _backward)
 
 
 def _chunk_loss(unembed, z_loss, parameters, hidden_BCD, targets_BC, weights_BC):
+    # -log p(target) = log Z - logit of the target.
     logits_BCV = unembed(parameters, hidden_BCD)
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     if partition.parts(axes.VOCAB) > 1:
@@ -114,6 +119,8 @@ def _split(arrays: Any, chunks: int) -> Any:
 
     def cut(x: jax.Array) -> jax.Array:
         stretches = partition.parts(axes.LENGTH)
+        # [B, devices, chunks, tokens, ...] -> [chunks, B, devices, tokens, ...] -> [chunks, B, devices * tokens, ...]:
+        # every device has its part of every chunk, so that none waits and no token is sent.
         cut = jnp.moveaxis(x.reshape(x.shape[0], stretches, chunks, -1, *x.shape[2:]), 2, 0)
         return cut.reshape(*cut.shape[:2], -1, *x.shape[2:])
 
@@ -138,6 +145,7 @@ def balance(
     """
     if not aux:
         return jnp.zeros(()), {}
+    # A sequence's losses count once for each of its targets: the step divides the whole sum by the number of targets.
     count_B = jnp.sum(weights_BT, axis=1, dtype=jnp.float32)
     rows = jnp.sum(sum((jnp.sum(layer.loss_B, axis=0) for layer in aux.values()), jnp.zeros(())) * count_B)
     own = BalanceLoss(rows, jnp.sum(count_B), {path: layer.batch for path, layer in aux.items()})

@@ -85,6 +85,7 @@ class MaskedExamples(Examples):
         (eligible,) = np.nonzero((row["segment_ids"] != 0) & ~np.isin(tokens, self._spared))
         count = max(1, round(config.rate * len(eligible))) if len(eligible) else 0
         chosen = generator.choice(eligible, count, replace=False)
+        # One number for each chosen token decides between mask token, random token and no change.
         kinds = generator.random(count)
         inputs, weights = tokens.copy(), np.zeros(len(tokens), np.float32)
         inputs[chosen[kinds < config.masked]] = self._mask_id

@@ -107,6 +107,8 @@ class SpanExamples(Examples):
         if real > 1:  # the last row of a set may end with padding, which is left out
             count, spans = self._config.corrupted(real)
             corrupted = _corrupted(real, count, spans, generator)
+            # The first token is never corrupted, so the target begins with a sentinel, the same as the first of the
+            # source.
             source = self._merged(tokens[:real], ~corrupted)
             target = np.append(self._merged(tokens[:real], corrupted), self._vocab_size - 1 - spans)
         source_length, target_length = self._config.lengths(len(tokens))
@@ -121,6 +123,7 @@ class SpanExamples(Examples):
     def _merged(self, tokens: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """The tokens that are kept, and a sentinel for each run of others."""
         starts = ~kept & np.concatenate([[True], kept[:-1]])
+        # The first run has the number 1, and its sentinel the last id.
         sentinels = self._vocab_size - np.cumsum(starts)
         return np.where(starts, sentinels, tokens)[kept | starts].astype(np.int32)
 
@@ -140,5 +143,6 @@ def _corrupted(length: int, tokens: int, spans: int, generator: np.random.Genera
 
 def _partition(total: int, parts: int, generator: np.random.Generator) -> np.ndarray:
     """int [parts], positive numbers that add up to `total`."""
+    # Each set of distinct cuts between the `total` items is one partition, so all partitions are equally likely.
     cuts = np.sort(generator.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))

@@ -66,6 +66,7 @@ class TokenObjective(Objective):
           models: not used.
         """
         rngs = None if key is None else {"dropout": key}
+        # Without logits: `cross_entropy` computes those of one chunk at a time.
         output = applied(model, params, batch.inputs, method="hidden", rngs=rngs)
 
         def unembed(head: Any, hidden_BCD: jax.Array) -> jax.Array:

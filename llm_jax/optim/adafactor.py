@@ -15,6 +15,7 @@ import optax
 
 from llm_jax.optim.matrix_layouts import MatrixLayout
 
+# epsilon_1 and epsilon_2 of the paper.
 _SQUARE_FLOOR = 1e-30
 _PARAMETER_FLOOR = 1e-3
 
@@ -34,6 +35,9 @@ class AdafactorState:
     """Second moments of parameters that are not factored."""
 
 
+# The steps of the paper's algorithm for weight matrices: moving averages of the squared gradient's means over rows and
+# columns; the rank-one estimate of the second moment from them, which is exact for a squared gradient of rank one;
+# clipping of the update; a step relative to the size of the parameter.
 def scale_by_adafactor(
     layouts: Any, exponent: float, clip_threshold: float | None, min_factored_size: int, scale_by_parameter: bool
 ) -> optax.GradientTransformation:
@@ -80,14 +84,14 @@ def scale_by_adafactor(
 
         def direct(layout: MatrixLayout, grad: jax.Array, row: Any, column: Any, full: Any, param: jax.Array) -> Any:
             if isinstance(full, optax.MaskedNode):
-                mean = jnp.mean(row, axis=layout.item, keepdims=True)
+                mean = jnp.mean(row, axis=layout.item, keepdims=True)  # the second moment is row * column / mean
                 x = grad * jax.lax.rsqrt(row / mean) * jax.lax.rsqrt(column)
             else:
                 x = grad * jax.lax.rsqrt(full)
             if clip_threshold is not None:
-                x /= jnp.maximum(1, _root_mean_square(layout, x) / clip_threshold)
+                x /= jnp.maximum(1, _root_mean_square(layout, x) / clip_threshold)  # update clipping
             if scale_by_parameter:
-                x *= jnp.maximum(_root_mean_square(layout, param), _PARAMETER_FLOOR)
+                x *= jnp.maximum(_root_mean_square(layout, param), _PARAMETER_FLOOR)  # relative step
             return x
 
         directions = jax.tree.map(direct, layouts, updates, row, column, full, params)

@@ -53,6 +53,8 @@ class MatrixLayout:
     @property
     def rows(self) -> tuple[int, ...]:
         """The input axes of a matrix: [D, N, H] maps D to N*H, [N, H, D] maps N*H to D."""
+        # A projection to the residual stream ends with the model width, and all axes before it are inputs. Any other
+        # matrix has one input axis, the first.
         first, last = self.item[0], self.item[-1]
         if self.logical_axes[first] != axes.EMBED and self.logical_axes[last] == axes.EMBED:
             return self.item[:-1]

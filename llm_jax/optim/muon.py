@@ -35,6 +35,7 @@ def scale_by_muon(
     def numbers(updates: Any) -> Any:
         def one(path: tuple, _: jax.Array) -> optax.contrib.MuonDimensionNumbers:
             layout = by_path[trees.path_name(path)]
+            # Axes that are neither rows nor columns index matrices, each of which is orthogonalised by itself.
             return optax.contrib.MuonDimensionNumbers(layout.rows, layout.columns)
 
         return jax.tree_util.tree_map_with_path(one, updates)
@@ -51,6 +52,7 @@ def scale_by_muon(
 
 
 def _scale(layout: MatrixLayout, shape: tuple[int, ...], matched_rms: float | None) -> float:
+    # A matrix with orthonormal rows or columns has the root mean square 1 / sqrt(max(inputs, outputs)).
     inputs, outputs = (math.prod(shape[axis] for axis in axes) for axes in (layout.rows, layout.columns))
     if matched_rms is None:
         return math.sqrt(max(1, outputs / inputs))

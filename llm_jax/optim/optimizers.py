@@ -80,6 +80,8 @@ class Optimizer(abc.ABC):
         tree = layouts(parameters)
         clip = optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm)
         decay = optax.add_decayed_weights(self.weight_decay, mask=self.decay_mask.select(tree))
+        # Clipped before any moment sees the gradient. The decay is added to the direction and not to the gradient, so
+        # that moments do not contain it: that is what makes it decoupled.
         return _in_float32(optax.chain(clip, self._step(tree, decay, self.learning_rate(steps))))
 
     def evaluation_params(self, opt_state: Any, params: Any) -> Any:
@@ -163,6 +165,7 @@ class LionConfig(Optimizer):
         _check_decays(b1=self.b1, b2=self.b2)
 
     def _direction(self, tree: Any) -> optax.GradientTransformation:
+        # sign(b1 m + (1 - b1) g), then m = b2 m + (1 - b2) g.
         return optax.scale_by_lion(self.b1, self.b2)
 
 
@@ -239,9 +242,11 @@ class MuonConfig(Optimizer):
     def _step(self, tree: Any, decay: optax.GradientTransformation, rate: Rate) -> optax.GradientTransformation:
         adam_share = 1.0 if self.adam.peak_lr is None else self.adam.peak_lr / self.peak_lr
         shares = optax.partition({"muon": optax.identity(), "adam": optax.scale(adam_share)}, _muon_or_adam(tree))
+        # The shares follow the decay, so that a parameter decays in proportion to the rate of its own group.
         return optax.chain(self._direction(tree), decay, shares, optax.scale_by_learning_rate(rate))
 
     def _direction(self, tree: Any) -> optax.GradientTransformation:
+        # Muon and Adam see only their own parameters; optax.partition masks the others.
         muon = scale_by_muon(tree, self.momentum, self.nesterov, self.iterations, self.matched_rms)
         adam = optax.scale_by_adam(self.adam.b1, self.adam.b2, self.adam.epsilon)
         return optax.partition({"muon": muon, "adam": adam}, _muon_or_adam(tree))
@@ -296,6 +301,7 @@ class ScheduleFreeAdamWConfig(Optimizer):
         return optax.contrib.schedule_free(base, lambda count: rate(jnp.asarray(count) - 1), self.b1, self.rate_power)
 
     def _direction(self, tree: Any) -> optax.GradientTransformation:
+        # Adam without a mean of gradients: the interpolation between the iterates takes its part.
         return optax.scale_by_rms(self.b2, self.epsilon, eps_in_sqrt=False, bias_correction=True)
 
 

@@ -143,6 +143,7 @@ class WSD(Schedule):
 
 def _warmed(peak: float, warmup_steps: int, after_warmup: Callable[[jax.Array], jax.Array]) -> Rate:
     def rate(updates: ArrayLike) -> jax.Array:
+        # float32 represents steps exactly up to 2^24.
         step = jnp.asarray(updates, jnp.float32)
         return peak * jnp.where(step < warmup_steps, (step + 1) / (warmup_steps + 1), after_warmup(step))
 

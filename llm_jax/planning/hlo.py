@@ -20,6 +20,7 @@ _END = re.compile(r"\}(?!\})")
 _OPERATION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
 _NAME = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
+# Bits of the types whose names do not contain them.
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _PASSING = frozenset({"copy", "copy-start", "copy-done", "bitcast", "convert", "reshape", "opt-barrier"})
 """Operations whose value is that of their operand, possibly in another location, dtype or shape."""

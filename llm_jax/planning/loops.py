@@ -30,6 +30,7 @@ def _test(module: Module, scope: Scope, loop: Operation) -> tuple[int, str, int]
     direction = compare.attribute(r"direction=(\w+)")
     if compare.opcode != "compare" or direction not in _MIRRORED:
         return None
+    # The constant may be on either side.
     left, right = (origin(module, (inner, inner.operand(compare, side))) for side in (0, 1))
     if _constant(left) is not None:
         left, right, direction = right, left, _MIRRORED[direction]

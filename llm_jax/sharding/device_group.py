@@ -77,6 +77,7 @@ class DeviceGroup:
             places = jnp.arange(min(len(x), len(into)))
             pieces = jnp.take(x, left[:, None] + places, axis=0, mode="clip")
             pieces, placed = self.swapped(pieces, cut=0, joined=0), self.swapped(placed, cut=0, joined=0)
+            # What lies past the end of a piece gets an index out of bounds and is dropped.
             targets = jnp.where(places < coming[:, None], placed[:, None] + places, len(into))
             return into.at[targets].set(pieces, mode="drop")
 
@@ -84,4 +85,5 @@ class DeviceGroup:
             return jax.lax.ragged_all_to_all(*arguments, axis_name=self.axes)
 
         tables = (x.astype(jnp.int32) for x in (left, sizes, placed, coming))
+        # XLA's CPU backend has no ragged all-to-all.
         return by_platform(x, into, *tables, cpu=padded, default=ragged)

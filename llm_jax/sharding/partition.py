@@ -109,6 +109,8 @@ class Layout:
 
     def gradient_sharding(self, *logical_axes: str) -> NamedSharding:
         """Sharding of operands and results of gradient computations; see `constrain_gradient`."""
+        # From the back: a mesh axis goes to the last logical axis that maps to it, whereas `placed` gives it to the
+        # first.
         table, spec = self.strategy.gradients(), []
         for index, word in enumerate(logical_axes):
             later = {axis for other in logical_axes[index + 1 :] for axis in mesh_axes(table, other)} | {*self.within}
@@ -261,6 +263,7 @@ def per_device(function: Callable, inputs: tuple, outputs: Any) -> Callable:
     is_words = lambda leaf: isinstance(leaf, tuple) and all(isinstance(word, str) for word in leaf)  # noqa: E731
     specs = [jax.tree.map(layout.spec, tree, is_leaf=is_words) for tree in (inputs, outputs)]
 
+    # Inside, arrays are shards, and their mesh axes are no longer free for constraints.
     def alone(*arguments):
         with using(None):
             return function(*arguments)
@@ -351,6 +354,7 @@ def like_parameters(tree: Any, parameters: Any, parameter_shardings: Any, mesh: 
     longest = max((len(path) for path in known), default=0)
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
+        # The longest suffix first: a short one, such as `bias`, could be that of another parameter.
         for start in range(max(0, len(path) - longest), len(path)):
             shape, sharding = known.get(tuple(path[start:]), (None, None))
             if shape == leaf.shape:

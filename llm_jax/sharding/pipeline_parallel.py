@@ -76,8 +76,10 @@ def run(
     layout = partition.required()
     plan = given(layout.schedule, f"strategy {type(layout.strategy).__name__} has no pipeline: use PipelineParallel")
     replicas = layout.mesh.shape[DATA] * layout.mesh.shape[FSDP]
+    # What else the batch is sharded over: with ExpertParallel, sequences of a replica are on several devices.
     others = layout.parts(axes.BATCH) // (replicas * plan.stages)
     plan.check_rows(len(x), replicas * others)
+    # Arrays with a stage axis: waiting microbatches, and the weights of each stage.
     waiting = jax.tree.map(lambda leaf: _cut(leaf, plan, replicas, layout), (x, rows))
     weights = jax.tree.map(lambda leaf: _copied(_dealt(leaf, plan), replicas, layout), weights)
     common = jax.tree.map(
@@ -88,14 +90,17 @@ def run(
     def step(carry: tuple[Any, Any], time: jax.Array) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
         (x_SPBX, rows), waiting = carry
         keys = None if key is None else jax.random.split(jax.random.fold_in(key, time), (plan.stages, replicas))
+        # All stages compute one microbatch each, then pass it on; a finished one makes place for a waiting one.
         x_SPBX, *told = work(jnp.arange(plan.stages), time, weights, common, keys, x_SPBX, rows)
         held = jax.tree.map(_passed_on, (x_SPBX, rows))
         return _entered(held, waiting, time + 1, plan), tuple(told)
 
+    # The first turn of both rings: the last waiting microbatch of the first group enters the first stage.
     first = jax.tree.map(lambda leaf: _passed_on(leaf[0]), waiting)
     waiting = jax.tree.map(lambda leaf, rolled: leaf.at[0].set(rolled), waiting, first)
     (_, (x_QSPBX, _)), (of_rows, sums) = jax.lax.scan(step, (first, waiting), jnp.arange(plan.steps))
     of_rows = jax.tree.map(lambda told: _joined_layers(_worked(told, plan)), of_rows)
+    # [Q, V, M, S, P, L, X], summed over groups, microbatches and replicas.
     sums = jax.tree.map(lambda told: _layers(jnp.sum(_worked(told, plan), axis=(0, 2, 4))), sums)
     # Finished microbatches of a group are stored at the index of the next group, those of the last group at the first.
     return _joined(jnp.roll(x_QSPBX, -1, axis=0)), of_rows, sums
@@ -107,11 +112,14 @@ def _mapped(stage: Stage, plan: PipelineSchedule, keep: Policy) -> Callable:
     # Without the checkpoint, the sliced and cast weights of each step would be saved.
     @functools.partial(jax.checkpoint, policy=keep, prevent_cse=False)
     def one(number: jax.Array, time: jax.Array, weights: Any, common: Any, key: Any, x_BX: jax.Array, rows: Any) -> Any:
+        # A stage starts as many steps after the first one as its index says, and runs each of its virtual stages for a
+        # whole group.
         turn = (time - number) // plan.stages % plan.virtual_stages
         own = jax.tree.map(lambda leaf_VLX: jax.lax.dynamic_index_in_dim(leaf_VLX, turn, keepdims=False), weights)
         with partition.within(STAGE, *_REPLICAS):
             return stage(own, common, key, x_BX, rows)
 
+    # `spmd_axis_name` keeps the mapped axis sharded over these mesh axes where the function constrains its arrays.
     replicas = jax.vmap(one, (None, None, 0, 0, 0, 0, 0), spmd_axis_name=_REPLICAS)
     return jax.vmap(replicas, (0, None, 0, 0, 0, 0, 0), spmd_axis_name=STAGE)
 
@@ -123,6 +131,8 @@ def _computed(primitive: Any, *_: Any, **__: Any) -> bool:
 
 def _entered(held: Any, waiting: Any, time: jax.Array, plan: PipelineSchedule) -> tuple[Any, Any]:
     """Exchanges the input of the first stage with a waiting microbatch if it has passed all virtual stages."""
+    # The steps in which a group passes all virtual stages. In the first of them, as many as there are stages, its
+    # microbatches enter and those of the group before leave.
     lap = plan.stages * plan.virtual_stages
 
     def exchange(held: Any, waiting: Any) -> tuple[Any, Any]:
@@ -160,6 +170,7 @@ def _first(one_SX: jax.Array, other_SX: jax.Array) -> jax.Array:
 
 def _cut(x: jax.Array, plan: PipelineSchedule, replicas: int, layout: Layout) -> jax.Array:
     """[rows, X] -> [Q, S, P, B, X]. No sequence leaves its device: a microbatch consists of sequences of one stage."""
+    # Interleaved: of the sequences of a stage, the q-th and every Q-th after it belong to group q.
     x_PSBQX = x.reshape(replicas, plan.stages, -1, plan.groups, *x.shape[1:])
     x_QSPBX = jnp.moveaxis(x_PSBQX, (3, 1, 0, 2), (0, 1, 2, 3))
     return _laid(x_QSPBX, layout, None, STAGE, _REPLICAS)
@@ -200,6 +211,7 @@ def _dealt(leaf: jax.Array, plan: PipelineSchedule) -> jax.Array:
     The weights are stored with consecutive layers on one stage, so most must be sent to another stage. The exchange is
     explicit, because the compiler would send them several times.
     """
+    # As stored: V consecutive runs of layers on each stage.
     leaf_SVLX = leaf.reshape(plan.stages, plan.virtual_stages, -1, *leaf.shape[1:])
     if plan.virtual_stages == 1:
         return leaf_SVLX

@@ -59,6 +59,8 @@ class PipelineSchedule:
         apart = self.stages // math.gcd(self.stages, self.virtual_stages)
         for number in range(self.virtual_stages):
             places = [(number + stage // apart) % self.virtual_stages for stage in range(self.stages)]
+            # Runs are numbered in the order of the layers: a stage stores consecutive ones, and they run on the stages
+            # in turn.
             numbers = [stage * self.virtual_stages + place for stage, place in enumerate(places)]
             yield [
                 LayerRun(stage, place, run % self.stages, run // self.stages)

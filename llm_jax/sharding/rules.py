@@ -18,6 +18,7 @@ from llm_jax.sharding.pipeline_schedule import PipelineSchedule
 
 Table = dict[str, str | tuple[str, ...] | None]
 
+# Devices along the expert axis are replicas for everything but the experts, so they too have different examples.
 _BATCH = (DATA, FSDP, EXPERT)
 _ORDER = [field.name for field in dataclasses.fields(Axes)]
 
@@ -73,6 +74,7 @@ class FullySharded:
         return self._divided(True)
 
     def _divided(self, divided: bool) -> Table:
+        # Almost every large parameter has this axis once, whatever its layer.
         return DataParallel().table() | {axes.EMBED: (FSDP, EXPERT) if divided else None}
 
 
@@ -87,6 +89,8 @@ class TensorParallel(_OneTable):
     arXiv:2205.05198, 4.2.2); otherwise it is replicated."""
 
     def table(self) -> Table:
+        # The first matrix of a layer is cut by its outputs and the second by its inputs, so that the layer needs one
+        # sum over devices at its end (Shoeybi et al. 2019, section 3).
         cut = dict.fromkeys((axes.HEADS, axes.KV_HEADS, axes.BLOCKS, axes.MLP, axes.VOCAB), TENSOR)
         return DataParallel().table() | cut | {axes.STREAM: TENSOR if self.sequence else None}
 
@@ -126,6 +130,8 @@ class PipelineParallel(_OneTable):
         check_positive(microbatches=self.microbatches, virtual_stages=self.virtual_stages)
 
     def table(self) -> Table:
+        # Outside the pipeline, stages are replicas with different sequences; inside it pipeline_parallel.py places
+        # them.
         return DataParallel().table() | {axes.BATCH: (DATA, FSDP, STAGE, EXPERT), axes.LAYERS: STAGE}
 
 

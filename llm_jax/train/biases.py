@@ -29,4 +29,6 @@ def moved(params: Any, former: Any, metrics: Metrics) -> Any:
 def _moved(bias: jax.Array, statistics: RoutingStatistics, rate: float) -> jax.Array:
     """The updated bias: [L, E], or [E] if all layers share it."""
     load = statistics.load_E if bias.ndim == statistics.load_E.ndim else jnp.sum(statistics.load_E, axis=0)
+    # The sign, so that a step does not depend on how uneven the load is (Wang et al. 2024, arXiv:2408.15664, algorithm
+    # 1).
     return bias + rate * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)

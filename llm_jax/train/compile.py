@@ -46,6 +46,8 @@ def compiled_update(
     """
     if layout.uses_pmap:
         return Mapped(make(None, DATA), layout)
+    # The step receives and returns the state as it is between steps, and moves an offloaded part itself (step.py). A
+    # donated state lends its memory to the new one.
     resting = at_rest(shardings, layout)
     return compiled(
         make(StepShardings(gradients, shardings.opt_state), None),
@@ -88,6 +90,7 @@ class Mapped:
             f"strategy is DataParallel(use_pmap=True) and there are {jax.process_count()} processes: by jax.pmap the "
             "state would be each process's own, which no checkpoint holds; set use_pmap to False",
         )
+        # The state is the same on all devices, and so are the results: gradients and metrics are summed over devices.
         options = {"axis_name": DATA, "in_axes": (None, 0), "out_axes": (None, None), "donate_argnums": 0}
         return jax.pmap(self.update, devices=list(self.layout.concrete.devices.flat), **options)
 

@@ -282,6 +282,8 @@ class StopOnSignal(Hook):
         os.set_blocking(self._woken, False)
         self._thread = threading.Thread(target=self._answer, name="signals", daemon=True)
         self._thread.start()
+        # Python's C-level handler writes the number of a signal into the pipe at once, even while the main thread is in
+        # compiled code.
         self._former_wakeup = signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
@@ -290,6 +292,7 @@ class StopOnSignal(Hook):
         for number, handler in self._former.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._former_wakeup)
+        # The thread's read then returns nothing, which ends it.
         os.close(self._woken)
 
     def _receive(self, number: int, frame: Any) -> None:

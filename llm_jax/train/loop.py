@@ -66,9 +66,12 @@ def train(
     try:
         for step in range(first + 1, last + 1):
             state, report = step_function(state, next(batches))
+            # The metrics of the step before are read while this step runs on the device.
             former, pending = pending, (step, report)
             mark = _read(former, hooks, mark)
             if due := [hook for hook in hooks if hook.due(step)]:
+                # Hooks that get the state also get the metrics of the same step, before it. Their own time counts for
+                # no step.
                 former, pending = pending, None
                 _read(former, hooks, mark)
                 for hook in due:
@@ -77,6 +80,7 @@ def train(
                 mark = time.perf_counter()
     except Stop:
         pass
+    # A hook may also stop while the last metrics are read; training has ended already.
     with contextlib.suppress(Stop):
         _read(pending, hooks, mark)
     for hook in hooks:
@@ -89,6 +93,7 @@ def _read(pending: tuple[int, StepReport] | None, hooks: list[Hook], mark: float
     if pending is None:
         return mark
     step, report = pending
+    # The report is complete when the step is. Its time is taken before anything is fetched or written.
     report = jax.block_until_ready(report)
     now = time.perf_counter()
     _check_finite(step, report)

@@ -89,6 +89,7 @@ def programs(
     transformation = optimizer.build(steps, parameters)
     ema = config.ema_decay is not None
     fresh = functools.partial(initial_state, model, transformation, seed, ema, frozen)
+    # Traced for its shapes; nothing is allocated.
     abstract = jax.eval_shape(fresh)
     beside = {name: abstract_parameters(one)[1] for name, one in frozen.items()}
     shardings = state_shardings(abstract, logical_axes, layout, beside)
@@ -102,6 +103,7 @@ def programs(
         abstract_state=jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, resting
         ),
+        # Compiled with shardings, so that no device ever holds the whole state.
         fresh=jax.jit(fresh, out_shardings=resting),
         begin=jax.jit(
             functools.partial(state_of, optimizer=transformation, ema=ema),

@@ -78,6 +78,7 @@ def state_shardings(
     Args:
       frozen: logical axes of the frozen models, which are sharded as parameters are.
     """
+    # ZeRO: state of the optimizer may be sharded where parameters are replicated.
     copies = layout.optimizer(state.params, logical_axes)
     return dataclasses.replace(
         state,

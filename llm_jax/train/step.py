@@ -101,23 +101,31 @@ def train_step(
         key = rng.key(seed, "dropout", state.step)
         learning_rate = None if rate is None else jnp.asarray(rate(state.step), jnp.float32)
         if places is not None:
+            # From host memory, where it is between steps if it is offloaded; otherwise a no-op.
             state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, places.opt_state))
         if axis is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        # Gradient of the sum of losses over all targets of the batch.
         gradient, metrics = gradients(EvaluationWeights(state.params, state.frozen), batch, key)
         # The loss is a sum. Dividing by all counted tokens gives the mean of the whole batch, as without microbatches.
         loss = metric_of(metrics, "loss", Ratio)
+        # A batch without targets has a sum of 0 and no gradient, not a division by zero.
         counted = jnp.maximum(loss.count, 1)
         gradient = jax.tree.map(lambda g, p: (g / counted).astype(p.dtype), gradient, state.params)
         # No norm of g.reshape(-1): for that a sharded gradient would be all-gathered on every device.
         norms = jax.tree.map(lambda g: jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))), gradient)
+        # A NaN or an infinity in a gradient is one in its norm.
         finite = jnp.isfinite(loss.total) & jnp.isfinite(optax.tree.norm(norms))
+        # Clipping, direction, weight decay and learning rate are one optax transformation (optim/optimizers.py).
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = moved(optax.apply_updates(state.params, updates), state.params, metrics)
         ema = state.ema
         if (decay := config.ema_decay) is not None:
+            # In float32: with a decay near 1 an increment is smaller than a digit of bfloat16.
             ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, params)
         updated = TrainState(state.step + 1, params, opt_state, ema)
+        # Selected on the device: the host learns only later whether the step was finite, and may have dispatched the
+        # next one.
         trained = dataclasses.replace(state, frozen={})
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, trained)
         return dataclasses.replace(kept, frozen=state.frozen), StepReport(metrics, norms, finite, learning_rate)
@@ -165,7 +173,8 @@ def _summed_gradients(
         beside, given = _beside(frozen, weights), {}
         divided = config.accumulate > 1 or axis is not None
         if divided and config.balance_over == "batch":
-
+            # The same key as below, so that dropout and router noise, and with them the load, are those of the loss.
+            # The compiler removes what these sums do not need, such as the head.
             def balance(batch: AnyBatch, key: jax.Array | None) -> Metrics:
                 return _of_batch(objective.loss(model, weights.params, batch, key, **beside)[1])
 
@@ -207,11 +216,13 @@ def _summed(
     def one(sums: Any, item: tuple[AnyBatch, jax.Array | None]) -> tuple[Any, None]:
         return laid(jax.tree.map(lambda sum, part: sum + part.astype(jnp.float32), sums, function(*item))), None
 
+    # A scan, so that one microbatch's activations are in memory at a time.
     parts = jax.tree.map(lambda x: _interleave(x, microbatches), batch)
     keys = None if key is None else jax.random.split(key, microbatches)
     shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], (parts, keys)))
     if not jax.tree.leaves(shapes):
         return shapes
+    # The constraint on the carry keeps the sum of gradients sharded in every iteration.
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
     return jax.lax.scan(one, laid(zeros), (parts, keys))[0]
 

@@ -116,10 +116,13 @@ class AttentionConfig(Mixer):
 
     def matrix_flops(self, width: int) -> float:
         """Forward FLOPs per token of the projections."""
+        # Queries and output have the matrices of all heads, keys and values those of the key/value heads; 2 FLOPs a
+        # weight.
         return 4 * width * (self.heads + self.kv_heads) * self.head_dim
 
     def mixing_flops(self, length: int) -> float:
         """Forward FLOPs per token of scores and weighted sum, over the pairs that the mask allows."""
+        # For each pair and head, 2 FLOPs a feature for the score and 2 for the weighted sum.
         return 4 * self.heads * self.head_dim * self.mask.pairs(length)
 
     @property
@@ -153,9 +156,11 @@ class Attention(nn.Module):
         config = self.config
         q_BNTH = self.queries(x_BTD, context.queries)
         k_BKSH, v_BKSH = self.keys_values(x_BTD, context.queries, cached=state is not None)
+        # With a cache the queries attend to all cache positions. Empty ones have segment id 0, which the mask excludes.
         if state is not None:
             state = state.write(k_BKSH, v_BKSH, context.first_slot)
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
+        # What attention needs beside queries, keys and values: mask, bias, sinks and dropout.
         given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
         pairs = Pairs(config.mask, context.queries, context.slots, config.scores, **given)
         tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
@@ -164,6 +169,8 @@ class Attention(nn.Module):
 
     def queries(self, x_BTD: jax.Array, place: SequenceInfo) -> jax.Array:
         """[B, N, T, H], normalised and rotated."""
+        # Heads come before the sequence, so that scores and weighted sums are products of contiguous matrices, one per
+        # head. Named `qkv` after norm and rotation, so that a backward pass that saves them recomputes neither.
         q_BNTH = self._project("query", "BTD,DNH->BNTH", self.config.heads, axes.HEADS)(x_BTD)
         return checkpoint_name(self._placed(q_BNTH, place, "query_norm"), "qkv")
 
@@ -172,6 +179,7 @@ class Attention(nn.Module):
         there are key/value heads, each key/value head is repeated. With a cache or a norm over all heads it is not
         repeated here; context_parallel.py then repeats it."""
         kv_heads, norm = self.config.kv_heads, self.config.qk_norm
+        # A cache holds each key/value head once, and a norm over all heads has a scale for heads that are not repeated.
         as_they_are = cached or (norm is not None and norm.over == "heads")
         copies = 1 if as_they_are else partition.head_copies(kv_heads)
         k_BKSH = self._project("key", "BTD,DKH->BKTH", kv_heads, axes.KV_HEADS, copies)(x_BSD)
@@ -196,6 +204,7 @@ class Attention(nn.Module):
     def _placed(self, x_BNTH: jax.Array, place: SequenceInfo, norm: str) -> jax.Array:
         if self.config.qk_norm is not None:
             x_BNTH = self.config.qk_norm.apply(x_BNTH, self.precision, norm)
+        # Norm, clip, rotation: the order of OLMoE's code, which has all three.
         x_BNTH = self._clipped(x_BNTH)
         if self.config.position is not None:
             x_BNTH = self.config.position.rotate(x_BNTH, place.positions_BT, place.lengths_BT)
@@ -231,6 +240,7 @@ class CrossAttentionConfig(AttentionConfig):
 
     def matrix_flops(self, width: int, encoder_tokens: float = 1.0) -> float:
         """Forward FLOPs per token of the projections, with `encoder_tokens` encoder tokens per decoder token."""
+        # Keys and values are projected once for each encoder token, queries and output for each decoder token.
         return 4 * width * (self.heads + self.kv_heads * encoder_tokens) * self.head_dim
 
 
@@ -243,6 +253,8 @@ class CrossAttention(Attention):
     ) -> tuple[jax.Array, KeyValues | None]:
         """Attends to the encoder output. `state` caches its keys and values for later calls without encoder output."""
         config, keys_values = self.config, state
+        # The encoder output is the same for all decoded tokens: later calls with a cache read the keys and values of
+        # the first one.
         if context.encoded_BSD is not None and context.encoded is not None:
             keys_values = KeyValues(*self.keys_values(context.encoded_BSD, context.encoded, cached=state is not None))
             state = None if state is None else state.replaced(keys_values)

@@ -121,6 +121,8 @@ def initial_state(q_BKMH: jax.Array, features: int, sink_N: jax.Array | None = N
     nothing, values = (jnp.zeros((*q_BKMH.shape[:-1], n), jnp.float32) for n in (1, features))
     if sink_N is None:
         return OnlineSoftmax(nothing + _LEAST, nothing, values)
+    # A sink is a key before all others: its score is the largest so far, its exponential is 1, and its value is zero.
+    # `rows` is M = G * C, so C = M * K / N.
     kv_heads, rows = q_BKMH.shape[1:3]
     return OnlineSoftmax(nothing + fold_sinks(sink_N, rows * kv_heads // len(sink_N), kv_heads), nothing + 1, values)
 
@@ -130,6 +132,7 @@ def sinks_gradient(sink_N: jax.Array | None, mean_BNT1: jax.Array, log_sum_BNT1:
     if sink_N is None:
         return None
     heads = mean_BNT1.ndim - 3
+    # Softmax weight of the sink times (0 - mean), because the gradient of its weight is zero.
     d_BNT1 = -mean_BNT1 * jnp.exp(sink_N[:, None, None] - log_sum_BNT1)
     return jnp.sum(d_BNT1, axis=[axis for axis in range(d_BNT1.ndim) if axis != heads])
 
@@ -140,6 +143,9 @@ def accumulate(
     """The state of the queries at indices `rows` after blocks `bounds[0]` to `bounds[1] - 1` of a shard of keys."""
 
     def one(index: jax.Array, met: OnlineSoftmax) -> OnlineSoftmax:
+        # One step of the online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867): where a block has a larger
+        # score, the sums so far are rescaled to it. `largest` is finite, so masked scores of -inf give exp(-inf) = 0,
+        # never NaN.
         columns, values = cut.places(keys.start, index, pairs.shape[1]), cut.part(keys.v_BKSH, index)
         scores, _, _ = tile(pairs, q_BKMH, cut.part(keys.k_BKSH, index), rows, columns)
         largest = jnp.maximum(met.largest_BKM1, jnp.max(scores, axis=-1, keepdims=True))
@@ -153,6 +159,7 @@ def accumulate(
 
 def attended(met: OnlineSoftmax, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """The output of a block of queries from its final state, and the logarithm of its sum of exponentials."""
+    # A fully masked query has met no key: its sums are 0, and 0 / tiny gives 0.
     total = jnp.maximum(met.sum_BKM1, jnp.finfo(jnp.float32).tiny)
     return (met.values_BKMH / total).astype(dtype), met.largest_BKM1 + jnp.log(total)
 
@@ -174,6 +181,8 @@ def accumulate_backward(
         k_BKDH, v_BKDH = cut.part(keys.k_BKSH, index), cut.part(keys.v_BKSH, index)
         columns = cut.places(keys.start, index, pairs.shape[1])
         scores, derivative, to_table = tile(pairs, asked.q_BKMH, k_BKDH, rows, columns)
+        # P = exp(S - L), dV = P^T dO, dS = P (dO V^T - D), dQ = dS K, dK = dS^T Q: S are the scores, L is `log_sum` and
+        # D, dO . O, is `mean`. `derivative` adds the scale and the slope of the soft cap.
         weights = jnp.exp(scores - asked.log_sum_BKM1)
         dv = cut.added(dv, index, _product("BKMS,BKMH->BKSH", weights.astype(v_BKDH.dtype), asked.dy_BKMH))
         dlogits = weights * (_product("BKMH,BKSH->BKMS", asked.dy_BKMH, v_BKDH) - asked.mean_BKM1)
@@ -197,6 +206,8 @@ def tile(
         bias = dataclasses.replace(pairs, bias_RN=table_RN).bias(kv_heads * groups, rows, columns)
         return None if bias is None else fold(bias, kv_heads)
 
+    # The bias is computed block by block, like the scores; `pull` adds up the gradient of a block by buckets of the
+    # table.
     bias_BKMS, pull = jax.vjp(biases, pairs.bias_RN)
     scale = q_BKMH.shape[-1] ** -0.5 if pairs.scores.scale is None else pairs.scores.scale
     scores, derivative = products(q_BKMH, k_BKDH, scale, pairs.scores.softcap)

@@ -44,6 +44,8 @@ def _forward(block, q_BNTH, k_BKSH, v_BKSH, pairs):
         met = blocks.accumulate(pairs, q_BKMH, rows.places(0, index, rows.length), keys, columns, (first, last), start)
         return tuple(x.reshape(*q_BNTH.shape[:2], rows.size, -1) for x in blocks.attended(met, v_BKSH.dtype))
 
+    # The logarithms keep the padding of the last block, because the backward pass reads them in blocks of the same
+    # size.
     y, log_sum_BNT1 = (blocks.joined(x) for x in jax.lax.map(queries, _places(pairs, block)))
     # The backward pass needs both, and recomputing them would run the loop again. A remat policy that saves "context"
     # saves both.
@@ -66,6 +68,8 @@ def _backward(block, residuals, dy_BNTH):
         gradients, dq_BKMH = blocks.accumulate_backward(pairs, asked, places, keys, columns, (first, last), start)
         return gradients, dq_BKMH.reshape(*q_BNTH.shape[:2], rows.size, -1).astype(q_BNTH.dtype)
 
+    # The loops are nested as in the forward pass, queries outside and keys inside: the gradients of all keys are
+    # carried, and those of a block of queries are complete after its inner loop.
     start = Gradients.zeros(keys, pairs.bias_RN)
     (dk, dv, dtable), dq = jax.lax.scan(queries, start, _places(pairs, block))
     dk_BKSH, dv_BKSH = (x[:, :, : columns.length].astype(k_BKSH.dtype) for x in (dk, dv))
@@ -75,6 +79,7 @@ def _backward(block, residuals, dy_BNTH):
         blocks.joined(dq)[:, :, : rows.length],
         dk_BKSH,
         dv_BKSH,
+        # Positions and segment ids are integers without gradients.
         dataclasses.replace(pairs, queries=None, slots=None, bias_RN=dtable, sink_N=dsink_N),
     )
 

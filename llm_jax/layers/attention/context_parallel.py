@@ -77,9 +77,12 @@ def _whole_rows(
     # With more devices per sequence than key/value heads, a key/value head is copied to several devices.
     copies = length.size // math.gcd(length.size, k_BKSH.shape[1])
     k_BKSH, v_BKSH = (jnp.repeat(x, copies, axis=1) for x in (k_BKSH, v_BKSH))
+    # Heads are divided, sequences joined: [B, N, T / n, H] -> [B, N / n, T, H] on n devices.
     q_BNTH, k_BKSH, v_BKSH = (length.swapped(x, cut=1, joined=2) for x in (q_BNTH, k_BKSH, v_BKSH))
     count = q_BNTH.shape[1]
     if pairs.bias_RN is not None:
+        # The table and the sinks hold the heads of this shard of TensorParallel, of which the exchange gives `count` to
+        # this device.
         own_RN = jax.lax.dynamic_slice_in_dim(pairs.bias_RN, length.place * count, count, axis=1)
         pairs = dataclasses.replace(pairs, bias_RN=own_RN)
     if pairs.sink_N is not None:

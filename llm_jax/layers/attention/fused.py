@@ -31,6 +31,7 @@ def arguments(heads: int, pairs: Pairs) -> dict[str, Any]:
     if pairs.whole_rows and isinstance(pairs.mask, Bidirectional):
         return given
     if pairs.whole_rows and isinstance(pairs.mask, Causal):
+        # `window` counts the token itself; `local_window_size` counts the tokens to its left and to its right.
         window = None if pairs.mask.window is None else (pairs.mask.window - 1, 0)
         return given | {"is_causal": True, "local_window_size": window}
     return given | {"mask": pairs.allowed()[:, None]}

@@ -42,6 +42,8 @@ class Cache:
       encoded: positions and segment ids of the encoder output; None without cross-attention.
     """
 
+    # One array for each layer, not a stack of them: a scan over layers would copy the whole cache for every token
+    # (experiments/LOG.md).
     layers: tuple
     slots: SequenceInfo
     length: jax.Array

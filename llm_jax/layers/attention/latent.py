@@ -104,12 +104,14 @@ class LatentAttentionConfig(Mixer):
         """Scale of the scores, which follows from `query_dim` in the expanded and in the absorbed form."""
         scaling = self.position.scaling
         factor = scaling.factor if isinstance(scaling, YaRNScaling) else 1.0
+        # The square, because in YaRN both the query and the key have the factor.
         sharper = 0.1 * self.sharpening * math.log(max(factor, 1.0)) + 1
         return ScoresConfig(scale=sharper**2 / math.sqrt(self.query_dim))
 
     def parameters(self, width: int) -> int:
         """Number of parameters at model width `width`."""
         norms = self.norm.parameters(self.rank) + (self.norm.parameters(self.query_rank) if self.query_rank else 0)
+        # The projections have no biases, so each weight costs 2 FLOPs a token.
         return self.matrix_flops(width) // 2 + norms
 
     def matrix_flops(self, width: int) -> int:
@@ -126,6 +128,9 @@ class LatentAttentionConfig(Mixer):
     def absorbs(self, length: int, slots: int) -> bool:
         """Whether attention of `length` queries over `slots` cached tokens needs fewer FLOPs in the latent space than
         after expansion to keys and values: true for few queries."""
+        # Multiply-adds per head. Absorbed: T queries and outputs are projected, and scores and sums are over R
+        # features. Expanded: S latent vectors are projected, and scores are over H and sums over V features. The P
+        # rotated features cost the same in both.
         expand = self.rank * (self.head_dim + self.value_dim)
         absorbed = length * expand + length * slots * 2 * self.rank
         return absorbed < slots * expand + length * slots * (self.head_dim + self.value_dim)
@@ -178,6 +183,8 @@ class LatentAttention(nn.Module):
         config = self.config
         query = self._queries(x_BTD, context.queries)
         c_BSL = self._latents(x_BTD, context.queries)
+        # Without a cache every token is a query, and for many queries the expanded form needs fewer FLOPs
+        # (experiments/LOG.md).
         mix = self._expanded
         if state is not None:
             state = state.write(c_BSL, context.first_slot)
@@ -191,6 +198,7 @@ class LatentAttention(nn.Module):
     def _queries(self, x_BTD: jax.Array, place: SequenceInfo) -> tuple[jax.Array, jax.Array]:
         """Queries [B, N, T, H] and their rotated features [B, N, T, P]."""
         config = self.config
+        # Equations 12 to 14 of DeepSeek-V2.
         if config.query_rank is not None:
             x_BTD = checkpoint_name(self._down("query_down", config.query_rank)(x_BTD), "qkv")
             x_BTD = config.norm.build(self.precision, "query_norm")(x_BTD)
@@ -206,6 +214,8 @@ class LatentAttention(nn.Module):
     def _latents(self, x_BTD: jax.Array, place: SequenceInfo) -> jax.Array:
         """The latent vectors and rotated keys, [B, T, L]."""
         config = self.config
+        # Equation 9, and equation 15 for the rotated key, which does not pass through the latent vector: a rotation
+        # between the two projections could not be absorbed (section 2.1.3).
         c_BTR = checkpoint_name(self._down("latent", config.rank)(x_BTD), "qkv")
         c_BTR = config.norm.build(self.precision, "latent_norm")(c_BTR)
         k_BTP = self._down("key_rotary", config.rotary_dim)(x_BTD)
@@ -218,6 +228,7 @@ class LatentAttention(nn.Module):
         """Attention with expanded keys and values of every head, [B, N, T, V]."""
         config = self.config
         c_BSR, k_BSP = jnp.split(c_BSL, [config.rank], axis=-1)
+        # Equations 10 and 11; the rotated key is the same for all heads (equation 17).
         k_BNSH = self._up("key", config.rank, config.head_dim)(c_BSR)
         v_BNSV = self._up("value", config.rank, config.value_dim)(c_BSR)
         k_BNSP = broadcast(k_BSP[:, None], (*k_BNSH.shape[:3], config.rotary_dim), k_BSP.dtype)

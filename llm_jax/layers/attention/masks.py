@@ -59,6 +59,7 @@ class Causal(Mask):
 
     def pairs(self, length: int) -> float:
         """Mean number of allowed keys per query of a sequence of `length` tokens."""
+        # The mean over i of min(i, window): the first queries have fewer keys before them than the window.
         window = length if self.window is None else min(self.window, length)
         return window - window * (window - 1) / (2 * length)
 
@@ -93,12 +94,14 @@ class Permuted(Mask):
     def across(self, queries: SequenceInfo, keys: SequenceInfo) -> jax.Array:
         """Which keys the queries may attend to: boolean [B or 1, T or 1, S or 1]."""
         seen = same_document(queries.segment_ids_BT, keys.segment_ids_BT)
+        # No token reads the query stream.
         if keys.targets_BT is not None:
             seen &= ~keys.targets_BT[:, None, :]
         if keys.order_BT is None:
             return seen
         order_B1S = keys.order_BT[:, None, :]
         order_BT = given(queries.order_BT, "keys have an order of prediction and queries have none: give both one")
+        # The content stream reads its own token. The query stream predicts that token and must not read it.
         same = queries.positions_BT[:, :, None] == keys.positions_BT[:, None, :]
         if queries.targets_BT is not None:
             same &= ~queries.targets_BT[:, :, None]

@@ -87,6 +87,8 @@ class Pairs:
         """Bias of the scores, float32 [B or 1, N, rows, columns]; None without a bias."""
         queries, keys = self._numbered
         bias = self.scores.across(self.heads or heads, queries.part(rows), keys.part(columns), self.bias_RN)
+        # A bias without a table, such as ALiBi's slopes, depends on the total number of heads: it is computed for all
+        # of them, and the heads of this device are cut out. A table holds only the heads of this device.
         if bias is None or bias.shape[1] == heads:
             return bias
         return jax.lax.dynamic_slice_in_dim(

@@ -111,6 +111,8 @@ class RelativeAttention(nn.Module):
         check(state is None, "attention by relative distance keeps no cache: give the whole row, and no cache")
         config, place = self.config, context.queries
         q_BNTH, k_BNSH, v_BNSH = (self._project(name, x_BTD) for name in ("query", "key", "value"))
+        # Of the four terms of Dai et al. 3.3, (b) and (d) are a bias by distance, (a) and (c) the product of keys and
+        # biased queries.
         allowed = config.mask.across(place, place)
         bias_BNTS = self._of_distances(q_BNTH, place.positions_BT) + self._of_parts(q_BNTH, place.types_BT)
         drop = drop_of(self, config.dropout)
@@ -129,6 +131,8 @@ class RelativeAttention(nn.Module):
         It is computed once for every distance possible at this length, then looked up. Positions count the tokens of a
         document, so no distance exceeds the sequence length.
         """
+        # Not the shift of rows of the paper's appendix B, which needs positions that count through the sequence: here
+        # they restart with each document, and the query stream repeats those of the content stream.
         reach = q_BNTH.shape[2] - 1
         reach = reach if self.config.farthest is None else min(reach, self.config.farthest)
         sinusoid_1RD = SinusoidalConfig().build(0, self.width, self.precision, "")(jnp.arange(-reach, reach + 1)[None])
@@ -145,6 +149,7 @@ class RelativeAttention(nn.Module):
         shape = (2, config.heads, config.head_dim)
         parts_RNH = self.param("parts", init, shape, self.precision.param_dtype)
         q_BNTH = self._biased("by_part", q_BNTH)
+        # After all parameters are created: these must not depend on the inputs that happen to initialise the model.
         if types_BT is None:
             return 0.0
         scores_BNT2 = self._scores("BNTH,RNH->BNTR", q_BNTH, parts_RNH.astype(q_BNTH.dtype))

@@ -34,6 +34,7 @@ from llm_jax.sharding.rules import Ring
 
 _QUERIES = (axes.BATCH, axes.HEADS, axes.LENGTH)
 _KEYS = (axes.BATCH, axes.KV_HEADS, axes.LENGTH)
+# Logarithms of the sums [L, B, K, M, 1]: the blocks of queries of a device are its part of all blocks of the sequence.
 _SUMS = (axes.LENGTH, axes.BATCH, axes.KV_HEADS)
 _TABLE = (axes.POSITIONS, axes.HEADS)
 _SINKS = (axes.HEADS,)
@@ -51,6 +52,8 @@ def attend(layout: Layout, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Arr
 
 def _forward(layout, q_BNTH, k_BKSH, v_BKSH, pairs):
     inputs = (_QUERIES, _KEYS, _KEYS, logical_axes(pairs, len(q_BNTH)))
+    # Both passes may be traced outside the context of the caller, such as inside a pipeline stage, so the layout is an
+    # argument.
     with partition.using(layout):
         lines = [partition.device_group(word) for word in (axes.LENGTH, axes.HEADS)]
         here = functools.partial(_forward_here, _plan(layout.exchange, pairs), *lines)
@@ -128,6 +131,8 @@ class _Plan:
                 start = other * self.columns.length
                 begin, end = self.columns.bounds(first[mine] - start, last[mine] - start)
                 visits[device, hop] += np.maximum(end - begin, 0).sum()
+        # Hops after the last one in which some device has work are left out: with a window, distant shards are never
+        # sent.
         return visits[:, : 1 + np.flatnonzero(visits.any(axis=0)).max(initial=0)]
 
     def work(self, pairs: Pairs) -> int:
@@ -237,6 +242,7 @@ class _Own:
 
     def _by_parity(self, one: jax.Array, other: jax.Array) -> list[jax.Array]:
         """Front and back shard from the even and the odd one, or the inverse."""
+        # Device d of n holds shards d and 2 n - 1 - d, which differ in parity; the front one is even where d is.
         is_even = self.line.place % 2 == 0
         return [jnp.where(is_even, one, other), jnp.where(is_even, other, one)]
 
@@ -254,6 +260,7 @@ def _forward_here(plan: _Plan, line: DeviceGroup, heads: DeviceGroup, q_BNTH, k_
     pairs, own = of_heads(pairs, (heads,), q_BNTH.shape[1]), _Own(plan, line, plan.key_range(pairs))
     traded = q_BNTH, k_BKSH, v_BKSH = tuple(map(own.traded, (q_BNTH, k_BKSH, v_BKSH)))
     q_LBKMH = own.queries(q_BNTH, k_BKSH.shape[1])
+    # The state of the online softmax of every block of queries stays here while the keys pass.
     met = jax.vmap(lambda q_BKMH: blocks.initial_state(q_BKMH, v_BKSH.shape[-1], pairs.sink_N))(q_LBKMH)
 
     def accumulate(hop: jax.Array | int, stretches: Any, met: OnlineSoftmax) -> OnlineSoftmax:
@@ -269,6 +276,8 @@ def _forward_here(plan: _Plan, line: DeviceGroup, heads: DeviceGroup, q_BNTH, k_
 
     def pass_on(carry, hop):
         stretches, met = carry
+        # The two do not depend on each other, so the next shard is sent during the computation. The last hop sends
+        # nothing.
         return (line.passed(stretches), accumulate(hop, stretches, met)), None
 
     carry, last = (own.filled(k_BKSH, v_BKSH), met), plan.visits(pairs).shape[1] - 1
@@ -306,11 +315,14 @@ def _backward_here(plan: _Plan, groups: _Groups, q_BNTH, dy_BNTH, mean_BNT1, log
                 gradients, dtable = (*gradients[:one], found[:2], *gradients[one + 1 :]), found.bias_RN
             return (gradients, dtable), dq_BKMH
 
+        # A scan over the blocks of queries: gradients of the keys here and of the table are carried, those of queries
+        # returned.
         start = (jax.tree.map(blocks.zeros, stretches), dtable)
         return jax.lax.scan(block, start, (asked, dq_LBKMH, *own.places))
 
     def pass_on(carry, hop):
         stretches, gradients, dq_LBKMH, dtable = carry
+        # `arrived` are the gradients that other devices have found for the shard that is here now.
         coming, arrived = line.passed(stretches), line.passed(gradients)
         (gradients, dtable), dq_LBKMH = accumulate(hop, stretches, dq_LBKMH, dtable)
         return (coming, jax.tree.map(jnp.add, arrived, gradients), dq_LBKMH, dtable), None
@@ -324,11 +336,14 @@ def _backward_here(plan: _Plan, groups: _Groups, q_BNTH, dy_BNTH, mean_BNT1, log
         (stretches, gradients, dq_LBKMH, dtable), _ = jax.lax.scan(pass_on, carry, jnp.arange(1, last))
         arrived = line.passed(gradients)
         (gradients, dtable), dq_LBKMH = accumulate(last, stretches, dq_LBKMH, dtable)
+        # The gradients are `last` devices away from their shards: one exchange returns them, not the remaining hops.
         gradients = line.passed(jax.tree.map(jnp.add, arrived, gradients), by=-last)
     dk_BKSH, dv_BKSH = (own.emptied(parts).astype(k_BKSH.dtype) for parts in zip(*gradients, strict=True))
     dq_BNTH = own.joined(dq_LBKMH.astype(q_BNTH.dtype), q_BNTH.shape[1])
+    # [L, B, K, M, 1] -> [L, B, N, C, 1]
     own_heads = lambda x_LBKM1: x_LBKM1.reshape(*x_LBKM1.shape[:2], q_BNTH.shape[1], -1, 1)  # noqa: E731
     dsink_N = blocks.sinks_gradient(pairs.sink_N, own_heads(asked.mean_BKM1), own_heads(log_sum_LBKM1))
+    # All tokens of all sequences share the table and the sinks, so they are summed over the sequence and the batch.
     learned = (dtable, dsink_N)
     total = jax.tree.map(lambda found, given: found.astype(given.dtype), learned, (pairs.bias_RN, pairs.sink_N))
     return dq_BNTH, dk_BKSH, dv_BKSH, rows.summed(line.summed(total))

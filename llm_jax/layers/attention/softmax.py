@@ -88,11 +88,13 @@ def _forward(q_BKMH, k_BKSH, v_BKSH, bias_BKMS, allowed_B1MS, sink_BKM1, kept_BK
     scores, _ = products(q_BKMH, k_BKSH, scale, softcap)
     if bias_BKMS is not None:
         scores += bias_BKMS
+    # Not -inf: for a fully masked query the largest score would be -inf, and -inf - -inf is NaN.
     scores = jnp.where(allowed_B1MS, scores, jnp.finfo(jnp.float32).min)
     largest_BKM1 = jnp.max(scores, axis=-1, keepdims=True)
     if sink_BKM1 is not None:
         largest_BKM1 = jnp.maximum(largest_BKM1, sink_BKM1)
     exp_BKMS = jnp.exp(scores - largest_BKM1)
+    # Summed before the exponentials are rounded to the compute dtype.
     total_BKM1, sunk_BKM1 = jnp.sum(exp_BKMS, axis=-1, keepdims=True), None
     if sink_BKM1 is not None:
         sunk_BKM1 = jnp.exp(sink_BKM1 - largest_BKM1)
@@ -129,6 +131,8 @@ def products(
 
 def _backward(scale, softcap, factor, residuals, dy_BKMH):
     q_BKMH, k_BKSH, v_BKSH, bias_BKMS, exp_BKMS, sunk_BKM1, inverse_BKM1, kept_BKMS, y_BKMH = residuals
+    # The exponentials are saved without the division by their sum. It is applied to dy here, to H numbers a query and
+    # not to S.
     scaled = (dy_BKMH * _times(inverse_BKM1, factor)).astype(v_BKSH.dtype)
     dv_BKSH = over_rows_of_each(_thinned(exp_BKMS, kept_BKMS), scaled)
     dweights = jnp.einsum("BKMH,BKSH->BKMS", dy_BKMH, v_BKSH, preferred_element_type=jnp.float32)
@@ -143,6 +147,7 @@ def _backward(scale, softcap, factor, residuals, dy_BKMH):
     dk_BKSH = over_rows_of_each(dscores, q_BKMH)
     # The value of a sink is zero, and so is the gradient of its weight.
     dsink = None if sunk_BKM1 is None else -jnp.sum(sunk_BKM1 * inverse_BKM1 * mean_BKM1, axis=0, keepdims=True)
+    # None: masks are booleans without gradients.
     return dq_BKMH, dk_BKSH, dv_BKSH, bias_gradient(bias_BKMS, exp_BKMS * dlogits), None, dsink, None
 
 

@@ -28,6 +28,7 @@ def attend(block: int, q_BNTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, 
     scale = head_dim**-0.5 if pairs.scores.scale is None else pairs.scores.scale
 
     def local(q_BNTH, k_BKTH, v_BKTH, segment_ids_BT):
+        # Blocks must divide the length. Both are multiples of LANES, so their common divisor is one too.
         kernel = _kernel(math.gcd(block, length), pairs.mask, q_BNTH.shape[1], length, pairs.scores.softcap)
 
         def row(q_NTH, k_KTH, v_KTH, segment_ids_T):
@@ -38,7 +39,9 @@ def attend(block: int, q_BNTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, 
 
     queries, keys, segment_ids_BT = (axes.BATCH, axes.HEADS), (axes.BATCH, axes.KV_HEADS), pairs.queries.segment_ids_BT
     rows = None if segment_ids_BT is None else (axes.BATCH,)
+    # The compiler cannot partition a Pallas call, so every device calls it for its own sequences and heads.
     run = partition.per_device(local, (queries, keys, keys, rows), queries)
+    # The kernel does not scale the scores.
     return run(q_BNTH * scale, k_BKTH, v_BKTH, segment_ids_BT)
 
 
@@ -58,6 +61,7 @@ def _kernel(block: int, mask: Mask, heads: int, length: int, softcap: float | No
 def _mask(mask: Mask, length: int) -> masks.Mask:
     shape = (length, length)
     if isinstance(mask, Causal):
+        # `window` counts the token itself; LocalMask counts the tokens to its left and to its right.
         return masks.CausalMask(shape) if mask.window is None else masks.LocalMask(shape, (mask.window - 1, 0), 0)
     check(
         isinstance(mask, Bidirectional),

@@ -96,6 +96,7 @@ class SequenceLoss(_Loss):
 
     def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
         if not self.as_chosen:
+            # The experts that the scores alone would choose. Only the scores have a gradient, not the counts.
             best_BTK = jax.lax.top_k(routed.scores, routed.choice.experts_BTK.shape[-1])[1]
             load_BTE = load(Choice(best_BTK, jnp.ones(best_BTK.shape)), load_BTE.shape[-1], real_BT)
         given_BE = jnp.sum(shares(routed.scores) * real_BT[..., None], 1)
@@ -118,6 +119,7 @@ class ImportanceLoss(BatchLoss):
         """The loss of a batch with these sums."""
         given_E = sums["given_E"]
         mean_1 = given_E.mean(-1, keepdims=True)
+        # Variance over squared mean. The bound prevents a division by zero where the batch has no weights.
         return ((given_E - mean_1) ** 2).mean(-1) / (mean_1[..., 0] ** 2).clip(1e-10)
 
 
@@ -202,10 +204,12 @@ def report(
     losses = [b for b in balance if not isinstance(b, BiasUpdate)]
     of_rows = [b.weight * b.loss(routed, load_BTE, real_BT) for b in losses if not isinstance(b, BatchLoss)]
     of_batch = tuple(b for b in losses if isinstance(b, BatchLoss))
+    # Padding counts as no token, whatever the dispatch reports for it.
     served_BT = served_BT * real_BT
     importance_E, entropy = jnp.zeros(experts), jnp.zeros(())
     if routed.scores_BTE is not None:
         shares_BTE = shares(routed.scores_BTE)
+        # Sums over tokens, not means: parts of a batch add up to the whole (routing_statistics.py).
         importance_E = jnp.einsum("BTE,BT->E", shares_BTE, real_BT)
         entropy = jnp.sum(jax.scipy.special.entr(shares_BTE) * real_BT[..., None])
     statistics = RoutingStatistics(
@@ -229,5 +233,6 @@ def shares(scores_BTE: jax.Array) -> jax.Array:
 
 def _evenness(load_E: Array, given_E: Array, tokens: Array) -> Array:
     """E * sum over experts of (fraction of the load) * (mean score), [...] from [..., E] and [...]."""
+    # f_i and P_i of Fedus et al. 2021, equations 5 and 6.
     share_E = load_E / load_E.sum(-1, keepdims=True).clip(1)
     return load_E.shape[-1] * (share_E * (given_E / tokens.clip(1)[..., None])).sum(-1)

@@ -56,6 +56,8 @@ def _forward(compute, line, size, weights, rows_PD, weights_P, sizes_E):
     def turn(number: jax.Array, carry: Any) -> Any:
         here, before_RD, y_PD = carry
         # Unused rows of the window keep old contents, which is cheaper than clearing them.
+        # Receiving, returning and computing are of three different windows and do not depend on one another: they can
+        # overlap.
         coming = plan.fetched(sent, here, number + 1)
         y_PD = plan.returned(before_RD, y_PD, number - 1)
         return coming, compute(weights, *here, plan.sizes(number)), y_PD
@@ -75,6 +77,7 @@ def _backward(compute, line, size, saved, dy_PD):
         coming = plan.fetched(sent, here, number + 1)
         gradients = plan.returned(before, gradients, number - 1)
         rows_RD, weights_R, dy_RD = here
+        # Only the inputs were saved, so `vjp` computes the window's forward pass again.
         product = lambda *operands: compute(*operands, plan.sizes(number))  # noqa: E731
         pullback = jax.vjp(product, weights, rows_RD, weights_R)[1]
         added, drows_RD, dweights_R = pullback(dy_RD)
@@ -82,6 +85,7 @@ def _backward(compute, line, size, saved, dy_PD):
         return coming, (drows_RD, dweights_R), gradients, dweights
 
     first = plan.fetched(sent, plan.empty(sent), 0)
+    # float32, because the gradients of the weights are summed over windows.
     totals = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), weights)
     start = (first, plan.empty(sent[:2]), jax.tree.map(jnp.zeros_like, sent[:2]), totals)
     _, last, gradients, dweights = jax.lax.fori_loop(0, plan.count, turn, start)
@@ -117,6 +121,9 @@ class _Plan:
 
     @classmethod
     def of(cls, line: DeviceGroup, size: int, sizes_E: jax.Array) -> Self:
+        # On the receiving device rows are ordered by expert, then by sender: `firsts` begins each expert, and `came`
+        # adds the rows of earlier senders. `left` is the place among the rows of the sender, which are sorted by
+        # expert.
         sizes_ME = line.gathered(sizes_E[None], 0)
         totals_ML = jnp.sum(sizes_ME, axis=0).reshape(line.size, -1)
         firsts_E = (jnp.cumsum(totals_ML, axis=1) - totals_ML).reshape(-1)
@@ -148,6 +155,7 @@ class _Plan:
 
     def _pieces(self, number: jax.Array | int) -> _Pieces:
         start = number * self.size
+        # The part of each piece that lies between the start and the end of the window; of size 0 for most.
         first_ME = jnp.clip(self.all.came, start, start + self.size)
         end_ME = jnp.clip(self.all.came + self.all.size, start, start + self.size)
         return _Pieces(self.all.left + first_ME - self.all.came, first_ME - start, end_ME - first_ME)

@@ -133,6 +133,7 @@ class Local:
             own = Local(self.config, weights, len(sizes_L), DeviceGroup((), 1), self.inner)
             return own._grouped(rows_RD, weights_R, sizes_L)
 
+        # Rows of a window: with an even load a device receives as many rows as it sends, in `windows` windows.
         size = -(-len(rows_PD) // windows)
         return sent.run(compute, self.others, size, self.weights, rows_PD, weights_P, sizes_E)
 
@@ -177,6 +178,7 @@ class Local:
         bias_ED = self.weights["down"][1]
         if bias_ED is None:
             return y
+        # Where inner features are sharded, results are partial sums, and the bias must be in one of them only.
         return y + weighted(of_rows(jnp.where(self.inner.place == 0, bias_ED, 0), y))
 
     def _dropped(self, x: jax.Array) -> jax.Array:

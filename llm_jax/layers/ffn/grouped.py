@@ -58,6 +58,7 @@ def _ragged_gradients(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array, d
     taken_P1 = _taken(len(rows_PD), sizes_E)
 
     def products(rows_PD: jax.Array, kernels: Arrays) -> Arrays:
+        # Masked here as well, so that rows after the last group get no gradient.
         return _ragged(jnp.where(taken_P1, rows_PD, 0), kernels, sizes_E)
 
     return jax.vjp(products, rows_PD, kernels)[1](dys)
@@ -70,6 +71,7 @@ def _taken(rows: int, sizes_E: jax.Array) -> jax.Array:
 
 def _blocked(rows_PD: jax.Array, kernels: Arrays, sizes_E: jax.Array) -> Arrays:
     def group(e: jax.Array, ys: Arrays) -> Arrays:
+        # One wide product for all kernels of the group, such as gate and up.
         own_DF = _joined(kernel_EDF[e] for kernel_EDF in kernels)
 
         def block(at: jax.Array, mine_R1: jax.Array, ys: Arrays) -> Arrays:
@@ -91,6 +93,7 @@ def _blocked_gradients(
         def block(at: jax.Array, mine_R1: jax.Array, found: tuple[jax.Array, Arrays]) -> tuple[jax.Array, Arrays]:
             drows_PD, sums = found
             dy_RF = jnp.where(mine_R1, _joined(_cut(dy_PF, at, mine_R1) for dy_PF in dys), 0)
+            # dy kernel^T for the rows; rows^T dy for the kernel, of which this block is one term.
             drows_RD = jnp.einsum("RF,DF->RD", dy_RF, own_DF)
             rows_RD = _cut(rows_PD, at, mine_R1)
             parts = _parted(jnp.einsum("RD,RF->DF", rows_RD, dy_RF, preferred_element_type=jnp.float32), kernels)
@@ -102,6 +105,7 @@ def _blocked_gradients(
 
         return _over_blocks(block, len(rows_PD), e, sizes_E, found)
 
+    # float32: the gradient of a kernel is summed over the blocks of its group.
     empty = jnp.zeros_like(rows_PD), tuple(jnp.zeros(kernel_EDF.shape, jnp.float32) for kernel_EDF in kernels)
     drows_PD, sums = _over_groups(group, sizes_E, empty)
     return drows_PD, tuple(sum_EDF.astype(kernel.dtype) for sum_EDF, kernel in zip(sums, kernels, strict=True))

@@ -90,6 +90,8 @@ class MLP(nn.Module):
         up_BTF = fence_gradients(checkpoint_name(_into(self, "up")(x_BTD), "ffn"))
         inner_BTF = ACTIVATIONS[self.config.activation](up_BTF)
         tap(self, "inner", lambda: inner_BTF)
+        # On TPUs the inner features are finished before the down projection reads them, and the gradients of the
+        # activation's inputs before the products that read those: see barrier.py.
         return _out(self)(fence(_dropped(self, inner_BTF))), None
 
 

@@ -118,6 +118,7 @@ class MoE(nn.Module):
         config.check_rows(
             x_BTD.shape[1], partition.parts(axes.LENGTH) if partition.divides(x_BTD.shape, _TOKENS) else 1
         )
+        # Route, compute and combine; then the shared expert, which every token visits.
         routed = config.router.build(self.width, config.count, self.precision, "router")(x_BTD, context)
         tap(self, "visits", lambda: load(routed.routes, config.count, real_BT.astype("float32")))
         weights = Experts(config.expert, config.count, self.width, self.precision, name="experts")()
@@ -155,6 +156,7 @@ class MoE(nn.Module):
                 places = [line.place for line in lines if line.axes]
                 local = dataclasses.replace(local, key=functools.reduce(jax.random.fold_in, places, key))
             y_BTD, served_BT = config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
+            # [1, B, T, D]: P is the first axis.
             return y_BTD[None], served_BT
 
         with partition.using(layout):

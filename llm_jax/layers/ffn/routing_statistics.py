@@ -91,10 +91,13 @@ class BalanceLoss:
         """This part's contribution to the losses of the batch `whole`, weighted by the number of its targets. Values
         and gradients of all parts sum to those of the batch, because the gradient by a part's sums is evaluated at the
         sums of the batch."""
+        # The value is the sum of the batch; the derivative by the part's own sum is 1.
         at = jax.tree.map(
             lambda all, own: jax.lax.stop_gradient(all) + (own - jax.lax.stop_gradient(own)),
             *(one.layers for one in (whole, self)),
         )
+        # Value: `loss` for each target of this part. Gradient: `loss` for each target of the batch, because its
+        # gradient is only that of this part's sums.
         loss, count = sum(layer.total for layer in at.values()), jax.lax.stop_gradient(whole.count)
         return self.count * loss + (count - self.count) * (loss - jax.lax.stop_gradient(loss))
 

@@ -32,6 +32,7 @@ class ALiBiConfig(PositionBias):
         """[N] float32."""
         below = 2 ** math.floor(math.log2(heads))
         slopes = 2.0 ** (-8 / below * np.arange(1, below + 1))
+        # Every second slope of twice as many heads, from the first one.
         between = 2.0 ** (-4 / below * np.arange(1, 2 * (heads - below), 2))
         return self.factor * np.concatenate([slopes, between]).astype(np.float32)
 

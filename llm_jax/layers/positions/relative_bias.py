@@ -57,6 +57,7 @@ class RelativeBiasConfig(PositionBias):
         """Bias between positions, [B, N, T, S] float32."""
         table_RN = given(bias_RN, "scores have a RelativeBiasConfig and there is no table of biases")
         distance_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
+        # [N, B, T, S] -> [B, N, T, S]
         return table_RN.T[:, self.bucket(distance_BTS)].swapaxes(0, 1)
 
     def bucket(self, distance: jax.Array | np.ndarray) -> jax.Array:
@@ -64,6 +65,8 @@ class RelativeBiasConfig(PositionBias):
         own = self.buckets // 2 if self.bidirectional else self.buckets
         first = jnp.where(distance > 0, own, 0) if self.bidirectional else 0
         distance = jnp.abs(distance) if self.bidirectional else jnp.maximum(-distance, 0)
+        # The number of borders up to the distance; comparisons of integers, because logarithms round differently
+        # (`_starts`).
         far = self._exact + sum((distance >= start).astype(jnp.int32) for start in self._starts)
         return first + jnp.where(distance < self._exact, distance, far)
 
@@ -82,8 +85,10 @@ class RelativeBiasConfig(PositionBias):
         exact = far = self._exact
 
         def reaches(distance: int, k: int) -> bool:
+            # distance >= e (m / e)^(k / n), with both sides raised to the power of n: integers, so nothing is rounded.
             return distance**far >= self.max_distance**k * exact ** (far - k)
 
+        # Estimates in floating point; the exact comparison begins one below them.
         near = [math.floor(exact * (self.max_distance / exact) ** (k / far)) for k in range(1, far)]
         return [next(n for n in itertools.count(start - 1) if reaches(n, k)) for k, start in enumerate(near, start=1)]
 

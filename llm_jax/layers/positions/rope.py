@@ -58,6 +58,8 @@ class RoPEConfig(RotaryPosition):
         if lengths_BT is None:
             lengths_BT = jnp.max(positions_BT, axis=1, keepdims=True) + 1
         frequencies, magnitude = self.scaling.frequencies(self.base, features, lengths_BT)
+        # [B, T or 1, h] -> [B, 1, T or 1, h], with an axis for the heads. `magnitude` multiplies queries and keys
+        # alike, so scores get its square.
         frequencies = frequencies[:, None] if frequencies.ndim == 3 else frequencies
         angles_B1Th = positions_BT[:, None, :, None].astype(jnp.float32) * frequencies
         # Computed once for all heads, layers and both passes.
@@ -65,6 +67,7 @@ class RoPEConfig(RotaryPosition):
         return _turn(x_BNTH, cos, sin)
 
 
+# The gradient is the inverse rotation: it needs cosine and sine only, and these get no gradients themselves.
 @jax.custom_vjp
 def _turn(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> jax.Array:
     """x with its pairs rotated."""
@@ -73,6 +76,7 @@ def _turn(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array) -> jax.Ar
 
 def _turn_back(turn: tuple[jax.Array, jax.Array], dy_BNTH: jax.Array) -> tuple[jax.Array, None, None]:
     def of(formulation: Callable) -> Callable:
+        # A rotation is linear in x, so that its pullback is the same at every point; dy has the right shape.
         return lambda dy, cos, sin: jax.vjp(lambda x: formulation(x, cos, sin), dy)[1](dy)[0]
 
     dx_BNTH = by_platform(dy_BNTH, *turn, tpu=of(_by_permutation), default=of(_by_halves))
@@ -96,7 +100,9 @@ def _by_permutation(x_BNTH: jax.Array, cos_B1Th: jax.Array, sin_B1Th: jax.Array)
     places = np.arange(head_dim)
     places = np.where(places < 2 * half, (places + half) % (2 * half), places)
     swap_HH = jnp.asarray(np.eye(head_dim)[places], x_BNTH.dtype)
+    # The highest precision makes the permutation exact: by default TPUs round float32 operands to bfloat16.
     swapped = jnp.matmul(x_BNTH, swap_HH, precision=jax.lax.Precision.HIGHEST)
+    # Features that are not rotated have cosine 1 and sine 0.
     rest = ((0, 0),) * 3 + ((0, head_dim - 2 * half),)
     cos = jnp.pad(jnp.concatenate([cos_B1Th, cos_B1Th], axis=-1), rest, constant_values=1)
     sin = jnp.pad(jnp.concatenate([-sin_B1Th, sin_B1Th], axis=-1), rest)

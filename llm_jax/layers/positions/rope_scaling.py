@@ -54,6 +54,8 @@ class DynamicScaling:
         """As `Unscaled.frequencies`."""
         check(features > 2, f"{features} features are rotated: dynamic scaling needs at least 4")
         length_BT1 = jnp.maximum(lengths_BT, self.original_length).astype(jnp.float32)[..., None]
+        # With this exponent the slowest pair, i = n / 2 - 1, slows down by exactly `growth`, and the fastest one not at
+        # all.
         growth_BT1 = self.factor * length_BT1 / self.original_length - (self.factor - 1)
         exponent = np.arange(0, features, 2, dtype=np.float32) / features
         return (base * growth_BT1 ** (features / (features - 2))) ** -exponent, 1.0
@@ -78,6 +80,7 @@ class Llama3Scaling:
     def frequencies(self, base: float, features: int, lengths_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
         """As `Unscaled.frequencies`."""
         plain = _plain(base, features)
+        # Rotations of each pair within the original length.
         turns = self.original_length * plain / (2 * math.pi)
         kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
         return (plain * (kept + (1 - kept) / self.factor)).astype(np.float32), 1.0
@@ -109,13 +112,16 @@ class YaRNScaling:
         first, last = (self._pair(turns, base, features) for turns in (self.fast, self.slow))
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
+        # features - 1, although there are only half as many pairs: as in the authors' code.
         first, last = max(first, 0), min(last, features - 1)
+        # The lower bound, also of the authors' code, prevents a division by zero if both limits are the same pair.
         slowed = np.clip((np.arange(len(plain)) - first) / max(last - first, 1e-3), 0, 1)
         magnitude = 0.1 * math.log(self.factor) + 1 if self.magnitude is None else self.magnitude
         return (plain * (1 - slowed + slowed / self.factor)).astype(np.float32), magnitude
 
     def _pair(self, turns: float, base: float, features: int) -> float:
         """Index of the pair with `turns` rotations within the original length, as a real number."""
+        # original_length * base^(-2 i / features) = 2 pi turns, solved for i.
         return features * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
 

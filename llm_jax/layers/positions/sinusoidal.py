@@ -49,5 +49,6 @@ class Sinusoidal:
     def __call__(self, positions_BT: jax.Array) -> jax.Array:
         frequencies = self.config.base ** (-jnp.arange(0, self.width, 2) / self.width)
         angles = positions_BT[..., None].astype(jnp.float32) * frequencies
+        # [B, T, D / 2, 2] if interleaved, otherwise [B, T, 2, D / 2].
         pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1 if self.config.interleaved else -2)
         return pairs.reshape(*positions_BT.shape, self.width).astype(self.precision.dtype)

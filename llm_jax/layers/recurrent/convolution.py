@@ -87,6 +87,7 @@ class Convolution(nn.Module):
         return y_BTC, state
 
     def _parameter(self, name: str, init: nn.initializers.Initializer, taps: tuple[int, ...], role: Role) -> jax.Array:
+        # [taps, channels] for the kernel, [channels] for the bias.
         logical_axes = (axes.POSITIONS, axes.MLP)[-1 - len(taps) :]
         init = annotated(init, logical_axes, role)
         return self.param(name, init, (*taps, self.channels), self.precision.param_dtype)
@@ -114,6 +115,8 @@ def _convolve_backward(residuals, dy_BTC):
     dx_BTC, dkernel = jnp.zeros(x_BTC.shape, jnp.float32), []
     for back, tap_C in enumerate(reversed(kernel_WC)):
         reached_BTC = _within(dy_BTC, segment_ids_BT, back)
+        # Tap `back` carried x_(t - back) to y_t, so dy_t returns to t - back unless the two belong to different
+        # documents.
         dx_BTC += _earlier(reached_BTC, back) * tap_C.astype(jnp.float32)
         dkernel.append(jnp.sum(reached_BTC * _later(x_BTC, back).astype(jnp.float32), axis=(0, 1)))
     return dx_BTC.astype(x_BTC.dtype), jnp.stack(dkernel[::-1]).astype(kernel_WC.dtype), None
@@ -141,12 +144,15 @@ def _continued(
     before = len(kernel_WC) - 1
     x_BSC = jnp.concatenate([state.x_BPC.astype(x_BTC.dtype), x_BTC], axis=1)
     segments_BS = jnp.concatenate([state.segment_ids_BP, segment_ids_BT], axis=1)
+    # A stable sort by "is real": padding first, real inputs in their order after it.
     order_BS = jnp.argsort(segments_BS != 0, axis=1, stable=True)
     x_BSC = jnp.take_along_axis(x_BSC, order_BS[:, :, None], axis=1)
     segments_BS = jnp.take_along_axis(segments_BS, order_BS, axis=1)
     y_BSC = convolve(x_BSC, kernel_WC, segments_BS)
+    # The inverse permutation, for the new inputs only.
     place_BT = jnp.argsort(order_BS, axis=1)[:, before:]
     last = slice(x_BSC.shape[1] - before, None)
+    # Padding is in front, so the last entries are the latest real inputs.
     state = Recent(x_BSC[:, last].astype(state.x_BPC.dtype), segments_BS[:, last])
     return jnp.take_along_axis(y_BSC, place_BT[:, :, None], axis=1), state
 

@@ -45,6 +45,8 @@ def documents(place: SequenceInfo, before_B: jax.Array | None = None) -> Documen
         before_B = jnp.zeros_like(segments_BT[:, 0])
     real_BT = segments_BT != 0
     joined = jnp.concatenate([before_B[:, None], segments_BT], axis=1)
+    # Index of each real token, 0 for padding; their running maximum is the latest real token. Index 0 is the token
+    # before the sequence.
     real = jnp.where(joined != 0, jnp.arange(joined.shape[1]), 0)
     latest = jnp.take_along_axis(joined, jax.lax.cummax(real, axis=1), axis=1)
     return Documents(real_BT & (segments_BT != latest[:, :-1]), real_BT, latest[:, -1])

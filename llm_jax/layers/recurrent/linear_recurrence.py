@@ -32,6 +32,7 @@ def _whole_rows(length: DeviceGroup, decay_BTR: jax.Array, input_BTR: jax.Array,
     """The part of one device."""
     decay_BTR, input_BTR = (length.swapped(x, cut=2, joined=1) for x in (decay_BTR, input_BTR))
     count = decay_BTR.shape[2]
+    # The initial values are not sharded over these devices: each takes those of its channels.
     before_BR = jax.lax.dynamic_slice_in_dim(before_BR, length.place * count, count, axis=1)
     return length.swapped(_along(decay_BTR, input_BTR, before_BR), cut=1, joined=2)
 
@@ -48,6 +49,7 @@ def _along(decay_BTR: jax.Array, input_BTR: jax.Array, before_BR: jax.Array) -> 
 
 
 def _recurrence(decay_BTR, input_BTR, before_BR):
+    # The initial value enters as a part of the first input, so that the scan starts from zero.
     first_BR = input_BTR[:, 0] + decay_BTR[:, 0] * before_BR
     # Named here and not by the caller: the backward pass needs this very array, and a remat policy that saves another
     # one would repeat the scan.
@@ -56,6 +58,7 @@ def _recurrence(decay_BTR, input_BTR, before_BR):
 
 
 def _scan(decay_BTR: jax.Array, input_BTR: jax.Array, reverse: bool = False) -> jax.Array:
+    # The composition of h -> a h + b and h -> c h + d is h -> c a h + (c b + d).
     def joined(first, second):
         return first[0] * second[0], second[0] * first[1] + second[1]
 
@@ -67,6 +70,7 @@ def _recurrence_backward(residuals, dh_BTR):
     # The gradient of h_t is its own plus that of h_(t+1), times the decay of step t + 1.
     next_BTR = jnp.concatenate([decay_BTR[:, 1:], jnp.zeros_like(decay_BTR[:, :1])], axis=1)
     dinput_BTR = _scan(next_BTR, dh_BTR, reverse=True)
+    # The gradient of decay_t is that of h_t times h_(t-1).
     earlier_BTR = jnp.concatenate([before_BR[:, None], h_BTR[:, :-1]], axis=1)
     return dinput_BTR * earlier_BTR, dinput_BTR, dinput_BTR[:, 0] * decay_BTR[:, 0]
 

@@ -60,6 +60,7 @@ class LSTMConfig(Mixer):
     def parameters(self, width: int) -> int:
         """Number of parameters at model width `width`."""
         self._check_fits(width)
+        # W, U and b of every gate.
         return _GATES * self.hidden * (width + self.hidden + 1)
 
     def matrix_flops(self, width: int) -> int:
@@ -136,10 +137,13 @@ class LSTMCell(nn.Module):
     def __call__(
         self, carry: tuple[jax.Array, jax.Array], gates_BGH: jax.Array, start_B: jax.Array, real_B: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        # A document starts from a zero state.
         h_BH, c_BH = (jnp.where(start_B[:, None], 0, part) for part in carry)
         hidden = self.config.hidden
         shape, logical_axes = (hidden, _GATES, hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
+        # Without a bias: that of the input projection serves both products.
         recurrent = Linear("BK,KGH->BGH", shape, logical_axes, self.config.init, self.precision, name="recurrent")
+        # float32 from here: the cell state adds up small changes over many tokens.
         gates_BGH = (gates_BGH + recurrent(h_BH)).astype(jnp.float32)
         input_BH, forget_BH, candidate_BH, output_BH = (gates_BGH[:, gate] for gate in range(_GATES))
         c_BH = jax.nn.sigmoid(forget_BH) * c_BH + jax.nn.sigmoid(input_BH) * jnp.tanh(candidate_BH)

@@ -54,6 +54,7 @@ class TimeScales:
         """Draws step biases: the inverse softplus of the steps."""
         low, high = map(math.log, self.steps)
         steps = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
+        # log(exp(step) - 1) in a form that loses no digits for small steps.
         return (steps + jnp.log(-jnp.expm1(-steps))).astype(dtype)
 
     def log_rate(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -109,6 +110,7 @@ class Mamba2Config(Mixer):
     @property
     def projections(self) -> dict[str, tuple[int, str]]:
         """The input projections: {name: (output features, their logical axis)}."""
+        # A matrix each, where the published code has one for all: their outputs are sharded along different axes.
         shared = self.groups * self.state_size
         return {
             "gate": (self.features, axes.MLP),
@@ -129,6 +131,7 @@ class Mamba2Config(Mixer):
     def parameters(self, width: int) -> int:
         """Number of parameters at model width `width`."""
         projected = sum(size for size, _ in self.projections.values())
+        # Three numbers a head are step bias, log rate and skip; the last term is the scale of the norm.
         matrices = width * (projected + self.features) + self.bias * (projected + width)
         return matrices + self.convolution.parameters(self.channels) + 3 * self.heads + self.features
 
@@ -173,14 +176,18 @@ class Mamba2(nn.Module):
         projected = {
             name: checkpoint_name(self._project(name, *spec)(x_BTD), "qkv") for name, spec in config.projections.items()
         }
+        # Convolution of the paper's x, B and C together.
         parts = [projected[name] for name in ("value", "key", "query")]
         convolution = config.convolution.build(config.channels, self.precision, "convolution")
         mixed_BTC, recent = convolution(jnp.concatenate(parts, axis=-1), place, state.recent if state else None)
         value_BNTP, key_BKTH, query_BKTH = self._heads(ACTIVATIONS["silu"](mixed_BTC))
         step_BNT, log_BNT = self._steps(projected["step"])
+        # Discretisation: the step multiplies the input of the recurrence, and the rate in `log_BNT`.
         added_BNTP = (value_BNTP * step_BNT[..., None]).astype(value_BNTP.dtype)
+        # The state space model, as a recurrence of queries, keys and values (section 4).
         memory = state.recurrence if state else None
         y_BNTP, memory = recur(config.form, query_BKTH, key_BKTH, added_BNTP, log_BNT, place, memory)
+        # D x, then the norm after the gate, and the output projection (figure 6).
         skip_N11 = self._of_heads("skip", nn.initializers.ones_init(), Role.SCALE)[:, None, None]
         y_BNTP = checkpoint_name((y_BNTP + skip_N11 * value_BNTP).astype(value_BNTP.dtype), "context")
         y_BTF = y_BNTP.transpose(0, 2, 1, 3).reshape(projected["gate"].shape)

@@ -73,7 +73,10 @@ class ChunkwiseForm:
     def flops(self, length: int, key_heads: int, heads: int, key_size: int, value_size: int) -> float:
         """Forward FLOPs per token of a sequence of `length` tokens; only allowed scores count."""
         chunk = min(self.chunk, length)
+        # A token reads (chunk + 1) / 2 tokens of its chunk on average, at 2 FLOPs a multiply-add. Scores are computed
+        # once per key head.
         within = (chunk + 1) * (key_heads * key_size + heads * value_size)
+        # Reading the state and adding to it, for each head.
         return within + (4 * heads * key_size * value_size if length > chunk else 0)
 
 
@@ -114,6 +117,8 @@ class RecurrentForm:
         """As `ChunkwiseForm.run`."""
         groups, (batch, heads, _, value_size) = v_BNTP.shape[1] // q_BKTH.shape[1], v_BNTP.shape
         real_B1T = row.real_BT[:, None]
+        # A document's first token forgets the state before it; padding has decay 1 and a zero key, which leave the
+        # state unchanged.
         decay_BNT = jnp.where(row.starts_BT[:, None], 0.0, jnp.where(real_B1T, jnp.exp(log_BNT), 1.0))
         decay_BNT = jnp.broadcast_to(decay_BNT, v_BNTP.shape[:3])
         k_BKTH = jnp.where(real_B1T[..., None], k_BKTH, 0)
@@ -175,6 +180,8 @@ def _chunkwise(chunk, q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP):
     v_BKGCSP, log_BKGCS = split(_chunks(v_BNTP, 2, chunk)), split(_chunks(log_BNT, 2, chunk))
     # Padding belongs to the document before it. Document 0 is that of the initial state.
     number_BCS = _chunks(jnp.cumsum(row.starts_BT, axis=1, dtype=jnp.int32), 1, chunk, mode="edge")
+    # The four steps of the state space dual algorithm (Dao and Gu 2024, section 6, listing 1). Step 1, the diagonal
+    # blocks: outputs from tokens of the same chunk. Steps 2 to 4, the blocks below them, are in `_across`.
     total_BKGCS = _totals(log_BKGCS, number_BCS)
     y_BKGCQP = _within(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS)
     if number_BCS.shape[1] > 1 or state_BNHP is not None:
@@ -211,6 +218,8 @@ def _totals(log_BKGCS, number_BCS):
 def _within(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS):
     """Contribution to the output from tokens of the same chunk."""
     allowed_BCQS = _allowed(number_BCS)
+    # log L_ts, the sum of the logarithms after s up to t. It is masked before the exponential, which could overflow for
+    # later tokens and give NaN gradients.
     log_BKGCQS = jnp.where(allowed_BCQS[:, None, None], total_BKGCS[..., :, None] - total_BKGCS[..., None, :], -jnp.inf)
     scores_BKCQS = jnp.einsum("BKCQH,BKCSH->BKCQS", q_BKCQH, k_BKCSH, preferred_element_type=jnp.float32)
     # Broadcast by a product with ones, so that the gradient's sum over the heads of a group is a product too. As a sum
@@ -228,7 +237,10 @@ def _across(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS, start_BKGHP):
     # Only the last document of a chunk is added to the state. Only tokens of the document that continues from the
     # previous chunk read the state.
     adds, reads = number_BCS == last_BC[..., None], number_BCS == before_BC[..., None]
+    # Decay from each token to the end of its chunk; below, `kept` is the decay of a whole chunk, 0 if a new document
+    # began in it.
     left_BKGCS = jnp.exp(jnp.where(adds[:, None, None], total_BKGCS[..., -1:] - total_BKGCS, -jnp.inf))
+    # Step 2: what each chunk adds to the state.
     added_CBKGHP = jnp.einsum(
         "BKCSH,BKGCSP->CBKGHP",
         k_BKCSH,
@@ -237,11 +249,14 @@ def _across(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS, start_BKGHP):
     )
     kept_BKGC = jnp.where((last_BC == before_BC)[:, None, None], jnp.exp(total_BKGCS[..., -1]), 0.0)
 
+    # Step 3: the recurrence over the states of chunks.
     def step(state_BKGHP, chunk):
         added_BKGHP, kept_BKG = chunk
         return kept_BKG[..., None, None] * state_BKGHP + added_BKGHP, state_BKGHP
 
+    # The state before each chunk, and the one after the last.
     end_BKGHP, states_CBKGHP = jax.lax.scan(step, start_BKGHP, (added_CBKGHP, jnp.moveaxis(kept_BKGC, -1, 0)))
+    # Step 4: outputs from the state before each chunk.
     states_CBKGHP = states_CBKGHP.astype(q_BKCQH.dtype)
     y_BKGCQP = jnp.einsum("BKCQH,CBKGHP->BKGCQP", q_BKCQH, states_CBKGHP, preferred_element_type=jnp.float32)
     decay_BKGCQ = jnp.exp(jnp.where(reads[:, None, None], total_BKGCS, -jnp.inf))

@@ -73,6 +73,7 @@ class RGLRUConfig(Mixer):
     def parameters(self, width: int) -> int:
         """Number of parameters at model width `width`."""
         channels = self.channels
+        # Two branches and the output, each with a bias; two gates of blocks with biases; the convolution; the rates.
         branches = 3 * width * channels + 2 * channels + width
         gates = 2 * channels * (channels // self.blocks + 1)
         return branches + gates + self.convolution.parameters(channels) + channels
@@ -116,6 +117,7 @@ class RGLRU(nn.Module):
         config, place = self.config, context.queries
         branch = lambda name: checkpoint_name(self._branch(name)(x_BTD), "qkv")  # noqa: E731
         gate_BTR, x_BTR = branch("gate"), branch("input")
+        # One branch of figure 2c: convolution, then RG-LRU. The other, `gate`, multiplies its result.
         convolution = config.convolution.build(config.channels, self.precision, "convolution")
         x_BTR, recent = convolution(x_BTR, place, None if state is None else state.recent)
         row = documents(place, None if state is None else state.segment_ids_B)
@@ -158,7 +160,10 @@ def _terms(
     """
     starts_BT1, real_BT1 = row.starts_BT[:, :, None], row.real_BT[:, :, None]
     x_BTR, input_gate_BTR, decay_gate_BTR = (a.astype(jnp.float32) for a in (x_BTR, input_gate_BTR, decay_gate_BTR))
+    # Equations 1 to 4: r_t is the sigmoid of the decay gate, a = sigmoid(-rate), so log a = -softplus(rate) and log a_t
+    # = c r_t log a.
     log_BTR = _scaled(jax.nn.sigmoid(decay_gate_BTR), -_SHARPNESS * jax.nn.softplus(rate_R.astype(jnp.float32)))
+    # sqrt(1 - a_t^2) by expm1: near a decay of 1 the difference would lose its digits.
     scale_BTR = jnp.where(starts_BT1, 1, _root(-jnp.expm1(2 * log_BTR)))
     decay_BTR = jnp.where(starts_BT1, 0, jnp.where(real_BT1, jnp.exp(log_BTR), 1))
     return decay_BTR, jnp.where(real_BT1, scale_BTR * jax.nn.sigmoid(input_gate_BTR) * x_BTR, 0)
@@ -185,6 +190,7 @@ def _root(x: jax.Array) -> jax.Array:
 
 @_root.defjvp
 def _root_slope(x, dx):
+    # 1 / (2 sqrt(x)), at most `_STEEPEST`.
     root = _root(x[0])
     return root, dx[0] * 0.5 / jnp.maximum(root, 0.5 / _STEEPEST)
 

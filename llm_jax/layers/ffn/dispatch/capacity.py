@@ -85,9 +85,12 @@ class LimitedCapacity(Dispatch):
         def whole(x: jax.Array) -> jax.Array:
             return x.reshape(batch, length + short, *x.shape[2:])[:, :length]
 
+        # A choice of weight 0 uses no capacity: that of a padding token, or one that the router left out.
         weights_GNK = grouped(choice.weights_BTK * real_BT[..., None])
         chosen_GNK = jnp.where(weights_GNK > 0, grouped(choice.experts_BTK), experts.count)
         choices = chosen_GNK.shape[-1]
+        # `places` is a Python function and the number of real tokens is traced, so its values for all numbers are a
+        # table.
         by_tokens = np.array([self.places(tokens, choices, experts.count) for tokens in range(group + 1)], np.int32)
         places_G = jnp.asarray(by_tokens)[jnp.sum(grouped(real_BT), axis=1, dtype=jnp.int32)]
         best_BT = jnp.max(choice.weights_BTK, axis=-1) if choice.best_BT is None else choice.best_BT
@@ -168,8 +171,11 @@ def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, places_G: jax
       most: upper bound of `places_G`, the size of the buffer.
     """
     groups, tokens, choices = chosen_GNK.shape
+    # The queue has the first choices of all tokens, then their second choices, and so on: [K, N], flattened. A stable
+    # sort by expert keeps this order within each expert, so a choice's place there is its index in the buffer.
     queue_GNK = jnp.take_along_axis(chosen_GNK, first_GN[..., None], axis=1)
     order_GP, place_GP, sizes_GE = ordered(queue_GNK.swapaxes(1, 2).reshape(groups, -1), count)
+    # GShard finds these places by a cumulative sum over [tokens, experts]; the sort needs no array of that size.
     starts_GE = jnp.cumsum(sizes_GE, axis=1) - sizes_GE
     # From buffer indices to choices ...
     entry_GEC = jnp.minimum(starts_GE[..., None] + jnp.arange(most), tokens * choices - 1)

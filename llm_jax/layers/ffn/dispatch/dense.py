@@ -21,6 +21,7 @@ class Dense(Dispatch):
         """See dispatch.__init__."""
         weights_BTE = _weights(served(routes, Choice, Picks), experts.count, real_BT)
         rows_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        # `broadcast` sums a token's gradient over the experts in float32.
         y_ERD = experts.batched(broadcast(rows_RD, (experts.count, *rows_RD.shape), rows_RD.dtype))
         y_BTD = jnp.einsum("ERD,RE->RD", y_ERD, weights_BTE.reshape(-1, experts.count).astype(y_ERD.dtype))
         return y_BTD.reshape(x_BTD.shape), jnp.sum(load(routes, experts.count, real_BT), axis=-1)

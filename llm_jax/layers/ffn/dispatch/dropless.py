@@ -36,6 +36,7 @@ class Dropless(Dispatch):
         choice = served(routes, Choice)
         weights_BTK = choice.weights_BTK * real_BT[..., None]
         served_BTK = weights_BTK > 0
+        # Choices of weight 0 get the number past the last expert: they are sorted last, and no expert computes them.
         chosen_RK, weights_RK, served_RK = (
             x.reshape(real_BT.size, -1)
             for x in (jnp.where(served_BTK, choice.experts_BTK, experts.count), weights_BTK, served_BTK)

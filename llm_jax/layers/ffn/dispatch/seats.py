@@ -41,6 +41,8 @@ class ByIndex:
         (groups, tokens, choices), (_, count, places) = weights_GNK.shape, seats.choice_GEC.shape
         group_G11 = jnp.arange(groups)[:, None, None]
         choice_GEC = group_G11 * tokens * choices + seats.choice_GEC
+        # Rows are [E, G, C], flattened: the experts come first, because the buffers are sent to the devices of their
+        # experts.
         row_GNK = (seats.expert_GNK * groups + group_G11) * places + jnp.where(seats.served_GNK, seats.place_GNK, 0)
         by_expert = lambda x_GEC: x_GEC.swapaxes(0, 1).reshape(-1)  # noqa: E731
         by_token = lambda x_GNK: x_GNK.reshape(-1, choices)  # noqa: E731
@@ -62,6 +64,7 @@ class ByProducts:
         groups, count, places = seats.choice_GEC.shape
         seat_GNK = jnp.where(seats.served_GNK, seats.expert_GNK * places + seats.place_GNK, -1)
         sits_GNKS = jax.nn.one_hot(seat_GNK, count * places, dtype=x_GND.dtype)
+        # A token is in a buffer entry at most once, so the sum over its choices is 0 or 1.
         x_GSD = jnp.einsum("GNS,GND->GSD", sits_GNKS.sum(2), x_GND)
         x_EGCD = x_GSD.reshape(groups, count, places, -1).swapaxes(0, 1)
         y_ERD = experts.batched(x_EGCD.reshape(count, groups * places, -1))

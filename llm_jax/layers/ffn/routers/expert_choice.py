@@ -107,10 +107,13 @@ class ExpertChoiceRouter(Scoring):
         known_BGEN = jnp.swapaxes(known_BTE.reshape(batch, -1, group, self.experts), 2, 3)
         by_tokens = np.array([self.config.picks(tokens, self.experts) for tokens in range(group + 1)], np.int32)
         picks = int(by_tokens[-1])
+        # A group must be on one device, so sequences are sharded only where they consist of several groups.
         logical_axes = (axes.BATCH, axes.LENGTH) if length > group else (axes.BATCH,)
         picked = partition.per_shard(lambda known_BGEN: jax.lax.top_k(known_BGEN, picks)[1], *logical_axes)
+        # Indices have no gradient; the weights below have.
         places_BGEC = picked(jax.lax.stop_gradient(known_BGEN))
         real_BG = jnp.sum(context.queries.real_BT.reshape(batch, -1, group), axis=-1, dtype=jnp.int32)
+        # `picks` is the static number for a full group. A group with padding has fewer; its further picks get weight 0.
         counts_BGEC = jnp.arange(picks) < jnp.asarray(by_tokens)[real_BG][..., None, None]
         weights_BGEC = jnp.where(counts_BGEC, jnp.take_along_axis(known_BGEN, places_BGEC, axis=-1), 0)
         return Routed(Picks(places_BGEC, weights_BGEC), logits_BTE, scores_BTE)

@@ -133,6 +133,7 @@ def dealt(counts: tuple[int, ...], top: int, experts: int) -> np.ndarray:
     table_VK = np.zeros((len(counts), top), np.int32)
     loads = [(0, expert) for expert in range(experts)]
     for token in sorted(range(len(counts)), key=lambda token: -counts[token]):
+        # All of them are taken out before any is put back, so that a token gets different experts.
         least = [heapq.heappop(loads) for _ in range(top)]
         table_VK[token] = [expert for _, expert in least]
         for load, expert in least:
@@ -143,6 +144,7 @@ def dealt(counts: tuple[int, ...], top: int, experts: int) -> np.ndarray:
 def _hashed(numbers_BT: jax.Array, top: int, experts: int) -> jax.Array:
     """The `top` experts of highest hash(number, expert), int32 [B, T, K]: uniform and without repetition."""
     mixed_BTE = _mixed(_mixed(numbers_BT.astype(jnp.uint32))[..., None] + jnp.arange(experts, dtype=jnp.uint32))
+    # The shift leaves 31 bits, so that the signed integer has the order of the unsigned one.
     return best((mixed_BTE >> 1).astype(jnp.int32), top)
 
 

@@ -49,6 +49,7 @@ class GroupLimit:
         """Scores, with minus infinity outside the kept groups. Of groups with equal scores the first are kept."""
         grouped_BTGS = scores_BTE.reshape(*scores_BTE.shape[:-1], self.groups, -1)
         groups_BTG = jnp.sum(jax.lax.top_k(grouped_BTGS, self.best)[0], axis=-1)
+        # [B, T, kept, G], then whether a group is one of them.
         kept_BTG = jax.nn.one_hot(jax.lax.top_k(groups_BTG, self.kept)[1], self.groups, dtype=bool).any(axis=-2)
         return jnp.where(kept_BTG[..., None], grouped_BTGS, -jnp.inf).reshape(scores_BTE.shape)
 

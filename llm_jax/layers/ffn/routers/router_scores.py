@@ -66,6 +66,7 @@ class Scoring(nn.Module):
             x_BTD *= jax.random.uniform(key, x_BTD.shape, minval=low, maxval=high)
         logits_BTE = self.matrix("scores", self.experts, bias)(x_BTD)
         if isinstance(noise, Noisy):
+            # Computed in evaluation too: parameters must not depend on the mode in which the model is initialised.
             deviation_BTE = jax.nn.softplus(self.matrix("noise", self.experts, init=Zero())(x_BTD))
             if training:
                 logits_BTE += deviation_BTE * jax.random.normal(self.make_rng("dropout"), logits_BTE.shape)

@@ -86,6 +86,8 @@ def evening(logits_BTE: jax.Array, real_BT: jax.Array, iterations: int) -> jax.A
     share = jnp.log(jnp.maximum(jnp.sum(real_BT), 1) / logits_BTE.shape[-1])
 
     def turn(added_E: jax.Array, _: None) -> tuple[jax.Array, None]:
+        # One iteration, in logarithms: each token's row is normalised to 1, then the column of each expert to its share
+        # of the tokens.
         scaled_BTE = jax.nn.log_softmax(logits_BTE + added_E)
         given_E = jax.nn.logsumexp(jnp.where(real_BT1, scaled_BTE, -jnp.inf), axis=(0, 1))
         return added_E + jnp.where(jnp.isfinite(given_E), share - given_E, 0), None

@@ -64,8 +64,11 @@ class SoftRouter(Scoring):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
         real_BT1 = context.queries.real_BT[..., None]
+        # Not -inf, which would make the softmax over the slots of a padding token NaN. The products with `real_BT1` set
+        # its weights to 0.
         logits_BTZ = jnp.where(real_BT1, self._cosines(x_BTD), jnp.finfo("float32").min)
         shape = (*x_BTD.shape[:2], self.experts, self.config.slots)
+        # A slot is a mean over tokens (D of the paper), and a token's result a mean over slots (C).
         dispatch_BTZ = jax.nn.softmax(logits_BTZ, axis=1) * real_BT1
         combine_BTZ = jax.nn.softmax(logits_BTZ, axis=2) * real_BT1
         return Routed(SoftAssignment(dispatch_BTZ.reshape(shape), combine_BTZ.reshape(shape)))

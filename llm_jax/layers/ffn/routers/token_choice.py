@@ -135,6 +135,7 @@ class SoftmaxRouter(Scoring):
         if config.random_second and self.has_rng("dropout"):
             weights_BTK = choice.weights_BTK
             drawn_BT = jax.random.uniform(self.make_rng("dropout"), weights_BTK.shape[:-1])
+            # The weight contains `scale`, which the probability must not.
             kept_BT = 2 * weights_BTK[..., 1] > drawn_BT * config.scale
             kept_BTK = jnp.stack([jnp.ones_like(kept_BT), kept_BT], axis=-1)
             choice = dataclasses.replace(choice, weights_BTK=jnp.where(kept_BTK, weights_BTK, 0))
@@ -159,7 +160,9 @@ def _choice(config: SoftmaxConfig | SigmoidConfig, scores_BTE: jax.Array, ranks_
     """The choice of the experts of highest rank, with weights from their scores."""
     experts_BTK = best(ranks_BTE, config.top, config.limit)
     weights_BTK = jnp.take_along_axis(scores_BTE, experts_BTK, axis=-1)
+    # Before the normalisation, which would make the best scores of all tokens equal with one choice.
     best_BT = jax.lax.stop_gradient(jnp.max(weights_BTK, axis=-1))
     if config.normalized:
+        # The term is that of DeepSeek-V3's code. It prevents 0 / 0 where all sigmoids of a token underflow.
         weights_BTK /= jnp.sum(weights_BTK, axis=-1, keepdims=True) + 1e-20
     return Choice(experts_BTK, weights_BTK * config.scale, best_BT)
