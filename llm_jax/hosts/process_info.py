@@ -92,13 +92,23 @@ def _slurm() -> dict:
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if "SLURM_PROCID" not in os.environ or tasks == 1:
         return {}
-    on_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")[0].split("(")[0]
+    on_nodes = os.environ.get("SLURM_STEP_TASKS_PER_NODE")
+    here = _tasks_per_node(on_nodes)[int(os.environ["SLURM_NODEID"])] if on_nodes else 1
     return {
         **_address("SlurmCluster"),
         "count": tasks,
         "index": int(os.environ["SLURM_PROCID"]),
-        "devices": _one_of(int(os.environ["SLURM_LOCALID"]), int(on_node)),
+        "devices": _one_of(int(os.environ["SLURM_LOCALID"]), here),
     }
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Number of tasks of each node, from SLURM's notation: "2(x3),1" is three nodes with two tasks and one with one."""
+    found = []
+    for part in text.split(","):
+        tasks, _, nodes = part.partition("(x")
+        found += [int(tasks)] * int(nodes.removesuffix(")") or 1)
+    return found
 
 
 def _open_mpi() -> dict:

@@ -53,11 +53,15 @@ def _smallest_inputs(model: Model) -> Inputs:
     return tokens
 
 
-@functools.lru_cache(maxsize=64)
 def boxed_parameters(model: Model) -> Any:
     """Shapes of the model's parameters, boxed with their logical axes and roles; nothing is allocated. Callers share
     the tree and must not change it."""
-    # Cached, because Linen runs the whole model to know its parameters, and a run asks for them several times.
+    return _boxed_parameters(model)
+
+
+# Cached, because Linen runs the whole model to know its parameters, and a run asks for them several times.
+@functools.lru_cache(maxsize=64)
+def _boxed_parameters(model: Any) -> Any:
     return jax.eval_shape(lambda: initial_parameters(model, jax.random.key(0)))
 
 

@@ -29,7 +29,8 @@ def current() -> str:
     """The platform of `tracing_for`; outside it that of the default device."""
     if platform := _platform.get():
         return platform
-    device = jax.config.jax_default_device
+    config: Any = jax.config  # its class does not declare the options
+    device = config.jax_default_device
     return getattr(device, "platform", device) or jax.default_backend()
 
 

@@ -16,6 +16,7 @@ SLURM = {
     "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
     "SLURM_PROCID": "2",
     "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
 }
 OPEN_MPI = {
     "OMPI_COMM_WORLD_SIZE": "4",
@@ -64,6 +65,15 @@ def test_slurm_tells_everything(environment):
 def test_tasks_of_one_node_take_a_gpu_each_unless_slurm_has_bound_them(environment, visible, devices):
     environment(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "3"})
     environment({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    assert find(HostsConfig()).devices == devices
+
+
+@pytest.mark.parametrize(
+    ("tasks", "node", "devices"),
+    [("1,2", "0", None), ("1,2", "1", (0,)), ("2(x2),1", "1", (0,)), ("2(x2),1", "2", None)],
+)
+def test_nodes_may_have_different_numbers_of_tasks(environment, tasks, node, devices):
+    environment(SLURM | {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": node})
     assert find(HostsConfig()).devices == devices
 
 
