@@ -56,7 +56,8 @@ def _smallest_inputs(model: Model) -> Inputs:
 def boxed_parameters(model: Model) -> Any:
     """Shapes of the model's parameters, boxed with their logical axes and roles; nothing is allocated. Callers share
     the tree and must not change it."""
-    return _boxed_parameters(model)
+    hashable: Any = model  # as modules are, though their type does not say so
+    return _boxed_parameters(hashable)
 
 
 # Cached, because Linen runs the whole model to know its parameters, and a run asks for them several times.
