@@ -50,31 +50,31 @@ def _whole(config: TransformerConfig, weight: float) -> float:
     return float(f"{weight * len(parts.mixed_layers(config)):.12g}")
 
 
-def router(place: parts.Place, name: str, bias: bool = False) -> Iterator[Tensor]:
+def router(layer: parts.LayerRef, name: str, bias: bool = False) -> Iterator[Tensor]:
     """The matrix that scores experts, [expert, input]."""
-    yield from parts.linear(place, name, "x d", "d", (place.leaf("ffn/router/scores", "d x"),), bias)
+    yield from parts.linear(layer, name, "x d", "d", (layer.leaf("ffn/router/scores", "d x"),), bias)
 
 
-def each(place: parts.Place, name: str, into: dict[str, str], down: str) -> Iterator[Tensor]:
+def each(layer: parts.LayerRef, name: str, into: dict[str, str], down: str) -> Iterator[Tensor]:
     """The experts one by one.
 
     Args:
       name: start of their names, up to their numbers.
       into, down: as of `parts.ffn`, what follows the number.
     """
-    config = parts.experts_of(place.block)
+    config = parts.experts_of(layer.block)
     for number in range(config.count):
         one = f"{name}{number}"
         theirs = {ours: f"{one}.{part}" for ours, part in into.items()}
-        yield from parts.ffn(place, theirs, f"{one}.{down}", path="ffn/experts", config=config.expert, expert=number)
+        yield from parts.ffn(layer, theirs, f"{one}.{down}", path="ffn/experts", config=config.expert, expert=number)
 
 
 LLAMA = {"gate": "gate_proj", "up": "up_proj"}, "down_proj"
 """What follows an expert's number where its matrices have LLaMA's names."""
 
 
-def shared(place: parts.Place, name: str, gate: str | None = None) -> Iterator[Tensor]:
+def shared(layer: parts.LayerRef, name: str, gate: str | None = None) -> Iterator[Tensor]:
     """The expert for all tokens under LLaMA's names, and its gate."""
-    yield from parts.llama_ffn(place, name, path="ffn/shared", config=parts.experts_of(place.block).shared)
+    yield from parts.llama_ffn(layer, name, path="ffn/shared", config=parts.experts_of(layer.block).shared)
     if gate is not None:
-        yield from parts.linear(place.with_sizes(e=1), gate, "e d", "d", (place.leaf("ffn/shared_gate", "d e"),), False)
+        yield from parts.linear(layer.with_sizes(e=1), gate, "e d", "d", (layer.leaf("ffn/shared_gate", "d e"),), False)

@@ -122,7 +122,7 @@ def save_hf(
     _check_whole(tensors.values(), leaves)
 
     def tensor(name: str) -> np.ndarray:
-        parts = [np.asarray(leaves[leaf.path][leaf.place]) for leaf in tensors[name].leaves]
+        parts = [np.asarray(leaves[leaf.path][leaf.index]) for leaf in tensors[name].leaves]
         exact = tensors[name].join(parts)
         with np.errstate(over="ignore"):
             rounded = exact.astype(kind)
@@ -272,10 +272,10 @@ def _filled(
         for part, values in zip(tensor.leaves, parts, strict=True):
             if part.path == path:
                 with np.errstate(over="ignore"):
-                    array[part.place] = values
+                    array[part.index] = values
                 narrower = jnp.finfo(leaf.dtype).max < jnp.finfo(values.dtype).max
                 check(
-                    not narrower or _same_finite(array[part.place], values),
+                    not narrower or _same_finite(array[part.index], values),
                     f"{tensor.name} has {values.dtype} values too large for {leaf.dtype}: the weights are damaged, or "
                     "need a wider type",
                 )
@@ -297,14 +297,14 @@ def _empty(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
 
 def _check_whole(tensors: Iterable[Tensor], leaves: dict[str, Any]) -> None:
     """ValueError unless the tensors make up every leaf, each part of it once, in its shape."""
-    made = Counter((leaf.path, leaf.place) for tensor in tensors for leaf in tensor.leaves)
-    axes = {path: len(place) for path, place in made}
-    whole = {(path, place) for path in leaves for place in np.ndindex(np.shape(leaves[path])[: axes.get(path, 0)])}
+    made = Counter((leaf.path, leaf.index) for tensor in tensors for leaf in tensor.leaves)
+    axes = {path: len(index) for path, index in made}
+    whole = {(path, index) for path in leaves for index in np.ndindex(np.shape(leaves[path])[: axes.get(path, 0)])}
     wrong = sorted({path for path, _ in set(made) ^ whole} | {path for (path, _), times in made.items() if times > 1})
     check(not wrong, f"the family's tensors do not make up each leaf once: {_listed(wrong)}")
     for tensor in tensors:
         for leaf in tensor.leaves:
-            shape, found = tensor.leaf_shape(leaf), np.shape(leaves[leaf.path])[len(leaf.place) :]
+            shape, found = tensor.leaf_shape(leaf), np.shape(leaves[leaf.path])[len(leaf.index) :]
             check(shape == found, f"{tensor.name} becomes {leaf.path} of shape {shape}, and the model's has {found}")
 
 

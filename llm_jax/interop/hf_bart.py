@@ -90,15 +90,15 @@ def _side(config: TransformerConfig, side: str) -> Iterator[Tensor]:
     if config.embed.norm:
         yield from parts.learned_positions(config, f"{side}.embed_positions.weight")
         yield from parts.norm(f"{side}.layernorm_embedding", config.embed.norm, "embed/norm", config.width)
-    for place in parts.places(config):
-        name = f"{side}.layers.{place.number}"
+    for layer in parts.layers(config):
+        name = f"{side}.layers.{layer.number}"
         for theirs, branch in (("self_attn", "mixer"), ("encoder_attn", "cross")):
-            if getattr(place.block, branch):
+            if getattr(layer.block, branch):
                 projections = (f"{name}.{theirs}.{part}_proj" for part in ("q", "k", "v", "out"))
-                yield from parts.attention(place, projections, branch=branch)
-                yield from parts.layer_norm(place, f"{name}.{theirs}_layer_norm", f"{branch}_{stream}")
-        yield from parts.ffn(place, {"up": f"{name}.fc1"}, f"{name}.fc2")
-        yield from parts.layer_norm(place, f"{name}.final_layer_norm", f"ffn_{stream}")
+                yield from parts.attention(layer, projections, branch=branch)
+                yield from parts.layer_norm(layer, f"{name}.{theirs}_layer_norm", f"{branch}_{stream}")
+        yield from parts.ffn(layer, {"up": f"{name}.fc1"}, f"{name}.fc2")
+        yield from parts.layer_norm(layer, f"{name}.final_layer_norm", f"ffn_{stream}")
     if config.final_norm is not None:
         yield from parts.norm(f"{side}.layer_norm", config.final_norm, "final_norm", config.width)
 

@@ -175,13 +175,13 @@ def _embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
 def _tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
     yield from _embedding(config, f"{names.stem}.embeddings")
     yield from parts.widening(config, f"{names.stem}.embeddings_project")
-    for place in parts.places(config):
-        name = f"{names.stem}.encoder.layer.{place.number}"
+    for layer in parts.layers(config):
+        name = f"{names.stem}.encoder.layer.{layer.number}"
         layers = ("self.query", "self.key", "self.value", "output.dense")
-        yield from parts.attention(place, (f"{name}.attention.{part}" for part in layers))
-        yield from parts.layer_norm(place, f"{name}.attention.output.LayerNorm", "mixer_stream_norm")
-        yield from parts.ffn(place, {"up": f"{name}.intermediate.dense"}, f"{name}.output.dense")
-        yield from parts.layer_norm(place, f"{name}.output.LayerNorm", "ffn_stream_norm")
+        yield from parts.attention(layer, (f"{name}.attention.{part}" for part in layers))
+        yield from parts.layer_norm(layer, f"{name}.attention.output.LayerNorm", "mixer_stream_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.intermediate.dense"}, f"{name}.output.dense")
+        yield from parts.layer_norm(layer, f"{name}.output.LayerNorm", "ffn_stream_norm")
     yield from _head_tensors(config, names)
 
 
@@ -189,13 +189,13 @@ def _albert_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from _embedding(config, "albert.embeddings")
     yield from parts.widening(config, "albert.encoder.embedding_hidden_mapping_in")
     inner = len(config.segments[0].blocks)
-    for place in parts.places(config):
-        group, number = divmod(place.number, inner)
+    for layer in parts.layers(config):
+        group, number = divmod(layer.number, inner)
         name = f"albert.encoder.albert_layer_groups.{group}.albert_layers.{number}"
-        yield from parts.attention(place, (f"{name}.attention.{part}" for part in ("query", "key", "value", "dense")))
-        yield from parts.layer_norm(place, f"{name}.attention.LayerNorm", "mixer_stream_norm")
-        yield from parts.ffn(place, {"up": f"{name}.ffn"}, f"{name}.ffn_output")
-        yield from parts.layer_norm(place, f"{name}.full_layer_layer_norm", "ffn_stream_norm")
+        yield from parts.attention(layer, (f"{name}.attention.{part}" for part in ("query", "key", "value", "dense")))
+        yield from parts.layer_norm(layer, f"{name}.attention.LayerNorm", "mixer_stream_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.ffn"}, f"{name}.ffn_output")
+        yield from parts.layer_norm(layer, f"{name}.full_layer_layer_norm", "ffn_stream_norm")
     yield from _head_tensors(config, _ALBERT)
 
 

@@ -81,47 +81,47 @@ _DENSE: Table = (
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "model.embed_tokens.weight")
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.input_layernorm", "mixer_norm")
-        yield from _attention(place, f"{name}.self_attn")
-        yield from parts.layer_norm(place, f"{name}.post_attention_layernorm", "ffn_norm")
-        mixed = isinstance(place.block.ffn, MoEConfig)
-        yield from _expert_tensors(place, f"{name}.mlp") if mixed else parts.llama_ffn(place, f"{name}.mlp")
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.input_layernorm", "mixer_norm")
+        yield from _attention(layer, f"{name}.self_attn")
+        yield from parts.layer_norm(layer, f"{name}.post_attention_layernorm", "ffn_norm")
+        mixed = isinstance(layer.block.ffn, MoEConfig)
+        yield from _expert_tensors(layer, f"{name}.mlp") if mixed else parts.llama_ffn(layer, f"{name}.mlp")
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _expert_tensors(place: parts.Place, name: str) -> Iterator[Tensor]:
-    yield from experts.router(place, f"{name}.gate")
-    if isinstance(parts.experts_of(place.block).router, SigmoidConfig):
-        leaf = place.leaf("ffn/router/bias", "x")
-        yield Tensor(f"{name}.gate.e_score_correction_bias", "x", (leaf,), place.sizes)
-    yield from experts.each(place, f"{name}.experts.", *experts.LLAMA)
-    yield from experts.shared(place, f"{name}.shared_experts")
+def _expert_tensors(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    yield from experts.router(layer, f"{name}.gate")
+    if isinstance(parts.experts_of(layer.block).router, SigmoidConfig):
+        leaf = layer.leaf("ffn/router/bias", "x")
+        yield Tensor(f"{name}.gate.e_score_correction_bias", "x", (leaf,), layer.sizes)
+    yield from experts.each(layer, f"{name}.experts.", *experts.LLAMA)
+    yield from experts.shared(layer, f"{name}.shared_experts")
 
 
-def _attention(place: parts.Place, name: str) -> Iterator[Tensor]:
+def _attention(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     """Their tensors fuse what is with and without position, and keys with values."""
-    mixer = parts.mixer_of(place.block, LatentAttentionConfig)
-    place = place.with_sizes(n=mixer.heads, q=mixer.query_rank or 0, r=mixer.rank, w=mixer.value_dim)
+    mixer = parts.mixer_of(layer.block, LatentAttentionConfig)
+    layer = layer.with_sizes(n=mixer.heads, q=mixer.query_rank or 0, r=mixer.rank, w=mixer.value_dim)
 
     def linear(theirs: str, layout: str, inputs: str, *leaves: tuple[str, str, int, int]) -> Iterator[Tensor]:
-        found = tuple(place.leaf(f"mixer/{ours}", axes, share, turned) for ours, axes, share, turned in leaves)
-        yield from parts.linear(place, f"{name}.{theirs}", layout, inputs, found, False)
+        found = tuple(layer.leaf(f"mixer/{ours}", axes, share, turned) for ours, axes, share, turned in leaves)
+        yield from parts.linear(layer, f"{name}.{theirs}", layout, inputs, found, False)
 
     rotary, source, query = mixer.rotary_dim, "d", "q_proj"
     if mixer.query_rank is not None:
         source, query = "q", "q_b_proj"
         yield from linear("q_a_proj", "q d", "d", ("query_down", "d q", 1, 0))
-        leaf = place.leaf("mixer/query_norm", "d")
+        leaf = layer.leaf("mixer/query_norm", "d")
         yield from parts.norm(f"{name}.q_a_layernorm", mixer.norm, leaf, mixer.query_rank)
     heads = f"{source} n s"
     fused = (("query", heads, mixer.head_dim, 0), ("query_rotary", heads, rotary, rotary))
     yield from linear(query, f"(n s) {source}", source, *fused)
     fused = (("latent", "d s", mixer.rank, 0), ("key_rotary", "d s", rotary, rotary))
     yield from linear("kv_a_proj_with_mqa", "s d", "d", *fused)
-    yield from parts.norm(f"{name}.kv_a_layernorm", mixer.norm, place.leaf("mixer/latent_norm", "d"), mixer.rank)
+    yield from parts.norm(f"{name}.kv_a_layernorm", mixer.norm, layer.leaf("mixer/latent_norm", "d"), mixer.rank)
     fused = (("key", "r n s", mixer.head_dim, 0), ("value", "r n s", mixer.value_dim, 0))
     yield from linear("kv_b_proj", "(n s) r", "r", *fused)
     yield from linear("o_proj", "d (n w)", "n w", ("out", "n w d", 1, 0))

@@ -80,25 +80,25 @@ def _grouped(config: TransformerConfig) -> bool:
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.word_embeddings.weight")
-    for place in parts.places(config):
-        name, mixer = f"transformer.h.{place.number}", parts.attention_of(place.block)
-        yield from _norms(place, name)
+    for layer in parts.layers(config):
+        name, mixer = f"transformer.h.{layer.number}", parts.attention_of(layer.block)
+        yield from _norms(layer, name)
         fused = f"{name}.self_attention.query_key_value"
         if _grouped(config):
             shares = (mixer.heads // mixer.kv_heads, 1, 1)
-            yield from parts.fused_attention(place, fused, "(k s h) d", "d (k s) h", shares)
+            yield from parts.fused_attention(layer, fused, "(k s h) d", "d (k s) h", shares)
         elif mixer.kv_heads == 1:
-            yield from parts.fused_attention(place, fused, "(s h) d", "d s h", (mixer.heads, 1, 1))
+            yield from parts.fused_attention(layer, fused, "(s h) d", "d s h", (mixer.heads, 1, 1))
         else:
-            yield from parts.fused_attention(place, fused, "(n s h) d", "d (n s) h")
-        yield from parts.attention_out(place, f"{name}.self_attention.dense")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
+            yield from parts.fused_attention(layer, fused, "(n s h) d", "d (n s) h")
+        yield from parts.attention_out(layer, f"{name}.self_attention.dense")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _norms(place: parts.Place, name: str) -> Iterator[Tensor]:
-    match place.block.wiring:
+def _norms(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    match layer.block.wiring:
         case Parallel(shared_norm=True):
             names = {"input_layernorm": "mixer_norm"}
         case Parallel():
@@ -107,7 +107,7 @@ def _norms(place: parts.Place, name: str) -> Iterator[Tensor]:
             check(wiring == Serial(), f"wiring is {wiring}: Falcon has none but the parallel and the pre-norm one")
             names = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
     for theirs, ours in names.items():
-        yield from parts.layer_norm(place, f"{name}.{theirs}", ours)
+        yield from parts.layer_norm(layer, f"{name}.{theirs}", ours)
 
 
 FAMILIES = (

@@ -54,13 +54,13 @@ _FIELDS: Table = (
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.wte.weight")
     yield from parts.learned_positions(config, "transformer.wpe.weight")
-    for place in parts.places(config):
-        name = f"transformer.h.{place.number}"
+    for layer in parts.layers(config):
+        name = f"transformer.h.{layer.number}"
         projections = (f"{name}.attn.attention.{part}_proj" for part in ("q", "k", "v", "out"))
-        yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
-        yield from parts.attention(place, projections)
-        yield from parts.layer_norm(place, f"{name}.ln_2", "ffn_norm")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj")
+        yield from parts.layer_norm(layer, f"{name}.ln_1", "mixer_norm")
+        yield from parts.attention(layer, projections)
+        yield from parts.layer_norm(layer, f"{name}.ln_2", "ffn_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj")
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

@@ -41,13 +41,13 @@ _FIELDS: Table = (
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "gpt_neox.embed_in.weight")
-    for place in parts.places(config):
-        name = f"gpt_neox.layers.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.input_layernorm", "mixer_norm")
-        yield from parts.fused_attention(place, f"{name}.attention.query_key_value", "(n s h) d", "d (s n) h")
-        yield from parts.attention_out(place, f"{name}.attention.dense")
-        yield from parts.layer_norm(place, f"{name}.post_attention_layernorm", "ffn_norm")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
+    for layer in parts.layers(config):
+        name = f"gpt_neox.layers.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.input_layernorm", "mixer_norm")
+        yield from parts.fused_attention(layer, f"{name}.attention.query_key_value", "(n s h) d", "d (s n) h")
+        yield from parts.attention_out(layer, f"{name}.attention.dense")
+        yield from parts.layer_norm(layer, f"{name}.post_attention_layernorm", "ffn_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
     yield from parts.norm("gpt_neox.final_layer_norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "embed_out")
 

@@ -44,20 +44,20 @@ _FIELDS: Table = (
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from tensors(config, before=BEFORE, experts=_experts)
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}.self_attn.sinks"
-        yield Tensor(name, "n", (place.leaf("mixer/sinks", "n"),), place.sizes)
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}.self_attn.sinks"
+        yield Tensor(name, "n", (layer.leaf("mixer/sinks", "n"),), layer.sizes)
 
 
-def _experts(place: parts.Place, name: str) -> Iterator[Tensor]:
-    yield from experts.router(place, f"{name}.mlp.router", bias=True)
+def _experts(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    yield from experts.router(layer, f"{name}.mlp.router", bias=True)
     name = f"{name}.mlp.experts"
     for suffix, part, inner in (("", "kernel", "d "), ("_bias", "bias", "")):
-        halves = tuple(place.leaf(f"ffn/experts/{ours}/{part}", f"x {inner}(f s)") for ours in ("gate", "up"))
-        yield Tensor(f"{name}.gate_up_proj{suffix}", f"x {inner}(f s)", halves, place.sizes)
+        halves = tuple(layer.leaf(f"ffn/experts/{ours}/{part}", f"x {inner}(f s)") for ours in ("gate", "up"))
+        yield Tensor(f"{name}.gate_up_proj{suffix}", f"x {inner}(f s)", halves, layer.sizes)
     for suffix, part, inner in (("", "kernel", "f "), ("_bias", "bias", "")):
-        leaf = place.leaf(f"ffn/experts/down/{part}", f"x {inner}d")
-        yield Tensor(f"{name}.down_proj{suffix}", f"x {inner}d", (leaf,), place.sizes)
+        leaf = layer.leaf(f"ffn/experts/down/{part}", f"x {inner}d")
+        yield Tensor(f"{name}.down_proj{suffix}", f"x {inner}d", (leaf,), layer.sizes)
 
 
 FAMILIES = (Family("gpt_oss", "GptOssForCausalLM", balancing(gpt_oss), _FIELDS, _tensors, prefix="model."),)

@@ -44,8 +44,8 @@ def tensors(
     config: TransformerConfig,
     before: tuple[str, ...] = (),
     after: tuple[str, ...] = (),
-    experts: Callable[[parts.Place, str], Iterator[Tensor]] | None = None,
-    ffn: Callable[[parts.Place, str], Iterator[Tensor]] = parts.llama_ffn,
+    experts: Callable[[parts.LayerRef, str], Iterator[Tensor]] | None = None,
+    ffn: Callable[[parts.LayerRef, str], Iterator[Tensor]] = parts.llama_ffn,
     neighbours: bool = False,
 ) -> Iterator[Tensor]:
     """The tensors under LLaMA's names.
@@ -58,26 +58,26 @@ def tensors(
       experts: (layer, start of its names) -> tensors of its experts, where it has such.
     """
     yield from parts.embedding(config, "model.embed_tokens.weight")
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}"
-        yield from _block_norms(place, name, before, after)
-        if parts.attention_of(place.block).qk_norm:
-            yield from parts.query_key_norms(place, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
-        turned = parts.rotated(parts.attention_of(place.block)) if neighbours else 0
-        yield from parts.attention(place, (f"{name}.self_attn.{part}_proj" for part in "qkvo"), neighbours=turned)
-        if experts is not None and isinstance(place.block.ffn, MoEConfig):
-            yield from experts(place, name)
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}"
+        yield from _block_norms(layer, name, before, after)
+        if parts.attention_of(layer.block).qk_norm:
+            yield from parts.query_key_norms(layer, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
+        turned = parts.rotated(parts.attention_of(layer.block)) if neighbours else 0
+        yield from parts.attention(layer, (f"{name}.self_attn.{part}_proj" for part in "qkvo"), neighbours=turned)
+        if experts is not None and isinstance(layer.block.ffn, MoEConfig):
+            yield from experts(layer, name)
         else:
-            yield from ffn(place, f"{name}.mlp")
+            yield from ffn(layer, f"{name}.mlp")
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _block_norms(place: parts.Place, name: str, before: tuple[str, ...], after: tuple[str, ...]) -> Iterator[Tensor]:
+def _block_norms(layer: parts.LayerRef, name: str, before: tuple[str, ...], after: tuple[str, ...]) -> Iterator[Tensor]:
     """Norms before and after mixer and ffn."""
     for names, ours in ((before, ("mixer_norm", "ffn_norm")), (after, ("mixer_out_norm", "ffn_out_norm"))):
         for theirs, own in zip(names, ours, strict=False):
-            yield from parts.layer_norm(place, f"{name}.{theirs}", own)
+            yield from parts.layer_norm(layer, f"{name}.{theirs}", own)
 
 
 BEFORE = ("input_layernorm", "post_attention_layernorm")
@@ -109,8 +109,8 @@ def write_windows(config: TransformerConfig) -> dict[str, Any]:
 def write_ropes(config: TransformerConfig) -> dict[str, Any]:
     """The options from which `read_ropes_by_kind` reads."""
     ropes = {}
-    for place in parts.places(config):
-        mixer = parts.attention_of(place.block)
+    for layer in parts.layers(config):
+        mixer = parts.attention_of(layer.block)
         ropes.setdefault(KINDS[parts.window_of(mixer) is not None], parts.rope_of(mixer))
     written = {kind: write_rope(rope)["rope_parameters"] for kind, rope in ropes.items()}
     return {"rope_parameters": written, "max_position_embeddings": config.max_length}
@@ -139,14 +139,14 @@ def _write_phi3_rope(config: TransformerConfig) -> dict[str, Any]:
     return write_partial_rope(rope, mixer.head_dim) | {"max_position_embeddings": length, _ORIGINAL: original}
 
 
-def fused_ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
+def fused_ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     """An ffn with gate and up in one matrix."""
     halves, bias = (
-        (place.leaf("ffn/gate", "d (s f)"), place.leaf("ffn/up", "d (s f)")),
-        parts.dense_of(place.block).bias,
+        (layer.leaf("ffn/gate", "d (s f)"), layer.leaf("ffn/up", "d (s f)")),
+        parts.dense_of(layer.block).bias,
     )
-    yield from parts.linear(place, f"{name}.gate_up_proj", "(s f) d", "d", halves, bias)
-    yield from parts.ffn(place, {}, f"{name}.down_proj")
+    yield from parts.linear(layer, f"{name}.gate_up_proj", "(s f) d", "d", halves, bias)
+    yield from parts.ffn(layer, {}, f"{name}.down_proj")
 
 
 def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -154,10 +154,10 @@ def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     for tensor in PRE_NORM(config, ffn=fused_ffn):
         if not any(part in tensor.name for part in ("q_proj", "k_proj", "v_proj")):
             yield tensor
-    for place in parts.places(config):
-        name, mixer = f"model.layers.{place.number}", parts.attention_of(place.block)
+    for layer in parts.layers(config):
+        name, mixer = f"model.layers.{layer.number}", parts.attention_of(layer.block)
         shares = (mixer.heads, mixer.kv_heads, mixer.kv_heads)
-        yield from parts.fused_attention(place, f"{name}.self_attn.qkv_proj", "(s h) d", "d s h", shares)
+        yield from parts.fused_attention(layer, f"{name}.self_attn.qkv_proj", "(s h) d", "d s h", shares)
 
 
 def _family(

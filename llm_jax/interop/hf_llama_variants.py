@@ -64,12 +64,12 @@ def _write_olmo3(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _ropes(config: TransformerConfig) -> list[Any]:
-    return [parts.attention_of(place.block).position for place in parts.places(config)]
+    return [parts.attention_of(layer.block).position for layer in parts.layers(config)]
 
 
 def write_some_rope(config: TransformerConfig) -> dict[str, Any]:
     """The rotary positions of the layers that have them. ValueError if no layer has them."""
-    mixers = [parts.attention_of(place.block) for place in parts.places(config)]
+    mixers = [parts.attention_of(layer.block) for layer in parts.layers(config)]
     rope = parts.rope_of(next((mixer for mixer in mixers if mixer.position is not None), mixers[0]))
     return write_rope(rope) | {"max_position_embeddings": written_length(rope, config.max_length)}
 

@@ -105,28 +105,28 @@ _FIELDS: Table = (
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "backbone.embeddings.weight")
-    for place in parts.places(config):
-        name, mixer = f"backbone.layers.{place.number}", parts.mixer_of(place.block, Mamba2Config)
-        place = place.with_sizes(n=mixer.heads, i=mixer.features, c=mixer.channels, w=mixer.convolution.taps)
-        yield from parts.layer_norm(place, f"{name}.norm", "mixer_norm")
-        yield from _mixer(place, f"{name}.mixer")
+    for layer in parts.layers(config):
+        name, mixer = f"backbone.layers.{layer.number}", parts.mixer_of(layer.block, Mamba2Config)
+        layer = layer.with_sizes(n=mixer.heads, i=mixer.features, c=mixer.channels, w=mixer.convolution.taps)
+        yield from parts.layer_norm(layer, f"{name}.norm", "mixer_norm")
+        yield from _mixer(layer, f"{name}.mixer")
     yield from parts.norm("backbone.norm_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _mixer(place: parts.Place, name: str) -> Iterator[Tensor]:
-    mixer = parts.mixer_of(place.block, Mamba2Config)
-    inputs = tuple(place.leaf(f"mixer/{ours}", "d s", size) for ours, (size, _) in mixer.projections.items())
-    yield from parts.linear(place, f"{name}.in_proj", "s d", "d", inputs, mixer.bias)
+def _mixer(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    mixer = parts.mixer_of(layer.block, Mamba2Config)
+    inputs = tuple(layer.leaf(f"mixer/{ours}", "d s", size) for ours, (size, _) in mixer.projections.items())
+    yield from parts.linear(layer, f"{name}.in_proj", "s d", "d", inputs, mixer.bias)
     vectors = {"A_log": ("n", "log_rate"), "D": ("n", "skip"), "dt_bias": ("n", "step_bias")}
     vectors |= {"norm.weight": ("i", "norm/scale")}
     if mixer.convolution.bias:
         vectors |= {"conv1d.bias": ("c", "convolution/bias")}
     for theirs, (letter, ours) in vectors.items():
-        yield Tensor(f"{name}.{theirs}", letter, (place.leaf(f"mixer/{ours}", letter),), place.sizes)
-    kernel = place.leaf("mixer/convolution/kernel", "w c")
-    yield Tensor(f"{name}.conv1d.weight", "c 1 w", (kernel,), place.sizes)
-    yield from parts.linear(place, f"{name}.out_proj", "d i", "i", (place.leaf("mixer/out", "i d"),), mixer.bias)
+        yield Tensor(f"{name}.{theirs}", letter, (layer.leaf(f"mixer/{ours}", letter),), layer.sizes)
+    kernel = layer.leaf("mixer/convolution/kernel", "w c")
+    yield Tensor(f"{name}.conv1d.weight", "c 1 w", (kernel,), layer.sizes)
+    yield from parts.linear(layer, f"{name}.out_proj", "d i", "i", (layer.leaf("mixer/out", "i d"),), mixer.bias)
 
 
 FAMILIES = (

@@ -35,10 +35,10 @@ _MIXTRAL: Table = (
 )
 
 
-def _mixtral(place: parts.Place, name: str) -> Iterator[Tensor]:
+def _mixtral(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     name = f"{name}.block_sparse_moe"
-    yield from experts.router(place, f"{name}.gate")
-    yield from experts.each(place, f"{name}.experts.", {"gate": "w1", "up": "w3"}, "w2")
+    yield from experts.router(layer, f"{name}.gate")
+    yield from experts.each(layer, f"{name}.experts.", {"gate": "w1", "up": "w3"}, "w2")
 
 
 def _read_mixed(settings: Settings, found: Arguments) -> Arguments:
@@ -76,13 +76,13 @@ _QWEN2: Table = (
 )
 
 
-def _qwen(place: parts.Place, name: str) -> Iterator[Tensor]:
+def _qwen(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     """OLMoE's too."""
     name = f"{name}.mlp"
-    yield from experts.router(place, f"{name}.gate")
-    yield from experts.each(place, f"{name}.experts.", *experts.LLAMA)
-    if parts.experts_of(place.block).shared is not None:
-        yield from experts.shared(place, f"{name}.shared_expert", f"{name}.shared_expert_gate")
+    yield from experts.router(layer, f"{name}.gate")
+    yield from experts.each(layer, f"{name}.experts.", *experts.LLAMA)
+    if parts.experts_of(layer.block).shared is not None:
+        yield from experts.shared(layer, f"{name}.shared_expert", f"{name}.shared_expert_gate")
 
 
 def _read_window(settings: Settings, found: Arguments) -> Arguments:

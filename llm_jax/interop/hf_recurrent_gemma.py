@@ -34,7 +34,7 @@ def _half(size: int) -> int:
 
 def _first(config: TransformerConfig, kind: type) -> BlockConfig:
     """The first block that mixes tokens so. ValueError where none does: then nothing says what its sizes were."""
-    found = [place.block for place in parts.places(config) if isinstance(place.block.mixer, kind)]
+    found = [layer.block for layer in parts.layers(config) if isinstance(layer.block.mixer, kind)]
     check(bool(found), f"no layer has a mixer of {kind.__name__}, and this family has")
     return found[0]
 
@@ -74,7 +74,7 @@ _FIELDS: Table = (
     Field("num_attention_heads", "heads", held=lambda config: _attention(config).heads),
     Field("hidden_size", "width"),
     Only("head_dim", lambda found: found["width"] // found["heads"]),
-    Pair(_read_pattern, lambda config: {"block_types": [_kind(place.block) for place in parts.places(config)]}),
+    Pair(_read_pattern, lambda config: {"block_types": [_kind(layer.block) for layer in parts.layers(config)]}),
     Pair(_read_rope, _write_rope),
     Pair(
         lambda settings, found: {"hidden": _half(settings.need("intermediate_size"))},
@@ -98,28 +98,28 @@ _FIELDS: Table = (
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "model.embed_tokens.weight")
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.temporal_pre_norm", "mixer_norm")
-        if isinstance(place.block.mixer, RGLRUConfig):
-            yield from _recurrent(place, f"{name}.temporal_block")
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.temporal_pre_norm", "mixer_norm")
+        if isinstance(layer.block.mixer, RGLRUConfig):
+            yield from _recurrent(layer, f"{name}.temporal_block")
         else:
-            yield from parts.attention(place, (f"{name}.temporal_block.{part}_proj" for part in "qkvo"))
-        yield from parts.layer_norm(place, f"{name}.channel_pre_norm", "ffn_norm")
+            yield from parts.attention(layer, (f"{name}.temporal_block.{part}_proj" for part in "qkvo"))
+        yield from parts.layer_norm(layer, f"{name}.channel_pre_norm", "ffn_norm")
         into = {part: f"{name}.mlp_block.{part}_proj" for part in ("gate", "up")}
-        yield from parts.ffn(place, into, f"{name}.mlp_block.down_proj")
+        yield from parts.ffn(layer, into, f"{name}.mlp_block.down_proj")
     yield from parts.norm("model.final_norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _recurrent(place: parts.Place, name: str) -> Iterator[Tensor]:
+def _recurrent(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     """A recurrent block: r its channels, w the taps of its convolution, n the gates' blocks of i by j."""
-    mixer = parts.mixer_of(place.block, RGLRUConfig)
+    mixer = parts.mixer_of(layer.block, RGLRUConfig)
     size = mixer.channels // mixer.blocks
-    place = place.with_sizes(r=mixer.channels, w=mixer.convolution.taps, n=mixer.blocks, i=size, j=size)
+    layer = layer.with_sizes(r=mixer.channels, w=mixer.convolution.taps, n=mixer.blocks, i=size, j=size)
     for theirs, ours in (("linear_y", "gate"), ("linear_x", "input")):
-        yield from parts.linear(place, f"{name}.{theirs}", "r d", "d", (place.leaf(f"mixer/{ours}", "d r"),), True)
-    yield from parts.linear(place, f"{name}.linear_out", "d r", "r", (place.leaf("mixer/out", "r d"),), True)
+        yield from parts.linear(layer, f"{name}.{theirs}", "r d", "d", (layer.leaf(f"mixer/{ours}", "d r"),), True)
+    yield from parts.linear(layer, f"{name}.linear_out", "d r", "r", (layer.leaf("mixer/out", "r d"),), True)
     vectors = {
         "conv_1d.weight": ("r 1 w", "convolution/kernel", "w r"),
         "conv_1d.bias": ("r", "convolution/bias", "r"),
@@ -129,7 +129,7 @@ def _recurrent(place: parts.Place, name: str) -> Iterator[Tensor]:
         vectors[f"rg_lru.{theirs}_weight"] = ("n i j", f"{ours}/kernel", "n i j")
         vectors[f"rg_lru.{theirs}_bias"] = ("n j", f"{ours}/bias", "n j")
     for theirs, (layout, ours, leaf_layout) in vectors.items():
-        yield Tensor(f"{name}.{theirs}", layout, (place.leaf(f"mixer/{ours}", leaf_layout),), place.sizes)
+        yield Tensor(f"{name}.{theirs}", layout, (layer.leaf(f"mixer/{ours}", leaf_layout),), layer.sizes)
 
 
 FAMILIES = (

@@ -80,13 +80,13 @@ def _has_bias(layer: MoEConfig) -> bool:
     return isinstance(layer.router, SoftmaxConfig) and layer.router.bias
 
 
-def _ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
+def _ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     name = f"{name}.mlp"
-    if not isinstance(place.block.ffn, MoEConfig):
-        yield from parts.ffn(place, {"up": f"{name}.wi"}, f"{name}.wo")
+    if not isinstance(layer.block.ffn, MoEConfig):
+        yield from parts.ffn(layer, {"up": f"{name}.wi"}, f"{name}.wo")
         return
-    yield from experts.router(place, f"{name}.router.classifier", _has_bias(parts.experts_of(place.block)))
-    yield from experts.each(place, f"{name}.experts.expert_", {"up": "wi"}, "wo")
+    yield from experts.router(layer, f"{name}.router.classifier", _has_bias(parts.experts_of(layer.block)))
+    yield from experts.each(layer, f"{name}.experts.expert_", {"up": "wi"}, "wo")
 
 
 FAMILIES = (

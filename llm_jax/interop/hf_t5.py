@@ -82,7 +82,7 @@ def _t5(*, tied: bool, scaled: bool, **given: Any) -> EncoderDecoderConfig:
     return dataclasses.replace(pair, decoder=dataclasses.replace(pair.decoder, head=TiedHead()))
 
 
-FFN = Callable[[parts.Place, str], Iterator[Tensor]]
+FFN = Callable[[parts.LayerRef, str], Iterator[Tensor]]
 """(layer, start of the names of its half) -> tensors of its ffn."""
 
 
@@ -96,23 +96,23 @@ def tensors(config: EncoderDecoderConfig, ffn: FFN) -> Iterator[Tensor]:
 
 def _side(config: TransformerConfig, side: str, ffn: FFN) -> Iterator[Tensor]:
     yield from parts.relative_bias(config, f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
-    for place in parts.places(config):
-        name = f"{side}.block.{place.number}.layer"
-        yield from parts.layer_norm(place, f"{name}.0.layer_norm", "mixer_norm")
-        yield from parts.attention(place, (f"{name}.0.SelfAttention.{part}" for part in "qkvo"))
-        if place.block.cross:
-            yield from parts.layer_norm(place, f"{name}.1.layer_norm", "cross_norm")
-            yield from parts.attention(place, (f"{name}.1.EncDecAttention.{part}" for part in "qkvo"), branch="cross")
-        last = 2 if place.block.cross else 1
-        yield from parts.layer_norm(place, f"{name}.{last}.layer_norm", "ffn_norm")
-        yield from ffn(place, f"{name}.{last}")
+    for layer in parts.layers(config):
+        name = f"{side}.block.{layer.number}.layer"
+        yield from parts.layer_norm(layer, f"{name}.0.layer_norm", "mixer_norm")
+        yield from parts.attention(layer, (f"{name}.0.SelfAttention.{part}" for part in "qkvo"))
+        if layer.block.cross:
+            yield from parts.layer_norm(layer, f"{name}.1.layer_norm", "cross_norm")
+            yield from parts.attention(layer, (f"{name}.1.EncDecAttention.{part}" for part in "qkvo"), branch="cross")
+        last = 2 if layer.block.cross else 1
+        yield from parts.layer_norm(layer, f"{name}.{last}.layer_norm", "ffn_norm")
+        yield from ffn(layer, f"{name}.{last}")
     yield from parts.norm(f"{side}.final_layer_norm", config.final_norm, "final_norm", config.width)
 
 
-def _ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
-    name, gated = f"{name}.DenseReluDense", isinstance(place.block.ffn, GLUConfig)
+def _ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    name, gated = f"{name}.DenseReluDense", isinstance(layer.block.ffn, GLUConfig)
     into = {"gate": f"{name}.wi_0", "up": f"{name}.wi_1"} if gated else {"up": f"{name}.wi"}
-    yield from parts.ffn(place, into, f"{name}.wo")
+    yield from parts.ffn(layer, into, f"{name}.wo")
 
 
 COPIES: dict[str, str] = dict.fromkeys(

@@ -38,9 +38,9 @@ class Leaf:
     along h, or along s where the cut goes through the features of a head."""
 
     @property
-    def place(self) -> tuple[int, ...]:
-        """Where it lies along the leading axes of the leaf."""
-        return tuple(index for index in (self.layer, self.expert) if index is not None)
+    def index(self) -> tuple[int, ...]:
+        """Index into the leading axes of the leaf."""
+        return tuple(number for number in (self.layer, self.expert) if number is not None)
 
     def permuted(self, array: np.ndarray, inverse: bool = False) -> np.ndarray:
         """The array [...] of `layout` with the features of its heads in our order; `inverse`: in theirs."""

@@ -28,35 +28,36 @@ Kind = TypeVar("Kind", bound=Mixer)
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """One layer: where its parameters lie in our tree, and the sizes of its tensors."""
+class LayerRef:
+    """One layer of a stack: the path of its parameters and the sizes of its tensors' axes."""
 
     number: int
-    """Counted from 0 through the whole stack."""
+    """Number of the layer in the stack, from 0."""
     path: str
-    layer: int | None
-    """Place along the axis of layers of its leaves; None where they have none, as all repeats share them."""
+    """Path of its block in the parameter tree."""
+    repeat: int | None
+    """Index along the leading axis of the block's leaves; None if all repeats of the segment share their parameters."""
     block: BlockConfig
     sizes: dict[str, int]
+    """Size of each axis, by its letter."""
 
-    def with_sizes(self, **sizes: int) -> "Place":
+    def with_sizes(self, **sizes: int) -> "LayerRef":
         """The same with the sizes of letters that its mixer alone has."""
         return dataclasses.replace(self, sizes=self.sizes | sizes)
 
     def leaf(self, name: str, layout: str, share: int = 1, neighbours: int = 0, expert: int | None = None) -> Leaf:
         """A leaf of this layer, such as 'mixer/query/kernel', or one expert's part of it."""
-        return Leaf(f"{self.path}/{name}", layout, self.layer, share, expert, neighbours)
+        return Leaf(f"{self.path}/{name}", layout, self.repeat, share, expert, neighbours)
 
 
-def places(config: TransformerConfig) -> Iterator[Place]:
+def layers(config: TransformerConfig) -> Iterator[LayerRef]:
     """The layers of a stack in order; of those that share their weights the first."""
     number = 0
     for segment_number, segment in enumerate(config.segments):
         for repeat in range(1 if segment.shared else segment.repeats):
             for block_number, block in enumerate(segment.blocks):
                 path = f"stack/segment_{segment_number}/block_{block_number}"
-                layer = None if segment.shared else repeat
-                yield Place(number, path, layer, block, _sizes(config, block))
+                yield LayerRef(number, path, None if segment.shared else repeat, block, _sizes(config, block))
                 number += 1
 
 
@@ -91,7 +92,7 @@ def window_of(mixer: AttentionConfig) -> int | None:
 
 def windows(config: TransformerConfig) -> list[int | None]:
     """`window_of` all layers."""
-    return [window_of(attention_of(place.block)) for place in places(config)]
+    return [window_of(attention_of(layer.block)) for layer in layers(config)]
 
 
 def rope_of(mixer: AttentionConfig | LatentAttentionConfig) -> RoPEConfig:
@@ -223,12 +224,14 @@ def norm(name: str, config: Norm | None, path: str | Leaf, size: int) -> Iterato
         yield Tensor(f"{name}.{theirs}", "d", (leaf,), {"d": size})
 
 
-def layer_norm(place: Place, name: str, ours: str) -> Iterator[Tensor]:
+def layer_norm(layer: LayerRef, name: str, ours: str) -> Iterator[Tensor]:
     """A norm of a block."""
-    yield from norm(name, place.block.norm, place.leaf(ours, "d"), place.sizes["d"])
+    yield from norm(name, layer.block.norm, layer.leaf(ours, "d"), layer.sizes["d"])
 
 
-def linear(place: Place, name: str, layout: str, inputs: str, leaves: tuple[Leaf, ...], bias: bool) -> Iterator[Tensor]:
+def linear(
+    layer: LayerRef, name: str, layout: str, inputs: str, leaves: tuple[Leaf, ...], bias: bool
+) -> Iterator[Tensor]:
     """Kernel and bias of a linear layer, or of several fused into one.
 
     Args:
@@ -237,12 +240,12 @@ def linear(place: Place, name: str, layout: str, inputs: str, leaves: tuple[Leaf
       leaves: of the layers, each with the axes of its kernel.
     """
     kernels = tuple(dataclasses.replace(leaf, path=f"{leaf.path}/kernel") for leaf in leaves)
-    yield Tensor(f"{name}.weight", layout, kernels, place.sizes)
+    yield Tensor(f"{name}.weight", layout, kernels, layer.sizes)
     if bias:
         biases = tuple(
             dataclasses.replace(leaf, path=f"{leaf.path}/bias", layout=_without(leaf.layout, inputs)) for leaf in leaves
         )
-        yield Tensor(f"{name}.bias", _without(layout, inputs), biases, place.sizes)
+        yield Tensor(f"{name}.bias", _without(layout, inputs), biases, layer.sizes)
 
 
 def under(side: str, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -258,23 +261,23 @@ def relative_bias(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     yield Tensor(name, "r n", (Leaf("relative_bias/table", "r n"),), {"r": bias.buckets, "n": heads})
 
 
-def attention(place: Place, names: Iterable[str], neighbours: int = 0, branch: str = "mixer") -> Iterator[Tensor]:
+def attention(layer: LayerRef, names: Iterable[str], neighbours: int = 0, branch: str = "mixer") -> Iterator[Tensor]:
     """Four linear layers, [output, input] each, of the block's mixer or of its cross attention: of queries, keys,
     values and the output."""
     query, key, value, out = names
-    mixer = getattr(place.block, branch)
+    mixer = getattr(layer.block, branch)
     for name, heads, ours, turned in (
         (query, "n", "query", True),
         (key, "k", "key", True),
         (value, "k", "value", False),
     ):
-        leaf = place.leaf(f"{branch}/{ours}", f"d {heads} h", neighbours=neighbours if turned else 0)
-        yield from linear(place, name, f"({heads} h) d", "d", (leaf,), mixer.bias)
-    yield from attention_out(place, out, branch=branch)
+        leaf = layer.leaf(f"{branch}/{ours}", f"d {heads} h", neighbours=neighbours if turned else 0)
+        yield from linear(layer, name, f"({heads} h) d", "d", (leaf,), mixer.bias)
+    yield from attention_out(layer, out, branch=branch)
 
 
 def fused_attention(
-    place: Place,
+    layer: LayerRef,
     name: str,
     layout: str,
     leaf_layout: str,
@@ -288,29 +291,29 @@ def fused_attention(
       neighbours: as of `Leaf`, of queries and keys.
     """
     leaves = tuple(
-        place.leaf(f"mixer/{ours}", leaf_layout, share, 0 if ours == "value" else neighbours)
+        layer.leaf(f"mixer/{ours}", leaf_layout, share, 0 if ours == "value" else neighbours)
         for ours, share in zip(order, shares, strict=True)
     )
-    yield from linear(place, name, layout, "d", leaves, attention_of(place.block).bias)
+    yield from linear(layer, name, layout, "d", leaves, attention_of(layer.block).bias)
 
 
-def query_key_norms(place: Place, query: str, key: str) -> Iterator[Tensor]:
+def query_key_norms(layer: LayerRef, query: str, key: str) -> Iterator[Tensor]:
     """The norms of queries and keys."""
-    mixer = attention_of(place.block)
+    mixer = attention_of(layer.block)
     norms = given(mixer.qk_norm, "attention has no norms of queries and keys, and this family has")
     for name, ours, heads in ((query, "query_norm", mixer.heads), (key, "key_norm", mixer.kv_heads)):
         size = mixer.head_dim * (1 if norms.over == "head" else heads)
-        yield from norm(name, norms.norm, place.leaf(f"mixer/{ours}", "d"), size)
+        yield from norm(name, norms.norm, layer.leaf(f"mixer/{ours}", "d"), size)
 
 
-def attention_out(place: Place, name: str, layout: str = "d (n h)", branch: str = "mixer") -> Iterator[Tensor]:
+def attention_out(layer: LayerRef, name: str, layout: str = "d (n h)", branch: str = "mixer") -> Iterator[Tensor]:
     """The output projection."""
-    leaf = place.leaf(f"{branch}/out", "n h d")
-    yield from linear(place, name, layout, "n h", (leaf,), getattr(place.block, branch).biased_output)
+    leaf = layer.leaf(f"{branch}/out", "n h d")
+    yield from linear(layer, name, layout, "n h", (leaf,), getattr(layer.block, branch).biased_output)
 
 
 def ffn(
-    place: Place,
+    layer: LayerRef,
     into: dict[str, str],
     down: str,
     transposed: bool = False,
@@ -328,38 +331,38 @@ def ffn(
       config: what lies there; None: the block's ffn.
       expert: its number among those that lie there.
     """
-    config = dense_of(place.block) if config is None else config
-    place = place.with_sizes(f=config.hidden)
+    config = dense_of(layer.block) if config is None else config
+    layer = layer.with_sizes(f=config.hidden)
     for ours, theirs in into.items():
         layout = "d f" if transposed else "f d"
-        leaf = place.leaf(f"{path}/{ours}", "d f", expert=expert)
-        yield from linear(place, theirs, layout, "d", (leaf,), config.bias)
-    layout, leaf = "f d" if transposed else "d f", place.leaf(f"{path}/down", "f d", expert=expert)
-    yield from linear(place, down, layout, "f", (leaf,), config.bias)
+        leaf = layer.leaf(f"{path}/{ours}", "d f", expert=expert)
+        yield from linear(layer, theirs, layout, "d", (leaf,), config.bias)
+    layout, leaf = "f d" if transposed else "d f", layer.leaf(f"{path}/down", "f d", expert=expert)
+    yield from linear(layer, down, layout, "f", (leaf,), config.bias)
 
 
-def llama_ffn(place: Place, name: str, **where: Any) -> Iterator[Tensor]:
+def llama_ffn(layer: LayerRef, name: str, **where: Any) -> Iterator[Tensor]:
     """A gated ffn under LLaMA's names; `where` as of `ffn`."""
     into = {"gate": f"{name}.gate_proj", "up": f"{name}.up_proj"}
-    yield from ffn(place, into, f"{name}.down_proj", **where)
+    yield from ffn(layer, into, f"{name}.down_proj", **where)
 
 
 def plain_ffn(config: TransformerConfig) -> DenseConfig:
     """That of the first layer that has one without experts; where all have experts, one of these."""
-    found = [place.block.ffn for place in places(config)]
+    found = [layer.block.ffn for layer in layers(config)]
     return next((one for one in found if isinstance(one, DenseConfig)), None) or expert_layer(config).expert
 
 
 def expert_layer(config: TransformerConfig) -> MoEConfig:
     """The experts of the first layer that has such. ValueError where none has."""
-    found = [place.block.ffn for place in places(config) if isinstance(place.block.ffn, MoEConfig)]
+    found = [layer.block.ffn for layer in layers(config) if isinstance(layer.block.ffn, MoEConfig)]
     check(bool(found), "the model has no experts, and this family has")
     return found[0]
 
 
 def mixed_layers(config: TransformerConfig) -> list[int]:
     """Numbers of the layers that have experts."""
-    return [place.number for place in places(config) if isinstance(place.block.ffn, MoEConfig)]
+    return [layer.number for layer in layers(config) if isinstance(layer.block.ffn, MoEConfig)]
 
 
 def vocabulary(config: TransformerConfig) -> int:

@@ -21,13 +21,13 @@ Option = tuple[str, float]
 transformers refuses values of another type: where its own is an integer, a whole rate is written as one."""
 
 
-def _alike(option: Option, *places: str) -> dict[str, Option]:
-    return dict.fromkeys(places, option)
+def _alike(option: Option, *fields: str) -> dict[str, Option]:
+    return dict.fromkeys(fields, option)
 
 
 _ATTENTION: dict[str, Option] = {"attention": ("attention_dropout", 0.0)}
 _GPT2 = {"residual": ("resid_pdrop", 0.1), "embed": ("embd_pdrop", 0.1), "attention": ("attn_pdrop", 0.1)}
-_GPTJ = {place: (name, 0.0) for place, (name, _) in _GPT2.items()}
+_GPTJ = {field: (name, 0.0) for field, (name, _) in _GPT2.items()}
 _DBRX = {"residual": ("resid_pdrop", 0.0), "embed": ("emb_pdrop", 0.0), "attention": ("attn_config.attn_pdrop", 0.0)}
 _MPT = _DBRX | {"attention": ("attn_config.attn_pdrop", 0)}
 _BERT = {
@@ -42,7 +42,7 @@ _DISTILBERT = {
     "attention": ("attention_dropout", 0.1),
     "head": ("seq_classif_dropout", 0.2),
 }
-_ALBERT = {place: (name, 0.0) for place, (name, _) in _BERT.items()} | {"head": ("classifier_dropout_prob", 0.1)}
+_ALBERT = {field: (name, 0.0) for field, (name, _) in _BERT.items()} | {"head": ("classifier_dropout_prob", 0.1)}
 _BART = {
     "residual": ("dropout", 0.1),
     "embed": ("dropout", 0.1),
@@ -114,16 +114,16 @@ def read(family: Family, options: dict[str, Any], tensors: Set[str] | None = Non
     config = family.read(Settings(options, tensors=tensors))
     config = _with_initial_values(config, family.model_type, options)
     rates, kind = {}, family.model_type
-    for place, (name, default) in _RATES.get(kind, _ATTENTION).items():
+    for field, (name, default) in _RATES.get(kind, _ATTENTION).items():
         stated = _stated(options, name)
         if stated is None and name == "classifier_dropout":
             # transformers takes that of hidden states.
             stated = _stated(options, "hidden_dropout_prob")
-        rates[place] = _share(name, default if stated is None else stated)
-    places = rates_of(config)
+        rates[field] = _share(name, default if stated is None else stated)
+    present = rates_of(config)
     if not _drops_before_scores(config, kind):
         rates.pop("head", None)
-    config = with_dropout(config, Rates(**{name: rate for name, rate in rates.items() if _has(places, name)}))
+    config = with_dropout(config, Rates(**{name: rate for name, rate in rates.items() if _has(present, name)}))
     if kind in _OF_BART:
         for side, name in _LAYER_DROP.items():
             layers = Rates(layers=_share(name, _stated(options, name) or 0.0))
@@ -132,10 +132,10 @@ def read(family: Family, options: dict[str, Any], tensors: Set[str] | None = Non
 
 
 def write(family: Family, config: ModelConfig) -> dict[str, Any]:
-    """The options from which `read` reads the model. Of places that share an option and differ the first is written."""
+    """The options from which `read` reads the model. Where fields that share an option differ, the first is written."""
     options, rates, kind = dict(family.write(config)), rates_of(config), family.model_type
-    for place, (name, default) in reversed(_RATES.get(kind, _ATTENTION).items()):
-        if (place != "head" or _drops_before_scores(config, kind)) and (rate := getattr(rates, place)) is not None:
+    for field, (name, default) in reversed(_RATES.get(kind, _ATTENTION).items()):
+        if (field != "head" or _drops_before_scores(config, kind)) and (rate := getattr(rates, field)) is not None:
             rate = int(rate) if isinstance(default, int) and rate == int(rate) else rate
             parent, _, leaf = name.rpartition(".")
             options |= {parent: (_stated(options, parent) or {}) | {leaf: rate}} if parent else {leaf: rate}
@@ -157,8 +157,8 @@ def _stated(options: dict[str, Any], name: str) -> Any:
     return found
 
 
-def _has(places: Rates, name: str) -> bool:
-    return getattr(places, name) is not None
+def _has(rates: Rates, name: str) -> bool:
+    return getattr(rates, name) is not None
 
 
 def _drops_before_scores(config: ModelConfig, kind: str) -> bool:

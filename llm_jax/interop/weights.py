@@ -36,9 +36,9 @@ class WeightFolder(contextlib.ExitStack):
         with contextlib.ExitStack() as opened:
             shards = {path: opened.enter_context(_opened(path)) for path in _paths(folder, index)}
             stored = {path: set(shard.keys()) for path, shard in shards.items()}
-            places = _places(stored) if index is None else _indexed(folder, index, stored)
+            files = _files_of(stored) if index is None else _indexed(folder, index, stored)
             self.push(opened.pop_all())
-        self._files = {name: shards[path] for name, path in places.items()}
+        self._files = {name: shards[path] for name, path in files.items()}
 
     @property
     def names(self) -> set[str]:
@@ -87,8 +87,8 @@ def write_folder(folder: Path, sizes: dict[str, int], tensor: Callable[[str], np
                 written.unlink(missing_ok=True)
             raise
     if len(shards) > 1:
-        places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        files = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files}
         write_atomically(folder / _INDEX, json.dumps(index, indent=2) + "\n")
 
 
@@ -120,17 +120,17 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     path = folder / _INDEX
     if not path.exists():
         return None
-    places = read_json_object(path, "fetch it again").get("weight_map")
-    if not isinstance(places, dict) or not places:
+    files = read_json_object(path, "fetch it again").get("weight_map")
+    if not isinstance(files, dict) or not files:
         raise ValueError(
-            f"{path} has weight_map = {shortened(places)}: it must name the file of each tensor; fetch it again"
+            f"{path} has weight_map = {shortened(files)}: it must name the file of each tensor; fetch it again"
         )
-    wrong = {name: file for name, file in places.items() if not isinstance(file, str) or not _inside(file)}
+    wrong = {name: file for name, file in files.items() if not isinstance(file, str) or not _inside(file)}
     for name, file in wrong.items():
         raise ValueError(
             f"{path} places {name} in {shortened(file)}: it must be the name of a file inside the folder, without '..'"
         )
-    return places
+    return files
 
 
 def _inside(file: str) -> bool:
@@ -141,28 +141,28 @@ def _inside(file: str) -> bool:
 
 def _indexed(folder: Path, index: dict[str, str], stored: dict[Path, set[str]]) -> dict[str, Path]:
     """The file of each tensor that the index lists. ValueError for one that its file lacks."""
-    places = {name: folder / file for name, file in index.items()}
-    absent = {name: path for name, path in places.items() if name not in stored[path]}
+    files = {name: folder / file for name, file in index.items()}
+    absent = {name: path for name, path in files.items() if name not in stored[path]}
     for name, path in absent.items():
         raise ValueError(
             f"{folder / _INDEX} places {name} in {path.name}, which does not hold it ({len(absent)} such tensors): "
             "index and shards do not belong together; fetch them again"
         )
-    return places
+    return files
 
 
-def _places(stored: dict[Path, set[str]]) -> dict[str, Path]:
+def _files_of(stored: dict[Path, set[str]]) -> dict[str, Path]:
     """The file of each tensor. ValueError for one in two files: without an index nothing says which is meant."""
-    places: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path, names in stored.items():
         for name in sorted(names):
             check(
-                name not in places,
-                f"{name} is in both {places.get(name)} and {path}, and there is no {_INDEX}: take one file out, or add "
+                name not in files,
+                f"{name} is in both {files.get(name)} and {path}, and there is no {_INDEX}: take one file out, or add "
                 "the index",
             )
-            places[name] = path
-    return places
+            files[name] = path
+    return files
 
 
 def _paths(folder: Path, index: dict[str, str] | None) -> list[Path]:
