@@ -1,4 +1,4 @@
-"""Models of other libraries in and out."""
+"""Import and export of models of Hugging Face's transformers."""
 
 from llm_jax.interop.catalogue import catalogue, initialisations
 from llm_jax.interop.hf import load_hf, read_config, save_hf

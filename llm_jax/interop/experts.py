@@ -1,7 +1,7 @@
-"""The tensors of layers with experts: what a family file says of a router, of experts, of what all tokens share.
+"""Tensors of MoE layers: router, experts, shared expert; and the coefficients of their balance losses.
 
-Published checkpoints hold every expert's matrices by themselves, or those of all experts of a layer as one tensor; the
-letters are those of mapping.py.
+A published checkpoint holds one tensor per expert, or one tensor for all experts of a layer. Letters of axes are those
+of mapping.py.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from llm_jax.models.families.decoder import with_experts
 
 
 def balanced(config: TransformerConfig, load: float, z: float = 0.0) -> TransformerConfig:
-    """The model with the balance losses by which transformers would train it on.
+    """The model with the balance losses that transformers computes in training.
 
-    transformers takes the tokens of all layers together, and counts the K choices of a token without dividing by K: its
-    loss is K times the mean over layers of LoadLoss with all choices, wherever layers choose alike, and then so are its
-    gradients.
+    transformers takes the tokens of all layers together and counts the K choices of a token without dividing by K. Its
+    loss and its gradients equal K times the mean over layers of LoadLoss with all choices, if all layers have the same
+    choices.
 
     Args:
       load, z: coefficients of the losses in a config.json.
@@ -33,7 +33,7 @@ def balanced(config: TransformerConfig, load: float, z: float = 0.0) -> Transfor
 
 
 def load_coefficient(config: TransformerConfig) -> float:
-    """That of `balanced`; 0 without such a loss. One of first choices alone is none, where there are others."""
+    """The `load` of `balanced`; 0 without such a loss. A loss of first choices counts only if there is one choice."""
     ffn = parts.expert_layer(config)
     top = parts.router_of(ffn).top
     weights = [one.weight for one in ffn.balance if isinstance(one, LoadLoss) and (not one.first or top == 1)]
@@ -41,26 +41,26 @@ def load_coefficient(config: TransformerConfig) -> float:
 
 
 def z_coefficient(config: TransformerConfig) -> float:
-    """That of `balanced`; 0 without such a loss."""
+    """The `z` of `balanced`; 0 without such a loss."""
     return _whole(config, sum(one.weight for one in parts.expert_layer(config).balance if isinstance(one, ZLoss)))
 
 
 def _whole(config: TransformerConfig, weight: float) -> float:
-    """Of the mean over layers, without the last digit that a division and a product may change."""
+    """The coefficient of the mean over layers, to 12 digits: a division and a product may change the last digit."""
     return float(f"{weight * len(parts.mixed_layers(config)):.12g}")
 
 
 def router(layer: parts.LayerRef, name: str, bias: bool = False) -> Iterator[Tensor]:
-    """The matrix that scores experts, [expert, input]."""
+    """The router's weight, [expert, input], and its bias if there is one."""
     yield from parts.linear(layer, name, "x d", "d", (layer.leaf("ffn/router/scores", "d x"),), bias)
 
 
 def each(layer: parts.LayerRef, name: str, into: dict[str, str], down: str) -> Iterator[Tensor]:
-    """The experts one by one.
+    """The experts of a layer, with tensors of their own.
 
     Args:
-      name: start of their names, up to their numbers.
-      into, down: as of `parts.ffn`, what follows the number.
+      name: prefix of their names, before the expert's number.
+      into, down: as in `parts.ffn`, the names after the number.
     """
     config = parts.experts_of(layer.block)
     for number in range(config.count):
@@ -70,11 +70,11 @@ def each(layer: parts.LayerRef, name: str, into: dict[str, str], down: str) -> I
 
 
 LLAMA = {"gate": "gate_proj", "up": "up_proj"}, "down_proj"
-"""What follows an expert's number where its matrices have LLaMA's names."""
+"""`into` and `down` of `each`, with LLaMA's names."""
 
 
 def shared(layer: parts.LayerRef, name: str, gate: str | None = None) -> Iterator[Tensor]:
-    """The expert for all tokens under LLaMA's names, and its gate."""
+    """The shared expert with LLaMA's names, and its gate."""
     yield from parts.llama_ffn(layer, name, path="ffn/shared", config=parts.experts_of(layer.block).shared)
     if gate is not None:
         yield from parts.linear(layer.with_sizes(e=1), gate, "e d", "d", (layer.leaf("ffn/shared_gate", "d e"),), False)

@@ -17,7 +17,7 @@ from llm_jax.models.families.bloom import bloom, mpt
 
 def _check_exact(settings: Settings, found: Arguments) -> Arguments:
     if settings.given("pretraining_tp", default=1) > 1:
-        # transformers then leaves the biases of both output projections out, which training had.
+        # transformers then omits the biases of both output projections, which were used in training.
         settings.only("slow_but_exact", False, default=False)
     return {}
 
@@ -53,8 +53,8 @@ def _bloom_tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 
 def _mpt(*, clip: float | None, **given: Any) -> TransformerConfig:
-    """transformers' class has the shape of the published models whatever `no_bias`, `alibi`, `alibi_bias_max`, `qk_ln`,
-    `prefix_lm`, `expansion_ratio` and `logit_scale` are, and so has this. Weights of another shape do not fit."""
+    """transformers' class ignores `no_bias`, `alibi`, `alibi_bias_max`, `qk_ln`, `prefix_lm`, `expansion_ratio` and
+    `logit_scale`: its model always has the shape of the published ones. So has this; other weights raise an error."""
     return changes.changed(mpt(**given), functools.partial(_clipped, clip=clip))
 
 

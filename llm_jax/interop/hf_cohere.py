@@ -1,4 +1,4 @@
-"""Checkpoints of StableLM and Command R: LLaMA's tensors, with LayerNorm."""
+"""Checkpoints of StableLM and Command R: LLaMA's tensor names with LayerNorm."""
 
 import functools
 from collections.abc import Iterator

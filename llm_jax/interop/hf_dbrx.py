@@ -1,7 +1,7 @@
-"""Checkpoints of DBRX: the matrices of all experts of a layer lie in one tensor, one below the other.
+"""Checkpoints of DBRX: one tensor concatenates the matrices of all experts of a layer.
 
-The published file has `rope_theta` in `attn_config`, where transformers 5 does not look; both places are read and
-written, and the one at which it looks comes first.
+The published file has `rope_theta` in `attn_config`, which transformers 5 ignores. This module reads and writes it
+there and at the top level, which takes precedence, as in transformers.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from llm_jax.models.families.dbrx import dbrx
 
 
 def _read_normalized(settings: Settings, found: Arguments) -> Arguments:
-    # Null leaves the weights as they are; another power than 1 is refused.
+    # Null means no normalization. Only the power 1 is supported.
     normalized = settings.stated("moe_normalize_expert_weights", 1) is not None
     settings.only("moe_normalize_expert_weights", 1, default=1)
     return {"normalized": normalized}

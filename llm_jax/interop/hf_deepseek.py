@@ -1,6 +1,6 @@
-"""Checkpoints of DeepSeek-V2 and V3, and of Youtu-LLM, which has no experts.
+"""Checkpoints of DeepSeek-V2, DeepSeek-V3 and Youtu-LLM, which has no MoE layers.
 
-Legend, beside that of mapping.py: q rank of what queries are made of, r of keys and values, w size of a value.
+Legend, in addition to that of mapping.py: q rank of queries, r rank of keys and values, w head size of values.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def _write_rope(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _write_sharpened(rope: dict[str, Any], sharpening: float) -> dict[str, Any]:
-    """Positions as `write_rope` gives them, with the sharpening of scores."""
+    """The options of `write_rope` with the sharpening of attention scores."""
     if not sharpening:
         return rope
     return rope | {name: rope[name] | {"mscale_all_dim": sharpening} for name in ("rope_scaling", "rope_parameters")}
@@ -76,7 +76,7 @@ _DENSE: Table = (
     Field("rms_norm_eps", "epsilon", 1e-6),
     Field("tie_word_embeddings", "tied", False),
 )
-"""What all of them have in common."""
+"""The options that these families share."""
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
@@ -102,7 +102,7 @@ def _expert_tensors(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
 
 
 def _attention(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
-    """Their tensors fuse what is with and without position, and keys with values."""
+    """The tensors fuse the features with and without RoPE, and keys with values."""
     mixer = parts.mixer_of(layer.block, LatentAttentionConfig)
     layer = layer.with_sizes(n=mixer.heads, q=mixer.query_rank or 0, r=mixer.rank, w=mixer.value_dim)
 
@@ -128,13 +128,13 @@ def _attention(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
 
 
 def _first(settings: Settings, default: int) -> int:
-    """Layers before those with experts."""
+    """Number of dense layers before the MoE layers."""
     settings.only("moe_layer_freq", 1, default=1)
     return settings.given("first_k_dense_replace", default=default)
 
 
 def _experts(settings: Settings, router: Router, count: int, hidden: int, shared: int) -> MoEConfig:
-    """The experts of a file, with the defaults of one of the two families."""
+    """The MoE layer of a file, with the defaults of one of the two families."""
     return experts_of(
         settings.given("n_routed_experts", default=count),
         settings.given("moe_intermediate_size", default=hidden),
@@ -144,7 +144,7 @@ def _experts(settings: Settings, router: Router, count: int, hidden: int, shared
 
 
 def _limit(settings: Settings, groups: int | None, kept: int | None, best: int) -> GroupLimit | None:
-    """The groups of a file: one holds all, and is no limit."""
+    """The expert groups of a file; None for a single group, which is no limit."""
     groups, kept = settings.given("n_group", default=groups), settings.given("topk_group", default=kept)
     if groups is None or groups == 1:
         return None
@@ -162,7 +162,7 @@ def _read_v2(settings: Settings, found: Arguments) -> Arguments:
     if first >= found["layers"]:
         return {}
     settings.only("scoring_func", "softmax", default="softmax")
-    # transformers reads no norm_topk_prob here.
+    # transformers ignores norm_topk_prob here.
     settings.only("norm_topk_prob", False, default=False)
     method = settings.given("topk_method", default="greedy")
     known = ("greedy", "group_limited_greedy")
@@ -216,7 +216,7 @@ _V2: Table = (*_DENSE, Pair(_read_v2, _write_v2))
 _V3: Table = (*_DENSE, Pair(_read_v3, _write_mixed))
 
 
-# The layer that predicts a second token comes after the others.
+# The multi-token prediction layer follows the others.
 _SECOND = (r"^model\.layers\.61\.",)
 FAMILIES = (
     Family("deepseek_v3", "DeepseekV3ForCausalLM", deepseek, _V3, _tensors, "model.", unread=_SECOND),

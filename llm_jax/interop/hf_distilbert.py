@@ -1,4 +1,4 @@
-"""Checkpoints of DistilBERT, with the heads of its classes but the multiple choice."""
+"""Checkpoints of DistilBERT, with the heads of its classes except multiple choice."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +41,7 @@ def _write_head(config: TransformerConfig) -> dict[str, Any]:
 
 
 _FIELDS: Table = (
-    # Sinusoids are the initial values of a table there, which weights then replace.
+    # `sinusoidal_pos_embds` only sets initial values, which the weights replace.
     Field("n_layers", "layers"),
     Field("n_heads", "heads"),
     Field("dim", "width"),

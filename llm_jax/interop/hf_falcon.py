@@ -1,7 +1,7 @@
-"""Falcon's checkpoints, in the three layouts of queries, keys and values that its config.json tells apart.
+"""Checkpoints of Falcon, in the three layouts of queries, keys and values that its config.json distinguishes.
 
-transformers rounds the slopes of linear biases, and their products with distances, to bfloat16; ours are float32. With
-numbers of heads that make the slopes powers of two, and rows of up to 256 tokens, the two are the same.
+transformers rounds the slopes of ALiBi and their products with distances to bfloat16; this package keeps float32. The
+two are equal if the slopes are powers of two and sequences have at most 256 tokens.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from llm_jax.models.families.falcon import falcon
 
 
 def _read_heads(settings: Settings, found: Arguments) -> Arguments:
-    """Key/value heads and the wiring, by which of the two layouts the file has."""
+    """Key/value heads and the wiring, for the older or the newer layout."""
     heads, grouped = found["heads"], settings.given("new_decoder_architecture", default=False)
     one = settings.given("multi_query", default=True)
     kv_heads = settings.given("num_kv_heads", default=heads) if grouped else 1 if one else heads
@@ -72,7 +72,7 @@ _FIELDS: Table = (
 
 
 def _grouped(config: TransformerConfig) -> bool:
-    """Whether only the newer layout can say it: two norms side by side, or several key/value heads that are shared."""
+    """Whether the model requires the newer layout: two parallel norms, or grouped-query attention."""
     block = parts.first(config)
     mixer = parts.attention_of(block)
     return block.wiring == Parallel(shared_norm=False) or 1 < mixer.kv_heads < mixer.heads

@@ -1,4 +1,4 @@
-"""GPT-2's checkpoints: weights are [input, output], queries, keys and values one matrix."""
+"""Checkpoints of GPT-2: weights are [input, output]; queries, keys and values are one matrix."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ def _gpt2(*, scaled: bool, inverse: bool, **given: Any) -> TransformerConfig:
 
 
 def _scaled(layer: int, block: BlockConfig, scaled: bool, inverse: bool) -> BlockConfig:
-    """The block with the factor of its scores: 1 / sqrt(head size) where they are `scaled`, over the number of the
-    layer, from 1, with `inverse`."""
+    """The block with its factor of the attention scores: 1 / sqrt(head size) if `scaled`, else 1; divided by the number
+    of the layer, from 1, if `inverse`."""
     if scaled and not inverse:
         return block
     mixer = parts.attention_of(block)

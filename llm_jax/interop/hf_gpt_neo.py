@@ -14,7 +14,7 @@ from llm_jax.models.families.gpt_neo import gpt_neo
 
 
 def _read_windows(settings: Settings, found: Arguments) -> Arguments:
-    """Tokens that each layer sees: [[kinds of layers that follow one another], how often] in `attention_types`."""
+    """The window of each layer, from `attention_types`: a list of [kinds of consecutive layers, number of repeats]."""
     layers, window = found["layers"], settings.given("window_size", default=256)
     groups = settings.given("attention_types", default=[[["global", "local"], 12]])
     kinds = [kind for kinds, times in groups for _ in range(times) for kind in kinds]

@@ -1,4 +1,4 @@
-"""GPT-NeoX's and Pythia's checkpoints: queries, keys and values of a head lie together."""
+"""Checkpoints of GPT-NeoX and Pythia: one tensor holds queries, keys and values, grouped by head."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from llm_jax.models.families.gpt_neox import gpt_neox
 
 
 def _write_old_names(config: TransformerConfig) -> dict[str, Any]:
-    """Rotary positions as files of older versions name them."""
+    """The options of RoPE in older files."""
     mixer = parts.attention_of(parts.first(config))
     rope = write_partial_rope(parts.rope_of(mixer), mixer.head_dim)
     return {"rotary_pct": rope["partial_rotary_factor"], "rotary_emb_base": rope["rope_theta"]}

@@ -1,6 +1,6 @@
-"""Checkpoints of gpt-oss: the experts of a layer lie in one tensor, gate and up feature by feature.
+"""Checkpoints of gpt-oss: one tensor holds the experts of a layer, with gate and up features interleaved.
 
-The published weights are quantized, and refused; copies in bfloat16 are read.
+The published weights are quantized, which is not supported. Copies in bfloat16 are read.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def _write_windows(config: TransformerConfig) -> dict[str, Any]:
 
 
 _FIELDS: Table = (
-    # The function of its experts is another one, and no option.
+    # Its experts use another activation, which is not an option.
     Only("hidden_act", "silu", written="silu"),
     Only("swiglu_alpha", 1.702),
     Only("swiglu_limit", 7.0),

@@ -1,4 +1,4 @@
-"""Checkpoints of GPT-J and CodeGen: features that are rotated together are neighbours."""
+"""Checkpoints of GPT-J and CodeGen: RoPE rotates neighbouring features together."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def _attention(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
 
 
 def _codegen_attention(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
-    """Queries, values and keys in one matrix, in four parts (m) that once lay on a core each, of some heads (u)."""
+    """Queries, values and keys in one matrix: four groups (m) of heads (u), one per core of the original training."""
     mixer = parts.attention_of(layer.block)
     layer = layer.with_sizes(m=_CORES, u=mixer.heads // _CORES)
     turned, order = parts.rotated(mixer), ("query", "value", "key")

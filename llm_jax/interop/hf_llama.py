@@ -1,4 +1,4 @@
-"""Checkpoints of LLaMA and of the families that keep its tensors: Mistral, Qwen 2 and 3, Phi-3, OLMo 2."""
+"""Checkpoints of LLaMA and of families with its tensors: Mistral, Qwen 2 and 3, Phi-3, OLMo 2."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ UNROTATED: Table = (
     Field("rms_norm_eps", "epsilon", 1e-6),
     Field("tie_word_embeddings", "tied", False),
 )
-"""What the config.json of LLaMA and its heirs have in common, but for positions."""
+"""The options that LLaMA and its derivatives share, except positions."""
 DECODER: Table = (*UNROTATED, Rope())
 BIAS = Field("attention_bias", "bias", False)
 
@@ -48,14 +48,13 @@ def tensors(
     ffn: Callable[[parts.LayerRef, str], Iterator[Tensor]] = parts.llama_ffn,
     neighbours: bool = False,
 ) -> Iterator[Tensor]:
-    """The tensors under LLaMA's names.
+    """The tensors with LLaMA's names.
 
     Args:
-      ffn: (layer, name of its ffn) -> tensors of it.
-      neighbours: whether features that are rotated together are neighbours.
-      before, after: names of the norms before and after the halves of a block, where there are any; one that is shared
-        is named once.
-      experts: (layer, start of its names) -> tensors of its experts, where it has such.
+      before, after: names of the norms before and after mixer and ffn, if there are any; a shared norm is named once.
+      experts: (layer, prefix of its names) -> tensors of an MoE layer.
+      ffn: (layer, name of its ffn) -> tensors of a dense ffn.
+      neighbours: whether RoPE rotates neighbouring features together.
     """
     yield from parts.embedding(config, "model.embed_tokens.weight")
     for layer in parts.layers(config):
@@ -86,7 +85,7 @@ POST_NORM = functools.partial(tensors, after=("post_attention_layernorm", "post_
 
 
 def _read_windows(settings: Settings, found: Arguments) -> Arguments:
-    """Tokens that each layer of a Qwen sees: by `layer_types`, or the layers from `max_window_layers` on."""
+    """The window of each layer of a Qwen: from `layer_types`, or only in layers from `max_window_layers` on."""
     layers, window = found["layers"], settings.given("sliding_window", default=4096)
     if not settings.given("use_sliding_window", default=False):
         return {"window": (None,) * layers}
@@ -96,7 +95,7 @@ def _read_windows(settings: Settings, found: Arguments) -> Arguments:
 
 
 def write_windows(config: TransformerConfig) -> dict[str, Any]:
-    """The options from which Qwen reads how many tokens each layer sees."""
+    """The options of the windows of a Qwen's layers."""
     windows = parts.windows(config)
     used = [window for window in windows if window is not None]
     return {
@@ -107,7 +106,7 @@ def write_windows(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write_ropes(config: TransformerConfig) -> dict[str, Any]:
-    """The options from which `read_ropes_by_kind` reads."""
+    """The options that `read_ropes_by_kind` reads."""
     ropes = {}
     for layer in parts.layers(config):
         mixer = parts.attention_of(layer.block)
@@ -117,7 +116,7 @@ def write_ropes(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _read_phi3_rope(settings: Settings, found: Arguments) -> Arguments:
-    # transformers takes this length from the top of the file only.
+    # transformers reads this length only from the top level of the file.
     original = settings.given("original_max_position_embeddings", default=4096)
     length, settings = settings.need("max_position_embeddings"), settings.with_option(_ORIGINAL, original)
     rope = read_partial_rope(settings, found["head_dim"], length)
@@ -150,7 +149,7 @@ def fused_ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
 
 
 def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:
-    """Phi-3's: LLaMA's with queries, keys and values one matrix, gate and up another."""
+    """Phi-3's tensors: LLaMA's, but queries, keys and values are one matrix, and gate and up another."""
     for tensor in PRE_NORM(config, ffn=fused_ffn):
         if not any(part in tensor.name for part in ("q_proj", "k_proj", "v_proj")):
             yield tensor

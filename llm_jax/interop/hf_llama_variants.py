@@ -1,5 +1,5 @@
-"""Checkpoints of LLaMA's variants whose layers differ in positions: OLMo 3, SmolLM3, EXAONE 4; of ERNIE 4.5 and GLM-4,
-where features that are rotated together are neighbours."""
+"""Checkpoints of variants of LLaMA: OLMo 3, SmolLM3 and EXAONE 4, whose layers differ in positions; ERNIE 4.5, GLM and
+GLM-4, whose RoPE rotates neighbouring features together."""
 
 import functools
 from typing import Any
@@ -125,7 +125,7 @@ _GLM_FIELDS: Table = (
 
 
 def _ernie(*, bias: bool, **given: Any) -> TransformerConfig:
-    """A LLaMA with biases everywhere or nowhere."""
+    """A LLaMA with biases in all linear layers or in none."""
     return llama(bias=bias, ffn_bias=bias, **given)
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of Mamba-2.
 
-Letters beyond those of mapping.py: c channels of the convolution, w its taps, i features of all heads.
+Legend, in addition to that of mapping.py: c channels of the convolution, w its taps, i features of all heads.
 """
 
 import math
@@ -20,7 +20,7 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.mamba2 import mamba2
 
 _LONGEST = 2**20
-"""Tokens of a row where the file names no number, as it need not for a recurrence."""
+"""Maximum sequence length if the file states none. A recurrence does not require one."""
 
 _CHUNK = 256
 
@@ -64,7 +64,7 @@ def _read_limits(settings: Settings, found: Arguments) -> Arguments:
 
 
 def _number(value: float | dict[str, str]) -> float:
-    """A number as transformers writes it: {"__float__": "Infinity"} for one that JSON has no word for."""
+    """A number of a file. transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}."""
     return float(value["__float__"] if isinstance(value, dict) else value)
 
 
@@ -74,7 +74,7 @@ def _write_limits(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _write_chunk(config: TransformerConfig) -> dict[str, Any]:
-    """It changes the order of sums and nothing else."""
+    """The chunk size only changes the order of sums."""
     form = _held("form")(config)
     return {"chunk_size": form.chunk if isinstance(form, ChunkwiseForm) else _CHUNK}
 
@@ -84,7 +84,7 @@ _FIELDS: Table = (
     Field("num_hidden_layers", "layers", 64),
     Field("hidden_size", "width"),
     Field("vocab_size", "vocab_size"),
-    # It bounds nothing there, as it bounds nothing in the recurrence.
+    # transformers does not enforce it, and the recurrence does not require it.
     Field("max_position_embeddings", "max_length", _LONGEST),
     Field("num_heads", "heads", 128, _held("heads")),
     Field("head_dim", "head_dim", 64, _held("head_dim")),

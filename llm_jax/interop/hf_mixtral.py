@@ -1,4 +1,4 @@
-"""Checkpoints of Mixtral, Qwen 2 and 3 with experts, and OLMoE: LLaMA's tensors, but for the experts."""
+"""Checkpoints of Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE: LLaMA's tensors, except those of the MoE layers."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from llm_jax.models.families.qwen_moe import qwen2_moe, qwen3_moe
 
 
 def _choice(count: int, top: int, load: float = 0.001) -> Table:
-    """The options that Qwen and OLMoE share, with the defaults of one of them."""
+    """The MoE options that Qwen and OLMoE share, with the defaults of one of them."""
     return (
         Field("num_experts", "experts", count, older=("num_local_experts",)),
         Field("num_experts_per_tok", "top", top),
@@ -42,7 +42,7 @@ def _mixtral(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
 
 
 def _read_mixed(settings: Settings, found: Arguments) -> Arguments:
-    """Layers that have experts, by the two options of Qwen."""
+    """The MoE layers, from the two options of Qwen."""
     step, dense = settings.given("decoder_sparse_step", default=1), settings.given("mlp_only_layers", default=[])
     return {"mixed": tuple(i for i in range(found["layers"]) if i not in dense and (i + 1) % step == 0)}
 
@@ -56,7 +56,7 @@ _MIXED = Pair(_read_mixed, _write_mixed)
 
 
 def _read_windows(settings: Settings, found: Arguments) -> Arguments:
-    """Tokens that each layer sees: by `layer_types`, or every other one of the first `max_window_layers`."""
+    """The window of each layer: from `layer_types`, or in every other one of the first `max_window_layers` layers."""
     layers, last = found["layers"], settings.given("max_window_layers", default=28)
     if not settings.given("use_sliding_window", default=False):
         return {"window": (None,) * layers}
@@ -77,7 +77,7 @@ _QWEN2: Table = (
 
 
 def _qwen(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
-    """OLMoE's too."""
+    """The MoE layers of Qwen and OLMoE."""
     name = f"{name}.mlp"
     yield from experts.router(layer, f"{name}.gate")
     yield from experts.each(layer, f"{name}.experts.", *experts.LLAMA)

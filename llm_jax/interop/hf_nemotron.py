@@ -1,4 +1,4 @@
-"""Checkpoints of OLMo and Granite, with LLaMA's tensors, and of Nemotron and Persimmon, whose ffn is not gated."""
+"""Checkpoints of OLMo and Granite, with LLaMA's tensors, and of Nemotron and Persimmon, with an ungated ffn."""
 
 import functools
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ _PERSIMMON: Table = (
 
 
 def _experts(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
-    """All experts of a layer lie in two tensors: gate and up of each, one below the other, and what writes."""
+    """Two tensors hold all experts of a layer: gate and up concatenated, and down."""
     name = f"{name}.block_sparse_moe"
     yield from experts.router(layer, f"{name}.router.layer")
     halves = tuple(layer.leaf(f"ffn/experts/{ours}/kernel", "x d (s f)") for ours in ("gate", "up"))

@@ -1,4 +1,4 @@
-"""OPT's checkpoints."""
+"""Checkpoints of OPT."""
 
 from collections.abc import Iterator
 

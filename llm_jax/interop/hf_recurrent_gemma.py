@@ -19,7 +19,7 @@ from llm_jax.models.families.recurrent_gemma import PATTERN, recurrent_gemma
 
 
 def _kind(block: BlockConfig) -> str:
-    """The name of a block by its mixer. ValueError for a mixer that the family has not."""
+    """The name of a block's mixer. ValueError for a mixer that the family does not have."""
     if isinstance(block.mixer, RGLRUConfig):
         return "recurrent"
     parts.attention_of(block)
@@ -27,13 +27,13 @@ def _kind(block: BlockConfig) -> str:
 
 
 def _half(size: int) -> int:
-    """Features of the ffn: the option counts those of gate and up together."""
+    """Width of the ffn: the option counts the features of gate and up together."""
     check(size % 2 == 0, f"config.json has intermediate_size = {size}: it is twice that of the ffn, so it must be even")
     return size // 2
 
 
 def _first(config: TransformerConfig, kind: type) -> BlockConfig:
-    """The first block that mixes tokens so. ValueError where none does: then nothing says what its sizes were."""
+    """The first block with a mixer of this type. ValueError without one: its sizes are then unknown."""
     found = [layer.block for layer in parts.layers(config) if isinstance(layer.block.mixer, kind)]
     check(bool(found), f"no layer has a mixer of {kind.__name__}, and this family has")
     return found[0]
@@ -65,7 +65,7 @@ def _write_rope(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _read_pattern(settings: Settings, found: Arguments) -> Arguments:
-    # Older files have the kinds of layers under a name of their own.
+    # Older files name this option `_block_types`.
     return {"pattern": tuple(settings.given("block_types", "_block_types", default=PATTERN))}
 
 
@@ -113,7 +113,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 
 def _recurrent(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
-    """A recurrent block: r its channels, w the taps of its convolution, n the gates' blocks of i by j."""
+    """A recurrent block. Letters: r channels, w taps of the convolution, n blocks of the gates, i by j each."""
     mixer = parts.mixer_of(layer.block, RGLRUConfig)
     size = mixer.channels // mixer.blocks
     layer = layer.with_sizes(r=mixer.channels, w=mixer.convolution.taps, n=mixer.blocks, i=size, j=size)

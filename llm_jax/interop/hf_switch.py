@@ -1,8 +1,8 @@
-"""Checkpoints of Switch Transformers: T5's tensors, but for the experts.
+"""Checkpoints of Switch Transformers: T5's tensors, except those of the MoE layers.
 
-transformers gives an expert the same number of places in every row, `expert_capacity`. Tokens of padding take places
-there, and none here. Noise is in training only, as here. Its load loss is that of every row by itself, and here
-of the batch, as in the paper.
+In transformers an expert has the capacity `expert_capacity` in every sequence, and padding uses capacity; here it does
+not. Router noise is used only in training in both. transformers computes the load loss of each sequence, this package
+that of the batch, as in the paper.
 """
 
 import functools
@@ -38,8 +38,8 @@ def _read_mixed(settings: Settings, found: Arguments) -> Arguments:
 
 
 def _every(mixed: int, layers: int) -> int:
-    """Of so many layers one has experts, where a file says that so many have. Of none it makes one, as transformers
-    does."""
+    """The period of MoE layers, from their number in a file. With 0 MoE layers transformers makes one, and so does
+    this."""
     return layers // mixed if mixed else layers
 
 
@@ -53,7 +53,7 @@ def _layer(config: EncoderDecoderConfig) -> MoEConfig:
 
 
 _FIELDS: Table = (
-    # transformers' class reads no other option of its ffns: `feed_forward_proj` and `is_gated_act` gate nothing.
+    # transformers' class ignores the other options of the ffn: `feed_forward_proj` and `is_gated_act`.
     Nonlinearity("dense_act_fn", "relu"),
     Only("router_dtype", "float32"),
     *PAIR,
@@ -71,7 +71,7 @@ _FIELDS: Table = (
 
 
 def _capacity(layer: MoEConfig, length: int) -> int:
-    """Places of an expert in the longest row; without a limit there are some for all tokens."""
+    """Capacity of an expert in a sequence of maximum length; without a limit it is that length."""
     dispatch = layer.dispatch
     return dispatch.places(length, 1, layer.count) if isinstance(dispatch, LimitedCapacity) else length
 

@@ -36,13 +36,13 @@ PAIR: Table = (
     Field("layer_norm_epsilon", "epsilon", 1e-6),
     constant(is_encoder_decoder=True, pad_token_id=0, decoder_start_token_id=0),
 )
-"""What T5 and Switch Transformers have in common."""
+"""The options that T5 and Switch Transformers share."""
 
 
 def _read_ffn(settings: Settings, found: Arguments, default: str = "relu") -> Arguments:
     stated = settings.given("feed_forward_proj", default=default)
     activation = settings.activation("feed_forward_proj", default=stated, prefix="gated-")
-    # "gated-gelu" has always meant the tanh form.
+    # "gated-gelu" means the tanh form.
     activation = "gelu_tanh" if stated == "gated-gelu" else activation
     return {"activation": activation, "gated": stated.startswith("gated-")}
 
@@ -60,7 +60,7 @@ def _read_head(settings: Settings, found: Arguments) -> Arguments:
 
 
 def _ties(settings: Settings) -> bool:
-    """Files of transformers 5 say that all weights are tied, which they are unless a matrix lies beside the table."""
+    """Whether the head is tied. Files of transformers 5 always state that it is, so weights decide if there are any."""
     stored = settings.stores("lm_head.weight")
     return settings.given("tie_word_embeddings", default=True) if stored is None else not stored
 
@@ -75,7 +75,7 @@ def _write_tied(config: EncoderDecoderConfig) -> dict[str, Any]:
 
 
 def _t5(*, tied: bool, scaled: bool, **given: Any) -> EncoderDecoderConfig:
-    """A T5 whose tied scores may be `scaled` or not."""
+    """A T5 whose tied logits are scaled only if `scaled`."""
     pair = t5(tied=tied, **given)
     if not tied or scaled:
         return pair
@@ -83,11 +83,11 @@ def _t5(*, tied: bool, scaled: bool, **given: Any) -> EncoderDecoderConfig:
 
 
 FFN = Callable[[parts.LayerRef, str], Iterator[Tensor]]
-"""(layer, start of the names of its half) -> tensors of its ffn."""
+"""(layer, prefix of the names) -> tensors of its ffn."""
 
 
 def tensors(config: EncoderDecoderConfig, ffn: FFN) -> Iterator[Tensor]:
-    """The tensors under T5's names."""
+    """The tensors with T5's names."""
     yield from parts.under("decoder", parts.embedding(config.decoder, "shared.weight"))
     for side in ("encoder", "decoder"):
         yield from parts.under(side, _side(getattr(config, side), side, ffn))
@@ -124,7 +124,7 @@ _FFN = Pair(_read_ffn, _write_ffn)
 _MT5: Table = (
     *PAIR,
     Pair(functools.partial(_read_ffn, default="gated-gelu"), _write_ffn),
-    # Its class scales no hidden states.
+    # transformers' class does not scale hidden states.
     Pair(lambda settings, found: {"tied": _ties(settings), "scaled": False}, _write_tied),
 )
 

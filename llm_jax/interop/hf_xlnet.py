@@ -1,4 +1,4 @@
-"""Checkpoints of XLNet, with the heads of all its classes but the beam search for answers."""
+"""Checkpoints of XLNet, with the heads of its classes except XLNetForQuestionAnswering, which uses beam search."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -50,7 +50,7 @@ def _mixer(config: TransformerConfig) -> RelativeAttentionConfig:
 
 
 _FIELDS: Table = (
-    # Options of memory (mem_len, reuse_len, use_mems_eval) change nothing in a row that no other comes before.
+    # The memory options (mem_len, reuse_len, use_mems_eval) have no effect without preceding sequences.
     constant(mem_len=None),
     Only("attn_type", "bi"),
     Only("bi_data", False),
@@ -75,7 +75,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         name, mixer = f"transformer.layer.{layer.number}", parts.mixer_of(layer.block, RelativeAttentionConfig)
         layer = layer.with_sizes(n=mixer.heads, h=mixer.head_dim, r=2)
         yield from parts.layer_norm(layer, f"{name}.rel_attn.layer_norm", "mixer_stream_norm")
-        # These are no linear layers there, and their names say no more than their letters.
+        # These tensors are not linear layers in transformers.
         for theirs, ours, layout in (
             ("q", "query/kernel", "d n h"),
             ("k", "key/kernel", "d n h"),

@@ -1,8 +1,8 @@
-"""Padding by transformers' rules: where positions count it, and where its results cannot be ours.
+"""Padding in transformers: whether it counts in positions, and when it changes results.
 
-A transformers model computes padding like any token and hides it as a key only. Here padding sees nothing, takes no
-place at an expert and changes no real token. The two differ where a result is read from a padding token, and where
-padding fills an expert.
+transformers computes padding like any token and only masks it as a key. In this package padding attends to nothing,
+uses no capacity of an expert and changes no real token. Results differ if they are read from a padding token, and if
+padding uses capacity of an expert.
 
 Legend: B batch, T length.
 """
@@ -22,18 +22,19 @@ from llm_jax.models.heads import ClassHead
 
 @functools.lru_cache(maxsize=32)
 def counts_tokens(config: ModelConfig) -> bool:
-    """Whether transformers counts positions over real tokens only, as some families do, so that holes in a mask take
-    none. Of a model that no family can say: False."""
+    """Whether transformers counts positions over real tokens only, so that padding between them has no positions. False
+    for a model that no family can express."""
     return any(family.expresses(config) and family.counts_tokens(config) for family in FAMILIES.values())
 
 
 def check_padding(config: ModelConfig, inputs: dict[str, np.ndarray]) -> None:
-    """
+    """Checks that the results of transformers do not depend on padding.
+
     Args:
       inputs: by transformers' names; masks [B, T], 0 for padding.
 
     Raises:
-      ValueError: where transformers' result depends on what padding holds.
+      ValueError: if they depend on the content of padding tokens.
     """
     decoder_mask = "decoder_attention_mask" if len(config.stacks) > 1 else "attention_mask"
     for stack, name in zip(config.stacks, ("attention_mask", decoder_mask), strict=False):
@@ -71,7 +72,7 @@ def _check_distances(config: TransformerConfig, name: str, real_BT: np.ndarray) 
 
 
 def _followed(real_BT: np.ndarray) -> np.ndarray:
-    """Whether a real token stands at a place or after it."""
+    """Whether a position or one after it has a real token, [B, T]."""
     return np.flip(np.logical_or.accumulate(np.flip(real_BT, 1), 1), 1)
 
 

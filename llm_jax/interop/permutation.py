@@ -1,6 +1,6 @@
-"""Orders of prediction, from the two masks by which transformers is given them.
+"""Prediction orders of XLNet, from `perm_mask` and `target_mapping` of transformers.
 
-Legend: B batch, T length, S the same tokens as keys, P tokens that are asked for.
+Legend: B batch, T length, S the same tokens as keys, P targets.
 """
 
 import dataclasses
@@ -16,27 +16,27 @@ from llm_jax.layers.sequence import SequenceInfo
 def permuted(
     placement: SequenceInfo, perm_mask: np.ndarray | None = None, target_mapping: np.ndarray | None = None
 ) -> SequenceInfo:
-    """The placement with the order that `perm_mask` means, and after its tokens those that ask for others.
+    """The sequence with the prediction order of `perm_mask`, followed by the targets of `target_mapping`.
 
     Args:
-      placement: of tokens [B, T], with their segment ids.
-      perm_mask: [B, T, T], 1 where token i may not see token j; None: there is no order.
-      target_mapping: [B, P, T], 1 at the one token that a row asks for; None: nothing asks.
+      sequence: tokens [B, T] with their segment ids.
+      perm_mask: [B, T, T], 1 where token i may not attend to token j; None: no order.
+      target_mapping: [B, P, T], one-hot: 1 at the token that the target predicts; None: no targets.
 
     Raises:
-      ValueError: for masks that say no such thing, and for targets that would see nothing: transformers then shows them
-        all tokens, themselves among them.
+      ValueError: for masks that define no order, and for targets that attend to nothing: transformers then lets them
+        attend to all tokens, their own included.
     """
     placement = placement if perm_mask is None else _ordered(placement, perm_mask)
     return placement if target_mapping is None else _asking(placement, target_mapping, perm_mask)
 
 
 def _ordered(placement: SequenceInfo, perm_mask: np.ndarray) -> SequenceInfo:
-    """With ranks: 0 for tokens that all see, for others one more than the number of others that they see."""
+    """Adds ranks: 0 for tokens that all attend to, otherwise 1 + the number of other tokens that a token attends to."""
     real_BT = np.asarray(placement.segment_ids_BT) != 0
     hidden_BTS = _binary("perm_mask", perm_mask, *real_BT.shape) & real_BT[:, :, None] & real_BT[:, None]
     given_BT = ~hidden_BTS.any(axis=1)
-    # What a token itself is to itself is no matter of order: as content it always sees itself.
+    # The diagonal does not matter: in the content stream a token always attends to itself.
     other_BTS = real_BT[:, :, None] & real_BT[:, None] & ~np.eye(real_BT.shape[1], dtype=bool)
     before_BTS = ~hidden_BTS & other_BTS & ~given_BT[:, None]
     order_BT = np.where(given_BT, 0, 1 + before_BTS.sum(axis=2))
@@ -51,7 +51,7 @@ def _ordered(placement: SequenceInfo, perm_mask: np.ndarray) -> SequenceInfo:
 
 
 def _asking(placement: SequenceInfo, target_mapping: np.ndarray, perm_mask: np.ndarray | None) -> SequenceInfo:
-    """With P more tokens, at the places of those that they ask for."""
+    """Appends P query-stream tokens at the positions of the tokens that they predict."""
     real_BT = np.asarray(placement.segment_ids_BT) != 0
     points_BPT = _binary("target_mapping", target_mapping, *real_BT.shape)
     check(

@@ -1,4 +1,4 @@
-"""Folders of safetensors files: read tensor by tensor, written in shards with an index."""
+"""Folders of safetensors files: reading by tensor, and writing in shards with an index."""
 
 import contextlib
 import json
@@ -19,17 +19,16 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
 class WeightFolder(contextlib.ExitStack):
-    """The tensors of a folder, by name; a context that keeps its files open.
+    """The tensors of a folder, by name; a context manager that keeps its files open.
 
-    Where there is an index, it decides which file a tensor is read from, and a tensor that it does not list is no part
-    of the model.
+    An index decides which file a tensor is read from. Tensors that it does not list are ignored.
     """
 
     def __init__(self, folder: Path):
         """
         Raises:
           ValueError: for a folder without safetensors; a shard that is missing, damaged or outside the folder; an index
-            that is malformed, or lists a tensor that its shard lacks; a tensor in two files and no index.
+            that is malformed, or lists a tensor that its shard lacks; a tensor in two files without an index.
         """
         super().__init__()
         index = _read_index(folder)
@@ -50,7 +49,7 @@ class WeightFolder(contextlib.ExitStack):
         return tuple(self._files[name].get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, in the type it is stored in. ValueError for one that is not of real numbers."""
+        """One tensor, in its stored dtype. ValueError for a dtype that is not floating point."""
         kind = self._files[name].get_slice(name).get_dtype()
         check(
             kind in _REAL,
@@ -60,14 +59,14 @@ class WeightFolder(contextlib.ExitStack):
 
 
 def write_folder(folder: Path, sizes: dict[str, int], tensor: Callable[[str], np.ndarray], shard_bytes: int) -> None:
-    """Writes tensors into files of up to `shard_bytes` each, with an index where there are several.
+    """Writes tensors into files of up to `shard_bytes` each, with an index if there are several.
 
     Args:
       sizes: bytes of each tensor, in the order of writing.
-      tensor: the tensor of a name; asked for once each, when its file is written.
+      tensor: function from a name to the tensor; called once per name, when its file is written.
 
     Raises:
-      ValueError: if the folder holds anything, or is a file.
+      ValueError: if the folder is not empty, or is a file.
     """
     check(folder.is_dir() or not folder.exists(), f"{folder} is a file: choose an empty folder")
     there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
@@ -77,7 +76,7 @@ def write_folder(folder: Path, sizes: dict[str, int], tensor: Callable[[str], np
     shards = list(_shards(sizes, shard_bytes))
     names = [_SINGLE] if len(shards) == 1 else [_shard_name(number, len(shards)) for number in range(len(shards))]
     for file, shard in zip(names, shards, strict=True):
-        # transformers reads the `format` only to know that the tensors are laid out as PyTorch's.
+        # transformers reads `format` only to learn that the tensors have PyTorch's layout.
         part = folder / f"{file}.part"
         try:
             save_file({name: np.ascontiguousarray(tensor(name)) for name in shard}, part, {"format": "pt"})
@@ -93,7 +92,7 @@ def write_folder(folder: Path, sizes: dict[str, int], tensor: Callable[[str], np
 
 
 def _shards(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
-    """Names in files of up to `limit` bytes, or of one tensor that is larger."""
+    """Names of the tensors of each file: up to `limit` bytes, or one larger tensor."""
     shard, filled = [], 0
     for name, size in sizes.items():
         if shard and filled + size > limit:
@@ -116,7 +115,7 @@ def _opened(path: Path) -> Any:
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
-    """{tensor: file} of the folder's index; None where it has none."""
+    """{tensor: file} of the folder's index; None without an index."""
     path = folder / _INDEX
     if not path.exists():
         return None
@@ -134,13 +133,14 @@ def _read_index(folder: Path) -> dict[str, str] | None:
 
 
 def _inside(file: str) -> bool:
-    """Whether a path stays below its folder on every system. Links are followed: download caches consist of them."""
+    """Whether a path stays inside its folder, by the rules of POSIX and Windows. Symbolic links are allowed, since
+    download caches consist of them."""
     drive, parts = PureWindowsPath(file).drive, {*PurePosixPath(file).parts, *PureWindowsPath(file).parts}
     return not drive and bool(parts) and not parts & {"..", "/", "\\"} and "\0" not in file
 
 
 def _indexed(folder: Path, index: dict[str, str], stored: dict[Path, set[str]]) -> dict[str, Path]:
-    """The file of each tensor that the index lists. ValueError for one that its file lacks."""
+    """The file of each tensor in the index. ValueError for a tensor that its file lacks."""
     files = {name: folder / file for name, file in index.items()}
     absent = {name: path for name, path in files.items() if name not in stored[path]}
     for name, path in absent.items():
@@ -152,7 +152,7 @@ def _indexed(folder: Path, index: dict[str, str], stored: dict[Path, set[str]]) 
 
 
 def _files_of(stored: dict[Path, set[str]]) -> dict[str, Path]:
-    """The file of each tensor. ValueError for one in two files: without an index nothing says which is meant."""
+    """The file of each tensor. ValueError for a tensor in two files, which is ambiguous without an index."""
     files: dict[str, Path] = {}
     for path, names in stored.items():
         for name in sorted(names):
@@ -171,7 +171,7 @@ def _paths(folder: Path, index: dict[str, str] | None) -> list[Path]:
         names = sorted(set(index.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         check(not missing, f"{folder} lacks {', '.join(missing)}, which its {_INDEX} names: fetch the missing shards")
-        # transformers prefers the single file without a word.
+        # transformers silently prefers the single file.
         check(
             _SINGLE in names or not (folder / _SINGLE).exists(),
             f"{folder} holds {_SINGLE} and an {_INDEX} that does not name it: these are two models; take one out",
