@@ -63,6 +63,6 @@ class Family:
         """ValueError unless `expresses`."""
         check(
             self.expresses(config),
-            f"a {self.model_type} config.json cannot say all of this model: leave out `family` to have one found, or "
+            f"a {self.model_type} config.json cannot express this model: omit `family` to search all families, or "
             "change the model",
         )

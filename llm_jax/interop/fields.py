@@ -64,7 +64,7 @@ _HELD: dict[str, Callable[[Any], Any]] = {
     "expert_hidden": lambda config: parts.expert_layer(config.stacks[-1]).expert.hidden,
     "shared_hidden": lambda config: (
         given(
-            parts.expert_layer(config.stacks[-1]).shared, "the model has no expert for all tokens, and this family has"
+            parts.expert_layer(config.stacks[-1]).shared, "the MoE layer has no shared expert: this family requires one"
         ).hidden
     ),
     "top": lambda config: parts.router_of(parts.expert_layer(config.stacks[-1])).top,
@@ -223,7 +223,9 @@ def options(fields: Sequence[Entry], config: ModelConfig) -> dict[str, Any]:
 def defaults(fields: Table, **changed: Any) -> Table:
     """The table with other defaults for these arguments."""
     known = {entry.argument for entry in fields if isinstance(entry, Field)}
-    check(set(changed) <= known, f"{sorted(set(changed) - known)} are no arguments of the table: name some of it")
+    check(
+        set(changed) <= known, f"{sorted(set(changed) - known)} are not in the table: its arguments are {sorted(known)}"
+    )
     return tuple(
         dataclasses.replace(entry, default=changed[entry.argument])
         if isinstance(entry, Field) and entry.argument in changed

@@ -111,8 +111,8 @@ def save_hf(
         vocab_size = model.config.stacks[-1].vocab_size or 0
         check(
             tokenizer.vocab_size <= vocab_size,
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}: it is "
-            "not the tokenizer that the model was trained with",
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}: pass the tokenizer that the "
+            "model was trained with",
         )
         tokenizer.pipeline()  # raises before anything is written if the tokenizer cannot be exported
     check(dtype in _DTYPES, f"dtype is {dtype!r}: it must be one of {', '.join(_DTYPES)}")
@@ -127,7 +127,9 @@ def save_hf(
         exact = tensors[name].join(parts)
         with np.errstate(over="ignore"):
             rounded = exact.astype(kind)
-        check(_same_finite(rounded, exact), f"{name} has values too large for {dtype}: write bfloat16 or float32")
+        check(
+            _same_finite(rounded, exact), f"{name} has values too large for {dtype}: set dtype to bfloat16 or float32"
+        )
         return rounded
 
     sizes = {name: kind.itemsize * int(np.prod(item.shape)) for name, item in tensors.items()}
@@ -157,11 +159,11 @@ def _write_tokenizer(tokenizer: Tokenizer | Path | None, folder: Path, max_lengt
 
 def _options(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
-    check(path.exists(), f"{folder} has no {_CONFIG}: it is not a folder that save_pretrained wrote")
-    options = read_json_object(path, "fetch it again")
+    check(path.exists(), f"{folder} has no {_CONFIG}: a folder written by save_pretrained is required")
+    options = read_json_object(path, "download it again")
     check(
         options.setdefault("quantization_config") is None,
-        f"{path} has quantization_config: quantized weights are not supported; take the unquantized checkpoint",
+        f"{path} has quantization_config: quantized weights are not supported; use an unquantized checkpoint",
     )
     return options
 
@@ -188,14 +190,14 @@ def _expressing(config: ModelConfig, name: str | None) -> Family:
     own = ", ".join(kind.__name__ for kind in own_types(config))
     check(
         not own,
-        f"the model has components of your own ({own}), which transformers does not have: it cannot be exported",
+        f"the model has components of your own ({own}): only components of this package can be exported",
     )
     if name is not None:
         family = _family({"model_type": name})
         family.check_expresses(config)
         return family
     found = next((family for family in FAMILIES.values() if family.expresses(config)), None)
-    return given(found, f"none of {', '.join(FAMILIES)} can say all of this model as it is written")
+    return given(found, f"none of {', '.join(FAMILIES)} can express this model: change the model to export it")
 
 
 def _matched(
@@ -220,25 +222,28 @@ def _matched(
             shape = stored.shape(source)
             check(
                 shape == tensor.shape,
-                f"{folder}: tensor {tensor.name} has shape {list(shape)} and {_CONFIG} asks for {list(tensor.shape)} "
-                f"{size}: they do not belong together",
+                f"{folder}: tensor {tensor.name} has shape {list(shape)} and {_CONFIG} requires {list(tensor.shape)} "
+                f"{size}: use the {_CONFIG} of these weights",
             )
         elif tensor.name not in family.absent:
             missing.append(tensor.name)
             check(
                 len(missing) <= _LISTED,
-                f"{folder} lacks {', '.join(missing)} and more, which {_CONFIG} asks for {size}",
+                f"{folder} lacks {', '.join(missing)} and more, which {_CONFIG} requires {size}",
             )
     wanted = {tensor.name for tensor in tensors}
     missing += [original for original, copy in borrowed.items() if {original, copy} <= wanted]
-    check(not missing, f"{folder} lacks {_listed(sorted(missing))}, which {_CONFIG} asks for {size}")
+    check(not missing, f"{folder} lacks {_listed(sorted(missing))}, which {_CONFIG} requires {size}")
     for copy, original in family.copies.items():
         if copy in names and copy not in wanted:
             names.setdefault(original, names[copy])
             same = np.array_equal(stored.read(names[original]), stored.read(names.pop(copy)))
-            check(same, f"{folder}: {copy} differs from {original}, and {_CONFIG} says that they are one tensor")
+            check(
+                same,
+                f"{folder}: {copy} and {original} differ, and {_CONFIG} ties them: set tie_word_embeddings to false",
+            )
     unread = [name for name in set(names) - wanted if not any(re.search(one, name) for one in family.unread)]
-    check(not unread, f"{folder} has {_listed(sorted(unread))}, for which {_CONFIG} has no place")
+    check(not unread, f"{folder} has {_listed(sorted(unread))}, which the model of {_CONFIG} does not have")
     return tensors, names
 
 
@@ -250,7 +255,7 @@ def _called(stored: WeightFolder, family: Family) -> dict[str, str]:
         called = family.prefix * (bare and name not in family.copies) + name
         for pattern, now in family.renamed:
             called = re.sub(pattern, now, called)
-        check(called not in names, f"{name} and {names.get(called)} are two names of {called}: take one of them out")
+        check(called not in names, f"{name} and {names.get(called)} are two names of {called}: remove one of them")
         names[called] = name
     return names
 
@@ -279,8 +284,8 @@ def _filled(
                 narrower = jnp.finfo(leaf.dtype).max < jnp.finfo(values.dtype).max
                 check(
                     not narrower or _same_finite(array[part.index], values),
-                    f"{tensor.name} has {values.dtype} values too large for {leaf.dtype}: the weights are damaged, or "
-                    "need a wider type",
+                    f"{tensor.name} has {values.dtype} values too large for {leaf.dtype}: set dtype to float32, or "
+                    "check the weights",
                 )
     return array
 
@@ -304,11 +309,11 @@ def _check_whole(tensors: Iterable[Tensor], leaves: dict[str, Any]) -> None:
     axes = {path: len(index) for path, index in made}
     whole = {(path, index) for path in leaves for index in np.ndindex(np.shape(leaves[path])[: axes.get(path, 0)])}
     wrong = sorted({path for path, _ in set(made) ^ whole} | {path for (path, _), times in made.items() if times > 1})
-    check(not wrong, f"the family's tensors do not make up each leaf once: {_listed(wrong)}")
+    check(not wrong, f"the family's tensors do not hold every slice of these leaves once: {_listed(wrong)}")
     for tensor in tensors:
         for leaf in tensor.leaves:
             shape, found = tensor.leaf_shape(leaf), np.shape(leaves[leaf.path])[len(leaf.index) :]
-            check(shape == found, f"{tensor.name} becomes {leaf.path} of shape {shape}, and the model's has {found}")
+            check(shape == found, f"{tensor.name} gives {leaf.path} the shape {shape}: the model requires {found}")
 
 
 def _listed(names: list[str], most: int = _LISTED) -> str:

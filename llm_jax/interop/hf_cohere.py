@@ -53,7 +53,7 @@ def _read_positions(settings: Settings, found: Arguments) -> Arguments:
     window = read_windows(settings, layers, alternating(layers, period))
     check(
         settings.stated("sliding_window", 4096) is not None,
-        "config.json has sliding_window = None: its layers would be neither rotated nor local; name a number",
+        "config.json has sliding_window = null: layers with RoPE require a window; set it to a number",
     )
     return {"rope": rope, "window": window, "max_length": longest(rope, length)}
 

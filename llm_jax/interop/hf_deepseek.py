@@ -148,7 +148,7 @@ def _limit(settings: Settings, groups: int | None, kept: int | None, best: int) 
     groups, kept = settings.given("n_group", default=groups), settings.given("topk_group", default=kept)
     if groups is None or groups == 1:
         return None
-    return GroupLimit(groups, given(kept, f"config.json has n_group = {groups} and no topk_group: name both"), best)
+    return GroupLimit(groups, given(kept, f"config.json has n_group = {groups} and no topk_group: state both"), best)
 
 
 def _write_limit(router: SoftmaxConfig | SigmoidConfig) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _write_mixed(config: TransformerConfig) -> dict[str, Any]:
     if not mixed:
         return {"first_k_dense_replace": config.depth}
     layer = parts.expert_layer(config)
-    shared = given(layer.shared, "the model has no expert for all tokens, and this family has")
+    shared = given(layer.shared, "the MoE layer has no shared expert: this family requires one")
     return {
         "first_k_dense_replace": mixed[0],
         "n_routed_experts": layer.count,

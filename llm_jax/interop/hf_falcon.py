@@ -104,7 +104,7 @@ def _norms(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
         case Parallel():
             names = {"ln_attn": "mixer_norm", "ln_mlp": "ffn_norm"}
         case wiring:
-            check(wiring == Serial(), f"wiring is {wiring}: Falcon has none but the parallel and the pre-norm one")
+            check(wiring == Serial(), f"wiring is {wiring}: Falcon requires Parallel or Serial")
             names = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
     for theirs, ours in names.items():
         yield from parts.layer_norm(layer, f"{name}.{theirs}", ours)

@@ -37,7 +37,7 @@ def _activation(name: str, default: str = "gelu_pytorch_tanh") -> Pair:
         if settings.given(name, default=default) != "gelu" or default != "gelu":
             activation = settings.activation(name, default="gelu_pytorch_tanh")
             stated = settings.given(name)
-            check(activation == "gelu_tanh", f"config.json has {name} = {stated!r}: Gemma has gelu_pytorch_tanh")
+            check(activation == "gelu_tanh", f"config.json has {name} = {stated!r}: Gemma requires gelu_pytorch_tanh")
         return {}
 
     return Pair(read, lambda config: dict.fromkeys(("hidden_act", "hidden_activation"), "gelu_pytorch_tanh"))
@@ -67,7 +67,7 @@ def _read_scale(settings: Settings, found: Arguments) -> Arguments:
 
 def _write_scale(config: TransformerConfig) -> dict[str, Any]:
     scale = parts.attention_of(parts.first(config)).scores.scale
-    return {"query_pre_attn_scalar": round(given(scale, "scores.scale is None: Gemma's is a number") ** -2)}
+    return {"query_pre_attn_scalar": round(given(scale, "scores.scale is None: Gemma requires a number") ** -2)}
 
 
 def _read_softcaps(settings: Settings, found: Arguments) -> Arguments:

@@ -20,7 +20,7 @@ def _read_windows(settings: Settings, found: Arguments) -> Arguments:
     kinds = [kind for kinds, times in groups for _ in range(times) for kind in kinds]
     check(
         len(kinds) == layers,
-        f"config.json has attention_types of {len(kinds)} layers and num_layers = {layers}: it needs one for each",
+        f"config.json has attention_types for {len(kinds)} layers and num_layers = {layers}: they must be equal",
     )
     unknown = sorted(set(kinds) - {"global", "local"})
     check(not unknown, f"config.json has attention_types {unknown}: supported are global and local")

@@ -80,7 +80,7 @@ def _read_smollm3(settings: Settings, found: Arguments) -> Arguments:
     rotated = settings.given("no_rope_layers", default=[int(number % every != 0) for number in range(1, layers + 1)])
     check(
         len(rotated) >= layers,
-        f"config.json has {len(rotated)} no_rope_layers and {layers} layers: it needs one for each",
+        f"config.json has {len(rotated)} no_rope_layers and {layers} layers: one per layer is required",
     )
     rope, window = read_rope(settings, found["head_dim"], length, 2e6), settings.given("sliding_window")
     local = settings.given("use_sliding_window", default=False) and window is not None

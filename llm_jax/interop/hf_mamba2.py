@@ -34,8 +34,8 @@ def _read_expand(settings: Settings, found: Arguments) -> Arguments:
     expand = settings.given("expand", default=2)
     check(
         int(expand * width) == heads * head_dim,
-        f"config.json has expand {expand} of hidden_size {width} and num_heads {heads} of head_dim {head_dim}: "
-        "transformers takes them only where they are as many features",
+        f"config.json has expand {expand}, hidden_size {width}, num_heads {heads} and head_dim {head_dim}: expand * "
+        "hidden_size must equal num_heads * head_dim",
     )
     return {}
 
@@ -43,7 +43,10 @@ def _read_expand(settings: Settings, found: Arguments) -> Arguments:
 def _write_expand(config: TransformerConfig) -> dict[str, Any]:
     features = _held("features")(config)
     expand, rest = divmod(features, config.width)
-    check(rest == 0, f"the mixer has {features} features: config.json can only say a multiple of {config.width}")
+    check(
+        rest == 0,
+        f"the mixer has {features} features: config.json can only express multiples of the width {config.width}",
+    )
     return {"expand": expand}
 
 
@@ -59,7 +62,10 @@ def _write_convolution(config: TransformerConfig) -> dict[str, Any]:
 
 def _read_limits(settings: Settings, found: Arguments) -> Arguments:
     limits = tuple(map(_number, settings.given("time_step_limit", default=(0.0, math.inf))))
-    check(len(limits) == 2, f"config.json has time_step_limit = {list(limits)}: it must be the least and the largest")
+    check(
+        len(limits) == 2,
+        f"config.json has time_step_limit = {list(limits)}: two numbers are required, the minimum and the maximum",
+    )
     return {"step_limit": limits}
 
 

@@ -28,14 +28,14 @@ def _kind(block: BlockConfig) -> str:
 
 def _half(size: int) -> int:
     """Width of the ffn: the option counts the features of gate and up together."""
-    check(size % 2 == 0, f"config.json has intermediate_size = {size}: it is twice that of the ffn, so it must be even")
+    check(size % 2 == 0, f"config.json has intermediate_size = {size}: it must be even, since it counts gate and up")
     return size // 2
 
 
 def _first(config: TransformerConfig, kind: type) -> BlockConfig:
     """The first block with a mixer of this type. ValueError without one: its sizes are then unknown."""
     found = [layer.block for layer in parts.layers(config) if isinstance(layer.block.mixer, kind)]
-    check(bool(found), f"no layer has a mixer of {kind.__name__}, and this family has")
+    check(bool(found), f"no layer has the mixer {kind.__name__}: this family requires one")
     return found[0]
 
 
@@ -52,7 +52,7 @@ def _read_rope(settings: Settings, found: Arguments) -> Arguments:
     rope = read_partial_rope(settings, found["width"] // found["heads"], length, share=0.5)
     check(
         isinstance(rope.scaling, Unscaled),
-        f"config.json scales rotations by {type(rope.scaling).__name__}: RecurrentGemma does not",
+        f"config.json has {type(rope.scaling).__name__}: RecurrentGemma has no RoPE scaling; remove the option",
     )
     return {"rope": rope, "max_length": length}
 
@@ -60,7 +60,9 @@ def _read_rope(settings: Settings, found: Arguments) -> Arguments:
 def _write_rope(config: TransformerConfig) -> dict[str, Any]:
     mixer = _attention(config)
     rope = parts.rope_of(mixer)
-    check(isinstance(rope.scaling, Unscaled), "rotations are scaled: RecurrentGemma's are not")
+    check(
+        isinstance(rope.scaling, Unscaled), f"RoPE has {type(rope.scaling).__name__}: RecurrentGemma requires Unscaled"
+    )
     return write_partial_rope(rope, mixer.head_dim) | {"max_position_embeddings": config.max_length}
 
 

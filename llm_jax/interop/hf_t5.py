@@ -19,7 +19,7 @@ from llm_jax.models.heads import TiedHead
 
 
 def _bias(config: EncoderDecoderConfig) -> RelativeBiasConfig:
-    return given(config.decoder.relative_bias, "the model has no biases by relative place, and T5 has")[0]
+    return given(config.decoder.relative_bias, "relative_bias is None: T5 requires one")[0]
 
 
 PAIR: Table = (

@@ -68,9 +68,12 @@ def model_inputs(model: Model, **inputs: np.ndarray) -> Inputs:
     asks = isinstance(config, TransformerConfig) and config.embed.target
     known = _TARGETS if pair else _INPUTS | (_ORDER if asks else set())
     unknown = set(inputs) - known
-    check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
+    check(
+        not unknown,
+        f"forward has unknown inputs {', '.join(sorted(unknown))}: supported are {', '.join(sorted(known))}",
+    )
     missing = {"input_ids", "decoder_input_ids"} & known - set(inputs)
-    check(not missing, f"forward is given no {' and no '.join(sorted(missing))}: the model reads them")
+    check(not missing, f"forward has no {' and no '.join(sorted(missing))}: the model requires it")
     order = {name: inputs[name] for name in _ORDER & set(inputs)}
     encoder, decoder = config.stacks[0], config.stacks[-1]
     stacks = {name: decoder if name.startswith("decoder_") else encoder for name in inputs if name not in order}
@@ -100,11 +103,11 @@ def _checked(name: str, array: np.ndarray, stack: TransformerConfig, vocab_size:
         "token_type_ids": (_types(stack), "the model's token types"),
     }
     limit, table = limits[name.removeprefix("decoder_")]
-    check(limit > 0, f"{name} is given and the model has no token types: leave it out")
+    check(limit > 0, f"{name} is given, but the model has no token types: remove it")
     found = np.asarray(array)
     check(
         found.ndim == 2 and found.size > 0 and np.issubdtype(found.dtype, np.number) | (found.dtype == bool),
-        f"{name} has shape {found.shape} and type {found.dtype}: give whole numbers [rows, tokens]",
+        f"{name} has shape {found.shape} and type {found.dtype}: whole numbers [batch, length] are required",
     )
     wrong = found[(found < 0) | (found >= limit) | (found != np.floor(found))]
     check(

@@ -81,8 +81,8 @@ class Tensor:
         """
         check(
             tensor.shape == self.shape,
-            f"tensor {self.name} has shape {list(tensor.shape)} and config.json asks for {list(self.shape)}: they do "
-            "not belong together",
+            f"tensor {self.name} has shape {list(tensor.shape)} and config.json requires {list(self.shape)}: use the "
+            "config.json of these weights",
         )
         if len(self.leaves) == 1:
             parts = [tensor]

@@ -49,11 +49,11 @@ def _check_row_head(config: TransformerConfig, name: str, real_BT: np.ndarray) -
     if not isinstance(config.head, ClassHead) or config.head.of != "row":
         return
     token, other = (0, "end") if config.head.row == "first" else (-1, "start")
-    rows = np.flatnonzero(~real_BT[:, token])
+    padded = np.flatnonzero(~real_BT[:, token])
     check(
-        not rows.size,
-        f"{name} is 0 at the {config.head.row} token of rows {rows[:8].tolist()}, from which the scores of a whole row "
-        f"are read: pad at the {other}",
+        not padded.size,
+        f"{name} is 0 at the {config.head.row} token of sequences {padded[:8].tolist()}: the class head reads that "
+        f"token; pad at the {other}",
     )
 
 
@@ -63,11 +63,11 @@ def _check_distances(config: TransformerConfig, name: str, real_BT: np.ndarray) 
     if not linear or not counts_tokens(config):
         return
     before_BT = np.logical_or.accumulate(real_BT, axis=1)
-    rows = np.flatnonzero((before_BT & ~real_BT & _followed(real_BT)).any(axis=1))
+    padded = np.flatnonzero((before_BT & ~real_BT & _followed(real_BT)).any(axis=1))
     check(
-        not rows.size,
-        f"{name} has padding between real tokens in rows {rows[:8].tolist()}: transformers takes it out of the "
-        "distances of linear biases, which here are those of the row; keep padding at the ends",
+        not padded.size,
+        f"{name} has padding between real tokens in sequences {padded[:8].tolist()}: transformers does not count it in "
+        "ALiBi's distances, and this package does; pad at the ends",
     )
 
 
@@ -78,13 +78,13 @@ def _followed(real_BT: np.ndarray) -> np.ndarray:
 
 def _check_capacity(config: TransformerConfig, name: str, real_BT: np.ndarray) -> None:
     length = real_BT.shape[1]
-    rows = np.flatnonzero((_followed(real_BT) & ~real_BT).any(axis=1))
-    for layer in config.experts if rows.size else ():
+    padded = np.flatnonzero((_followed(real_BT) & ~real_BT).any(axis=1))
+    for layer in config.experts if padded.size else ():
         dispatch = layer.dispatch
         if isinstance(dispatch, LimitedCapacity):
-            places = dispatch.places(dispatch.group or length, 1, layer.count)
+            capacity = dispatch.places(dispatch.group or length, 1, layer.count)
             check(
-                places >= length,
-                f"{name} has padding before real tokens in rows {rows[:8].tolist()}, and an expert has {places} places "
-                f"for {length} tokens: transformers gives padding places that tokens then lack; pad at the end",
+                capacity >= length,
+                f"{name} has padding before real tokens in sequences {padded[:8].tolist()}, and an expert has capacity "
+                f"for {capacity} of {length} tokens: in transformers padding uses capacity; pad at the end",
             )

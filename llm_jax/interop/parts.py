@@ -70,7 +70,7 @@ def first(config: TransformerConfig) -> BlockConfig:
 def mixer_of(block: BlockConfig, kind: type[Kind]) -> Kind:
     """The mixer of a block. ValueError if it is not a `kind`."""
     if not isinstance(block.mixer, kind):
-        raise ValueError(f"a block has the mixer {type(block.mixer).__name__}, and this family has {kind.__name__}")
+        raise ValueError(f"mixer is {type(block.mixer).__name__}: this family requires {kind.__name__}")
     return block.mixer
 
 
@@ -81,13 +81,13 @@ def attention_of(block: BlockConfig) -> AttentionConfig:
 
 def cross_of(block: BlockConfig) -> CrossAttentionConfig:
     """The cross-attention of a block. ValueError if it has none."""
-    return given(block.cross, "a block has no cross attention, and this family has")
+    return given(block.cross, "block.cross is None: this family requires cross-attention")
 
 
 def window_of(mixer: AttentionConfig) -> int | None:
     """Attention window in tokens; None for full causal attention. ValueError if the mask is not causal."""
     if not isinstance(mixer.mask, Causal):
-        raise ValueError(f"attention has the mask {type(mixer.mask).__name__}, and this family has Causal")
+        raise ValueError(f"mask is {type(mixer.mask).__name__}: this family requires Causal")
     return mixer.mask.window
 
 
@@ -99,7 +99,7 @@ def windows(config: TransformerConfig) -> list[int | None]:
 def rope_of(mixer: AttentionConfig | LatentAttentionConfig) -> RoPEConfig:
     """The RoPE of attention. ValueError if its positions are not rotary."""
     if not isinstance(mixer.position, RoPEConfig):
-        raise ValueError(f"attention has the position {type(mixer.position).__name__}, and this family has RoPEConfig")
+        raise ValueError(f"position is {type(mixer.position).__name__}: this family requires RoPEConfig")
     return mixer.position
 
 
@@ -111,41 +111,43 @@ def rotated(mixer: AttentionConfig) -> int:
 def dense_of(block: BlockConfig) -> DenseConfig:
     """The dense ffn of a block. ValueError if it has none or a mixture of experts."""
     if not isinstance(block.ffn, DenseConfig):
-        raise ValueError(f"a block has the ffn {type(block.ffn).__name__}, and this family has one without experts")
+        raise ValueError(f"ffn is {type(block.ffn).__name__}: this family requires a dense one")
     return block.ffn
 
 
 def experts_of(block: BlockConfig) -> MoEConfig:
     """The MoE layer of a block. ValueError if it has none."""
     if not isinstance(block.ffn, MoEConfig):
-        raise ValueError(f"a block has the ffn {type(block.ffn).__name__}, and this family has experts there")
+        raise ValueError(f"ffn is {type(block.ffn).__name__}: this family requires MoEConfig")
     return block.ffn
 
 
 def router_of(layer: MoEConfig) -> SoftmaxConfig | SigmoidConfig:
     """The token-choice router of an MoE layer. ValueError for a router of another type."""
     if not isinstance(layer.router, SoftmaxConfig | SigmoidConfig):
-        raise ValueError(f"experts have the router {type(layer.router).__name__}, and this family has none such")
+        raise ValueError(
+            f"router is {type(layer.router).__name__}: this family requires SoftmaxConfig or SigmoidConfig"
+        )
     return layer.router
 
 
 def norm_of(block: BlockConfig) -> LayerNormConfig | OffsetLayerNormConfig | RMSNormConfig:
     """The norm config of a block. ValueError unless it is LayerNorm or RMSNorm."""
     if not isinstance(block.norm, LayerNormConfig | OffsetLayerNormConfig | RMSNormConfig):
-        raise ValueError(f"a block has the norm {type(block.norm).__name__}, and this family has LayerNorm or RMSNorm")
+        raise ValueError(f"norm is {type(block.norm).__name__}: this family requires LayerNorm or RMSNorm")
     return block.norm
 
 
 def head_of(config: TransformerConfig) -> AnyHead:
     """The head of a model. ValueError if it has none."""
-    return given(config.head, "the model has no head, and this family has")
+    return given(config.head, "the model has no head: this family requires one")
 
 
 def learned_of(config: TransformerConfig) -> LearnedPositionsConfig:
     """The learned positions of a model. ValueError if it has none."""
     position = config.embed.position
     if not isinstance(position, LearnedPositionsConfig):
-        raise ValueError(f"embed.position is {position}, and this family has a learned table of positions")
+        raise ValueError(f"embed.position is {position}: this family requires LearnedPositionsConfig")
     return position
 
 
@@ -174,7 +176,7 @@ def head(config: TransformerConfig, name: str) -> Iterator[Tensor]:
 def logits_scale(config: TransformerConfig) -> float:
     """The factor of a tied head's logits. ValueError if the head is not tied."""
     if not isinstance(config.head, TiedHead):
-        raise ValueError(f"head is {type(config.head).__name__}, and this family has a TiedHead")
+        raise ValueError(f"head is {type(config.head).__name__}: this family requires TiedHead")
     return config.head.scale
 
 
@@ -215,7 +217,7 @@ def norm(name: str, config: Norm | None, path: str | Leaf, size: int) -> Iterato
     Args:
       path: path of the norm in the parameter tree, or its leaf in a layer.
     """
-    config = given(config, f"the model has no norm for {name}, and this family has")
+    config = given(config, f"the model has no norm for {name}: this family requires one")
     at = path if isinstance(path, Leaf) else Leaf(path, "d")
     vectors = {} if isinstance(config, PlainLayerNormConfig) else {"weight": "scale"}
     if isinstance(config, OffsetLayerNormConfig) or (isinstance(config, LayerNormConfig) and config.bias):
@@ -258,7 +260,7 @@ def under(side: str, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def relative_bias(config: TransformerConfig, name: str) -> Iterator[Tensor]:
     """The table of relative position biases, shared by the layers, [r, n]."""
-    bias, heads = given(config.relative_bias, "the model has no biases by relative place, and this family has")
+    bias, heads = given(config.relative_bias, "relative_bias is None: this family requires one")
     yield Tensor(name, "r n", (Leaf("relative_bias/table", "r n"),), {"r": bias.buckets, "n": heads})
 
 
@@ -307,7 +309,7 @@ def fused_attention(
 def query_key_norms(layer: LayerRef, query: str, key: str) -> Iterator[Tensor]:
     """The QK norms."""
     mixer = attention_of(layer.block)
-    norms = given(mixer.qk_norm, "attention has no norms of queries and keys, and this family has")
+    norms = given(mixer.qk_norm, "qk_norm is None: this family requires one")
     for name, ours, heads in ((query, "query_norm", mixer.heads), (key, "key_norm", mixer.kv_heads)):
         size = mixer.head_dim * (1 if norms.over == "head" else heads)
         yield from norm(name, norms.norm, layer.leaf(f"mixer/{ours}", "d"), size)
@@ -363,7 +365,7 @@ def plain_ffn(config: TransformerConfig) -> DenseConfig:
 def expert_layer(config: TransformerConfig) -> MoEConfig:
     """The first MoE layer of the model. ValueError if it has none."""
     found = [layer.block.ffn for layer in layers(config) if isinstance(layer.block.ffn, MoEConfig)]
-    check(bool(found), "the model has no experts, and this family has")
+    check(bool(found), "the model has no MoE layer: this family requires one")
     return found[0]
 
 
@@ -374,7 +376,7 @@ def mixed_layers(config: TransformerConfig) -> list[int]:
 
 def vocabulary(config: TransformerConfig) -> int:
     """Vocabulary size. ValueError for a model without a vocabulary."""
-    return given(config.vocab_size, "the model has no vocabulary, and this family has")
+    return given(config.vocab_size, "vocab_size is None: this family requires a vocabulary")
 
 
 def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:

@@ -40,7 +40,7 @@ def read_rope(settings: Settings, head_dim: int, max_length: int, base: float = 
     # wrong size for a head.
     check(
         rope.features is None or isinstance(rope.scaling, Unscaled),
-        f"config.json rotates {rope.features} of {head_dim} features: this family rotates all; take the option out",
+        f"config.json rotates {rope.features} of {head_dim} features: this family rotates all; remove the option",
     )
     return rope if rope.features is None else dataclasses.replace(rope, base=_base(settings, base), features=None)
 
@@ -62,11 +62,11 @@ def read_partial_rope(
         # n + 1 features with another base.
         check(
             isinstance(scaling, Unscaled | LinearScaling),
-            f"config.json rotates {features} features and scales them by {type(scaling).__name__}: give an even number",
+            f"config.json rotates {features} features with {type(scaling).__name__}: the number must be even",
         )
         base, features = base ** ((features + 1) / features), features + 1
     scaled = isinstance(scaling, YaRNScaling)
-    check(base > 1 or not scaled, f"config.json has rope_theta = {base}: YaRN takes its logarithm, so it must exceed 1")
+    check(base > 1 or not scaled, f"config.json has rope_theta = {base}: YaRN requires more than 1")
     return RoPEConfig(base, None if features == head_dim else features, scaling)
 
 
@@ -99,7 +99,7 @@ def write_rope(rope: RoPEConfig) -> dict[str, Any]:
     Raises:
       ValueError: if only a part of each head is rotated.
     """
-    check(rope.features is None, f"{rope.features} features are rotated: this family rotates all")
+    check(rope.features is None, f"{rope.features} features are rotated: this family rotates all; set features to None")
     scaling = _written(rope.scaling)
     parameters = {"rope_theta": rope.base, **(scaling or {"rope_type": "default"})}
     return {"rope_theta": rope.base, "rope_scaling": scaling, "rope_parameters": parameters}
@@ -107,7 +107,7 @@ def write_rope(rope: RoPEConfig) -> dict[str, Any]:
 
 def write_partial_rope(rope: RoPEConfig | None, head_dim: int) -> dict[str, Any]:
     """The options that `read_partial_rope` reads. ValueError for a model without rotary positions."""
-    rope = given(rope, "the model has no rotary positions, and this family has")
+    rope = given(rope, "the model has no rotary positions: this family requires RoPEConfig")
     features = rope.features or head_dim
     share = features / head_dim
     if int(head_dim * share) != features:
@@ -131,7 +131,8 @@ def longest(rope: RoPEConfig, max_length: int) -> int:
         case YaRNScaling(factor, original):
             reached = max(max_length, int(original * factor))
     check(
-        reached <= LARGEST, f"config.json has {rope.scaling}, which reaches {reached} tokens: at most {LARGEST} can be"
+        reached <= LARGEST,
+        f"config.json has {rope.scaling}, which reaches {reached} tokens: at most {LARGEST}; reduce the factor",
     )
     return reached
 
@@ -171,7 +172,9 @@ def _scaling(rope: Settings, max_length: int, original: int | None) -> Scaling:
             magnitude = _yarn_magnitude(rope, factor)
             return YaRNScaling(factor, first, *limits, magnitude, rope.given("truncate", default=True))
         case "longrope" | "su":
-            check(first > 1, f"config.json has original_max_position_embeddings = {first}: LongRoPE needs more")
+            check(
+                first > 1, f"config.json has original_max_position_embeddings = {first}: LongRoPE requires more than 1"
+            )
             factor = rope.given("factor", default=max_length / first)
             default = math.sqrt(1 + math.log(factor) / math.log(first)) if factor > 1 else 1.0
             short, long = (tuple(rope.need(name)) for name in ("short_factor", "long_factor"))

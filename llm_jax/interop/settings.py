@@ -68,8 +68,8 @@ class Settings:
         value = self.given(*names)
         check(
             value is not None,
-            f"config.json has no {' or '.join(self._path + name for name in names)}: the file is incomplete or of "
-            "another family",
+            f"config.json has no {' or '.join(self._path + name for name in names)}: the option is required; check "
+            "that the file is complete",
         )
         return value
 
@@ -83,12 +83,12 @@ class Settings:
         """ValueError unless the option, or its default if it is absent, equals `supported`."""
         value = self.given(name, default=default)
         found = f"config.json has {self._path}{name} = {value!r}"
-        check(value == supported, f"{found}: only {supported!r} is supported here")
+        check(value == supported, f"{found}: only {supported!r} is supported")
 
     def activation(self, *names: str, default: str = "gelu", prefix: str = "") -> Activation:
         """The activation function by its name in this package; `prefix` may precede the published name."""
         value = self.given(*names, default=default)
-        supported = ", ".join(sorted(_ACTIVATIONS)) + (f", each with or without {prefix!r} before it" if prefix else "")
+        supported = ", ".join(sorted(_ACTIVATIONS)) + (f", each with the optional prefix {prefix!r}" if prefix else "")
         check(
             value.removeprefix(prefix) in _ACTIVATIONS,
             f"config.json has {names[0]} = {value!r}: supported are {supported}",
@@ -111,7 +111,7 @@ class Settings:
           ValueError: for several classes, or a class that is not in `makers`.
         """
         kinds = self.given("architectures", default=[default])
-        check(len(kinds) == 1, f"config.json has architectures = {kinds}: name the one class whose head is meant")
+        check(len(kinds) == 1, f"config.json has architectures = {kinds}: state one class, that of the head")
         (kind,) = kinds
         check(
             kind in makers,
@@ -138,7 +138,9 @@ def layer_windows(kinds: list[str], layers: int, window: int | None) -> tuple[in
     Raises:
       ValueError: if the number of entries differs from the number of layers, or for an unsupported entry.
     """
-    check(len(kinds) == layers, f"config.json has {len(kinds)} layer_types and {layers} layers: it needs one for each")
+    check(
+        len(kinds) == layers, f"config.json has {len(kinds)} layer_types and {layers} layers: one per layer is required"
+    )
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     check(not unknown, f"config.json has layer_types {unknown}: supported are full_attention and sliding_attention")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -171,7 +171,10 @@ def _drops_before_scores(config: ModelConfig, kind: str) -> bool:
 
 def _share(name: str, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    check(number and 0 <= value < 1, f"config.json has {name} = {value!r}: a rate of dropout is from 0 to below 1")
+    check(
+        number and 0 <= value < 1,
+        f"config.json has {name} = {value!r}: a dropout rate must be at least 0 and less than 1",
+    )
     return float(value)
 
 
@@ -182,7 +185,7 @@ def _with_initial_values(config: ModelConfig, kind: str, options: dict[str, Any]
     if stated is None or kind in _BY_SIZE or not isinstance(table, Normal):
         return config
     number = isinstance(stated, int | float) and not isinstance(stated, bool)
-    check(number and stated > 0, f"config.json has {name} = {stated!r}: a scale of initial values is greater than 0")
+    check(number and stated > 0, f"config.json has {name} = {stated!r}: it must be greater than 0")
     if kind in _FACTORS:
         return _scaled(config, float(stated), (Init,))
     return _scaled(config, stated / table.stddev, (Normal,))

@@ -53,7 +53,7 @@ class WeightFolder(contextlib.ExitStack):
         kind = self._files[name].get_slice(name).get_dtype()
         check(
             kind in _REAL,
-            f"tensor {name} is of type {kind}: only {', '.join(_REAL)} are read, no quantized weights",
+            f"tensor {name} has type {kind}: only {', '.join(_REAL)} are supported; use unquantized weights",
         )
         return self._files[name].get_tensor(name)
 
@@ -111,7 +111,7 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): fetch it again") from error
+        raise ValueError(f"{path} cannot be read ({error}): download it again") from error
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
@@ -119,15 +119,15 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     path = folder / _INDEX
     if not path.exists():
         return None
-    files = read_json_object(path, "fetch it again").get("weight_map")
+    files = read_json_object(path, "download it again").get("weight_map")
     if not isinstance(files, dict) or not files:
         raise ValueError(
-            f"{path} has weight_map = {shortened(files)}: it must name the file of each tensor; fetch it again"
+            f"{path} has weight_map = {shortened(files)}: it must map each tensor to a file; download it again"
         )
     wrong = {name: file for name, file in files.items() if not isinstance(file, str) or not _inside(file)}
     for name, file in wrong.items():
         raise ValueError(
-            f"{path} places {name} in {shortened(file)}: it must be the name of a file inside the folder, without '..'"
+            f"{path} has {name} in {shortened(file)}: it must be the name of a file inside the folder, without '..'"
         )
     return files
 
@@ -145,8 +145,8 @@ def _indexed(folder: Path, index: dict[str, str], stored: dict[Path, set[str]]) 
     absent = {name: path for name, path in files.items() if name not in stored[path]}
     for name, path in absent.items():
         raise ValueError(
-            f"{folder / _INDEX} places {name} in {path.name}, which does not hold it ({len(absent)} such tensors): "
-            "index and shards do not belong together; fetch them again"
+            f"{folder / _INDEX} has {name} in {path.name}, which does not contain it ({len(absent)} such tensors): "
+            "download index and shards again"
         )
     return files
 
@@ -158,7 +158,7 @@ def _files_of(stored: dict[Path, set[str]]) -> dict[str, Path]:
         for name in sorted(names):
             check(
                 name not in files,
-                f"{name} is in both {files.get(name)} and {path}, and there is no {_INDEX}: take one file out, or add "
+                f"{name} is in both {files.get(name)} and {path}, and there is no {_INDEX}: remove one file, or add "
                 "the index",
             )
             files[name] = path
@@ -170,11 +170,13 @@ def _paths(folder: Path, index: dict[str, str] | None) -> list[Path]:
     if index is not None:
         names = sorted(set(index.values()))
         missing = [name for name in names if not (folder / name).is_file()]
-        check(not missing, f"{folder} lacks {', '.join(missing)}, which its {_INDEX} names: fetch the missing shards")
+        check(
+            not missing, f"{folder} lacks {', '.join(missing)}, which its {_INDEX} lists: download the missing shards"
+        )
         # transformers silently prefers the single file.
         check(
             _SINGLE in names or not (folder / _SINGLE).exists(),
-            f"{folder} holds {_SINGLE} and an {_INDEX} that does not name it: these are two models; take one out",
+            f"{folder} holds {_SINGLE} and an {_INDEX} that does not list it: remove one of these two models",
         )
         return [folder / name for name in names]
     if (folder / _SINGLE).exists():
@@ -183,8 +185,8 @@ def _paths(folder: Path, index: dict[str, str] | None) -> list[Path]:
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     check(
         bool(found) or not pickled,
-        f"{folder} has its weights in {', '.join(pickled)} only: unpickling can run any code, so it is refused; "
-        "convert it to safetensors where you trust it",
+        f"{folder} has its weights in {', '.join(pickled)} only: unpickling can execute code and is not supported; "
+        "convert the files to safetensors if you trust them",
     )
-    check(bool(found), f"{folder} has no .safetensors file: it holds no weights")
+    check(bool(found), f"{folder} has no .safetensors file: weights in this format are required")
     return found
