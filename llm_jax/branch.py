@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.restore import Restored
-from llm_jax.core import config, paths
+from llm_jax.core import config_text, paths
 from llm_jax.core.checks import check, given
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import Experiment
@@ -65,7 +65,7 @@ class Branch:
         Raises:
           ValueError: if the data would differ, so that the data position is invalid, or if no steps would remain.
         """
-        found = config.differences(config.saved_fields(self.experiment), config.flatten(experiment))
+        found = config_text.differences(config_text.saved_fields(self.experiment), config_text.flatten(experiment))
         moved = [line for line in found if _decides_data(line.partition(":")[0])]
         check(
             not moved,

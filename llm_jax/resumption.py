@@ -12,7 +12,7 @@ import numpy as np
 
 from llm_jax.checkpoints.record import Record
 from llm_jax.checkpoints.restore import readable_records
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.source import Source, own_types
@@ -169,8 +169,8 @@ def changes(saved: str, experiment: Experiment, made: int, where: str) -> list[s
     Raises:
       ValueError: if a field differs that must not. The message lists all such fields.
     """
-    old = config.saved_fields(saved)
-    found = config.differences(old, config.flatten(experiment))
+    old = config_text.saved_fields(saved)
+    found = config_text.differences(old, config_text.flatten(experiment))
     refused = [line for line in found if not _is_free(_path(line))]
     if any(_path(line) != "steps" for line in refused):
         listed = "\n  ".join(refused)

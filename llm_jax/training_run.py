@@ -19,7 +19,7 @@ from llm_jax.checkpoints.digest import not_finite
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.record import Identity, Record
 from llm_jax.checkpoints.restore import Restored, saved_steps
-from llm_jax.core import chips, config, paths, trees
+from llm_jax.core import chips, config_text, paths, trees
 from llm_jax.core.checks import check
 from llm_jax.core.object_lock import ObjectLock
 from llm_jax.core.run_directory import ReadOnlyRun, RunDirectory, machine_card
@@ -81,7 +81,7 @@ def run_training(
     check(step is None or not fresh, "--step resumes a run and --fresh deletes it: leave one of them out")
     source = Source.of(experiment) if source is None else source
     source.check(experiment)
-    hosts.agree("experiment", config.flatten(experiment))
+    hosts.agree("experiment", config_text.flatten(experiment))
     hosts.agree("the files that define the experiment", {"digest": source.digest})
     run = (RunDirectory if hosts.leads else ReadOnlyRun)(paths.at(runs) / experiment.name)
     _check_start(experiment, run, branch, hosts)
@@ -136,7 +136,7 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
     experiment, data = parts.experiment, parts.dataset.manifest()["digest"]
     begun = newest(run, step)
     origin = _origin(run, begun, branch, parts)
-    identity = Identity(config.to_text(experiment), _tokenizer_digest(parts), data, origin, opened.source.digest)
+    identity = Identity(config_text.to_text(experiment), _tokenizer_digest(parts), data, origin, opened.source.digest)
     with (
         parts.programs.activated(),
         Checkpoints(run.checkpoints, experiment.checkpoint, identity) as checkpoints,
@@ -206,7 +206,7 @@ def _beginning(
     if parts.fit is not None:
         _check_finite(state, parts.fit.weights.origin)
         facts["start"] = parts.fit.facts()
-    identity = Identity(config.to_text(experiment), tokenizer)
+    identity = Identity(config_text.to_text(experiment), tokenizer)
     return Restored(0, state, {}, {"seconds": 0.0}, identity), facts
 
 
@@ -328,7 +328,7 @@ def _kept(run: RunDirectory) -> str:
 def _recorder(experiment: Experiment, run: RunDirectory, hosts: Hosts) -> hooks.Recorder:
     if not hosts.leads:
         return hooks.Silent()
-    return hooks.Recorder(run, experiment.trackers, config.to_text(experiment))
+    return hooks.Recorder(run, experiment.trackers, config_text.to_text(experiment))
 
 
 def _console(hosts: Hosts) -> LogConsole:
@@ -355,7 +355,7 @@ def _card(parts: Assembly) -> dict[str, Any]:
     experiment = parts.experiment
     chip, plan = chips.chip(jax.devices()[0].device_kind), parts.layout.schedule
     return machine_card() | {
-        "experiment_digest": config.digest(experiment),
+        "experiment_digest": config_text.digest(experiment),
         "job": os.environ.get("SLURM_JOB_ID"),
         "seed": experiment.seed,
         "data": parts.dataset.card(),

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.data import MarkovConfig, MixtureConfig, WeightedSource
 from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import Experiment, SampleConfig, load_experiment
@@ -271,6 +271,6 @@ def test_a_mixture_records_each_set_and_their_mean_by_the_weights_it_ends_with(t
 
 
 def test_a_record_that_names_the_former_place_of_a_config_is_read(experiment):
-    text = config.to_text(experiment)
+    text = config_text.to_text(experiment)
     former = text.replace("checkpoint_config.CheckpointConfig", "manager.CheckpointConfig")
-    assert former != text and config.parse(former) == experiment
+    assert former != text and config_text.parse(former) == experiment

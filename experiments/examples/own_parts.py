@@ -27,7 +27,7 @@ from llm_jax.layers import GLUConfig, Mixer, RMSNormConfig
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import FanIn, annotated
 from llm_jax.layers.linear import Linear
-from llm_jax.layers.recurrent.documents import documents
+from llm_jax.layers.recurrent.document_starts import documents
 from llm_jax.layers.recurrent.linear_recurrence import linear_recurrence
 from llm_jax.layers.roles import Role
 from llm_jax.layers.sequence import SequenceInfo

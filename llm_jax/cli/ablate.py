@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> None:
     if asks_for_help(overrides):
         load_ablation(options.file, overrides)  # prints the help and ends
     from llm_jax.analysis import ablation
-    from llm_jax.analysis.documents import check_markers, publish, with_pictures
+    from llm_jax.analysis.markdown import check_markers, publish, with_pictures
     from llm_jax.cli import devices
     from llm_jax.core import paths
     from llm_jax.variants import run_variants

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.core import config, records, source
+from llm_jax.core import config_text, records, source
 from llm_jax.core.checks import check
 from llm_jax.core.files import remove, unused, write_atomically
 from llm_jax.core.object_lock import ObjectLock
@@ -112,7 +112,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_experiment(config.to_text(experiment))
+            self.write_experiment(config_text.to_text(experiment))
         except OSError as error:
             raise ValueError(self._not_writable(error)) from error
 
@@ -173,12 +173,12 @@ class RunDirectory:
     def parsed(self, text: str) -> Any:
         """The config of a flat text that the run wrote. User-defined types are imported from `source`."""
         with self.own_types(text):
-            return config.parse(text)
+            return config_text.parse(text)
 
     def own_types(self, text: str) -> contextlib.AbstractContextManager[None]:
         """Context manager in which user-defined types are imported from `source`, if the flat text of the experiment
         names any."""
-        return source.loaded(self.source) if config.names_own_types(text) else contextlib.nullcontext()
+        return source.loaded(self.source) if config_text.names_own_types(text) else contextlib.nullcontext()
 
     def write_source(self, found: Source) -> None:
         """Writes the user's files into `source`. A former `source` with other files is renamed to `source-<digest>`."""

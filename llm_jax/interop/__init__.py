@@ -2,6 +2,6 @@
 
 from llm_jax.interop.catalogue import catalogue, initialisations
 from llm_jax.interop.hf import load_hf, read_config, save_hf
-from llm_jax.interop.inputs import forward
+from llm_jax.interop.model_inputs import forward
 
 __all__ = ["catalogue", "forward", "initialisations", "load_hf", "read_config", "save_hf"]

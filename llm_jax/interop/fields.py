@@ -9,8 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from llm_jax.core.checks import check, given
-from llm_jax.interop import changes, experts, parts
-from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope, written_length
+from llm_jax.interop import changes, expert_tensors, parts
+from llm_jax.interop.rope_options import (
+    longest,
+    read_partial_rope,
+    read_rope,
+    write_partial_rope,
+    write_rope,
+    written_length,
+)
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.models.config import ModelConfig, TransformerConfig
@@ -69,8 +76,8 @@ _HELD: dict[str, Callable[[Any], Any]] = {
     ),
     "top": lambda config: parts.router_of(parts.expert_layer(config.stacks[-1])).top,
     "normalized": lambda config: parts.router_of(parts.expert_layer(config.stacks[-1])).normalized,
-    "load": lambda config: experts.load_coefficient(config.stacks[-1]),
-    "z": lambda config: experts.z_coefficient(config.stacks[-1]),
+    "load": lambda config: expert_tensors.load_coefficient(config.stacks[-1]),
+    "z": lambda config: expert_tensors.z_coefficient(config.stacks[-1]),
 }
 """{argument: its value in a model}. Values that all blocks share are read from the first block, and in an
 encoder-decoder from the decoder."""
@@ -241,7 +248,7 @@ def tying(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerC
 
 def balancing(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:
     """The family's function with an additional argument `load`, a coefficient that replaces its balance losses."""
-    return lambda *, load, **given: experts.balanced(build(**given), load)
+    return lambda *, load, **given: expert_tensors.balanced(build(**given), load)
 
 
 def activating(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:

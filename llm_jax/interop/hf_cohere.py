@@ -11,7 +11,7 @@ from llm_jax.interop.fields import Arguments, Field, Only, Pair, Rope, Table, de
 from llm_jax.interop.hf_llama import BEFORE, BIAS, UNNORMED, tensors
 from llm_jax.interop.hf_llama_variants import alternating, read_windows, write_some_rope, write_windows
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_rope
+from llm_jax.interop.rope_options import longest, read_rope
 from llm_jax.interop.settings import Settings
 from llm_jax.models.block import Parallel
 from llm_jax.models.config import TransformerConfig

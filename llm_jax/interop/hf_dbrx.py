@@ -7,7 +7,7 @@ there and at the top level, which takes precedence, as in transformers.
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import experts, parts
+from llm_jax.interop import expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nested, Only, Pair, Rope, Table, balancing
 from llm_jax.interop.mapping import Tensor
@@ -68,7 +68,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
         yield from parts.fused_attention(layer, f"{norms}.attn.Wqkv", "(s h) d", "d s h", shares)
         yield from parts.attention_out(layer, f"{norms}.attn.out_proj")
         yield from parts.layer_norm(layer, f"{norms}.norm_2", "ffn_norm")
-        yield from experts.router(layer, f"{name}.ffn.router.layer")
+        yield from expert_tensors.router(layer, f"{name}.ffn.router.layer")
         for theirs, ours, layout in (("w1", "gate", "x d f"), ("v1", "up", "x d f"), ("w2", "down", "x f d")):
             leaf = layer.leaf(f"ffn/experts/{ours}/kernel", layout)
             yield Tensor(f"{name}.ffn.experts.mlp.{theirs}", "(x f) d", (leaf,), layer.sizes)

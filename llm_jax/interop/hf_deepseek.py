@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.core.checks import check, given
-from llm_jax.interop import experts, parts
+from llm_jax.interop import expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Table, defaults
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
+from llm_jax.interop.rope_options import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.attention.latent import LatentAttentionConfig
 from llm_jax.layers.ffn.moe import MoEConfig
@@ -93,12 +93,12 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 
 def _expert_tensors(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
-    yield from experts.router(layer, f"{name}.gate")
+    yield from expert_tensors.router(layer, f"{name}.gate")
     if isinstance(parts.experts_of(layer.block).router, SigmoidConfig):
         leaf = layer.leaf("ffn/router/bias", "x")
         yield Tensor(f"{name}.gate.e_score_correction_bias", "x", (leaf,), layer.sizes)
-    yield from experts.each(layer, f"{name}.experts.", *experts.LLAMA)
-    yield from experts.shared(layer, f"{name}.shared_experts")
+    yield from expert_tensors.each(layer, f"{name}.experts.", *expert_tensors.LLAMA)
+    yield from expert_tensors.shared(layer, f"{name}.shared_experts")
 
 
 def _attention(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Rope, Table, tying
 from llm_jax.interop.hf_llama import PRE_NORM, tensors, write_ropes
-from llm_jax.interop.rope import read_ropes_by_kind
+from llm_jax.interop.rope_options import read_ropes_by_kind
 from llm_jax.interop.settings import Settings, layer_types, layer_windows
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig

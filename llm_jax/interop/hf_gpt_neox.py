@@ -7,7 +7,7 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Field, Nonlinearity, Pair, Rope, Table
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import write_partial_rope
+from llm_jax.interop.rope_options import write_partial_rope
 from llm_jax.models.block import Parallel
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gpt_neox import gpt_neox

@@ -6,7 +6,7 @@ The published weights are quantized, which is not supported. Copies in bfloat16 
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import experts, parts
+from llm_jax.interop import expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Table, balancing, defaults
 from llm_jax.interop.hf_llama import BEFORE, DECODER, SILU, tensors
@@ -50,7 +50,7 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
 
 
 def _experts(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
-    yield from experts.router(layer, f"{name}.mlp.router", bias=True)
+    yield from expert_tensors.router(layer, f"{name}.mlp.router", bias=True)
     name = f"{name}.mlp.experts"
     for suffix, part, inner in (("", "kernel", "d "), ("_bias", "bias", "")):
         halves = tuple(layer.leaf(f"ffn/experts/{ours}/{part}", f"x {inner}(f s)") for ours in ("gate", "up"))

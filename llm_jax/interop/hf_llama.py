@@ -10,7 +10,14 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Pair, Rope, Table, defaults
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import KINDS, longest, read_partial_rope, write_partial_rope, write_rope, written_length
+from llm_jax.interop.rope_options import (
+    KINDS,
+    longest,
+    read_partial_rope,
+    write_partial_rope,
+    write_rope,
+    written_length,
+)
 from llm_jax.interop.settings import Settings, layer_types, layer_windows
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.positions.rope_scaling import LongRoPEScaling, Unscaled

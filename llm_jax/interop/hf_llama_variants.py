@@ -18,7 +18,7 @@ from llm_jax.interop.hf_llama import (
     tensors,
     write_ropes,
 )
-from llm_jax.interop.rope import longest, read_rope, read_ropes_by_kind, write_rope, written_length
+from llm_jax.interop.rope_options import longest, read_rope, read_ropes_by_kind, write_rope, written_length
 from llm_jax.interop.settings import Settings, layer_types, layer_windows
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.exaone4 import exaone4

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llm_jax.interop import experts, parts
+from llm_jax.interop import expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Table, activating, balancing, defaults
 from llm_jax.interop.hf_llama import BEFORE, BIAS, DECODER, tensors, write_windows
@@ -37,8 +37,8 @@ _MIXTRAL: Table = (
 
 def _mixtral(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     name = f"{name}.block_sparse_moe"
-    yield from experts.router(layer, f"{name}.gate")
-    yield from experts.each(layer, f"{name}.experts.", {"gate": "w1", "up": "w3"}, "w2")
+    yield from expert_tensors.router(layer, f"{name}.gate")
+    yield from expert_tensors.each(layer, f"{name}.experts.", {"gate": "w1", "up": "w3"}, "w2")
 
 
 def _read_mixed(settings: Settings, found: Arguments) -> Arguments:
@@ -79,10 +79,10 @@ _QWEN2: Table = (
 def _qwen(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     """The MoE layers of Qwen and OLMoE."""
     name = f"{name}.mlp"
-    yield from experts.router(layer, f"{name}.gate")
-    yield from experts.each(layer, f"{name}.experts.", *experts.LLAMA)
+    yield from expert_tensors.router(layer, f"{name}.gate")
+    yield from expert_tensors.each(layer, f"{name}.experts.", *expert_tensors.LLAMA)
     if parts.experts_of(layer.block).shared is not None:
-        yield from experts.shared(layer, f"{name}.shared_expert", f"{name}.shared_expert_gate")
+        yield from expert_tensors.shared(layer, f"{name}.shared_expert", f"{name}.shared_expert_gate")
 
 
 def _read_window(settings: Settings, found: Arguments) -> Arguments:

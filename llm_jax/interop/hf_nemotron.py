@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import experts, parts
+from llm_jax.interop import expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Rope, Table, activating, balancing
 from llm_jax.interop.hf_llama import BEFORE, BIAS, PRE_NORM, SILU, UNNORMED, UNROTATED, tensors
@@ -83,7 +83,7 @@ _PERSIMMON: Table = (
 def _experts(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     """Two tensors hold all experts of a layer: gate and up concatenated, and down."""
     name = f"{name}.block_sparse_moe"
-    yield from experts.router(layer, f"{name}.router.layer")
+    yield from expert_tensors.router(layer, f"{name}.router.layer")
     halves = tuple(layer.leaf(f"ffn/experts/{ours}/kernel", "x d (s f)") for ours in ("gate", "up"))
     yield Tensor(f"{name}.input_linear.weight", "x (s f) d", halves, layer.sizes)
     down = (layer.leaf("ffn/experts/down/kernel", "x f d"),)

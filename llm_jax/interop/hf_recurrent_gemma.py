@@ -8,7 +8,7 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table, tying
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import read_partial_rope, write_partial_rope
+from llm_jax.interop.rope_options import read_partial_rope, write_partial_rope
 from llm_jax.interop.settings import Settings
 from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.positions.rope_scaling import Unscaled

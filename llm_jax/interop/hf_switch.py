@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import changes, experts, parts
+from llm_jax.interop import changes, expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table
 from llm_jax.interop.hf_t5 import COPIES, PAIR, UNREAD, tensors
@@ -25,7 +25,7 @@ from llm_jax.models.families.switch import switch
 
 def _switch(*, activation: Activation, load: float, z: float, **given: Any) -> EncoderDecoderConfig:
     pair = switch(**given)
-    stacks = (experts.balanced(changes.with_activation(stack, activation), load, z) for stack in pair.stacks)
+    stacks = (expert_tensors.balanced(changes.with_activation(stack, activation), load, z) for stack in pair.stacks)
     return EncoderDecoderConfig(*stacks)
 
 
@@ -85,8 +85,8 @@ def _ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     if not isinstance(layer.block.ffn, MoEConfig):
         yield from parts.ffn(layer, {"up": f"{name}.wi"}, f"{name}.wo")
         return
-    yield from experts.router(layer, f"{name}.router.classifier", _has_bias(parts.experts_of(layer.block)))
-    yield from experts.each(layer, f"{name}.experts.expert_", {"up": "wi"}, "wo")
+    yield from expert_tensors.router(layer, f"{name}.router.classifier", _has_bias(parts.experts_of(layer.block)))
+    yield from expert_tensors.each(layer, f"{name}.experts.expert_", {"up": "wi"}, "wo")
 
 
 FAMILIES = (

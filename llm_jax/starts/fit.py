@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core import config, rng, trees
+from llm_jax.core import config_text, rng, trees
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.models.architecture import architecture
 from llm_jax.models.build import Model, abstract_parameters, build, initial_parameters
@@ -113,7 +113,7 @@ def _check_config(start: Start, weights: Weights, model: Model) -> None:
     """Checks that the configs agree, except in what `start` allows."""
     found, wanted = architecture(weights.config), architecture(model.config)
     fields = {name.split("/")[0] for name in start.fresh} | ({"vocab_size"} if start.resized_vocabulary else set())
-    lines = [line for line in config.diff(wanted, found) if line.partition(":")[0].split(".")[0] not in fields]
+    lines = [line for line in config_text.diff(wanted, found) if line.partition(":")[0].split(".")[0] not in fields]
     check(
         not lines,
         f"{weights.origin} holds another model than the experiment's: {'; '.join(lines[:4])}; take the model that is "

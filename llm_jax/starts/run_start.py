@@ -4,7 +4,7 @@ from typing import Any
 
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.restore import Restored
-from llm_jax.core import config, paths
+from llm_jax.core import config_text, paths
 from llm_jax.core.checks import check, check_not_negative, given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
@@ -64,7 +64,7 @@ def read_run(run: RunDirectory, step: int | None, best: bool) -> tuple[Any, Toke
     # The record of a checkpoint is the most reliable source for the experiment that was trained.
     text = found.get(max(found) if step is None else step, found[max(found)]).run.experiment
     with run.own_types(text):
-        experiment = config.parse(text)
+        experiment = config_text.parse(text)
         tokenizer = None if experiment.tokenizer is None else load_tokenizer(run.tokenizer)
     return (
         experiment,

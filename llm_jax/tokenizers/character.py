@@ -8,8 +8,8 @@ from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import pieces_of
-from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig
+from llm_jax.tokenizers.tokenizer_files import read_file
 
 _CHARACTERS_PER_PART = 2**18
 

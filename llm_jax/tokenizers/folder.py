@@ -11,10 +11,10 @@ from llm_jax.core.files import read_json_object
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.byte import ByteTokenizer
 from llm_jax.tokenizers.character import CharacterTokenizer
-from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer, HuggingFaceTokenizerConfig
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llm_jax.tokenizers.tokenizer import DESCRIPTION, DIGEST_KEY, SpecialIds, Tokenizer
+from llm_jax.tokenizers.tokenizer_files import read_file
 
 _KINDS = {
     tokenizer.kind: tokenizer

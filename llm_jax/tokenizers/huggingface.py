@@ -12,8 +12,8 @@ import numpy as np
 from llm_jax.core.checks import check, did_you_mean, shortened
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import read_json_object
-from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig, check_unicode
+from llm_jax.tokenizers.tokenizer_files import read_file
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.checks import check, shortened
-from llm_jax.core.config import saved_fields
+from llm_jax.core.config_text import saved_fields
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import write_atomically
 from llm_jax.core.paths import is_object

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from llm_jax.core import config, source, user_file
+from llm_jax.core import config_text, source, user_file
 from llm_jax.core.source import Source, own_types
 from llm_jax.optim import AdamWConfig
 
@@ -56,18 +56,18 @@ def test_of_an_experiment_object_the_files_of_its_types_are_found(folder):
 
 def test_a_config_is_read_back_from_the_copy_after_the_files_have_changed(folder, tmp_path):
     made = AdamWConfig(peak_lr=1.0, schedule=run(folder))
-    text, kept = config.to_text(made), tmp_path / "run" / "source"
+    text, kept = config_text.to_text(made), tmp_path / "run" / "source"
     Source.of_file(folder / "mine.py").write(kept)
     (folder / "package" / "deep.py").write_text(BASE.replace("half: float", "halb: float"))
     before = dict(sys.modules)
     with source.loaded(kept):
-        found = config.parse(text)
-    assert config.to_text(found) == text and found.schedule.half == 0.5
+        found = config_text.parse(text)
+    assert config_text.to_text(found) == text and found.schedule.half == 0.5
     assert {name: module for name, module in sys.modules.items() if name in before} == before
     assert type(found.schedule).__module__ == "package.deep" and type(found.schedule) is not type(made.schedule)
     sys.modules.pop("package.deep", None), sys.modules.pop("package", None)
     with pytest.raises(ValueError, match="is a package.deep.Halved, which cannot be imported"):
-        config.parse(text)
+        config_text.parse(text)
 
 
 def test_a_difference_names_file_and_line(folder):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from llm_jax.core import config as core_config
+from llm_jax.core import config_text
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.packing import PackedConfig, RandomWindowsConfig
 from llm_jax.data.row_source import RowContext
@@ -131,12 +131,12 @@ def test_the_manifest_follows_text_and_tokenizer(folder):
 
 def test_the_config_survives_its_own_text(folder):
     config = corpus(folder, packing=RandomWindowsConfig(), split=RangeSplit())
-    assert core_config.parse(core_config.to_text(config)) == config
+    assert config_text.parse(config_text.to_text(config)) == config
 
 
 def test_a_split_is_by_content_unless_a_config_names_another():
     assert CorpusConfig(TextFilesConfig(("a",))).split == ContentSplit()
     # As runs wrote it when the default was a split by name, and no field `duplicates` was there.
-    text = core_config.to_text(CorpusConfig(TextFilesConfig(("a",)), HashSplit()))
+    text = config_text.to_text(CorpusConfig(TextFilesConfig(("a",)), HashSplit()))
     before = "\n".join(line for line in text.splitlines() if not line.startswith("duplicates"))
-    assert core_config.parse(before) == CorpusConfig(TextFilesConfig(("a",)), HashSplit(), duplicates="keep")
+    assert config_text.parse(before) == CorpusConfig(TextFilesConfig(("a",)), HashSplit(), duplicates="keep")

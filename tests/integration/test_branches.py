@@ -15,7 +15,7 @@ from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.record import Identity
 from llm_jax.checkpoints.restore import saved_steps
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import SampleConfig
@@ -127,16 +127,16 @@ def test_a_run_is_extended_where_its_updates_had_the_rates_of_the_longer_run(lab
     rates = [np.asarray(one.optimizer.learning_rate(one.steps)(np.arange(made))) for one in (short, long)]
     assert np.array_equal(*rates) == allowed
     if allowed:
-        assert changes(config.to_text(short), long, made, "the run") == ["steps: 12 -> 20"]
+        assert changes(config_text.to_text(short), long, made, "the run") == ["steps: 12 -> 20"]
         return
     with pytest.raises(ValueError, match=r"the run is of a run of 12 steps \(steps: 12 -> 20\), and the learning rate"):
-        changes(config.to_text(short), long, made, "the run")
+        changes(config_text.to_text(short), long, made, "the run")
 
 
 def test_a_run_is_not_shortened(lab):
     experiment = tiny_run.experiment(lab, steps=12)
     with pytest.raises(ValueError, match=r"steps: 12 -> 9\): a run can be extended and not shortened"):
-        changes(config.to_text(experiment), dataclasses.replace(experiment, steps=9), 5, "the run")
+        changes(config_text.to_text(experiment), dataclasses.replace(experiment, steps=9), 5, "the run")
 
 
 def test_going_back_repeats_the_run_and_keeps_what_came_after(uninterrupted, train, tmp_path, parts):

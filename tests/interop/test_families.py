@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
-from llm_jax.interop.inputs import model_inputs
+from llm_jax.interop.model_inputs import model_inputs
 from llm_jax.models.architecture import architecture
 from llm_jax.models.build import build
 from llm_jax.models.families import SIZES

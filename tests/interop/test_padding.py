@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_jax.interop.inputs import model_inputs
+from llm_jax.interop.model_inputs import model_inputs
 from llm_jax.interop.padding import counts_tokens
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.models.build import build

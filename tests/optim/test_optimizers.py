@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from llm_jax.core import config as config_text
+from llm_jax.core import config_text
 from llm_jax.core.trees import named_leaves
 from llm_jax.layers.roles import ParameterBox, Role
 from llm_jax.optim.decay_masks import DecayAll, DecayMatching, DecayMatrices

@@ -12,7 +12,7 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
-from llm_jax.interop.inputs import model_inputs
+from llm_jax.interop.model_inputs import model_inputs
 from tests.parity.inputs import difference, torch_logits
 from tests.parity.option_cases import OPTION_CASES
 from tests.parity.torch_models import CASES, Case

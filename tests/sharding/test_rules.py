@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.sharding import axes
 from llm_jax.sharding.mesh import Axes, MeshConfig
 from llm_jax.sharding.pipeline_schedule import PipelineSchedule
@@ -129,8 +129,8 @@ def test_sharding_is_part_of_the_experiments_text():
     mesh = MeshConfig(data=2, fsdp=-1)
     for strategy in (FullySharded(), product, stages):
         other = ShardingConfig(mesh, strategy)
-        assert config.parse(config.to_text(other)) == other
-        assert config.diff(ShardingConfig(), other)
+        assert config_text.parse(config_text.to_text(other)) == other
+        assert config_text.diff(ShardingConfig(), other)
 
 
 def test_pmap_does_not_compute_in_the_hosts_memory():

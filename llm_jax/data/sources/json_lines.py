@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import files
+from llm_jax.data.sources import corpus_files
 from llm_jax.data.sources.text_source import (
     Document,
     EmptyText,
@@ -35,7 +35,7 @@ class JsonLinesConfig(Reader):
     empty: EmptyText = "skip"
 
     def __post_init__(self) -> None:
-        files.check_paths(self.paths)
+        corpus_files.check_paths(self.paths)
         check(bool(self.field), "field is '': name the field of each object that holds the text")
         check_policies(self.invalid_utf8, self.empty)
 
@@ -51,12 +51,12 @@ class JsonLines(RecordSource):
         self._config = config
 
     def storages(self) -> list[Storage]:
-        return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
+        return [Storage(name, (path,)) for name, path in corpus_files.find(self._config.paths)]
 
     def records(self, storage: Storage) -> Iterator[Record]:
         name, (path,) = storage.name, storage.paths
         line_count = 0
-        with files.opened(path) as file:
+        with corpus_files.opened(path) as file:
             for number, line in enumerate(file, start=1):
                 if line := without_bom(line).strip():
                     line_count += 1

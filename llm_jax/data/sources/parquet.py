@@ -8,7 +8,7 @@ import pyarrow.parquet
 
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import files
+from llm_jax.data.sources import corpus_files
 from llm_jax.data.sources.text_source import (
     EmptyText,
     InvalidUtf8,
@@ -36,7 +36,7 @@ class ParquetConfig(Reader):
     empty: EmptyText = "skip"
 
     def __post_init__(self) -> None:
-        files.check_paths(self.paths)
+        corpus_files.check_paths(self.paths)
         check(bool(self.field), "field is '': name the column that holds the text")
         check_policies(self.invalid_utf8, self.empty)
 
@@ -53,7 +53,7 @@ class Parquet(RecordSource):
         self._config = config
 
     def storages(self) -> list[Storage]:
-        return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
+        return [Storage(name, (path,)) for name, path in corpus_files.find(self._config.paths)]
 
     def records(self, storage: Storage) -> Iterator[Record]:
         name, (path,) = storage.name, storage.paths

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llm_jax.core.checks import check, check_one_of
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import files
+from llm_jax.data.sources import corpus_files
 from llm_jax.data.sources.text_source import InvalidUtf8, Reader, Record, RecordSource, Storage, TextSource
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
@@ -47,5 +47,5 @@ class StandardLibrary(RecordSource):
 
     def records(self, storage: Storage) -> Iterator[Record]:
         (path,) = storage.paths
-        with files.opened(path) as file:
+        with corpus_files.opened(path) as file:
             yield Record(storage.name, str(path), file.read())

@@ -19,7 +19,7 @@ from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal, Zero
 from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixer import Mixer
-from llm_jax.layers.recurrent.documents import documents
+from llm_jax.layers.recurrent.document_starts import documents
 from llm_jax.sharding import axes
 
 _GATES = 4

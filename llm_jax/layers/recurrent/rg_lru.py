@@ -19,7 +19,7 @@ from llm_jax.layers.initialisers import FanIn, Init, annotated
 from llm_jax.layers.linear import BlockDiagonal, Linear
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.recurrent.convolution import ConvolutionConfig, Recent
-from llm_jax.layers.recurrent.documents import Documents, documents
+from llm_jax.layers.recurrent.document_starts import Documents, documents
 from llm_jax.layers.recurrent.linear_recurrence import linear_recurrence
 from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
