@@ -13,7 +13,7 @@ from llm_jax.core.checks import check, check_positive, check_seed, did_you_mean
 from llm_jax.core.configclass import configclass, deferred
 from llm_jax.core.dtypes import Precision
 from llm_jax.core.overrides import overridden
-from llm_jax.core.source import Source
+from llm_jax.core.source import SourceCode
 from llm_jax.data.pipeline import DataConfig, Dataset
 from llm_jax.evals import Evaluation, PerplexityConfig
 from llm_jax.inference.sampling import SamplingConfig
@@ -181,7 +181,7 @@ class Ablation:
 
     variants: dict[str, Experiment]
     """Variants by name. The first is the baseline."""
-    source: Source
+    source: SourceCode
     """The file, and the local modules that it imports."""
     report: Callable[..., str] | None
     """(results, folder) -> Markdown, for `llm_jax.analysis.ablation.write`; None: the default report."""
@@ -197,7 +197,7 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     """
     file = _File.read(path, overrides, _variants)
     named, report = file.found
-    return Ablation({name: file.overridden(one) for name, one in named.items()}, Source.of_file(Path(path)), report)
+    return Ablation({name: file.overridden(one) for name, one in named.items()}, SourceCode.of_file(Path(path)), report)
 
 
 def _experiment(module: ModuleType) -> Experiment:

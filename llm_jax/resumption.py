@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from llm_jax.checkpoints.record import Record
+from llm_jax.checkpoints.record import CheckpointRecord
 from llm_jax.checkpoints.restore import readable_records
 from llm_jax.core import config_text
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import RunDirectory
-from llm_jax.core.source import Source, own_types
+from llm_jax.core.source import SourceCode, own_types
 from llm_jax.experiment import Experiment
 
 FREE = (
@@ -33,7 +33,7 @@ FREE = (
 
 
 def check_run(
-    run: RunDirectory, experiment: Experiment, source: Source, step: int | None = None, accept_changes: bool = False
+    run: RunDirectory, experiment: Experiment, source: SourceCode, step: int | None = None, accept_changes: bool = False
 ) -> None:
     """Checks that `run` is new or a run of `experiment`, which may continue from checkpoint `step` or the newest.
     Writes nothing.
@@ -67,7 +67,7 @@ def check_run(
 
 
 def _check_source(
-    run: RunDirectory, digest: str | None, experiment: Experiment, source: Source, accept_changes: bool
+    run: RunDirectory, digest: str | None, experiment: Experiment, source: SourceCode, accept_changes: bool
 ) -> None:
     """Checks that the code of user-defined components is that of the run. Without such components the fields of the
     experiment are sufficient, and nothing is checked.
@@ -78,7 +78,7 @@ def _check_source(
     if accept_changes or not own_types(experiment):
         return
     try:
-        kept = Source.read(run.source)
+        kept = SourceCode.read(run.source)
     except ValueError:
         kept = None
     digest = kept.digest if digest is None and kept is not None else digest
@@ -96,7 +96,7 @@ def _check_source(
 def open_run(
     run: RunDirectory,
     experiment: Experiment,
-    source: Source,
+    source: SourceCode,
     step: int | None,
     say: Callable[[str], None],
     accept_changes: bool = False,
@@ -119,7 +119,7 @@ def open_run(
         say(damage)
 
 
-def newest(run: RunDirectory, step: int | None) -> Record | None:
+def newest(run: RunDirectory, step: int | None) -> CheckpointRecord | None:
     """The record of checkpoint `step`, or by default of the newest that is readable; None if there is none."""
     records = readable_records(run.checkpoints)
     if not records:

@@ -17,14 +17,14 @@ from llm_jax.assemble import Assembly, assemble
 from llm_jax.branch import Branch
 from llm_jax.checkpoints.digest import not_finite
 from llm_jax.checkpoints.manager import Checkpoints
-from llm_jax.checkpoints.record import Identity, Record
+from llm_jax.checkpoints.record import CheckpointRecord, Identity
 from llm_jax.checkpoints.restore import Restored, saved_steps
 from llm_jax.core import chips, config_text, paths, trees
 from llm_jax.core.checks import check
 from llm_jax.core.object_lock import ObjectLock
 from llm_jax.core.run_directory import ReadOnlyRun, RunDirectory, machine_card
 from llm_jax.core.run_lock import RunHeld, RunLock
-from llm_jax.core.source import Source
+from llm_jax.core.source import SourceCode
 from llm_jax.evals import RunEnd
 from llm_jax.experiment import Experiment
 from llm_jax.hosts.process_group import Hosts
@@ -50,7 +50,7 @@ def run_training(
     hosts: Hosts | None = None,
     step: int | None = None,
     branch: Branch | None = None,
-    source: Source | None = None,
+    source: SourceCode | None = None,
     accept_changes: bool = False,
 ) -> RunDirectory:
     """Trains `experiment` in `runs`/<name>, or resumes it after an earlier call.
@@ -79,7 +79,7 @@ def run_training(
         "jax.distributed.initialize use `with llm_jax.hosts.joined(HostsConfig(...)) as hosts`, and give that here",
     )
     check(step is None or not fresh, "--step resumes a run and --fresh deletes it: leave one of them out")
-    source = Source.of(experiment) if source is None else source
+    source = SourceCode.of(experiment) if source is None else source
     source.check(experiment)
     hosts.agree("experiment", config_text.flatten(experiment))
     hosts.agree("the files that define the experiment", {"digest": source.digest})
@@ -127,7 +127,7 @@ class _Opened:
     run: RunDirectory
     lock: RunLock | ObjectLock
     hosts: Hosts
-    source: Source
+    source: SourceCode
 
 
 def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
@@ -164,7 +164,9 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
                 run.end_card("finished")
 
 
-def _origin(run: RunDirectory, begun: Record | None, branch: Branch | None, parts: Assembly) -> dict[str, Any]:
+def _origin(
+    run: RunDirectory, begun: CheckpointRecord | None, branch: Branch | None, parts: Assembly
+) -> dict[str, Any]:
     """Origin of the run's weights, as stored in its checkpoints."""
     if begun is None:
         if branch is None:

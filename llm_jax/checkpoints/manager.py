@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.checkpoints.noise import quiet_orbax
-from llm_jax.checkpoints.record import Identity, Record, describe, root_cause
+from llm_jax.checkpoints.record import CheckpointRecord, Identity, describe, root_cause
 from llm_jax.checkpoints.restore import RECORD, STATE, Restored, ranked
 from llm_jax.core.files import remove, unused
 from llm_jax.core.paths import is_object
@@ -95,7 +95,7 @@ class Checkpoints:
         self.wait()
         if step in self._orbax.all_steps():
             return False
-        record = Record(step, self._run, dict(data), dict(loop), dict(metrics), describe(state)).to_json()
+        record = CheckpointRecord(step, self._run, dict(data), dict(loop), dict(metrics), describe(state)).to_json()
         items = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
         self._remove_temporaries()
         self._metrics[step] = metrics

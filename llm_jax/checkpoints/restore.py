@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from llm_jax.checkpoints.digest import digests
 from llm_jax.checkpoints.noise import quiet_orbax
-from llm_jax.checkpoints.record import Damaged, Identity, Leaf, Record, root_cause
+from llm_jax.checkpoints.record import CheckpointRecord, Damaged, Identity, SavedLeaf, root_cause
 from llm_jax.core.paths import is_object
 from llm_jax.core.trees import named_leaves
 
@@ -95,7 +95,7 @@ def _is_whole(folder: Path) -> bool:
     return not is_object(folder) or (folder / COMMITTED).exists()
 
 
-def readable_records(directory: Path) -> dict[int, Record]:
+def readable_records(directory: Path) -> dict[int, CheckpointRecord]:
     """Records of the checkpoints whose record is not damaged, by step."""
     directory = directory.absolute()  # orbax accepts no relative path
     records = {}
@@ -131,7 +131,7 @@ def ranked(metrics: Mapping[int, Mapping[str, float]], name: str) -> list[int]:
     return sorted(values, key=lambda step: (values[step], -step))
 
 
-def check_tokenizer(directory: Path, record: Record, tokenizer_digest: str) -> None:
+def check_tokenizer(directory: Path, record: CheckpointRecord, tokenizer_digest: str) -> None:
     """Raises ValueError if the run of `record` was trained with a tokenizer of another digest."""
     if record.run.tokenizer != tokenizer_digest:
         raise ValueError(
@@ -170,8 +170,8 @@ def _restore(
 def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part: str | None) -> Restored:
     """Reads one checkpoint. Raises Damaged in all processes if it is damaged in one, so that all use the same step."""
     problem: Damaged | None = None
-    record: Record | None = None
-    saved: dict[str, Leaf] = {}
+    record: CheckpointRecord | None = None
+    saved: dict[str, SavedLeaf] = {}
     state: Any = None
     try:
         record = _read_record(directory, step)
@@ -189,11 +189,13 @@ def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part
     return Restored(step, state, record.data, record.loop, record.run)
 
 
-def _read_record(directory: Path, step: int) -> Record:
+def _read_record(directory: Path, step: int) -> CheckpointRecord:
     import orbax.checkpoint as ocp  # Slow to import, and every experiment imports this module by its configs.
 
     try:
-        record = Record.from_json(ocp.JsonCheckpointHandler().restore(epath.Path(directory) / str(step) / RECORD))
+        record = CheckpointRecord.from_json(
+            ocp.JsonCheckpointHandler().restore(epath.Path(directory) / str(step) / RECORD)
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"its record cannot be read ({root_cause(error)})") from error
     if record.step != step:
@@ -218,7 +220,7 @@ def _read_arrays(path: Path, abstract: Any) -> Any:
         raise Damaged(f"its arrays cannot be read ({root_cause(error)})") from error
 
 
-def _check_same_leaves(where: str, saved: Mapping[str, Leaf], abstract: Any) -> None:
+def _check_same_leaves(where: str, saved: Mapping[str, SavedLeaf], abstract: Any) -> None:
     found = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in saved.items()}
     expected = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(abstract)}
     differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]

@@ -27,7 +27,7 @@ from llm_jax.core.files import remove, unused, write_atomically
 from llm_jax.core.object_lock import ObjectLock
 from llm_jax.core.paths import is_object
 from llm_jax.core.run_lock import RunLock
-from llm_jax.core.source import Source
+from llm_jax.core.source import SourceCode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +180,10 @@ class RunDirectory:
         names any."""
         return source.loaded(self.source) if config_text.names_own_types(text) else contextlib.nullcontext()
 
-    def write_source(self, found: Source) -> None:
+    def write_source(self, found: SourceCode) -> None:
         """Writes the user's files into `source`. A former `source` with other files is renamed to `source-<digest>`."""
         with contextlib.suppress(ValueError):  # damaged files are replaced
-            former = Source.read(self.source)
+            former = SourceCode.read(self.source)
             if former is not None and former.digest != found.digest:
                 self.source.rename(unused(self.path / f"source-{former.digest}"))
         if found.modules:
@@ -314,7 +314,7 @@ class ReadOnlyRun(RunDirectory):
     def end_card(self, how: str, why: str = "") -> None:
         """Does nothing: the first process writes it."""
 
-    def write_source(self, found: Source) -> None:
+    def write_source(self, found: SourceCode) -> None:
         """Does nothing: the first process writes them."""
 
     def set_aside_after(self, step: int) -> list[Path]:

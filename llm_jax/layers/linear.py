@@ -23,7 +23,7 @@ from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes, partition
 
 
-class Linear(nn.Module):
+class LinearLayer(nn.Module):
     """y = einsum(x, kernel) + bias.
 
     Attributes:

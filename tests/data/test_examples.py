@@ -12,7 +12,7 @@ from llm_jax.data import (
     RandomWindowsConfig,
     TextFilesConfig,
 )
-from llm_jax.data.examples import Examples, Field
+from llm_jax.data.examples import Examples, TokenField
 from tests.helpers import tiny_run
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
@@ -22,7 +22,7 @@ SENTINEL = 7
 class Doubled(Examples):
     """Half of the documents are followed by a sentinel and their tokens in a random order, which alone count."""
 
-    fields = (Field("counts", "float32", padding=-1),)
+    fields = (TokenField("counts", "float32", padding=-1),)
 
     def document(self, tokens, draw, generator):
         if draw >= 0.5:

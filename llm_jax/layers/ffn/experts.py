@@ -158,7 +158,7 @@ class Local:
 
         def multiplied(rows: jax.Array, *by: str) -> list[jax.Array]:
             made = products(rows, tuple(self.weights[name][0] for name in by))
-            # The same name as in Linear: a remat policy may save them.
+            # The same name as in LinearLayer: a remat policy may save them.
             return [checkpoint_name(y, "product") for y in made]
 
         def weighted(x: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.routing import Router, Routes, load
 from llm_jax.layers.ffn.routing_statistics import RoutingAux
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.roles import Role
 from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes, partition
@@ -133,7 +133,7 @@ class MoE(nn.Module):
             return y_BTD
         init, logical_axes = expert.init, (axes.EMBED, axes.ROUTES)
         shape, role = (self.width, 1), Role.READOUT
-        gate = Linear("BTD,DE->BTE", shape, logical_axes, init, self.precision, role=role, name="shared_gate")
+        gate = LinearLayer("BTD,DE->BTE", shape, logical_axes, init, self.precision, role=role, name="shared_gate")
         return broadcast(jax.nn.sigmoid(gate(x_BTD)), y_BTD.shape, y_BTD.dtype) * y_BTD
 
     def _dispatched(

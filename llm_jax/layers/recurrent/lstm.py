@@ -17,7 +17,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal, Zero
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.recurrent.document_starts import documents
 from llm_jax.sharding import axes
@@ -111,7 +111,7 @@ class LSTM(nn.Module):
         # The contribution of the inputs to the gates is one product for all tokens. Only the recurrent product is
         # sequential.
         shape, logical_axes = (self.width, _GATES, config.hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
-        into = Linear(
+        into = LinearLayer(
             "BTD,DGH->BTGH", shape, logical_axes, config.init, self.precision, True, config.bias_init, name="input"
         )
         gates_BTGH = checkpoint_name(into(x_BTD), "qkv")
@@ -139,7 +139,7 @@ class LSTMCell(nn.Module):
         h_BH, c_BH = (jnp.where(start_B[:, None], 0, part) for part in carry)
         hidden = self.config.hidden
         shape, logical_axes = (hidden, _GATES, hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
-        recurrent = Linear("BK,KGH->BGH", shape, logical_axes, self.config.init, self.precision, name="recurrent")
+        recurrent = LinearLayer("BK,KGH->BGH", shape, logical_axes, self.config.init, self.precision, name="recurrent")
         gates_BGH = (gates_BGH + recurrent(h_BH)).astype(jnp.float32)
         input_BH, forget_BH, candidate_BH, output_BH = (gates_BGH[:, gate] for gate in range(_GATES))
         c_BH = jax.nn.sigmoid(forget_BH) * c_BH + jax.nn.sigmoid(input_BH) * jnp.tanh(candidate_BH)

@@ -20,7 +20,7 @@ from llm_jax.layers.activations import ACTIVATIONS, GATED
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal, annotated
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import normalise
 from llm_jax.layers.recurrent.convolution import ConvolutionConfig, Recent
@@ -188,7 +188,7 @@ class Mamba2(nn.Module):
             GATED["silu"](projected["gate"], y_BTF)
         )
         shape, logical_axes = (config.features, self.width), (axes.MLP, axes.EMBED)
-        out = Linear("BTF,FD->BTD", shape, logical_axes, config.out_init, self.precision, config.bias, name="out")
+        out = LinearLayer("BTF,FD->BTD", shape, logical_axes, config.out_init, self.precision, config.bias, name="out")
         return out(y_BTF), None if recent is None or memory is None else Mamba2State(recent, memory)
 
     def _heads(self, mixed_BTC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -214,9 +214,11 @@ class Mamba2(nn.Module):
         init = annotated(init, (axes.HEADS,), role)
         return self.param(name, init, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
-    def _project(self, name: str, size: int, word: str) -> Linear:
+    def _project(self, name: str, size: int, word: str) -> LinearLayer:
         shape, logical_axes = (self.width, size), (axes.EMBED, word)
-        return Linear("BTD,DF->BTF", shape, logical_axes, self.config.init, self.precision, self.config.bias, name=name)
+        return LinearLayer(
+            "BTD,DF->BTF", shape, logical_axes, self.config.init, self.precision, self.config.bias, name=name
+        )
 
 
 class GroupedNorm(nn.Module):
