@@ -143,7 +143,7 @@ def test_parts_that_do_not_fit_together_are_refused(experiment, change, message)
     ("stages", "strategy", "message"),
     [
         (4, PipelineParallel(4), "mesh.stage is 4 and the segments of the stack have repeats (2,)"),
-        (2, PipelineParallel(2, virtual_stages=2), "stages * virtual_stages = 4 equal parts"),
+        (2, PipelineParallel(2, virtual_stages=2), "stages * virtual_stages = 4"),
         (2, PipelineParallel(4), "a batch has 2 rows"),
     ],
 )

@@ -158,8 +158,8 @@ class RunDirectory:
         digests = {start["experiment_digest"] for start in starts if "experiment_digest" in start}
         check(
             not digests or hashlib.sha256(text.encode()).hexdigest()[:16] in digests,
-            f"{file} is damaged: it is not the experiment that {self.card_file.name} names by its digest. The command "
-            "that trained the run writes it again, from the newest checkpoint",
+            f"{file} is damaged: its digest differs from that in {self.card_file.name}. Run the training command "
+            "again: it writes the file anew from the newest checkpoint",
         )
         return text
 

@@ -70,13 +70,13 @@ class SourceCode:
             return
         check(
             "<locals>" not in kind.__qualname__,
-            f"{kind.__qualname__} is defined inside a function, so that a run of it could not be read back: define it "
+            f"{kind.__qualname__} is defined inside a function, so a run with it could not be loaded again: define it "
             "at the top level of its file",
         )
         check(
             user_file.importable_name(kind.__module__) in self.modules,
-            f"{kind.__qualname__} is defined in {kind.__module__}, which has no file, so that a run of it could not be "
-            "read back: define it in a file",
+            f"{kind.__qualname__} is defined in {kind.__module__}, which has no file, so a run with it could not be "
+            "loaded again: define it in a file",
         )
 
     def difference(self, other: "SourceCode") -> str:

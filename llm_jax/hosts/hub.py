@@ -36,7 +36,7 @@ async def read(reader: asyncio.StreamReader, seconds: float) -> dict[str, Any] |
     connection = await asyncio.wait_for(reader.readline(), seconds)
     message = json.loads(connection) if connection else None
     if not isinstance(message, dict | None):
-        raise ValueError(f"{connection[:80]!r} is no message")
+        raise ValueError(f"{connection[:80]!r} is not a message of this protocol")
     return message
 
 

@@ -48,7 +48,7 @@ class CharacterTokenizer(Tokenizer):
     @classmethod
     def from_content(cls, content: bytes, special: SpecialIds, source: str) -> Self:
         alphabet = _decode_utf8(content, source)
-        check(alphabet == "".join(sorted(set(alphabet))), f"{source} is no alphabet: its characters must be sorted")
+        check(alphabet == "".join(sorted(set(alphabet))), f"{source} is not an alphabet: its characters must be sorted")
         return cls(alphabet)
 
     def encode(self, text: str) -> list[int]:
@@ -58,7 +58,7 @@ class CharacterTokenizer(Tokenizer):
             character = error.args[0]
             raise ValueError(
                 f"character {character!r} (U+{ord(character):04X}) is not in the alphabet of {len(self.alphabet)} "
-                "characters: make the alphabet from a text that holds it, or use bytes or SentencePiece"
+                "characters: use an alphabet of a text that has it, or bytes, or SentencePiece"
             ) from error
 
     def parts(self, text: str) -> Iterator[str]:
@@ -76,5 +76,5 @@ def _decode_utf8(content: bytes, path: str) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no UTF-8 text (byte {content[error.start]:#04x} at offset {error.start}): convert it to UTF-8"
+            f"{path} is not UTF-8 (byte {content[error.start]:#04x} at offset {error.start}): convert it to UTF-8"
         ) from error

@@ -74,13 +74,13 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         kind, digest = facts["kind"], facts["digest"]
         special = SpecialIds(bos=facts["bos"], eos=facts["eos"], pad=facts["pad"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{description} does not describe a saved tokenizer: give the folder of a run") from error
+        raise ValueError(f"{description} does not describe a saved tokenizer: pass the folder of a run") from error
     cls = _type(kind, description)
     path = directory / cls.file_name
     tokenizer = cls.from_content(read_file(str(path), "tokenizer file"), special, str(path))
     check(
         tokenizer.digest == digest,
-        f"{path} has digest {tokenizer.digest} but was saved with {digest}: it was changed since; restore it",
+        f"{path} has digest {tokenizer.digest} and was saved with {digest}: it must not change; restore it",
     )
     return tokenizer
 

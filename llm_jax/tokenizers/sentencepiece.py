@@ -112,10 +112,10 @@ def _load(content: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
         model.load_from_serialized_proto(content)
     except RuntimeError as error:
         raise ValueError(
-            f"{source} is no SentencePiece model: give the .model file that SentencePiece wrote "
-            "(for a tokenizer.json use HuggingFaceTokenizerConfig)"
+            f"{source} is not a SentencePiece model: pass the .model file that SentencePiece wrote (for a "
+            "tokenizer.json use HuggingFaceTokenizerConfig)"
         ) from error
-    check(model.vocab_size() > 0, f"{source} is a SentencePiece model without pieces: give a trained one")
+    check(model.vocab_size() > 0, f"{source} is a SentencePiece model without pieces: pass a trained model")
     return model
 
 

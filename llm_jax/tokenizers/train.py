@@ -54,7 +54,7 @@ class TrainSentencePieceConfig(TokenizerConfig):
         check_one_of("kind", self.kind, _DEFAULT_TRAINING_BYTES)
         check(
             self.vocab_size > _FIXED_PIECES,
-            f"vocab_size is {self.vocab_size}: {_FIXED_PIECES} pieces are special or single bytes, set it higher",
+            f"vocab_size is {self.vocab_size}: it must exceed the {_FIXED_PIECES} special and byte pieces",
         )
         check_positive(max_piece_length=self.max_piece_length, max_training_bytes=self.training_bytes)
         check_fraction(character_coverage=self.character_coverage)

@@ -180,7 +180,7 @@ def test_diff_of_two_kinds_of_experiment_names_the_experiment():
 @pytest.mark.parametrize("value", [[1], {"a": 1}, {1}, np.zeros(2), len, Inner, np.int64(3), 1j, b"x", (1, [2])])
 def test_what_cannot_be_written_is_refused_with_its_path_and_type(value):
     kind = type(value[1] if isinstance(value, tuple) else value).__name__
-    with pytest.raises(ValueError, match=rf"'inner\.number' holds a {kind}.*keep"):
+    with pytest.raises(ValueError, match=rf"'inner\.number' holds a {kind}.*remove"):
         config_text.to_text(Outer("a", Inner(value)))
 
 

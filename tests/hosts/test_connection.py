@@ -84,7 +84,7 @@ def test_a_taken_port_is_an_error_with_its_remedy():
         other.bind(("", 0))
         other.listen()
         place = ProcessInfo(f"localhost:{other.getsockname()[1]}", 2, 0)
-        with pytest.raises(ValueError, match="another job may use it; give --hosts.address"):
+        with pytest.raises(ValueError, match="another job may use the port; set --hosts.address"):
             Connection(place, HostsConfig(), "node0").open()
 
 

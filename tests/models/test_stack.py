@@ -226,7 +226,7 @@ def test_long_segments_with_weights_of_their_own_are_cut_into_stages():
     shared = Segment(blocks, 4, shared=True)
     segments = (shared, Segment(blocks, 4), Segment(blocks, 1))
     assert in_stages(segments, PipelineSchedule(2, 2, 2)) == [False, True, False]
-    with pytest.raises(ValueError, match="nothing is cut"):
+    with pytest.raises(ValueError, match="at least one segment must have as many repeats"):
         in_stages((shared,), PipelineSchedule(2, 2, 1))
 
 

@@ -73,7 +73,7 @@ def test_fewer_layers_than_stages_stay_whole():
     table = dict.fromkeys(axes.LOGICAL_AXES) | {axes.LAYERS: "stage"}
     placed = partition.shardings(shapes, logical_axes, mesh, table)
     assert placed["long"].shard_shape((8, 6)) == (2, 6) and placed["short"].is_fully_replicated
-    with pytest.raises(ValueError, match="'layers' has size 6, which does not divide"):
+    with pytest.raises(ValueError, match="'layers' has size 6, which must be divisible"):
         partition.shardings({"a": _shape(6, 6)}, {"a": ("layers", "mlp")}, mesh, table)
 
 

@@ -84,7 +84,7 @@ def test_a_block_of_a_ring_holds_at_least_one_token():
 def test_a_product_is_of_different_kinds():
     with pytest.raises(ValueError, match="strategy has TensorParallel twice: combine strategies of different kinds"):
         Combined(Combined(TensorParallel(), FullySharded()), TensorParallel(sequence=True))
-    with pytest.raises(ValueError, match=r"jax.pmap divides the batch and nothing else; set use_pmap to False"):
+    with pytest.raises(ValueError, match=r"jax.pmap only divides the batch; set use_pmap to False"):
         Combined(FullySharded(), DataParallel(use_pmap=True))
 
 
@@ -99,7 +99,7 @@ def test_the_stages_of_zero_divide_more_and_more(stage, divided):
 
 
 def test_a_mesh_axis_that_nothing_is_divided_over_is_refused():
-    with pytest.raises(ValueError, match="mesh.tensor is not 1 and strategy FullySharded divides nothing over it"):
+    with pytest.raises(ValueError, match="mesh.tensor is not 1 and strategy FullySharded does not shard over it"):
         ShardingConfig(MeshConfig(tensor=2), FullySharded())
     ShardingConfig(MeshConfig(tensor=2), TensorParallel())
 
