@@ -61,7 +61,7 @@ class RandomWindowsConfig(Packing):
         if not isinstance(documents, TokenDocuments):
             raise ValueError(
                 "data.source.packing is RandomWindowsConfig, which reads windows of the tokenised text, and the "
-                "objective changes documents before they are packed: take PackedConfig"
+                "objective changes documents before packing: use PackedConfig"
             )
         return RandomWindows(documents, sequence_length, seed)
 
@@ -107,7 +107,7 @@ class PackedRows:
         """Raises ValueError if there is no target."""
         check(
             documents.total > 1,
-            f"the documents hold {documents.total} tokens: at least 2 are needed to predict one from the other",
+            f"the documents have {documents.total} tokens: at least 2 are required, an input and a target; add text",
         )
         self._documents = documents
         self._sequence_length = sequence_length
@@ -178,8 +178,8 @@ class RandomWindows:
         """Raises ValueError if the stream is shorter than one row."""
         check(
             documents.total > sequence_length,
-            f"the documents hold {documents.total} tokens, fewer than one row of sequence_length + 1 = "
-            f"{sequence_length + 1}: lower sequence_length or give more text",
+            f"the documents have {documents.total} tokens, fewer than one row of sequence_length + 1 = "
+            f"{sequence_length + 1}: lower sequence_length or add text",
         )
         self._tokens = documents.tokens
         self._sequence_length = sequence_length

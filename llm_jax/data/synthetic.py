@@ -177,8 +177,8 @@ class SyntheticSource(RowSource):
         self._task = task = config.task(context.sequence_length + 1)
         check(
             task.length <= context.sequence_length + 1,
-            f"sequence_length is {context.sequence_length}, and one example of {type(config).__name__} is "
-            f"{task.length} tokens: set sequence_length to at least {task.length - 1}, or make the examples shorter",
+            f"sequence_length is {context.sequence_length}, and one example of {type(config).__name__} has "
+            f"{task.length} tokens: set sequence_length to at least {task.length - 1}, or shorten the examples",
         )
         check(
             context.tokenizer is None or task.vocab_size <= context.tokenizer.vocab_size,

@@ -90,7 +90,7 @@ class Hub:
         except OSError as error:
             problem = ENDED if isinstance(error, ConnectionError) else str(error)
         except (ValueError, KeyError, TypeError) as error:
-            problem = f"what it sends is no message ({error!r})"
+            problem = f"it sent what is not a message ({error!r})"
         finally:
             if index is None:  # a second connection of a process, or one that is not of this job
                 self._accepted.discard(writer)

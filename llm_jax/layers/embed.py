@@ -120,7 +120,7 @@ class Embed(nn.Module):
         """
         config = self.config
         if placement.targets_BT is not None:
-            check(config.target, "placement has targets_BT and embed.target is False: the model has no vector for them")
+            check(config.target, "sequence has targets_BT and embed.target is False: set embed.target to True")
             target_BTE = broadcast(self.target_E, x_BTE.shape, x_BTE.dtype)
             x_BTE = jnp.where(placement.targets_BT[..., None], target_BTE, x_BTE)
         x_BTD = x_BTE if config.scale == 1 else x_BTE * config.scale

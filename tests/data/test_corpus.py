@@ -95,7 +95,7 @@ def test_a_corpus_smaller_than_one_batch_says_what_it_has_and_needs(folder):
     built(folder, sequence_length=total - 1, batch_size=1).train()
     with pytest.raises(
         ValueError,
-        match=rf"train part .* has {total} tokens in {documents} documents, but one batch takes .* = {total + 1}: give",
+        match=rf"train part .* has {total} tokens in {documents} documents: one batch requires .* = {total + 1}",
     ):
         built(folder, sequence_length=total, batch_size=1).train()
 

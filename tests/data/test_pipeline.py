@@ -199,7 +199,7 @@ def test_text_of_a_part_is_what_evaluation_and_baselines_share(folder):
     text = source(folder, "packed")
     two = MixtureConfig((WeightedSource("a", text), WeightedSource("b", text)))
     assert len(list(DataConfig(two, LENGTH, BATCH).text("train"))) == 2 * len(list(config.text("train")))
-    with pytest.raises(ValueError, match="CopyConfig has no text: only a CorpusConfig has"):
+    with pytest.raises(ValueError, match="CopyConfig has no text: use a CorpusConfig"):
         DataConfig(source(folder, "mixture"), LENGTH, BATCH).text("train")
 
 

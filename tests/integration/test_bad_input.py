@@ -71,7 +71,10 @@ def test_heads_that_do_not_divide_the_width_are_refused(file, train):
         (lambda corpus: (corpus / "07.txt").write_text(""), "07.txt is empty"),
         (lambda corpus: (corpus / "07.txt").write_bytes(b"caf\xe9"), "07.txt is not UTF-8: byte 3 is 0xe9"),
         (lambda corpus: shutil.rmtree(corpus), "no file"),
-        (lambda corpus: [path.write_text("a") for path in corpus.iterdir()], "one batch takes batch_size x sequence"),
+        (
+            lambda corpus: [path.write_text("a") for path in corpus.iterdir()],
+            "one batch requires batch_size x sequence",
+        ),
     ],
     ids=["empty file", "invalid UTF-8", "missing", "smaller than a batch"],
 )

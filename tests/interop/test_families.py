@@ -353,7 +353,11 @@ def test_dense_layers_of_deepseek_under_each_of_their_names(family: str, tmp_pat
         ("youtu", {"rope_interleave": False}, "rope_interleave = False: only True"),
         ("youtu", {"attention_bias": True}, "attention_bias = True: only False"),
         ("youtu", {"num_key_value_heads": 2}, "num_key_value_heads = 2: only 4"),
-        ("youtu", {"rope_scaling": {"type": "linear", "factor": 2.0, "mscale_all_dim": 1.0}}, "only YaRN has a factor"),
+        (
+            "youtu",
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "mscale_all_dim": 1.0}},
+            "sharpening requires YaRNScaling",
+        ),
     ],
 )
 def test_options_of_deepseek_that_are_not_supported_are_refused_by_name(

@@ -78,7 +78,7 @@ REFUSED = {
     ),
     "a hash of another vocabulary": (
         lambda: _hashed(GPT2, tiny.VOCAB + 1),
-        f"router.counts has {tiny.VOCAB + 1} entries and vocab_size is {tiny.VOCAB}: give every id one, or None",
+        f"router.counts has {tiny.VOCAB + 1} entries and vocab_size is {tiny.VOCAB}: set one count per id, or None",
     ),
     "a hash of another vocabulary in an encoder without a table": (
         lambda: dataclasses.replace(T5, encoder=_hashed(T5.encoder, tiny.VOCAB - 1)),
@@ -95,7 +95,7 @@ REFUSED = {
     "tables of biases that differ": (_two_biases, "blocks have different relative biases .*: layers of a stack share"),
     "a bias of places in what reads another row": (
         lambda: CrossAttentionConfig(2, 4, 2, scores=T5_OTHER),
-        "cross.scores.bias is a RelativeBiasConfig: its table is of distances within a row",
+        "cross.scores.bias is a RelativeBiasConfig: cross-attention has no relative positions",
     ),
     "an encoder with scores": (
         lambda: dataclasses.replace(BART, encoder=dataclasses.replace(BART.encoder, head=ClassHead(2))),

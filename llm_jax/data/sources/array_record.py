@@ -37,7 +37,10 @@ class ArrayRecordConfig(Reader):
 
     def __post_init__(self) -> None:
         corpus_files.check_paths(self.paths)
-        check(self.field != "", "field is '': name the JSON field that holds the text, or None where records are text")
+        check(
+            self.field != "",
+            "field is '': set it to the JSON field that holds the text, or to None if records are text",
+        )
         check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
@@ -76,4 +79,4 @@ def _read(path: Path) -> Iterator[bytes]:
         reader.close()
     except RuntimeError as error:
         reason = str(error) or "it is truncated or no array_record file"
-        raise ValueError(f"cannot read {path}: {reason}; give the path of a whole array_record file") from error
+        raise ValueError(f"cannot read {path}: {reason}; set the path to a complete array_record file") from error

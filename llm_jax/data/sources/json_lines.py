@@ -36,7 +36,7 @@ class JsonLinesConfig(Reader):
 
     def __post_init__(self) -> None:
         corpus_files.check_paths(self.paths)
-        check(bool(self.field), "field is '': name the field of each object that holds the text")
+        check(bool(self.field), "field is '': set it to the field of each object that holds the text")
         check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
@@ -61,7 +61,7 @@ class JsonLines(RecordSource):
                 if line := without_bom(line).strip():
                     line_count += 1
                     yield Record(f"{name}:{number}", f"{path}:{number}", line)
-        check(line_count > 0, f"{path} is empty: remove it, or give a file with one JSON object per line")
+        check(line_count > 0, f"{path} is empty: remove it, or use a file with one JSON object per line")
 
     def documents(self, record: Record, text: str) -> Iterator[Document]:
         yield Document(record.name, text_field(record.place, text, self._config.field))
@@ -82,7 +82,7 @@ def text_field(place: str, text: str, field: str) -> str:
         raise ValueError(f"{place}: JSON nested deeper than Python reads; flatten or remove it") from error
     if isinstance(value, dict) and isinstance(value.get(field), str):
         return value[field]
-    check(isinstance(value, dict), f"{place}: a {type(value).__name__} where a JSON object with {field!r} belongs")
+    check(isinstance(value, dict), f"{place}: a {type(value).__name__} where a JSON object with {field!r} is required")
     check(
         field in value,
         f"{place}: no field {field!r}{did_you_mean(field, value)}; the fields there are {sorted(value)}: set `field`",

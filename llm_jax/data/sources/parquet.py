@@ -37,7 +37,7 @@ class ParquetConfig(Reader):
 
     def __post_init__(self) -> None:
         corpus_files.check_paths(self.paths)
-        check(bool(self.field), "field is '': name the column that holds the text")
+        check(bool(self.field), "field is '': set it to the column that holds the text")
         check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
@@ -81,7 +81,7 @@ def _read(path: Path, field: str) -> Iterator[bytes | None]:
                 yield from batch.column(0).cast(pyarrow.large_binary()).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read {path}: {reason}; give the path of a whole Parquet file") from error
+        raise ValueError(f"cannot read {path}: {reason}; set the path to a complete Parquet file") from error
 
 
 def _check_column(path: Path, schema: pyarrow.Schema, field: str) -> None:

@@ -42,7 +42,7 @@ class StandardLibrary(RecordSource):
             for name in (path.relative_to(root) for path in root.rglob("*.py"))
             if not _NOT_LIBRARY.intersection(name.parts)
         )
-        check(bool(names), f"{root} holds no Python source: this Python has no standard library in plain files")
+        check(bool(names), f"{root} has no Python source: use a Python whose standard library is in plain files")
         return [Storage(name.as_posix(), (root / name,)) for name in names]
 
     def records(self, storage: Storage) -> Iterator[Record]:

@@ -30,7 +30,10 @@ class TextFilesConfig(Reader):
 
     def __post_init__(self) -> None:
         corpus_files.check_paths(self.paths)
-        check(self.separator != "", "separator is '': give the text between documents, or None for a document per file")
+        check(
+            self.separator != "",
+            "separator is '': set it to the text between documents, or to None for one document per file",
+        )
         check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))
         check_one_of("empty_files", self.empty_files, ("error", "skip"))
 
@@ -71,7 +74,7 @@ class TextFiles(RecordSource):
     def _not_empty(self, path: Path, data: bytes) -> bytes:
         check(
             len(without_bom(data)) > 0 or self._config.empty_files == "skip",
-            f"{path} is empty: remove it, or set empty_files to 'skip' to pass over empty files",
+            f"{path} is empty: remove it, or set empty_files to 'skip'",
         )
         return data
 

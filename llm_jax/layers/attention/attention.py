@@ -226,8 +226,7 @@ class CrossAttentionConfig(AttentionConfig):
         super().__post_init__()
         check(
             not isinstance(self.scores.bias, RelativeBiasConfig),
-            "cross.scores.bias is a RelativeBiasConfig: its table is of distances within a row, and cross attention "
-            "reads another one; set it None",
+            "cross.scores.bias is a RelativeBiasConfig: cross-attention has no relative positions; set it to None",
         )
 
     def build(self, width: int, precision: Precision, name: str) -> "CrossAttention":
@@ -252,8 +251,8 @@ class CrossAttention(Attention):
             state = None if state is None else state.replaced(keys_values)
         if keys_values is None:
             raise ValueError(
-                "cross attention has neither an encoder output nor cached keys and values: the first call with a cache "
-                "needs inputs.encoded"
+                "cross-attention has neither an encoder output nor cached keys and values: the first call with a "
+                "cache requires inputs.encoded"
             )
         given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
         pairs = Pairs(config.mask, context.queries, context.encoded, config.scores, **given)

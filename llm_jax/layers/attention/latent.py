@@ -73,22 +73,22 @@ class LatentAttentionConfig(Mixer):
         check_not_negative(sharpening=self.sharpening)
         check(
             self.rotary_dim % 2 == 0,
-            f"rotary_dim is {self.rotary_dim}: rotary positions turn pairs, so it must be even",
+            f"rotary_dim is {self.rotary_dim}: it must be even, since RoPE rotates pairs",
         )
         check(
             self.position.features is None,
-            f"position.features is {self.position.features}: the features without position are `head_dim`; leave it "
-            "at None and set `rotary_dim`",
+            f"position.features is {self.position.features}: `rotary_dim` sets the number of rotated features; set "
+            "position.features to None",
         )
         check(
             not self.sharpening or isinstance(self.position.scaling, YaRNScaling),
-            f"sharpening is {self.sharpening} and position.scaling is {self.position.scaling}: only YaRN has a factor "
-            "to sharpen by; set it to 0",
+            f"sharpening is {self.sharpening} and position.scaling is {self.position.scaling}: sharpening requires "
+            "YaRNScaling; set it to 0",
         )
         check(
             self.kernel.mixed_sizes,
-            f"kernel is {type(self.kernel).__name__}, whose function takes values of the size of keys only, and here "
-            "they differ: set kernel to BlockedKernel, ChunkedKernel or PlainKernel",
+            f"kernel is {type(self.kernel).__name__}, which requires values of the size of keys, and here the sizes "
+            "differ: set kernel to BlockedKernel, ChunkedKernel or PlainKernel",
         )
 
     def build(self, width: int, precision: Precision, name: str) -> "LatentAttention":

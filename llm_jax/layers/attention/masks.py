@@ -98,7 +98,7 @@ class Permuted(Mask):
         if keys.order_BT is None:
             return seen
         order_B1S = keys.order_BT[:, None, :]
-        order_BT = given(queries.order_BT, "keys have an order of prediction and queries have none: give both one")
+        order_BT = given(queries.order_BT, "keys have a prediction order and queries have none: set order_BT for both")
         same = queries.positions_BT[:, :, None] == keys.positions_BT[:, None, :]
         if queries.targets_BT is not None:
             same &= ~queries.targets_BT[:, :, None]

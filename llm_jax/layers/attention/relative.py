@@ -108,7 +108,7 @@ class RelativeAttention(nn.Module):
         Raises:
           ValueError: with a KV cache.
         """
-        check(state is None, "attention by relative distance keeps no cache: give the whole row, and no cache")
+        check(state is None, "attention with relative distances has no KV cache: pass whole sequences without a cache")
         config, place = self.config, context.queries
         q_BNTH, k_BNSH, v_BNSH = (self._project(name, x_BTD) for name in ("query", "key", "value"))
         allowed = config.mask.across(place, place)

@@ -125,8 +125,8 @@ class Local:
 
         check(
             self.key is None,
-            f"expert.dropout is {self.config.dropout} and Dropless sends rows to the devices of their experts, where "
-            "none of it is drawn: set expert.dropout to 0, dispatch to Capacity, or a sharding without ExpertParallel",
+            f"expert.dropout is {self.config.dropout} and Dropless with ExpertParallel does not support dropout: set "
+            "expert.dropout to 0, dispatch to Capacity, or use a sharding without ExpertParallel",
         )
 
         def compute(weights: Weights, rows_RD: jax.Array, weights_R: jax.Array, sizes_L: jax.Array) -> jax.Array:

@@ -57,18 +57,18 @@ class MoEConfig(FFN):
         check_positive(count=self.count)
         check(
             self.shared is not None or not self.shared_gate,
-            "shared_gate is True and shared None: there is nothing to gate; set shared, or shared_gate to False",
+            "shared_gate is True and shared is None: set shared, or shared_gate to False",
         )
         check(
             self.expert.dropout < 1,
-            f"expert.dropout is {self.expert.dropout}: a share from 0 to below 1 of inner features can be dropped",
+            f"expert.dropout is {self.expert.dropout}: it must be at least 0 and less than 1",
         )
         self.router.check(self.count)
         kind, serves = self.router.routes, self.dispatch.serves
         check(
             kind in serves,
-            f"router {type(self.router).__name__} gives a {kind.__name__} and dispatch {type(self.dispatch).__name__} "
-            f"serves {' or '.join(served.__name__ for served in serves)}: choose another dispatch",
+            f"router {type(self.router).__name__} returns {kind.__name__} and dispatch {type(self.dispatch).__name__} "
+            f"supports {' or '.join(served.__name__ for served in serves)}: use another dispatch",
         )
         self.dispatch.check(self.router)
         check_balance(self.balance, self.router)

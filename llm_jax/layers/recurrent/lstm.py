@@ -88,8 +88,8 @@ class LSTMConfig(Mixer):
     def _check_fits(self, width: int) -> None:
         check(
             self.hidden == width,
-            f"mixer.hidden is {self.hidden} and the model's width is {width}: an LSTM gives its hidden state to the "
-            "next layer; make them equal",
+            f"mixer.hidden is {self.hidden} and the model's width is {width}: they must be equal, since the hidden "
+            "state is the output",
         )
 
 

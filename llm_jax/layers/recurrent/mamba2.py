@@ -48,7 +48,7 @@ class TimeScales:
 
     def __post_init__(self):
         for name, (low, high) in dataclasses.asdict(self).items():
-            check(0 < low <= high, f"{name} are {low} to {high}: both must be greater than 0, the lower one first")
+            check(0 < low <= high, f"{name} are {low} to {high}: both must be greater than 0, in ascending order")
 
     def step_bias(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws step biases: the inverse softplus of the steps."""
@@ -99,7 +99,7 @@ class Mamba2Config(Mixer):
         check_positive(epsilon=self.epsilon)
         check_divides(self.groups, self.heads, "groups", "heads")
         low, high = self.step_limit
-        check(0 <= low < high, f"step_limit is {low} to {high}: it must be a range of numbers from 0 up")
+        check(0 <= low < high, f"step_limit is {low} to {high}: it must be an ascending range of numbers of at least 0")
 
     @property
     def features(self) -> int:

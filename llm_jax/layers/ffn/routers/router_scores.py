@@ -26,7 +26,7 @@ class Jitter:
 
     def __post_init__(self):
         check_positive(amount=self.amount)
-        check(self.amount < 1, f"noise.amount is {self.amount}: it must be less than 1, or inputs change their sign")
+        check(self.amount < 1, f"noise.amount is {self.amount}: it must be less than 1")
 
     def parameters(self, width: int, experts: int) -> int:
         return 0
