@@ -47,8 +47,8 @@ class Branch:
         chosen = int(step) if step else max(records, default=None)
         if chosen is None or chosen not in records:
             raise ValueError(
-                f"--from {name}: {directory.path} has no checkpoint "
-                f"{'at all' if chosen is None else f'of step {chosen}'} that can be read; it has those of steps "
+                f"--from {name}: {directory.path} has no readable "
+                f"checkpoint{'' if chosen is None else f' of step {chosen}'}: choose one of the steps "
                 f"{sorted(records)}"
             )
         return cls(directory, chosen, records[chosen].run.experiment, records[chosen].run.data)
@@ -69,14 +69,14 @@ class Branch:
         moved = [line for line in found if _decides_data(line.partition(":")[0])]
         check(
             not moved,
-            f"--from {self}: {'; '.join(moved)}: a branch continues at the same position in the same data, so seed, "
-            "tokenizer and data stay as they are; with other data begin from the weights alone, by `llm-jax convert` "
-            "and --start",
+            f"--from {self}: {'; '.join(moved)}: a branch continues at the same position of the same data, so seed, "
+            "tokenizer and data must not change. To use other data, start from the weights alone, by `llm-jax "
+            "convert` and --start",
         )
         check(
             experiment.steps > self.step,
-            f"--from {self}: steps is {experiment.steps}, and {self.step} are made: steps counts from the beginning of "
-            "the first run; set it higher",
+            f"--from {self}: steps is {experiment.steps}, and {self.step} are complete: steps counts from the start "
+            "of the first run; set it higher",
         )
         return found
 
@@ -87,7 +87,7 @@ class Branch:
           ValueError: if the checkpoint is damaged, or its state does not match the new experiment.
         """
         found = restore.restore_state(self.run.checkpoints, abstract, tokenizer_digest, self.step)
-        return given(found, f"--from {self}: the checkpoint is gone")
+        return given(found, f"--from {self}: the checkpoint was deleted; choose another")
 
     def __str__(self) -> str:
         return f"{self.run.path}:{self.step}"

@@ -75,10 +75,11 @@ def run_training(
     hosts = Hosts() if hosts is None else hosts
     check(
         hosts.count == jax.process_count(),
-        f"jax runs on {jax.process_count()} processes and `hosts` has {hosts.count}: in place of "
-        "jax.distributed.initialize use `with llm_jax.hosts.joined(HostsConfig(...)) as hosts`, and give that here",
+        f"jax runs on {jax.process_count()} processes and `hosts` has {hosts.count}: instead of "
+        "jax.distributed.initialize use `with llm_jax.hosts.joined(HostsConfig(...)) as hosts`, and pass its result "
+        "here",
     )
-    check(step is None or not fresh, "--step resumes a run and --fresh deletes it: leave one of them out")
+    check(step is None or not fresh, "--step resumes a run and --fresh deletes it: omit one of them")
     source = SourceCode.of(experiment) if source is None else source
     source.check(experiment)
     hosts.agree("experiment", config_text.flatten(experiment))
@@ -176,8 +177,8 @@ def _origin(
     found = begun.run.source
     check(
         branch is None or all(found.get(name) == branch.source[name] for name in ("run", "step")),
-        f"{run.path} holds a run that did not begin with {branch}, but with {found}: leave --from out to resume it, or "
-        "give the new run another --name",
+        f"{run.path} holds a run that started from {found} and not from {branch}: omit --from to resume it, or give "
+        "the new run another --name",
     )
     return dict(found)
 
@@ -221,8 +222,8 @@ def _check_finite(state: TrainState, where: str) -> None:
     bad = not_finite(state)
     check(
         not bad,
-        f"{where} holds values that are not finite in {len(bad)} arrays: {', '.join(bad[:4])}. Training from it would "
-        "give nothing else: begin with an earlier checkpoint, by --step or --from RUN:STEP, or with other weights",
+        f"{where} has values that are not finite in {len(bad)} arrays: {', '.join(bad[:4])}. Start from an earlier "
+        "checkpoint, by --step or --from RUN:STEP, or from other weights",
     )
 
 

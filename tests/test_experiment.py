@@ -53,8 +53,8 @@ def test_overrides_reach_every_depth_and_touch_nothing_else(tmp_path):
     ("text", "message"),
     [
         ("x = 1", "defines no function experiment()"),
-        ("def experiment(): return 3", "experiment() of {file} is a int, no Experiment"),
-        ("def experiment(): pass", "is a NoneType, no Experiment"),
+        ("def experiment(): return 3", "experiment() of {file} is a int: return an Experiment"),
+        ("def experiment(): pass", "is a NoneType: return an Experiment"),
         ("experiment = 3", "experiment is of type int; write `def experiment():`"),
         ("def experiment(size): pass", "it must not require arguments; the file has experiment(size)"),
         (
@@ -157,7 +157,7 @@ def test_what_no_pipeline_can_cut_is_refused(experiment, stages, strategy, messa
 @pytest.mark.parametrize(
     ("experts", "devices", "message"),
     [
-        (None, 2, "mesh.expert is 2 and the model has no experts"),
+        (None, 2, "mesh.expert is 2 and the model has no MoE layers"),
         (6, 4, "mesh.expert is 4 and layers have 6 experts"),
         (6, 3, None),
         (6, -1, None),

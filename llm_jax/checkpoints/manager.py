@@ -161,8 +161,8 @@ class Checkpoints:
             self._remove_temporaries()
         except OSError as error:
             raise ValueError(
-                f"checkpoint directory {self._directory} cannot be written ({error.strerror or error}): "
-                "make it writable, or choose another place for the run"
+                f"checkpoint directory {self._directory} cannot be written ({error.strerror or error}): make it "
+                "writable, or use another run directory"
             ) from error
 
     def _is_deleted(self) -> bool:

@@ -124,8 +124,8 @@ def _encode(value: Any, path: str) -> Any:
     if value is None or type(value) in (str, int, float, bool):
         return value
     raise ValueError(
-        f"{path} is a {type(value).__name__}: what a checkpoint keeps beside its arrays are dicts with str keys, "
-        "lists, str, int, float, bool, None and bytes; convert it first"
+        f"{path} is a {type(value).__name__}: besides arrays a checkpoint holds dicts with str keys, lists, str, int, "
+        "float, bool, None and bytes; convert it first"
     )
 
 

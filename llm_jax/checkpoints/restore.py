@@ -119,8 +119,8 @@ def best_step(directory: Path, metric: str) -> int:
         recorded = {step: sorted(record.metrics) for step, record in records.items()}
         raise ValueError(
             f"no checkpoint in {directory} has a finite value of {metric!r}, so none is the best; recorded by step: "
-            f"{recorded}. Choose a checkpoint with --step, leave out --best for the newest, or train with "
-            "`every` of the evaluations such that saved steps are evaluated"
+            f"{recorded}. Choose a checkpoint with --step, omit --best for the newest, or set `every` of the "
+            "evaluations such that saved steps are evaluated"
         )
     return found[0]
 
@@ -136,8 +136,7 @@ def check_tokenizer(directory: Path, record: CheckpointRecord, tokenizer_digest:
     if record.run.tokenizer != tokenizer_digest:
         raise ValueError(
             f"the tokenizer has digest {tokenizer_digest}, but checkpoint {record.step} in {directory} was trained "
-            f"with {record.run.tokenizer}: its parameters mean nothing under another vocabulary; give the tokenizer "
-            "it was trained with, or start a run under a new name"
+            f"with {record.run.tokenizer}: use the tokenizer it was trained with, or start a run under a new name"
         )
 
 
@@ -161,8 +160,8 @@ def _restore(
     if skipped:
         reasons = "".join(f"\n  {candidate}: {reason}" for candidate, reason in skipped)
         raise ValueError(
-            f"no checkpoint that was asked for in {directory} can be used:{reasons}\n"
-            "Restore the files from a copy, ask for another step, or pass --fresh to start again from nothing."
+            f"no requested checkpoint in {directory} can be used:{reasons}\nRestore the files from a copy, choose "
+            "another step, or pass --fresh to start again from the beginning."
         )
     return None
 
@@ -230,8 +229,8 @@ def _check_same_leaves(where: str, saved: Mapping[str, SavedLeaf], abstract: Any
             for name in differing[:6]
         )
         raise ValueError(
-            f"{where} holds another state than the experiment makes; {len(differing)} arrays differ:{lines}\n"
-            "Use the model, optimizer and precision that wrote it (its run directory's experiment.txt lists them)."
+            f"{where} holds another state than the experiment; {len(differing)} arrays differ:{lines}\nUse the model, "
+            "optimizer and precision that wrote it (its run directory's experiment.txt lists them)."
         )
 
 

@@ -126,7 +126,9 @@ class ClassHead:
         check_positive(classes=self.classes)
         check_one_of("of", self.of, ("token", "span", "row"))
         check_one_of("row", self.row, ("first", "last"))
-        check(self.of != "span" or self.classes == 2, f"classes is {self.classes}: a span has 2, its start and its end")
+        check(
+            self.of != "span" or self.classes == 2, f"classes is {self.classes}: a span head requires 2, start and end"
+        )
         check_fraction(dropout=self.dropout)
         check_positive_if_given(softcap=self.softcap)
         _check_no_width(self.transform)
@@ -143,7 +145,7 @@ class ClassHead:
 
 def _check_no_width(transform: TransformConfig | None) -> None:
     width = transform and transform.width
-    check(width is None, f"transform.width is {width}: only HeadConfig scores features of another number; set None")
+    check(width is None, f"transform.width is {width}: only HeadConfig supports another width; set it to None")
 
 
 AnyHead = HeadConfig | TiedHead | ClassHead

@@ -161,7 +161,7 @@ def test_a_run_does_not_go_on_with_data_that_changed_under_the_same_paths(file, 
     text.write_text(text.read_text().replace("e", "i", 1))
     outcome = train("--steps", 4)
     assert outcome.code != 0
-    assert "paths name has changed since" in outcome.said
+    assert "restore the data" in outcome.said
     assert content(run) == before
 
 
@@ -190,9 +190,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train
     assert "is not finite" in outcome.said and "Lower the learning rate" in outcome.said
     assert "embed" in outcome.said, "no tensor is named"
     newest = saved_steps(run.checkpoints)[-1]
-    assert f"update {newest + 1} is not finite" in outcome.said
+    assert f"step {newest + 1} is not finite" in outcome.said
     parts = assemble(run.experiment(), cache)
     for name, leaf in named_leaves(final(run, parts, newest).state):
         assert np.isfinite(np.asarray(leaf, np.float64)).all(), name
     again = train(*words)
-    assert again.code != 0 and f"update {newest + 1} is not finite" in again.said
+    assert again.code != 0 and f"step {newest + 1} is not finite" in again.said

@@ -135,7 +135,7 @@ def test_a_run_is_extended_where_its_updates_had_the_rates_of_the_longer_run(lab
 
 def test_a_run_is_not_shortened(lab):
     experiment = tiny_run.experiment(lab, steps=12)
-    with pytest.raises(ValueError, match=r"steps: 12 -> 9\): a run can be extended and not shortened"):
+    with pytest.raises(ValueError, match=r"steps: 12 -> 9\): a run can be extended but not shortened"):
         changes(config_text.to_text(experiment), dataclasses.replace(experiment, steps=9), 5, "the run")
 
 
@@ -206,7 +206,7 @@ def test_a_branch_is_refused_where_its_data_would_be_others(train, tmp_path, par
     for changed, path in (
         ({"seed": 1}, "seed: 0 -> 1"),
         ({"data": dataclasses.replace(data, batch_size=8)}, "data.batch_size: 4 -> 8"),
-        ({"steps": 6}, "6 are made"),
+        ({"steps": 6}, "6 are complete"),
     ):
         with pytest.raises(ValueError, match=f"--from .*{path}"):
             train(tmp_path, branch="tiny", name="branch", **changed)
@@ -250,6 +250,6 @@ def test_the_command_line_branches_and_goes_back(lab, tmp_path, cache):
     outcome = llm_jax(*words, "--step", 10)
     assert outcome.code == 0 and starts(RunDirectory(tmp_path / "tiny")) == [None, 10], outcome.said
     outcome = llm_jax(*words, "--steps", 20)
-    assert outcome.code != 0 and "the learning rate of update" in outcome.said and "--from RUN:STEP" in outcome.said
+    assert outcome.code != 0 and "the learning rate of step" in outcome.said and "--from RUN:STEP" in outcome.said
     for options in (("--best", "--step", 10), ("--step", 3)):
         assert llm_jax("generate", tmp_path / "tiny", "--prompt", "a", *options).code != 0

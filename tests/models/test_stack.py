@@ -127,7 +127,7 @@ def test_segments_may_keep_different_things():
 
     none, first, both = kept("none"), kept(("full", "none")), kept("full")
     assert none > first > both and none - first == pytest.approx(first - both, rel=0.05)
-    with pytest.raises(ValueError, match="execution.remat is .* there are 2 segments: name one policy"):
+    with pytest.raises(ValueError, match="execution.remat is .* there are 2 segments: set one policy"):
         kept(("full", "none", "none"))
 
 
