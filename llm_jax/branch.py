@@ -46,9 +46,9 @@ class Branch:
         records = restore.readable_records(directory.checkpoints)
         chosen = int(step) if step else max(records, default=None)
         if chosen is None or chosen not in records:
+            of_step = "" if chosen is None else f" of step {chosen}"
             raise ValueError(
-                f"--from {name}: {directory.path} has no readable "
-                f"checkpoint{'' if chosen is None else f' of step {chosen}'}: choose one of the steps "
+                f"--from {name}: {directory.path} has no checkpoint{of_step} that can be read: choose one of the steps "
                 f"{sorted(records)}"
             )
         return cls(directory, chosen, records[chosen].run.experiment, records[chosen].run.data)

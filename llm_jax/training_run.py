@@ -76,8 +76,7 @@ def run_training(
     check(
         hosts.count == jax.process_count(),
         f"jax runs on {jax.process_count()} processes and `hosts` has {hosts.count}: instead of "
-        "jax.distributed.initialize use `with llm_jax.hosts.joined(HostsConfig(...)) as hosts`, and pass its result "
-        "here",
+        "jax.distributed.initialize use `with llm_jax.hosts.joined(HostsConfig(...)) as hosts`, and pass it here",
     )
     check(step is None or not fresh, "--step resumes a run and --fresh deletes it: omit one of them")
     source = SourceCode.of(experiment) if source is None else source
