@@ -154,9 +154,7 @@ def _check(default: Any, name: str, value: str | None, file: str) -> None:
         types = [one for one in options if isinstance(one, type) and dataclasses.is_dataclass(one)]
         named = [word for one in types if is_kind(one) for word in choices(one)]
         if named:
-            raise ValueError(
-                f"{name} has no value: one is required; write {name} and one of {', '.join(named)}{changes}"
-            )
+            raise ValueError(f"{name} has no value: write {name} and one of {', '.join(named)}{changes}")
         other = f" (or another of {', '.join(one.__name__ for one in types)})" if len(types) > 1 else ""
         raise ValueError(
             f"{name} is {'None' if found is None else f'of type {type(found).__name__}'}{other}: the command line "

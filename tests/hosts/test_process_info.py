@@ -103,7 +103,7 @@ def test_a_tpu_without_metadata_server_is_single_or_asks_for_the_options(environ
 def test_a_jax_that_does_not_tell_asks_for_the_options(environment, monkeypatch, part):
     monkeypatch.setattr(place, "clusters", part)  # a version without the private module, or without its classes
     environment(OPEN_MPI | URI)
-    with pytest.raises(ValueError, match="nothing says the address: set --hosts.address"):
+    with pytest.raises(ValueError, match="without address: set --hosts.address"):
         find(HostsConfig())
     assert find(HostsConfig(address="node:1")).count == 4
 
@@ -112,7 +112,7 @@ def test_a_jax_that_does_not_tell_asks_for_the_options(environment, monkeypatch,
 def test_a_jax_that_does_not_tell_the_place_in_a_pod_asks_for_the_options(environment, monkeypatch, part):
     monkeypatch.setattr(place, "clusters", part)
     environment({"JAX_PLATFORMS": "tpu"}, {"TPU_WORKER_HOSTNAMES": "a,b"})
-    with pytest.raises(ValueError, match="workers of this TPU are a,b and this version of jax does not tell"):
+    with pytest.raises(ValueError, match="workers of this TPU are a,b and this version of jax does not report"):
         find(HostsConfig())
     environment({"JAX_PLATFORMS": "tpu"}, {"TPU_WORKER_HOSTNAMES": "a"})
     assert find(HostsConfig()) is None
@@ -126,7 +126,7 @@ def test_open_mpi_tells_everything(environment):
 
 def test_an_mpi_that_does_not_say_the_address_is_refused_with_the_option(environment):
     environment(OPEN_MPI)
-    with pytest.raises(ValueError, match="nothing says the address: set --hosts.address"):
+    with pytest.raises(ValueError, match="without address: set --hosts.address"):
         find(HostsConfig())
     found = find(HostsConfig(address="node01:8476"))
     assert found == ProcessInfo("node01:8476", 4, 3, (1,))

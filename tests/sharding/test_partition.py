@@ -33,7 +33,7 @@ def test_axes_are_read_from_the_boxes():
 
 def test_a_parameter_without_axes_is_an_error_with_its_path():
     tree = _boxed(("embed", "mlp")) | {"other": {"bias": _shape(3)}}
-    with pytest.raises(ValueError, match="parameter other/bias has no logical axes: annotate it"):
+    with pytest.raises(ValueError, match="parameter other/bias has no logical axes: annotate its initialiser"):
         partition.logical_axes(tree)
 
 
