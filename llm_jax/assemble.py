@@ -89,8 +89,9 @@ def assemble(experiment: Experiment, cache: Path, begun: bool = False) -> Assemb
     )
     check(
         vocab_size is not None and dataset.vocab_size + special <= vocab_size,
-        f"the data have {dataset.vocab_size} different tokens{f', the objective {special} of its own' * (special > 0)} "
-        f"and model.vocab_size is {vocab_size}: it must be at least {dataset.vocab_size + special}",
+        f"the data have {dataset.vocab_size} different "
+        f"tokens{f', the objective {special} of its own' * (special > 0)} and model.vocab_size is {vocab_size}: it "
+        f"must be at least {dataset.vocab_size + special}",
     )
     return Assembly(experiment, tokenizer, dataset, experiment_programs(experiment, layout), fit, frozen)
 
@@ -114,9 +115,9 @@ def _check_rows(experiment: Experiment, layout: Layout) -> None:
     at_once = rows // experiment.update.accumulate
     check(
         at_once % parts == 0,
-        f"data.batch_size is {rows} and update.accumulate {experiment.update.accumulate}: {at_once} rows at a time are "
-        f"divided over {parts} devices by the strategy's mesh axes of the batch; make them a multiple of {parts}, or "
-        "give those axes fewer devices",
+        f"data.batch_size is {rows} and update.accumulate {experiment.update.accumulate}: the {at_once} rows of a "
+        f"microbatch are divided over {parts} devices; set their number to a multiple of {parts}, or reduce the mesh "
+        "axes of the batch",
     )
 
 

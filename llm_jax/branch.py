@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.restore import Restored
-from llm_jax.core import config, paths
+from llm_jax.core import config_text, paths
 from llm_jax.core.checks import check, given
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import Experiment
@@ -46,9 +46,9 @@ class Branch:
         records = restore.readable_records(directory.checkpoints)
         chosen = int(step) if step else max(records, default=None)
         if chosen is None or chosen not in records:
+            of_step = "" if chosen is None else f" of step {chosen}"
             raise ValueError(
-                f"--from {name}: {directory.path} has no checkpoint "
-                f"{'at all' if chosen is None else f'of step {chosen}'} that can be read; it has those of steps "
+                f"--from {name}: {directory.path} has no checkpoint{of_step} that can be read: choose one of the steps "
                 f"{sorted(records)}"
             )
         return cls(directory, chosen, records[chosen].run.experiment, records[chosen].run.data)
@@ -65,18 +65,18 @@ class Branch:
         Raises:
           ValueError: if the data would differ, so that the data position is invalid, or if no steps would remain.
         """
-        found = config.differences(config.saved_fields(self.experiment), config.flatten(experiment))
+        found = config_text.differences(config_text.saved_fields(self.experiment), config_text.flatten(experiment))
         moved = [line for line in found if _decides_data(line.partition(":")[0])]
         check(
             not moved,
-            f"--from {self}: {'; '.join(moved)}: a branch continues at the same position in the same data, so seed, "
-            "tokenizer and data stay as they are; with other data begin from the weights alone, by `llm-jax convert` "
-            "and --start",
+            f"--from {self}: {'; '.join(moved)}: a branch continues at the same position of the same data, so seed, "
+            "tokenizer and data must not change. To use other data, start from the weights alone, by `llm-jax "
+            "convert` and --start",
         )
         check(
             experiment.steps > self.step,
-            f"--from {self}: steps is {experiment.steps}, and {self.step} are made: steps counts from the beginning of "
-            "the first run; set it higher",
+            f"--from {self}: steps is {experiment.steps}, and {self.step} are complete: steps counts from the start "
+            "of the first run; set it higher",
         )
         return found
 
@@ -87,7 +87,7 @@ class Branch:
           ValueError: if the checkpoint is damaged, or its state does not match the new experiment.
         """
         found = restore.restore_state(self.run.checkpoints, abstract, tokenizer_digest, self.step)
-        return given(found, f"--from {self}: the checkpoint is gone")
+        return given(found, f"--from {self}: the checkpoint was deleted; choose another")
 
     def __str__(self) -> str:
         return f"{self.run.path}:{self.step}"

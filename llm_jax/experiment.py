@@ -13,7 +13,7 @@ from llm_jax.core.checks import check, check_positive, check_seed, did_you_mean
 from llm_jax.core.configclass import configclass, deferred
 from llm_jax.core.dtypes import Precision
 from llm_jax.core.overrides import overridden
-from llm_jax.core.source import Source
+from llm_jax.core.source import SourceCode
 from llm_jax.data.pipeline import DataConfig, Dataset
 from llm_jax.evals import Evaluation, PerplexityConfig
 from llm_jax.inference.sampling import SamplingConfig
@@ -86,7 +86,7 @@ class Experiment:
         check_seed(seed=self.seed)
         check(
             self.name not in ("", ".", "..") and Path(self.name).name == self.name,
-            f"name is {self.name!r}: it becomes a folder, so it must be a plain name without slashes",
+            f"name is {self.name!r}: it must be a plain name without slashes, since it names a folder",
         )
         self.objective.check(self.model, self.data.sequence_length)
         self._check_frozen()
@@ -95,19 +95,19 @@ class Experiment:
         for name, model in self._models.items():
             check(
                 length <= model.max_length,
-                f"data.sequence_length is {length} and {name}.max_length is {model.max_length}: the model has no "
-                "positions beyond its max_length; raise it or shorten the rows",
+                f"data.sequence_length is {length} and {name}.max_length is {model.max_length}: the sequence "
+                "length must not exceed max_length; increase max_length or reduce sequence_length",
             )
         batch, parts = self.data.batch_size, self.update.accumulate
         check(
             batch % parts == 0,
-            f"data.batch_size is {batch} and update.accumulate is {parts}: the batch is cut into that many equal "
-            "microbatches; change one of them",
+            f"data.batch_size is {batch} and update.accumulate is {parts}: accumulate must divide batch_size; change "
+            "one of them",
         )
         check(
             not self.samples.prompts or self.objective.needs.direction == "causal",
-            f"samples.prompts are continued by a decoder, and objective {type(self.objective).__name__} trains "
-            "none: leave them out",
+            f"samples.prompts require a decoder, and objective {type(self.objective).__name__} trains none: remove "
+            "them",
         )
         self._check_metrics()
         self._check_experts(self.sharding.mesh.expert)
@@ -148,13 +148,14 @@ class Experiment:
         twice = sorted({name for name in names if names.count(name) > 1})
         check(
             not twice,
-            f"evaluations record {', '.join(twice)} more than once: a metric has one value at a step; leave one of "
-            "them out",
+            f"evaluations record {', '.join(twice)} more than once: a metric must have one value per step; remove one "
+            "of the evaluations",
         )
         check(
             best in names or not keep_best,
-            f"checkpoint.best_metric is {best!r}, and the evaluations record {', '.join(names) or 'no metric'}"
-            f"{did_you_mean(best, names)}; name one of those, or set checkpoint.keep_best to 0",
+            f"checkpoint.best_metric is {best!r}, and the evaluations record "
+            f"{', '.join(names) or 'no metric'}{did_you_mean(best, names)}; set it to one of those, or set "
+            "checkpoint.keep_best to 0",
         )
 
     def _check_experts(self, devices: int) -> None:
@@ -164,14 +165,14 @@ class Experiment:
         counts = sorted({layer.count for layer in layers})
         check(
             devices == 1 or len(counts) > 0,
-            f"sharding.mesh.expert is {devices} and the model has no experts: devices along that axis would be "
-            "replicas; set it to 1 and mesh.data larger, or give blocks a MoEConfig as ffn",
+            f"sharding.mesh.expert is {devices} and the model has no MoE layers: set it to 1 and increase "
+            "mesh.data, or set the ffn of blocks to a MoEConfig",
         )
         uneven = [count for count in counts if devices != -1 and count % devices]
         check(
             not uneven,
-            f"sharding.mesh.expert is {devices} and layers have {', '.join(map(str, uneven))} experts: each device "
-            "holds as many; set it to a number that divides them",
+            f"sharding.mesh.expert is {devices} and layers have {', '.join(map(str, uneven))} experts: set it to a "
+            "divisor of these numbers",
         )
         for layer in layers:
             layer.check_rows(self.data.sequence_length, max(self.sharding.mesh.context, 1))
@@ -210,7 +211,7 @@ class Ablation:
 
     variants: dict[str, Experiment]
     """Variants by name. The first is the baseline."""
-    source: Source
+    source: SourceCode
     """The file, and the local modules that it imports."""
     report: Callable[..., str] | None
     """(results, folder) -> Markdown, for `llm_jax.analysis.ablation.write`; None: the default report."""
@@ -226,7 +227,7 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     """
     file = _File.read(path, overrides, _variants)
     named, report = file.found
-    return Ablation({name: file.overridden(one) for name, one in named.items()}, Source.of_file(Path(path)), report)
+    return Ablation({name: file.overridden(one) for name, one in named.items()}, SourceCode.of_file(Path(path)), report)
 
 
 def _experiment(module: ModuleType) -> Experiment:
@@ -237,7 +238,10 @@ def _variants(module: ModuleType) -> tuple[dict[str, Experiment], Callable[..., 
     """The variants of a module, each with its key as `name`, and the module's function `report`."""
     place = f"variants() of {module.__file__}"
     found = user_file.call(module, "variants", "a dict from names to Experiments")
-    check(isinstance(found, dict), f"{place} returned a {type(found).__name__}: it must return a dict by name")
+    check(
+        isinstance(found, dict),
+        f"{place} returned a {type(found).__name__}: it must return a dict from names to Experiments",
+    )
     check(len(found) > 0, f"{place} returned none: it must return at least one Experiment")
     named = {name: dataclasses.replace(_checked(one, f"{name!r} in {place}"), name=name) for name, one in found.items()}
     return named, getattr(module, "report", None)
@@ -246,7 +250,7 @@ def _variants(module: ModuleType) -> tuple[dict[str, Experiment], Callable[..., 
 def _checked(found: Any, place: str) -> Experiment:
     check(
         isinstance(found, Experiment),
-        f"{place} is a {type(found).__name__}, no Experiment: return an Experiment of llm_jax",
+        f"{place} is a {type(found).__name__}: return an Experiment of llm_jax",
     )
     return found
 

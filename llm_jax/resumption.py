@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from llm_jax.checkpoints.record import Record
+from llm_jax.checkpoints.record import CheckpointRecord
 from llm_jax.checkpoints.restore import readable_records
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.core.checks import check
 from llm_jax.core.run_directory import RunDirectory
-from llm_jax.core.source import Source, own_types
+from llm_jax.core.source import SourceCode, own_types
 from llm_jax.experiment import Experiment
 
 FREE = (
@@ -33,7 +33,7 @@ FREE = (
 
 
 def check_run(
-    run: RunDirectory, experiment: Experiment, source: Source, step: int | None = None, accept_changes: bool = False
+    run: RunDirectory, experiment: Experiment, source: SourceCode, step: int | None = None, accept_changes: bool = False
 ) -> None:
     """Checks that `run` is new or a run of `experiment`, which may continue from checkpoint `step` or the newest.
     Writes nothing.
@@ -59,15 +59,15 @@ def check_run(
     elif run.has_begun:
         check(
             run.experiment_file.exists(),
-            f"{run.path} holds a run and no {run.experiment_file.name} that says of which experiment: bring that file "
-            "back, give the new run another --name, or pass --fresh to delete what is there",
+            f"{run.path} holds a run but not its {run.experiment_file.name}: restore that file, give the new run "
+            "another --name, or pass --fresh to delete the run",
         )
         changes(run.experiment_text(), experiment, 0, str(run.experiment_file))
         _check_source(run, None, experiment, source, accept_changes)
 
 
 def _check_source(
-    run: RunDirectory, digest: str | None, experiment: Experiment, source: Source, accept_changes: bool
+    run: RunDirectory, digest: str | None, experiment: Experiment, source: SourceCode, accept_changes: bool
 ) -> None:
     """Checks that the code of user-defined components is that of the run. Without such components the fields of the
     experiment are sufficient, and nothing is checked.
@@ -78,7 +78,7 @@ def _check_source(
     if accept_changes or not own_types(experiment):
         return
     try:
-        kept = Source.read(run.source)
+        kept = SourceCode.read(run.source)
     except ValueError:
         kept = None
     digest = kept.digest if digest is None and kept is not None else digest
@@ -88,15 +88,15 @@ def _check_source(
     if kept is not None and kept.digest == digest:
         shown = kept.difference(source)
     raise ValueError(
-        f"the code that defines the experiment has changed since {run.path} was trained with it:\n{shown}\n"
-        "Bring it back; or pass --accept-changes to continue with the new code; or give the new run another --name."
+        f"the code that defines the experiment has changed since {run.path} was trained:\n{shown}\nRestore it; or "
+        "pass --accept-changes to continue with the new code; or give the new run another --name."
     )
 
 
 def open_run(
     run: RunDirectory,
     experiment: Experiment,
-    source: Source,
+    source: SourceCode,
     step: int | None,
     say: Callable[[str], None],
     accept_changes: bool = False,
@@ -119,7 +119,7 @@ def open_run(
         say(damage)
 
 
-def newest(run: RunDirectory, step: int | None) -> Record | None:
+def newest(run: RunDirectory, step: int | None) -> CheckpointRecord | None:
     """The record of checkpoint `step`, or by default of the newest that is readable; None if there is none."""
     records = readable_records(run.checkpoints)
     if not records:
@@ -143,8 +143,8 @@ def check_same_data(run: RunDirectory, trained_on: str | None, found: str) -> No
     begun = trained_on or (on_card[-1] if on_card else found)
     check(
         begun == found,
-        f"{run.path} was trained on data of digest {begun} and the data found have {found}: what the paths name has "
-        "changed since; bring it back, give the new run another --name, or pass --fresh",
+        f"{run.path} was trained on data of digest {begun} and the data at the paths now have {found}: restore the "
+        "data, give the new run another --name, or pass --fresh",
     )
 
 
@@ -169,15 +169,14 @@ def changes(saved: str, experiment: Experiment, made: int, where: str) -> list[s
     Raises:
       ValueError: if a field differs that must not. The message lists all such fields.
     """
-    old = config.saved_fields(saved)
-    found = config.differences(old, config.flatten(experiment))
+    old = config_text.saved_fields(saved)
+    found = config_text.differences(old, config_text.flatten(experiment))
     refused = [line for line in found if not _is_free(_path(line))]
     if any(_path(line) != "steps" for line in refused):
         listed = "\n  ".join(refused)
         raise ValueError(
-            f"{where} is of another experiment; what changed:\n  {listed}\n"
-            "Give the new run another --name, with --from RUN:STEP to continue from this one, or pass --fresh to "
-            "delete the old one."
+            f"{where} is of another experiment; what changed:\n  {listed}\nGive the new run another --name, with "
+            "--from RUN:STEP to continue from this one, or pass --fresh to delete the old one."
         )
     if refused:
         _check_steps(old, experiment, made, where)
@@ -198,8 +197,8 @@ def _check_steps(old: Mapping[str, str], experiment: Experiment, made: int, wher
     change = f"steps: {before} -> {after}"
     check(
         after > before,
-        f"{where} is of a longer run ({change}): a run can be extended and not shortened; stop it with SIGTERM where "
-        "it shall end, or give the shorter run another --name with --from RUN:STEP",
+        f"{where} is of a longer run ({change}): a run can be extended but not shortened; stop it with SIGTERM at the "
+        "wanted step, or give the shorter run another --name with --from RUN:STEP",
     )
     updates = np.arange(made)
     had, would = (np.asarray(experiment.optimizer.learning_rate(steps)(updates)) for steps in (before, after))
@@ -207,11 +206,11 @@ def _check_steps(old: Mapping[str, str], experiment: Experiment, made: int, wher
     if len(differing):
         first = int(differing[0])
         raise ValueError(
-            f"{where} is of a run of {before} steps ({change}), and the learning rate of update {first + 1}, which is "
-            f"made already, was {had[first]:.4g} and would be {would[first]:.4g} in the longer run: the schedule "
-            f"depends on steps. Continue from a checkpoint of step {first} or before, with --step; or branch with "
-            "--name NEW --from RUN:STEP; schedules that extend at any step are Constant, InverseSqrt and those with "
-            "decay_steps, and WSD before its decay"
+            f"{where} is of a run of {before} steps ({change}): the schedule depends on the number of steps, and the "
+            f"learning rate of step {first + 1}, which is complete, was {had[first]:.4g} and would be "
+            f"{would[first]:.4g} in the longer run. Continue from a checkpoint of step {first} or before, with "
+            "--step; or branch with --name NEW --from RUN:STEP. Schedules that can be extended at any step are "
+            "Constant, InverseSqrt and those with decay_steps, and WSD before its decay"
         )
 
 

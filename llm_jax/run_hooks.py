@@ -119,7 +119,7 @@ def _evaluate(parts: Assembly, config: Evaluation, recorder: hooks.Recorder, dis
 def _sampler(parts: Assembly) -> Callable[[EvaluationWeights], str]:
     """Returns a function from weights to the text of all samples."""
     samples = parts.experiment.samples
-    tokenizer = given(parts.tokenizer, "samples.prompts are text, and the experiment has no tokenizer: leave them out")
+    tokenizer = given(parts.tokenizer, "samples.prompts are text, and the experiment has no tokenizer: remove them")
     generator = Generator(
         parts.programs.model, samples.sampling, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size
     )

@@ -53,18 +53,19 @@ class TrainedModel:
             whose model or tokenizer is not supported.
         """
         run = where if isinstance(where, RunDirectory) else RunDirectory(paths.at(where))
-        check(step is None or not best, f"--step {step} and --best each choose a checkpoint: leave one of them out")
+        check(step is None or not best, f"--step {step} and --best each choose a checkpoint: omit one of them")
         if not run.experiment_file.exists() and (run.path / "config.json").exists():
             check(
                 step is None and not best,
-                f"{run.path} is a folder of transformers: --step and --best choose a checkpoint of a run; leave them "
-                "out",
+                f"{run.path} is a folder of transformers: --step and --best choose a checkpoint of a run; omit them",
             )
             tokenizer, bos = transformers_tokenizer(run.path)
             return cls(*load_hf(run.path, dtype or "float32"), tokenizer, bos)
-        check(dtype is None, f"{run.path} is a run, whose experiment states its precision: leave --dtype out")
+        check(dtype is None, f"{run.path} is a run, whose experiment states its precision: omit --dtype")
         experiment, tokenizer, step = read_run(run, step, best)
-        tokenizer = given(tokenizer, f"{run.path} was trained on tokens: it has no tokenizer for text")
+        tokenizer = given(
+            tokenizer, f"{run.path} was trained on tokens and has no tokenizer for text: use a run with a tokenizer"
+        )
         restored = restored_weights(run, experiment, experiment.precision, tokenizer.digest, step)
         model = build(experiment.model, experiment.precision)
         return cls(model, restored.state, tokenizer, experiment.data.bos, experiment)
@@ -80,9 +81,7 @@ class TrainedModel:
         Raises:
           ValueError: for a transformers folder, which has no data.
         """
-        experiment = given(
-            self.experiment, "a folder of transformers has no held-out data: give the directory of a run"
-        )
+        experiment = given(self.experiment, "a folder of transformers has no held-out data: pass a run directory")
         limits = [one.max_bytes for one in experiment.evaluations if isinstance(one, PerplexityConfig)]
         dataset = experiment.dataset(self.tokenizer, cache)
         for found in dataset.evaluation("validation", 0, 1, limits[0] if limits else None):

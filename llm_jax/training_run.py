@@ -17,14 +17,14 @@ from llm_jax.assemble import Assembly, assemble
 from llm_jax.branch import Branch
 from llm_jax.checkpoints.digest import not_finite
 from llm_jax.checkpoints.manager import Checkpoints
-from llm_jax.checkpoints.record import Identity, Record
+from llm_jax.checkpoints.record import CheckpointRecord, Identity
 from llm_jax.checkpoints.restore import Restored, saved_steps
-from llm_jax.core import chips, config, paths, trees
+from llm_jax.core import chips, config_text, paths, trees
 from llm_jax.core.checks import check
 from llm_jax.core.object_lock import ObjectLock
 from llm_jax.core.run_directory import ReadOnlyRun, RunDirectory, machine_card
 from llm_jax.core.run_lock import RunHeld, RunLock
-from llm_jax.core.source import Source
+from llm_jax.core.source import SourceCode
 from llm_jax.evals import RunEnd
 from llm_jax.experiment import Experiment
 from llm_jax.hosts.process_group import Hosts
@@ -50,7 +50,7 @@ def run_training(
     hosts: Hosts | None = None,
     step: int | None = None,
     branch: Branch | None = None,
-    source: Source | None = None,
+    source: SourceCode | None = None,
     accept_changes: bool = False,
 ) -> RunDirectory:
     """Trains `experiment` in `runs`/<name>, or resumes it after an earlier call.
@@ -75,13 +75,13 @@ def run_training(
     hosts = Hosts() if hosts is None else hosts
     check(
         hosts.count == jax.process_count(),
-        f"jax runs on {jax.process_count()} processes and `hosts` has {hosts.count}: in place of "
-        "jax.distributed.initialize use `with llm_jax.hosts.joined(HostsConfig(...)) as hosts`, and give that here",
+        f"jax runs on {jax.process_count()} processes and `hosts` has {hosts.count}: instead of "
+        "jax.distributed.initialize use `with llm_jax.hosts.joined(HostsConfig(...)) as hosts`, and pass it here",
     )
-    check(step is None or not fresh, "--step resumes a run and --fresh deletes it: leave one of them out")
-    source = Source.of(experiment) if source is None else source
+    check(step is None or not fresh, "--step resumes a run and --fresh deletes it: omit one of them")
+    source = SourceCode.of(experiment) if source is None else source
     source.check(experiment)
-    hosts.agree("experiment", config.flatten(experiment))
+    hosts.agree("experiment", config_text.flatten(experiment))
     hosts.agree("the files that define the experiment", {"digest": source.digest})
     run = (RunDirectory if hosts.leads else ReadOnlyRun)(paths.at(runs) / experiment.name)
     _check_start(experiment, run, branch, hosts)
@@ -127,7 +127,7 @@ class _Opened:
     run: RunDirectory
     lock: RunLock | ObjectLock
     hosts: Hosts
-    source: Source
+    source: SourceCode
 
 
 def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
@@ -136,7 +136,7 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
     experiment, data = parts.experiment, parts.dataset.manifest()["digest"]
     begun = newest(run, step)
     origin = _origin(run, begun, branch, parts)
-    identity = Identity(config.to_text(experiment), _tokenizer_digest(parts), data, origin, opened.source.digest)
+    identity = Identity(config_text.to_text(experiment), _tokenizer_digest(parts), data, origin, opened.source.digest)
     with (
         parts.programs.activated(),
         Checkpoints(run.checkpoints, experiment.checkpoint, identity) as checkpoints,
@@ -164,7 +164,9 @@ def _run(opened: _Opened, step: int | None, branch: Branch | None) -> None:
                 run.end_card("finished")
 
 
-def _origin(run: RunDirectory, begun: Record | None, branch: Branch | None, parts: Assembly) -> dict[str, Any]:
+def _origin(
+    run: RunDirectory, begun: CheckpointRecord | None, branch: Branch | None, parts: Assembly
+) -> dict[str, Any]:
     """Origin of the run's weights, as stored in its checkpoints."""
     if begun is None:
         if branch is None:
@@ -174,8 +176,8 @@ def _origin(run: RunDirectory, begun: Record | None, branch: Branch | None, part
     found = begun.run.source
     check(
         branch is None or all(found.get(name) == branch.source[name] for name in ("run", "step")),
-        f"{run.path} holds a run that did not begin with {branch}, but with {found}: leave --from out to resume it, or "
-        "give the new run another --name",
+        f"{run.path} holds a run that started from {found} and not from {branch}: omit --from to resume it, or give "
+        "the new run another --name",
     )
     return dict(found)
 
@@ -210,7 +212,7 @@ def _beginning(
         origins = ", ".join(fit.weights.origin for fit in parts.frozen.values())
         _check_finite(dataclasses.replace(state, params={}, opt_state={}, ema=None), origins)
         facts["frozen"] = {name: fit.facts() for name, fit in parts.frozen.items()}
-    identity = Identity(config.to_text(experiment), tokenizer)
+    identity = Identity(config_text.to_text(experiment), tokenizer)
     return Restored(0, state, {}, {"seconds": 0.0}, identity), facts
 
 
@@ -223,8 +225,8 @@ def _check_finite(state: TrainState, where: str) -> None:
     bad = not_finite(state)
     check(
         not bad,
-        f"{where} holds values that are not finite in {len(bad)} arrays: {', '.join(bad[:4])}. Training from it would "
-        "give nothing else: begin with an earlier checkpoint, by --step or --from RUN:STEP, or with other weights",
+        f"{where} has values that are not finite in {len(bad)} arrays: {', '.join(bad[:4])}. Start from an earlier "
+        "checkpoint, by --step or --from RUN:STEP, or from other weights",
     )
 
 
@@ -332,7 +334,7 @@ def _kept(run: RunDirectory) -> str:
 def _recorder(experiment: Experiment, run: RunDirectory, hosts: Hosts) -> hooks.Recorder:
     if not hosts.leads:
         return hooks.Silent()
-    return hooks.Recorder(run, experiment.trackers, config.to_text(experiment))
+    return hooks.Recorder(run, experiment.trackers, config_text.to_text(experiment))
 
 
 def _console(hosts: Hosts) -> LogConsole:
@@ -359,7 +361,7 @@ def _card(parts: Assembly) -> dict[str, Any]:
     experiment = parts.experiment
     chip, plan = chips.chip(jax.devices()[0].device_kind), parts.layout.schedule
     return machine_card() | {
-        "experiment_digest": config.digest(experiment),
+        "experiment_digest": config_text.digest(experiment),
         "job": os.environ.get("SLURM_JOB_ID"),
         "seed": experiment.seed,
         "data": parts.dataset.card(),

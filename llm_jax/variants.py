@@ -18,7 +18,7 @@ from llm_jax.checkpoints.restore import saved_steps
 from llm_jax.core.checks import check_positive
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.run_lock import RunHeld
-from llm_jax.core.source import Source
+from llm_jax.core.source import SourceCode
 from llm_jax.data.feed import global_batch
 from llm_jax.data.row_source import padding_row, whole_row
 from llm_jax.experiment import Experiment
@@ -31,7 +31,7 @@ WARM_UP = 2
 
 
 def run_variants(
-    variants: dict[str, Experiment], seeds: int, folder: Path, cache: Path, source: Source | None = None
+    variants: dict[str, Experiment], seeds: int, folder: Path, cache: Path, source: SourceCode | None = None
 ) -> tuple[Results, list[Unfinished]]:
     """Trains each variant with seeds 0 to `seeds` - 1 in `folder`/<variant>-<seed>. Complete runs are not repeated.
 
@@ -66,9 +66,9 @@ def run_variants(
 class _Cell:
     """One variant with one seed."""
 
-    def __init__(self, variant: str, seed: int, experiment: Experiment, folder: Path, source: Source | None):
+    def __init__(self, variant: str, seed: int, experiment: Experiment, folder: Path, source: SourceCode | None):
         self.variant, self.seed, self._folder = variant, seed, folder
-        self.source = Source.of(experiment) if source is None else source
+        self.source = SourceCode.of(experiment) if source is None else source
         self.experiment = dataclasses.replace(experiment, seed=seed, name=f"{variant}-{seed}")
         self.run = RunDirectory(folder / self.experiment.name)
         self._starts, _ = self.run.read_card()

@@ -93,7 +93,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(lab):
 
 def test_processes_that_jax_joined_and_hosts_did_not_are_refused(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="jax runs on 2 processes and `hosts` has 1: in place of"):
+    with pytest.raises(ValueError, match="jax runs on 2 processes and `hosts` has 1: instead of"):
         run_training(tiny_run.experiment(lab), tmp_path, lab / "cache")
     assert list(tmp_path.iterdir()) == []
 

@@ -8,7 +8,7 @@ import pytest
 
 from llm_jax import cli
 from llm_jax.cli import COMMANDS, train
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import SampleConfig, load_experiment
 from llm_jax.interop.families import FAMILIES
@@ -81,7 +81,7 @@ def test_help_joins_nobody(file):
 def test_show_prints_the_resolved_experiment(file):
     outcome = llm_jax("show", file, "--steps", 99)
     assert outcome.code == 0
-    assert config.parse(outcome.out) == load_experiment(file, ["--steps", "99"])
+    assert config_text.parse(outcome.out) == load_experiment(file, ["--steps", "99"])
     assert "steps = 99\n" in outcome.out and "steps = 99\n" not in llm_jax("show", file).out
 
 
@@ -140,7 +140,7 @@ def test_an_override_that_does_not_fit_is_refused(file, command, words, message)
 def test_components_are_chosen_by_name_and_keep_what_their_kind_has(file, words, wanted):
     outcome = llm_jax("show", file, *words)
     assert outcome.code == 0, outcome.said
-    assert config.parse(outcome.out).optimizer == wanted
+    assert config_text.parse(outcome.out).optimizer == wanted
 
 
 def test_a_component_can_be_left_out(file):
@@ -238,7 +238,7 @@ def test_params_of_an_encoder_and_of_a_pair():
 
 def test_the_names_that_parity_takes_are_told():
     assert all(f"{model}, " in llm_jax("parity", "--help").said.replace(";", ",") for model in MODELS)
-    with pytest.raises(ValueError, match="there is no x: choose among 'data parallel', 'pmap', "):
+    with pytest.raises(ValueError, match="there is no x: choose from 'data parallel', 'pmap', "):
         next(table.matrix(strategies=["x"]))
 
 

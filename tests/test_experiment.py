@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.data import MarkovConfig, MixtureConfig, WeightedSource
 from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import Experiment, SampleConfig, load_experiment
@@ -53,10 +53,10 @@ def test_overrides_reach_every_depth_and_touch_nothing_else(tmp_path):
     ("text", "message"),
     [
         ("x = 1", "defines no function experiment()"),
-        ("def experiment(): return 3", "experiment() of {file} is a int, no Experiment"),
-        ("def experiment(): pass", "is a NoneType, no Experiment"),
+        ("def experiment(): return 3", "experiment() of {file} is a int: return an Experiment"),
+        ("def experiment(): pass", "is a NoneType: return an Experiment"),
         ("experiment = 3", "experiment is of type int; write `def experiment():`"),
-        ("def experiment(size): pass", "called without arguments, and the file has experiment(size)"),
+        ("def experiment(size): pass", "it must not require arguments; the file has experiment(size)"),
         (
             "def experimnt(): pass",
             "defines no function experiment() that returns an Experiment; did you mean 'experimnt'",
@@ -142,9 +142,9 @@ def test_parts_that_do_not_fit_together_are_refused(experiment, change, message)
 @pytest.mark.parametrize(
     ("stages", "strategy", "message"),
     [
-        (4, PipelineParallel(4), "mesh.stage is 4 and the segments of the stack have repeats (2,)"),
-        (2, PipelineParallel(2, virtual_stages=2), "stages * virtual_stages = 4 equal parts"),
-        (2, PipelineParallel(4), "a batch has 2 rows"),
+        (4, PipelineParallel(4), "mesh.stage is 4 and the segments without shared weights have repeats (2,)"),
+        (2, PipelineParallel(2, virtual_stages=2), "stages * virtual_stages = 4"),
+        (2, PipelineParallel(4), "a batch has 2 sequences"),
     ],
 )
 def test_what_no_pipeline_can_cut_is_refused(experiment, stages, strategy, message):
@@ -157,7 +157,7 @@ def test_what_no_pipeline_can_cut_is_refused(experiment, stages, strategy, messa
 @pytest.mark.parametrize(
     ("experts", "devices", "message"),
     [
-        (None, 2, "mesh.expert is 2 and the model has no experts"),
+        (None, 2, "mesh.expert is 2 and the model has no MoE layers"),
         (6, 4, "mesh.expert is 4 and layers have 6 experts"),
         (6, 3, None),
         (6, -1, None),
@@ -181,10 +181,14 @@ def test_an_expert_axis_that_experts_do_not_fit_is_refused(experiment, experts, 
     ("layer", "context", "message"),
     [
         ((SoftmaxConfig(2), Capacity(group=8)), 2, None),
-        ((SoftmaxConfig(2), Capacity()), 2, "group is a row and a device holds 8 of the 16 tokens"),
+        ((SoftmaxConfig(2), Capacity()), 2, "group is a sequence and a device holds 8 of the 16 tokens"),
         ((SoftmaxConfig(2), Dropless()), 2, None),
         ((ExpertChoiceConfig(2.0, 8, allow_future=True), Dropless()), 2, None),
-        ((ExpertChoiceConfig(2.0, 6, allow_future=True), Dropless()), 1, "router.group is 6 and the length of a row"),
+        (
+            (ExpertChoiceConfig(2.0, 6, allow_future=True), Dropless()),
+            1,
+            "router.group is 6 and the length of a sequence",
+        ),
         ((ExpertChoiceConfig(2.0, 8, allow_future=True), Dropless()), 4, "router.group is 8 and a device holds 4 of"),
     ],
 )
@@ -271,6 +275,6 @@ def test_a_mixture_records_each_set_and_their_mean_by_the_weights_it_ends_with(t
 
 
 def test_a_record_that_names_the_former_place_of_a_config_is_read(experiment):
-    text = config.to_text(experiment)
+    text = config_text.to_text(experiment)
     former = text.replace("checkpoint_config.CheckpointConfig", "manager.CheckpointConfig")
-    assert former != text and config.parse(former) == experiment
+    assert former != text and config_text.parse(former) == experiment

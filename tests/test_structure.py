@@ -194,6 +194,31 @@ def test_names_are_nouns():
     )
 
 
+NAMED_ELSEWHERE = (PACKAGE / "cli", PACKAGE / "models" / "families")
+"""Exempt folders: a file of `cli` has the name of its command, a file of `families` that of its family."""
+
+
+def _twice(names: Callable[[Path, ast.Module], Iterable[str]]) -> dict[str, list[str]]:
+    """{name: its files} of the names that several files outside the exempt folders have."""
+    files: dict[str, list[str]] = {}
+    for path, tree in FILES.items():
+        if path.parent not in NAMED_ELSEWHERE:
+            for name in names(path, tree):
+                files.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    return {name: found for name, found in files.items() if len(found) > 1}
+
+
+def test_no_two_files_share_a_name():
+    assert _twice(lambda path, _: [path.name] if path.name != "__init__.py" else []) == {}
+
+
+def test_no_two_public_classes_share_a_name():
+    def classes(path: Path, tree: ast.Module) -> list[str]:
+        return [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+
+    assert _twice(classes) == {}
+
+
 def test_everything_public_says_what_it_is():
     def silent(path: Path, tree: ast.Module) -> Iterator[str]:
         if tree.body and not ast.get_docstring(tree):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from llm_jax.core.configclass import configclass
-from llm_jax.data.examples import Examples, Field
+from llm_jax.data.examples import Examples, TokenField
 from llm_jax.models.families.llama import llama
 from llm_jax.objectives import CausalLMConfig
 from llm_jax.variants import update_seconds
@@ -22,7 +22,7 @@ def test_a_deeper_model_takes_longer_for_an_update(tmp_path):
 
 
 class Counted(Examples):
-    fields = (Field("counts", "float32"),)
+    fields = (TokenField("counts", "float32"),)
 
 
 @configclass

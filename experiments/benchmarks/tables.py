@@ -11,7 +11,7 @@ from datetime import date
 from importlib import metadata
 from pathlib import Path
 
-from llm_jax.analysis import documents
+from llm_jax.analysis.markdown import publish as publish_between_markers
 
 README = Path(__file__).parent.parent / "README.md"
 _PAUSE = 0.05
@@ -68,7 +68,7 @@ def publish(name: str, text: str) -> None:
       ValueError: if the README has no such markers.
     """
     command = shlex.join(["python", f"experiments/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    documents.publish(README, name, f"`{command}`\n\n{text}")
+    publish_between_markers(README, name, f"`{command}`\n\n{text}")
 
 
 def _processor() -> str:

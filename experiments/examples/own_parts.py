@@ -26,8 +26,8 @@ from llm_jax.experiment import Experiment
 from llm_jax.layers import GLUConfig, Mixer, RMSNormConfig
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import FanIn, annotated
-from llm_jax.layers.linear import Linear
-from llm_jax.layers.recurrent.documents import documents
+from llm_jax.layers.linear import LinearLayer
+from llm_jax.layers.recurrent.document_starts import documents
 from llm_jax.layers.recurrent.linear_recurrence import linear_recurrence
 from llm_jax.layers.roles import Role
 from llm_jax.layers.sequence import SequenceInfo
@@ -102,7 +102,7 @@ class MovingAverage(nn.Module):
         features = self.config.features
         # A word of sharding/axes.py for each axis of a parameter says how devices may divide it, and its role
         # (layers/roles.py) how optimizers treat it: weight decay spares a rate. The kernels of Linear have theirs.
-        into = lambda name: Linear(  # noqa: E731
+        into = lambda name: LinearLayer(  # noqa: E731
             "BTD,DR->BTR", (self.width, features), (axes.EMBED, axes.MLP), FanIn(), self.precision, name=name
         )
         gate_BTR, value_BTR = into("gate")(x_BTD), into("value")(x_BTD).astype(jnp.float32)
@@ -116,7 +116,9 @@ class MovingAverage(nn.Module):
         input_BTR = jnp.where(real_BT1, (1 - a_R) * value_BTR, 0)
         before_BR = jnp.zeros((len(x_BTD), features)) if state is None else state.average_BR
         average_BTR = linear_recurrence(decay_BTR, input_BTR, before_BR)
-        out = Linear("BTR,RD->BTD", (features, self.width), (axes.MLP, axes.EMBED), FanIn(), self.precision, name="out")
+        out = LinearLayer(
+            "BTR,RD->BTD", (features, self.width), (axes.MLP, axes.EMBED), FanIn(), self.precision, name="out"
+        )
         y_BTD = out(jax.nn.sigmoid(gate_BTR) * average_BTR.astype(self.precision.dtype))
         return y_BTD, None if state is None else AverageState(average_BTR[:, -1], row.last_B)
 

@@ -20,4 +20,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         check_positive(every=self.every, keep_last=self.keep_last)
         check_not_negative(keep_best=self.keep_best)
-        check(bool(self.best_metric) or not self.keep_best, "best_metric is empty: name a metric or set keep_best to 0")
+        check(
+            bool(self.best_metric) or not self.keep_best,
+            "best_metric is empty: set it to a metric, or set keep_best to 0",
+        )

@@ -33,8 +33,8 @@ def not_finite(tree: Any) -> list[str]:
 def _plain(name: str, leaf: jax.Array) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ValueError(
-            f"state leaf {name} is a random key: keys are not stored; fold them from (seed, step, name) with "
-            "core.rng.key instead of keeping them in the state"
+            f"state leaf {name} is a random key: keys are not stored; derive them from (seed, step, name) with "
+            "core.rng.key instead of storing them in the state"
         )
     if isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST:
         # Arrays in host memory are moved to the device, because nothing is computed in host memory.

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.checkpoints.noise import quiet_orbax
-from llm_jax.checkpoints.record import Identity, Leaf, Record, describe, root_cause
+from llm_jax.checkpoints.record import CheckpointRecord, Identity, SavedLeaf, describe, root_cause
 from llm_jax.checkpoints.restore import FROZEN, RECORD, STATE, Restored, ranked
 from llm_jax.core.files import remove, unused
 from llm_jax.core.paths import is_object
@@ -50,7 +50,7 @@ class Checkpoints:
             restore.check_tokenizer(self._directory, record, run.tokenizer)
             self._metrics[step] = record.metrics
         self._prepare_directory()
-        self._frozen: dict[str, Leaf] | None = None
+        self._frozen: dict[str, SavedLeaf] | None = None
         self._unfinished: int | None = None
         self._closed = False
         self._orbax = self._open_orbax()
@@ -99,7 +99,7 @@ class Checkpoints:
             return False
         own, shared = restore.split(state)
         leaves = describe(own) | self._write_frozen(shared)
-        record = Record(step, self._run, dict(data), dict(loop), dict(metrics), leaves).to_json()
+        record = CheckpointRecord(step, self._run, dict(data), dict(loop), dict(metrics), leaves).to_json()
         items = {STATE: ocp.args.StandardSave(own), RECORD: ocp.args.JsonSave(record)}
         self._remove_temporaries()
         # Before the save: the retention policy, which may run within it, ranks this checkpoint by them.
@@ -170,11 +170,11 @@ class Checkpoints:
             self._remove_temporaries()
         except OSError as error:
             raise ValueError(
-                f"checkpoint directory {self._directory} cannot be written ({error.strerror or error}): "
-                "make it writable, or choose another place for the run"
+                f"checkpoint directory {self._directory} cannot be written ({error.strerror or error}): make it "
+                "writable, or use another run directory"
             ) from error
 
-    def _write_frozen(self, shared: Mapping[str, Any]) -> dict[str, Leaf]:
+    def _write_frozen(self, shared: Mapping[str, Any]) -> dict[str, SavedLeaf]:
         """Writes the frozen models, unless that is done. Returns the descriptions of their arrays."""
         if not shared:
             return {}

@@ -19,7 +19,7 @@ class Damaged(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class SavedLeaf:
     """Shape, dtype name and content digest of one array of the state."""
 
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class Identity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class CheckpointRecord:
     """The content of a checkpoint except the arrays, with descriptions of the arrays."""
 
     step: int
@@ -54,7 +54,7 @@ class Record:
     loop: dict[str, Any]
     metrics: dict[str, float]
     """Held-out metrics at this step by name, such as 'validation/loss'; empty if the step was not evaluated."""
-    leaves: dict[str, Leaf]
+    leaves: dict[str, SavedLeaf]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, which `from_json` reads and checks.
@@ -80,7 +80,9 @@ class Record:
         if zlib.crc32(value["text"].encode()) != value["crc32"]:
             raise Damaged("its record does not match its checksum")
         fields = _present(json.loads(value["text"]))
-        leaves = {name: Leaf(tuple(shape), dtype, digest) for name, (shape, dtype, digest) in fields["leaves"].items()}
+        leaves = {
+            name: SavedLeaf(tuple(shape), dtype, digest) for name, (shape, dtype, digest) in fields["leaves"].items()
+        }
         decoded = {name: _decode(fields[name]) for name in ("data", "loop")}
         return cls(**fields | decoded | {"run": Identity(**fields["run"]), "leaves": leaves})
 
@@ -97,10 +99,10 @@ def _present(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {"run": {"experiment": experiment, "tokenizer": fields.pop("tokenizer_digest")}}
 
 
-def describe(state: Any) -> dict[str, Leaf]:
+def describe(state: Any) -> dict[str, SavedLeaf]:
     """Shape, dtype and digest of every array of `state` by path name. Waits until they are computed."""
     found = digests(state)
-    return {name: Leaf(tuple(leaf.shape), str(leaf.dtype), found[name]) for name, leaf in named_leaves(state)}
+    return {name: SavedLeaf(tuple(leaf.shape), str(leaf.dtype), found[name]) for name, leaf in named_leaves(state)}
 
 
 def root_cause(error: BaseException) -> str:
@@ -122,8 +124,8 @@ def _encode(value: Any, path: str) -> Any:
     if value is None or type(value) in (str, int, float, bool):
         return value
     raise ValueError(
-        f"{path} is a {type(value).__name__}: what a checkpoint keeps beside its arrays are dicts with str keys, "
-        "lists, str, int, float, bool, None and bytes; convert it first"
+        f"{path} is a {type(value).__name__}: besides arrays a checkpoint holds dicts with str keys, lists, str, int, "
+        "float, bool, None and bytes; convert it first"
     )
 
 

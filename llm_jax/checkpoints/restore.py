@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from llm_jax.checkpoints.digest import digests
 from llm_jax.checkpoints.noise import quiet_orbax
-from llm_jax.checkpoints.record import Damaged, Identity, Leaf, Record, root_cause
+from llm_jax.checkpoints.record import CheckpointRecord, Damaged, Identity, SavedLeaf, root_cause
 from llm_jax.core.paths import is_object
 from llm_jax.core.trees import named_leaves
 
@@ -98,7 +98,7 @@ def _is_whole(folder: Path) -> bool:
     return not is_object(folder) or (folder / COMMITTED).exists()
 
 
-def readable_records(directory: Path) -> dict[int, Record]:
+def readable_records(directory: Path) -> dict[int, CheckpointRecord]:
     """Records of the checkpoints whose record is not damaged, by step."""
     directory = directory.absolute()  # orbax accepts no relative path
     records = {}
@@ -122,8 +122,8 @@ def best_step(directory: Path, metric: str) -> int:
         recorded = {step: sorted(record.metrics) for step, record in records.items()}
         raise ValueError(
             f"no checkpoint in {directory} has a finite value of {metric!r}, so none is the best; recorded by step: "
-            f"{recorded}. Choose a checkpoint with --step, leave out --best for the newest, or train with "
-            "`every` of the evaluations such that saved steps are evaluated"
+            f"{recorded}. Choose a checkpoint with --step, omit --best for the newest, or set `every` of the "
+            "evaluations such that saved steps are evaluated"
         )
     return found[0]
 
@@ -134,13 +134,12 @@ def ranked(metrics: Mapping[int, Mapping[str, float]], name: str) -> list[int]:
     return sorted(values, key=lambda step: (values[step], -step))
 
 
-def check_tokenizer(directory: Path, record: Record, tokenizer_digest: str) -> None:
+def check_tokenizer(directory: Path, record: CheckpointRecord, tokenizer_digest: str) -> None:
     """Raises ValueError if the run of `record` was trained with a tokenizer of another digest."""
     if record.run.tokenizer != tokenizer_digest:
         raise ValueError(
             f"the tokenizer has digest {tokenizer_digest}, but checkpoint {record.step} in {directory} was trained "
-            f"with {record.run.tokenizer}: its parameters mean nothing under another vocabulary; give the tokenizer "
-            "it was trained with, or start a run under a new name"
+            f"with {record.run.tokenizer}: use the tokenizer it was trained with, or start a run under a new name"
         )
 
 
@@ -164,8 +163,8 @@ def _restore(
     if skipped:
         reasons = "".join(f"\n  {candidate}: {reason}" for candidate, reason in skipped)
         raise ValueError(
-            f"no checkpoint that was asked for in {directory} can be used:{reasons}\n"
-            "Restore the files from a copy, ask for another step, or pass --fresh to start again from nothing."
+            f"no requested checkpoint in {directory} can be used:{reasons}\nRestore the files from a copy, choose "
+            "another step, or pass --fresh to start again from the beginning."
         )
     return None
 
@@ -173,8 +172,8 @@ def _restore(
 def _read(directory: Path, step: int, abstract: Any, tokenizer_digest: str, part: str | None) -> Restored:
     """Reads one checkpoint. Raises Damaged in all processes if it is damaged in one, so that all use the same step."""
     problem: Damaged | None = None
-    record: Record | None = None
-    saved: dict[str, Leaf] = {}
+    record: CheckpointRecord | None = None
+    saved: dict[str, SavedLeaf] = {}
     state: Any = None
     try:
         record = _read_record(directory, step)
@@ -207,11 +206,13 @@ def joined(state: Any, shared: dict[str, Any]) -> Any:
     return dataclasses.replace(state, **{FROZEN: shared}) if shared else state
 
 
-def _read_record(directory: Path, step: int) -> Record:
+def _read_record(directory: Path, step: int) -> CheckpointRecord:
     import orbax.checkpoint as ocp  # Slow to import, and every experiment imports this module by its configs.
 
     try:
-        record = Record.from_json(ocp.JsonCheckpointHandler().restore(epath.Path(directory) / str(step) / RECORD))
+        record = CheckpointRecord.from_json(
+            ocp.JsonCheckpointHandler().restore(epath.Path(directory) / str(step) / RECORD)
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"its record cannot be read ({root_cause(error)})") from error
     if record.step != step:
@@ -236,7 +237,7 @@ def _read_arrays(path: Path, abstract: Any) -> Any:
         raise Damaged(f"its arrays cannot be read ({root_cause(error)})") from error
 
 
-def _check_same_leaves(where: str, saved: Mapping[str, Leaf], abstract: Any) -> None:
+def _check_same_leaves(where: str, saved: Mapping[str, SavedLeaf], abstract: Any) -> None:
     found = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in saved.items()}
     expected = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(abstract)}
     differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
@@ -246,8 +247,8 @@ def _check_same_leaves(where: str, saved: Mapping[str, Leaf], abstract: Any) -> 
             for name in differing[:6]
         )
         raise ValueError(
-            f"{where} holds another state than the experiment makes; {len(differing)} arrays differ:{lines}\n"
-            "Use the model, optimizer and precision that wrote it (its run directory's experiment.txt lists them)."
+            f"{where} holds another state than the experiment; {len(differing)} arrays differ:{lines}\nUse the model, "
+            "optimizer and precision that wrote it (its run directory's experiment.txt lists them)."
         )
 
 

@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> None:
     if asks_for_help(overrides):
         load_ablation(options.file, overrides)  # prints the help and ends
     from llm_jax.analysis import ablation
-    from llm_jax.analysis.documents import check_markers, publish, with_pictures
+    from llm_jax.analysis.markdown import check_markers, publish, with_pictures
     from llm_jax.cli import devices
     from llm_jax.core import paths
     from llm_jax.variants import run_variants
@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> None:
     devices.simulate(options.cpu_devices)
     found = load_ablation(options.file, overrides)
     unknown = [name for name in options.only if name not in found.variants]
-    check(not unknown, f"--only names {unknown}, and the variants are {list(found.variants)}: take some of those")
+    check(not unknown, f"--only has {unknown}: the variants are {list(found.variants)}; choose some of them")
     chosen = {name: one for name, one in found.variants.items() if name in options.only or not options.only}
     if options.publish is not None:
         check_markers(options.publish, options.file.stem)

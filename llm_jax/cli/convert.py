@@ -44,10 +44,10 @@ def run(arguments: list[str]) -> None:
         trained = TrainedModel.of(folder, options.step, options.best)
         model, params, tokenizer = trained.model, trained.params, trained.tokenizer
     else:
-        check((folder / "config.json").exists(), f"{folder} is neither a run nor a transformers folder")
         check(
-            options.step is None and not options.best, "--step and --best choose a checkpoint of a run: leave them out"
+            (folder / "config.json").exists(), f"{folder} is neither a run nor a transformers folder: pass one of them"
         )
+        check(options.step is None and not options.best, "--step and --best choose a checkpoint of a run: omit them")
         (model, params), tokenizer = load_hf(folder), folder
     tokenizer = tokenizer if options.tokenizer else None
     save_hf(model, params, options.destination, options.family, options.dtype, tokenizer=tokenizer)

@@ -10,7 +10,7 @@ from llm_jax.core.checks import check
 def simulate(cpu_devices: int | None) -> None:
     """Makes jax use this number of simulated CPU devices and no others. Call it before jax initialises its devices."""
     if cpu_devices is not None:
-        check(cpu_devices >= 1, f"--cpu-devices is {cpu_devices}: simulate at least 1")
+        check(cpu_devices >= 1, f"--cpu-devices is {cpu_devices}: it must be at least 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", cpu_devices)
 

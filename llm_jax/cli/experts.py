@@ -23,7 +23,7 @@ class Experts:
 def run(arguments: list[str]) -> None:
     """Prints the table, and draws the picture."""
     options = parse(Experts, arguments)
-    from llm_jax.analysis import drawing, experts, plots
+    from llm_jax.analysis import drawing, expert_table, plots
     from llm_jax.cli.terminal import console
     from llm_jax.core import paths
     from llm_jax.evals.specialisation import specialisation
@@ -32,5 +32,5 @@ def run(arguments: list[str]) -> None:
     run = paths.at(options.run)
     trained = TrainedModel.of(run, options.step, options.best)
     found = specialisation(trained.model, trained.params, trained.held_out(options.cache_dir), trained.tokenizer)
-    console().print(experts.table(found))
+    console().print(expert_table.table(found))
     print(f"wrote {drawing.save(plots.specialisation_figure(found), run / 'specialisation.png')}")

@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> None:
     options = parse(Parity, arguments)
     from rich.console import Console
 
-    from llm_jax.analysis.documents import check_markers, publish
+    from llm_jax.analysis.markdown import check_markers, publish
     from llm_jax.analysis.report import markdown_table
     from llm_jax.cli import devices
     from llm_jax.cli.terminal import console

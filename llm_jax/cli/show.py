@@ -17,7 +17,7 @@ class Show:
 def run(arguments: list[str]) -> None:
     """Prints the experiment."""
     options, overrides = parse_with_overrides(Show, arguments)
-    from llm_jax.core import config
+    from llm_jax.core import config_text
     from llm_jax.experiment import load_experiment
 
-    print(config.to_text(load_experiment(options.file, overrides)), end="")
+    print(config_text.to_text(load_experiment(options.file, overrides)), end="")

@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> None:
     from llm_jax.checkpoints.restore import saved_steps
     from llm_jax.cli import devices
     from llm_jax.core import paths
-    from llm_jax.core.source import Source
+    from llm_jax.core.source import SourceCode
     from llm_jax.data import known_files
     from llm_jax.hosts.process_group import joined
     from llm_jax.training_run import run_training
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> None:
                 hosts,
                 options.step,
                 branch,
-                Source.of_file(options.file),
+                SourceCode.of_file(options.file),
                 options.accept_changes,
             )
     if not hosts.leads or max(saved_steps(trained.checkpoints), default=0) != experiment.steps:

@@ -135,7 +135,7 @@ def _annotations(cls: type) -> dict[str, tuple[Any, str]]:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError as error:
         raise ValueError(
-            f"{cls.__name__} has an annotation that names {error.name!r}, which its module does not define: import or "
+            f"{cls.__name__} has an annotation with {error.name!r}, which its module does not define: import or "
             "define it at the top of the file"
         ) from error
     remedies = {field.name: field.metadata.get("remedy") for field in dataclasses.fields(cls)}

@@ -88,7 +88,11 @@ class ObjectLock:
         if (found := self._read()) is not None:
             self._held = False
             raise RunHeld(run_lock.lost(self._path, _holder(found)))
-        check(self._create(), f"{self._path.parent} was deleted and is in use by another process now; this one stops")
+        check(
+            self._create(),
+            f"{self._path.parent} was deleted and is in use by another process: this process stops; give its run "
+            "another --name",
+        )
 
     def _create(self) -> bool:
         """Whether this process created the object. Also True if a first answer of the store was lost and its client

@@ -54,13 +54,17 @@ def at(where: str | os.PathLike[str]) -> Path:
     scheme, separator, rest = text.partition("://")
     if not separator:
         lost = text.startswith(f"{_SCHEME}:/")
-        check(not lost, f"{text} has lost a slash of gs://, as pathlib.Path does to it: give the address as a str")
+        check(
+            not lost,
+            f"{text} has one slash after gs:, since pathlib.Path removes the second: pass the address as a str",
+        )
         return Path(text)
     check(
         scheme == _SCHEME,
-        f"{text} has the scheme {scheme}: runs lie in a file system or at gs://; give such a path, or mount the store",
+        f"{text} has the scheme {scheme}: only file systems and gs:// are supported; use such a path, or mount the "
+        "store",
     )
-    check(rest.strip("/") != "", f"{text} names no bucket: write gs://BUCKET/FOLDER")
+    check(rest.strip("/") != "", f"{text} has no bucket: write gs://BUCKET/FOLDER")
     try:
         fsspec.get_filesystem_class("gcs")
     except ImportError as error:

@@ -41,16 +41,16 @@ def parsed(line: bytes) -> Record:
     try:
         record = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON: {str(error)[:80]}") from error
+        raise ValueError(f"not JSON: {str(error)[:80]}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"a JSON {type(record).__name__}, no object")
+        raise ValueError(f"a JSON {type(record).__name__}, not an object")
     if not isinstance(record.get("kind"), str):
         raise ValueError("it has no 'kind'")
     if type(record.get("step")) is not int or record["step"] < 0:
-        raise ValueError("its 'step' is no number of updates")
+        raise ValueError("its 'step' is not a whole number of steps")
     too_large = [name for name, value in record.items() if type(value) is int and abs(value) > 2**63]
     if too_large or not _is_time(record.get("time", 0.0)):
-        raise ValueError(f"{too_large or ['time']} is no number that a run records")
+        raise ValueError(f"{too_large or ['time']} is not a number that a run records")
     return record
 
 

@@ -21,13 +21,13 @@ from typing import Any
 
 import jax
 
-from llm_jax.core import config, records, source
+from llm_jax.core import config_text, records, source
 from llm_jax.core.checks import check
 from llm_jax.core.files import remove, unused, write_atomically
 from llm_jax.core.object_lock import ObjectLock
 from llm_jax.core.paths import is_object
 from llm_jax.core.run_lock import RunLock
-from llm_jax.core.source import Source
+from llm_jax.core.source import SourceCode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_experiment(config.to_text(experiment))
+            self.write_experiment(config_text.to_text(experiment))
         except OSError as error:
             raise ValueError(self._not_writable(error)) from error
 
@@ -158,8 +158,8 @@ class RunDirectory:
         digests = {start["experiment_digest"] for start in starts if "experiment_digest" in start}
         check(
             not digests or hashlib.sha256(text.encode()).hexdigest()[:16] in digests,
-            f"{file} is damaged: it is not the experiment that {self.card_file.name} names by its digest. The command "
-            "that trained the run writes it again, from the newest checkpoint",
+            f"{file} is damaged: its digest differs from that in {self.card_file.name}. Run the training command "
+            "again: it writes the file anew from the newest checkpoint",
         )
         return text
 
@@ -173,17 +173,17 @@ class RunDirectory:
     def parsed(self, text: str) -> Any:
         """The config of a flat text that the run wrote. User-defined types are imported from `source`."""
         with self.own_types(text):
-            return config.parse(text)
+            return config_text.parse(text)
 
     def own_types(self, text: str) -> contextlib.AbstractContextManager[None]:
         """Context manager in which user-defined types are imported from `source`, if the flat text of the experiment
         names any."""
-        return source.loaded(self.source) if config.names_own_types(text) else contextlib.nullcontext()
+        return source.loaded(self.source) if config_text.names_own_types(text) else contextlib.nullcontext()
 
-    def write_source(self, found: Source) -> None:
+    def write_source(self, found: SourceCode) -> None:
         """Writes the user's files into `source`. A former `source` with other files is renamed to `source-<digest>`."""
         with contextlib.suppress(ValueError):  # damaged files are replaced
-            former = Source.read(self.source)
+            former = SourceCode.read(self.source)
             if former is not None and former.digest != found.digest:
                 self.source.rename(unused(self.path / f"source-{former.digest}"))
         if found.modules:
@@ -314,7 +314,7 @@ class ReadOnlyRun(RunDirectory):
     def end_card(self, how: str, why: str = "") -> None:
         """Does nothing: the first process writes it."""
 
-    def write_source(self, found: Source) -> None:
+    def write_source(self, found: SourceCode) -> None:
         """Does nothing: the first process writes them."""
 
     def set_aside_after(self, step: int) -> list[Path]:

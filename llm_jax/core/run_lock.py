@@ -153,7 +153,11 @@ class RunLock:
             raise RunHeld(lost(self._path, Holder.parsed(_read(self._path))))
         former, self._file = self._file, None
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        check(self._create(), f"{self._path.parent} was deleted and is in use by another process now; this one stops")
+        check(
+            self._create(),
+            f"{self._path.parent} was deleted and is in use by another process: this process stops; give its run "
+            "another --name",
+        )
         os.close(former)
 
     def _create(self) -> bool:

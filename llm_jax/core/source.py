@@ -25,7 +25,7 @@ _MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceCode:
     """The text of the experiment file and of all local modules that it imports, directly or indirectly.
 
     A module is local if its file is not in this package, the standard library or an installed package.
@@ -70,16 +70,16 @@ class Source:
             return
         check(
             "<locals>" not in kind.__qualname__,
-            f"{kind.__qualname__} is defined inside a function, so that a run of it could not be read back: define it "
+            f"{kind.__qualname__} is defined inside a function, so a run with it could not be loaded again: define it "
             "at the top level of its file",
         )
         check(
             user_file.importable_name(kind.__module__) in self.modules,
-            f"{kind.__qualname__} is defined in {kind.__module__}, which has no file, so that a run of it could not be "
-            "read back: define it in a file",
+            f"{kind.__qualname__} is defined in {kind.__module__}, which has no file, so a run with it could not be "
+            "loaded again: define it in a file",
         )
 
-    def difference(self, other: "Source") -> str:
+    def difference(self, other: "SourceCode") -> str:
         """A unified diff from this source to another; empty if they are equal."""
         lines = []
         for name in sorted({*self.modules, *other.modules}):
@@ -126,12 +126,12 @@ class Source:
 
 @contextlib.contextmanager
 def loaded(folder: Path) -> Iterator[None]:
-    """In this context, the modules that `Source.write` wrote to `folder` are imported from there under their names.
+    """In this context, the modules that `SourceCode.write` wrote to `folder` are imported from there under their names.
 
     Raises:
       ValueError: if a file is damaged, or for an error in the user's code, with its line.
     """
-    source = Source.read(folder)
+    source = SourceCode.read(folder)
     if source is None or not source.modules:
         yield
         return
@@ -153,7 +153,7 @@ def loaded(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _importable(source: Source, folder: Path) -> Iterator[Path]:
+def _importable(source: SourceCode, folder: Path) -> Iterator[Path]:
     """A local folder with the files of a source: `folder`, or a copy of it if it is in an object store."""
     if not is_object(folder):
         yield folder

@@ -68,7 +68,7 @@ def _compiled(path: Path) -> CodeType:
     except (SyntaxError, ValueError) as error:
         if isinstance(error, SyntaxError) and error.filename:
             raise
-        raise ValueError(f"{path} is no Python source: {error}") from error
+        raise ValueError(f"{path} is not valid Python: {error}") from error
 
 
 def call(module: ModuleType, function: str, returns: str) -> Any:
@@ -90,7 +90,7 @@ def call(module: ModuleType, function: str, returns: str) -> Any:
         inspect.signature(found).bind()
     except TypeError as error:
         given = f"{function}{inspect.signature(found)}"
-        raise ValueError(f"{rule}: it is called without arguments, and the file has {given}") from error
+        raise ValueError(f"{rule}: it must not require arguments; the file has {given}") from error
     return found()
 
 

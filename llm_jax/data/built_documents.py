@@ -62,8 +62,8 @@ class BuiltDocuments:
         wrong = {name: np.shape(array) for name, array in built.items() if np.shape(array) != (length,)}
         check(
             built.keys() == wanted and not wrong,
-            f"{type(examples).__name__}.document returned {', '.join(f'{n} {np.shape(a)}' for n, a in built.items())} "
-            f"for document {index}: return {', '.join(sorted(wanted))}, each with the {length} tokens that `lengths` "
-            "says",
+            f"{type(examples).__name__}.document returned "
+            f"{', '.join((f'{n} {np.shape(a)}' for n, a in built.items()))} for document {index}: return "
+            f"{', '.join(sorted(wanted))}, each with the {length} tokens that `lengths` returned",
         )
         return built

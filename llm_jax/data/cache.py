@@ -148,7 +148,7 @@ class _Entry:
                 raise
             os.rename(self._building, self.folder)
             shards.remember_checksums(self.folder, manifest)
-        return given(self.read(), f"{self.folder} was damaged while it was written: the disk or the memory is faulty")
+        return given(self.read(), f"{self.folder} was damaged while it was written: check the disk and the memory")
 
     def _build(self, source: TextSource, tokenizer: Tokenizer) -> dict:
         with contextlib.closing(shards.ShardWriter(self._building, tokenizer.vocab_size)) as writer:
@@ -161,15 +161,15 @@ class _Entry:
                 for batch in encoded(rest, tokenizer, self._identity["bos"], self._identity["eos"]):
                     writer.write(batch)
                     progress.advance(progress.task_ids[0], int(batch.text_bytes.sum()))
-            check(writer.tokens > 0, f"there is no text in the {source}: give it some, or leave that part out")
+            check(writer.tokens > 0, f"there is no text in the {source}: add text, or remove that part")
             return writer.finish(self._identity)
 
     def _check_identity(self, identity: dict) -> None:
         differing = sorted(name for name in self._identity if identity.get(name) != self._identity[name])
         check(
             not differing,
-            f"token cache {self.folder} was made with another {' and '.join(differing)}: it must have been copied "
-            "or edited by hand; delete it",
+            f"token cache {self.folder} was made with another {' and '.join(differing)}: a cache must not be copied "
+            "or edited; delete it",
         )
 
     @contextlib.contextmanager

@@ -74,9 +74,9 @@ class Corpus(RowSource):
         needed = context.batch_size * context.sequence_length + 1
         check(
             documents.total >= needed,
-            f"the {self._text('train')} has {documents.total} tokens in {len(documents)} documents, but one batch "
-            f"takes batch_size x sequence_length + 1 = {context.batch_size} x {context.sequence_length} + 1 = "
-            f"{needed}: give more text, or lower batch_size or sequence_length",
+            f"the {self._text('train')} has {documents.total} tokens in {len(documents)} documents: one batch "
+            f"requires batch_size x sequence_length + 1 = {context.batch_size} x {context.sequence_length} + 1 = "
+            f"{needed}; add text, or lower batch_size or sequence_length",
         )
         return self._config.packing.train(documents, context.sequence_length, context.seed, context.examples.fields)
 

@@ -118,7 +118,6 @@ def _encode(batch: list[Piece], tokenizer: Tokenizer, bos: bool, eos: bool) -> E
 def _check_ids(name: str, ids: np.ndarray, tokenizer: Tokenizer) -> None:
     if len(ids) and (ids.min() < 0 or ids.max() >= tokenizer.vocab_size):
         raise ValueError(
-            f"document {name}: the tokenizer gave ids from {ids.min()} to {ids.max()}, but its vocab_size is "
-            f"{tokenizer.vocab_size}: the tokenizer's file is damaged, or it has no such boundary token (set bos and "
-            "eos to False)"
+            f"document {name}: the tokenizer returned ids from {ids.min()} to {ids.max()}, but its vocab_size is "
+            f"{tokenizer.vocab_size}: restore its file, or set bos and eos to False if it has no such token"
         )

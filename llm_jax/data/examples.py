@@ -10,7 +10,7 @@ document), int32, each [sequence_length + 1]; and the fields of `Examples`. All 
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
+class TokenField:
     """An array with one value for each token, such as a loss mask."""
 
     name: str
@@ -29,7 +29,7 @@ class Examples:
     so results do not depend on processes, workers or restarts.
     """
 
-    fields: tuple[Field, ...] = ()
+    fields: tuple[TokenField, ...] = ()
     """Arrays that `document` returns in addition to `tokens`. They are packed in the same way as the tokens."""
 
     def document(self, tokens: np.ndarray, draw: float, generator: np.random.Generator) -> Row:

@@ -37,8 +37,8 @@ def host_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
     check(
         batch_size % parts == 0,
         f"data.batch_size is {batch_size} and the mesh divides the rows of a batch over {parts} devices "
-        f"({', '.join(f'{name} {mesh.shape[name]}' for name in names)}): set batch_size to a multiple of {parts}, or "
-        "give those axes fewer devices",
+        f"({', '.join(f'{name} {mesh.shape[name]}' for name in names)}): set batch_size to a multiple of {parts}, "
+        "or reduce those axes",
     )
     rows_only = NamedSharding(mesh, PartitionSpec(*sharding.spec[:1]))
     held = rows_only.addressable_devices_indices_map((batch_size,)).values()

@@ -118,7 +118,7 @@ class _FileState:
             found = [path.stat() for path in paths]
         except OSError as error:
             reason = error.strerror or error
-            raise ValueError(f"cannot read {error.filename}: {reason}; give the path of a readable file") from error
+            raise ValueError(f"cannot read {error.filename}: {reason}; set the path to a readable file") from error
         times = [time for stat in found for time in (stat.st_mtime_ns, stat.st_ctime_ns)]
         identity = " ".join(f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for s in found)
         return cls(identity, max(times, default=0), all(ns % 10**9 == 0 for ns in times), time.time_ns())

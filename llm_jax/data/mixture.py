@@ -33,7 +33,7 @@ class WeightedSource:
         check(bool(self.name) and "/" not in self.name, f"name is {self.name!r}: it must be a word without '/'")
         check(
             not isinstance(self.source, MixtureConfig),
-            f"source of {self.name!r} is a mixture: list its sources in the outer mixture, with their own weights",
+            f"source of {self.name!r} is a mixture: add its sources to the outer mixture, with their own weights",
         )
         steps = [step for step, _ in self.changes]
         check(
@@ -88,12 +88,14 @@ class MixtureConfig(Source):
 
     def _check_weights(self, step: int) -> None:
         weights = {source.name: source.weight_at(step) for source in self.sources}
-        check(sum(weights.values()) > 0, f"from step {step} all weights are zero, {weights}: give one source a weight")
+        check(
+            sum(weights.values()) > 0, f"from step {step} all weights are zero, {weights}: at least one must be greater"
+        )
         for (name, weight), count in zip(weights.items(), self.counts_at(step), strict=True):
             check(
                 weight == 0 or count > 0,
                 f"from step {step} {name!r} has weight {weight} of {sum(weights.values())}, less than one row in a "
-                f"block of {self.block}: raise block or the weight, or set the weight to 0",
+                f"block of {self.block}: increase block or the weight, or set the weight to 0",
             )
 
 

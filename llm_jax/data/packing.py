@@ -11,7 +11,7 @@ from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.data.built_documents import BuiltDocuments
 from llm_jax.data.cache import TokenDocuments
-from llm_jax.data.examples import Field
+from llm_jax.data.examples import TokenField
 from llm_jax.data.row_source import Row, Rows, padding_row, whole_row
 
 Documents = TokenDocuments | BuiltDocuments
@@ -23,12 +23,14 @@ class Packing(abc.ABC):
     """How documents are packed into rows. Derive a configclass from it to use your own packing."""
 
     @abc.abstractmethod
-    def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[Field, ...] = ()) -> Rows:
+    def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[TokenField, ...] = ()) -> Rows:
         """An infinite sequence of rows of `sequence_length` + 1 tokens, each a pure function of (seed, index). `fields`
         are the per-token arrays that the documents have in addition to the tokens."""
 
     @abc.abstractmethod
-    def evaluation(self, documents: Documents, sequence_length: int, fields: tuple[Field, ...] = ()) -> "PackedRows":
+    def evaluation(
+        self, documents: Documents, sequence_length: int, fields: tuple[TokenField, ...] = ()
+    ) -> "PackedRows":
         """Rows in the order of the source, in which each token is a target once."""
 
 
@@ -41,10 +43,12 @@ class PackedConfig(Packing):
     isolate: bool = True
     """True: each document in a row is a segment of its own. False: a row is one segment."""
 
-    def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[Field, ...] = ()) -> Rows:
+    def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[TokenField, ...] = ()) -> Rows:
         return PackedRows(documents, sequence_length, seed, self.shuffle, self.isolate, fields)
 
-    def evaluation(self, documents: Documents, sequence_length: int, fields: tuple[Field, ...] = ()) -> "PackedRows":
+    def evaluation(
+        self, documents: Documents, sequence_length: int, fields: tuple[TokenField, ...] = ()
+    ) -> "PackedRows":
         return PackedRows(documents, sequence_length, 0, shuffle=False, isolate=self.isolate, fields=fields)
 
 
@@ -52,16 +56,18 @@ class PackedConfig(Packing):
 class RandomWindowsConfig(Packing):
     """Each row is a window at a random offset of one token stream, as in nanoGPT. Document boundaries are ignored."""
 
-    def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[Field, ...] = ()) -> Rows:
+    def train(self, documents: Documents, sequence_length: int, seed: int, fields: tuple[TokenField, ...] = ()) -> Rows:
         """Raises ValueError if the documents are changed by an objective."""
         if not isinstance(documents, TokenDocuments):
             raise ValueError(
                 "data.source.packing is RandomWindowsConfig, which reads windows of the tokenised text, and the "
-                "objective changes documents before they are packed: take PackedConfig"
+                "objective changes documents before packing: use PackedConfig"
             )
         return RandomWindows(documents, sequence_length, seed)
 
-    def evaluation(self, documents: Documents, sequence_length: int, fields: tuple[Field, ...] = ()) -> "PackedRows":
+    def evaluation(
+        self, documents: Documents, sequence_length: int, fields: tuple[TokenField, ...] = ()
+    ) -> "PackedRows":
         return PackedRows(documents, sequence_length, 0, shuffle=False, isolate=False, fields=fields)
 
 
@@ -96,12 +102,12 @@ class PackedRows:
         seed: int,
         shuffle: bool = True,
         isolate: bool = True,
-        fields: tuple[Field, ...] = (),
+        fields: tuple[TokenField, ...] = (),
     ):
         """Raises ValueError if there is no target."""
         check(
             documents.total > 1,
-            f"the documents hold {documents.total} tokens: at least 2 are needed to predict one from the other",
+            f"the documents have {documents.total} tokens: at least 2 are required, an input and a target; add text",
         )
         self._documents = documents
         self._sequence_length = sequence_length
@@ -174,8 +180,8 @@ class RandomWindows:
         """Raises ValueError if the stream is shorter than one row."""
         check(
             documents.total > sequence_length,
-            f"the documents hold {documents.total} tokens, fewer than one row of sequence_length + 1 = "
-            f"{sequence_length + 1}: lower sequence_length or give more text",
+            f"the documents have {documents.total} tokens, fewer than one row of sequence_length + 1 = "
+            f"{sequence_length + 1}: lower sequence_length or add text",
         )
         self._tokens = documents.tokens
         self._sequence_length = sequence_length

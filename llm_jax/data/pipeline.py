@@ -69,7 +69,7 @@ class DataConfig:
         texts: list[TextSource] = []
         for source in self._sources:
             if not isinstance(source, CorpusConfig):
-                raise ValueError(f"{type(source).__name__} has no text: only a CorpusConfig has")
+                raise ValueError(f"{type(source).__name__} has no text: use a CorpusConfig")
             texts.append(source.text(part))
         if max_bytes is not None:
             texts = [Limited(text, max_bytes) for text in texts]
@@ -90,8 +90,8 @@ class DataConfig:
         for source in self._sources:
             check(
                 isinstance(source, CorpusConfig) or not examples.changes_documents,
-                f"{type(examples).__name__} changes documents before they are packed, and {type(source).__name__} has "
-                "no documents: take a CorpusConfig",
+                f"{type(examples).__name__} changes documents before packing, and {type(source).__name__} has no "
+                "documents: use a CorpusConfig",
             )
         return Dataset(self, RowContext(tokenizer, cache, self.sequence_length, self.batch_size, seed, examples))
 

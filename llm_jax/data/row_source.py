@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_jax.core.configclass import configclass
 from llm_jax.data.duplicates import DocumentSet
-from llm_jax.data.examples import Examples, Field, Row
+from llm_jax.data.examples import Examples, Row, TokenField
 from llm_jax.data.splits import Part
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -110,7 +110,7 @@ def whole_row(tokens: np.ndarray) -> Row:
     }
 
 
-def padding_row(length: int, fields: tuple[Field, ...] = ()) -> Row:
+def padding_row(length: int, fields: tuple[TokenField, ...] = ()) -> Row:
     """A row of padding only."""
     row = {name: np.zeros(length, np.int32) for name in ("tokens", "segment_ids", "positions")}
     return row | {field.name: np.full(length, field.padding, field.dtype) for field in fields}

@@ -285,6 +285,6 @@ def _check_fractions(validation: float, test: float) -> None:
     check_fraction(validation=validation, test=test)
     check(
         validation + test < 1,
-        f"validation is {validation} and test is {test}: together they must be less than 1, so that text is left to "
-        "train on",
+        f"validation is {validation} and test is {test}: their sum must be less than 1, since the rest is the "
+        "training part",
     )

@@ -12,8 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llm_jax.core import config as core_config
-from llm_jax.core import rng
+from llm_jax.core import config_text, rng
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.data.row_source import EvaluationRows, Row, RowContext, Rows, RowSource, Source, padding_row
@@ -178,8 +177,8 @@ class SyntheticSource(RowSource):
         self._task = task = config.task(context.sequence_length + 1)
         check(
             task.length <= context.sequence_length + 1,
-            f"sequence_length is {context.sequence_length}, and one example of {type(config).__name__} is "
-            f"{task.length} tokens: set sequence_length to at least {task.length - 1}, or make the examples shorter",
+            f"sequence_length is {context.sequence_length}, and one example of {type(config).__name__} has "
+            f"{task.length} tokens: set sequence_length to at least {task.length - 1}, or shorten the examples",
         )
         check(
             context.tokenizer is None or task.vocab_size <= context.tokenizer.vocab_size,
@@ -201,7 +200,7 @@ class SyntheticSource(RowSource):
     def manifest(self) -> dict:
         return {
             "task": type(self._config).__name__,
-            "config_digest": core_config.digest(self._config),
+            "config_digest": config_text.digest(self._config),
             "optimal_loss": self._task.optimal_loss,
         }
 

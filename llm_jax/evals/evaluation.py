@@ -110,7 +110,7 @@ class Evaluation(abc.ABC):
         check(
             not missing,
             f"{type(self).__name__} declares the metrics {', '.join(missing)}, and its evaluator returned "
-            f"{', '.join(flat) or 'none'}: return them, or leave them out of metrics()",
+            f"{', '.join(flat) or 'none'}: return them, or remove them from metrics()",
         )
         return {name: flat[name] for name in names}
 

@@ -33,13 +33,16 @@ class PerplexityConfig(Evaluation):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.test or not self.compressors, "compressors is set and test is not: compressors needs the test part")
+        check(
+            self.test or not self.compressors,
+            "compressors is set and test is not: set test, which compressors requires",
+        )
 
     def metrics(self, experiment: Any) -> tuple[str, ...]:
         check(
             experiment.objective.predicts_text or not self.compressors,
-            "compressors of PerplexityConfig is set, and compressors are compared in bits per byte, which objective "
-            f"{type(experiment.objective).__name__} does not define: set it to False",
+            f"compressors of PerplexityConfig is set, and objective {type(experiment.objective).__name__} does not "
+            "define bits per byte: set compressors to False",
         )
         names = experiment.data.held_out.names
         return names if experiment.objective.predicts_text else _without_bits(names)
@@ -84,7 +87,7 @@ def scores(
     # Fetched batch by batch, because the host adds in float64, and because concurrent functions on simulated devices
     # can deadlock in a collective.
     parts = [jax.device_get(function(batch)) for batch in batches]
-    check(len(parts) > 0, "the evaluation set has no batch: give it documents or drop it from the experiment")
+    check(len(parts) > 0, "the evaluation set has no batch: add documents, or remove it from the experiment")
     totals = jax.tree.map(lambda *sums: np.sum(sums, axis=0, dtype=np.float64), *parts)
     values = means(totals) | {"targets": float(totals["loss"].count)}
     if bytes_of_text:

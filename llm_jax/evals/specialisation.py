@@ -81,7 +81,7 @@ def specialisation(model: Model, params: Any, batches: Iterable[Batch], tokenize
     """
     check(
         any(stack.experts for stack in model.config.stacks),
-        "the model has no MoE layer: take one whose blocks have a MoEConfig as ffn",
+        "the model has no MoE layer: use a model with a MoEConfig as ffn",
     )
     classes, found = TokenClasses.of(tokenizer), {}
     run = jax.jit(lambda params, batch, classes_BT: _counts(model, params, batch, classes_BT))
@@ -93,7 +93,7 @@ def specialisation(model: Model, params: Any, batches: Iterable[Batch], tokenize
         )
         for path, counts_LCE in jax.device_get(run(params, batch, classes_BT)).items():
             found[path] = found.get(path, 0) + counts_LCE.astype(np.float64)
-    check(len(found) > 0, "there is nothing to count: give at least one batch")
+    check(len(found) > 0, "there are no batches: at least one is required")
     return Specialisation(found)
 
 

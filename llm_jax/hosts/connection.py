@@ -108,8 +108,8 @@ class Connection:
                 await self._hub.serve(place.port)
             except OSError as error:
                 raise ValueError(
-                    f"host 0 ({self._name}) cannot wait for the others at port {place.port} ({error.strerror or error})"
-                    ": another job may use it; give --hosts.address (or JAX_COORDINATOR_PORT) another port"
+                    f"host 0 ({self._name}) cannot listen at port {place.port} ({error.strerror or error}): another "
+                    "job may use the port; set --hosts.address (or JAX_COORDINATOR_PORT) to another"
                 ) from error
         reader, self._writer = await self._connect()
         write(self._writer, {"hello": place.index, "count": place.count, "name": self._name})
@@ -125,8 +125,8 @@ class Connection:
                 if time.monotonic() > give_up:
                     raise ValueError(
                         f"host {place.index} ({self._name}) did not reach host 0 at {place.address} within "
-                        f"{self._config.arrival_seconds:g} seconds ({error.strerror or error}): look at the output of "
-                        "host 0, and whether the address is that of its machine"
+                        f"{self._config.arrival_seconds:g} seconds ({error.strerror or error}): check the output of "
+                        "host 0, and that the address is that of its machine"
                     ) from error
             await asyncio.sleep(_RETRY_SECONDS)
 

@@ -36,7 +36,7 @@ async def read(reader: asyncio.StreamReader, seconds: float) -> dict[str, Any] |
     connection = await asyncio.wait_for(reader.readline(), seconds)
     message = json.loads(connection) if connection else None
     if not isinstance(message, dict | None):
-        raise ValueError(f"{connection[:80]!r} is no message")
+        raise ValueError(f"{connection[:80]!r} is not a message of this protocol")
     return message
 
 
@@ -90,7 +90,7 @@ class Hub:
         except OSError as error:
             problem = ENDED if isinstance(error, ConnectionError) else str(error)
         except (ValueError, KeyError, TypeError) as error:
-            problem = f"what it sends is no message ({error!r})"
+            problem = f"it sent what is not a message ({error!r})"
         finally:
             if index is None:  # a second connection of a process, or one that is not of this job
                 self._accepted.discard(writer)

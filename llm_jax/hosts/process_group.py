@@ -163,8 +163,8 @@ def _start_jax(connection: Connection, config: HostsConfig) -> None:
     )
     check(
         jax.process_count() == place.count and jax.process_index() == place.index,
-        f"this process is host {place.index} of {place.count} and jax takes it for {jax.process_index()} of "
-        f"{jax.process_count()}: the platform has its own order; give --hosts.index in that",
+        f"this process is host {place.index} of {place.count}, but jax numbers it {jax.process_index()} of "
+        f"{jax.process_count()}: set --hosts.index to that of jax",
     )
 
 

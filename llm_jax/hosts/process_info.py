@@ -44,8 +44,8 @@ def find(config: HostsConfig) -> ProcessInfo | None:
     place = None if config.count == 1 else _among_several(config)
     check(
         place is not None or config.devices is None,
-        f"hosts.devices is {config.devices} and this is a single process, which uses all devices that it sees: leave "
-        "it out, and choose with CUDA_VISIBLE_DEVICES",
+        f"hosts.devices is {config.devices} and this is a single process, which uses all visible devices: remove it, "
+        "and select devices with CUDA_VISIBLE_DEVICES",
     )
     return place
 
@@ -59,7 +59,7 @@ def _among_several(config: HostsConfig) -> ProcessInfo | None:
     missing = [name for name in ("address", "count", "index") if name not in facts]
     check(
         not missing,
-        f"several processes are to train together ({facts}) and nothing says the {' and '.join(missing)}: give "
+        f"several processes were started ({facts}) without {' and '.join(missing)}: set "
         f"{', '.join(f'--hosts.{name}' for name in missing)}",
     )
     return ProcessInfo(**facts)
@@ -142,7 +142,7 @@ def _tpu_pod() -> dict:
         check(
             workers != "" and "," not in workers,
             f"the workers of this TPU are {workers or 'not known'} and its metadata server does not answer ({error}): "
-            "give --hosts.count 1 for a single process, else --hosts.address, --hosts.count and --hosts.index",
+            "set --hosts.count 1 for a single process, else --hosts.address, --hosts.count and --hosts.index",
         )
         return {}
 
@@ -156,8 +156,8 @@ def _told_by_pod() -> dict:
     pods = [pod for name in ("GkeTpuCluster", "GceTpuCluster") if (pod := _cluster(name))]
     check(
         len(pods) > 0 or "," not in _tpu_workers(),
-        f"the workers of this TPU are {_tpu_workers()} and this version of jax does not tell their place among them: "
-        "give --hosts.address, --hosts.count and --hosts.index",
+        f"the workers of this TPU are {_tpu_workers()} and this version of jax does not report the index of a worker: "
+        "set --hosts.address, --hosts.count and --hosts.index",
     )
     pod = next((cluster for cluster in pods if cluster.is_env_present()), None)
     if pod is None or pod.get_process_count() == 1:

@@ -82,14 +82,12 @@ class Generator:
         model = self._given = _writer(model)
         config = dataclasses.replace(model.config, segments=unstacked(model.config.segments), execution=Execution())
         self._model, self._sampling, self._eos_id, self._pad_id = model.clone(config=config), sampling, eos_id, pad_id
-        self._scored = given(
-            model.config.vocab_size, "the model has no vocabulary, so it cannot write tokens: give it one"
-        )
+        self._scored = given(model.config.vocab_size, "the model has no vocabulary: generation requires vocab_size")
         self._vocab_size = self._scored if vocab_size is None else vocab_size
         check(
             1 <= self._vocab_size <= self._scored,
-            f"vocab_size is {vocab_size} and the model's is {self._scored}: the model scores no other "
-            "tokens; use the tokenizer that it was trained with",
+            f"vocab_size is {vocab_size} and the model's is {self._scored}: it must not exceed the model's; use the "
+            "tokenizer that the model was trained with",
         )
         for name, token in (("eos_id", eos_id), ("pad_id", pad_id)):
             check(
@@ -112,8 +110,11 @@ class Generator:
             `new_tokens` exceed the model's maximum length, or an invalid seed.
         """
         check_seed(seed=seed)
-        check(new_tokens >= 1, f"new_tokens is {new_tokens}: ask for at least 1")
-        check(all(map(len, prompts)) and len(prompts) > 0, "a prompt is empty: give it at least one token, such as bos")
+        check(new_tokens >= 1, f"new_tokens is {new_tokens}: it must be at least 1")
+        check(
+            all(map(len, prompts)) and len(prompts) > 0,
+            "a prompt is empty: at least one token is required, such as bos",
+        )
         self._check_tokens(prompts)
         return self._stream(params, *self._pad(prompts, new_tokens), new_tokens, seed)
 
@@ -151,22 +152,22 @@ class Generator:
             found = np.asarray(prompt)
             check(
                 found.ndim == 1 and np.issubdtype(found.dtype, np.integer),
-                f"prompt {number} has shape {found.shape} and type {found.dtype}: give the ids of its tokens",
+                f"prompt {number} has shape {found.shape} and type {found.dtype}: a list of token ids is required",
             )
             wrong = found[(found < 0) | (found >= self._scored)]
             check(
                 not wrong.size,
-                f"prompt {number} holds token {wrong[:1].sum()}, and the model's tokens are 0 to "
-                f"{self._scored - 1}: use the tokenizer that it was trained with",
+                f"prompt {number} has token {wrong[:1].sum()}, and the model's tokens are 0 to {self._scored - 1}: "
+                "use the tokenizer that the model was trained with",
             )
 
     def _pad(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         longest, room = max(map(len, prompts)), self._model.config.max_length - new_tokens
         if longest > room:
             raise ValueError(
-                f"the longest prompt has {longest} tokens and {new_tokens} new ones are asked for, but the model holds "
-                f"{self._model.config.max_length} in all: shorten the prompt or ask for at most "
-                f"{max(0, self._model.config.max_length - longest)} new tokens"
+                f"the longest prompt has {longest} tokens and new_tokens is {new_tokens}: the model's max_length is "
+                f"{self._model.config.max_length}; shorten the prompt, or set new_tokens to at most "
+                f"{max(0, self._model.config.max_length - longest)}"
             )
         length = min(-(-longest // _BUCKET) * _BUCKET, room)
         tokens_BP = np.full((len(prompts), length), self._pad_id, np.int32)
@@ -221,17 +222,14 @@ class Generator:
 
 def _writer(model: Model) -> Transformer:
     if not isinstance(model, Transformer) or model.config.has_cross_attention:
-        raise ValueError(
-            "the model reads the output of an encoder, and Generator continues prompts of decoders only: give a decoder"
-        )
+        raise ValueError("the model requires the output of an encoder: Generator supports decoders only; use a decoder")
     check(
         model.config.causal,
-        f"{' and '.join(model.config.non_causal)} of the model is not causal, and generation token by token needs a "
-        f"causal model: {MAKE_CAUSAL}",
+        f"{' and '.join(model.config.non_causal)} of the model is not causal: generation token by token requires a "
+        f"causal model; {MAKE_CAUSAL}",
     )
     check(
         isinstance(model.config.head, HeadConfig | TiedHead),
-        f"the model's head is {type(model.config.head).__name__}, which scores no vocabulary: give it a HeadConfig or "
-        "a TiedHead",
+        f"the model's head is {type(model.config.head).__name__}: generation requires HeadConfig or TiedHead",
     )
     return model

@@ -54,8 +54,9 @@ def _penalised(logits_BV: jax.Array, config: SamplingConfig, seen_BV: jax.Array 
         return x_BV
     if seen_BV is None or seen_BV.shape != x_BV.shape:
         raise ValueError(
-            f"repetition_penalty is {penalty} and seen_BV has shape {None if seen_BV is None else seen_BV.shape} where "
-            f"logits have {x_BV.shape}: give a bool for each token, or set repetition_penalty=1.0"
+            f"repetition_penalty is {penalty} and seen_BV has shape {None if seen_BV is None else seen_BV.shape}: it "
+            f"must have the shape {x_BV.shape} of the logits; pass a bool for each token, or set "
+            "repetition_penalty=1.0"
         )
     return jnp.where(seen_BV, jnp.where(x_BV < 0, x_BV * penalty, x_BV / penalty), x_BV)
 

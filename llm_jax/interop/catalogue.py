@@ -1,4 +1,4 @@
-"""The published families: their sizes, the formats they are exchanged in, the proofs of that."""
+"""Lists of the published families: sizes, exchange formats and measured differences from transformers."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ PROOFS = Path(__file__).with_name("proofs.json")
 
 
 def catalogue() -> str:
-    """Two tables: every size with its parameters, those that compute a token where they are fewer, what proves it and
-    the `model_type`s whose config.json can say it; and every `model_type` with the largest difference of logits from
-    transformers, of the largest logit."""
+    """Two tables. The first has every size with its parameters, the active parameters per token if they are fewer, the
+    proof, and the `model_type`s that can express it. The second has every `model_type` with its largest difference of
+    logits from transformers, relative to the largest logit."""
     proofs = json.loads(PROOFS.read_text(encoding="utf-8"))
     differences = {
         kind: max((proof["difference"] for proof in proofs["models"] if proof["model_type"] == kind), default=None)
@@ -29,7 +29,7 @@ def catalogue() -> str:
             depth = "+".join(str(stack.depth) for stack in config.stacks)
             total, active = count.parameters(config), round(count.active_parameters(config))
             shape = (depth, str(config.width), short(total), short(active) if active < total else "-")
-            # Without published weights there is nothing to compare but counts and what must hold for every model.
+            # Without published weights the tests check only parameter counts and the properties of every model.
             proof = _proof(differences[kinds[0]]) if kinds else "properties"
             sizes.append((module.__name__.rpartition(".")[2], name, *shape, proof, ", ".join(kinds) or "-"))
     kinds = [("model_type", "class", "difference", "measured with")]
@@ -40,7 +40,7 @@ def catalogue() -> str:
 
 
 def initialisations() -> str:
-    """What the parameters of every family are drawn from, by the fields of its config, and where that was published."""
+    """The initial distributions of every family's parameters, by config field, with the source."""
     found = []
     for module in MODULES:
         name, build = next(iter(module.SIZES.items()))

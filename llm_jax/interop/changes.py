@@ -1,5 +1,4 @@
-"""Models with something changed in all their blocks, or in their head: what a config.json says and a family's function
-does not take."""
+"""Changes of all blocks or of the head of a config, for options that a family's function has no argument for."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,8 +13,8 @@ from llm_jax.models.heads import ClassHead, HeadConfig, TiedHead
 
 
 def changed(config: TransformerConfig, change: Callable[[int, BlockConfig], BlockConfig]) -> TransformerConfig:
-    """The model with every block changed; `change` is given the number of the layer. Layers that share their weights
-    keep their segments, and are given the number of the first."""
+    """The model with `change(layer number, block)` in place of every block. Layers that share parameters keep their
+    segments and get the number 0."""
     if any(segment.shared for segment in config.segments):
         kept = (
             dataclasses.replace(one, blocks=tuple(change(0, block) for block in one.blocks)) for one in config.segments
@@ -26,7 +25,7 @@ def changed(config: TransformerConfig, change: Callable[[int, BlockConfig], Bloc
 
 
 def with_activation(config: TransformerConfig, activation: Activation) -> TransformerConfig:
-    """The model with another nonlinearity in every ffn, experts included."""
+    """The model with this activation function in every ffn and expert."""
 
     def of(ffn: Any) -> Any:
         if isinstance(ffn, MoEConfig):
@@ -38,7 +37,7 @@ def with_activation(config: TransformerConfig, activation: Activation) -> Transf
 
 
 def with_tied(config: TransformerConfig, tied: bool) -> TransformerConfig:
-    """The model with the scores of its vocabulary from the embedding's table, or from a matrix of their own."""
+    """The model with a head that is tied to the embedding, or has its own matrix. Class heads are unchanged."""
     head, narrow = config.head, config.embed.table_width(config.width)
     if head is None or isinstance(head, ClassHead) or isinstance(head, TiedHead) == tied:
         return config

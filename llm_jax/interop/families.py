@@ -1,4 +1,4 @@
-"""Every `model_type` that can be imported and exported. `save_hf` takes the first of them that can say a model."""
+"""Every `model_type` that can be imported and exported. `save_hf` uses the first that can express a model."""
 
 from llm_jax.interop import (
     hf_bart,

@@ -1,4 +1,4 @@
-"""What joins a published family to ours: how its config.json reads, how it is written, where its tensors go."""
+"""A published family: how its config.json is read and written, and which leaves its tensors become."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -18,39 +18,39 @@ class Family:
 
     model_type: str
     architecture: str
-    """Name of the class that `save_hf` writes for."""
+    """The transformers class that `save_hf` names in config.json."""
     build: Callable[..., ModelConfig]
-    """The family's function, with arguments of the names that `fields` give."""
+    """The family's function; its arguments are those of `fields`."""
     fields: Table
-    """The options of its config.json, and none that transformers does not honour for this `model_type`."""
+    """The options of its config.json. Options that transformers ignores for this `model_type` are not listed."""
     tensors: Callable[[Any], Iterable[Tensor]]
     prefix: str = ""
-    """Start of tensor names that checkpoints of the bare model, without its head, leave out."""
+    """Prefix of tensor names, absent in checkpoints of the base model without a head."""
     copies: dict[str, str] = dataclasses.field(default_factory=lambda: {"lm_head.weight": "model.embed_tokens.weight"})
-    """Tensors that a checkpoint with tied weights may hold twice: {the copy: the original}."""
+    """Tied tensors that a checkpoint may hold twice: {copy: original}."""
     unread: tuple[str, ...] = ()
-    """Regular expressions of tensors that a checkpoint may carry and that are left out where the model has no place for
-    them: buffers that hold no weights, and heads beside the one that is read."""
+    """Regular expressions of tensors that are ignored unless the model has a leaf for them: buffers, and heads other
+    than the one that is read."""
     absent: tuple[str, ...] = ()
-    """Tensors that are zeros where a checkpoint lacks them."""
+    """Tensors that are read as zeros if a checkpoint lacks them."""
     counts_tokens: Callable[[Any], bool] = lambda config: False
     """Whether transformers counts positions, or the distances of linear biases, over real tokens only."""
     renamed: tuple[tuple[str, str], ...] = ()
-    """What parts of names were called in old checkpoints: (regular expression, name now)."""
+    """Renamed parts of tensor names in old checkpoints: (regular expression, present name)."""
     kind: type[ModelConfig] = TransformerConfig
-    """What `build` gives; the other functions are given no other type."""
+    """Type of the config that `build` returns and the other functions take."""
 
     def read(self, settings: Settings) -> ModelConfig:
-        """The model that a config.json describes. ValueError for options that are not supported, by name."""
+        """The model that a config.json describes. ValueError for an unsupported option; the message names it."""
         return self.build(**arguments(self.fields, settings))
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
-        """The options that `read` reads. Of a config that is none of the family's: ValueError, or options that read as
-        another config, and each means no."""
+        """The options that `read` reads. For a config of another family this raises ValueError or returns options that
+        `read` turns into a different config; `expresses` is False in both cases."""
         return options(self.fields, config)
 
     def expresses(self, config: ModelConfig) -> bool:
-        """Whether a config.json of the family can say all that matters of `config`."""
+        """Whether a config.json of the family can express the architecture of `config`."""
         if not isinstance(config, self.kind):
             return False
         try:
@@ -63,6 +63,6 @@ class Family:
         """ValueError unless `expresses`."""
         check(
             self.expresses(config),
-            f"a {self.model_type} config.json cannot say all of this model: leave out `family` to have one found, or "
+            f"a {self.model_type} config.json cannot express this model: omit `family` to search all families, or "
             "change the model",
         )

@@ -1,7 +1,7 @@
-"""Options of a config.json and arguments of a family's function: one table, read both ways.
+"""Tables that map the options of a config.json to the arguments of a family's function, and back.
 
-A table is a tuple of entries. Read, an entry makes arguments of options; written, it makes options of what a model
-holds. Defaults are those of transformers' config classes.
+A table is a tuple of entries. `read` converts options to arguments, `write` converts a model config to options.
+Defaults are those of transformers' config classes.
 """
 
 import dataclasses
@@ -9,8 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from llm_jax.core.checks import check, given
-from llm_jax.interop import changes, experts, parts
-from llm_jax.interop.rope import longest, read_partial_rope, read_rope, write_partial_rope, write_rope, written_length
+from llm_jax.interop import changes, expert_tensors, parts
+from llm_jax.interop.rope_options import (
+    longest,
+    read_partial_rope,
+    read_rope,
+    write_partial_rope,
+    write_rope,
+    written_length,
+)
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.models.config import ModelConfig, TransformerConfig
@@ -19,18 +26,19 @@ from llm_jax.models.heads import TiedHead
 Arguments = dict[str, Any]
 
 NEEDED: Any = object()
-"""The default of an option that every file must state."""
+"""The default of a required option."""
 
 
 class Entry(Protocol):
-    """What a config.json says in one or more options."""
+    """One or more options of a config.json."""
 
     def read(self, settings: Settings, found: Arguments, /) -> Arguments:
-        """Arguments from options and what earlier entries `found`. ValueError for a value that is not supported."""
+        """Arguments from the options and from the arguments `found` by earlier entries. ValueError for an unsupported
+        value."""
         ...
 
     def write(self, config: Any, /) -> dict[str, Any]:
-        """The options that say what a model holds. ValueError for a model that they cannot say."""
+        """The options of a model. ValueError for a model that they cannot express."""
         ...
 
 
@@ -63,31 +71,32 @@ _HELD: dict[str, Callable[[Any], Any]] = {
     "expert_hidden": lambda config: parts.expert_layer(config.stacks[-1]).expert.hidden,
     "shared_hidden": lambda config: (
         given(
-            parts.expert_layer(config.stacks[-1]).shared, "the model has no expert for all tokens, and this family has"
+            parts.expert_layer(config.stacks[-1]).shared, "the MoE layer has no shared expert: this family requires one"
         ).hidden
     ),
     "top": lambda config: parts.router_of(parts.expert_layer(config.stacks[-1])).top,
     "normalized": lambda config: parts.router_of(parts.expert_layer(config.stacks[-1])).normalized,
-    "load": lambda config: experts.load_coefficient(config.stacks[-1]),
-    "z": lambda config: experts.z_coefficient(config.stacks[-1]),
+    "load": lambda config: expert_tensors.load_coefficient(config.stacks[-1]),
+    "z": lambda config: expert_tensors.z_coefficient(config.stacks[-1]),
 }
-"""{argument: where a model holds it}. What all blocks have alike is read from the first, of a pair from the decoder."""
+"""{argument: its value in a model}. Values that all blocks share are read from the first block, and in an
+encoder-decoder from the decoder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """An option that is an argument."""
+    """An option with the value of one argument."""
 
     option: str
     argument: str
     default: Any = NEEDED
-    """Where the file has none; a function is given the arguments that earlier entries gave."""
+    """Value if the file does not state the option, or a function of the arguments of earlier entries."""
     held: Callable[[Any], Any] | None = None
-    """Where a model holds it; None: where `_HELD` says."""
+    """Its value in a model; None: as `_HELD` defines it."""
     older: tuple[str, ...] = ()
-    """Other names that files have for it."""
+    """Other names of the option in older files."""
     null: bool = False
-    """Whether null means None, and not that the file says nothing."""
+    """Whether null means None; otherwise null means that the option is absent."""
 
     def read(self, settings: Settings, found: Arguments) -> Arguments:
         return {self.argument: self.stated(settings, found)}
@@ -107,7 +116,7 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Nonlinearity:
-    """The option that names the nonlinearity of the ffn."""
+    """The option that names the activation function of the ffn."""
 
     option: str
     default: str = "gelu"
@@ -121,13 +130,13 @@ class Nonlinearity:
 
 @dataclasses.dataclass(frozen=True)
 class Only:
-    """An option of which one value is supported, that of files without it."""
+    """An option with one supported value, which is also its default."""
 
     option: str
     supported: Any
-    """A function is given the arguments that earlier entries gave."""
+    """The value, or a function of the arguments of earlier entries."""
     written: Any = NEEDED
-    """What is written; a function is given the model. NEEDED: nothing."""
+    """The value to write, or a function of the model; NEEDED: the option is not written."""
 
     def read(self, settings: Settings, found: Arguments) -> Arguments:
         supported = self.supported(found) if callable(self.supported) else self.supported
@@ -142,20 +151,20 @@ class Only:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Options and arguments that are not one to one."""
+    """A pair of functions, for options that do not map to arguments one to one."""
 
     read: Callable[[Settings, Arguments], Arguments] = lambda settings, found: {}
     write: Callable[[Any], dict[str, Any]] = lambda config: {}
 
 
 def constant(**options: Any) -> Pair:
-    """Options that are written, and of which nothing is read."""
+    """Options that are written and not read."""
     return Pair(write=lambda config: options)
 
 
 @dataclasses.dataclass(frozen=True)
 class Nested:
-    """Options that lie in an object of the file."""
+    """Options in a nested object of the file."""
 
     option: str
     fields: Table
@@ -169,15 +178,15 @@ class Nested:
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions and the maximum length, which depends on their scaling: arguments `rope` and `max_length`."""
+    """Arguments `rope` and `max_length`. The maximum length depends on the scaling of RoPE."""
 
     length: str = "max_position_embeddings"
     default: Any = NEEDED
-    """Of that option."""
+    """Default of the option `length`."""
     base: float = 10_000.0
-    """Where the file names none."""
+    """Default of the base."""
     share: float | None = None
-    """Of each head, where the file names none; None: the family rotates whole heads."""
+    """Default of the rotated share of each head; None: the family rotates whole heads."""
 
     def read(self, settings: Settings, found: Arguments) -> Arguments:
         length = Field(self.length, "", self.default).stated(settings, found)
@@ -196,13 +205,13 @@ class Rope:
 
 
 def arguments(fields: Sequence[Entry], settings: Settings, found: Arguments | None = None) -> Arguments:
-    """What the options say, as arguments of the family's function.
+    """The arguments of the family's function, from the options of a file.
 
     Args:
-      found: arguments that are known already.
+      found: arguments that are already known.
 
     Raises:
-      ValueError: for an option that is missing, of a wrong type or not supported, by name.
+      ValueError: for an option that is missing, of a wrong type or not supported; the message names it.
     """
     made: Arguments = {}
     for entry in fields:
@@ -211,7 +220,7 @@ def arguments(fields: Sequence[Entry], settings: Settings, found: Arguments | No
 
 
 def options(fields: Sequence[Entry], config: ModelConfig) -> dict[str, Any]:
-    """The options that say what `arguments` read. ValueError for a model that they cannot say."""
+    """The options that `arguments` reads. ValueError for a model that they cannot express."""
     written: dict[str, Any] = {}
     for entry in fields:
         written |= entry.write(config)
@@ -219,9 +228,11 @@ def options(fields: Sequence[Entry], config: ModelConfig) -> dict[str, Any]:
 
 
 def defaults(fields: Table, **changed: Any) -> Table:
-    """The table with other defaults of these arguments."""
+    """The table with other defaults for these arguments."""
     known = {entry.argument for entry in fields if isinstance(entry, Field)}
-    check(set(changed) <= known, f"{sorted(set(changed) - known)} are no arguments of the table: name some of it")
+    check(
+        set(changed) <= known, f"{sorted(set(changed) - known)} are not in the table: its arguments are {sorted(known)}"
+    )
     return tuple(
         dataclasses.replace(entry, default=changed[entry.argument])
         if isinstance(entry, Field) and entry.argument in changed
@@ -231,15 +242,15 @@ def defaults(fields: Table, **changed: Any) -> Table:
 
 
 def tying(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:
-    """A family's function with the argument `tied`, which it has not."""
+    """The family's function with an additional argument `tied`."""
     return lambda *, tied, **given: changes.with_tied(build(**given), tied)
 
 
 def balancing(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:
-    """A family's function with the coefficient `load` of a file, in the place of its own balance losses."""
-    return lambda *, load, **given: experts.balanced(build(**given), load)
+    """The family's function with an additional argument `load`, a coefficient that replaces its balance losses."""
+    return lambda *, load, **given: expert_tensors.balanced(build(**given), load)
 
 
 def activating(build: Callable[..., TransformerConfig]) -> Callable[..., TransformerConfig]:
-    """A family's function with the argument `activation`, of its experts too."""
+    """The family's function with an additional argument `activation`, also for its experts."""
     return lambda *, activation, **given: changes.with_activation(build(**given), activation)

@@ -1,4 +1,4 @@
-"""Checkpoints in the format of Hugging Face's transformers: a folder with config.json and safetensors."""
+"""Reads and writes checkpoints of Hugging Face's transformers: a folder with config.json and safetensors."""
 
 import dataclasses
 import json
@@ -36,15 +36,15 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _LISTED = 8
-"""Names that a message lists."""
+"""Largest number of names that a message lists."""
 _DTYPES = {"float32": np.float32, "bfloat16": jnp.bfloat16, "float16": np.float16}
 
 
 def read_config(directory: str | Path) -> ModelConfig:
-    """The model that a folder's config.json describes. Of weights only the names are read, where there are any.
+    """The model that a folder's config.json describes. If the folder has weights, only their names are read.
 
     Raises:
-      ValueError: for a family or an option that is not supported, or of a wrong type or size, by name.
+      ValueError: for a family or an option that is not supported, or of a wrong type or size; the message names it.
     """
     folder = Path(directory)
     options = _options(folder)
@@ -55,28 +55,29 @@ def read_config(directory: str | Path) -> ModelConfig:
 
 
 def load_hf(directory: str | Path, dtype: Float = "float32") -> tuple[Model, Any]:
-    """The model of a folder and its parameters. Beyond the parameters memory holds one leaf and one tensor.
+    """The model of a folder and its parameters. Peak memory is the parameters, one leaf and one tensor.
 
     Args:
-      dtype: of parameters and computation, "float32" or "bfloat16", whatever the files hold.
+      dtype: dtype of parameters and computation, "float32" or "bfloat16", independent of the dtype of the files.
 
     Raises:
       ValueError: for a family or an option that is not supported, or of a wrong type or size; pickled or quantized
-        weights; a missing, surplus, misshapen or unreadable tensor; a value that `dtype` cannot hold. Each by name.
+        weights; a missing, unexpected, misshapen or unreadable tensor; a value that `dtype` cannot represent. The
+        message names it.
     """
     folder, precision = Path(directory), Precision(params=dtype, compute=dtype)
     options = _options(folder)
     leaves = {}
     with WeightFolder(folder) as stored:
         config = _read(folder, options, stored.names)
-        # Before any memory is taken for what the config asks for.
+        # Checked before any array is allocated.
         tensors, names = _matched(stored, _family(options), config, folder)
         model = build(config, precision)
         abstract, _ = abstract_parameters(model)
         wanted = dict(trees.named_leaves(abstract))
         _check_whole(tensors, wanted)
         holding = _by_leaf(tensors)
-        # The largest first: the copies with which a leaf is made then stand beside few others.
+        # Largest first: the temporary copies of the largest leaves are made while few other leaves are in memory.
         for path, leaf in sorted(wanted.items(), key=lambda item: -item[1].size):
             leaves[path] = jax.device_put(_filled(path, leaf, holding[path], stored, names))
     return model, jax.tree_util.tree_map_with_path(lambda path, _: leaves[trees.path_name(path)], abstract)
@@ -91,29 +92,29 @@ def save_hf(
     shard_bytes: int = 5 * 10**9,
     tokenizer: Tokenizer | Path | None = None,
 ) -> None:
-    """Writes what transformers' `from_pretrained` loads.
+    """Writes a folder that transformers' `from_pretrained` loads.
 
     Args:
-      tokenizer: that of the model, written for AutoTokenizer, or a folder of transformers' whose tokenizer is copied;
-        config.json and generation_config.json name its special tokens. None: the folder has no tokenizer, and
-        config.json names no special tokens.
-      family: a `model_type`; None: the first one whose config.json can say all of the model.
-      dtype: of the files: "float32", "bfloat16" or "float16".
-      shard_bytes: size above which another file is begun.
+      family: a `model_type`; None: the first whose config.json can express the model.
+      dtype: dtype of the files: "float32", "bfloat16" or "float16".
+      shard_bytes: maximum size of a file; a larger tensor has a file of its own.
+      tokenizer: the tokenizer to write for AutoTokenizer, or a transformers folder whose tokenizer is copied;
+        config.json and generation_config.json state its special tokens. None: no tokenizer is written, and config.json
+        states no special tokens.
 
     Raises:
-      ValueError: if no family, or not the one asked for, can say all of the model; if the folder holds anything; for a
-        value that the type cannot hold, or a tokenizer that cannot be exported or has more tokens than the model.
-        Nothing is left behind.
+      ValueError: if no family, or not `family`, can express the model; if the folder is not empty; for a value that
+        `dtype` cannot represent; for a tokenizer that cannot be exported or has more tokens than the model. No files
+        remain after an error.
     """
     if isinstance(tokenizer, Tokenizer):
         vocab_size = model.config.stacks[-1].vocab_size or 0
         check(
             tokenizer.vocab_size <= vocab_size,
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}: it is "
-            "not the tokenizer that the model was trained with",
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}: pass the tokenizer that the "
+            "model was trained with",
         )
-        tokenizer.pipeline()  # which may raise, before anything is written
+        tokenizer.pipeline()  # raises before anything is written if the tokenizer cannot be exported
     check(dtype in _DTYPES, f"dtype is {dtype!r}: it must be one of {', '.join(_DTYPES)}")
     found = _expressing(model.config, family)
     folder, kind = Path(directory), np.dtype(_DTYPES[dtype])
@@ -122,25 +123,28 @@ def save_hf(
     _check_whole(tensors.values(), leaves)
 
     def tensor(name: str) -> np.ndarray:
-        parts = [np.asarray(leaves[leaf.path][leaf.place]) for leaf in tensors[name].leaves]
+        parts = [np.asarray(leaves[leaf.path][leaf.index]) for leaf in tensors[name].leaves]
         exact = tensors[name].join(parts)
         with np.errstate(over="ignore"):
             rounded = exact.astype(kind)
-        check(_same_finite(rounded, exact), f"{name} has values too large for {dtype}: write bfloat16 or float32")
+        check(
+            _same_finite(rounded, exact), f"{name} has values too large for {dtype}: set dtype to bfloat16 or float32"
+        )
         return rounded
 
     sizes = {name: kind.itemsize * int(np.prod(item.shape)) for name, item in tensors.items()}
     write_folder(folder, sizes, tensor, shard_bytes)
     facts = {"model_type": found.model_type, "architectures": [found.architecture], "torch_dtype": dtype}
     facts |= _write_tokenizer(tokenizer, folder, model.config.stacks[-1].max_length)
-    # Some families state a pad token of their own, from which positions are counted.
+    # The family's options come last: some families count positions from their own pad token.
     options = facts | training.write(found, model.config)
     write_atomically(folder / _CONFIG, json.dumps(options, indent=2, sort_keys=True) + "\n")
 
 
 def _write_tokenizer(tokenizer: Tokenizer | Path | None, folder: Path, max_length: int) -> dict[str, int | None]:
-    """Writes the tokenizer into `folder`; returns the fields of config.json that name its special tokens."""
-    # Left out, they would be a class's own defaults: ids of another vocabulary, at which generation would stop.
+    """Writes the tokenizer into `folder` and returns the options of config.json that state its special tokens."""
+    # Without these options transformers uses the defaults of a class: ids of another vocabulary, which would end a
+    # generation.
     special: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if isinstance(tokenizer, Tokenizer):
         special |= {f"{name}_token_id": token for name, token in dataclasses.asdict(tokenizer.special).items()}
@@ -155,17 +159,17 @@ def _write_tokenizer(tokenizer: Tokenizer | Path | None, folder: Path, max_lengt
 
 def _options(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
-    check(path.exists(), f"{folder} has no {_CONFIG}: it is not a folder that save_pretrained wrote")
-    options = read_json_object(path, "fetch it again")
+    check(path.exists(), f"{folder} has no {_CONFIG}: a folder written by save_pretrained is required")
+    options = read_json_object(path, "download it again")
     check(
         options.setdefault("quantization_config") is None,
-        f"{path} has quantization_config: quantized weights are not supported; take the unquantized checkpoint",
+        f"{path} has quantization_config: quantized weights are not supported; use an unquantized checkpoint",
     )
     return options
 
 
 def _read(folder: Path, options: dict[str, Any], tensors: Set[str] | None = None) -> ModelConfig:
-    """The model that the options describe. Its ValueErrors name the folder."""
+    """The model that the options describe. Error messages start with the folder."""
     try:
         return training.read(_family(options), options, tensors)
     except ValueError as error:
@@ -182,34 +186,35 @@ def _family(options: dict[str, Any]) -> Family:
 
 
 def _expressing(config: ModelConfig, name: str | None) -> Family:
-    """The family of that name, or the first one that can say all of `config`."""
+    """The family called `name`, or the first that can express `config`."""
     own = ", ".join(kind.__name__ for kind in own_types(config))
     check(
         not own,
-        f"the model has components of your own ({own}), which transformers does not have: it cannot be exported",
+        f"the model has components of your own ({own}): only components of this package can be exported",
     )
     if name is not None:
         family = _family({"model_type": name})
         family.check_expresses(config)
         return family
     found = next((family for family in FAMILIES.values() if family.expresses(config)), None)
-    return given(found, f"none of {', '.join(FAMILIES)} can say all of this model as it is written")
+    return given(found, f"none of {', '.join(FAMILIES)} can express this model: change the model to export it")
 
 
 def _matched(
     stored: WeightFolder, family: Family, config: ModelConfig, folder: Path
 ) -> tuple[list[Tensor], dict[str, str]]:
-    """The tensors that the config asks for, and where each is stored: {its name: its name in the folder}.
+    """The tensors that the config requires, and {name: name in the folder}.
 
     Raises:
-      ValueError: for a tensor that is missing, surplus or misshapen, with the size of the model; for two stored tensors
-        that are one.
+      ValueError: for a tensor that is missing, unexpected or misshapen; for two stored tensors with the same name, or
+        a copy that differs from its original.
     """
     names = _called(stored, family)
     borrowed = {original: copy for copy, original in family.copies.items() if copy in names and original not in names}
     tensors, missing = [], []
     size = f"in a model of {short(count.parameters(config))} parameters"
-    # The first few suffice, where a wrong number of layers or experts asks for more tensors than memory holds.
+    # The check stops after a few missing tensors: with a wrong number of layers or experts, their list could exceed the
+    # memory.
     for tensor in family.tensors(config):
         tensors.append(tensor)
         source = names.get(tensor.name) or names.get(borrowed.get(tensor.name, ""))
@@ -217,43 +222,46 @@ def _matched(
             shape = stored.shape(source)
             check(
                 shape == tensor.shape,
-                f"{folder}: tensor {tensor.name} has shape {list(shape)} and {_CONFIG} asks for {list(tensor.shape)} "
-                f"{size}: they do not belong together",
+                f"{folder}: tensor {tensor.name} has shape {list(shape)} and {_CONFIG} requires {list(tensor.shape)} "
+                f"{size}: use the {_CONFIG} of these weights",
             )
         elif tensor.name not in family.absent:
             missing.append(tensor.name)
             check(
                 len(missing) <= _LISTED,
-                f"{folder} lacks {', '.join(missing)} and more, which {_CONFIG} asks for {size}",
+                f"{folder} lacks {', '.join(missing)} and more, which {_CONFIG} requires {size}",
             )
     wanted = {tensor.name for tensor in tensors}
     missing += [original for original, copy in borrowed.items() if {original, copy} <= wanted]
-    check(not missing, f"{folder} lacks {_listed(sorted(missing))}, which {_CONFIG} asks for {size}")
+    check(not missing, f"{folder} lacks {_listed(sorted(missing))}, which {_CONFIG} requires {size}")
     for copy, original in family.copies.items():
         if copy in names and copy not in wanted:
             names.setdefault(original, names[copy])
             same = np.array_equal(stored.read(names[original]), stored.read(names.pop(copy)))
-            check(same, f"{folder}: {copy} differs from {original}, and {_CONFIG} says that they are one tensor")
+            check(
+                same,
+                f"{folder}: {copy} and {original} differ, and {_CONFIG} ties them: set tie_word_embeddings to false",
+            )
     unread = [name for name in set(names) - wanted if not any(re.search(one, name) for one in family.unread)]
-    check(not unread, f"{folder} has {_listed(sorted(unread))}, for which {_CONFIG} has no place")
+    check(not unread, f"{folder} has {_listed(sorted(unread))}, which the model of {_CONFIG} does not have")
     return tensors, names
 
 
 def _called(stored: WeightFolder, family: Family) -> dict[str, str]:
-    """The stored tensors by the names that the family has for them: {its name: its name in the folder}."""
+    """{the family's name of a stored tensor: its name in the folder}."""
     bare = not any(name.startswith(family.prefix) for name in stored.names)
     names: dict[str, str] = {}
     for name in sorted(stored.names):
         called = family.prefix * (bare and name not in family.copies) + name
         for pattern, now in family.renamed:
             called = re.sub(pattern, now, called)
-        check(called not in names, f"{name} and {names.get(called)} are two names of {called}: take one of them out")
+        check(called not in names, f"{name} and {names.get(called)} are two names of {called}: remove one of them")
         names[called] = name
     return names
 
 
 def _by_leaf(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
-    """{path of a leaf: the tensors that hold parts of it}."""
+    """{path of a leaf: the tensors that hold slices of it}."""
     found: dict[str, list[Tensor]] = {}
     for tensor in tensors:
         for path in dict.fromkeys(leaf.path for leaf in tensor.leaves):
@@ -264,7 +272,7 @@ def _by_leaf(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
 def _filled(
     path: str, leaf: jax.ShapeDtypeStruct, tensors: list[Tensor], stored: WeightFolder, names: dict[str, str]
 ) -> np.ndarray:
-    """The leaf at `path`, of the `tensors` that hold parts of it. ValueError for a value that its type cannot hold."""
+    """The leaf at `path`, from the `tensors` that hold its slices. ValueError for a value that overflows its dtype."""
     array = _empty(leaf)
     for tensor in tensors:
         there = tensor.name in names
@@ -272,23 +280,23 @@ def _filled(
         for part, values in zip(tensor.leaves, parts, strict=True):
             if part.path == path:
                 with np.errstate(over="ignore"):
-                    array[part.place] = values
+                    array[part.index] = values
                 narrower = jnp.finfo(leaf.dtype).max < jnp.finfo(values.dtype).max
                 check(
-                    not narrower or _same_finite(array[part.place], values),
-                    f"{tensor.name} has {values.dtype} values too large for {leaf.dtype}: the weights are damaged, or "
-                    "need a wider type",
+                    not narrower or _same_finite(array[part.index], values),
+                    f"{tensor.name} has {values.dtype} values too large for {leaf.dtype}: set dtype to float32, or "
+                    "check the weights",
                 )
     return array
 
 
 def _same_finite(rounded: np.ndarray, exact: np.ndarray) -> bool:
-    """Whether rounding has made no number infinite."""
+    """Whether no finite value overflowed to infinity."""
     return bool((np.isfinite(rounded) | ~np.isfinite(exact)).all())
 
 
 def _empty(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Memory for a leaf, aligned as XLA wants it: on CPUs jax then takes the array as it is, without a copy."""
+    """An empty array for a leaf, aligned to 64 bytes as XLA requires, so that jax uses it on CPUs without a copy."""
     size = leaf.size * leaf.dtype.itemsize
     room = np.empty(size + 64, np.uint8)
     start = -room.ctypes.data % 64
@@ -296,16 +304,16 @@ def _empty(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def _check_whole(tensors: Iterable[Tensor], leaves: dict[str, Any]) -> None:
-    """ValueError unless the tensors make up every leaf, each part of it once, in its shape."""
-    made = Counter((leaf.path, leaf.place) for tensor in tensors for leaf in tensor.leaves)
-    axes = {path: len(place) for path, place in made}
-    whole = {(path, place) for path in leaves for place in np.ndindex(np.shape(leaves[path])[: axes.get(path, 0)])}
+    """ValueError unless the tensors hold every slice of every leaf exactly once, in its shape."""
+    made = Counter((leaf.path, leaf.index) for tensor in tensors for leaf in tensor.leaves)
+    axes = {path: len(index) for path, index in made}
+    whole = {(path, index) for path in leaves for index in np.ndindex(np.shape(leaves[path])[: axes.get(path, 0)])}
     wrong = sorted({path for path, _ in set(made) ^ whole} | {path for (path, _), times in made.items() if times > 1})
-    check(not wrong, f"the family's tensors do not make up each leaf once: {_listed(wrong)}")
+    check(not wrong, f"the family's tensors do not hold every slice of these leaves once: {_listed(wrong)}")
     for tensor in tensors:
         for leaf in tensor.leaves:
-            shape, found = tensor.leaf_shape(leaf), np.shape(leaves[leaf.path])[len(leaf.place) :]
-            check(shape == found, f"{tensor.name} becomes {leaf.path} of shape {shape}, and the model's has {found}")
+            shape, found = tensor.leaf_shape(leaf), np.shape(leaves[leaf.path])[len(leaf.index) :]
+            check(shape == found, f"{tensor.name} gives {leaf.path} the shape {shape}: the model requires {found}")
 
 
 def _listed(names: list[str], most: int = _LISTED) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints of BART and mBART; of Marian, whose model is the 2017 Transformer, and of PEGASUS, its pre-norm form."""
+"""Checkpoints of BART, mBART, Marian (the 2017 Transformer) and PEGASUS (its pre-norm form)."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from llm_jax.models.families.bart import bart, original
 
 
 def _sized(build: Callable[..., EncoderDecoderConfig]) -> Callable[..., EncoderDecoderConfig]:
-    """A family's function with sizes of the decoder's own, which may be other than the encoder's."""
+    """The family's function with additional arguments for the sizes of the decoder."""
 
     def built(*, decoder_heads: int, decoder_hidden: int, **given: Any) -> EncoderDecoderConfig:
         pair = build(**given)
@@ -49,7 +49,7 @@ def _decoder(config: EncoderDecoderConfig) -> BlockConfig:
     return parts.first(config.decoder)
 
 
-# The classes read none of the options that say where their norms are.
+# transformers' classes of these families ignore the options of norm placement.
 _PRE_NORM: Table = (
     Only("tie_word_embeddings", True, written=True),
     Field("encoder_layers", "layers"),
@@ -64,7 +64,7 @@ _PRE_NORM: Table = (
     Field("max_position_embeddings", "max_length", 1024),
     Nonlinearity("activation_function"),
     Field("scale_embedding", "scaled", False, lambda config: config.decoder.embed.scale != 1),
-    # Ours knows no special tokens, and transformers cannot do without these.
+    # transformers requires these special tokens; a model config has none.
     constant(is_encoder_decoder=True, pad_token_id=0, decoder_start_token_id=0),
 )
 _FIELDS: Table = (*_PRE_NORM, Only("normalize_before", False), Only("add_final_layer_norm", False))
@@ -90,25 +90,25 @@ def _side(config: TransformerConfig, side: str) -> Iterator[Tensor]:
     if config.embed.norm:
         yield from parts.learned_positions(config, f"{side}.embed_positions.weight")
         yield from parts.norm(f"{side}.layernorm_embedding", config.embed.norm, "embed/norm", config.width)
-    for place in parts.places(config):
-        name = f"{side}.layers.{place.number}"
+    for layer in parts.layers(config):
+        name = f"{side}.layers.{layer.number}"
         for theirs, branch in (("self_attn", "mixer"), ("encoder_attn", "cross")):
-            if getattr(place.block, branch):
+            if getattr(layer.block, branch):
                 projections = (f"{name}.{theirs}.{part}_proj" for part in ("q", "k", "v", "out"))
-                yield from parts.attention(place, projections, branch=branch)
-                yield from parts.layer_norm(place, f"{name}.{theirs}_layer_norm", f"{branch}_{stream}")
-        yield from parts.ffn(place, {"up": f"{name}.fc1"}, f"{name}.fc2")
-        yield from parts.layer_norm(place, f"{name}.final_layer_norm", f"ffn_{stream}")
+                yield from parts.attention(layer, projections, branch=branch)
+                yield from parts.layer_norm(layer, f"{name}.{theirs}_layer_norm", f"{branch}_{stream}")
+        yield from parts.ffn(layer, {"up": f"{name}.fc1"}, f"{name}.fc2")
+        yield from parts.layer_norm(layer, f"{name}.final_layer_norm", f"ffn_{stream}")
     if config.final_norm is not None:
         yield from parts.norm(f"{side}.layer_norm", config.final_norm, "final_norm", config.width)
 
 
 def _family(kind: str, architecture: str, build: Callable[..., EncoderDecoderConfig], fields: Table) -> Family:
     names = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
-    # Old files carry sinusoids.
+    # Old files contain sinusoidal position tables.
     unread = (r"embed_positions\.weight$", r"^model\.(en|de)coder\.version$")
     copies: dict[str, str] = dict.fromkeys(names, "model.shared.weight")
-    # Checkpoints of the bare model have no scores, and so no bias of them.
+    # Checkpoints of the base model have no head, so no bias of the logits.
     optional = {"unread": unread, "absent": ("final_logits_bias",)}
     return Family(
         kind,

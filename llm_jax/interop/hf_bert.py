@@ -22,25 +22,25 @@ from llm_jax.models.heads import AnyHead, ClassHead, HeadConfig, TiedHead
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """How a family names its model and the parts of its heads."""
+    """The names of a family's classes and tensors."""
 
     model_type: str
     stem: str
-    """First word of the names of its tensors."""
+    """First component of its tensors' names."""
     prefix: str
-    """Of its classes: BertForMaskedLM."""
+    """Prefix of its classes' names, such as Bert in BertForMaskedLM."""
     masked: tuple[str, str, str]
-    """Dense layer, norm and bias of the scores of masked tokens."""
+    """Dense layer, norm and output bias of the masked-LM head."""
     pooled: tuple[str, str]
-    """Dense layer and scores of whole rows."""
+    """Dense layer and output projection of the sequence classification head."""
     decoder: str
-    """The scores of masked tokens, which are the embedding's."""
+    """Output projection of the masked-LM head, tied to the embedding."""
     activation: Activation = "tanh"
-    """Of the dense layer of whole rows."""
+    """Activation of the dense layer for sequence classification."""
     masked_activation: Activation | None = None
-    """Of the dense layer of masked tokens; None: the model's."""
+    """Activation of the dense layer for masked tokens; None: the model's."""
     unread: tuple[str, ...] = ()
-    """What a checkpoint of several heads holds beside the one that is read."""
+    """Regular expressions of the tensors of other heads in a checkpoint with several heads."""
 
 
 _BERT = _Names(
@@ -94,7 +94,7 @@ def _head(settings: Settings, names: _Names, activation: Activation, epsilon: fl
         "ForTokenClassification": lambda: ClassHead(settings.classes),
         "ForQuestionAnswering": span_head,
     }
-    # ELECTRA's second model is trained to tell replaced tokens; the others are, beside masked tokens, on pairs of rows.
+    # ELECTRA's discriminator detects replaced tokens. The others are pretrained on masked tokens and sentence pairs.
     heads["ForPreTraining"] = (lambda: discriminator(activation)) if names is _ELECTRA else heads["ForMaskedLM"]
     makers = {names.prefix + kind: head for kind, head in heads.items()}
     return given(
@@ -113,7 +113,7 @@ def _write_head(config: TransformerConfig, names: _Names) -> dict[str, Any]:
 
 
 def _fields(names: _Names, activation: str = "gelu") -> Table:
-    """What all these families have in common, but for the longest row."""
+    """The options that these families share, except the maximum length."""
     return (
         Only("is_decoder", False),
         Only("add_cross_attention", False),
@@ -130,7 +130,7 @@ def _fields(names: _Names, activation: str = "gelu") -> Table:
             lambda settings, found: {"head": _head(settings, names, found["activation"], found["epsilon"])},
             lambda config: _write_head(config, names),
         ),
-        # Written with the head: one of classes says nothing of it.
+        # Written with the head: a class head does not define it.
         Pair(lambda settings, found: {"tied": settings.given("tie_word_embeddings", default=True)}),
     )
 
@@ -139,7 +139,7 @@ _ROWS = Field("max_position_embeddings", "max_length", 512)
 
 
 def _read_rows(settings: Settings, found: Arguments) -> Arguments:
-    # Positions are counted from the row after that of the padding token.
+    # Positions start at the index after the id of the padding token.
     offset = settings.given("pad_token_id", default=1) + 1
     return {"offset": offset, "max_length": settings.given("max_position_embeddings", default=514) - offset}
 
@@ -175,13 +175,13 @@ def _embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
 def _tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
     yield from _embedding(config, f"{names.stem}.embeddings")
     yield from parts.widening(config, f"{names.stem}.embeddings_project")
-    for place in parts.places(config):
-        name = f"{names.stem}.encoder.layer.{place.number}"
+    for layer in parts.layers(config):
+        name = f"{names.stem}.encoder.layer.{layer.number}"
         layers = ("self.query", "self.key", "self.value", "output.dense")
-        yield from parts.attention(place, (f"{name}.attention.{part}" for part in layers))
-        yield from parts.layer_norm(place, f"{name}.attention.output.LayerNorm", "mixer_stream_norm")
-        yield from parts.ffn(place, {"up": f"{name}.intermediate.dense"}, f"{name}.output.dense")
-        yield from parts.layer_norm(place, f"{name}.output.LayerNorm", "ffn_stream_norm")
+        yield from parts.attention(layer, (f"{name}.attention.{part}" for part in layers))
+        yield from parts.layer_norm(layer, f"{name}.attention.output.LayerNorm", "mixer_stream_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.intermediate.dense"}, f"{name}.output.dense")
+        yield from parts.layer_norm(layer, f"{name}.output.LayerNorm", "ffn_stream_norm")
     yield from _head_tensors(config, names)
 
 
@@ -189,13 +189,13 @@ def _albert_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from _embedding(config, "albert.embeddings")
     yield from parts.widening(config, "albert.encoder.embedding_hidden_mapping_in")
     inner = len(config.segments[0].blocks)
-    for place in parts.places(config):
-        group, number = divmod(place.number, inner)
+    for layer in parts.layers(config):
+        group, number = divmod(layer.number, inner)
         name = f"albert.encoder.albert_layer_groups.{group}.albert_layers.{number}"
-        yield from parts.attention(place, (f"{name}.attention.{part}" for part in ("query", "key", "value", "dense")))
-        yield from parts.layer_norm(place, f"{name}.attention.LayerNorm", "mixer_stream_norm")
-        yield from parts.ffn(place, {"up": f"{name}.ffn"}, f"{name}.ffn_output")
-        yield from parts.layer_norm(place, f"{name}.full_layer_layer_norm", "ffn_stream_norm")
+        yield from parts.attention(layer, (f"{name}.attention.{part}" for part in ("query", "key", "value", "dense")))
+        yield from parts.layer_norm(layer, f"{name}.attention.LayerNorm", "mixer_stream_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.ffn"}, f"{name}.ffn_output")
+        yield from parts.layer_norm(layer, f"{name}.full_layer_layer_norm", "ffn_stream_norm")
     yield from _head_tensors(config, _ALBERT)
 
 
@@ -204,7 +204,7 @@ def _head_tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
     if not isinstance(head, ClassHead):
         yield from parts.transform(config, *names.masked[:2])
         if isinstance(head, HeadConfig):
-            # A bias of its own goes with a matrix of its own; transformers then reads no other.
+            # An untied output projection has a bias of its own, and transformers then reads only that one.
             yield from parts.head(config, names.decoder)
             return
         yield Tensor(names.masked[2], "v", (Leaf("head/bias", "v"),), {"v": parts.vocabulary(config)})

@@ -17,7 +17,7 @@ from llm_jax.models.families.bloom import bloom, mpt
 
 def _check_exact(settings: Settings, found: Arguments) -> Arguments:
     if settings.given("pretraining_tp", default=1) > 1:
-        # transformers then leaves the biases of both output projections out, which training had.
+        # transformers then omits the biases of both output projections, which were used in training.
         settings.only("slow_but_exact", False, default=False)
     return {}
 
@@ -41,20 +41,20 @@ _BLOOM: Table = (
 def _bloom_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.word_embeddings.weight")
     yield from parts.norm("transformer.word_embeddings_layernorm", config.embed.norm, "embed/norm", config.width)
-    for place in parts.places(config):
-        name = f"transformer.h.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.input_layernorm", "mixer_norm")
-        yield from parts.fused_attention(place, f"{name}.self_attention.query_key_value", "(n s h) d", "d (n s) h")
-        yield from parts.attention_out(place, f"{name}.self_attention.dense")
-        yield from parts.layer_norm(place, f"{name}.post_attention_layernorm", "ffn_norm")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
+    for layer in parts.layers(config):
+        name = f"transformer.h.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.input_layernorm", "mixer_norm")
+        yield from parts.fused_attention(layer, f"{name}.self_attention.query_key_value", "(n s h) d", "d (n s) h")
+        yield from parts.attention_out(layer, f"{name}.self_attention.dense")
+        yield from parts.layer_norm(layer, f"{name}.post_attention_layernorm", "ffn_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
 def _mpt(*, clip: float | None, **given: Any) -> TransformerConfig:
-    """transformers' class has the shape of the published models whatever `no_bias`, `alibi`, `alibi_bias_max`, `qk_ln`,
-    `prefix_lm`, `expansion_ratio` and `logit_scale` are, and so has this. Weights of another shape do not fit."""
+    """transformers' class ignores `no_bias`, `alibi`, `alibi_bias_max`, `qk_ln`, `prefix_lm`, `expansion_ratio` and
+    `logit_scale`: its model always has the shape of the published ones. So has this; other weights raise an error."""
     return changes.changed(mpt(**given), functools.partial(_clipped, clip=clip))
 
 
@@ -85,13 +85,13 @@ _MPT: Table = (
 
 def _mpt_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.wte.weight")
-    for place in parts.places(config):
-        name = f"transformer.blocks.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.norm_1", "mixer_norm")
-        yield from parts.fused_attention(place, f"{name}.attn.Wqkv", "(s n h) d", "d (s n) h")
-        yield from parts.attention_out(place, f"{name}.attn.out_proj")
-        yield from parts.layer_norm(place, f"{name}.norm_2", "ffn_norm")
-        yield from parts.ffn(place, {"up": f"{name}.ffn.up_proj"}, f"{name}.ffn.down_proj")
+    for layer in parts.layers(config):
+        name = f"transformer.blocks.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.norm_1", "mixer_norm")
+        yield from parts.fused_attention(layer, f"{name}.attn.Wqkv", "(s n h) d", "d (s n) h")
+        yield from parts.attention_out(layer, f"{name}.attn.out_proj")
+        yield from parts.layer_norm(layer, f"{name}.norm_2", "ffn_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.ffn.up_proj"}, f"{name}.ffn.down_proj")
     yield from parts.norm("transformer.norm_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

@@ -1,4 +1,4 @@
-"""Checkpoints of StableLM and Command R: LLaMA's tensors, with LayerNorm."""
+"""Checkpoints of StableLM and Command R: LLaMA's tensor names with LayerNorm."""
 
 import functools
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from llm_jax.interop.fields import Arguments, Field, Only, Pair, Rope, Table, de
 from llm_jax.interop.hf_llama import BEFORE, BIAS, UNNORMED, tensors
 from llm_jax.interop.hf_llama_variants import alternating, read_windows, write_some_rope, write_windows
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_rope
+from llm_jax.interop.rope_options import longest, read_rope
 from llm_jax.interop.settings import Settings
 from llm_jax.models.block import Parallel
 from llm_jax.models.config import TransformerConfig
@@ -53,7 +53,7 @@ def _read_positions(settings: Settings, found: Arguments) -> Arguments:
     window = read_windows(settings, layers, alternating(layers, period))
     check(
         settings.stated("sliding_window", 4096) is not None,
-        "config.json has sliding_window = None: its layers would be neither rotated nor local; name a number",
+        "config.json has sliding_window = null: layers with RoPE require a window; set it to a number",
     )
     return {"rope": rope, "window": window, "max_length": longest(rope, length)}
 

@@ -1,13 +1,13 @@
-"""Checkpoints of DBRX: the matrices of all experts of a layer lie in one tensor, one below the other.
+"""Checkpoints of DBRX: one tensor concatenates the matrices of all experts of a layer.
 
-The published file has `rope_theta` in `attn_config`, where transformers 5 does not look; both places are read and
-written, and the one at which it looks comes first.
+The published file has `rope_theta` in `attn_config`, which transformers 5 ignores. This module reads and writes it
+there and at the top level, which takes precedence, as in transformers.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import experts, parts
+from llm_jax.interop import expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nested, Only, Pair, Rope, Table, balancing
 from llm_jax.interop.mapping import Tensor
@@ -17,7 +17,7 @@ from llm_jax.models.families.dbrx import dbrx
 
 
 def _read_normalized(settings: Settings, found: Arguments) -> Arguments:
-    # Null leaves the weights as they are; another power than 1 is refused.
+    # Null means no normalization. Only the power 1 is supported.
     normalized = settings.stated("moe_normalize_expert_weights", 1) is not None
     settings.only("moe_normalize_expert_weights", 1, default=1)
     return {"normalized": normalized}
@@ -60,18 +60,18 @@ _FIELDS: Table = (
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.wte.weight")
-    for place in parts.places(config):
-        name, mixer = f"transformer.blocks.{place.number}", parts.attention_of(place.block)
+    for layer in parts.layers(config):
+        name, mixer = f"transformer.blocks.{layer.number}", parts.attention_of(layer.block)
         norms = f"{name}.norm_attn_norm"
-        yield from parts.layer_norm(place, f"{norms}.norm_1", "mixer_norm")
+        yield from parts.layer_norm(layer, f"{norms}.norm_1", "mixer_norm")
         shares = (mixer.heads, mixer.kv_heads, mixer.kv_heads)
-        yield from parts.fused_attention(place, f"{norms}.attn.Wqkv", "(s h) d", "d s h", shares)
-        yield from parts.attention_out(place, f"{norms}.attn.out_proj")
-        yield from parts.layer_norm(place, f"{norms}.norm_2", "ffn_norm")
-        yield from experts.router(place, f"{name}.ffn.router.layer")
+        yield from parts.fused_attention(layer, f"{norms}.attn.Wqkv", "(s h) d", "d s h", shares)
+        yield from parts.attention_out(layer, f"{norms}.attn.out_proj")
+        yield from parts.layer_norm(layer, f"{norms}.norm_2", "ffn_norm")
+        yield from expert_tensors.router(layer, f"{name}.ffn.router.layer")
         for theirs, ours, layout in (("w1", "gate", "x d f"), ("v1", "up", "x d f"), ("w2", "down", "x f d")):
-            leaf = place.leaf(f"ffn/experts/{ours}/kernel", layout)
-            yield Tensor(f"{name}.ffn.experts.mlp.{theirs}", "(x f) d", (leaf,), place.sizes)
+            leaf = layer.leaf(f"ffn/experts/{ours}/kernel", layout)
+            yield Tensor(f"{name}.ffn.experts.mlp.{theirs}", "(x f) d", (leaf,), layer.sizes)
     yield from parts.norm("transformer.norm_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

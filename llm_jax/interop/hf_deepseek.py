@@ -1,17 +1,17 @@
-"""Checkpoints of DeepSeek-V2 and V3, and of Youtu-LLM, which has no experts.
+"""Checkpoints of DeepSeek-V2, DeepSeek-V3 and Youtu-LLM, which has no MoE layers.
 
-Legend, beside that of mapping.py: q rank of what queries are made of, r of keys and values, w size of a value.
+Legend, in addition to that of mapping.py: q rank of queries, r rank of keys and values, w head size of values.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.core.checks import check, given
-from llm_jax.interop import experts, parts
+from llm_jax.interop import expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Table, defaults
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import longest, read_rope, write_rope, written_length
+from llm_jax.interop.rope_options import longest, read_rope, write_rope, written_length
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.attention.latent import LatentAttentionConfig
 from llm_jax.layers.ffn.moe import MoEConfig
@@ -51,7 +51,7 @@ def _write_rope(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _write_sharpened(rope: dict[str, Any], sharpening: float) -> dict[str, Any]:
-    """Positions as `write_rope` gives them, with the sharpening of scores."""
+    """The options of `write_rope` with the sharpening of attention scores."""
     if not sharpening:
         return rope
     return rope | {name: rope[name] | {"mscale_all_dim": sharpening} for name in ("rope_scaling", "rope_parameters")}
@@ -76,65 +76,65 @@ _DENSE: Table = (
     Field("rms_norm_eps", "epsilon", 1e-6),
     Field("tie_word_embeddings", "tied", False),
 )
-"""What all of them have in common."""
+"""The options that these families share."""
 
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "model.embed_tokens.weight")
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.input_layernorm", "mixer_norm")
-        yield from _attention(place, f"{name}.self_attn")
-        yield from parts.layer_norm(place, f"{name}.post_attention_layernorm", "ffn_norm")
-        mixed = isinstance(place.block.ffn, MoEConfig)
-        yield from _expert_tensors(place, f"{name}.mlp") if mixed else parts.llama_ffn(place, f"{name}.mlp")
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.input_layernorm", "mixer_norm")
+        yield from _attention(layer, f"{name}.self_attn")
+        yield from parts.layer_norm(layer, f"{name}.post_attention_layernorm", "ffn_norm")
+        mixed = isinstance(layer.block.ffn, MoEConfig)
+        yield from _expert_tensors(layer, f"{name}.mlp") if mixed else parts.llama_ffn(layer, f"{name}.mlp")
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _expert_tensors(place: parts.Place, name: str) -> Iterator[Tensor]:
-    yield from experts.router(place, f"{name}.gate")
-    if isinstance(parts.experts_of(place.block).router, SigmoidConfig):
-        leaf = place.leaf("ffn/router/bias", "x")
-        yield Tensor(f"{name}.gate.e_score_correction_bias", "x", (leaf,), place.sizes)
-    yield from experts.each(place, f"{name}.experts.", *experts.LLAMA)
-    yield from experts.shared(place, f"{name}.shared_experts")
+def _expert_tensors(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    yield from expert_tensors.router(layer, f"{name}.gate")
+    if isinstance(parts.experts_of(layer.block).router, SigmoidConfig):
+        leaf = layer.leaf("ffn/router/bias", "x")
+        yield Tensor(f"{name}.gate.e_score_correction_bias", "x", (leaf,), layer.sizes)
+    yield from expert_tensors.each(layer, f"{name}.experts.", *expert_tensors.LLAMA)
+    yield from expert_tensors.shared(layer, f"{name}.shared_experts")
 
 
-def _attention(place: parts.Place, name: str) -> Iterator[Tensor]:
-    """Their tensors fuse what is with and without position, and keys with values."""
-    mixer = parts.mixer_of(place.block, LatentAttentionConfig)
-    place = place.with_sizes(n=mixer.heads, q=mixer.query_rank or 0, r=mixer.rank, w=mixer.value_dim)
+def _attention(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    """The tensors fuse the features with and without RoPE, and keys with values."""
+    mixer = parts.mixer_of(layer.block, LatentAttentionConfig)
+    layer = layer.with_sizes(n=mixer.heads, q=mixer.query_rank or 0, r=mixer.rank, w=mixer.value_dim)
 
     def linear(theirs: str, layout: str, inputs: str, *leaves: tuple[str, str, int, int]) -> Iterator[Tensor]:
-        found = tuple(place.leaf(f"mixer/{ours}", axes, share, turned) for ours, axes, share, turned in leaves)
-        yield from parts.linear(place, f"{name}.{theirs}", layout, inputs, found, False)
+        found = tuple(layer.leaf(f"mixer/{ours}", axes, share, turned) for ours, axes, share, turned in leaves)
+        yield from parts.linear(layer, f"{name}.{theirs}", layout, inputs, found, False)
 
     rotary, source, query = mixer.rotary_dim, "d", "q_proj"
     if mixer.query_rank is not None:
         source, query = "q", "q_b_proj"
         yield from linear("q_a_proj", "q d", "d", ("query_down", "d q", 1, 0))
-        leaf = place.leaf("mixer/query_norm", "d")
+        leaf = layer.leaf("mixer/query_norm", "d")
         yield from parts.norm(f"{name}.q_a_layernorm", mixer.norm, leaf, mixer.query_rank)
     heads = f"{source} n s"
     fused = (("query", heads, mixer.head_dim, 0), ("query_rotary", heads, rotary, rotary))
     yield from linear(query, f"(n s) {source}", source, *fused)
     fused = (("latent", "d s", mixer.rank, 0), ("key_rotary", "d s", rotary, rotary))
     yield from linear("kv_a_proj_with_mqa", "s d", "d", *fused)
-    yield from parts.norm(f"{name}.kv_a_layernorm", mixer.norm, place.leaf("mixer/latent_norm", "d"), mixer.rank)
+    yield from parts.norm(f"{name}.kv_a_layernorm", mixer.norm, layer.leaf("mixer/latent_norm", "d"), mixer.rank)
     fused = (("key", "r n s", mixer.head_dim, 0), ("value", "r n s", mixer.value_dim, 0))
     yield from linear("kv_b_proj", "(n s) r", "r", *fused)
     yield from linear("o_proj", "d (n w)", "n w", ("out", "n w d", 1, 0))
 
 
 def _first(settings: Settings, default: int) -> int:
-    """Layers before those with experts."""
+    """Number of dense layers before the MoE layers."""
     settings.only("moe_layer_freq", 1, default=1)
     return settings.given("first_k_dense_replace", default=default)
 
 
 def _experts(settings: Settings, router: Router, count: int, hidden: int, shared: int) -> MoEConfig:
-    """The experts of a file, with the defaults of one of the two families."""
+    """The MoE layer of a file, with the defaults of one of the two families."""
     return experts_of(
         settings.given("n_routed_experts", default=count),
         settings.given("moe_intermediate_size", default=hidden),
@@ -144,11 +144,11 @@ def _experts(settings: Settings, router: Router, count: int, hidden: int, shared
 
 
 def _limit(settings: Settings, groups: int | None, kept: int | None, best: int) -> GroupLimit | None:
-    """The groups of a file: one holds all, and is no limit."""
+    """The expert groups of a file; None for a single group, which is no limit."""
     groups, kept = settings.given("n_group", default=groups), settings.given("topk_group", default=kept)
     if groups is None or groups == 1:
         return None
-    return GroupLimit(groups, given(kept, f"config.json has n_group = {groups} and no topk_group: name both"), best)
+    return GroupLimit(groups, given(kept, f"config.json has n_group = {groups} and no topk_group: state both"), best)
 
 
 def _write_limit(router: SoftmaxConfig | SigmoidConfig) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _read_v2(settings: Settings, found: Arguments) -> Arguments:
     if first >= found["layers"]:
         return {}
     settings.only("scoring_func", "softmax", default="softmax")
-    # transformers reads no norm_topk_prob here.
+    # transformers ignores norm_topk_prob here.
     settings.only("norm_topk_prob", False, default=False)
     method = settings.given("topk_method", default="greedy")
     known = ("greedy", "group_limited_greedy")
@@ -194,7 +194,7 @@ def _write_mixed(config: TransformerConfig) -> dict[str, Any]:
     if not mixed:
         return {"first_k_dense_replace": config.depth}
     layer = parts.expert_layer(config)
-    shared = given(layer.shared, "the model has no expert for all tokens, and this family has")
+    shared = given(layer.shared, "the MoE layer has no shared expert: this family requires one")
     return {
         "first_k_dense_replace": mixed[0],
         "n_routed_experts": layer.count,
@@ -216,7 +216,7 @@ _V2: Table = (*_DENSE, Pair(_read_v2, _write_v2))
 _V3: Table = (*_DENSE, Pair(_read_v3, _write_mixed))
 
 
-# The layer that predicts a second token comes after the others.
+# The multi-token prediction layer follows the others.
 _SECOND = (r"^model\.layers\.61\.",)
 FAMILIES = (
     Family("deepseek_v3", "DeepseekV3ForCausalLM", deepseek, _V3, _tensors, "model.", unread=_SECOND),

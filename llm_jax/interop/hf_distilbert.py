@@ -1,4 +1,4 @@
-"""Checkpoints of DistilBERT, with the heads of its classes but the multiple choice."""
+"""Checkpoints of DistilBERT, with the heads of its classes except multiple choice."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +41,7 @@ def _write_head(config: TransformerConfig) -> dict[str, Any]:
 
 
 _FIELDS: Table = (
-    # Sinusoids are the initial values of a table there, which weights then replace.
+    # `sinusoidal_pos_embds` only sets initial values, which the weights replace.
     Field("n_layers", "layers"),
     Field("n_heads", "heads"),
     Field("dim", "width"),
@@ -63,12 +63,12 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, f"{name}.word_embeddings.weight")
     yield from parts.learned_positions(config, f"{name}.position_embeddings.weight")
     yield from parts.norm(f"{name}.LayerNorm", config.embed.norm, "embed/norm", config.width)
-    for place in parts.places(config):
-        name = f"distilbert.transformer.layer.{place.number}"
-        yield from parts.attention(place, (f"{name}.attention.{part}_lin" for part in ("q", "k", "v", "out")))
-        yield from parts.layer_norm(place, f"{name}.sa_layer_norm", "mixer_stream_norm")
-        yield from parts.ffn(place, {"up": f"{name}.ffn.lin1"}, f"{name}.ffn.lin2")
-        yield from parts.layer_norm(place, f"{name}.output_layer_norm", "ffn_stream_norm")
+    for layer in parts.layers(config):
+        name = f"distilbert.transformer.layer.{layer.number}"
+        yield from parts.attention(layer, (f"{name}.attention.{part}_lin" for part in ("q", "k", "v", "out")))
+        yield from parts.layer_norm(layer, f"{name}.sa_layer_norm", "mixer_stream_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.ffn.lin1"}, f"{name}.ffn.lin2")
+        yield from parts.layer_norm(layer, f"{name}.output_layer_norm", "ffn_stream_norm")
     yield from _head_tensors(config)
 
 

@@ -1,7 +1,7 @@
-"""Falcon's checkpoints, in the three layouts of queries, keys and values that its config.json tells apart.
+"""Checkpoints of Falcon, in the three layouts of queries, keys and values that its config.json distinguishes.
 
-transformers rounds the slopes of linear biases, and their products with distances, to bfloat16; ours are float32. With
-numbers of heads that make the slopes powers of two, and rows of up to 256 tokens, the two are the same.
+transformers rounds the slopes of ALiBi and their products with distances to bfloat16; this package keeps float32. The
+two are equal if the slopes are powers of two and sequences have at most 256 tokens.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from llm_jax.models.families.falcon import falcon
 
 
 def _read_heads(settings: Settings, found: Arguments) -> Arguments:
-    """Key/value heads and the wiring, by which of the two layouts the file has."""
+    """Key/value heads and the wiring, for the older or the newer layout."""
     heads, grouped = found["heads"], settings.given("new_decoder_architecture", default=False)
     one = settings.given("multi_query", default=True)
     kv_heads = settings.given("num_kv_heads", default=heads) if grouped else 1 if one else heads
@@ -72,7 +72,7 @@ _FIELDS: Table = (
 
 
 def _grouped(config: TransformerConfig) -> bool:
-    """Whether only the newer layout can say it: two norms side by side, or several key/value heads that are shared."""
+    """Whether the model requires the newer layout: two parallel norms, or grouped-query attention."""
     block = parts.first(config)
     mixer = parts.attention_of(block)
     return block.wiring == Parallel(shared_norm=False) or 1 < mixer.kv_heads < mixer.heads
@@ -80,34 +80,34 @@ def _grouped(config: TransformerConfig) -> bool:
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.word_embeddings.weight")
-    for place in parts.places(config):
-        name, mixer = f"transformer.h.{place.number}", parts.attention_of(place.block)
-        yield from _norms(place, name)
+    for layer in parts.layers(config):
+        name, mixer = f"transformer.h.{layer.number}", parts.attention_of(layer.block)
+        yield from _norms(layer, name)
         fused = f"{name}.self_attention.query_key_value"
         if _grouped(config):
             shares = (mixer.heads // mixer.kv_heads, 1, 1)
-            yield from parts.fused_attention(place, fused, "(k s h) d", "d (k s) h", shares)
+            yield from parts.fused_attention(layer, fused, "(k s h) d", "d (k s) h", shares)
         elif mixer.kv_heads == 1:
-            yield from parts.fused_attention(place, fused, "(s h) d", "d s h", (mixer.heads, 1, 1))
+            yield from parts.fused_attention(layer, fused, "(s h) d", "d s h", (mixer.heads, 1, 1))
         else:
-            yield from parts.fused_attention(place, fused, "(n s h) d", "d (n s) h")
-        yield from parts.attention_out(place, f"{name}.self_attention.dense")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
+            yield from parts.fused_attention(layer, fused, "(n s h) d", "d (n s) h")
+        yield from parts.attention_out(layer, f"{name}.self_attention.dense")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _norms(place: parts.Place, name: str) -> Iterator[Tensor]:
-    match place.block.wiring:
+def _norms(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    match layer.block.wiring:
         case Parallel(shared_norm=True):
             names = {"input_layernorm": "mixer_norm"}
         case Parallel():
             names = {"ln_attn": "mixer_norm", "ln_mlp": "ffn_norm"}
         case wiring:
-            check(wiring == Serial(), f"wiring is {wiring}: Falcon has none but the parallel and the pre-norm one")
+            check(wiring == Serial(), f"wiring is {wiring}: Falcon requires Parallel or Serial")
             names = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "ffn_norm"}
     for theirs, ours in names.items():
-        yield from parts.layer_norm(place, f"{name}.{theirs}", ours)
+        yield from parts.layer_norm(layer, f"{name}.{theirs}", ours)
 
 
 FAMILIES = (

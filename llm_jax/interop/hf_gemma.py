@@ -8,7 +8,7 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Rope, Table, tying
 from llm_jax.interop.hf_llama import PRE_NORM, tensors, write_ropes
-from llm_jax.interop.rope import read_ropes_by_kind
+from llm_jax.interop.rope_options import read_ropes_by_kind
 from llm_jax.interop.settings import Settings, layer_types, layer_windows
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.config import TransformerConfig
@@ -30,21 +30,22 @@ _COMMON: Table = (
 
 
 def _activation(name: str, default: str = "gelu_pytorch_tanh") -> Pair:
-    """All have one nonlinearity. Published files of Gemma 1 say "gelu" and mean its tanh form, which is what
-    transformers computes: its `default`."""
+    """All Gemmas have one activation, the tanh form of GELU. Published files of Gemma 1 state "gelu" for it, and
+    transformers computes the tanh form."""
 
     def read(settings: Settings, found: Arguments) -> Arguments:
         if settings.given(name, default=default) != "gelu" or default != "gelu":
             activation = settings.activation(name, default="gelu_pytorch_tanh")
             stated = settings.given(name)
-            check(activation == "gelu_tanh", f"config.json has {name} = {stated!r}: Gemma has gelu_pytorch_tanh")
+            check(activation == "gelu_tanh", f"config.json has {name} = {stated!r}: Gemma requires gelu_pytorch_tanh")
         return {}
 
     return Pair(read, lambda config: dict.fromkeys(("hidden_act", "hidden_activation"), "gelu_pytorch_tanh"))
 
 
 def _windows(period: int | None) -> Pair:
-    """Tokens that each layer sees: by `layer_types`, or all in every `period`-th layer; None: as the file says."""
+    """The window of each layer: from `layer_types`, or full attention in every `period`-th layer; None: the period of
+    the file."""
 
     def read(settings: Settings, found: Arguments) -> Arguments:
         layers, window = found["layers"], settings.given("sliding_window", default=4096)
@@ -66,7 +67,7 @@ def _read_scale(settings: Settings, found: Arguments) -> Arguments:
 
 def _write_scale(config: TransformerConfig) -> dict[str, Any]:
     scale = parts.attention_of(parts.first(config)).scores.scale
-    return {"query_pre_attn_scalar": round(given(scale, "scores.scale is None: Gemma's is a number") ** -2)}
+    return {"query_pre_attn_scalar": round(given(scale, "scores.scale is None: Gemma requires a number") ** -2)}
 
 
 def _read_softcaps(settings: Settings, found: Arguments) -> Arguments:
@@ -75,7 +76,7 @@ def _read_softcaps(settings: Settings, found: Arguments) -> Arguments:
 
 
 def _read_last_softcap(settings: Settings, found: Arguments) -> Arguments:
-    # The attn_logit_softcapping of Gemma 3 does nothing in transformers.
+    # transformers ignores the attn_logit_softcapping of Gemma 3.
     return {"softcaps": (None, settings.given("final_logit_softcapping"))}
 
 
@@ -85,7 +86,7 @@ def _write_softcaps(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _read_ropes(settings: Settings, found: Arguments) -> Arguments:
-    """The scaling of global layers brings them to the length of the file, which local layers have without it."""
+    """The maximum length is that of the file: global layers reach it by scaling, local layers without."""
     bases = settings.given("rope_theta", default=1e6), settings.given("rope_local_base_freq", default=1e4)
     length = settings.need("max_position_embeddings")
     rope, local = read_ropes_by_kind(settings, found["head_dim"], length, bases)
@@ -93,7 +94,7 @@ def _read_ropes(settings: Settings, found: Arguments) -> Arguments:
 
 
 def _one_rope(*, rope: RoPEConfig, **given: Any) -> TransformerConfig:
-    """A Gemma whose layers are all rotated alike."""
+    """A Gemma with the same RoPE in all layers."""
     return gemma(rope=rope, local_rope=rope, **given)
 
 

@@ -1,4 +1,4 @@
-"""GPT-2's checkpoints: weights are [input, output], queries, keys and values one matrix."""
+"""Checkpoints of GPT-2: weights are [input, output]; queries, keys and values are one matrix."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ def _gpt2(*, scaled: bool, inverse: bool, **given: Any) -> TransformerConfig:
 
 
 def _scaled(layer: int, block: BlockConfig, scaled: bool, inverse: bool) -> BlockConfig:
-    """The block with the factor of its scores: 1 / sqrt(head size) where they are `scaled`, over the number of the
-    layer, from 1, with `inverse`."""
+    """The block with its factor of the attention scores: 1 / sqrt(head size) if `scaled`, else 1; divided by the number
+    of the layer, from 1, if `inverse`."""
     if scaled and not inverse:
         return block
     mixer = parts.attention_of(block)
@@ -31,7 +31,7 @@ def _scaled(layer: int, block: BlockConfig, scaled: bool, inverse: bool) -> Bloc
 
 
 def _scales(config: TransformerConfig) -> list[float | None]:
-    return [parts.attention_of(place.block).scores.scale for place in parts.places(config)]
+    return [parts.attention_of(layer.block).scores.scale for layer in parts.layers(config)]
 
 
 def _inverse(config: TransformerConfig) -> bool:
@@ -58,13 +58,13 @@ _FIELDS: Table = (
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.wte.weight")
     yield from parts.learned_positions(config, "transformer.wpe.weight")
-    for place in parts.places(config):
-        name = f"transformer.h.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
-        yield from parts.fused_attention(place, f"{name}.attn.c_attn", "d (s n h)", "d (s n) h")
-        yield from parts.attention_out(place, f"{name}.attn.c_proj", "(n h) d")
-        yield from parts.layer_norm(place, f"{name}.ln_2", "ffn_norm")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj", transposed=True)
+    for layer in parts.layers(config):
+        name = f"transformer.h.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.ln_1", "mixer_norm")
+        yield from parts.fused_attention(layer, f"{name}.attn.c_attn", "d (s n h)", "d (s n) h")
+        yield from parts.attention_out(layer, f"{name}.attn.c_proj", "(n h) d")
+        yield from parts.layer_norm(layer, f"{name}.ln_2", "ffn_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj", transposed=True)
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

@@ -14,13 +14,13 @@ from llm_jax.models.families.gpt_neo import gpt_neo
 
 
 def _read_windows(settings: Settings, found: Arguments) -> Arguments:
-    """Tokens that each layer sees: [[kinds of layers that follow one another], how often] in `attention_types`."""
+    """The window of each layer, from `attention_types`: a list of [kinds of consecutive layers, number of repeats]."""
     layers, window = found["layers"], settings.given("window_size", default=256)
     groups = settings.given("attention_types", default=[[["global", "local"], 12]])
     kinds = [kind for kinds, times in groups for _ in range(times) for kind in kinds]
     check(
         len(kinds) == layers,
-        f"config.json has attention_types of {len(kinds)} layers and num_layers = {layers}: it needs one for each",
+        f"config.json has attention_types for {len(kinds)} layers and num_layers = {layers}: they must be equal",
     )
     unknown = sorted(set(kinds) - {"global", "local"})
     check(not unknown, f"config.json has attention_types {unknown}: supported are global and local")
@@ -54,13 +54,13 @@ _FIELDS: Table = (
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.wte.weight")
     yield from parts.learned_positions(config, "transformer.wpe.weight")
-    for place in parts.places(config):
-        name = f"transformer.h.{place.number}"
+    for layer in parts.layers(config):
+        name = f"transformer.h.{layer.number}"
         projections = (f"{name}.attn.attention.{part}_proj" for part in ("q", "k", "v", "out"))
-        yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
-        yield from parts.attention(place, projections)
-        yield from parts.layer_norm(place, f"{name}.ln_2", "ffn_norm")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj")
+        yield from parts.layer_norm(layer, f"{name}.ln_1", "mixer_norm")
+        yield from parts.attention(layer, projections)
+        yield from parts.layer_norm(layer, f"{name}.ln_2", "ffn_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj")
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

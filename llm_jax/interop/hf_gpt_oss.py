@@ -1,12 +1,12 @@
-"""Checkpoints of gpt-oss: the experts of a layer lie in one tensor, gate and up feature by feature.
+"""Checkpoints of gpt-oss: one tensor holds the experts of a layer, with gate and up features interleaved.
 
-The published weights are quantized, and refused; copies in bfloat16 are read.
+The published weights are quantized, which is not supported. Copies in bfloat16 are read.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import experts, parts
+from llm_jax.interop import expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Table, balancing, defaults
 from llm_jax.interop.hf_llama import BEFORE, DECODER, SILU, tensors
@@ -29,7 +29,7 @@ def _write_windows(config: TransformerConfig) -> dict[str, Any]:
 
 
 _FIELDS: Table = (
-    # The function of its experts is another one, and no option.
+    # Its experts use another activation, which is not an option.
     Only("hidden_act", "silu", written="silu"),
     Only("swiglu_alpha", 1.702),
     Only("swiglu_limit", 7.0),
@@ -44,20 +44,20 @@ _FIELDS: Table = (
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from tensors(config, before=BEFORE, experts=_experts)
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}.self_attn.sinks"
-        yield Tensor(name, "n", (place.leaf("mixer/sinks", "n"),), place.sizes)
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}.self_attn.sinks"
+        yield Tensor(name, "n", (layer.leaf("mixer/sinks", "n"),), layer.sizes)
 
 
-def _experts(place: parts.Place, name: str) -> Iterator[Tensor]:
-    yield from experts.router(place, f"{name}.mlp.router", bias=True)
+def _experts(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    yield from expert_tensors.router(layer, f"{name}.mlp.router", bias=True)
     name = f"{name}.mlp.experts"
     for suffix, part, inner in (("", "kernel", "d "), ("_bias", "bias", "")):
-        halves = tuple(place.leaf(f"ffn/experts/{ours}/{part}", f"x {inner}(f s)") for ours in ("gate", "up"))
-        yield Tensor(f"{name}.gate_up_proj{suffix}", f"x {inner}(f s)", halves, place.sizes)
+        halves = tuple(layer.leaf(f"ffn/experts/{ours}/{part}", f"x {inner}(f s)") for ours in ("gate", "up"))
+        yield Tensor(f"{name}.gate_up_proj{suffix}", f"x {inner}(f s)", halves, layer.sizes)
     for suffix, part, inner in (("", "kernel", "f "), ("_bias", "bias", "")):
-        leaf = place.leaf(f"ffn/experts/down/{part}", f"x {inner}d")
-        yield Tensor(f"{name}.down_proj{suffix}", f"x {inner}d", (leaf,), place.sizes)
+        leaf = layer.leaf(f"ffn/experts/down/{part}", f"x {inner}d")
+        yield Tensor(f"{name}.down_proj{suffix}", f"x {inner}d", (leaf,), layer.sizes)
 
 
 FAMILIES = (Family("gpt_oss", "GptOssForCausalLM", balancing(gpt_oss), _FIELDS, _tensors, prefix="model."),)

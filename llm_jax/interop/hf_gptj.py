@@ -1,4 +1,4 @@
-"""Checkpoints of GPT-J and CodeGen: features that are rotated together are neighbours."""
+"""Checkpoints of GPT-J and CodeGen: RoPE rotates neighbouring features together."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -32,19 +32,19 @@ _FIELDS: Table = (
 )
 
 
-def _attention(place: parts.Place, name: str) -> Iterator[Tensor]:
+def _attention(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     projections = (f"{name}.{part}_proj" for part in ("q", "k", "v", "out"))
-    yield from parts.attention(place, projections, neighbours=parts.rotated(parts.attention_of(place.block)))
+    yield from parts.attention(layer, projections, neighbours=parts.rotated(parts.attention_of(layer.block)))
 
 
-def _codegen_attention(place: parts.Place, name: str) -> Iterator[Tensor]:
-    """Queries, values and keys in one matrix, in four parts (m) that once lay on a core each, of some heads (u)."""
-    mixer = parts.attention_of(place.block)
-    place = place.with_sizes(m=_CORES, u=mixer.heads // _CORES)
+def _codegen_attention(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    """Queries, values and keys in one matrix: four groups (m) of heads (u), one per core of the original training."""
+    mixer = parts.attention_of(layer.block)
+    layer = layer.with_sizes(m=_CORES, u=mixer.heads // _CORES)
     turned, order = parts.rotated(mixer), ("query", "value", "key")
     layouts = "(m s u h) d", "d (m s u) h"
-    yield from parts.fused_attention(place, f"{name}.qkv_proj", *layouts, order=order, neighbours=turned)
-    yield from parts.attention_out(place, f"{name}.out_proj")
+    yield from parts.fused_attention(layer, f"{name}.qkv_proj", *layouts, order=order, neighbours=turned)
+    yield from parts.attention_out(layer, f"{name}.out_proj")
 
 
 _CORES = 4
@@ -60,16 +60,16 @@ def _check_writes(config: TransformerConfig) -> dict[str, Any]:
     return {}
 
 
-Attention = Callable[[parts.Place, str], Iterator[Tensor]]
+Attention = Callable[[parts.LayerRef, str], Iterator[Tensor]]
 
 
 def _tensors(config: TransformerConfig, attention: Attention) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.wte.weight")
-    for place in parts.places(config):
-        name = f"transformer.h.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
-        yield from attention(place, f"{name}.attn")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.fc_in"}, f"{name}.mlp.fc_out")
+    for layer in parts.layers(config):
+        name = f"transformer.h.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.ln_1", "mixer_norm")
+        yield from attention(layer, f"{name}.attn")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.fc_in"}, f"{name}.mlp.fc_out")
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

@@ -1,4 +1,4 @@
-"""Checkpoints of LLaMA and of the families that keep its tensors: Mistral, Qwen 2 and 3, Phi-3, OLMo 2."""
+"""Checkpoints of LLaMA and of families with its tensors: Mistral, Qwen 2 and 3, Phi-3, OLMo 2."""
 
 import dataclasses
 import functools
@@ -10,7 +10,14 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Pair, Rope, Table, defaults
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import KINDS, longest, read_partial_rope, write_partial_rope, write_rope, written_length
+from llm_jax.interop.rope_options import (
+    KINDS,
+    longest,
+    read_partial_rope,
+    write_partial_rope,
+    write_rope,
+    written_length,
+)
 from llm_jax.interop.settings import Settings, layer_types, layer_windows
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.positions.rope_scaling import LongRoPEScaling, Unscaled
@@ -35,7 +42,7 @@ UNROTATED: Table = (
     Field("rms_norm_eps", "epsilon", 1e-6),
     Field("tie_word_embeddings", "tied", False),
 )
-"""What the config.json of LLaMA and its heirs have in common, but for positions."""
+"""The options that LLaMA and its derivatives share, except positions."""
 DECODER: Table = (*UNROTATED, Rope())
 BIAS = Field("attention_bias", "bias", False)
 
@@ -44,40 +51,39 @@ def tensors(
     config: TransformerConfig,
     before: tuple[str, ...] = (),
     after: tuple[str, ...] = (),
-    experts: Callable[[parts.Place, str], Iterator[Tensor]] | None = None,
-    ffn: Callable[[parts.Place, str], Iterator[Tensor]] = parts.llama_ffn,
+    experts: Callable[[parts.LayerRef, str], Iterator[Tensor]] | None = None,
+    ffn: Callable[[parts.LayerRef, str], Iterator[Tensor]] = parts.llama_ffn,
     neighbours: bool = False,
 ) -> Iterator[Tensor]:
-    """The tensors under LLaMA's names.
+    """The tensors with LLaMA's names.
 
     Args:
-      ffn: (layer, name of its ffn) -> tensors of it.
-      neighbours: whether features that are rotated together are neighbours.
-      before, after: names of the norms before and after the halves of a block, where there are any; one that is shared
-        is named once.
-      experts: (layer, start of its names) -> tensors of its experts, where it has such.
+      before, after: names of the norms before and after mixer and ffn, if there are any; a shared norm is named once.
+      experts: (layer, prefix of its names) -> tensors of an MoE layer.
+      ffn: (layer, name of its ffn) -> tensors of a dense ffn.
+      neighbours: whether RoPE rotates neighbouring features together.
     """
     yield from parts.embedding(config, "model.embed_tokens.weight")
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}"
-        yield from _block_norms(place, name, before, after)
-        if parts.attention_of(place.block).qk_norm:
-            yield from parts.query_key_norms(place, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
-        turned = parts.rotated(parts.attention_of(place.block)) if neighbours else 0
-        yield from parts.attention(place, (f"{name}.self_attn.{part}_proj" for part in "qkvo"), neighbours=turned)
-        if experts is not None and isinstance(place.block.ffn, MoEConfig):
-            yield from experts(place, name)
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}"
+        yield from _block_norms(layer, name, before, after)
+        if parts.attention_of(layer.block).qk_norm:
+            yield from parts.query_key_norms(layer, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
+        turned = parts.rotated(parts.attention_of(layer.block)) if neighbours else 0
+        yield from parts.attention(layer, (f"{name}.self_attn.{part}_proj" for part in "qkvo"), neighbours=turned)
+        if experts is not None and isinstance(layer.block.ffn, MoEConfig):
+            yield from experts(layer, name)
         else:
-            yield from ffn(place, f"{name}.mlp")
+            yield from ffn(layer, f"{name}.mlp")
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _block_norms(place: parts.Place, name: str, before: tuple[str, ...], after: tuple[str, ...]) -> Iterator[Tensor]:
+def _block_norms(layer: parts.LayerRef, name: str, before: tuple[str, ...], after: tuple[str, ...]) -> Iterator[Tensor]:
     """Norms before and after mixer and ffn."""
     for names, ours in ((before, ("mixer_norm", "ffn_norm")), (after, ("mixer_out_norm", "ffn_out_norm"))):
         for theirs, own in zip(names, ours, strict=False):
-            yield from parts.layer_norm(place, f"{name}.{theirs}", own)
+            yield from parts.layer_norm(layer, f"{name}.{theirs}", own)
 
 
 BEFORE = ("input_layernorm", "post_attention_layernorm")
@@ -86,7 +92,7 @@ POST_NORM = functools.partial(tensors, after=("post_attention_layernorm", "post_
 
 
 def _read_windows(settings: Settings, found: Arguments) -> Arguments:
-    """Tokens that each layer of a Qwen sees: by `layer_types`, or the layers from `max_window_layers` on."""
+    """The window of each layer of a Qwen: from `layer_types`, or only in layers from `max_window_layers` on."""
     layers, window = found["layers"], settings.given("sliding_window", default=4096)
     if not settings.given("use_sliding_window", default=False):
         return {"window": (None,) * layers}
@@ -96,7 +102,7 @@ def _read_windows(settings: Settings, found: Arguments) -> Arguments:
 
 
 def write_windows(config: TransformerConfig) -> dict[str, Any]:
-    """The options from which Qwen reads how many tokens each layer sees."""
+    """The options of the windows of a Qwen's layers."""
     windows = parts.windows(config)
     used = [window for window in windows if window is not None]
     return {
@@ -107,17 +113,17 @@ def write_windows(config: TransformerConfig) -> dict[str, Any]:
 
 
 def write_ropes(config: TransformerConfig) -> dict[str, Any]:
-    """The options from which `read_ropes_by_kind` reads."""
+    """The options that `read_ropes_by_kind` reads."""
     ropes = {}
-    for place in parts.places(config):
-        mixer = parts.attention_of(place.block)
+    for layer in parts.layers(config):
+        mixer = parts.attention_of(layer.block)
         ropes.setdefault(KINDS[parts.window_of(mixer) is not None], parts.rope_of(mixer))
     written = {kind: write_rope(rope)["rope_parameters"] for kind, rope in ropes.items()}
     return {"rope_parameters": written, "max_position_embeddings": config.max_length}
 
 
 def _read_phi3_rope(settings: Settings, found: Arguments) -> Arguments:
-    # transformers takes this length from the top of the file only.
+    # transformers reads this length only from the top level of the file.
     original = settings.given("original_max_position_embeddings", default=4096)
     length, settings = settings.need("max_position_embeddings"), settings.with_option(_ORIGINAL, original)
     rope = read_partial_rope(settings, found["head_dim"], length)
@@ -139,25 +145,25 @@ def _write_phi3_rope(config: TransformerConfig) -> dict[str, Any]:
     return write_partial_rope(rope, mixer.head_dim) | {"max_position_embeddings": length, _ORIGINAL: original}
 
 
-def fused_ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
+def fused_ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     """An ffn with gate and up in one matrix."""
     halves, bias = (
-        (place.leaf("ffn/gate", "d (s f)"), place.leaf("ffn/up", "d (s f)")),
-        parts.dense_of(place.block).bias,
+        (layer.leaf("ffn/gate", "d (s f)"), layer.leaf("ffn/up", "d (s f)")),
+        parts.dense_of(layer.block).bias,
     )
-    yield from parts.linear(place, f"{name}.gate_up_proj", "(s f) d", "d", halves, bias)
-    yield from parts.ffn(place, {}, f"{name}.down_proj")
+    yield from parts.linear(layer, f"{name}.gate_up_proj", "(s f) d", "d", halves, bias)
+    yield from parts.ffn(layer, {}, f"{name}.down_proj")
 
 
 def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:
-    """Phi-3's: LLaMA's with queries, keys and values one matrix, gate and up another."""
+    """Phi-3's tensors: LLaMA's, but queries, keys and values are one matrix, and gate and up another."""
     for tensor in PRE_NORM(config, ffn=fused_ffn):
         if not any(part in tensor.name for part in ("q_proj", "k_proj", "v_proj")):
             yield tensor
-    for place in parts.places(config):
-        name, mixer = f"model.layers.{place.number}", parts.attention_of(place.block)
+    for layer in parts.layers(config):
+        name, mixer = f"model.layers.{layer.number}", parts.attention_of(layer.block)
         shares = (mixer.heads, mixer.kv_heads, mixer.kv_heads)
-        yield from parts.fused_attention(place, f"{name}.self_attn.qkv_proj", "(s h) d", "d s h", shares)
+        yield from parts.fused_attention(layer, f"{name}.self_attn.qkv_proj", "(s h) d", "d s h", shares)
 
 
 def _family(

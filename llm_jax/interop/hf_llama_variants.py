@@ -1,5 +1,5 @@
-"""Checkpoints of LLaMA's variants whose layers differ in positions: OLMo 3, SmolLM3, EXAONE 4; of ERNIE 4.5 and GLM-4,
-where features that are rotated together are neighbours."""
+"""Checkpoints of variants of LLaMA: OLMo 3, SmolLM3 and EXAONE 4, whose layers differ in positions; ERNIE 4.5, GLM and
+GLM-4, whose RoPE rotates neighbouring features together."""
 
 import functools
 from typing import Any
@@ -18,7 +18,7 @@ from llm_jax.interop.hf_llama import (
     tensors,
     write_ropes,
 )
-from llm_jax.interop.rope import longest, read_rope, read_ropes_by_kind, write_rope, written_length
+from llm_jax.interop.rope_options import longest, read_rope, read_ropes_by_kind, write_rope, written_length
 from llm_jax.interop.settings import Settings, layer_types, layer_windows
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.exaone4 import exaone4
@@ -64,12 +64,12 @@ def _write_olmo3(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _ropes(config: TransformerConfig) -> list[Any]:
-    return [parts.attention_of(place.block).position for place in parts.places(config)]
+    return [parts.attention_of(layer.block).position for layer in parts.layers(config)]
 
 
 def write_some_rope(config: TransformerConfig) -> dict[str, Any]:
     """The rotary positions of the layers that have them. ValueError if no layer has them."""
-    mixers = [parts.attention_of(place.block) for place in parts.places(config)]
+    mixers = [parts.attention_of(layer.block) for layer in parts.layers(config)]
     rope = parts.rope_of(next((mixer for mixer in mixers if mixer.position is not None), mixers[0]))
     return write_rope(rope) | {"max_position_embeddings": written_length(rope, config.max_length)}
 
@@ -80,7 +80,7 @@ def _read_smollm3(settings: Settings, found: Arguments) -> Arguments:
     rotated = settings.given("no_rope_layers", default=[int(number % every != 0) for number in range(1, layers + 1)])
     check(
         len(rotated) >= layers,
-        f"config.json has {len(rotated)} no_rope_layers and {layers} layers: it needs one for each",
+        f"config.json has {len(rotated)} no_rope_layers and {layers} layers: one per layer is required",
     )
     rope, window = read_rope(settings, found["head_dim"], length, 2e6), settings.given("sliding_window")
     local = settings.given("use_sliding_window", default=False) and window is not None
@@ -125,7 +125,7 @@ _GLM_FIELDS: Table = (
 
 
 def _ernie(*, bias: bool, **given: Any) -> TransformerConfig:
-    """A LLaMA with biases everywhere or nowhere."""
+    """A LLaMA with biases in all linear layers or in none."""
     return llama(bias=bias, ffn_bias=bias, **given)
 
 

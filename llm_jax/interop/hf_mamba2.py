@@ -1,6 +1,6 @@
 """Checkpoints of Mamba-2.
 
-Letters beyond those of mapping.py: c channels of the convolution, w its taps, i features of all heads.
+Legend, in addition to that of mapping.py: c channels of the convolution, w its taps, i features of all heads.
 """
 
 import math
@@ -20,7 +20,7 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.mamba2 import mamba2
 
 _LONGEST = 2**20
-"""Tokens of a row where the file names no number, as it need not for a recurrence."""
+"""Maximum sequence length if the file states none. A recurrence does not require one."""
 
 _CHUNK = 256
 
@@ -34,8 +34,8 @@ def _read_expand(settings: Settings, found: Arguments) -> Arguments:
     expand = settings.given("expand", default=2)
     check(
         int(expand * width) == heads * head_dim,
-        f"config.json has expand {expand} of hidden_size {width} and num_heads {heads} of head_dim {head_dim}: "
-        "transformers takes them only where they are as many features",
+        f"config.json has expand {expand}, hidden_size {width}, num_heads {heads} and head_dim {head_dim}: expand * "
+        "hidden_size must equal num_heads * head_dim",
     )
     return {}
 
@@ -43,7 +43,10 @@ def _read_expand(settings: Settings, found: Arguments) -> Arguments:
 def _write_expand(config: TransformerConfig) -> dict[str, Any]:
     features = _held("features")(config)
     expand, rest = divmod(features, config.width)
-    check(rest == 0, f"the mixer has {features} features: config.json can only say a multiple of {config.width}")
+    check(
+        rest == 0,
+        f"the mixer has {features} features: config.json can only express multiples of the width {config.width}",
+    )
     return {"expand": expand}
 
 
@@ -59,12 +62,15 @@ def _write_convolution(config: TransformerConfig) -> dict[str, Any]:
 
 def _read_limits(settings: Settings, found: Arguments) -> Arguments:
     limits = tuple(map(_number, settings.given("time_step_limit", default=(0.0, math.inf))))
-    check(len(limits) == 2, f"config.json has time_step_limit = {list(limits)}: it must be the least and the largest")
+    check(
+        len(limits) == 2,
+        f"config.json has time_step_limit = {list(limits)}: two numbers are required, the minimum and the maximum",
+    )
     return {"step_limit": limits}
 
 
 def _number(value: float | dict[str, str]) -> float:
-    """A number as transformers writes it: {"__float__": "Infinity"} for one that JSON has no word for."""
+    """A number of a file. transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}."""
     return float(value["__float__"] if isinstance(value, dict) else value)
 
 
@@ -74,7 +80,7 @@ def _write_limits(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _write_chunk(config: TransformerConfig) -> dict[str, Any]:
-    """It changes the order of sums and nothing else."""
+    """The chunk size only changes the order of sums."""
     form = _held("form")(config)
     return {"chunk_size": form.chunk if isinstance(form, ChunkwiseForm) else _CHUNK}
 
@@ -84,7 +90,7 @@ _FIELDS: Table = (
     Field("num_hidden_layers", "layers", 64),
     Field("hidden_size", "width"),
     Field("vocab_size", "vocab_size"),
-    # It bounds nothing there, as it bounds nothing in the recurrence.
+    # transformers does not enforce it, and the recurrence does not require it.
     Field("max_position_embeddings", "max_length", _LONGEST),
     Field("num_heads", "heads", 128, _held("heads")),
     Field("head_dim", "head_dim", 64, _held("head_dim")),
@@ -105,28 +111,28 @@ _FIELDS: Table = (
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "backbone.embeddings.weight")
-    for place in parts.places(config):
-        name, mixer = f"backbone.layers.{place.number}", parts.mixer_of(place.block, Mamba2Config)
-        place = place.with_sizes(n=mixer.heads, i=mixer.features, c=mixer.channels, w=mixer.convolution.taps)
-        yield from parts.layer_norm(place, f"{name}.norm", "mixer_norm")
-        yield from _mixer(place, f"{name}.mixer")
+    for layer in parts.layers(config):
+        name, mixer = f"backbone.layers.{layer.number}", parts.mixer_of(layer.block, Mamba2Config)
+        layer = layer.with_sizes(n=mixer.heads, i=mixer.features, c=mixer.channels, w=mixer.convolution.taps)
+        yield from parts.layer_norm(layer, f"{name}.norm", "mixer_norm")
+        yield from _mixer(layer, f"{name}.mixer")
     yield from parts.norm("backbone.norm_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _mixer(place: parts.Place, name: str) -> Iterator[Tensor]:
-    mixer = parts.mixer_of(place.block, Mamba2Config)
-    inputs = tuple(place.leaf(f"mixer/{ours}", "d s", size) for ours, (size, _) in mixer.projections.items())
-    yield from parts.linear(place, f"{name}.in_proj", "s d", "d", inputs, mixer.bias)
+def _mixer(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    mixer = parts.mixer_of(layer.block, Mamba2Config)
+    inputs = tuple(layer.leaf(f"mixer/{ours}", "d s", size) for ours, (size, _) in mixer.projections.items())
+    yield from parts.linear(layer, f"{name}.in_proj", "s d", "d", inputs, mixer.bias)
     vectors = {"A_log": ("n", "log_rate"), "D": ("n", "skip"), "dt_bias": ("n", "step_bias")}
     vectors |= {"norm.weight": ("i", "norm/scale")}
     if mixer.convolution.bias:
         vectors |= {"conv1d.bias": ("c", "convolution/bias")}
     for theirs, (letter, ours) in vectors.items():
-        yield Tensor(f"{name}.{theirs}", letter, (place.leaf(f"mixer/{ours}", letter),), place.sizes)
-    kernel = place.leaf("mixer/convolution/kernel", "w c")
-    yield Tensor(f"{name}.conv1d.weight", "c 1 w", (kernel,), place.sizes)
-    yield from parts.linear(place, f"{name}.out_proj", "d i", "i", (place.leaf("mixer/out", "i d"),), mixer.bias)
+        yield Tensor(f"{name}.{theirs}", letter, (layer.leaf(f"mixer/{ours}", letter),), layer.sizes)
+    kernel = layer.leaf("mixer/convolution/kernel", "w c")
+    yield Tensor(f"{name}.conv1d.weight", "c 1 w", (kernel,), layer.sizes)
+    yield from parts.linear(layer, f"{name}.out_proj", "d i", "i", (layer.leaf("mixer/out", "i d"),), mixer.bias)
 
 
 FAMILIES = (

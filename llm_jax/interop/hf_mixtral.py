@@ -1,10 +1,10 @@
-"""Checkpoints of Mixtral, Qwen 2 and 3 with experts, and OLMoE: LLaMA's tensors, but for the experts."""
+"""Checkpoints of Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE: LLaMA's tensors, except those of the MoE layers."""
 
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llm_jax.interop import experts, parts
+from llm_jax.interop import expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Table, activating, balancing, defaults
 from llm_jax.interop.hf_llama import BEFORE, BIAS, DECODER, tensors, write_windows
@@ -17,7 +17,7 @@ from llm_jax.models.families.qwen_moe import qwen2_moe, qwen3_moe
 
 
 def _choice(count: int, top: int, load: float = 0.001) -> Table:
-    """The options that Qwen and OLMoE share, with the defaults of one of them."""
+    """The MoE options that Qwen and OLMoE share, with the defaults of one of them."""
     return (
         Field("num_experts", "experts", count, older=("num_local_experts",)),
         Field("num_experts_per_tok", "top", top),
@@ -35,14 +35,14 @@ _MIXTRAL: Table = (
 )
 
 
-def _mixtral(place: parts.Place, name: str) -> Iterator[Tensor]:
+def _mixtral(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     name = f"{name}.block_sparse_moe"
-    yield from experts.router(place, f"{name}.gate")
-    yield from experts.each(place, f"{name}.experts.", {"gate": "w1", "up": "w3"}, "w2")
+    yield from expert_tensors.router(layer, f"{name}.gate")
+    yield from expert_tensors.each(layer, f"{name}.experts.", {"gate": "w1", "up": "w3"}, "w2")
 
 
 def _read_mixed(settings: Settings, found: Arguments) -> Arguments:
-    """Layers that have experts, by the two options of Qwen."""
+    """The MoE layers, from the two options of Qwen."""
     step, dense = settings.given("decoder_sparse_step", default=1), settings.given("mlp_only_layers", default=[])
     return {"mixed": tuple(i for i in range(found["layers"]) if i not in dense and (i + 1) % step == 0)}
 
@@ -56,7 +56,7 @@ _MIXED = Pair(_read_mixed, _write_mixed)
 
 
 def _read_windows(settings: Settings, found: Arguments) -> Arguments:
-    """Tokens that each layer sees: by `layer_types`, or every other one of the first `max_window_layers`."""
+    """The window of each layer: from `layer_types`, or in every other one of the first `max_window_layers` layers."""
     layers, last = found["layers"], settings.given("max_window_layers", default=28)
     if not settings.given("use_sliding_window", default=False):
         return {"window": (None,) * layers}
@@ -76,13 +76,13 @@ _QWEN2: Table = (
 )
 
 
-def _qwen(place: parts.Place, name: str) -> Iterator[Tensor]:
-    """OLMoE's too."""
+def _qwen(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    """The MoE layers of Qwen and OLMoE."""
     name = f"{name}.mlp"
-    yield from experts.router(place, f"{name}.gate")
-    yield from experts.each(place, f"{name}.experts.", *experts.LLAMA)
-    if parts.experts_of(place.block).shared is not None:
-        yield from experts.shared(place, f"{name}.shared_expert", f"{name}.shared_expert_gate")
+    yield from expert_tensors.router(layer, f"{name}.gate")
+    yield from expert_tensors.each(layer, f"{name}.experts.", *expert_tensors.LLAMA)
+    if parts.experts_of(layer.block).shared is not None:
+        yield from expert_tensors.shared(layer, f"{name}.shared_expert", f"{name}.shared_expert_gate")
 
 
 def _read_window(settings: Settings, found: Arguments) -> Arguments:

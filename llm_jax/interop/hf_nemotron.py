@@ -1,10 +1,10 @@
-"""Checkpoints of OLMo and Granite, with LLaMA's tensors, and of Nemotron and Persimmon, whose ffn is not gated."""
+"""Checkpoints of OLMo and Granite, with LLaMA's tensors, and of Nemotron and Persimmon, with an ungated ffn."""
 
 import functools
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import experts, parts
+from llm_jax.interop import expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Rope, Table, activating, balancing
 from llm_jax.interop.hf_llama import BEFORE, BIAS, PRE_NORM, SILU, UNNORMED, UNROTATED, tensors
@@ -80,31 +80,31 @@ _PERSIMMON: Table = (
 )
 
 
-def _experts(place: parts.Place, name: str) -> Iterator[Tensor]:
-    """All experts of a layer lie in two tensors: gate and up of each, one below the other, and what writes."""
+def _experts(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    """Two tensors hold all experts of a layer: gate and up concatenated, and down."""
     name = f"{name}.block_sparse_moe"
-    yield from experts.router(place, f"{name}.router.layer")
-    halves = tuple(place.leaf(f"ffn/experts/{ours}/kernel", "x d (s f)") for ours in ("gate", "up"))
-    yield Tensor(f"{name}.input_linear.weight", "x (s f) d", halves, place.sizes)
-    down = (place.leaf("ffn/experts/down/kernel", "x f d"),)
-    yield Tensor(f"{name}.output_linear.weight", "x d f", down, place.sizes)
+    yield from expert_tensors.router(layer, f"{name}.router.layer")
+    halves = tuple(layer.leaf(f"ffn/experts/{ours}/kernel", "x d (s f)") for ours in ("gate", "up"))
+    yield Tensor(f"{name}.input_linear.weight", "x (s f) d", halves, layer.sizes)
+    down = (layer.leaf("ffn/experts/down/kernel", "x f d"),)
+    yield Tensor(f"{name}.output_linear.weight", "x d f", down, layer.sizes)
 
 
-def _plain_ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
-    yield from parts.ffn(place, {"up": f"{name}.up_proj"}, f"{name}.down_proj")
+def _plain_ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    yield from parts.ffn(layer, {"up": f"{name}.up_proj"}, f"{name}.down_proj")
 
 
 def _persimmon_tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "model.embed_tokens.weight")
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.input_layernorm", "mixer_norm")
-        yield from parts.fused_attention(place, f"{name}.self_attn.query_key_value", "(n s h) d", "d (n s) h")
-        if parts.attention_of(place.block).qk_norm:
-            yield from parts.query_key_norms(place, f"{name}.self_attn.q_layernorm", f"{name}.self_attn.k_layernorm")
-        yield from parts.attention_out(place, f"{name}.self_attn.dense")
-        yield from parts.layer_norm(place, f"{name}.post_attention_layernorm", "ffn_norm")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.input_layernorm", "mixer_norm")
+        yield from parts.fused_attention(layer, f"{name}.self_attn.query_key_value", "(n s h) d", "d (n s) h")
+        if parts.attention_of(layer.block).qk_norm:
+            yield from parts.query_key_norms(layer, f"{name}.self_attn.q_layernorm", f"{name}.self_attn.k_layernorm")
+        yield from parts.attention_out(layer, f"{name}.self_attn.dense")
+        yield from parts.layer_norm(layer, f"{name}.post_attention_layernorm", "ffn_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.dense_h_to_4h"}, f"{name}.mlp.dense_4h_to_h")
     yield from parts.norm("model.final_layernorm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

@@ -1,4 +1,4 @@
-"""OPT's checkpoints."""
+"""Checkpoints of OPT."""
 
 from collections.abc import Iterator
 
@@ -36,13 +36,13 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.learned_positions(config, "model.decoder.embed_positions.weight")
     before = config.final_norm is not None
     norms = ("mixer_norm", "ffn_norm") if before else ("mixer_stream_norm", "ffn_stream_norm")
-    for place in parts.places(config):
-        name = f"model.decoder.layers.{place.number}"
+    for layer in parts.layers(config):
+        name = f"model.decoder.layers.{layer.number}"
         projections = (f"{name}.self_attn.{part}_proj" for part in ("q", "k", "v", "out"))
-        yield from parts.layer_norm(place, f"{name}.self_attn_layer_norm", norms[0])
-        yield from parts.attention(place, projections)
-        yield from parts.layer_norm(place, f"{name}.final_layer_norm", norms[1])
-        yield from parts.ffn(place, {"up": f"{name}.fc1"}, f"{name}.fc2")
+        yield from parts.layer_norm(layer, f"{name}.self_attn_layer_norm", norms[0])
+        yield from parts.attention(layer, projections)
+        yield from parts.layer_norm(layer, f"{name}.final_layer_norm", norms[1])
+        yield from parts.ffn(layer, {"up": f"{name}.fc1"}, f"{name}.fc2")
     if before:
         yield from parts.norm("model.decoder.final_layer_norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")

@@ -27,12 +27,12 @@ _FIELDS: Table = (
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "model.embed_tokens.weight")
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}"
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}"
         projections = (f"{name}.self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "dense"))
-        yield from parts.layer_norm(place, f"{name}.input_layernorm", "mixer_norm")
-        yield from parts.attention(place, projections)
-        yield from parts.ffn(place, {"up": f"{name}.mlp.fc1"}, f"{name}.mlp.fc2")
+        yield from parts.layer_norm(layer, f"{name}.input_layernorm", "mixer_norm")
+        yield from parts.attention(layer, projections)
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.fc1"}, f"{name}.mlp.fc2")
     yield from parts.norm("model.final_layernorm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

@@ -8,7 +8,7 @@ from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table, tying
 from llm_jax.interop.mapping import Tensor
-from llm_jax.interop.rope import read_partial_rope, write_partial_rope
+from llm_jax.interop.rope_options import read_partial_rope, write_partial_rope
 from llm_jax.interop.settings import Settings
 from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.positions.rope_scaling import Unscaled
@@ -19,7 +19,7 @@ from llm_jax.models.families.recurrent_gemma import PATTERN, recurrent_gemma
 
 
 def _kind(block: BlockConfig) -> str:
-    """The name of a block by its mixer. ValueError for a mixer that the family has not."""
+    """The name of a block's mixer. ValueError for a mixer that the family does not have."""
     if isinstance(block.mixer, RGLRUConfig):
         return "recurrent"
     parts.attention_of(block)
@@ -27,15 +27,15 @@ def _kind(block: BlockConfig) -> str:
 
 
 def _half(size: int) -> int:
-    """Features of the ffn: the option counts those of gate and up together."""
-    check(size % 2 == 0, f"config.json has intermediate_size = {size}: it is twice that of the ffn, so it must be even")
+    """Width of the ffn: the option counts the features of gate and up together."""
+    check(size % 2 == 0, f"config.json has intermediate_size = {size}: it must be even, since it counts gate and up")
     return size // 2
 
 
 def _first(config: TransformerConfig, kind: type) -> BlockConfig:
-    """The first block that mixes tokens so. ValueError where none does: then nothing says what its sizes were."""
-    found = [place.block for place in parts.places(config) if isinstance(place.block.mixer, kind)]
-    check(bool(found), f"no layer has a mixer of {kind.__name__}, and this family has")
+    """The first block with a mixer of this type. ValueError without one: its sizes are then unknown."""
+    found = [layer.block for layer in parts.layers(config) if isinstance(layer.block.mixer, kind)]
+    check(bool(found), f"no layer has the mixer {kind.__name__}: this family requires one")
     return found[0]
 
 
@@ -52,7 +52,7 @@ def _read_rope(settings: Settings, found: Arguments) -> Arguments:
     rope = read_partial_rope(settings, found["width"] // found["heads"], length, share=0.5)
     check(
         isinstance(rope.scaling, Unscaled),
-        f"config.json scales rotations by {type(rope.scaling).__name__}: RecurrentGemma does not",
+        f"config.json has {type(rope.scaling).__name__}: RecurrentGemma has no RoPE scaling; remove the option",
     )
     return {"rope": rope, "max_length": length}
 
@@ -60,12 +60,14 @@ def _read_rope(settings: Settings, found: Arguments) -> Arguments:
 def _write_rope(config: TransformerConfig) -> dict[str, Any]:
     mixer = _attention(config)
     rope = parts.rope_of(mixer)
-    check(isinstance(rope.scaling, Unscaled), "rotations are scaled: RecurrentGemma's are not")
+    check(
+        isinstance(rope.scaling, Unscaled), f"RoPE has {type(rope.scaling).__name__}: RecurrentGemma requires Unscaled"
+    )
     return write_partial_rope(rope, mixer.head_dim) | {"max_position_embeddings": config.max_length}
 
 
 def _read_pattern(settings: Settings, found: Arguments) -> Arguments:
-    # Older files have the kinds of layers under a name of their own.
+    # Older files name this option `_block_types`.
     return {"pattern": tuple(settings.given("block_types", "_block_types", default=PATTERN))}
 
 
@@ -74,7 +76,7 @@ _FIELDS: Table = (
     Field("num_attention_heads", "heads", held=lambda config: _attention(config).heads),
     Field("hidden_size", "width"),
     Only("head_dim", lambda found: found["width"] // found["heads"]),
-    Pair(_read_pattern, lambda config: {"block_types": [_kind(place.block) for place in parts.places(config)]}),
+    Pair(_read_pattern, lambda config: {"block_types": [_kind(layer.block) for layer in parts.layers(config)]}),
     Pair(_read_rope, _write_rope),
     Pair(
         lambda settings, found: {"hidden": _half(settings.need("intermediate_size"))},
@@ -98,28 +100,28 @@ _FIELDS: Table = (
 
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "model.embed_tokens.weight")
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.temporal_pre_norm", "mixer_norm")
-        if isinstance(place.block.mixer, RGLRUConfig):
-            yield from _recurrent(place, f"{name}.temporal_block")
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.temporal_pre_norm", "mixer_norm")
+        if isinstance(layer.block.mixer, RGLRUConfig):
+            yield from _recurrent(layer, f"{name}.temporal_block")
         else:
-            yield from parts.attention(place, (f"{name}.temporal_block.{part}_proj" for part in "qkvo"))
-        yield from parts.layer_norm(place, f"{name}.channel_pre_norm", "ffn_norm")
+            yield from parts.attention(layer, (f"{name}.temporal_block.{part}_proj" for part in "qkvo"))
+        yield from parts.layer_norm(layer, f"{name}.channel_pre_norm", "ffn_norm")
         into = {part: f"{name}.mlp_block.{part}_proj" for part in ("gate", "up")}
-        yield from parts.ffn(place, into, f"{name}.mlp_block.down_proj")
+        yield from parts.ffn(layer, into, f"{name}.mlp_block.down_proj")
     yield from parts.norm("model.final_norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _recurrent(place: parts.Place, name: str) -> Iterator[Tensor]:
-    """A recurrent block: r its channels, w the taps of its convolution, n the gates' blocks of i by j."""
-    mixer = parts.mixer_of(place.block, RGLRUConfig)
+def _recurrent(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    """A recurrent block. Letters: r channels, w taps of the convolution, n blocks of the gates, i by j each."""
+    mixer = parts.mixer_of(layer.block, RGLRUConfig)
     size = mixer.channels // mixer.blocks
-    place = place.with_sizes(r=mixer.channels, w=mixer.convolution.taps, n=mixer.blocks, i=size, j=size)
+    layer = layer.with_sizes(r=mixer.channels, w=mixer.convolution.taps, n=mixer.blocks, i=size, j=size)
     for theirs, ours in (("linear_y", "gate"), ("linear_x", "input")):
-        yield from parts.linear(place, f"{name}.{theirs}", "r d", "d", (place.leaf(f"mixer/{ours}", "d r"),), True)
-    yield from parts.linear(place, f"{name}.linear_out", "d r", "r", (place.leaf("mixer/out", "r d"),), True)
+        yield from parts.linear(layer, f"{name}.{theirs}", "r d", "d", (layer.leaf(f"mixer/{ours}", "d r"),), True)
+    yield from parts.linear(layer, f"{name}.linear_out", "d r", "r", (layer.leaf("mixer/out", "r d"),), True)
     vectors = {
         "conv_1d.weight": ("r 1 w", "convolution/kernel", "w r"),
         "conv_1d.bias": ("r", "convolution/bias", "r"),
@@ -129,7 +131,7 @@ def _recurrent(place: parts.Place, name: str) -> Iterator[Tensor]:
         vectors[f"rg_lru.{theirs}_weight"] = ("n i j", f"{ours}/kernel", "n i j")
         vectors[f"rg_lru.{theirs}_bias"] = ("n j", f"{ours}/bias", "n j")
     for theirs, (layout, ours, leaf_layout) in vectors.items():
-        yield Tensor(f"{name}.{theirs}", layout, (place.leaf(f"mixer/{ours}", leaf_layout),), place.sizes)
+        yield Tensor(f"{name}.{theirs}", layout, (layer.leaf(f"mixer/{ours}", leaf_layout),), layer.sizes)
 
 
 FAMILIES = (

@@ -31,17 +31,17 @@ _STARCODER: Table = (
 def _tensors_1(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.wte.weight")
     yield from parts.learned_positions(config, "transformer.wpe.weight")
-    for place in parts.places(config):
-        name, mixer = f"transformer.h.{place.number}", parts.attention_of(place.block)
-        yield from parts.layer_norm(place, f"{name}.ln_1", "mixer_norm")
+    for layer in parts.layers(config):
+        name, mixer = f"transformer.h.{layer.number}", parts.attention_of(layer.block)
+        yield from parts.layer_norm(layer, f"{name}.ln_1", "mixer_norm")
         if mixer.kv_heads == 1:
             shares = (mixer.heads, 1, 1)
-            yield from parts.fused_attention(place, f"{name}.attn.c_attn", "(s h) d", "d s h", shares)
+            yield from parts.fused_attention(layer, f"{name}.attn.c_attn", "(s h) d", "d s h", shares)
         else:
-            yield from parts.fused_attention(place, f"{name}.attn.c_attn", "(n s h) d", "d (n s) h")
-        yield from parts.attention_out(place, f"{name}.attn.c_proj")
-        yield from parts.layer_norm(place, f"{name}.ln_2", "ffn_norm")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj")
+            yield from parts.fused_attention(layer, f"{name}.attn.c_attn", "(n s h) d", "d (n s) h")
+        yield from parts.attention_out(layer, f"{name}.attn.c_proj")
+        yield from parts.layer_norm(layer, f"{name}.ln_2", "ffn_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj")
     yield from parts.norm("transformer.ln_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
@@ -64,12 +64,12 @@ _STARCODER2: Table = (
 
 def _tensors_2(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "model.embed_tokens.weight")
-    for place in parts.places(config):
-        name = f"model.layers.{place.number}"
-        yield from parts.layer_norm(place, f"{name}.input_layernorm", "mixer_norm")
-        yield from parts.attention(place, (f"{name}.self_attn.{part}_proj" for part in "qkvo"))
-        yield from parts.layer_norm(place, f"{name}.post_attention_layernorm", "ffn_norm")
-        yield from parts.ffn(place, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj")
+    for layer in parts.layers(config):
+        name = f"model.layers.{layer.number}"
+        yield from parts.layer_norm(layer, f"{name}.input_layernorm", "mixer_norm")
+        yield from parts.attention(layer, (f"{name}.self_attn.{part}_proj" for part in "qkvo"))
+        yield from parts.layer_norm(layer, f"{name}.post_attention_layernorm", "ffn_norm")
+        yield from parts.ffn(layer, {"up": f"{name}.mlp.c_fc"}, f"{name}.mlp.c_proj")
     yield from parts.norm("model.norm", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 

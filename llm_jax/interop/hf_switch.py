@@ -1,15 +1,15 @@
-"""Checkpoints of Switch Transformers: T5's tensors, but for the experts.
+"""Checkpoints of Switch Transformers: T5's tensors, except those of the MoE layers.
 
-transformers gives an expert the same number of places in every row, `expert_capacity`. Tokens of padding take places
-there, and none here. Noise is in training only, as here. Its load loss is that of every row by itself, and here
-of the batch, as in the paper.
+In transformers an expert has the capacity `expert_capacity` in every sequence, and padding uses capacity; here it does
+not. Router noise is used only in training in both. transformers computes the load loss of each sequence, this package
+that of the batch, as in the paper.
 """
 
 import functools
 from collections.abc import Iterator
 from typing import Any
 
-from llm_jax.interop import changes, experts, parts
+from llm_jax.interop import changes, expert_tensors, parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table
 from llm_jax.interop.hf_t5 import COPIES, PAIR, UNREAD, tensors
@@ -25,7 +25,7 @@ from llm_jax.models.families.switch import switch
 
 def _switch(*, activation: Activation, load: float, z: float, **given: Any) -> EncoderDecoderConfig:
     pair = switch(**given)
-    stacks = (experts.balanced(changes.with_activation(stack, activation), load, z) for stack in pair.stacks)
+    stacks = (expert_tensors.balanced(changes.with_activation(stack, activation), load, z) for stack in pair.stacks)
     return EncoderDecoderConfig(*stacks)
 
 
@@ -38,8 +38,8 @@ def _read_mixed(settings: Settings, found: Arguments) -> Arguments:
 
 
 def _every(mixed: int, layers: int) -> int:
-    """Of so many layers one has experts, where a file says that so many have. Of none it makes one, as transformers
-    does."""
+    """The period of MoE layers, from their number in a file. With 0 MoE layers transformers makes one, and so does
+    this."""
     return layers // mixed if mixed else layers
 
 
@@ -53,7 +53,7 @@ def _layer(config: EncoderDecoderConfig) -> MoEConfig:
 
 
 _FIELDS: Table = (
-    # transformers' class reads no other option of its ffns: `feed_forward_proj` and `is_gated_act` gate nothing.
+    # transformers' class ignores the other options of the ffn: `feed_forward_proj` and `is_gated_act`.
     Nonlinearity("dense_act_fn", "relu"),
     Only("router_dtype", "float32"),
     *PAIR,
@@ -71,7 +71,7 @@ _FIELDS: Table = (
 
 
 def _capacity(layer: MoEConfig, length: int) -> int:
-    """Places of an expert in the longest row; without a limit there are some for all tokens."""
+    """Capacity of an expert in a sequence of maximum length; without a limit it is that length."""
     dispatch = layer.dispatch
     return dispatch.places(length, 1, layer.count) if isinstance(dispatch, LimitedCapacity) else length
 
@@ -80,13 +80,13 @@ def _has_bias(layer: MoEConfig) -> bool:
     return isinstance(layer.router, SoftmaxConfig) and layer.router.bias
 
 
-def _ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
+def _ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
     name = f"{name}.mlp"
-    if not isinstance(place.block.ffn, MoEConfig):
-        yield from parts.ffn(place, {"up": f"{name}.wi"}, f"{name}.wo")
+    if not isinstance(layer.block.ffn, MoEConfig):
+        yield from parts.ffn(layer, {"up": f"{name}.wi"}, f"{name}.wo")
         return
-    yield from experts.router(place, f"{name}.router.classifier", _has_bias(parts.experts_of(place.block)))
-    yield from experts.each(place, f"{name}.experts.expert_", {"up": "wi"}, "wo")
+    yield from expert_tensors.router(layer, f"{name}.router.classifier", _has_bias(parts.experts_of(layer.block)))
+    yield from expert_tensors.each(layer, f"{name}.experts.expert_", {"up": "wi"}, "wo")
 
 
 FAMILIES = (

@@ -19,7 +19,7 @@ from llm_jax.models.heads import TiedHead
 
 
 def _bias(config: EncoderDecoderConfig) -> RelativeBiasConfig:
-    return given(config.decoder.relative_bias, "the model has no biases by relative place, and T5 has")[0]
+    return given(config.decoder.relative_bias, "relative_bias is None: T5 requires one")[0]
 
 
 PAIR: Table = (
@@ -36,13 +36,13 @@ PAIR: Table = (
     Field("layer_norm_epsilon", "epsilon", 1e-6),
     constant(is_encoder_decoder=True, pad_token_id=0, decoder_start_token_id=0),
 )
-"""What T5 and Switch Transformers have in common."""
+"""The options that T5 and Switch Transformers share."""
 
 
 def _read_ffn(settings: Settings, found: Arguments, default: str = "relu") -> Arguments:
     stated = settings.given("feed_forward_proj", default=default)
     activation = settings.activation("feed_forward_proj", default=stated, prefix="gated-")
-    # "gated-gelu" has always meant the tanh form.
+    # "gated-gelu" means the tanh form.
     activation = "gelu_tanh" if stated == "gated-gelu" else activation
     return {"activation": activation, "gated": stated.startswith("gated-")}
 
@@ -60,7 +60,7 @@ def _read_head(settings: Settings, found: Arguments) -> Arguments:
 
 
 def _ties(settings: Settings) -> bool:
-    """Files of transformers 5 say that all weights are tied, which they are unless a matrix lies beside the table."""
+    """Whether the head is tied. Files of transformers 5 always state that it is, so weights decide if there are any."""
     stored = settings.stores("lm_head.weight")
     return settings.given("tie_word_embeddings", default=True) if stored is None else not stored
 
@@ -75,19 +75,19 @@ def _write_tied(config: EncoderDecoderConfig) -> dict[str, Any]:
 
 
 def _t5(*, tied: bool, scaled: bool, **given: Any) -> EncoderDecoderConfig:
-    """A T5 whose tied scores may be `scaled` or not."""
+    """A T5 whose tied logits are scaled only if `scaled`."""
     pair = t5(tied=tied, **given)
     if not tied or scaled:
         return pair
     return dataclasses.replace(pair, decoder=dataclasses.replace(pair.decoder, head=TiedHead()))
 
 
-FFN = Callable[[parts.Place, str], Iterator[Tensor]]
-"""(layer, start of the names of its half) -> tensors of its ffn."""
+FFN = Callable[[parts.LayerRef, str], Iterator[Tensor]]
+"""(layer, prefix of the names) -> tensors of its ffn."""
 
 
 def tensors(config: EncoderDecoderConfig, ffn: FFN) -> Iterator[Tensor]:
-    """The tensors under T5's names."""
+    """The tensors with T5's names."""
     yield from parts.under("decoder", parts.embedding(config.decoder, "shared.weight"))
     for side in ("encoder", "decoder"):
         yield from parts.under(side, _side(getattr(config, side), side, ffn))
@@ -96,23 +96,23 @@ def tensors(config: EncoderDecoderConfig, ffn: FFN) -> Iterator[Tensor]:
 
 def _side(config: TransformerConfig, side: str, ffn: FFN) -> Iterator[Tensor]:
     yield from parts.relative_bias(config, f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
-    for place in parts.places(config):
-        name = f"{side}.block.{place.number}.layer"
-        yield from parts.layer_norm(place, f"{name}.0.layer_norm", "mixer_norm")
-        yield from parts.attention(place, (f"{name}.0.SelfAttention.{part}" for part in "qkvo"))
-        if place.block.cross:
-            yield from parts.layer_norm(place, f"{name}.1.layer_norm", "cross_norm")
-            yield from parts.attention(place, (f"{name}.1.EncDecAttention.{part}" for part in "qkvo"), branch="cross")
-        last = 2 if place.block.cross else 1
-        yield from parts.layer_norm(place, f"{name}.{last}.layer_norm", "ffn_norm")
-        yield from ffn(place, f"{name}.{last}")
+    for layer in parts.layers(config):
+        name = f"{side}.block.{layer.number}.layer"
+        yield from parts.layer_norm(layer, f"{name}.0.layer_norm", "mixer_norm")
+        yield from parts.attention(layer, (f"{name}.0.SelfAttention.{part}" for part in "qkvo"))
+        if layer.block.cross:
+            yield from parts.layer_norm(layer, f"{name}.1.layer_norm", "cross_norm")
+            yield from parts.attention(layer, (f"{name}.1.EncDecAttention.{part}" for part in "qkvo"), branch="cross")
+        last = 2 if layer.block.cross else 1
+        yield from parts.layer_norm(layer, f"{name}.{last}.layer_norm", "ffn_norm")
+        yield from ffn(layer, f"{name}.{last}")
     yield from parts.norm(f"{side}.final_layer_norm", config.final_norm, "final_norm", config.width)
 
 
-def _ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
-    name, gated = f"{name}.DenseReluDense", isinstance(place.block.ffn, GLUConfig)
+def _ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    name, gated = f"{name}.DenseReluDense", isinstance(layer.block.ffn, GLUConfig)
     into = {"gate": f"{name}.wi_0", "up": f"{name}.wi_1"} if gated else {"up": f"{name}.wi"}
-    yield from parts.ffn(place, into, f"{name}.wo")
+    yield from parts.ffn(layer, into, f"{name}.wo")
 
 
 COPIES: dict[str, str] = dict.fromkeys(
@@ -124,7 +124,7 @@ _FFN = Pair(_read_ffn, _write_ffn)
 _MT5: Table = (
     *PAIR,
     Pair(functools.partial(_read_ffn, default="gated-gelu"), _write_ffn),
-    # Its class scales no hidden states.
+    # transformers' class does not scale hidden states.
     Pair(lambda settings, found: {"tied": _ties(settings), "scaled": False}, _write_tied),
 )
 

@@ -1,4 +1,4 @@
-"""Checkpoints of XLNet, with the heads of all its classes but the beam search for answers."""
+"""Checkpoints of XLNet, with the heads of its classes except XLNetForQuestionAnswering, which uses beam search."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -50,7 +50,7 @@ def _mixer(config: TransformerConfig) -> RelativeAttentionConfig:
 
 
 _FIELDS: Table = (
-    # Options of memory (mem_len, reuse_len, use_mems_eval) change nothing in a row that no other comes before.
+    # The memory options (mem_len, reuse_len, use_mems_eval) have no effect without preceding sequences.
     constant(mem_len=None),
     Only("attn_type", "bi"),
     Only("bi_data", False),
@@ -71,11 +71,11 @@ _FIELDS: Table = (
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "transformer.word_embedding.weight")
     yield Tensor("transformer.mask_emb", "1 1 d", (Leaf("embed/target", "d"),), {"d": config.width})
-    for place in parts.places(config):
-        name, mixer = f"transformer.layer.{place.number}", parts.mixer_of(place.block, RelativeAttentionConfig)
-        place = place.with_sizes(n=mixer.heads, h=mixer.head_dim, r=2)
-        yield from parts.layer_norm(place, f"{name}.rel_attn.layer_norm", "mixer_stream_norm")
-        # These are no linear layers there, and their names say no more than their letters.
+    for layer in parts.layers(config):
+        name, mixer = f"transformer.layer.{layer.number}", parts.mixer_of(layer.block, RelativeAttentionConfig)
+        layer = layer.with_sizes(n=mixer.heads, h=mixer.head_dim, r=2)
+        yield from parts.layer_norm(layer, f"{name}.rel_attn.layer_norm", "mixer_stream_norm")
+        # These tensors are not linear layers in transformers.
         for theirs, ours, layout in (
             ("q", "query/kernel", "d n h"),
             ("k", "key/kernel", "d n h"),
@@ -88,10 +88,10 @@ def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
             ("seg_embed", "parts", "r n h"),
         ):
             stored = "d n h" if theirs == "o" else layout
-            leaf = place.leaf(f"mixer/{ours}", layout)
-            yield Tensor(f"{name}.rel_attn.{theirs}", stored, (leaf,), place.sizes)
-        yield from parts.ffn(place, {"up": f"{name}.ff.layer_1"}, f"{name}.ff.layer_2")
-        yield from parts.layer_norm(place, f"{name}.ff.layer_norm", "ffn_stream_norm")
+            leaf = layer.leaf(f"mixer/{ours}", layout)
+            yield Tensor(f"{name}.rel_attn.{theirs}", stored, (leaf,), layer.sizes)
+        yield from parts.ffn(layer, {"up": f"{name}.ff.layer_1"}, f"{name}.ff.layer_2")
+        yield from parts.layer_norm(layer, f"{name}.ff.layer_norm", "ffn_stream_norm")
     yield from _head_tensors(config)
 
 

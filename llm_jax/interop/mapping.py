@@ -1,11 +1,11 @@
-"""How the tensors of a published checkpoint and the leaves of our parameter tree become one another.
+"""The map between the tensors of a published checkpoint and the leaves of the parameter tree.
 
-A `Tensor` is data: its name there, the leaves here, the axes of both in einops' letters. Read one way it imports, read
-the other way it exports.
+A `Tensor` is data: its published name, its leaves, and the axes of both as einops letters. The same `Tensor` serves
+import and export.
 
 Legend: d model width, n heads, k key/value heads, g heads per key/value head, h head size, f ffn width, x experts,
-v vocabulary, t positions, r token types or relative places, e outputs of a layer outside the blocks, s the axis along
-which a fused tensor is cut. A family whose mixers have other axes says what they are.
+v vocabulary, t positions, r token types or relative positions, e outputs of a layer outside the blocks, s the axis
+along which a fused tensor is split. A family whose mixers have further axes defines their letters.
 """
 
 import dataclasses
@@ -21,29 +21,29 @@ from llm_jax.core.checks import check
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One leaf of our tree, or the place of one layer, and of one expert, in a stacked leaf."""
+    """A leaf of the parameter tree, or the slice of one layer, or of one expert of a layer, in a stacked leaf."""
 
     path: str
-    """Such as 'stack/segment_0/block_0/mixer/query/kernel'."""
+    """Path such as 'stack/segment_0/block_0/mixer/query/kernel'."""
     layout: str
-    """Its axes: 'd n h'; of a fused tensor with the axis of the cut: 'd (k s) h'."""
+    """Its axes: 'd n h'; for a leaf of a fused tensor, with the split axis: 'd (k s) h'."""
     layer: int | None = None
-    """Place along the leading axis of layers; None for a leaf without one."""
+    """Index along the leading axis of layers; None for a leaf without that axis."""
     share: int = 1
-    """Its part of the axis of the cut."""
+    """Its size along the split axis of a fused tensor."""
     expert: int | None = None
-    """Place along the axis of experts, which follows that of layers; None for all of them, or none."""
+    """Index along the axis of experts, which follows that of layers; None for all experts, or without that axis."""
     neighbours: int = 0
-    """Leading features of each head that are rotated in pairs (2i, 2i + 1) there; here pairs are (i, i + n/2). They lie
-    along h, or along s where the cut goes through the features of a head."""
+    """Number n of leading features of each head that the checkpoint rotates in pairs (2i, 2i + 1); this package rotates
+    pairs (i, i + n/2). The features are axis h, or axis s if the split divides the features of a head."""
 
     @property
-    def place(self) -> tuple[int, ...]:
-        """Where it lies along the leading axes of the leaf."""
-        return tuple(index for index in (self.layer, self.expert) if index is not None)
+    def index(self) -> tuple[int, ...]:
+        """Index into the leading axes of the leaf."""
+        return tuple(number for number in (self.layer, self.expert) if number is not None)
 
     def permuted(self, array: np.ndarray, inverse: bool = False) -> np.ndarray:
-        """The array [...] of `layout` with the features of its heads in our order; `inverse`: in theirs."""
+        """The array of `layout` with each head's features in this package's order; `inverse`: the published order."""
         if not self.neighbours:
             return array
         axes = _axes(self.layout)
@@ -55,14 +55,14 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a published checkpoint, and the leaves that are made of it."""
+    """A tensor of a published checkpoint and the leaves that it holds."""
 
     name: str
     layout: str
-    """Its axes: '(n h) d', or for several leaves in one tensor '(n s h) d'."""
+    """Its axes: '(n h) d', or '(n s h) d' for a fused tensor."""
     leaves: tuple[Leaf, ...]
     sizes: dict[str, int]
-    """Of every letter but s."""
+    """Size of every letter except s."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,19 +70,19 @@ class Tensor:
         return _shape(self.layout, self.sizes | {"s": sum(leaf.share for leaf in self.leaves)})
 
     def leaf_shape(self, leaf: Leaf) -> tuple[int, ...]:
-        """Shape of a leaf, without its axis of layers."""
+        """Shape of a leaf without its leading axes of `Leaf.index`."""
         return _shape(leaf.layout, self.sizes | {"s": leaf.share})
 
     def split(self, tensor: np.ndarray) -> list[np.ndarray]:
         """The leaves of the tensor, in order.
 
         Raises:
-          ValueError: if the tensor's shape is not the one that the config asks for.
+          ValueError: if the tensor does not have the shape that the config requires.
         """
         check(
             tensor.shape == self.shape,
-            f"tensor {self.name} has shape {list(tensor.shape)} and config.json asks for {list(self.shape)}: they do "
-            "not belong together",
+            f"tensor {self.name} has shape {list(tensor.shape)} and config.json requires {list(self.shape)}: use the "
+            "config.json of these weights",
         )
         if len(self.leaves) == 1:
             parts = [tensor]
@@ -96,7 +96,7 @@ class Tensor:
         ]
 
     def join(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor of its leaves."""
+        """The tensor that consists of these leaves; the inverse of `split`."""
         parts = [
             rearrange(leaf.permuted(array, inverse=True), f"{leaf.layout} -> {self._whole}", **self._sizes(leaf.layout))
             for leaf, array in zip(self.leaves, leaves, strict=True)
@@ -107,12 +107,12 @@ class Tensor:
 
     @property
     def _cut(self) -> str:
-        """The layout with the axis of the cut in front."""
+        """The layout with the split axis first."""
         return " ".join(["s", *(letter for letter in _letters(self.layout) if letter != "s")])
 
     @property
     def _whole(self) -> str:
-        """The layout of what becomes one leaf."""
+        """The layout of the array that becomes one leaf."""
         return self.layout if len(self.leaves) == 1 else self._cut
 
     def _sizes(self, layout: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What each option of a config.json may hold: the one table by which every option that a family reads is checked."""
+"""The type and range of each option of a config.json. Every option that is read is checked against this table."""
 
 import dataclasses
 import math
@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 LARGEST = 2**31 - 1
-"""Of whole numbers: positions are int32, and no published size comes near."""
+"""Largest whole number: positions are int32. Published sizes are far smaller."""
 DEEPEST = 1024
-"""Of numbers of layers. The config of every layer is a Python object, made and checked before any weight is read; the
-deepest published transformer has 1,000 (Wang et al. 2022, arXiv:2203.00555)."""
+"""Largest number of layers. The limit bounds the Python objects that are built before any weight is read. The deepest
+published transformer has 1,000 layers (Wang et al. 2022, arXiv:2203.00555)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A set of values."""
+    """A set of permitted values."""
 
     rule: str
-    """It, in words that follow 'it must be'."""
+    """Description of the set, which completes 'it must be ...'."""
     holds: Callable[[Any], bool]
 
 
@@ -27,7 +27,7 @@ def _whole(low: int, high: int = LARGEST) -> Kind:
 
 
 def _real(value: Any) -> bool:
-    # Not by math.isfinite, which cannot take an integer of hundreds of digits. NaN fails both comparisons.
+    # math.isfinite raises for integers with hundreds of digits. NaN fails both comparisons.
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e38 <= value <= 1e38
 
 
@@ -36,13 +36,13 @@ def _list(rule: str, holds: Callable[[Any], bool]) -> Kind:
 
 
 def _limit(value: Any) -> bool:
-    """A number, or one that JSON has no word for as transformers writes it: {"__float__": "Infinity"}."""
+    """A number or an infinity. transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}."""
     stated = value.get("__float__") if isinstance(value, dict) else value
     return stated in ("Infinity", "-Infinity") or _real(stated) or (isinstance(stated, float) and math.isinf(stated))
 
 
 def _group(value: Any) -> bool:
-    """[words, how often they follow one another]."""
+    """[list of strings, number of repeats]."""
     if not isinstance(value, list | tuple) or len(value) != 2 or not _WORDS.holds(value[0]):
         return False
     return _DEPTH.holds(value[1]) and len(value[0]) * value[1] <= DEEPEST
@@ -119,4 +119,4 @@ _NAMES: dict[Kind, str] = {
     _list("two numbers", _limit): "time_step_limit",
 }
 KINDS: dict[str, Kind] = {name: kind for kind, names in _NAMES.items() for name in names.split()}
-"""{option: what it may hold, beside null}. An option means the same in every family that has it."""
+"""{option: its permitted values, besides null}. An option has the same meaning in every family."""

@@ -1,6 +1,7 @@
-"""The tensors of parts that families share: what a family file says of a norm, a linear layer, a block's place.
+"""Tensors of the layers that families share: norms, linear layers, attention, feed-forward layers, heads.
 
-A family names its tensors with the number of the layer put in; the letters are those of mapping.py.
+The functions take the names of the published tensors and yield a `Tensor` for each. Letters of axes are those of
+mapping.py.
 """
 
 import dataclasses
@@ -28,139 +29,142 @@ Kind = TypeVar("Kind", bound=Mixer)
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """One layer: where its parameters lie in our tree, and the sizes of its tensors."""
+class LayerRef:
+    """One layer of a stack: the path of its parameters and the sizes of its tensors' axes."""
 
     number: int
-    """Counted from 0 through the whole stack."""
+    """Number of the layer in the stack, from 0."""
     path: str
-    layer: int | None
-    """Place along the axis of layers of its leaves; None where they have none, as all repeats share them."""
+    """Path of its block in the parameter tree."""
+    repeat: int | None
+    """Index along the leading axis of the block's leaves; None if all repeats of the segment share their parameters."""
     block: BlockConfig
     sizes: dict[str, int]
+    """Size of each axis, by its letter."""
 
-    def with_sizes(self, **sizes: int) -> "Place":
-        """The same with the sizes of letters that its mixer alone has."""
+    def with_sizes(self, **sizes: int) -> "LayerRef":
+        """The layer with sizes of further letters, those of its mixer."""
         return dataclasses.replace(self, sizes=self.sizes | sizes)
 
     def leaf(self, name: str, layout: str, share: int = 1, neighbours: int = 0, expert: int | None = None) -> Leaf:
-        """A leaf of this layer, such as 'mixer/query/kernel', or one expert's part of it."""
-        return Leaf(f"{self.path}/{name}", layout, self.layer, share, expert, neighbours)
+        """The leaf `name` of this layer, such as 'mixer/query/kernel', or its slice of one expert."""
+        return Leaf(f"{self.path}/{name}", layout, self.repeat, share, expert, neighbours)
 
 
-def places(config: TransformerConfig) -> Iterator[Place]:
-    """The layers of a stack in order; of those that share their weights the first."""
+def layers(config: TransformerConfig) -> Iterator[LayerRef]:
+    """The layers of a stack in order. Layers that share parameters are yielded once."""
     number = 0
     for segment_number, segment in enumerate(config.segments):
         for repeat in range(1 if segment.shared else segment.repeats):
             for block_number, block in enumerate(segment.blocks):
                 path = f"stack/segment_{segment_number}/block_{block_number}"
-                layer = None if segment.shared else repeat
-                yield Place(number, path, layer, block, _sizes(config, block))
+                yield LayerRef(number, path, None if segment.shared else repeat, block, _sizes(config, block))
                 number += 1
 
 
 def first(config: TransformerConfig) -> BlockConfig:
-    """The first block, for what all blocks of a family have alike."""
+    """The first block of a stack, for values that all blocks of a family share."""
     return config.segments[0].blocks[0]
 
 
 def mixer_of(block: BlockConfig, kind: type[Kind]) -> Kind:
-    """The mixer of a block. ValueError where it is of another type."""
+    """The mixer of a block. ValueError if it is not a `kind`."""
     if not isinstance(block.mixer, kind):
-        raise ValueError(f"a block has the mixer {type(block.mixer).__name__}, and this family has {kind.__name__}")
+        raise ValueError(f"mixer is {type(block.mixer).__name__}: this family requires {kind.__name__}")
     return block.mixer
 
 
 def attention_of(block: BlockConfig) -> AttentionConfig:
-    """The attention of a block. ValueError where it has another mixer."""
+    """The attention of a block. ValueError if its mixer is of another type."""
     return mixer_of(block, AttentionConfig)
 
 
 def cross_of(block: BlockConfig) -> CrossAttentionConfig:
-    """What reads the encoder in a block. ValueError where nothing does."""
-    return given(block.cross, "a block has no cross attention, and this family has")
+    """The cross-attention of a block. ValueError if it has none."""
+    return given(block.cross, "block.cross is None: this family requires cross-attention")
 
 
 def window_of(mixer: AttentionConfig) -> int | None:
-    """Tokens that each sees; None for all before it. ValueError where tokens see later ones."""
+    """Attention window in tokens; None for full causal attention. ValueError if the mask is not causal."""
     if not isinstance(mixer.mask, Causal):
-        raise ValueError(f"attention has the mask {type(mixer.mask).__name__}, and this family has Causal")
+        raise ValueError(f"mask is {type(mixer.mask).__name__}: this family requires Causal")
     return mixer.mask.window
 
 
 def windows(config: TransformerConfig) -> list[int | None]:
-    """`window_of` all layers."""
-    return [window_of(attention_of(place.block)) for place in places(config)]
+    """`window_of` each layer."""
+    return [window_of(attention_of(layer.block)) for layer in layers(config)]
 
 
 def rope_of(mixer: AttentionConfig | LatentAttentionConfig) -> RoPEConfig:
-    """Rotary positions of attention. ValueError where it has none, or others."""
+    """The RoPE of attention. ValueError if its positions are not rotary."""
     if not isinstance(mixer.position, RoPEConfig):
-        raise ValueError(f"attention has the position {type(mixer.position).__name__}, and this family has RoPEConfig")
+        raise ValueError(f"position is {type(mixer.position).__name__}: this family requires RoPEConfig")
     return mixer.position
 
 
 def rotated(mixer: AttentionConfig) -> int:
-    """Features of each head that are rotated."""
+    """Number of rotated features per head; 0 without RoPE."""
     return 0 if mixer.position is None else rope_of(mixer).features or mixer.head_dim
 
 
 def dense_of(block: BlockConfig) -> DenseConfig:
-    """The ffn of a block. ValueError where it has none or experts."""
+    """The dense ffn of a block. ValueError if it has none or a mixture of experts."""
     if not isinstance(block.ffn, DenseConfig):
-        raise ValueError(f"a block has the ffn {type(block.ffn).__name__}, and this family has one without experts")
+        raise ValueError(f"ffn is {type(block.ffn).__name__}: this family requires a dense one")
     return block.ffn
 
 
 def experts_of(block: BlockConfig) -> MoEConfig:
-    """The experts of a block. ValueError where it has none."""
+    """The MoE layer of a block. ValueError if it has none."""
     if not isinstance(block.ffn, MoEConfig):
-        raise ValueError(f"a block has the ffn {type(block.ffn).__name__}, and this family has experts there")
+        raise ValueError(f"ffn is {type(block.ffn).__name__}: this family requires MoEConfig")
     return block.ffn
 
 
 def router_of(layer: MoEConfig) -> SoftmaxConfig | SigmoidConfig:
-    """The router of a layer of experts. ValueError where tokens do not choose by scores of their own."""
+    """The token-choice router of an MoE layer. ValueError for a router of another type."""
     if not isinstance(layer.router, SoftmaxConfig | SigmoidConfig):
-        raise ValueError(f"experts have the router {type(layer.router).__name__}, and this family has none such")
+        raise ValueError(
+            f"router is {type(layer.router).__name__}: this family requires SoftmaxConfig or SigmoidConfig"
+        )
     return layer.router
 
 
 def norm_of(block: BlockConfig) -> LayerNormConfig | OffsetLayerNormConfig | RMSNormConfig:
-    """The norms of a block. ValueError where it has none, or others."""
+    """The norm config of a block. ValueError unless it is LayerNorm or RMSNorm."""
     if not isinstance(block.norm, LayerNormConfig | OffsetLayerNormConfig | RMSNormConfig):
-        raise ValueError(f"a block has the norm {type(block.norm).__name__}, and this family has LayerNorm or RMSNorm")
+        raise ValueError(f"norm is {type(block.norm).__name__}: this family requires LayerNorm or RMSNorm")
     return block.norm
 
 
 def head_of(config: TransformerConfig) -> AnyHead:
-    """The head of a model. ValueError where it has none."""
-    return given(config.head, "the model has no head, and this family has")
+    """The head of a model. ValueError if it has none."""
+    return given(config.head, "the model has no head: this family requires one")
 
 
 def learned_of(config: TransformerConfig) -> LearnedPositionsConfig:
-    """The table of positions. ValueError where the model has none."""
+    """The learned positions of a model. ValueError if it has none."""
     position = config.embed.position
     if not isinstance(position, LearnedPositionsConfig):
-        raise ValueError(f"embed.position is {position}, and this family has a learned table of positions")
+        raise ValueError(f"embed.position is {position}: this family requires LearnedPositionsConfig")
     return position
 
 
 def embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
-    """The table of token vectors."""
+    """The embedding table, [v, d]."""
     sizes = {"v": vocabulary(config), "d": config.embed.table_width(config.width)}
     yield Tensor(name, "v d", (Leaf("embed/table", "v d"),), sizes)
 
 
 def learned_positions(config: TransformerConfig, name: str) -> Iterator[Tensor]:
-    """The table of positions."""
+    """The table of learned positions, [t, d]."""
     sizes = {"t": config.max_length + learned_of(config).offset, "d": config.embed.sum_width(config.width)}
     yield Tensor(name, "t d", (Leaf("embed/positions/table", "t d"),), sizes)
 
 
 def head(config: TransformerConfig, name: str) -> Iterator[Tensor]:
-    """The matrix of the scores, where it is not the embedding's, and their bias."""
+    """The output projection [v, d], unless it is tied to the embedding, and its bias if there is one."""
     sizes = {"v": vocabulary(config), "d": config.width}
     if isinstance(config.head, HeadConfig):
         sizes["d"] = config.head.read_width(config.width)
@@ -170,26 +174,26 @@ def head(config: TransformerConfig, name: str) -> Iterator[Tensor]:
 
 
 def logits_scale(config: TransformerConfig) -> float:
-    """The factor of the logits of a tied head. ValueError for another head."""
+    """The factor of a tied head's logits. ValueError if the head is not tied."""
     if not isinstance(config.head, TiedHead):
-        raise ValueError(f"head is {type(config.head).__name__}, and this family has a TiedHead")
+        raise ValueError(f"head is {type(config.head).__name__}: this family requires TiedHead")
     return config.head.scale
 
 
 def types(config: TransformerConfig, name: str) -> Iterator[Tensor]:
-    """The table of token types."""
+    """The table of token types, [r, d]."""
     sizes = {"r": config.embed.types, "d": config.embed.sum_width(config.width)}
     yield Tensor(name, "r d", (Leaf("embed/types", "r d"),), sizes)
 
 
 def widening(config: TransformerConfig, name: str) -> Iterator[Tensor]:
-    """The matrix from a narrow embedding to the model's width, where there is one."""
+    """The projection of a factorized embedding to the model width, if there is one."""
     if config.embed.factorized:
         yield from dense(name, "embed/widen", config.embed.factorized.width, config.width, config.embed.factorized.bias)
 
 
 def transform(config: TransformerConfig, linear: str, layer_norm: str = "") -> Iterator[Tensor]:
-    """What a head does before its scores, where it does."""
+    """The transform of a head before its output projection, if there is one: a dense layer and an optional norm."""
     if config.head is None or config.head.transform is None:
         return
     transform, tied = config.head.transform, isinstance(config.head, TiedHead)
@@ -200,7 +204,7 @@ def transform(config: TransformerConfig, linear: str, layer_norm: str = "") -> I
 
 
 def dense(name: str, path: str, inputs: int, outputs: int, bias: bool) -> Iterator[Tensor]:
-    """A linear layer that belongs to no block, [output, input]."""
+    """A linear layer outside the blocks, [output, input]."""
     sizes = {"d": inputs, "e": outputs}
     yield Tensor(f"{name}.weight", "e d", (Leaf(f"{path}/kernel", "d e"),), sizes)
     if bias:
@@ -208,12 +212,12 @@ def dense(name: str, path: str, inputs: int, outputs: int, bias: bool) -> Iterat
 
 
 def norm(name: str, config: Norm | None, path: str | Leaf, size: int) -> Iterator[Tensor]:
-    """Scale and bias of a norm over `size` features. ValueError where the model has none.
+    """Scale and bias of a norm over `size` features. ValueError if the model has no such norm.
 
     Args:
-      path: of the norm in our tree, or the leaf of its place in a layer.
+      path: path of the norm in the parameter tree, or its leaf in a layer.
     """
-    config = given(config, f"the model has no norm for {name}, and this family has")
+    config = given(config, f"the model has no norm for {name}: this family requires one")
     at = path if isinstance(path, Leaf) else Leaf(path, "d")
     vectors = {} if isinstance(config, PlainLayerNormConfig) else {"weight": "scale"}
     if isinstance(config, OffsetLayerNormConfig) or (isinstance(config, LayerNormConfig) and config.bias):
@@ -223,58 +227,65 @@ def norm(name: str, config: Norm | None, path: str | Leaf, size: int) -> Iterato
         yield Tensor(f"{name}.{theirs}", "d", (leaf,), {"d": size})
 
 
-def layer_norm(place: Place, name: str, ours: str) -> Iterator[Tensor]:
+def layer_norm(layer: LayerRef, name: str, ours: str) -> Iterator[Tensor]:
     """A norm of a block."""
-    yield from norm(name, place.block.norm, place.leaf(ours, "d"), place.sizes["d"])
+    yield from norm(name, layer.block.norm, layer.leaf(ours, "d"), layer.sizes["d"])
 
 
-def linear(place: Place, name: str, layout: str, inputs: str, leaves: tuple[Leaf, ...], bias: bool) -> Iterator[Tensor]:
-    """Kernel and bias of a linear layer, or of several fused into one.
+def linear(
+    layer: LayerRef, name: str, layout: str, inputs: str, leaves: tuple[Leaf, ...], bias: bool
+) -> Iterator[Tensor]:
+    """Kernel and bias of a linear layer, or of several that the checkpoint fuses into one.
 
     Args:
-      layout: axes of the weight.
-      inputs: letters of the axes that the product sums over, which a bias has not.
-      leaves: of the layers, each with the axes of its kernel.
+      layout: axes of the published weight.
+      inputs: letters of the contracted axes, which a bias lacks.
+      leaves: one leaf per linear layer, with the axes of its kernel.
     """
     kernels = tuple(dataclasses.replace(leaf, path=f"{leaf.path}/kernel") for leaf in leaves)
-    yield Tensor(f"{name}.weight", layout, kernels, place.sizes)
+    yield Tensor(f"{name}.weight", layout, kernels, layer.sizes)
     if bias:
         biases = tuple(
             dataclasses.replace(leaf, path=f"{leaf.path}/bias", layout=_without(leaf.layout, inputs)) for leaf in leaves
         )
-        yield Tensor(f"{name}.bias", _without(layout, inputs), biases, place.sizes)
+        yield Tensor(f"{name}.bias", _without(layout, inputs), biases, layer.sizes)
 
 
 def under(side: str, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The tensors of one side of an encoder-decoder: their leaves lie under its name."""
+    """The tensors of one stack of an encoder-decoder: `side` is the first part of the paths of their leaves."""
     for tensor in tensors:
         leaves = tuple(dataclasses.replace(leaf, path=f"{side}/{leaf.path}") for leaf in tensor.leaves)
         yield dataclasses.replace(tensor, leaves=leaves)
 
 
 def relative_bias(config: TransformerConfig, name: str) -> Iterator[Tensor]:
-    """The table of biases by relative place that the layers share."""
-    bias, heads = given(config.relative_bias, "the model has no biases by relative place, and this family has")
+    """The table of relative position biases, shared by the layers, [r, n]."""
+    bias, heads = given(config.relative_bias, "relative_bias is None: this family requires one")
     yield Tensor(name, "r n", (Leaf("relative_bias/table", "r n"),), {"r": bias.buckets, "n": heads})
 
 
-def attention(place: Place, names: Iterable[str], neighbours: int = 0, branch: str = "mixer") -> Iterator[Tensor]:
-    """Four linear layers, [output, input] each, of the block's mixer or of its cross attention: of queries, keys,
-    values and the output."""
+def attention(layer: LayerRef, names: Iterable[str], neighbours: int = 0, branch: str = "mixer") -> Iterator[Tensor]:
+    """The query, key, value and output projections, [output, input] each, of the mixer or of cross-attention.
+
+    Args:
+      names: names of the four layers, in this order.
+      neighbours: as in `Leaf`, for queries and keys.
+      branch: 'mixer' or 'cross'.
+    """
     query, key, value, out = names
-    mixer = getattr(place.block, branch)
+    mixer = getattr(layer.block, branch)
     for name, heads, ours, turned in (
         (query, "n", "query", True),
         (key, "k", "key", True),
         (value, "k", "value", False),
     ):
-        leaf = place.leaf(f"{branch}/{ours}", f"d {heads} h", neighbours=neighbours if turned else 0)
-        yield from linear(place, name, f"({heads} h) d", "d", (leaf,), mixer.bias)
-    yield from attention_out(place, out, branch=branch)
+        leaf = layer.leaf(f"{branch}/{ours}", f"d {heads} h", neighbours=neighbours if turned else 0)
+        yield from linear(layer, name, f"({heads} h) d", "d", (leaf,), mixer.bias)
+    yield from attention_out(layer, out, branch=branch)
 
 
 def fused_attention(
-    place: Place,
+    layer: LayerRef,
     name: str,
     layout: str,
     leaf_layout: str,
@@ -282,35 +293,36 @@ def fused_attention(
     order: tuple[str, str, str] = ("query", "key", "value"),
     neighbours: int = 0,
 ) -> Iterator[Tensor]:
-    """Queries, keys and values in one linear layer, cut along s into `shares` in this order.
+    """Queries, keys and values in one linear layer, concatenated along axis s.
 
     Args:
-      neighbours: as of `Leaf`, of queries and keys.
+      shares: size of each along s, in the order of `order`.
+      neighbours: as in `Leaf`, for queries and keys.
     """
     leaves = tuple(
-        place.leaf(f"mixer/{ours}", leaf_layout, share, 0 if ours == "value" else neighbours)
+        layer.leaf(f"mixer/{ours}", leaf_layout, share, 0 if ours == "value" else neighbours)
         for ours, share in zip(order, shares, strict=True)
     )
-    yield from linear(place, name, layout, "d", leaves, attention_of(place.block).bias)
+    yield from linear(layer, name, layout, "d", leaves, attention_of(layer.block).bias)
 
 
-def query_key_norms(place: Place, query: str, key: str) -> Iterator[Tensor]:
-    """The norms of queries and keys."""
-    mixer = attention_of(place.block)
-    norms = given(mixer.qk_norm, "attention has no norms of queries and keys, and this family has")
+def query_key_norms(layer: LayerRef, query: str, key: str) -> Iterator[Tensor]:
+    """The QK norms."""
+    mixer = attention_of(layer.block)
+    norms = given(mixer.qk_norm, "qk_norm is None: this family requires one")
     for name, ours, heads in ((query, "query_norm", mixer.heads), (key, "key_norm", mixer.kv_heads)):
         size = mixer.head_dim * (1 if norms.over == "head" else heads)
-        yield from norm(name, norms.norm, place.leaf(f"mixer/{ours}", "d"), size)
+        yield from norm(name, norms.norm, layer.leaf(f"mixer/{ours}", "d"), size)
 
 
-def attention_out(place: Place, name: str, layout: str = "d (n h)", branch: str = "mixer") -> Iterator[Tensor]:
-    """The output projection."""
-    leaf = place.leaf(f"{branch}/out", "n h d")
-    yield from linear(place, name, layout, "n h", (leaf,), getattr(place.block, branch).biased_output)
+def attention_out(layer: LayerRef, name: str, layout: str = "d (n h)", branch: str = "mixer") -> Iterator[Tensor]:
+    """The output projection of attention."""
+    leaf = layer.leaf(f"{branch}/out", "n h d")
+    yield from linear(layer, name, layout, "n h", (leaf,), getattr(layer.block, branch).biased_output)
 
 
 def ffn(
-    place: Place,
+    layer: LayerRef,
     into: dict[str, str],
     down: str,
     transposed: bool = False,
@@ -318,57 +330,57 @@ def ffn(
     config: DenseConfig | None = None,
     expert: int | None = None,
 ) -> Iterator[Tensor]:
-    """The linear layers of an ffn.
+    """The linear layers of a feed-forward layer.
 
     Args:
-      into: {our name: theirs} of those that read the stream: 'up', and 'gate' where it is gated.
-      down: name of the one that writes to it.
-      transposed: whether their weights are [input, output].
-      path: of the ffn in its block; it may be a part of one with experts.
-      config: what lies there; None: the block's ffn.
-      expert: its number among those that lie there.
+      into: {our name: published name} of the input projections: 'up', and 'gate' if the layer is gated.
+      down: published name of the output projection.
+      transposed: whether the published weights are [input, output].
+      path: path of the layer in its block, such as 'ffn/shared' in an MoE layer.
+      config: the layer at `path`; None: the ffn of the block.
+      expert: number of the expert, if `path` holds stacked experts.
     """
-    config = dense_of(place.block) if config is None else config
-    place = place.with_sizes(f=config.hidden)
+    config = dense_of(layer.block) if config is None else config
+    layer = layer.with_sizes(f=config.hidden)
     for ours, theirs in into.items():
         layout = "d f" if transposed else "f d"
-        leaf = place.leaf(f"{path}/{ours}", "d f", expert=expert)
-        yield from linear(place, theirs, layout, "d", (leaf,), config.bias)
-    layout, leaf = "f d" if transposed else "d f", place.leaf(f"{path}/down", "f d", expert=expert)
-    yield from linear(place, down, layout, "f", (leaf,), config.bias)
+        leaf = layer.leaf(f"{path}/{ours}", "d f", expert=expert)
+        yield from linear(layer, theirs, layout, "d", (leaf,), config.bias)
+    layout, leaf = "f d" if transposed else "d f", layer.leaf(f"{path}/down", "f d", expert=expert)
+    yield from linear(layer, down, layout, "f", (leaf,), config.bias)
 
 
-def llama_ffn(place: Place, name: str, **where: Any) -> Iterator[Tensor]:
-    """A gated ffn under LLaMA's names; `where` as of `ffn`."""
+def llama_ffn(layer: LayerRef, name: str, **where: Any) -> Iterator[Tensor]:
+    """A gated feed-forward layer with LLaMA's names; `where` are arguments of `ffn`."""
     into = {"gate": f"{name}.gate_proj", "up": f"{name}.up_proj"}
-    yield from ffn(place, into, f"{name}.down_proj", **where)
+    yield from ffn(layer, into, f"{name}.down_proj", **where)
 
 
 def plain_ffn(config: TransformerConfig) -> DenseConfig:
-    """That of the first layer that has one without experts; where all have experts, one of these."""
-    found = [place.block.ffn for place in places(config)]
+    """The first dense ffn of the model; if all layers are MoE layers, the first layer's expert."""
+    found = [layer.block.ffn for layer in layers(config)]
     return next((one for one in found if isinstance(one, DenseConfig)), None) or expert_layer(config).expert
 
 
 def expert_layer(config: TransformerConfig) -> MoEConfig:
-    """The experts of the first layer that has such. ValueError where none has."""
-    found = [place.block.ffn for place in places(config) if isinstance(place.block.ffn, MoEConfig)]
-    check(bool(found), "the model has no experts, and this family has")
+    """The first MoE layer of the model. ValueError if it has none."""
+    found = [layer.block.ffn for layer in layers(config) if isinstance(layer.block.ffn, MoEConfig)]
+    check(bool(found), "the model has no MoE layer: this family requires one")
     return found[0]
 
 
 def mixed_layers(config: TransformerConfig) -> list[int]:
-    """Numbers of the layers that have experts."""
-    return [place.number for place in places(config) if isinstance(place.block.ffn, MoEConfig)]
+    """Numbers of the MoE layers."""
+    return [layer.number for layer in layers(config) if isinstance(layer.block.ffn, MoEConfig)]
 
 
 def vocabulary(config: TransformerConfig) -> int:
-    """Tokens of the vocabulary. ValueError for a model without one."""
-    return given(config.vocab_size, "the model has no vocabulary, and this family has")
+    """Vocabulary size. ValueError for a model without a vocabulary."""
+    return given(config.vocab_size, "vocab_size is None: this family requires a vocabulary")
 
 
 def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:
-    """Of the letters that attention and an ffn have; the family of another mixer adds its own."""
+    """Sizes of the letters of attention and ffn. Families with other mixers add theirs with `with_sizes`."""
     mixer, sizes = block.mixer, {"d": config.width}
     if isinstance(mixer, AttentionConfig):
         groups = mixer.heads // mixer.kv_heads
@@ -379,6 +391,6 @@ def _sizes(config: TransformerConfig, block: BlockConfig) -> dict[str, int]:
 
 
 def _without(layout: str, letters: str) -> str:
-    """The layout without the axes of these letters."""
+    """The layout without these letters."""
     left = re.sub(r"\(\s*\)", "", re.sub(f"[{letters.replace(' ', '')}]", "", layout))
     return re.sub(r"\s+", " ", left).replace("( ", "(").replace(" )", ")").strip()

@@ -1,6 +1,6 @@
-"""What a config.json says of training: the rates of dropout and the scale of initial values.
+"""The training options of a config.json: dropout rates and the scale of initial values.
 
-Neither changes what a model with given weights computes. Both are kept when a model is read, and written with it.
+They do not change what a model with given weights computes. Both are read into the model and written with it.
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ from llm_jax.models.dropout import Rates, rates_of, with_dropout
 from llm_jax.models.heads import ClassHead
 
 Option = tuple[str, float]
-"""Name of an option, parts of nested ones with dots between, and transformers' value where a file has none.
+"""(name of an option, transformers' default). A dot separates the names of nested options.
 
-transformers refuses values of another type: where its own is an integer, a whole rate is written as one."""
+transformers requires the type of its default: if the default is an integer, a whole rate is written as an integer."""
 
 
-def _alike(option: Option, *places: str) -> dict[str, Option]:
-    return dict.fromkeys(places, option)
+def _alike(option: Option, *fields: str) -> dict[str, Option]:
+    return dict.fromkeys(fields, option)
 
 
 _ATTENTION: dict[str, Option] = {"attention": ("attention_dropout", 0.0)}
 _GPT2 = {"residual": ("resid_pdrop", 0.1), "embed": ("embd_pdrop", 0.1), "attention": ("attn_pdrop", 0.1)}
-_GPTJ = {place: (name, 0.0) for place, (name, _) in _GPT2.items()}
+_GPTJ = {field: (name, 0.0) for field, (name, _) in _GPT2.items()}
 _DBRX = {"residual": ("resid_pdrop", 0.0), "embed": ("emb_pdrop", 0.0), "attention": ("attn_config.attn_pdrop", 0.0)}
 _MPT = _DBRX | {"attention": ("attn_config.attn_pdrop", 0)}
 _BERT = {
@@ -42,7 +42,7 @@ _DISTILBERT = {
     "attention": ("attention_dropout", 0.1),
     "head": ("seq_classif_dropout", 0.2),
 }
-_ALBERT = {place: (name, 0.0) for place, (name, _) in _BERT.items()} | {"head": ("classifier_dropout_prob", 0.1)}
+_ALBERT = {field: (name, 0.0) for field, (name, _) in _BERT.items()} | {"head": ("classifier_dropout_prob", 0.1)}
 _BART = {
     "residual": ("dropout", 0.1),
     "embed": ("dropout", 0.1),
@@ -72,7 +72,7 @@ _RATES: dict[str, dict[str, Option]] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
-    # DistilBERT drops the output of the ffn only; here `residual` applies to both branches.
+    # DistilBERT has dropout after the ffn only; here `residual` applies to both branches.
     "distilbert": _DISTILBERT,
     "electra": _BERT,
     "albert": _ALBERT,
@@ -87,43 +87,43 @@ _RATES: dict[str, dict[str, Option]] = {
     | {"head": ("summary_last_dropout", 0.1)},
     "mamba2": {},
 }
-"""{model_type: {field of `Rates`: its option}}; where a type is missing, `attention_dropout` is all there is."""
+"""{model_type: {field of `Rates`: its option}}. A type that is missing has only `attention_dropout`."""
 
 _LAYER_DROP = {"encoder": "encoder_layerdrop", "decoder": "decoder_layerdrop"}
-"""Of the stacks of BART and its relatives."""
+"""Options of layer dropout in BART and the families of `_OF_BART`."""
 
 _OF_BART = ("bart", "mbart", "pegasus", "marian")
 
 _DEVIATIONS = {"opt": "init_std", "bart": "init_std", "mbart": "init_std"}
-"""{model_type: option of the standard deviation of initial values}; `initializer_range` where a type is missing."""
+"""{model_type: option of the standard deviation of initial values}; for other types it is `initializer_range`."""
 _FACTORS = {"t5", "mt5", "switch_transformers"}
-"""Whose `initializer_factor` multiplies all initial values."""
+"""Types whose `initializer_factor` multiplies all initial values."""
 _BY_SIZE = {"gpt_neox", "gptj", "mpt", "marian", "pegasus", "recurrent_gemma"}
-"""Whose initial values follow from their sizes: the option has never served their training, and is left alone."""
+"""Types whose initial values follow from their sizes. Their option was not used in training and is ignored."""
 
 
 def read(family: Family, options: dict[str, Any], tensors: Set[str] | None = None) -> ModelConfig:
-    """The model that the options of a config.json describe, with the rates and the initial values that they state.
+    """The model of a config.json, with its dropout rates and initial values.
 
     Args:
-      tensors: as of `Settings`.
+      tensors: as in `Settings`.
 
     Raises:
-      ValueError: as `family.read`, and for a rate or scale that is none, by its name.
+      ValueError: as `family.read`, and for an invalid rate or scale; the message names the option.
     """
     config = family.read(Settings(options, tensors=tensors))
     config = _with_initial_values(config, family.model_type, options)
     rates, kind = {}, family.model_type
-    for place, (name, default) in _RATES.get(kind, _ATTENTION).items():
+    for field, (name, default) in _RATES.get(kind, _ATTENTION).items():
         stated = _stated(options, name)
         if stated is None and name == "classifier_dropout":
-            # transformers takes that of hidden states.
+            # transformers uses the rate of hidden states.
             stated = _stated(options, "hidden_dropout_prob")
-        rates[place] = _share(name, default if stated is None else stated)
-    places = rates_of(config)
+        rates[field] = _share(name, default if stated is None else stated)
+    present = rates_of(config)
     if not _drops_before_scores(config, kind):
         rates.pop("head", None)
-    config = with_dropout(config, Rates(**{name: rate for name, rate in rates.items() if _has(places, name)}))
+    config = with_dropout(config, Rates(**{name: rate for name, rate in rates.items() if _has(present, name)}))
     if kind in _OF_BART:
         for side, name in _LAYER_DROP.items():
             layers = Rates(layers=_share(name, _stated(options, name) or 0.0))
@@ -132,10 +132,10 @@ def read(family: Family, options: dict[str, Any], tensors: Set[str] | None = Non
 
 
 def write(family: Family, config: ModelConfig) -> dict[str, Any]:
-    """The options from which `read` reads the model. Of places that share an option and differ the first is written."""
+    """The options that `read` reads. If fields that share an option differ, the first is written."""
     options, rates, kind = dict(family.write(config)), rates_of(config), family.model_type
-    for place, (name, default) in reversed(_RATES.get(kind, _ATTENTION).items()):
-        if (place != "head" or _drops_before_scores(config, kind)) and (rate := getattr(rates, place)) is not None:
+    for field, (name, default) in reversed(_RATES.get(kind, _ATTENTION).items()):
+        if (field != "head" or _drops_before_scores(config, kind)) and (rate := getattr(rates, field)) is not None:
             rate = int(rate) if isinstance(default, int) and rate == int(rate) else rate
             parent, _, leaf = name.rpartition(".")
             options |= {parent: (_stated(options, parent) or {}) | {leaf: rate}} if parent else {leaf: rate}
@@ -150,19 +150,19 @@ def write(family: Family, config: ModelConfig) -> dict[str, Any]:
 
 
 def _stated(options: dict[str, Any], name: str) -> Any:
-    """An option, or one of another; None where there is none."""
+    """The value of an option, nested or not; None if it is absent."""
     found: Any = options
     for part in name.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     return found
 
 
-def _has(places: Rates, name: str) -> bool:
-    return getattr(places, name) is not None
+def _has(rates: Rates, name: str) -> bool:
+    return getattr(rates, name) is not None
 
 
 def _drops_before_scores(config: ModelConfig, kind: str) -> bool:
-    """Whether the class of transformers with this head drops what its scores read."""
+    """Whether the transformers class with this head has dropout before the output projection."""
     head = config.stacks[-1].head
     if not isinstance(head, ClassHead):
         return False
@@ -171,25 +171,28 @@ def _drops_before_scores(config: ModelConfig, kind: str) -> bool:
 
 def _share(name: str, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    check(number and 0 <= value < 1, f"config.json has {name} = {value!r}: a rate of dropout is from 0 to below 1")
+    check(
+        number and 0 <= value < 1,
+        f"config.json has {name} = {value!r}: a dropout rate must be at least 0 and less than 1",
+    )
     return float(value)
 
 
 def _with_initial_values(config: ModelConfig, kind: str, options: dict[str, Any]) -> ModelConfig:
-    """With the scale that the options state; without one, as the family was published."""
+    """The model with the initial scale of the options; without that option, the published one of the family."""
     name = "initializer_factor" if kind in _FACTORS else _DEVIATIONS.get(kind, "initializer_range")
     stated, table = _stated(options, name), config.stacks[-1].embed.init
     if stated is None or kind in _BY_SIZE or not isinstance(table, Normal):
         return config
     number = isinstance(stated, int | float) and not isinstance(stated, bool)
-    check(number and stated > 0, f"config.json has {name} = {stated!r}: a scale of initial values is greater than 0")
+    check(number and stated > 0, f"config.json has {name} = {stated!r}: it must be greater than 0")
     if kind in _FACTORS:
         return _scaled(config, float(stated), (Init,))
     return _scaled(config, stated / table.stddev, (Normal,))
 
 
 def _scaled(config: Any, factor: float, kinds: tuple[type, ...]) -> Any:
-    """With initial values of these distributions multiplied."""
+    """The config with the initial distributions of these types multiplied by `factor`."""
     if factor == 1:
         return config
     if isinstance(config, tuple):
@@ -203,5 +206,5 @@ def _scaled(config: Any, factor: float, kinds: tuple[type, ...]) -> Any:
 
 
 def _scales(init: Any) -> Iterator[tuple[str, float]]:
-    """The field by which a distribution's values are multiplied: its first."""
+    """The name and value of a distribution's scale, its first field."""
     yield from [(field.name, getattr(init, field.name)) for field in dataclasses.fields(init)[:1]]

@@ -36,4 +36,4 @@ class Context:
     @property
     def first_slot(self) -> jax.Array:
         """`slot`, which a layer with a KV cache requires. Raises ValueError if it is None."""
-        return given(self.slot, "the context has no slot, and a layer has a state to write: give it both or neither")
+        return given(self.slot, "context.slot is None and a layer has a state to write: pass the slot, or no state")

@@ -14,7 +14,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast, look_up
 from llm_jax.layers.initialisers import Init, Normal, annotated
-from llm_jax.layers.linear import Linear, contract
+from llm_jax.layers.linear import LinearLayer, contract
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.position import AddedPosition
 from llm_jax.layers.roles import Role
@@ -109,7 +109,7 @@ class Embed(nn.Module):
         if config.factorized:
             shape, logical_axes = (config.factorized.width, self.width), (axes.MLP, axes.EMBED)
             init, bias = config.factorized.init, config.factorized.bias
-            self.widen = Linear("BTE,ED->BTD", shape, logical_axes, init, self.precision, bias)
+            self.widen = LinearLayer("BTE,ED->BTD", shape, logical_axes, init, self.precision, bias)
         self.drop = nn.Dropout(config.dropout)
 
     def __call__(self, x_BTE: jax.Array, placement: SequenceInfo) -> jax.Array:
@@ -122,7 +122,7 @@ class Embed(nn.Module):
         # The query stream must not contain the embedding of the token that it predicts: it starts from a learned
         # vector.
         if placement.targets_BT is not None:
-            check(config.target, "placement has targets_BT and embed.target is False: the model has no vector for them")
+            check(config.target, "sequence has targets_BT and embed.target is False: set embed.target to True")
             target_BTE = broadcast(self.target_E, x_BTE.shape, x_BTE.dtype)
             x_BTE = jnp.where(placement.targets_BT[..., None], target_BTE, x_BTE)
         # Only token embeddings are scaled, before positions are added (Vaswani et al. 2017, arXiv:1706.03762, 3.4).

@@ -24,7 +24,7 @@ from llm_jax.sharding import axes, partition
 from llm_jax.sharding.platforms import by_platform
 
 
-class Linear(nn.Module):
+class LinearLayer(nn.Module):
     """y = einsum(x, kernel) + bias.
 
     Attributes:

@@ -69,8 +69,8 @@ def roles_of(parameters: Any) -> Any:
     def read(path: tuple, leaf: Any) -> Role:
         if not isinstance(leaf, ParameterBox):
             raise ValueError(
-                f"parameter {trees.path_name(path)} has no role: give `self.param` an initialiser of "
-                "`annotated(init, axes, role)` of layers/initialisers.py"
+                f"parameter {trees.path_name(path)} has no role: initialise it with `annotated(init, axes, role)` of "
+                "layers/initialisers.py"
             )
         return leaf.role
 

@@ -74,6 +74,6 @@ def same_document(queries_BT: jax.Array | None, keys_BS: jax.Array | None) -> ja
     without segment ids."""
     if queries_BT is None:
         return jnp.ones((1, 1, 1), bool)
-    keys_B1S = given(keys_BS, "queries have segment ids and keys have none: give both some")[:, None, :]
+    keys_B1S = given(keys_BS, "queries have segment ids and keys have none: set them for both")[:, None, :]
     # Padding has the id 0, so without the second condition padding would attend to padding.
     return (queries_BT[:, :, None] == keys_B1S) & (keys_B1S != 0)

@@ -109,7 +109,7 @@ class BlockConfig:
         check_fraction(dropout=self.dropout, layer_drop=self.layer_drop)
         check(
             (self.norm is None) == (self.wiring.norms(1) == 0),
-            f"norm is {self.norm} and wiring {self.wiring}: a wiring with norms needs one, a Chain takes None",
+            f"norm is {self.norm} and wiring {self.wiring}: a wiring with norms requires a norm, a Chain requires None",
         )
 
     @property

@@ -56,39 +56,43 @@ class TransformerConfig:
         check_positive_if_given(vocab_size=self.vocab_size)
         check(
             self.vocab_size is not None or not isinstance(self.head, HeadConfig | TiedHead),
-            f"vocab_size is None and head {type(self.head).__name__} scores a vocabulary: set vocab_size, or head None",
+            f"vocab_size is None and head {type(self.head).__name__} requires a vocabulary: set vocab_size, or head "
+            "to None",
         )
         check(
             not isinstance(self.head, TiedHead)
             or self.head.transform is not None
             or self.embed.table_width(self.width) == self.width,
-            f"embed.factorized.width is {self.embed.table_width(self.width)} and width {self.width}: a tied head needs "
-            "a `transform` from the one to the other",
+            f"embed.factorized.width is {self.embed.table_width(self.width)} and width {self.width}: a tied head "
+            "requires a `transform` from width to factorized.width",
         )
         check(len(self.segments) > 0, "segments is empty: a model needs at least one segment")
         if self.depth > MAX_DEPTH:
             weights = sum(one.repeats * block.parameters(self.width) for one in self.segments for block in one.blocks)
             raise ValueError(
-                f"segments have {self.depth:,} blocks, which would hold {weights:.3g} weights, {4e-12 * weights:,.3g} "
-                f"TB in float32: a model has at most {MAX_DEPTH:,} blocks; lower `repeats`"
+                f"segments have {self.depth:,} blocks with {weights:.3g} weights, {4e-12 * weights:,.3g} TB in "
+                f"float32: a model has at most {MAX_DEPTH:,} blocks; lower `repeats`"
             )
         remat = self.execution.remat
         check(
             isinstance(remat, str) or len(remat) == len(self.segments),
-            f"execution.remat is {remat} and there are {len(self.segments)} segments: name one policy, or one for each",
+            f"execution.remat is {remat} and there are {len(self.segments)} segments: set one policy, or one per "
+            "segment",
         )
         check(
             not self.embed.target
             or (self.permuted and all(isinstance(mixer, RelativeAttentionConfig) for mixer in self._mixers)),
-            "embed.target is True and not every mixer is RelativeAttentionConfig with the mask Permuted: others would "
-            "see tokens that ask, or show them what they ask for",
+            "embed.target is True and not every mixer is RelativeAttentionConfig with the mask Permuted: with others "
+            "tokens would attend to targets, or targets to the tokens that they predict; set embed.target to False, "
+            "or change the mixers",
         )
         if self.vocab_size is not None:
             self.check_vocabulary(self.vocab_size)
         found = {repr(bias) for bias in self._relative_biases}
         check(
             len(found) <= 1,
-            f"blocks have different relative biases ({'; '.join(sorted(found))}): layers of a stack share one table",
+            f"blocks have different relative biases ({'; '.join(sorted(found))}): the layers of a stack share one "
+            "table; make them equal",
         )
 
     def check_vocabulary(self, size: int) -> None:
@@ -180,10 +184,13 @@ class EncoderDecoderConfig:
     decoder: TransformerConfig
 
     def __post_init__(self):
-        check(self.encoder.head is None, f"encoder.head is {self.encoder.head}: the decoder gives the scores; set None")
+        check(
+            self.encoder.head is None,
+            f"encoder.head is {self.encoder.head}: only the decoder has a head; set it to None",
+        )
         check(
             self.decoder.has_cross_attention,
-            "no block of the decoder has `cross` attention: it would never read what the encoder made",
+            "no block of the decoder has `cross` attention: at least one is required to read the encoder output",
         )
         check(
             self.encoder.width == self.decoder.width,
@@ -191,15 +198,17 @@ class EncoderDecoderConfig:
         )
         vocab_size = given(
             self.decoder.vocab_size,
-            "decoder.vocab_size is None: it reads tokens, and an encoder without a table reads by its; set vocab_size",
+            "decoder.vocab_size is None: the decoder requires a table, which an encoder without vocab_size shares; "
+            "set decoder.vocab_size",
         )
         check(
             self.encoder.vocab_size is not None or self.encoder.embed.factorized == self.decoder.embed.factorized,
-            "encoder and decoder share a table and embed.factorized differs between them: make it the same",
+            "encoder and decoder share a table and embed.factorized differs between them: make it equal",
         )
         check(
             self.decoder.causal,
-            f"{' and '.join(self.decoder.non_causal)} of the decoder is not causal, and it must be: {MAKE_CAUSAL}",
+            f"{' and '.join(self.decoder.non_causal)} of the decoder is not causal: a decoder must be causal; "
+            f"{MAKE_CAUSAL}",
         )
         if self.encoder.vocab_size is None:
             self.encoder.check_vocabulary(vocab_size)

@@ -46,7 +46,7 @@ def with_dropout(config: Config, rates: Rates) -> Config:
     for name, rate in dataclasses.asdict(rates).items():
         check(
             not rate or bool(_found(config, name)),
-            f"rates.{name} is {rate} and the model has no such place: leave it None",
+            f"rates.{name} is {rate} and the model has no such layer: set it to None",
         )
     if isinstance(config, TransformerConfig):
         return _side(config, rates)

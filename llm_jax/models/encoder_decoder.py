@@ -49,10 +49,11 @@ class EncoderDecoder(nn.Module):
         """`__call__` without the logits."""
         check(
             isinstance(inputs, Inputs),
-            f"inputs are of type {type(inputs).__name__}: an encoder-decoder takes Inputs(tokens, encoder=Inputs(...))",
+            f"inputs are of type {type(inputs).__name__}: an encoder-decoder requires Inputs(tokens, "
+            "encoder=Inputs(...))",
         )
         if inputs.encoder is not None:
-            check(inputs.encoded is None, "inputs have `encoder` and `encoded`: give one of them")
+            check(inputs.encoded is None, "inputs have `encoder` and `encoded`: set one of them")
             encoded = self.encode(inputs.encoder)
             inputs = dataclasses.replace(inputs, encoder=None, encoded=encoded)
         output = self.decoder.hidden(inputs, cache)

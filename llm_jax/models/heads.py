@@ -16,7 +16,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, Activation
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.initialisers import Init, Normal, Zero, annotated
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
@@ -126,7 +126,9 @@ class ClassHead:
         check_positive(classes=self.classes)
         check_one_of("of", self.of, ("token", "span", "row"))
         check_one_of("row", self.row, ("first", "last"))
-        check(self.of != "span" or self.classes == 2, f"classes is {self.classes}: a span has 2, its start and its end")
+        check(
+            self.of != "span" or self.classes == 2, f"classes is {self.classes}: a span head requires 2, start and end"
+        )
         check_fraction(dropout=self.dropout)
         check_positive_if_given(softcap=self.softcap)
         _check_no_width(self.transform)
@@ -143,7 +145,7 @@ class ClassHead:
 
 def _check_no_width(transform: TransformConfig | None) -> None:
     width = transform and transform.width
-    check(width is None, f"transform.width is {width}: only HeadConfig scores features of another number; set None")
+    check(width is None, f"transform.width is {width}: only HeadConfig supports another width; set it to None")
 
 
 AnyHead = HeadConfig | TiedHead | ClassHead
@@ -175,7 +177,7 @@ class Head(nn.Module):
         else:
             scores, word, bias_init = self.vocab_size, axes.VOCAB, config.bias_init
         shape, logical_axes = (out, scores), (axes.EMBED, word)
-        self.scores = Linear(
+        self.scores = LinearLayer(
             "BTD,DV->BTV", shape, logical_axes, config.init, self.precision, config.bias, bias_init, role=Role.READOUT
         )
         # Its kernel and bias are at the level of `transform` in the parameter tree, not one level below.
@@ -214,7 +216,7 @@ class Transform(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config = self.config
         shape, logical_axes = (self.width, self.out), (axes.EMBED, axes.MLP)
-        x_BTE = Linear("BTD,DE->BTE", shape, logical_axes, config.init, self.precision, config.bias, name="dense")(
+        x_BTE = LinearLayer("BTD,DE->BTE", shape, logical_axes, config.init, self.precision, config.bias, name="dense")(
             x_BTD
         )
         if config.activation is not None:

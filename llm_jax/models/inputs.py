@@ -42,7 +42,7 @@ class Inputs:
         """
         found = inputs if isinstance(inputs, Inputs) else cls(tokens_BT=inputs)
         given_arrays = sum(x is not None for x in (found.tokens_BT, found.features_BTE))
-        check(given_arrays == 1, f"inputs have {given_arrays} of tokens_BT and features_BTE: give exactly one of them")
+        check(given_arrays == 1, f"inputs have {given_arrays} of tokens_BT and features_BTE: exactly one is required")
         return found
 
     @property

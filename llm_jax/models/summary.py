@@ -22,7 +22,7 @@ def summary(config: ModelConfig, length: int) -> dict[str, str]:
     """
     check(
         0 < length <= config.max_length,
-        f"length is {length} and the model's max_length is {config.max_length}: ask for 1 to that many tokens",
+        f"length is {length} and the model's max_length is {config.max_length}: it must be between 1 and max_length",
     )
     parameters = count.parameters(config)
     mixers = [block.mixer for stack in config.stacks for segment in stack.segments for block in segment.blocks]

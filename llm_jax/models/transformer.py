@@ -71,7 +71,7 @@ class Transformer(nn.Module):
         if inputs.features_BTE is None:
             check(
                 self.config.vocab_size is not None,
-                "the model has no vocabulary (vocab_size is None): give inputs.features_BTE in place of tokens_BT",
+                "the model has no vocabulary (vocab_size is None): pass inputs.features_BTE instead of tokens_BT",
             )
         x_BTE = self.embed.tokens(inputs.ids_BT) if inputs.features_BTE is None else inputs.features_BTE
         return self.run(x_BTE, inputs, cache)
@@ -136,13 +136,13 @@ class Transformer(nn.Module):
         """
         check(
             self.config.causal,
-            f"{' and '.join(self.config.non_causal)} of the model is not causal, and a KV cache needs a causal model: "
+            f"{' and '.join(self.config.non_causal)} of the model is not causal: a KV cache requires a causal model; "
             "run whole sequences without a cache",
         )
         if slots > self.config.max_length:
             raise ValueError(
-                f"a cache of {slots} tokens exceeds the model's max_length of {self.config.max_length}: "
-                "ask for fewer new tokens or give a shorter prompt"
+                f"a cache of {slots} tokens exceeds the model's max_length of {self.config.max_length}: reduce the "
+                "number of new tokens or shorten the prompt"
             )
         layers = tuple(
             tuple(
@@ -165,26 +165,26 @@ class Transformer(nn.Module):
         check(
             # Parameters are created with one token.
             cache is not None or length == 1 or length % parts == 0,
-            f"inputs have {length} tokens and sequences are divided over {parts} devices: make the length a multiple "
-            f"of {parts}, or mesh.context smaller",
+            f"inputs have {length} tokens and sequences are divided over {parts} devices: set the length to a "
+            f"multiple of {parts}, or reduce mesh.context",
         )
         check(
             inputs.sequence is None or inputs.sequence.order_BT is None or config.permuted,
-            "inputs.sequence has order_BT, and not every mixer has the mask Permuted: tokens would read those that "
-            "they must predict; leave it out",
+            "inputs.sequence has order_BT, and not every mixer has the mask Permuted: tokens would attend to the "
+            "tokens that they predict; remove order_BT",
         )
         check(
             inputs.encoder is None,
-            "inputs have an `encoder`, and the model is one stack: give its output as `encoded`, or take a model of "
-            "type EncoderDecoder",
+            "inputs have an `encoder`, and the model is a single stack: pass its output as `encoded`, or use an "
+            "EncoderDecoder",
         )
         check(
             inputs.encoded is None or config.has_cross_attention,
-            "inputs have the output of an encoder, and no block of the model has `cross` attention: leave it out",
+            "inputs have the output of an encoder, and no block of the model has `cross` attention: remove it",
         )
         check(
             inputs.encoded is not None or cache is not None or not config.has_cross_attention,
-            "blocks have `cross` attention and inputs have no `encoded`: give the output of an encoder",
+            "blocks have `cross` attention and inputs have no `encoded`: pass the output of an encoder",
         )
 
 

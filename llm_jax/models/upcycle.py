@@ -41,28 +41,26 @@ def check_upcycles(dense: ModelConfig, mixed: ModelConfig) -> None:
     stacks = tuple(tuple(architecture(config).stacks) for config in (dense, mixed))
     check(
         type(dense) is type(mixed),
-        f"{type(dense).__name__} cannot become {type(mixed).__name__}: upcycle into a model of the same kind",
+        f"{type(dense).__name__} cannot become {type(mixed).__name__}: the type of the model must not change",
     )
     for one, other in zip(*stacks, strict=True):
         for stack in (one, other):
             check(
                 not any(segment.shared for segment in stack.segments),
-                "layers share their weights, and each that is to have experts needs its own: upcycle another model",
+                "layers share their weights: upcycling requires layers with weights of their own; use another model",
             )
         check(
             one.depth == other.depth,
-            f"the dense model has {one.depth} layers and the one with experts {other.depth}: make them as many",
+            f"the dense model has {one.depth} layers and the MoE model {other.depth}: the numbers must be equal",
         )
         for name in (field.name for field in dataclasses.fields(one) if field.name != "segments"):
             found, wanted = getattr(one, name), getattr(other, name)
-            check(
-                found == wanted, f"{name} is {found} in the dense model and {wanted} in the one with experts: {_SAME}"
-            )
+            check(found == wanted, f"{name} is {found} in the dense model and {wanted} in the MoE model: {_SAME}")
         for number, pair in enumerate(zip(_blocks(one), _blocks(other), strict=True)):
             _check_block(number, *pair)
 
 
-_SAME = "only the ffn may become experts; make all else the same"
+_SAME = "only the ffn may change; make everything else equal"
 
 
 def _check_block(number: int, dense: BlockConfig, mixed: BlockConfig) -> None:
@@ -73,13 +71,13 @@ def _check_block(number: int, dense: BlockConfig, mixed: BlockConfig) -> None:
         return
     check(
         ffn.expert == dense.ffn,
-        f"the experts of layer {number} are {ffn.expert} and the ffn that they are copies of is {dense.ffn}: make "
-        "`expert` the same, of the same width too",
+        f"the experts of layer {number} are {ffn.expert} and the dense ffn is {dense.ffn}: set `expert` to the dense "
+        "ffn, with the same width",
     )
     check(
         ffn.shared is None,
-        f"layer {number} has a shared expert, which the dense model has nothing for and would add to what it "
-        "computes: set `shared` to None",
+        f"layer {number} has a shared expert, which has no weights in the dense model and would change its output: "
+        "set `shared` to None",
     )
 
 

@@ -40,7 +40,8 @@ def cross_entropy(
     if length % (chunks * stretches):
         stretch = f", divided over {stretches} devices" if stretches > 1 else ""
         raise ValueError(
-            f"the loss is cut into {chunks} chunks and rows have {length} tokens{stretch}: chunks must divide it"
+            f"the loss has {chunks} chunks and sequences have {length} tokens{stretch}: the number of chunks must "
+            "divide the length"
         )
     return _chunked(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weights_BT)
 

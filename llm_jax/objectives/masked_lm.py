@@ -43,8 +43,7 @@ class MaskedLMConfig(TokenObjective):
         check(0 < self.rate <= 1, f"objective.rate is {self.rate}: it must be above 0 and at most 1")
         check(
             self.masked + self.random <= 1,
-            f"objective.masked is {self.masked} and objective.random {self.random}: they are shares of the same tokens "
-            "and must not exceed 1 together",
+            f"objective.masked is {self.masked} and objective.random {self.random}: their sum must not exceed 1",
         )
 
     def special_tokens(self, sequence_length: int) -> int:

@@ -69,31 +69,31 @@ class Objective(abc.ABC):
         pair = isinstance(model, EncoderDecoderConfig)
         check(
             pair == (needs.direction == "encoder-decoder"),
-            f"objective {name} trains {_TRAINED[needs.direction]} and model is of type {type(model).__name__}: choose "
+            f"objective {name} trains {_TRAINED[needs.direction]} and model is of type {type(model).__name__}: use "
             "another objective or another model",
         )
         decoder = model.stacks[-1]
         if needs.direction == "causal":
             check(
                 decoder.causal,
-                f"objective {name} predicts tokens from those before them, and {' and '.join(decoder.non_causal)} of "
-                f"the model is not causal: {MAKE_CAUSAL}; MaskedLMConfig trains encoders",
+                f"objective {name} requires a causal model, and {' and '.join(decoder.non_causal)} of the model is "
+                f"not causal: {MAKE_CAUSAL}; MaskedLMConfig trains encoders",
             )
         if needs.direction == "bidirectional":
             check(
                 not decoder.causal,
-                f"objective {name} predicts tokens from those on both sides, and the model is causal: give its mixers "
-                "the mask Bidirectional(), or take CausalLMConfig",
+                f"objective {name} requires a bidirectional model, and the model is causal: set the mask of its "
+                "mixers to Bidirectional(), or use CausalLMConfig",
             )
         check(
             isinstance(decoder.head, needs.heads),
-            f"objective {name} needs a head of type {' or '.join(head.__name__ for head in needs.heads)} and the "
+            f"objective {name} requires a head of type {' or '.join(head.__name__ for head in needs.heads)} and the "
             f"model's is {type(decoder.head).__name__}: change model.head",
         )
         check(
             pair or not decoder.has_cross_attention,
-            f"objective {name} gives a model no encoder output, and blocks of the model have `cross` attention: leave "
-            "it out, or take an encoder-decoder",
+            f"objective {name} provides no encoder output, and blocks of the model have `cross` attention: remove it, "
+            "or use an encoder-decoder",
         )
 
     def check_frozen(self, model: ModelConfig, frozen: Mapping[str, ModelConfig]) -> None:

@@ -43,7 +43,7 @@ class SpanCorruptionConfig(TokenObjective):
     def __post_init__(self):
         super().__post_init__()
         check(0 < self.rate < 1, f"objective.rate is {self.rate}: it must be above 0 and below 1")
-        check(self.mean_span >= 1, f"objective.mean_span is {self.mean_span}: a span has at least one token")
+        check(self.mean_span >= 1, f"objective.mean_span is {self.mean_span}: it must be at least 1")
 
     def corrupted(self, length: int) -> tuple[int, int]:
         """(corrupted tokens, spans) of a row of `length` tokens, one at least and so that a token is left between any
@@ -66,7 +66,7 @@ class SpanCorruptionConfig(TokenObjective):
         """
         check(
             sequence_length > 1,
-            f"data.sequence_length is {sequence_length}: a row needs at least 2 tokens, of which one is corrupted",
+            f"data.sequence_length is {sequence_length}: at least 2 tokens are required, of which one is corrupted",
         )
         super().check(model, sequence_length)
 

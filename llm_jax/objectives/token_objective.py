@@ -43,8 +43,8 @@ class TokenObjective(Objective):
         targets = self.targets(sequence_length)
         check(
             targets % self.chunks == 0,
-            f"objective.chunks is {self.chunks} and data.sequence_length is {sequence_length}, which gives "
-            f"sequences of {targets} targets: they are cut into that many equal chunks; change one of them",
+            f"objective.chunks is {self.chunks} and data.sequence_length is {sequence_length}, which gives sequences "
+            f"of {targets} targets: chunks must divide the number of targets; change one of them",
         )
 
     def loss(

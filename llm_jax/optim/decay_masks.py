@@ -64,7 +64,10 @@ class DecayMatching(DecayMask):
     """Regular expressions, searched for in parameter paths such as 'stack/0/mixer/query/kernel'."""
 
     def __post_init__(self):
-        check(len(self.patterns) > 0, "patterns is empty: name what decays, or set weight_decay to 0")
+        check(
+            len(self.patterns) > 0,
+            "patterns is empty: add a pattern of the parameters that decay, or set weight_decay to 0",
+        )
         _check_patterns("patterns", self.patterns)
 
     def select(self, layouts: Any) -> Any:
@@ -88,7 +91,9 @@ def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{name} holds {pattern!r}, no regular expression: {error}; correct it") from None
+            raise ValueError(
+                f"{name} has {pattern!r}, which is not a regular expression: {error}; correct it"
+            ) from None
 
 
 def _check_used(patterns: tuple[str, ...], candidates: Sequence[MatrixLayout]) -> None:
@@ -96,6 +101,6 @@ def _check_used(patterns: tuple[str, ...], candidates: Sequence[MatrixLayout]) -
         if not any(_matches((pattern,), layout) for layout in candidates):
             shown = ", ".join(layout.path for layout in candidates[:8]) + (", ..." if len(candidates) > 8 else "")
             raise ValueError(
-                f"decay mask: {pattern!r} matches none of the {len(candidates)} parameters it could ({shown}); "
-                "correct it or take it out"
+                f"decay mask: {pattern!r} matches none of the {len(candidates)} parameters that may decay ({shown}); "
+                "correct it or remove it"
             )

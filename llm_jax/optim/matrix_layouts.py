@@ -85,13 +85,13 @@ def layouts(parameters: Any) -> Any:
         name, shape = trees.path_name(path), box.value.shape
         check(
             len(logical_axes) == len(shape),
-            f"parameter {name} of shape {shape} has axes {logical_axes}: give one word to each dimension",
+            f"parameter {name} of shape {shape} has axes {logical_axes}: one logical axis per dimension is required",
         )
         found = MatrixLayout(name, logical_axes, role)
         check(
             len(found.item) >= 2 or not found.is_matrix,
-            f"parameter {name} has role {role.value!r} and axes {logical_axes}: a {role.value} has two or more "
-            "beside those that stack; give it the role of a vector, such as bias or scale",
+            f"parameter {name} has role {role.value!r} and axes {logical_axes}: a {role.value} requires two or more "
+            "axes besides stacked ones; set the role to that of a vector, such as bias or scale",
         )
         return found
 

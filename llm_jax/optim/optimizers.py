@@ -183,7 +183,7 @@ class SGDConfig(Optimizer):
         _check_decays(momentum=self.momentum)
         check(
             self.momentum > 0 or not self.nesterov,
-            "nesterov is True and momentum is 0: the look-ahead is of the momentum; set momentum, or nesterov=False",
+            "nesterov is True and momentum is 0: Nesterov requires momentum; set momentum, or nesterov=False",
         )
 
     def _direction(self, tree: Any) -> optax.GradientTransformation:
@@ -275,7 +275,9 @@ class ScheduleFreeAdamWConfig(Optimizer):
     def __post_init__(self):
         super().__post_init__()
         _check_adam(self.b1, self.b2, self.epsilon)
-        check(self.b1 > 0, f"b1 is {self.b1}: the average is recovered by division by b1, set it above 0")
+        check(
+            self.b1 > 0, f"b1 is {self.b1}: it must be greater than 0, since the average is recovered by division by b1"
+        )
         check_not_negative(rate_power=self.rate_power)
 
     def evaluation_params(self, opt_state: Any, params: Any) -> Any:
@@ -288,8 +290,8 @@ class ScheduleFreeAdamWConfig(Optimizer):
         found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(node)]
         check(
             len(found) == 1,
-            f"the optimizer state holds {len(found)} schedule-free states: it must be of a transformation that "
-            "ScheduleFreeAdamWConfig built",
+            f"the optimizer state has {len(found)} schedule-free states: one is required, that of "
+            "ScheduleFreeAdamWConfig",
         )
         average = optax.contrib.schedule_free_eval_params(found[0], optax.tree.cast(params, jnp.float32))
         return optax.tree.cast_like(average, params)

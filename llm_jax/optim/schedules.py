@@ -119,8 +119,8 @@ class WSD(Schedule):
         _check_decay(self.warmup_steps, self.final_fraction, None)
         check(
             0 < self.decay_fraction <= 1,
-            f"decay_fraction is {self.decay_fraction}: it must be greater than 0 and at most 1; for no decay at all "
-            "use Constant",
+            f"decay_fraction is {self.decay_fraction}: it must be greater than 0 and at most 1; for no decay use "
+            "Constant",
         )
         check_one_of("shape", self.shape, ("linear", "sqrt"))
 
@@ -130,8 +130,8 @@ class WSD(Schedule):
         decay = max(1, round(self.decay_fraction * steps))
         check(
             self.warmup_steps <= steps - decay,
-            f"warmup_steps is {self.warmup_steps} and the last {decay} of {steps} steps decay: they overlap; lower "
-            "warmup_steps or decay_fraction, or raise the run's steps",
+            f"warmup_steps is {self.warmup_steps} and the last {decay} of {steps} steps decay: they must not overlap; "
+            "lower warmup_steps or decay_fraction, or increase the run's steps",
         )
 
         def after_warmup(step: jax.Array) -> jax.Array:
@@ -156,8 +156,8 @@ def _progress(peak: float, steps: int, warmup_steps: int, decay_steps: int | Non
     end = steps if decay_steps is None else decay_steps
     check(
         end > warmup_steps,
-        f"warmup_steps is {warmup_steps} and the run has {steps} steps: the decay must begin before the run ends; "
-        "lower warmup_steps, raise the run's steps, or set decay_steps",
+        f"warmup_steps is {warmup_steps} and the run has {steps} steps: the decay must start before the run ends; "
+        "lower warmup_steps, increase the run's steps, or set decay_steps",
     )
     return lambda step: jnp.clip((step - warmup_steps) / (end - warmup_steps), 0, 1)
 

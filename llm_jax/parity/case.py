@@ -161,7 +161,9 @@ class _Held:
         held = state.params, _moments(state.opt_state)
         others = [_share(tree, lambda name: within in name and _EXPERTS not in name) for tree in held]
         experts = [_share(tree, lambda name: _EXPERTS in name) for tree in held]
-        parameters, optimizer = (given(share, f"no parameter has {within!r} in its path") for share in others)
+        parameters, optimizer = (
+            given(share, f"no parameter has {within!r} in its path: change the path") for share in others
+        )
         return cls(parameters, optimizer, tuple(share for share in experts if share is not None), memories)
 
 

@@ -46,7 +46,7 @@ def _mixture() -> TransformerConfig:
     dense = config.segments[0].blocks[0]
     expert = dense.ffn
     if not isinstance(expert, DenseConfig):
-        raise ValueError(f"blocks of llama have {type(expert).__name__}: experts are made of a DenseConfig")
+        raise ValueError(f"blocks of llama have {type(expert).__name__}: experts require a DenseConfig")
 
     def experts(dispatch: Dispatch) -> BlockConfig:
         ffn = MoEConfig(EXPERTS, expert, SoftmaxConfig(top=2), dispatch, balance=(ZLoss(0.01),))

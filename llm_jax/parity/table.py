@@ -26,7 +26,7 @@ def matrix(
     """
     for names, known in ((chosen, MODELS), (strategies, STRATEGIES), (ways, WAYS)):
         unknown = [name for name in names if name not in known]
-        check(not unknown, f"there is no {', '.join(unknown)}: choose among {', '.join(map(repr, known))}")
+        check(not unknown, f"there is no {', '.join(unknown)}: choose from {', '.join(map(repr, known))}")
     for model in chosen:
         for name in strategies:
             for way in ways:

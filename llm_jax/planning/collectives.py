@@ -97,7 +97,7 @@ def group_size(operation: Operation, devices: int) -> int:
         return int(tiled.group(1))
     mesh = re.match(r"@?mesh\w*\[([^\]]*)\][^{]*\{([^}]*)\}", text)
     if mesh is None:
-        raise ValueError(f"{operation.name} has replica_groups={text[:80]}: this form is not known; report it")
+        raise ValueError(f"{operation.name} has replica_groups={text[:80]}: this form is not supported; report it")
     sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
     # Either 'axis', or 'axis':(before)size for a part of the axis.
     parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))

@@ -73,7 +73,7 @@ class Operation:
     def index(self) -> int:
         """Index of the element of a get-tuple-element. Raises ValueError for an operation without an index."""
         found = given(
-            self.attribute(r"index=(\d+)"), f"{self.opcode} {self.name} has no index: the HLO text must be whole"
+            self.attribute(r"index=(\d+)"), f"{self.opcode} {self.name} has no index: the complete HLO text is required"
         )
         return int(found)
 
@@ -119,8 +119,8 @@ class Module:
             entry = computations[name] if is_entry else entry
         if entry is None:
             raise ValueError(
-                f"the text of {len(text)} characters has no ENTRY computation: it must be optimized HLO; pass what "
-                "compiled.as_text() gives"
+                f"the text of {len(text)} characters has no ENTRY computation: optimized HLO is required; pass the "
+                "result of compiled.as_text()"
             )
         header = text[: text.find("\n")]
         counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
@@ -185,7 +185,10 @@ def _inside(module: Module, value: Value) -> Value:
 def _passed(scope: Scope, parameter: Operation) -> Value:
     """The caller's argument for a parameter."""
     if scope.outer is None or scope.caller is None:
-        raise ValueError(f"parameter {parameter.name} is of {scope.computation.name}, which nothing calls")
+        raise ValueError(
+            f"parameter {parameter.name} belongs to {scope.computation.name}, which no operation calls: pass the "
+            "complete HLO text"
+        )
     return scope.outer, scope.outer.operand(scope.caller, int(parameter.argument))
 
 
@@ -221,7 +224,7 @@ def _blocks(text: str) -> Iterator[tuple[str, bool, list[str]]]:
 
 
 def _computation(name: str, lines: list[str]) -> Computation:
-    check(bool(lines), f"computation {name} has no operations: the HLO text is cut; pass all of it")
+    check(bool(lines), f"computation {name} has no operations: the HLO text is truncated; pass all of it")
     operations: dict[str, Operation] = {}
     root = None
     for line in lines:
@@ -247,4 +250,6 @@ def _closing(text: str, start: int) -> int:
         depth += 1 if match.group() == "(" else -1
         if depth == 0:
             return match.end()
-    raise ValueError(f"no parenthesis closes the one at {start} of {text[:200]!r}: the HLO text is cut; pass all of it")
+    raise ValueError(
+        f"no parenthesis closes the one at {start} of {text[:200]!r}: the HLO text is truncated; pass all of it"
+    )

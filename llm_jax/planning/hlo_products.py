@@ -66,7 +66,7 @@ def _convolution(operation: Operation, *arrays: Array) -> int:
     """FLOPs from the arrays of data, kernel and result."""
     labels = operation.attribute(r"dim_labels=(\w+_\w+->\w+)")
     if labels is None:
-        raise ValueError(f"convolution {operation.name} has no dim_labels: the HLO text must be whole")
+        raise ValueError(f"convolution {operation.name} has no dim_labels: the complete HLO text is required")
     data, kernel, result = (
         dict(zip(words, array.shape, strict=True))
         for words, array in zip(re.split("_|->", labels), arrays, strict=True)

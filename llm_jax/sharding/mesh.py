@@ -60,7 +60,7 @@ class MeshConfig(Axes):
         free = [name for name, size in self.sizes.items() if size == -1]
         check(
             len(free) <= 1,
-            f"mesh axes {free} are all -1: only one can take the remaining devices; give the others a size",
+            f"mesh axes {free} are all -1: only one can have the remaining devices; set the sizes of the others",
         )
 
     @property
@@ -100,9 +100,9 @@ class MeshConfig(Axes):
         if math.prod(sizes.values()) != devices:
             others = {name: size for name, size in sizes.items() if name not in (DATA, FSDP) and size > 1}
             raise ValueError(
-                f"mesh {self.sizes} does not fit {devices} devices: the sizes must multiply to that number; (data, "
-                f"fsdp) that do beside {others or 'axes of size 1'}: {_pairs(devices, math.prod(others.values()))}"
-                + hint
+                f"mesh {self.sizes} does not fit {devices} devices: the product of the sizes must be that "
+                f"number; possible (data, fsdp) with {others or 'axes of size 1'}: "
+                f"{_pairs(devices, math.prod(others.values()))}" + hint
             )
         self._check_across(sizes)
         return sizes
@@ -126,8 +126,8 @@ class MeshConfig(Axes):
         groups = {getattr(device, "slice_index" if by_slice else "process_index") for device in devices}
         check(
             math.prod(across) == len(groups),
-            f"mesh.across is {self.across} and the devices lie in {len(groups)} {'slices' if by_slice else 'hosts'}: "
-            "its sizes must multiply to that number",
+            f"mesh.across is {self.across} and the devices are in {len(groups)} {'slices' if by_slice else 'hosts'}: "
+            "the product of its sizes must be that number",
         )
         within = tuple(size // part for size, part in zip(sizes.values(), across, strict=True))
         return mesh_utils.create_hybrid_device_mesh(

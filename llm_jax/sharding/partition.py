@@ -75,7 +75,7 @@ class Layout:
           ValueError: if the layout has abstract devices.
         """
         if isinstance(self.mesh, AbstractMesh):
-            raise ValueError(f"the layout is of {self.mesh.size} abstract devices: use Layout.of to compute on devices")
+            raise ValueError(f"the layout has {self.mesh.size} abstract devices, which cannot compute: use Layout.of")
         return self.mesh
 
     @property
@@ -275,7 +275,7 @@ def per_device(function: Callable, inputs: tuple, outputs: Any) -> Callable:
                 devices = math.prod(layout.mesh.shape[axis] for axis in names)
                 check(
                     size % devices == 0,
-                    f"an activation of shape {x.shape} has {size} along {word!r}, which does not divide over "
+                    f"an activation of shape {x.shape} has size {size} along {word!r}, which must be divisible by "
                     f"{devices} devices: change the size to a multiple of {devices}, or the mesh",
                 )
         # `function` guarantees that replicated outputs are equal on all devices, so JAX need not check it.
@@ -307,7 +307,7 @@ def logical_axes(boxed: Any) -> Any:
     def read(path: tuple, leaf: Any) -> Axes:
         name = trees.path_name(path)
         if not is_box(leaf):
-            raise ValueError(f"parameter {name} has no logical axes: annotate it where it is made (layers/linear.py)")
+            raise ValueError(f"parameter {name} has no logical axes: annotate its initialiser (layers/linear.py)")
         if unknown := [word for word in leaf.names if word not in axes.LOGICAL_AXES]:
             raise ValueError(
                 f"parameter {name} has axes {leaf.names}: {unknown} are not logical axes of sharding/axes.py"
@@ -371,6 +371,6 @@ def _check_divides(name: str, shape: tuple[int, ...], logical_axes: Axes, spec: 
         parts = math.prod(mesh.shape[axis] for axis in names)
         if size % parts:
             raise ValueError(
-                f"parameter {name} of shape {shape}: axis {word!r} has size {size}, which does not divide over mesh "
-                f"axes {names} of {parts} devices; change the size to a multiple of {parts}, or the mesh"
+                f"parameter {name} of shape {shape}: axis {word!r} has size {size}, which must be divisible by the "
+                f"{parts} devices of mesh axes {names}; change the size to a multiple of {parts}, or the mesh"
             )

@@ -33,8 +33,9 @@ class PipelineSchedule:
         check_positive(stages=self.stages, microbatches=self.microbatches, virtual_stages=self.virtual_stages)
         check(
             self.microbatches % self.stages == 0,
-            f"strategy PipelineParallel has microbatches {self.microbatches} and mesh.stage is {self.stages}: stages "
-            f"take microbatches in groups of their own number; set microbatches to a multiple of {self.stages}",
+            f"strategy PipelineParallel has microbatches {self.microbatches} and mesh.stage is {self.stages}: the "
+            "number of microbatches must be a multiple of the number of stages; set microbatches to a multiple of "
+            f"{self.stages}",
         )
 
     @property
@@ -78,7 +79,7 @@ class PipelineSchedule:
         check(
             repeats < self.stages or repeats % parts == 0,
             f"a segment has {repeats} repeats, mesh.stage is {self.stages} and PipelineParallel has virtual_stages "
-            f"{self.virtual_stages}: a segment is cut into stages * virtual_stages = {parts} equal parts; "
+            f"{self.virtual_stages}: repeats must be a multiple of stages * virtual_stages = {parts}; "
             f"{self._remedy(repeats)}",
         )
         return repeats >= self.stages
@@ -94,9 +95,8 @@ class PipelineSchedule:
         """
         check(
             any([self.cuts(number) for number in repeats]),
-            f"mesh.stage is {self.stages} and the segments of the stack have repeats {tuple(repeats)}, those with "
-            "shared weights left out: at least one must have as many as there are stages, or nothing is cut; "
-            f"{self._remedy(max(repeats, default=1))}",
+            f"mesh.stage is {self.stages} and the segments without shared weights have repeats {tuple(repeats)}: at "
+            f"least one segment must have as many repeats as there are stages; {self._remedy(max(repeats, default=1))}",
         )
 
     def check_rows(self, rows: int, parts: int) -> None:
@@ -108,9 +108,9 @@ class PipelineSchedule:
         step = self.microbatches * parts
         check(
             rows % step == 0,
-            f"a batch has {rows} rows, divided over {parts} replicas of the stages, and strategy PipelineParallel has "
-            f"microbatches {self.microbatches}: a replica cuts its rows into that many equal microbatches; make "
-            f"what is run at once, data.batch_size / update.accumulate, a multiple of {step}, or change microbatches",
+            f"a batch has {rows} sequences on {parts} replicas of the stages, and strategy PipelineParallel has "
+            f"microbatches {self.microbatches}: a replica divides its sequences into equal microbatches; set "
+            f"data.batch_size / update.accumulate to a multiple of {step}, or change microbatches",
         )
 
     def _remedy(self, repeats: int) -> str:

@@ -183,8 +183,8 @@ class Combined:
         twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         check(
             DataParallel(use_pmap=True) not in (self.one, self.other),
-            "strategy has DataParallel(use_pmap=True) and another: jax.pmap divides the batch and nothing else; set "
-            "use_pmap to False",
+            "strategy has DataParallel(use_pmap=True) and another: jax.pmap only divides the batch; set use_pmap to "
+            "False",
         )
         check(not twice, f"strategy has {', '.join(twice)} twice: combine strategies of different kinds")
 
@@ -259,13 +259,14 @@ class ShardingConfig:
         kind = type(self.strategy).__name__
         check(
             not idle,
-            f"mesh.{', mesh.'.join(idle)} is not 1 and strategy {kind} divides nothing over it: all devices along it "
-            "would do the same; set it to 1, or take a strategy that uses it (TensorParallel, Combined)",
+            f"mesh.{', mesh.'.join(idle)} is not 1 and strategy {kind} does not shard over it: its devices would "
+            "repeat the same computation; set it to 1, or use a strategy that shards over it (TensorParallel, "
+            "Combined)",
         )
         check(
             not (self.offload and self.strategy == DataParallel(use_pmap=True)),
-            "sharding.offload is True and strategy DataParallel(use_pmap=True): jax.pmap computes where the state is; "
-            "set one of them to False",
+            "sharding.offload is True and strategy DataParallel(use_pmap=True): jax.pmap does not support "
+            "offloading; set one of them to False",
         )
         schedule(self.strategy, self.mesh.stage)  # which may raise
 

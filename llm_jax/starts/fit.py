@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.core import config, rng, trees
+from llm_jax.core import config_text, rng, trees
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.models.architecture import architecture
 from llm_jax.models.build import Model, abstract_parameters, build, initial_parameters
@@ -46,8 +46,8 @@ class Fit:
         if has_experts(model.config) and not has_experts(weights.config):
             check(
                 not start.fresh and not start.resized_vocabulary,
-                f"{weights.origin} has no experts and the model has: then nothing else may differ; leave start.fresh "
-                "and start.resized_vocabulary out",
+                f"{weights.origin} is dense and the model has MoE layers: upcycling permits no other difference; "
+                "remove start.fresh and start.resized_vocabulary",
             )
             check_upcycles(weights.config, model.config)
             return cls(weights, model, tuple(name for name in wanted if "/ffn/router/" in name), (), True)
@@ -59,8 +59,8 @@ class Fit:
             there = f"has {found[name].shape}" if name in found else "does not have it"
             check(
                 name in found and found[name].shape == wanted[name].shape,
-                f"{name} has shape {wanted[name].shape} in the experiment's model, and {weights.origin} {there}: name "
-                "it in start.fresh to have it drawn",
+                f"{name} has shape {wanted[name].shape} in the experiment's model, and {weights.origin} {there}: add "
+                "it to start.fresh to initialise it",
             )
         return cls(weights, model, drawn, resized, False)
 
@@ -113,11 +113,11 @@ def _check_config(start: Start, weights: Weights, model: Model) -> None:
     """Checks that the configs agree, except in what `start` allows."""
     found, wanted = architecture(weights.config), architecture(model.config)
     fields = {name.split("/")[0] for name in start.fresh} | ({"vocab_size"} if start.resized_vocabulary else set())
-    lines = [line for line in config.diff(wanted, found) if line.partition(":")[0].split(".")[0] not in fields]
+    lines = [line for line in config_text.diff(wanted, found) if line.partition(":")[0].split(".")[0] not in fields]
     check(
         not lines,
-        f"{weights.origin} holds another model than the experiment's: {'; '.join(lines[:4])}; take the model that is "
-        "there (read_config of a folder), or name in start.fresh what is to be drawn",
+        f"{weights.origin} holds another model than the experiment's: {'; '.join(lines[:4])}; use its model "
+        "(read_config of a folder), or add the parameters to initialise to start.fresh",
     )
 
 
@@ -127,8 +127,8 @@ def _check_names(fresh: tuple[str, ...], names: list[str]) -> None:
     for one in fresh:
         check(
             one in parts,
-            f"start.fresh names {one!r}, and no parameter of the model has a name that begins so"
-            f"{did_you_mean(one, parts)}; `llm-jax shardings` lists the names",
+            f"start.fresh has {one!r}, and no parameter name of the model starts with it{did_you_mean(one, parts)}; "
+            "`llm-jax shardings` lists the names",
         )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from llm_jax.checkpoints import restore
 from llm_jax.checkpoints.restore import Restored
-from llm_jax.core import config, paths
+from llm_jax.core import config_text, paths
 from llm_jax.core.checks import check, check_not_negative, given
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
@@ -32,7 +32,7 @@ class RunStart(Start):
         super().__post_init__()
         check(
             self.step is None or not self.best,
-            f"start.step is {self.step} and start.best is set: each chooses a checkpoint; leave one of them out",
+            f"start.step is {self.step} and start.best is set: each chooses a checkpoint; remove one of them",
         )
         check_not_negative(step=self.step or 0)
 
@@ -60,11 +60,11 @@ def read_run(run: RunDirectory, step: int | None, best: bool) -> tuple[Any, Toke
     """
     found = restore.readable_records(run.checkpoints)
     check(bool(found) or run.experiment_file.exists(), f"{run.path} is not a run directory")
-    check(bool(found), f"{run.path} has no checkpoint that can be read: train it, or wait for its first save")
+    check(bool(found), f"{run.path} has no readable checkpoint: train it, or wait for its first save")
     # The record of a checkpoint is the most reliable source for the experiment that was trained.
     text = found.get(max(found) if step is None else step, found[max(found)]).run.experiment
     with run.own_types(text):
-        experiment = config.parse(text)
+        experiment = config_text.parse(text)
         tokenizer = None if experiment.tokenizer is None else load_tokenizer(run.tokenizer)
     return (
         experiment,
@@ -85,4 +85,4 @@ def restored_weights(
     shapes, _ = abstract_parameters(build(experiment.model, precision))
     part = "params" if experiment.update.ema_decay is None else "ema"
     found = restore.restore_params(run.checkpoints, shapes, tokenizer_digest, step, part)
-    return given(found, f"the checkpoints of {run.path} are gone")
+    return given(found, f"the checkpoints of {run.path} were deleted: choose another run")

@@ -45,7 +45,7 @@ class Start(abc.ABC):
     ids are randomly initialised."""
 
     def __post_init__(self):
-        check("" not in self.fresh, "start.fresh holds an empty name, which is the beginning of every name: remove it")
+        check("" not in self.fresh, "start.fresh has an empty name, which matches every parameter: remove it")
 
     @abc.abstractmethod
     def find(self) -> Weights:

@@ -8,8 +8,8 @@ from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import pieces_of
-from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig
+from llm_jax.tokenizers.tokenizer_files import read_file
 
 _CHARACTERS_PER_PART = 2**18
 
@@ -48,7 +48,7 @@ class CharacterTokenizer(Tokenizer):
     @classmethod
     def from_content(cls, content: bytes, special: SpecialIds, source: str) -> Self:
         alphabet = _decode_utf8(content, source)
-        check(alphabet == "".join(sorted(set(alphabet))), f"{source} is no alphabet: its characters must be sorted")
+        check(alphabet == "".join(sorted(set(alphabet))), f"{source} is not an alphabet: its characters must be sorted")
         return cls(alphabet)
 
     def encode(self, text: str) -> list[int]:
@@ -58,7 +58,7 @@ class CharacterTokenizer(Tokenizer):
             character = error.args[0]
             raise ValueError(
                 f"character {character!r} (U+{ord(character):04X}) is not in the alphabet of {len(self.alphabet)} "
-                "characters: make the alphabet from a text that holds it, or use bytes or SentencePiece"
+                "characters: use an alphabet of a text that has it, or bytes, or SentencePiece"
             ) from error
 
     def parts(self, text: str) -> Iterator[str]:
@@ -76,5 +76,5 @@ def _decode_utf8(content: bytes, path: str) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no UTF-8 text (byte {content[error.start]:#04x} at offset {error.start}): convert it to UTF-8"
+            f"{path} is not UTF-8 (byte {content[error.start]:#04x} at offset {error.start}): convert it to UTF-8"
         ) from error

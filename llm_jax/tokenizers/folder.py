@@ -11,10 +11,10 @@ from llm_jax.core.files import read_json_object
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.byte import ByteTokenizer
 from llm_jax.tokenizers.character import CharacterTokenizer
-from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer, HuggingFaceTokenizerConfig
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llm_jax.tokenizers.tokenizer import DESCRIPTION, DIGEST_KEY, SpecialIds, Tokenizer
+from llm_jax.tokenizers.tokenizer_files import read_file
 
 _KINDS = {
     tokenizer.kind: tokenizer
@@ -74,13 +74,13 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         kind, digest = facts["kind"], facts["digest"]
         special = SpecialIds(bos=facts["bos"], eos=facts["eos"], pad=facts["pad"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{description} does not describe a saved tokenizer: give the folder of a run") from error
+        raise ValueError(f"{description} does not describe a saved tokenizer: pass the folder of a run") from error
     cls = _type(kind, description)
     path = directory / cls.file_name
     tokenizer = cls.from_content(read_file(str(path), "tokenizer file"), special, str(path))
     check(
         tokenizer.digest == digest,
-        f"{path} has digest {tokenizer.digest} but was saved with {digest}: it was changed since; restore it",
+        f"{path} has digest {tokenizer.digest} and was saved with {digest}: it must not change; restore it",
     )
     return tokenizer
 

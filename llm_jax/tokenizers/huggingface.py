@@ -12,8 +12,8 @@ import numpy as np
 from llm_jax.core.checks import check, did_you_mean, shortened
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import read_json_object
-from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig, check_unicode
+from llm_jax.tokenizers.tokenizer_files import read_file
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -118,7 +118,7 @@ def _load(content: bytes, source: str) -> Any:
         model = tokenizers.Tokenizer.from_str(content.decode())
     # The package raises plain Exception for an invalid file.
     except Exception as error:
-        raise ValueError(f"{source} is no tokenizer.json of Hugging Face tokenizers ({error})") from error
+        raise ValueError(f"{source} is not a tokenizer.json of Hugging Face tokenizers ({error})") from error
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True
@@ -148,7 +148,7 @@ def _find_special_ids(model: Any, names: dict[str, str], source: str) -> Special
         if ids[name] is None:
             known = [added.content for added in model.get_added_tokens_decoder().values()]
             raise ValueError(
-                f"{name} is {token!r}, which is no token of {source}: its special tokens are {known}"
-                f"{did_you_mean(token, known)}"
+                f"{name} is {token!r}, which is not a token of {source}: its special tokens are "
+                f"{known}{did_you_mean(token, known)}"
             )
     return SpecialIds.choose(ids["bos"], ids["eos"], ids["pad"], ids["unk"], source)

@@ -56,7 +56,8 @@ def of_sentencepiece(content: bytes, keeps_space_marks: bool) -> dict[str, Any]:
     kinds = {piece.type for piece in model.pieces}
     check(
         _PIECE.USER_DEFINED not in kinds,
-        "the SentencePiece model has symbols defined by its user, which cannot be exported: leave its tokenizer out",
+        "the SentencePiece model has user-defined symbols, which cannot be exported: export the model without its "
+        "tokenizer",
     )
     # Spaces in pieces are written as spaces, so that U+2581 in a text is spelt in bytes like any unknown character.
     names = [
@@ -69,7 +70,9 @@ def of_sentencepiece(content: bytes, keeps_space_marks: bool) -> dict[str, Any]:
     unknown = next(index for index, piece in enumerate(model.pieces) if piece.type == _PIECE.UNKNOWN)
     fallback = _PIECE.BYTE in kinds
     kind = model.trainer_spec.ModelType.Name(model.trainer_spec.model_type)
-    check(kind in ("BPE", "UNIGRAM"), f"the SentencePiece model is of type {kind}: only BPE and UNIGRAM are exported")
+    check(
+        kind in ("BPE", "UNIGRAM"), f"the SentencePiece model is of type {kind}: only BPE and UNIGRAM can be exported"
+    )
     if kind == "BPE":
         vocab = {name: index for index, name in enumerate(names)}
         made = _bpe(vocab, _merges(normal), names[unknown], fallback)
@@ -129,7 +132,7 @@ def token_name(pipeline: dict[str, Any], token_id: int) -> str:
         enumerate(name for name, _ in vocab) if isinstance(vocab, list) else ((i, name) for name, i in vocab.items())
     )
     found = dict(names) | {token["id"]: token["content"] for token in pipeline["added_tokens"]}
-    check(token_id in found, f"the tokenizer has no token of id {token_id}: choose another special id")
+    check(token_id in found, f"the tokenizer has no token with id {token_id}: set the special id to another")
     return found[token_id]
 
 

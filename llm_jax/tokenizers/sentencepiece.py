@@ -11,9 +11,9 @@ from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.tokenizers import pipelines
 from llm_jax.tokenizers.cuts import uncrossed
-from llm_jax.tokenizers.files import read_file
 from llm_jax.tokenizers.pipelines import SPACE_MARK, ModelProto
 from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig, check_unicode
+from llm_jax.tokenizers.tokenizer_files import read_file
 
 # Short parts are faster, because SentencePiece's queue of merges grows with the text.
 _CHARACTERS_PER_PART = 2**13
@@ -112,10 +112,10 @@ def _load(content: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
         model.load_from_serialized_proto(content)
     except RuntimeError as error:
         raise ValueError(
-            f"{source} is no SentencePiece model: give the .model file that SentencePiece wrote "
-            "(for a tokenizer.json use HuggingFaceTokenizerConfig)"
+            f"{source} is not a SentencePiece model: pass the .model file that SentencePiece wrote (for a "
+            "tokenizer.json use HuggingFaceTokenizerConfig)"
         ) from error
-    check(model.vocab_size() > 0, f"{source} is a SentencePiece model without pieces: give a trained one")
+    check(model.vocab_size() > 0, f"{source} is a SentencePiece model without pieces: pass a trained model")
     return model
 
 

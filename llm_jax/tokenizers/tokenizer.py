@@ -81,8 +81,8 @@ class Tokenizer(abc.ABC):
         """
         check(
             is_own(type(self)) or "kind" in vars(type(self)),
-            f"{type(self).__name__} defines no `kind`, and token caches would take it for the class that it derives "
-            "from: give it a `kind` of its own",
+            f"{type(self).__name__} does not define `kind`, so token caches would confuse it with its base class: "
+            "define a `kind` of its own",
         )
         self.vocab_size = vocab_size
         self.special = special
@@ -242,7 +242,7 @@ def check_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
+            f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is not "
             "Unicode text: read files as UTF-8 without errors='surrogateescape'"
         ) from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import sentencepiece
 
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.core.checks import check, check_fraction, check_one_of, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import write_atomically
@@ -54,7 +54,7 @@ class TrainSentencePieceConfig(TokenizerConfig):
         check_one_of("kind", self.kind, _DEFAULT_TRAINING_BYTES)
         check(
             self.vocab_size > _FIXED_PIECES,
-            f"vocab_size is {self.vocab_size}: {_FIXED_PIECES} pieces are special or single bytes, set it higher",
+            f"vocab_size is {self.vocab_size}: it must exceed the {_FIXED_PIECES} special and byte pieces",
         )
         check_positive(max_piece_length=self.max_piece_length, max_training_bytes=self.training_bytes)
         check_fraction(character_coverage=self.character_coverage)
@@ -72,7 +72,7 @@ class TrainSentencePieceConfig(TokenizerConfig):
           ValueError: if there is no text, if it is too short or too varied for `vocab_size`, or if `cache` cannot be
             written.
         """
-        name = hashlib.sha256(f"{config.digest(self)} {key}".encode()).hexdigest()[:16]
+        name = hashlib.sha256(f"{config_text.digest(self)} {key}".encode()).hexdigest()[:16]
         path = Path(cache) / "tokenizers" / f"{name}.model"
         if path.exists():
             return SentencePieceTokenizer(path.read_bytes(), f"{path} (delete it to train again)")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.core.checks import check, shortened
-from llm_jax.core.config import saved_fields
+from llm_jax.core.config_text import saved_fields
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import write_atomically
 from llm_jax.core.paths import is_object
@@ -38,7 +38,7 @@ class WandbConfig(Tracker):
     """Under which runs are shown together, such as the seeds of a variant."""
 
     def __post_init__(self):
-        check(self.project != "", "project is '': it names where wandb lists the run; give it a name")
+        check(self.project != "", "project is '': set it to the name of the project at wandb")
 
     def require(self) -> None:
         """See `Tracker`."""
@@ -46,8 +46,8 @@ class WandbConfig(Tracker):
             importlib.import_module("wandb")
         except ImportError as error:
             raise ValueError(
-                f"a tracker is WandbConfig, and wandb cannot be imported ({error}): install it with "
-                "`pip install 'llm-jax[wandb]'`, or leave the tracker out"
+                f"a tracker is WandbConfig, and wandb cannot be imported ({error}): install it with `pip install "
+                "'llm-jax[wandb]'`, or remove the tracker"
             ) from error
 
     def open(self, run: TrackedRun) -> FigureWriter:

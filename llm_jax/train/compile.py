@@ -87,8 +87,8 @@ class Mapped:
         """
         check(
             jax.process_count() == 1,
-            f"strategy is DataParallel(use_pmap=True) and there are {jax.process_count()} processes: by jax.pmap the "
-            "state would be each process's own, which no checkpoint holds; set use_pmap to False",
+            f"strategy is DataParallel(use_pmap=True) and there are {jax.process_count()} processes: jax.pmap keeps a "
+            "state per process, which checkpoints do not support; set use_pmap to False",
         )
         # The state is the same on all devices, and so are the results: gradients and metrics are summed over devices.
         options = {"axis_name": DATA, "in_axes": (None, 0), "out_axes": (None, None), "donate_argnums": 0}

@@ -199,7 +199,7 @@ def _float(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"an evaluation gave {name} a value of type {type(value).__name__}: it must be a number, or a scalar of "
+            f"an evaluation returned {name} with type {type(value).__name__}: it must be a number, or a scalar of "
             "numpy or jax"
         ) from error
 

@@ -117,7 +117,7 @@ def _check_finite(step: int, report: StepReport) -> None:
     bad = [name for name, norm in norms if not abs(float(norm)) < float("inf")]
     loss = means(report.metrics)["loss"]
     raise FloatingPointError(
-        f"update {step} is not finite: loss {loss}, gradients not finite in {bad or 'no tensor'}. The update was not "
-        "applied; the weights of the update before it are those of the last checkpoint or later. Lower the learning "
-        "rate, clip gradients, or lengthen the warm-up"
+        f"step {step} is not finite: loss {loss}, gradients not finite in {bad or 'no tensor'}. The update was not "
+        "applied; the last checkpoint has earlier weights. Lower the learning rate, clip gradients, or lengthen the "
+        "warm-up"
     )

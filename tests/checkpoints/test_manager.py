@@ -119,9 +119,7 @@ def test_temporaries_of_a_killed_save_are_removed_at_start(tmp_path):
 
 def test_another_tokenizer_is_refused(tmp_path):
     saved(tmp_path, 5)
-    with pytest.raises(
-        ValueError, match=r"digest fedcba9876543210.*checkpoint 5 .*with 0123456789abcdef.*give the tok"
-    ):
+    with pytest.raises(ValueError, match=r"digest fedcba9876543210.*checkpoint 5 .*with 0123456789abcdef.*use the tok"):
         checkpoints(tmp_path, tokenizer_digest="fedcba9876543210")
 
 

@@ -3,23 +3,23 @@ import json
 import numpy as np
 import pytest
 
-from llm_jax.checkpoints.record import Damaged, Identity, Leaf, Record
+from llm_jax.checkpoints.record import CheckpointRecord, Damaged, Identity, SavedLeaf
 
 DATA = {"iterator": b"\x00\xff state", "shards": [{"position": 3, "done": False}, None], "share": 0.1, "big": 2**90}
 
 
-def _record(**changes) -> Record:
+def _record(**changes) -> CheckpointRecord:
     run = Identity("= a\nb = 1\n", "0123456789abcdef", "fedc", {"run": "runs/a", "step": 3})
     fields = dict(step=7, run=run, data=DATA, loop={"tokens": 5})
-    return Record(
+    return CheckpointRecord(
         **fields
-        | {"metrics": {"validation/loss": 1.5}, "leaves": {"params/kernel": Leaf((2, 3), "float32", 2**32 - 1)}}
+        | {"metrics": {"validation/loss": 1.5}, "leaves": {"params/kernel": SavedLeaf((2, 3), "float32", 2**32 - 1)}}
         | changes
     )
 
 
 def test_a_record_survives_json():
-    assert Record.from_json(json.loads(json.dumps(_record().to_json()))) == _record()
+    assert CheckpointRecord.from_json(json.loads(json.dumps(_record().to_json()))) == _record()
 
 
 def test_any_change_of_its_text_is_noticed():
@@ -27,7 +27,7 @@ def test_any_change_of_its_text_is_noticed():
     for position in range(0, len(value["text"]), 7):
         changed = value["text"][:position] + chr(ord(value["text"][position]) ^ 1) + value["text"][position + 1 :]
         with pytest.raises(Damaged, match="checksum"):
-            Record.from_json(value | {"text": changed})
+            CheckpointRecord.from_json(value | {"text": changed})
 
 
 @pytest.mark.parametrize("value", [np.int64(3), np.zeros(2), (1, 2), {1: "a"}, object()])

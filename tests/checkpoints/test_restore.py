@@ -174,7 +174,7 @@ def test_another_state_is_an_error_and_no_damage(two_steps, other):
 
 
 def test_another_tokenizer_is_refused(two_steps):
-    with pytest.raises(ValueError, match="digest ffff.*give the tokenizer it was trained with"):
+    with pytest.raises(ValueError, match="digest ffff.*use the tokenizer it was trained with"):
         restore_params(two_steps, LIKE.params, "ffff")
 
 

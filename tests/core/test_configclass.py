@@ -196,7 +196,7 @@ def test_an_annotation_that_names_nothing_is_refused():
     class Lost:
         size: "Nowhere" = 1  # noqa: F821
 
-    with pytest.raises(ValueError, match="Lost has an annotation that names 'Nowhere'"):
+    with pytest.raises(ValueError, match="Lost has an annotation with 'Nowhere'"):
         Lost()
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from llm_jax.core import config, run_directory
+from llm_jax.core import config_text, run_directory
 from llm_jax.core.run_directory import ReadOnlyRun, RunDirectory
 from llm_jax.models.families.llama import llama
 
@@ -16,7 +16,7 @@ EXPERIMENT = llama(2, 4, 16, hidden=24)
 def test_an_experiment_comes_back_from_its_file(tmp_path):
     run = RunDirectory(tmp_path / "deep" / "run")
     run.open(EXPERIMENT)
-    assert run.experiment_file.read_text() == config.to_text(EXPERIMENT)
+    assert run.experiment_file.read_text() == config_text.to_text(EXPERIMENT)
     assert run.experiment() == EXPERIMENT
 
 
@@ -24,7 +24,7 @@ def test_an_experiment_comes_back_from_its_file(tmp_path):
 def test_a_truncated_experiment_is_named_and_never_read_as_another(tmp_path, share):
     run = RunDirectory(tmp_path / "run")
     run.open(EXPERIMENT)
-    run.write_card(experiment_digest=config.digest(EXPERIMENT))
+    run.write_card(experiment_digest=config_text.digest(EXPERIMENT))
     assert run.experiment() == EXPERIMENT
     text = run.experiment_file.read_text()
     # Without its last line it is whole to a parser, which gives the missing field its default.

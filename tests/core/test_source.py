@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from llm_jax.core import config, source, user_file
-from llm_jax.core.source import Source, own_types
+from llm_jax.core import config_text, source, user_file
+from llm_jax.core.source import SourceCode, own_types
 from llm_jax.optim import AdamWConfig
 
 BASE = """
@@ -42,41 +42,41 @@ def run(folder):
 
 def test_the_file_and_all_local_modules_that_it_imports_are_found(folder):
     run(folder)
-    found = Source.of_file(folder / "mine.py")
+    found = SourceCode.of_file(folder / "mine.py")
     assert set(found.modules) == {"experiment_mine", "sibling", "package", "package.deep"}
     assert found.modules["package.deep"] == BASE
 
 
 def test_of_an_experiment_object_the_files_of_its_types_are_found(folder):
     made = AdamWConfig(peak_lr=1.0, schedule=run(folder))
-    assert set(Source.of(made).modules) == {"package.deep"}
+    assert set(SourceCode.of(made).modules) == {"package.deep"}
     assert own_types(made) == [type(made.schedule)]
-    assert not Source.of(AdamWConfig(peak_lr=1.0)).modules
+    assert not SourceCode.of(AdamWConfig(peak_lr=1.0)).modules
 
 
 def test_a_config_is_read_back_from_the_copy_after_the_files_have_changed(folder, tmp_path):
     made = AdamWConfig(peak_lr=1.0, schedule=run(folder))
-    text, kept = config.to_text(made), tmp_path / "run" / "source"
-    Source.of_file(folder / "mine.py").write(kept)
+    text, kept = config_text.to_text(made), tmp_path / "run" / "source"
+    SourceCode.of_file(folder / "mine.py").write(kept)
     (folder / "package" / "deep.py").write_text(BASE.replace("half: float", "halb: float"))
     before = dict(sys.modules)
     with source.loaded(kept):
-        found = config.parse(text)
-    assert config.to_text(found) == text and found.schedule.half == 0.5
+        found = config_text.parse(text)
+    assert config_text.to_text(found) == text and found.schedule.half == 0.5
     assert {name: module for name, module in sys.modules.items() if name in before} == before
     assert type(found.schedule).__module__ == "package.deep" and type(found.schedule) is not type(made.schedule)
     sys.modules.pop("package.deep", None), sys.modules.pop("package", None)
     with pytest.raises(ValueError, match="is a package.deep.Halved, which cannot be imported"):
-        config.parse(text)
+        config_text.parse(text)
 
 
 def test_a_difference_names_file_and_line(folder):
     run(folder)
-    before = Source.of_file(folder / "mine.py")
+    before = SourceCode.of_file(folder / "mine.py")
     assert before.difference(before) == ""
     (folder / "sibling.py").write_text("import package\nVALUE = 4\n")
     run(folder)
-    after = Source.of_file(folder / "mine.py")
+    after = SourceCode.of_file(folder / "mine.py")
     shown = before.difference(after)
     assert "--- run/sibling.py" in shown and "-VALUE = 3" in shown and "+VALUE = 4" in shown and "deep" not in shown
     assert before.digest != after.digest
@@ -85,29 +85,33 @@ def test_a_difference_names_file_and_line(folder):
 def test_a_copy_that_was_changed_is_refused(folder, tmp_path):
     run(folder)
     kept = tmp_path / "source"
-    assert Source.read(kept) is None
-    made = Source.of_file(folder / "mine.py")
+    assert SourceCode.read(kept) is None
+    made = SourceCode.of_file(folder / "mine.py")
     made.write(kept)
-    assert Source.read(kept) == made
+    assert SourceCode.read(kept) == made
     (kept / "sibling.py").write_text("import package\n")
     with pytest.raises(ValueError, match=r"sibling.py was changed since the run wrote it"):
-        Source.read(kept)
+        SourceCode.read(kept)
     (kept / "sibling.py").unlink()
     with pytest.raises(ValueError, match=r"sibling.py cannot be read"):
-        Source.read(kept)
+        SourceCode.read(kept)
     for text in ("[]", '{"modules": 3}', '{"modules": {"../x": {}}}', '{"modules": {"mine": 1}}'):
         (kept / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match="restore it"):
-            Source.read(kept)
+            SourceCode.read(kept)
 
 
 def test_what_is_written_replaces_what_is_there(folder, tmp_path):
     run(folder)
     kept = tmp_path / "source"
-    Source({"gone": "x = 1\n", "package.gone": "y = 2\n"}).write(kept)
-    made = Source.of_file(folder / "mine.py")
+    SourceCode({"gone": "x = 1\n", "package.gone": "y = 2\n"}).write(kept)
+    made = SourceCode.of_file(folder / "mine.py")
     made.write(kept)
-    assert Source.read(kept) == made and not (kept / "gone.py").exists() and not (kept / "package" / "gone.py").exists()
+    assert (
+        SourceCode.read(kept) == made
+        and not (kept / "gone.py").exists()
+        and not (kept / "package" / "gone.py").exists()
+    )
 
 
 def test_a_type_inside_a_function_is_refused(folder):
@@ -116,4 +120,4 @@ def test_a_type_inside_a_function_is_refused(folder):
     )
     made = run(folder)
     with pytest.raises(ValueError, match="Halved is defined inside a function"):
-        Source.of_file(folder / "mine.py").check(made)
+        SourceCode.of_file(folder / "mine.py").check(made)

@@ -123,7 +123,9 @@ def test_ids_outside_the_vocabulary_are_refused_and_nothing_is_kept(source, tmp_
     class Small(FakeTokenizer):
         vocab_size = 200
 
-    with pytest.raises(ValueError, match=r"corpus\.jsonl:1: the tokenizer gave ids from 101 to 258.*vocab_size is 200"):
+    with pytest.raises(
+        ValueError, match=r"corpus\.jsonl:1: the tokenizer returned ids from 101 to 258.*vocab_size is 200"
+    ):
         tokenized(source, Small(), True, True, tmp_path / "cache")
     assert entries(tmp_path / "cache") == []
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from llm_jax.core import config as core_config
+from llm_jax.core import config_text
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.packing import PackedConfig, RandomWindowsConfig
 from llm_jax.data.row_source import RowContext
@@ -95,7 +95,7 @@ def test_a_corpus_smaller_than_one_batch_says_what_it_has_and_needs(folder):
     built(folder, sequence_length=total - 1, batch_size=1).train()
     with pytest.raises(
         ValueError,
-        match=rf"train part .* has {total} tokens in {documents} documents, but one batch takes .* = {total + 1}: give",
+        match=rf"train part .* has {total} tokens in {documents} documents: one batch requires .* = {total + 1}",
     ):
         built(folder, sequence_length=total, batch_size=1).train()
 
@@ -131,12 +131,12 @@ def test_the_manifest_follows_text_and_tokenizer(folder):
 
 def test_the_config_survives_its_own_text(folder):
     config = corpus(folder, packing=RandomWindowsConfig(), split=RangeSplit())
-    assert core_config.parse(core_config.to_text(config)) == config
+    assert config_text.parse(config_text.to_text(config)) == config
 
 
 def test_a_split_is_by_content_unless_a_config_names_another():
     assert CorpusConfig(TextFilesConfig(("a",))).split == ContentSplit()
     # As runs wrote it when the default was a split by name, and no field `duplicates` was there.
-    text = core_config.to_text(CorpusConfig(TextFilesConfig(("a",)), HashSplit()))
+    text = config_text.to_text(CorpusConfig(TextFilesConfig(("a",)), HashSplit()))
     before = "\n".join(line for line in text.splitlines() if not line.startswith("duplicates"))
-    assert core_config.parse(before) == CorpusConfig(TextFilesConfig(("a",)), HashSplit(), duplicates="keep")
+    assert config_text.parse(before) == CorpusConfig(TextFilesConfig(("a",)), HashSplit(), duplicates="keep")

@@ -12,7 +12,7 @@ from llm_jax.data import (
     RandomWindowsConfig,
     TextFilesConfig,
 )
-from llm_jax.data.examples import Examples, Field
+from llm_jax.data.examples import Examples, TokenField
 from tests.helpers import tiny_run
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
@@ -22,7 +22,7 @@ SENTINEL = 7
 class Doubled(Examples):
     """Half of the documents are followed by a sentinel and their tokens in a random order, which alone count."""
 
-    fields = (Field("counts", "float32", padding=-1),)
+    fields = (TokenField("counts", "float32", padding=-1),)
 
     def document(self, tokens, draw, generator):
         if draw >= 0.5:
@@ -124,7 +124,7 @@ def test_lengths_that_are_not_those_of_the_documents_are_refused(folder):
 def test_sources_and_packings_without_documents_are_refused(folder):
     with pytest.raises(ValueError, match="RandomWindowsConfig, which reads windows of the tokenised text"):
         dataset(folder, Doubled(), RandomWindowsConfig())
-    with pytest.raises(ValueError, match="Doubled changes documents before they are packed, and CopyConfig has no"):
+    with pytest.raises(ValueError, match="Doubled changes documents before packing, and CopyConfig has no"):
         DataConfig(CopyConfig(), 40, 4).build(None, folder, 0, Doubled())
 
 
@@ -140,5 +140,5 @@ class Beginnings(Examples):
 
 def test_a_training_part_that_becomes_smaller_than_a_batch_is_refused(folder):
     dataset(folder, Examples(), batch_size=16)
-    with pytest.raises(ValueError, match=r"tokens in \d+ documents, but one batch takes"):
+    with pytest.raises(ValueError, match=r"tokens in \d+ documents: one batch requires"):
         dataset(folder, Beginnings(), batch_size=16)

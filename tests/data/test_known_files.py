@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from llm_jax.data import known_files
-from llm_jax.data.sources import JsonLinesConfig, TextFilesConfig, files
+from llm_jax.data.sources import JsonLinesConfig, TextFilesConfig, corpus_files
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 def reads(monkeypatch):
     """Files that sources have read to their end."""
     names = []
-    original = files.opened
+    original = corpus_files.opened
 
     @contextlib.contextmanager
     def counted(path):
@@ -29,7 +29,7 @@ def reads(monkeypatch):
         with original(path) as file:
             yield file
 
-    monkeypatch.setattr(files, "opened", counted)
+    monkeypatch.setattr(corpus_files, "opened", counted)
     return names
 
 

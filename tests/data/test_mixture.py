@@ -99,7 +99,7 @@ def test_two_alike_sources_do_not_give_the_same_rows():
         (lambda: mixture(1, -0.5), "'s1' has weight -0.5: weights must be 0 or greater"),
         (lambda: mixture(1, changes={0: ((5, -1.0),)}), "'s0' has weight -1.0"),
         (lambda: mixture(1, float("nan")), "WeightedSource.weight is nan: it must be a finite float"),
-        (lambda: mixture(1, 0.01), "'s1' has weight 0.01 of 1.01, less than one row in a block of 10: raise block"),
+        (lambda: mixture(1, 0.01), "'s1' has weight 0.01 of 1.01, less than one row in a block of 10: increase block"),
         (lambda: mixture(1, block=0), "block is 0"),
         (lambda: mixture(1, changes={0: ((5, 1.0), (5, 2.0))}), "steps must be ascending"),
         (lambda: mixture(1, changes={0: ((0, 1.0),)}), "steps must be ascending and greater than 0"),

@@ -120,7 +120,7 @@ def test_epochs_may_be_read_in_any_order_although_few_are_kept():
 
 
 def test_a_single_token_cannot_be_packed():
-    with pytest.raises(ValueError, match="hold 1 tokens: at least 2"):
+    with pytest.raises(ValueError, match="have 1 tokens: at least 2"):
         PackedRows(documents(1), 8, seed=0)
 
 
@@ -149,5 +149,5 @@ def test_windows_are_a_pure_function_of_seed_and_index():
 
 def test_a_stream_shorter_than_a_window_is_refused():
     RandomWindows(documents(8), 7, seed=0)
-    with pytest.raises(ValueError, match=r"hold 7 tokens, fewer than one row of sequence_length \+ 1 = 8"):
+    with pytest.raises(ValueError, match=r"have 7 tokens, fewer than one row of sequence_length \+ 1 = 8"):
         RandomWindows(documents(7), 7, seed=0)

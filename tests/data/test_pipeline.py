@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from llm_jax.core import config as core_config
+from llm_jax.core import config_text
 from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.examples import Examples
 from llm_jax.data.markov import MarkovConfig
@@ -199,7 +199,7 @@ def test_text_of_a_part_is_what_evaluation_and_baselines_share(folder):
     text = source(folder, "packed")
     two = MixtureConfig((WeightedSource("a", text), WeightedSource("b", text)))
     assert len(list(DataConfig(two, LENGTH, BATCH).text("train"))) == 2 * len(list(config.text("train")))
-    with pytest.raises(ValueError, match="CopyConfig has no text: only a CorpusConfig has"):
+    with pytest.raises(ValueError, match="CopyConfig has no text: use a CorpusConfig"):
         DataConfig(source(folder, "mixture"), LENGTH, BATCH).text("train")
 
 
@@ -213,7 +213,7 @@ def test_a_source_without_text_needs_no_tokenizer(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_configs_survive_their_own_text(folder, kind):
     config = DataConfig(source(folder, kind), LENGTH, BATCH)
-    assert core_config.parse(core_config.to_text(config)) == config
+    assert config_text.parse(config_text.to_text(config)) == config
 
 
 def test_hosts_that_do_not_divide_the_batch_are_refused(folder):

@@ -29,5 +29,5 @@ def test_an_empty_set_is_an_error():
 
 def test_compressors_need_the_test_part():
     assert PerplexityConfig(test=True, compressors=True).compressors
-    with pytest.raises(ValueError, match="compressors needs the test part"):
+    with pytest.raises(ValueError, match="set test, which compressors requires"):
         PerplexityConfig(compressors=True)

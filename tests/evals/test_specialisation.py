@@ -120,7 +120,7 @@ def test_mutual_information_is_that_of_the_table():
 
 def test_nothing_to_count_is_refused():
     model, params = _model(SoftmaxConfig(1))
-    with pytest.raises(ValueError, match="give at least one batch"):
+    with pytest.raises(ValueError, match="at least one is required"):
         specialisation(model, params, [], TOKENIZER)
     dense = Transformer(llama(1, 2, 8, hidden=12, vocab_size=TOKENIZER.vocab_size, max_length=160))
     with pytest.raises(ValueError, match="the model has no MoE layer"):

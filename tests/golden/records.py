@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.experiment import load_experiment
 from llm_jax.models import count
 
@@ -28,7 +28,7 @@ def record(file: Path) -> str:
     experiment = load_experiment(EXPERIMENTS / file)
     flops = count.training_flops(experiment.model, experiment.data.sequence_length)
     return (
-        f"{config.to_text(experiment)}\n"
+        f"{config_text.to_text(experiment)}\n"
         f"parameters: {count.parameters(experiment.model):,}\n"
         f"training FLOPs per token: {flops:,.0f}\n"
     )

@@ -4,7 +4,7 @@ import difflib
 
 import pytest
 
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.experiment import load_experiment
 from tests.golden import records
 
@@ -25,7 +25,7 @@ def test_the_experiment_is_what_it_was(file):
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_the_flat_text_of_an_experiment_is_the_whole_of_it(file):
     experiment = load_experiment(records.EXPERIMENTS / file)
-    assert config.parse(config.to_text(experiment)) == experiment
+    assert config_text.parse(config_text.to_text(experiment)) == experiment
 
 
 def test_every_golden_record_has_its_experiment():

@@ -84,7 +84,7 @@ def test_a_taken_port_is_an_error_with_its_remedy():
         other.bind(("", 0))
         other.listen()
         place = ProcessInfo(f"localhost:{other.getsockname()[1]}", 2, 0)
-        with pytest.raises(ValueError, match="another job may use it; give --hosts.address"):
+        with pytest.raises(ValueError, match="another job may use the port; set --hosts.address"):
             Connection(place, HostsConfig(), "node0").open()
 
 
@@ -171,7 +171,7 @@ def test_a_host_that_sends_no_message_is_lost(message):
         broken.send(message)
         _wait_for(lambda: ends)
         broken.socket.close()
-    assert "host 1 (raw) is lost: what it sends is no message (" in ends[0][1]
+    assert "host 1 (raw) is lost: it sent what is not a message (" in ends[0][1]
 
 
 def test_a_stranger_who_stays_does_not_delay_the_end():

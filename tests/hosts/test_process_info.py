@@ -89,7 +89,7 @@ def test_several_gpus_that_slurm_has_bound_to_a_task_are_all_its_own(environment
 @pytest.mark.parametrize("count", [None, 1])
 def test_a_single_process_does_not_choose_its_devices_here(environment, count):
     environment()
-    with pytest.raises(ValueError, match="choose with CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(ValueError, match="select devices with CUDA_VISIBLE_DEVICES"):
         find(HostsConfig(count=count, devices=(0,)))
 
 
@@ -113,7 +113,7 @@ def test_a_tpu_without_metadata_server_is_single_or_asks_for_the_options(environ
 def test_a_jax_that_does_not_tell_asks_for_the_options(environment, monkeypatch, part):
     monkeypatch.setattr(place, "clusters", part)  # a version without the private module, or without its classes
     environment(OPEN_MPI | URI)
-    with pytest.raises(ValueError, match="nothing says the address: give --hosts.address"):
+    with pytest.raises(ValueError, match="without address: set --hosts.address"):
         find(HostsConfig())
     assert find(HostsConfig(address="node:1")).count == 4
 
@@ -122,7 +122,7 @@ def test_a_jax_that_does_not_tell_asks_for_the_options(environment, monkeypatch,
 def test_a_jax_that_does_not_tell_the_place_in_a_pod_asks_for_the_options(environment, monkeypatch, part):
     monkeypatch.setattr(place, "clusters", part)
     environment({"JAX_PLATFORMS": "tpu"}, {"TPU_WORKER_HOSTNAMES": "a,b"})
-    with pytest.raises(ValueError, match="workers of this TPU are a,b and this version of jax does not tell"):
+    with pytest.raises(ValueError, match="workers of this TPU are a,b and this version of jax does not report"):
         find(HostsConfig())
     environment({"JAX_PLATFORMS": "tpu"}, {"TPU_WORKER_HOSTNAMES": "a"})
     assert find(HostsConfig()) is None
@@ -136,7 +136,7 @@ def test_open_mpi_tells_everything(environment):
 
 def test_an_mpi_that_does_not_say_the_address_is_refused_with_the_option(environment):
     environment(OPEN_MPI)
-    with pytest.raises(ValueError, match="nothing says the address: give --hosts.address"):
+    with pytest.raises(ValueError, match="without address: set --hosts.address"):
         find(HostsConfig())
     found = find(HostsConfig(address="node01:8476"))
     assert found == ProcessInfo("node01:8476", 4, 3, (1,))
@@ -158,7 +158,7 @@ def test_options_say_it_all_and_win(environment):
 @pytest.mark.parametrize("given", [{"count": 2}, {"address": "a:1"}, {"index": 0}, {"count": 2, "index": 1}])
 def test_half_a_place_is_refused(environment, given):
     environment()
-    with pytest.raises(ValueError, match="give --hosts"):
+    with pytest.raises(ValueError, match="set --hosts"):
         find(HostsConfig(**given))
 
 

@@ -237,17 +237,17 @@ def test_the_first_token_is_that_of_the_prompt_alone(name):
         (
             [[1, 2], [3] * 12],
             5,
-            "longest prompt has 12 tokens and 5 new.*the model holds 16 in all.*at most 4 new tokens",
+            "longest prompt has 12 tokens and new_tokens is 5.*max_length is 16.*new_tokens to at most 4",
         ),
-        ([[3] * 20], 1, "at most 0 new tokens"),
+        ([[3] * 20], 1, "new_tokens to at most 0"),
         ([[1], []], 3, "a prompt is empty"),
         ([], 3, "a prompt is empty"),
         ([[1]], 0, "new_tokens is 0"),
-        ([[1], [2, 97]], 3, "prompt 1 holds token 97, and the model's tokens are 0 to"),
-        ([[-1]], 3, "prompt 0 holds token -1"),
+        ([[1], [2, 97]], 3, "prompt 1 has token 97, and the model's tokens are 0 to"),
+        ([[-1]], 3, "prompt 0 has token -1"),
         ([[1.5]], 3, "prompt 0 has shape .1,. and type float64"),
         ([[[1, 2]]], 3, "prompt 0 has shape .1, 2."),
-        ([[2**40]], 3, "prompt 0 holds token 1099511627776"),
+        ([[2**40]], 3, "prompt 0 has token 1099511627776"),
     ],
 )
 def test_bad_requests_are_refused(llama, prompts, new, message):
@@ -277,10 +277,13 @@ LLAMA = PUBLISHED["llama"]
     ("config", "message"),
     [
         (bert(1, 2, 8), "AttentionConfig of the model is not causal"),
-        (PAIRS["t5"], "reads the output of an encoder"),
-        (PAIRS["bart"].decoder, "reads the output of an encoder"),
-        (dataclasses.replace(LLAMA, head=ClassHead(3)), "head is ClassHead, which scores no vocabulary"),
-        (dataclasses.replace(LLAMA, head=None), "head is NoneType, which scores no vocabulary"),
+        (PAIRS["t5"], "requires the output of an encoder"),
+        (PAIRS["bart"].decoder, "requires the output of an encoder"),
+        (
+            dataclasses.replace(LLAMA, head=ClassHead(3)),
+            "head is ClassHead: generation requires HeadConfig or TiedHead",
+        ),
+        (dataclasses.replace(LLAMA, head=None), "head is NoneType: generation requires HeadConfig or TiedHead"),
     ],
 )
 def test_models_that_cannot_write_a_row_are_refused(config, message):

@@ -219,7 +219,7 @@ def test_bfloat16_logits_are_processed_in_float32():
         (lambda: process(np.zeros((1, 4)), SamplingConfig(repetition_penalty=1.2)), "seen_BV has shape None"),
         (
             lambda: process(np.zeros((2, 4)), SamplingConfig(repetition_penalty=1.2), np.zeros((2, 3), bool)),
-            "seen_BV has shape \\(2, 3\\) where logits have \\(2, 4\\)",
+            "seen_BV has shape \\(2, 3\\): it must have the shape \\(2, 4\\)",
         ),
     ],
 )

@@ -53,7 +53,7 @@ def test_variants_are_trained_compared_and_published(ablate, tmp_path):
 
 def test_what_cannot_be_compared_is_refused(ablate, tmp_path):
     outcome = ablate("--only", "slow")
-    assert outcome.code != 0 and "--only names ['slow'], and the variants are ['base', 'fast']" in outcome.said
+    assert outcome.code != 0 and "--only has ['slow']: the variants are ['base', 'fast']" in outcome.said
     outcome = ablate("--seeds", 0)
     assert outcome.code != 0 and "seeds is 0: it must be greater than 0" in outcome.said
     (tmp_path / "bare.md").write_text("# Results")

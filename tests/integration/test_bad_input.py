@@ -71,7 +71,10 @@ def test_heads_that_do_not_divide_the_width_are_refused(file, train):
         (lambda corpus: (corpus / "07.txt").write_text(""), "07.txt is empty"),
         (lambda corpus: (corpus / "07.txt").write_bytes(b"caf\xe9"), "07.txt is not UTF-8: byte 3 is 0xe9"),
         (lambda corpus: shutil.rmtree(corpus), "no file"),
-        (lambda corpus: [path.write_text("a") for path in corpus.iterdir()], "one batch takes batch_size x sequence"),
+        (
+            lambda corpus: [path.write_text("a") for path in corpus.iterdir()],
+            "one batch requires batch_size x sequence",
+        ),
     ],
     ids=["empty file", "invalid UTF-8", "missing", "smaller than a batch"],
 )
@@ -158,7 +161,7 @@ def test_a_run_does_not_go_on_with_data_that_changed_under_the_same_paths(file, 
     text.write_text(text.read_text().replace("e", "i", 1))
     outcome = train("--steps", 4)
     assert outcome.code != 0
-    assert "paths name has changed since" in outcome.said
+    assert "restore the data" in outcome.said
     assert content(run) == before
 
 
@@ -187,9 +190,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(train
     assert "is not finite" in outcome.said and "Lower the learning rate" in outcome.said
     assert "embed" in outcome.said, "no tensor is named"
     newest = saved_steps(run.checkpoints)[-1]
-    assert f"update {newest + 1} is not finite" in outcome.said
+    assert f"step {newest + 1} is not finite" in outcome.said
     parts = assemble(run.experiment(), cache)
     for name, leaf in named_leaves(final(run, parts, newest).state):
         assert np.isfinite(np.asarray(leaf, np.float64)).all(), name
     again = train(*words)
-    assert again.code != 0 and f"update {newest + 1} is not finite" in again.said
+    assert again.code != 0 and f"step {newest + 1} is not finite" in again.said

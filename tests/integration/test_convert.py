@@ -69,7 +69,7 @@ def test_experts_begin_as_copies_of_a_dense_model(finished, file, run, tmp_path,
     narrow = MIXED.replace("MoEConfig(3, ffn,", "MoEConfig(3, dataclasses.replace(ffn, hidden=8),")
     mixed.write_text(narrow)
     outcome = llm_jax("train", mixed, *places, "--name", "narrow", *rate)
-    assert outcome.code != 0 and "make `expert` the same" in outcome.said
+    assert outcome.code != 0 and "set `expert` to the dense ffn" in outcome.said
 
 
 def test_a_run_begins_with_the_weights_of_a_run_and_does_not_need_them_again(finished, train, run, tmp_path):
@@ -133,7 +133,7 @@ def test_what_a_folder_of_transformers_has_not_is_refused(finished, tmp_path):
     outcome = llm_jax(*words, "--best")
     assert outcome.code == 1 and "--step and --best choose a checkpoint of a run" in outcome.said
     outcome = llm_jax("generate", finished.path, "--prompt", "the", "--dtype", "bfloat16")
-    assert outcome.code == 1 and "whose experiment states its precision: leave --dtype out" in outcome.said
+    assert outcome.code == 1 and "whose experiment states its precision: omit --dtype" in outcome.said
     with pytest.raises(ValueError, match="a folder of transformers has no held-out data"):
         next(TrainedModel.of(folder).held_out(tmp_path))
     (folder / "tokenizer.json").unlink()

@@ -57,8 +57,8 @@ def test_relative_paths_work(finished, monkeypatch):
     ("words", "message"),
     [
         (("--step", 7), "has no checkpoint of step 7: choose one of [10, 12]"),
-        (("--new-tokens", 100), "the model holds 64 in all"),
-        (("--new-tokens", 0), "ask for at least 1"),
+        (("--new-tokens", 100), "the model's max_length is 64"),
+        (("--new-tokens", 0), "it must be at least 1"),
         (("--seed", -1), "seed is -1: a seed must be at least 0"),
         (("--sampling.top-p", 2), "it must be greater than 0 and at most 1"),
         (("--sampling.top-q", 2), "--sampling.top-p"),

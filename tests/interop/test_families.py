@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
-from llm_jax.interop.inputs import model_inputs
+from llm_jax.interop.model_inputs import model_inputs
 from llm_jax.models.architecture import architecture
 from llm_jax.models.build import build
 from llm_jax.models.families import SIZES
@@ -61,9 +61,9 @@ def test_there_and_back_to_the_bit(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", UNPUBLISHED)
 def test_what_no_config_json_can_say_is_refused(name: str, tmp_path: Path):
     model = build(EVERY[name])
-    with pytest.raises(ValueError, match="none of gpt2, .* can say all of this model"):
+    with pytest.raises(ValueError, match="none of gpt2, .* can express this model"):
         save_hf(model, tiny.parameters(model), tmp_path)
-    with pytest.raises(ValueError, match="a gpt2 config.json cannot say all of this model"):
+    with pytest.raises(ValueError, match="a gpt2 config.json cannot express this model"):
         save_hf(model, tiny.parameters(model), tmp_path, family="gpt2")
     assert not list(tmp_path.iterdir())
 
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_the_bare_pair_has_no_bias_of_scores(name: str, tmp_path
 def test_a_copy_of_a_tied_weight_must_be_one(saved: Path):
     file = saved / "model.safetensors"
     _change(saved, tie_word_embeddings=True)
-    with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
+    with pytest.raises(ValueError, match="lm_head.weight and model.embed_tokens.weight differ"):
         load_hf(saved)
     tensors = load_file(file)
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, file)
@@ -148,11 +148,11 @@ def _without(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("model.norm.weight"), "lacks model.norm.weight, which config.json asks for"),
-        (lambda tensors: tensors | {"extra": np.zeros(1)}, "has extra, for which config.json has no place"),
+        (_without("model.norm.weight"), "lacks model.norm.weight, which config.json requires"),
+        (lambda tensors: tensors | {"extra": np.zeros(1)}, "has extra, which the model of config.json does not have"),
         (
             lambda tensors: tensors | {"model.norm.weight": np.zeros(3, np.float32)},
-            r"model.norm.weight has shape \[3\] and config.json asks for \[16\]",
+            r"model.norm.weight has shape \[3\] and config.json requires \[16\]",
         ),
     ],
 )
@@ -174,8 +174,8 @@ def test_tensors_that_do_not_fit_are_named(saved: Path, change, message: str):
             "rotates 2 of 4 features: this family rotates all",
         ),
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope type 'spiral': supported are default, linear"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "has no rope_parameters.factor: the file is incomplete"),
-        ({"vocab_size": None}, "has no vocab_size: the file is incomplete"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "has no rope_parameters.factor: the option is required"),
+        ({"vocab_size": None}, "has no vocab_size: the option is required"),
         ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
     ],
 )
@@ -188,30 +188,30 @@ def test_configs_that_are_not_supported_are_refused_by_name(saved: Path, options
 OF_OTHERS = [
     ("bert", {"architectures": ["BertForMaskedLm"]}, "'BertForMaskedLm'.: supported are .*; did you mean 'BertForMask"),
     ("bert", {"architectures": ["BertModel"]}, r"architectures = \['BertModel'\]: supported are BertForMaskedLM, "),
-    ("bert", {"architectures": []}, r"architectures = \[\]: name the one class whose head is meant"),
-    ("bert", {"architectures": ["BertForMaskedLM", "BertModel"]}, "architectures = .*: name the one class"),
-    ("bert", {"is_decoder": True}, "is_decoder = True: only False is supported here"),
+    ("bert", {"architectures": []}, r"architectures = \[\]: state one class"),
+    ("bert", {"architectures": ["BertForMaskedLM", "BertModel"]}, "architectures = .*: state one class"),
+    ("bert", {"is_decoder": True}, "is_decoder = True: only False is supported"),
     ("bert", {"add_cross_attention": True}, "add_cross_attention = True: only False"),
     ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key': only 'absolute'"),
     ("bert", {"tie_word_embeddings": False}, "lacks cls.predictions.decoder.bias, cls.predictions.decoder.weight, "),
     ("bert", {"hidden_act": "mish"}, "hidden_act = 'mish': supported are gelu, "),
-    ("bert, tokens", {"id2label": {"0": "a"}}, r"classifier.weight has shape \[5, 16\] and config.json asks for \[1"),
+    ("bert, tokens", {"id2label": {"0": "a"}}, r"classifier.weight has shape \[5, 16\] and config.json requires \[1"),
     ("albert", {"num_hidden_groups": 3}, "groups is 3 and layers is 4"),
     (
         "t5",
         {"feed_forward_proj": "gated-glu-relu"},
-        "feed_forward_proj = 'gated-glu-relu': supported .*'gated-' before",
+        "feed_forward_proj = 'gated-glu-relu': supported .* prefix 'gated-'",
     ),
     ("t5", {"feed_forward_proj": "swig"}, "feed_forward_proj = 'swig': supported are gelu, "),
     ("t5", {"feed_forward_proj": "gated-gelu"}, "lacks .*wi_0.weight"),
-    ("t5", {"d_model": None}, "has no d_model: the file is incomplete"),
+    ("t5", {"d_model": None}, "has no d_model: the option is required"),
     ("bart", {"decoder_attention_heads": 3}, "decoder_attention_heads is 3 and d_model is 16"),
-    ("bart", {"decoder_ffn_dim": 8}, r"fc1.weight has shape \[24, 16\] and config.json asks for \[8, 16\]"),
-    ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact = True: only False is supported here"),
+    ("bart", {"decoder_ffn_dim": 8}, r"fc1.weight has shape \[24, 16\] and config.json requires \[8, 16\]"),
+    ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact = True: only False is supported"),
     ("bart", {"tie_word_embeddings": False}, "tie_word_embeddings = False: only True"),
     ("bart", {"normalize_before": True}, "normalize_before = True: only False"),
     ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings = False: only True"),
-    ("marian", {"decoder_vocab_size": 9}, "decoder_vocab_size = 9: only 32 is supported here"),
+    ("marian", {"decoder_vocab_size": 9}, "decoder_vocab_size = 9: only 32 is supported"),
 ]
 
 
@@ -224,12 +224,12 @@ def test_a_number_of_labels_without_their_names_is_enough(tmp_path: Path):
 
 def test_forward_names_inputs_that_are_missing_or_unknown():
     tokens = {"input_ids": tiny.tokens(1, 4)}
-    with pytest.raises(ValueError, match="forward is given no decoder_input_ids: the model reads them"):
+    with pytest.raises(ValueError, match="forward has no decoder_input_ids: the model requires it"):
         forward(build(EVERY["t5"]), None, **tokens)
-    with pytest.raises(ValueError, match="forward is given no input_ids"):
+    with pytest.raises(ValueError, match="forward has no input_ids"):
         forward(build(EVERY["bert"]), None)
     with pytest.raises(
-        ValueError, match="forward knows no input decoder_input_ids: it takes attention_mask, input_ids"
+        ValueError, match="forward has unknown inputs decoder_input_ids: supported are attention_mask, input_ids"
     ):
         forward(build(EVERY["bert"]), None, **tokens, decoder_input_ids=tiny.tokens(1, 4))
 
@@ -279,7 +279,7 @@ def test_folders_that_cannot_be_read(saved: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="has no .safetensors file"):
         load_hf(saved)
     (saved / "pytorch_model.bin").write_bytes(b"pickled")
-    with pytest.raises(ValueError, match="pytorch_model.bin only: unpickling can run any code"):
+    with pytest.raises(ValueError, match="pytorch_model.bin only: unpickling can execute code"):
         load_hf(saved)
     (saved / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
     with pytest.raises(ValueError, match="lacks model-00001-of-00002.safetensors"):
@@ -303,7 +303,7 @@ def test_tensors_of_integers_are_refused(saved: Path):
     tensors = load_file(file)
     tensors["model.norm.weight"] = np.ones(16, np.int8)
     save_file(tensors, file)
-    with pytest.raises(ValueError, match="model.norm.weight is of type I8: only F64, F32"):
+    with pytest.raises(ValueError, match="model.norm.weight has type I8: only F64, F32"):
         load_hf(saved)
 
 
@@ -348,12 +348,16 @@ def test_dense_layers_of_deepseek_under_each_of_their_names(family: str, tmp_pat
     [
         ("deepseek_v3", {"first_k_dense_replace": 1}, "lacks model.layers.1.mlp.gate.weight, .* and more, "),
         ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq = 2: only 1"),
-        ("deepseek_v2", {"first_k_dense_replace": 1}, "has no num_experts_per_tok: the file is incomplete"),
+        ("deepseek_v2", {"first_k_dense_replace": 1}, "has no num_experts_per_tok: the option is required"),
         ("deepseek_v2", {"mlp_bias": True}, "mlp_bias = True: only False"),
         ("youtu", {"rope_interleave": False}, "rope_interleave = False: only True"),
         ("youtu", {"attention_bias": True}, "attention_bias = True: only False"),
         ("youtu", {"num_key_value_heads": 2}, "num_key_value_heads = 2: only 4"),
-        ("youtu", {"rope_scaling": {"type": "linear", "factor": 2.0, "mscale_all_dim": 1.0}}, "only YaRN has a factor"),
+        (
+            "youtu",
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "mscale_all_dim": 1.0}},
+            "sharpening requires YaRNScaling",
+        ),
     ],
 )
 def test_options_of_deepseek_that_are_not_supported_are_refused_by_name(
@@ -373,7 +377,7 @@ OF_EXPERTS = [
     ("deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func = 'sigmoid': only 'softmax'"),
     ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func = 'softmax': only 'sigmoid'"),
     ("deepseek_v3", {"n_group": 3}, "limit.groups is 3 and count is 8"),
-    ("mixtral", {"num_local_experts": 4}, r"gate.weight has shape \[3, 16\] and config.json asks for \[4, 16\]"),
+    ("mixtral", {"num_local_experts": 4}, r"gate.weight has shape \[3, 16\] and config.json requires \[4, 16\]"),
     ("mixtral", {"num_experts_per_tok": 4}, "router.top is 4 and there are 3 experts"),
     ("qwen2_moe", {"qkv_bias": False}, "qkv_bias = False: only True"),
     ("qwen3_moe", {"hidden_act": "sine"}, "hidden_act = 'sine': supported are gelu, "),

@@ -44,8 +44,8 @@ def test_there_and_back_to_the_bit(head, farthest, tmp_path):
         ({"bi_data": True}, "bi_data = True"),
         ({"untie_r": False}, "untie_r = False"),
         ({"architectures": ["XLNetForQuestionAnswering"]}, "supported are .* did you mean 'XLNetForQuestionAnswering"),
-        ({"architectures": ["XLNetLMHeadModel", "XLNetModel"]}, "architectures = .*: name the one class"),
-        ({"architectures": []}, r"architectures = \[\]: name the one class"),
+        ({"architectures": ["XLNetLMHeadModel", "XLNetModel"]}, "architectures = .*: state one class"),
+        ({"architectures": []}, r"architectures = \[\]: state one class"),
         ({"architectures": ["XLNetForSequenceClassification"], "summary_type": "mean"}, "summary_type = 'mean'"),
     ],
 )
@@ -78,5 +78,5 @@ def test_options_of_memory_change_nothing(tmp_path):
 def test_only_models_with_targets_take_an_order():
     model = Transformer(llama(1, 2, 8, hidden=8, vocab_size=11, max_length=8))
     mask = np.zeros((1, 3, 3))
-    with pytest.raises(ValueError, match="forward knows no input perm_mask"):
+    with pytest.raises(ValueError, match="forward has unknown inputs perm_mask"):
         forward(model, tiny.parameters(model), input_ids=np.ones((1, 3)), perm_mask=mask)

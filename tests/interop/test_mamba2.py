@@ -21,8 +21,8 @@ def _mixer(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu' is supported here"),
-        ({"expand": 3}, "expand 3 of hidden_size 768 and num_heads 24 of head_dim 64"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu' is supported"),
+        ({"expand": 3}, "expand 3, hidden_size 768, num_heads 24 and head_dim 64"),
         ({"n_groups": 5}, "groups is 5 and heads is 24: groups must divide heads"),
         ({"hidden_size": None}, "has no hidden_size"),
     ],
@@ -54,5 +54,7 @@ def test_how_a_model_is_computed_is_no_part_of_what_it_is():
 
 def test_features_that_are_no_multiple_of_the_width_cannot_be_said():
     config = dataclasses.replace(SIZES["mamba2-130m"](), width=700)
-    with pytest.raises(ValueError, match="the mixer has 1536 features: config.json can only say a multiple of 700"):
+    with pytest.raises(
+        ValueError, match="the mixer has 1536 features: config.json can only express multiples of the width 700"
+    ):
         FAMILY.write(config)

@@ -66,5 +66,5 @@ def test_neighbours_lie_along_a_cut_that_goes_through_heads():
 
 
 def test_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"tensor q has shape \[6, 16\] and config.json asks for \[16, 6\]"):
+    with pytest.raises(ValueError, match=r"tensor q has shape \[6, 16\] and config.json requires \[16, 6\]"):
         TENSORS["one"].split(np.zeros((6, 16)))

@@ -93,7 +93,7 @@ def test_wrong_values_are_refused_or_read_and_nothing_else(kind: str):
         ({"model_type": ["llama"]}, r"model_type = \['llama'\]: it must be a string"),
         (
             {"vocab_size": 10**9},
-            r"has shape \[32, 16\] and config.json asks for \[1000000000, 16\] in a model of 32B parameters",
+            r"has shape \[32, 16\] and config.json requires \[1000000000, 16\] in a model of 32B parameters",
         ),
         ({"num_hidden_layers": 1000}, "lacks model.layers.2.input_layernorm.weight.* in a model of .*M parameters"),
     ],
@@ -119,7 +119,7 @@ def test_experts_beyond_memory_are_refused_before_they_are_listed(tmp_path: Path
     save_hf(model, tiny.parameters(model), tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_local_experts": 2**31 - 1}))
-    with pytest.raises(ValueError, match=r"has shape \[3, 16\] and config.json asks for \[2147483647, 16\]"):
+    with pytest.raises(ValueError, match=r"has shape \[3, 16\] and config.json requires \[2147483647, 16\]"):
         load_hf(tmp_path)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_jax.interop.inputs import model_inputs
+from llm_jax.interop.model_inputs import model_inputs
 from llm_jax.interop.padding import counts_tokens
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.models.build import build
@@ -25,7 +25,9 @@ def test_a_row_that_is_read_from_padding_is_refused(name: str):
         else EVERY[name]
     )
     inputs = {"input_ids": tokens(2, 6)}
-    with pytest.raises(ValueError, match=r"attention_mask is 0 at the first token of rows \[1\], .*: pad at the end"):
+    with pytest.raises(
+        ValueError, match=r"attention_mask is 0 at the first token of sequences \[1\]: .*; pad at the end"
+    ):
         model_inputs(build(config), **inputs, attention_mask=BEFORE)
     model_inputs(build(config), **inputs, attention_mask=AFTER)
 
@@ -40,7 +42,9 @@ def test_padding_that_would_take_places_of_full_experts_is_refused():
     shape = {"vocab_size": 32, "max_length": 16, "head_dim": 4, "experts": 4}
     narrow = build(switch(2, 2, 8, hidden=16, **shape, dispatch=Capacity(2 * 4 / 16, group=16)))
     ample = build(switch(2, 2, 8, hidden=16, **shape, dispatch=Capacity(6 * 4 / 16, group=16)))
-    with pytest.raises(ValueError, match=r"padding before real tokens in rows \[1\], and an expert has 2 places for 6"):
+    with pytest.raises(
+        ValueError, match=r"padding before real tokens in sequences \[1\], .* capacity for 2 of 6 tokens"
+    ):
         model_inputs(narrow, **inputs, attention_mask=BEFORE)
     model_inputs(narrow, **inputs, attention_mask=AFTER)
     model_inputs(ample, **inputs, attention_mask=BEFORE)
@@ -50,7 +54,7 @@ def test_padding_that_would_take_places_of_full_experts_is_refused():
 def test_holes_between_which_distances_differ_are_refused(name: str):
     model, inputs = build(EVERY[name]), {"input_ids": tokens(2, 6)}
     holes = np.array([[0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 1, 1]])
-    with pytest.raises(ValueError, match=r"attention_mask has padding between real tokens in rows \[1\]"):
+    with pytest.raises(ValueError, match=r"attention_mask has padding between real tokens in sequences \[1\]"):
         model_inputs(model, **inputs, attention_mask=holes)
     model_inputs(model, **inputs, attention_mask=holes[:1].repeat(2, axis=0))
     model_inputs(build(EVERY["mpt"]), **inputs, attention_mask=holes)

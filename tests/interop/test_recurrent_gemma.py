@@ -40,8 +40,8 @@ def test_the_options_of_the_2b_model_are_its_size(name: str):
     ("options", "message"),
     [
         ({"head_dim": 128}, "head_dim = 128: only 256 is supported"),
-        ({"intermediate_size": 7}, "intermediate_size = 7: it is twice"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "scales rotations by LinearScaling"),
+        ({"intermediate_size": 7}, "intermediate_size = 7: it must be even"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "LinearScaling: RecurrentGemma has no RoPE scaling"),
         ({"block_types": ["recurrent", "full"]}, "pattern is 'full'"),
     ],
 )

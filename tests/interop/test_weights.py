@@ -65,23 +65,23 @@ def test_a_link_into_a_download_cache_is_followed(folder: Path):
 def test_a_shard_outside_the_folder_is_refused(folder: Path, file: str):
     save_file({"a": _tensor(9)}, folder.parent / "other.safetensors")
     _index(folder, {"a": file})
-    with pytest.raises(ValueError, match="places a in .*: it must be the name of a file inside the folder"):
+    with pytest.raises(ValueError, match="has a in .*: it must be the name of a file inside the folder"):
         WeightFolder(folder)
 
 
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ({"a": SECOND}, f"places a in {SECOND}, which does not hold it"),
-        ({"a": FIRST, "d": SECOND}, f"places d in {SECOND}, which does not hold it"),
-        ({"a": "model-3.safetensors"}, f"lacks model-3.safetensors, which its {INDEX} names"),
+        ({"a": SECOND}, f"has a in {SECOND}, which does not contain it"),
+        ({"a": FIRST, "d": SECOND}, f"has d in {SECOND}, which does not contain it"),
+        ({"a": "model-3.safetensors"}, f"lacks model-3.safetensors, which its {INDEX} lists"),
         ({"a": "."}, "it must be the name of a file|lacks"),
-        ({}, "has weight_map = {}: it must name the file of each tensor"),
-        ([FIRST], "has weight_map = .*: it must name the file of each tensor"),
+        ({}, "has weight_map = {}: it must map each tensor to a file"),
+        ([FIRST], "has weight_map = .*: it must map each tensor to a file"),
         (None, "has weight_map = None"),
-        ({"a": 1}, "places a in 1: it must be the name of a file"),
-        ({"a": None}, "places a in None: it must be the name of a file"),
-        ({"a": [FIRST]}, "places a in .*: it must be the name of a file"),
+        ({"a": 1}, "has a in 1: it must be the name of a file"),
+        ({"a": None}, "has a in None: it must be the name of a file"),
+        ({"a": [FIRST]}, "has a in .*: it must be the name of a file"),
     ],
 )
 def test_an_index_that_does_not_belong_to_the_shards_is_refused(folder: Path, places: object, message: str):
@@ -113,7 +113,7 @@ def test_a_malformed_index_is_refused(folder: Path, text: bytes, message: str):
 def test_two_models_in_one_folder_are_refused(folder: Path):
     save_file({"a": _tensor(5)}, folder / "model.safetensors")
     _index(folder, {"a": FIRST})
-    with pytest.raises(ValueError, match="model.safetensors and an .* that does not name it: these are two models"):
+    with pytest.raises(ValueError, match="model.safetensors and an .* that does not list it: remove one of these two"):
         WeightFolder(folder)
     _index(folder, {"a": "model.safetensors"})
     with WeightFolder(folder) as stored:

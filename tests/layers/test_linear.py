@@ -7,7 +7,7 @@ import pytest
 
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.initialisers import FanIn, Normal
-from llm_jax.layers.linear import BlockDiagonal, Linear, contract
+from llm_jax.layers.linear import BlockDiagonal, LinearLayer, contract
 from llm_jax.optim.matrix_layouts import layouts
 from llm_jax.sharding import partition
 from llm_jax.sharding.mesh import MeshConfig
@@ -72,7 +72,7 @@ def _check_contract(einsum):
 
 
 def test_a_product_reads_the_kernel_in_other_letters_and_leaves_the_bias_out():
-    layer = Linear("BTD,DNH->BNTH", (5, 4, 6), ("embed", "heads", "head_dim"), Normal(), Precision(), bias=True)
+    layer = LinearLayer("BTD,DNH->BNTH", (5, 4, 6), ("embed", "heads", "head_dim"), Normal(), Precision(), bias=True)
     kernel, x = np.random.default_rng(0).normal(size=(5, 4, 6)), np.random.default_rng(1).normal(size=(2, 4, 3, 6))
     params = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.ones((4, 6))}
     y = layer.apply({"params": params}, "BNTH,DNH->BNTD", jnp.asarray(x, jnp.float32), method="product")
@@ -98,7 +98,7 @@ def test_bias_is_added_to_the_output_letters(einsum):
     kernel_letters = einsum.split("->")[0].split(",")[1]
     produced = "".join(letter for letter in kernel_letters if letter in outputs)
     bias = np.random.default_rng(2).normal(size=[SIZES[letter] for letter in produced])
-    layer = Linear(einsum, kernel.shape, ("embed",) * kernel.ndim, Normal(), Precision(), bias=True)
+    layer = LinearLayer(einsum, kernel.shape, ("embed",) * kernel.ndim, Normal(), Precision(), bias=True)
     y = jax.jit(layer.apply)({"params": {"kernel": kernel, "bias": bias}}, np.float32(x))
     ones = np.ones([SIZES[letter] for letter in outputs])
     expected = np.einsum(einsum, x, kernel) + np.einsum(f"{outputs},{produced}->{outputs}", ones, bias)
@@ -106,7 +106,7 @@ def test_bias_is_added_to_the_output_letters(einsum):
 
 
 def test_normal_has_its_standard_deviation_and_zero_mean():
-    layer = Linear("BTD,DF->BTF", (200, 300), ("embed", "mlp"), Normal(0.05), Precision())
+    layer = LinearLayer("BTD,DF->BTF", (200, 300), ("embed", "mlp"), Normal(0.05), Precision())
     kernel = layer.init(jax.random.key(0), jnp.zeros((1, 1, 200)))["params"]["kernel"].value
     assert kernel.dtype == jnp.float32
     np.testing.assert_allclose(np.std(kernel), 0.05, rtol=0.02)
@@ -119,13 +119,13 @@ def test_normal_has_its_standard_deviation_and_zero_mean():
 )
 def test_fan_in_counts_all_contracted_dimensions(einsum, x_shape, shape, fan_in):
     logical_axes = ("heads", "head_dim", "embed")[-len(shape) :]
-    layer = Linear(einsum, shape, logical_axes, FanIn(2.0), Precision())
+    layer = LinearLayer(einsum, shape, logical_axes, FanIn(2.0), Precision())
     kernel = layer.init(jax.random.key(0), jnp.zeros(x_shape))["params"]["kernel"].value
     np.testing.assert_allclose(np.std(kernel), 2.0 / np.sqrt(fan_in), rtol=0.02)
 
 
 def test_bias_starts_at_zero_and_is_annotated_like_the_outputs():
-    layer = Linear("BTD,DNH->BNTH", (4, 2, 3), ("embed", "heads", "head_dim"), Normal(), Precision(), bias=True)
+    layer = LinearLayer("BTD,DNH->BNTH", (4, 2, 3), ("embed", "heads", "head_dim"), Normal(), Precision(), bias=True)
     params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 4)))["params"]
     assert params["kernel"].names == ("embed", "heads", "head_dim")
     assert params["bias"].names == ("heads", "head_dim")
@@ -133,7 +133,7 @@ def test_bias_starts_at_zero_and_is_annotated_like_the_outputs():
 
 
 def test_without_bias_there_is_none():
-    layer = Linear("BTD,DF->BTF", (4, 2), ("embed", "mlp"), Normal(), Precision())
+    layer = LinearLayer("BTD,DF->BTF", (4, 2), ("embed", "mlp"), Normal(), Precision())
     assert set(layer.init(jax.random.key(0), jnp.zeros((1, 1, 4)))["params"]) == {"kernel"}
 
 
@@ -146,7 +146,7 @@ def test_without_bias_there_is_none():
     ],
 )
 def test_precision_decides_both_types(precision, kept, computed):
-    layer = Linear("BTD,DF->BTF", (4, 2), ("embed", "mlp"), Normal(), precision, bias=True)
+    layer = LinearLayer("BTD,DF->BTF", (4, 2), ("embed", "mlp"), Normal(), precision, bias=True)
     y, variables = layer.init_with_output(jax.random.key(0), jnp.zeros((1, 1, 4)))
     assert y.dtype == computed
     assert all(leaf.dtype == kept for leaf in jax.tree.leaves(variables))

@@ -45,9 +45,7 @@ def test_a_stack_of_a_billion_blocks_is_refused_with_its_size():
     weights = 4 * (16 * 16 + 16) + 2 * 16 * 64 + 64 + 16 + 2 * 2 * 16
     with pytest.raises(ValueError) as error:
         dataclasses.replace(tiny.tiny_gpt2(), segments=(dataclasses.replace(segment, repeats=10**9),))
-    assert f"1,000,000,000 blocks, which would hold {weights * 1e9:.3g} weights, {weights * 4e-3:.3g} TB" in str(
-        error.value
-    )
+    assert f"1,000,000,000 blocks with {weights * 1e9:.3g} weights, {weights * 4e-3:.3g} TB" in str(error.value)
 
 
 GPT2, BERT, BART, T5 = PUBLISHED["gpt2"], ENCODERS["bert"], PAIRS["bart"], PAIRS["t5"]
@@ -74,11 +72,11 @@ T5_OTHER = ScoresConfig(bias=RelativeBiasConfig(16, 32, bidirectional=True))
 REFUSED = {
     "a tied head without a vocabulary": (
         lambda: dataclasses.replace(GPT2, vocab_size=None),
-        "vocab_size is None and head TiedHead scores a vocabulary: set vocab_size, or head None",
+        "vocab_size is None and head TiedHead requires a vocabulary: set vocab_size, or head to None",
     ),
     "a hash of another vocabulary": (
         lambda: _hashed(GPT2, tiny.VOCAB + 1),
-        f"router.counts has {tiny.VOCAB + 1} entries and vocab_size is {tiny.VOCAB}: give every id one, or None",
+        f"router.counts has {tiny.VOCAB + 1} entries and vocab_size is {tiny.VOCAB}: set one count per id, or None",
     ),
     "a hash of another vocabulary in an encoder without a table": (
         lambda: dataclasses.replace(T5, encoder=_hashed(T5.encoder, tiny.VOCAB - 1)),
@@ -86,24 +84,27 @@ REFUSED = {
     ),
     "a head without a vocabulary": (
         lambda: dataclasses.replace(GPT2, vocab_size=None, head=HeadConfig()),
-        "vocab_size is None and head HeadConfig scores a vocabulary",
+        "vocab_size is None and head HeadConfig requires a vocabulary",
     ),
     "a narrow table that gives the scores": (
         lambda: dataclasses.replace(GPT2, embed=EmbedConfig(factorized=FactorizedConfig(8))),
-        "embed.factorized.width is 8 and width 16: a tied head needs a `transform`",
+        "embed.factorized.width is 8 and width 16: a tied head requires a `transform`",
     ),
-    "tables of biases that differ": (_two_biases, "blocks have different relative biases .*: layers of a stack share"),
+    "tables of biases that differ": (
+        _two_biases,
+        "blocks have different relative biases .*: the layers of a stack share",
+    ),
     "a bias of places in what reads another row": (
         lambda: CrossAttentionConfig(2, 4, 2, scores=T5_OTHER),
-        "cross.scores.bias is a RelativeBiasConfig: its table is of distances within a row",
+        "cross.scores.bias is a RelativeBiasConfig: cross-attention has no relative positions",
     ),
     "an encoder with scores": (
         lambda: dataclasses.replace(BART, encoder=dataclasses.replace(BART.encoder, head=ClassHead(2))),
-        "encoder.head is ClassHead.*: the decoder gives the scores; set None",
+        "encoder.head is ClassHead.*: only the decoder has a head; set it to None",
     ),
     "a decoder that reads nothing": (
         lambda: dataclasses.replace(BART, decoder=GPT2),
-        "no block of the decoder has `cross` attention: it would never read what the encoder made",
+        "no block of the decoder has `cross` attention: at least one is required to read the encoder output",
     ),
     "other widths": (
         lambda: dataclasses.replace(BART, encoder=dataclasses.replace(BART.encoder, width=8)),
@@ -111,7 +112,7 @@ REFUSED = {
     ),
     "a decoder without a table": (
         lambda: dataclasses.replace(BART, decoder=dataclasses.replace(BART.decoder, vocab_size=None, head=None)),
-        "decoder.vocab_size is None: it reads tokens",
+        "decoder.vocab_size is None: the decoder requires a table",
     ),
     "a table of which only one side is narrow": (
         lambda: dataclasses.replace(
@@ -124,11 +125,11 @@ REFUSED = {
     ),
     "a norm where the wiring has none": (
         lambda: dataclasses.replace(GPT2.segments[0].blocks[0], wiring=Chain()),
-        "a wiring with norms needs one, a Chain takes None",
+        "a wiring with norms requires a norm, a Chain requires None",
     ),
     "no norm where the wiring has some": (
         lambda: dataclasses.replace(GPT2.segments[0].blocks[0], norm=None),
-        "norm is None and wiring Serial.*: a wiring with norms needs one",
+        "norm is None and wiring Serial.*: a wiring with norms requires a norm",
     ),
     "no width of a narrow table": (lambda: FactorizedConfig(0), "width is 0"),
     "what is widened": (lambda: FactorizedConfig(8, "token"), "of is 'token': .* did you mean 'tokens'"),

@@ -28,4 +28,7 @@ def test_a_cache_serves_rows_that_would_be_divided(facts):
 
 
 def test_a_row_that_does_not_divide_is_refused(facts):
-    assert "tokens have length 10 and rows are divided over 4 devices: make it a multiple of 4" in facts["refused"]
+    assert (
+        "inputs have 10 tokens and sequences are divided over 4 devices: set the length to a multiple of 4"
+        in facts["refused"]
+    )

@@ -186,7 +186,7 @@ def test_rates_are_set_and_read_at_every_place():
 
 
 def test_a_rate_without_its_place_is_refused():
-    with pytest.raises(ValueError, match=r"rates.experts is 0.4 and the model has no such place"):
+    with pytest.raises(ValueError, match=r"rates.experts is 0.4 and the model has no such layer"):
         with_dropout(tiny.tiny_llama(), Rates(experts=0.4))
     with pytest.raises(ValueError, match=r"rates.attention is 0.1"):
         with_dropout(mamba2(1, 32, vocab_size=16), Rates(attention=0.1))

@@ -158,7 +158,7 @@ def test_bfloat16_is_finite_and_near_to_float32(case):
 
 
 def test_a_cache_is_refused(case):
-    with pytest.raises(ValueError, match="AttentionConfig of the model is not causal, and a KV cache"):
+    with pytest.raises(ValueError, match="AttentionConfig of the model is not causal: a KV cache"):
         case.model.allocate(1, T)
 
 

@@ -225,16 +225,16 @@ def test_inputs_that_a_model_lacks_or_cannot_use_are_refused():
     encoded = EncoderOutput(np.zeros((2, S, 16), np.float32), WHOLE[0])
     with pytest.raises(ValueError, match="blocks have `cross` attention and inputs have no `encoded`"):
         case._apply(Inputs(TARGET))
-    with pytest.raises(ValueError, match="inputs are of type ndarray: an encoder-decoder takes Inputs"):
+    with pytest.raises(ValueError, match="inputs are of type ndarray: an encoder-decoder requires Inputs"):
         case._apply(TARGET)
-    with pytest.raises(ValueError, match="inputs have `encoder` and `encoded`: give one of them"):
+    with pytest.raises(ValueError, match="inputs have `encoder` and `encoded`: set one of them"):
         case._apply(Inputs(TARGET, encoder=Inputs(SOURCE), encoded=encoded))
     with pytest.raises(ValueError, match="inputs have the output of an encoder, and no block of the model has `cross`"):
         decoder.init(jax.random.key(0), Inputs(TARGET, encoded=encoded))
-    with pytest.raises(ValueError, match="inputs have an `encoder`, and the model is one stack"):
+    with pytest.raises(ValueError, match="inputs have an `encoder`, and the model is a single stack"):
         decoder.init(jax.random.key(0), _pair(SOURCE, TARGET))
     for inputs in (Inputs(), Inputs(TARGET, features_BTE=np.zeros((2, T, 16), np.float32))):
-        with pytest.raises(ValueError, match="of tokens_BT and features_BTE: give exactly one of them"):
+        with pytest.raises(ValueError, match="of tokens_BT and features_BTE: exactly one is required"):
             decoder.init(jax.random.key(0), inputs)
 
 

@@ -127,7 +127,7 @@ def test_segments_may_keep_different_things():
 
     none, first, both = kept("none"), kept(("full", "none")), kept("full")
     assert none > first > both and none - first == pytest.approx(first - both, rel=0.05)
-    with pytest.raises(ValueError, match="execution.remat is .* there are 2 segments: name one policy"):
+    with pytest.raises(ValueError, match="execution.remat is .* there are 2 segments: set one policy"):
         kept(("full", "none", "none"))
 
 
@@ -226,7 +226,7 @@ def test_long_segments_with_weights_of_their_own_are_cut_into_stages():
     shared = Segment(blocks, 4, shared=True)
     segments = (shared, Segment(blocks, 4), Segment(blocks, 1))
     assert in_stages(segments, PipelineSchedule(2, 2, 2)) == [False, True, False]
-    with pytest.raises(ValueError, match="nothing is cut"):
+    with pytest.raises(ValueError, match="at least one segment must have as many repeats"):
         in_stages((shared,), PipelineSchedule(2, 2, 1))
 
 

@@ -91,13 +91,13 @@ def test_weights_that_do_not_add_up_to_one_give_a_part_of_the_function():
 
 
 REFUSED = [
-    (llama(4, 4, 24, hidden=24, kv_heads=2, **LIMITS), "width is 16 in the dense model and 24 in the one with experts"),
-    (llama(3, 4, 16, hidden=24, kv_heads=2, **LIMITS), "the dense model has 4 layers and the one with experts 3"),
+    (llama(4, 4, 24, hidden=24, kv_heads=2, **LIMITS), "width is 16 in the dense model and 24 in the MoE model"),
+    (llama(3, 4, 16, hidden=24, kv_heads=2, **LIMITS), "the dense model has 4 layers and the MoE model 3"),
     (
         llama(4, 4, 16, hidden=24, kv_heads=4, **LIMITS),
-        "layer 0 differs outside its ffn: only the ffn may become experts",
+        "layer 0 differs outside its ffn: only the ffn may change",
     ),
-    (dataclasses.replace(LLAMA, embed=GPT2.embed), "embed is .* in the dense model and .* only the ffn may become"),
+    (dataclasses.replace(LLAMA, embed=GPT2.embed), "embed is .* in the dense model and .* only the ffn may change"),
 ]
 
 
@@ -111,7 +111,7 @@ def test_another_shape_is_refused(other, message: str):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"expert": GLUConfig(12)}, r"the experts of layer 1 are GLUConfig\(hidden=12.*make `expert` the same"),
+        ({"expert": GLUConfig(12)}, r"the experts of layer 1 are GLUConfig\(hidden=12.*set `expert` to the dense ffn"),
         ({"expert": MLPConfig(24)}, "the experts of layer 1 are MLPConfig"),
         ({"shared": GLUConfig(24)}, "layer 1 has a shared expert.* set `shared` to None"),
     ],

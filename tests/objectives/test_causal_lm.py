@@ -141,7 +141,7 @@ def test_batches_are_pytrees_of_the_stated_types():
 
 OTHERS = {
     "AttentionConfig of the model is not causal: give mixers the mask Causal": bert(2, 4, 16),
-    "needs a head of type HeadConfig or TiedHead and the model's is ClassHead": dataclasses.replace(
+    "requires a head of type HeadConfig or TiedHead and the model's is ClassHead": dataclasses.replace(
         tiny.tiny_gpt2(), head=ClassHead(3)
     ),
     "blocks of the model have `cross` attention": t5(2, 4, 16, hidden=24).decoder,
@@ -170,7 +170,7 @@ def test_experts_that_tell_tokens_of_later_ones_are_refused_unless_that_is_meant
     with pytest.raises(ValueError, match=f"and {name} of the model is not causal.* set allow_future=True"):
         CausalLMConfig().check(model(), 16)
     with pytest.raises(
-        ValueError, match=f"{name} of the model is not causal, and generation token by token needs a causal model"
+        ValueError, match=f"{name} of the model is not causal: generation token by token requires a causal model"
     ):
         Generator(build(model()), SamplingConfig(), 0, 0)
     with pytest.raises(ValueError, match=f"{name} of the decoder is not causal"):

@@ -93,7 +93,7 @@ def test_large_scores_do_not_overflow():
 
 
 def test_chunks_must_divide_the_row():
-    with pytest.raises(ValueError, match="cut into 3 chunks and rows have 8 tokens: chunks must divide it"):
+    with pytest.raises(ValueError, match="3 chunks and sequences have 8 tokens: the number of chunks must divide"):
         cross_entropy(unembed, {"w": HEAD}, HIDDEN, TARGETS, WEIGHTS, 3)
 
 

@@ -89,7 +89,7 @@ def test_the_mask_is_the_last_id_of_the_model_or_one_that_is_named():
     ("fields", "message"),
     [
         ({"rate": 0.0}, "objective.rate is 0.0: it must be above 0"),
-        ({"masked": 0.95, "random": 0.1}, "must not exceed 1 together"),
+        ({"masked": 0.95, "random": 0.1}, "their sum must not exceed 1"),
         ({"masked": -0.1}, "masked is -0.1"),
     ],
 )
@@ -100,5 +100,5 @@ def test_shares_that_are_none_are_refused(fields, message):
 
 def test_decoders_are_refused():
     MaskedLMConfig().check(MODEL, T)
-    with pytest.raises(ValueError, match="predicts tokens from those on both sides, and the model is causal"):
+    with pytest.raises(ValueError, match="requires a bidirectional model, and the model is causal"):
         MaskedLMConfig().check(tiny.tiny_llama(), 16)

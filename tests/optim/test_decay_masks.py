@@ -62,9 +62,9 @@ def test_a_pattern_without_effect_is_an_error(mask, pattern):
     [
         (lambda: DecayMatching(()), "patterns is empty"),
         (lambda: DecayMatching("query"), "must be a tuple"),
-        (lambda: DecayMatching(("(",)), "holds '\\(', no regular expression"),
-        (lambda: DecayAll(exclude=("[",)), "exclude holds '\\['"),
-        (lambda: DecayMatrices(exclude=("*",)), "exclude holds '\\*'"),
+        (lambda: DecayMatching(("(",)), "has '\\(', which is not a regular expression"),
+        (lambda: DecayAll(exclude=("[",)), "exclude has '\\['"),
+        (lambda: DecayMatrices(exclude=("*",)), "exclude has '\\*'"),
     ],
 )
 def test_refuses(make, message):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from llm_jax.core import config as config_text
+from llm_jax.core import config_text
 from llm_jax.core.trees import named_leaves
 from llm_jax.layers.roles import ParameterBox, Role
 from llm_jax.optim.decay_masks import DecayAll, DecayMatching, DecayMatrices
@@ -286,7 +286,7 @@ def test_only_schedule_free_evaluates_other_parameters():
         if not isinstance(config, ScheduleFreeAdamWConfig):
             assert config.evaluation_params(state, params) is params
     adam = jax.eval_shape(build(AdamWConfig(peak_lr=1.0), stacked()).init, params)
-    with pytest.raises(ValueError, match="holds 0 schedule-free states"):
+    with pytest.raises(ValueError, match="has 0 schedule-free states"):
         ScheduleFreeAdamWConfig(peak_lr=1.0).evaluation_params(adam, params)
 
 
@@ -331,7 +331,7 @@ def test_the_learning_rate_is_the_schedules():
         (lambda: AdafactorConfig(peak_lr=1.0, clip_threshold=-1.0), "clip_threshold is -1.0"),
         (lambda: AdafactorConfig(peak_lr=1.0, min_factored_size=0), "min_factored_size is 0"),
         (lambda: AdafactorConfig(peak_lr=1.0, momentum=1.0), "momentum is 1.0"),
-        (lambda: ScheduleFreeAdamWConfig(peak_lr=1.0, b1=0.0), "b1 is 0.0.*set it above 0"),
+        (lambda: ScheduleFreeAdamWConfig(peak_lr=1.0, b1=0.0), "b1 is 0.0: it must be greater than 0"),
         (lambda: ScheduleFreeAdamWConfig(peak_lr=1.0, rate_power=-1.0), "rate_power is -1.0"),
         (lambda: build(AdamWConfig(peak_lr=1.0, schedule=Cosine(warmup_steps=50)), stacked()), "the run has 40 steps"),
         (

@@ -103,7 +103,7 @@ def test_is_the_same_traced_and_not(schedule):
         (lambda: WSD(shape="sqr"), "did you mean 'sqrt'"),
         (lambda: Cosine(warmup_steps=100).build(1.0, 100), "the run has 100 steps.*lower warmup_steps"),
         (lambda: Linear(warmup_steps=100).build(1.0, 50), "the run has 50 steps"),
-        (lambda: WSD(warmup_steps=90).build(1.0, 100), "they overlap"),
+        (lambda: WSD(warmup_steps=90).build(1.0, 100), "they must not overlap"),
         (lambda: Constant().build(0.0, 10), "peak is 0.0"),
         (lambda: Constant().build(1.0, 0), "steps is 0"),
     ],

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from llm_jax.interop import load_hf
-from llm_jax.interop.experts import balanced
-from llm_jax.interop.inputs import model_inputs
+from llm_jax.interop.expert_tensors import balanced
+from llm_jax.interop.model_inputs import model_inputs
 from llm_jax.layers.ffn.routing import Choice, Routed, load
 from llm_jax.models.families.mixtral import mixtral
 from tests.parity.torch_models import CASES, Case

@@ -12,7 +12,7 @@ import pytest
 from llm_jax.core import trees
 from llm_jax.interop import forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
-from llm_jax.interop.inputs import model_inputs
+from llm_jax.interop.model_inputs import model_inputs
 from tests.parity.inputs import difference, torch_logits
 from tests.parity.option_cases import OPTION_CASES
 from tests.parity.torch_models import CASES, Case
@@ -90,7 +90,7 @@ def test_gradients_of_a_loss(name: str, tmp_path: Path):
     for tensor in family.tensors(model.config):
         if tensor.name in dict(theirs.named_buffers()):
             continue  # transformers does not train BART's bias of scores
-        parts = [np.asarray(leaves[leaf.path][leaf.place]) for leaf in tensor.leaves]
+        parts = [np.asarray(leaves[leaf.path][leaf.index]) for leaf in tensor.leaves]
         found = expected[tensor.name].grad
         wanted = np.zeros(tensor.shape) if found is None else found.numpy()  # of XLNet's targets: here are none
         assert np.abs(tensor.join(parts) - wanted).max() <= 1e-4 * max(np.abs(wanted).max(), 1e-2), tensor.name

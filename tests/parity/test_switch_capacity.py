@@ -44,7 +44,9 @@ def test_padding_before_a_token_takes_its_place_there_and_is_refused_here(saved)
     theirs, folder = saved
     model, params = load_hf(folder)
     padded = FULL | {"attention_mask": np.where(np.arange(24) < 12, 0, FULL["attention_mask"])}
-    with pytest.raises(ValueError, match="an expert has 3 places for 24 tokens: transformers gives padding places"):
+    with pytest.raises(
+        ValueError, match="an expert has capacity for 3 of 24 tokens: in transformers padding uses capacity"
+    ):
         forward(model, params, **padded)
     after = FULL | {"attention_mask": np.where(np.arange(24) < 12, FULL["attention_mask"], 0)}
     assert difference(forward(model, params, **after), torch_logits(theirs, **after), after) <= 1e-4

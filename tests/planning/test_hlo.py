@@ -98,7 +98,7 @@ def test_other_text_is_refused(text):
 
 def test_cut_text_is_refused():
     text = module("%x = f32[4] parameter(0)\n%y = f32[4] add(%x, %x)").replace("add(%x, %x)", "add(%x, %x")
-    with pytest.raises(ValueError, match="is cut"):
+    with pytest.raises(ValueError, match="is truncated"):
         Module.parse(text)
 
 

@@ -73,7 +73,7 @@ def test_the_command_says_what_does_not_divide(tmp_path):
     )
     outcome = command_line.llm_jax("shardings", file, "--devices", 3)
     assert outcome.code == 1
-    assert "axis 'embed' has size 128, which does not divide over mesh axes ('fsdp',) of 3 devices" in outcome.said
+    assert "axis 'embed' has size 128, which must be divisible by the 3 devices of mesh axes ('fsdp',)" in outcome.said
 
 
 def test_what_lies_in_the_hosts_memory_is_not_the_devices():

@@ -27,7 +27,7 @@ def test_a_size_is_positive_or_the_rest(axis, size):
 
 
 def test_only_one_axis_takes_the_rest():
-    with pytest.raises(ValueError, match=r"\['data', 'fsdp'\] are all -1.*give the others a size"):
+    with pytest.raises(ValueError, match=r"\['data', 'fsdp'\] are all -1.*set the sizes of the others"):
         MeshConfig(data=-1, fsdp=-1)
 
 
@@ -43,7 +43,9 @@ def test_only_one_axis_takes_the_rest():
     ],
 )
 def test_sizes_that_do_not_fit_the_devices_are_refused_with_those_that_do(config, count, offers):
-    with pytest.raises(ValueError, match=f"does not fit {count} devices: the sizes must multiply to that") as caught:
+    with pytest.raises(
+        ValueError, match=f"does not fit {count} devices: the product of the sizes must be that"
+    ) as caught:
         config.build([None] * count)
     assert offers in str(caught.value) and "--cpu-devices" in str(caught.value)
 
@@ -75,7 +77,7 @@ def test_slices_of_tpus_are_told_from_their_hosts():
     devices = [_Device(index, process_index=index // 2, slice_index=index // 8) for index in range(16)]
     ids = _shown(MeshConfig(data=2, fsdp=8, across=Axes(data=2)), devices)
     assert (ids // 8 == np.arange(2)[:, None]).all()
-    with pytest.raises(ValueError, match="the devices lie in 2 slices: its sizes must multiply to that number"):
+    with pytest.raises(ValueError, match="the devices are in 2 slices: the product of its sizes must be that number"):
         MeshConfig(data=8, fsdp=2, across=Axes(data=8)).build(devices)
 
 

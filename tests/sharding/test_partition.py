@@ -33,7 +33,7 @@ def test_axes_are_read_from_the_boxes():
 
 def test_a_parameter_without_axes_is_an_error_with_its_path():
     tree = _boxed(("embed", "mlp")) | {"other": {"bias": _shape(3)}}
-    with pytest.raises(ValueError, match="parameter other/bias has no logical axes: annotate it"):
+    with pytest.raises(ValueError, match="parameter other/bias has no logical axes: annotate its initialiser"):
         partition.logical_axes(tree)
 
 
@@ -73,7 +73,7 @@ def test_fewer_layers_than_stages_stay_whole():
     table = dict.fromkeys(axes.LOGICAL_AXES) | {axes.LAYERS: "stage"}
     placed = partition.shardings(shapes, logical_axes, mesh, table)
     assert placed["long"].shard_shape((8, 6)) == (2, 6) and placed["short"].is_fully_replicated
-    with pytest.raises(ValueError, match="'layers' has size 6, which does not divide"):
+    with pytest.raises(ValueError, match="'layers' has size 6, which must be divisible"):
         partition.shardings({"a": _shape(6, 6)}, {"a": ("layers", "mlp")}, mesh, table)
 
 

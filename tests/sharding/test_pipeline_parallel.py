@@ -92,7 +92,7 @@ def test_the_backward_pass_keeps_what_the_policy_says_and_no_weights_of_single_s
 
 
 def test_rows_that_cannot_be_cut_are_refused(run):
-    assert "a batch has 8 rows, divided over 4 replicas of the stages" in run["refused"]
+    assert "a batch has 8 sequences on 4 replicas of the stages" in run["refused"]
 
 
 def test_the_compiler_finds_a_way_between_all_layouts(run):

@@ -46,7 +46,7 @@ def test_segments_are_cut_where_stages_and_rounds_divide_them_and_short_ones_are
     assert [plan.cuts(repeats) for repeats in (1, 3, 8, 16)] == [False, False, True, True]
     for repeats in (4, 12, 9):
         with pytest.raises(
-            ValueError, match=f"{repeats} repeats, mesh.stage is 4 .* virtual_stages 2: .* 8 equal parts"
+            ValueError, match=f"{repeats} repeats, mesh.stage is 4 .* virtual_stages 2: .* virtual_stages = 8"
         ):
             plan.cuts(repeats)
     with pytest.raises(ValueError, match=r"\(stage, virtual_stages\) that divide 6, the nearest first: .*\(2, 3\)"):
@@ -56,13 +56,13 @@ def test_segments_are_cut_where_stages_and_rounds_divide_them_and_short_ones_are
 def test_more_stages_than_layers_are_refused():
     PipelineSchedule(4, 4, 1).check([1, 8, 2])
     for repeats in ([2, 3], []):
-        with pytest.raises(ValueError, match="mesh.stage is 4 and the segments .* as many as there are stages"):
+        with pytest.raises(ValueError, match="mesh.stage is 4 and the segments .* as many repeats as there are stages"):
             PipelineSchedule(4, 4, 1).check(repeats)
 
 
 def test_rows_and_microbatches_that_do_not_divide_are_refused():
     PipelineSchedule(2, 4, 1).check_rows(16, 4)
-    with pytest.raises(ValueError, match="a batch has 8 rows, divided over 4 .* microbatches 4: .* multiple of 16"):
+    with pytest.raises(ValueError, match="a batch has 8 sequences on 4 .* microbatches 4: .* multiple of 16"):
         PipelineSchedule(2, 4, 1).check_rows(8, 4)
     with pytest.raises(ValueError, match="microbatches 6 and mesh.stage is 4: .* multiple of 4"):
         PipelineSchedule(4, 6, 1)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.sharding import axes
 from llm_jax.sharding.mesh import Axes, MeshConfig
 from llm_jax.sharding.pipeline_schedule import PipelineSchedule
@@ -84,7 +84,7 @@ def test_a_block_of_a_ring_holds_at_least_one_token():
 def test_a_product_is_of_different_kinds():
     with pytest.raises(ValueError, match="strategy has TensorParallel twice: combine strategies of different kinds"):
         Combined(Combined(TensorParallel(), FullySharded()), TensorParallel(sequence=True))
-    with pytest.raises(ValueError, match=r"jax.pmap divides the batch and nothing else; set use_pmap to False"):
+    with pytest.raises(ValueError, match=r"jax.pmap only divides the batch; set use_pmap to False"):
         Combined(FullySharded(), DataParallel(use_pmap=True))
 
 
@@ -99,7 +99,7 @@ def test_the_stages_of_zero_divide_more_and_more(stage, divided):
 
 
 def test_a_mesh_axis_that_nothing_is_divided_over_is_refused():
-    with pytest.raises(ValueError, match="mesh.tensor is not 1 and strategy FullySharded divides nothing over it"):
+    with pytest.raises(ValueError, match="mesh.tensor is not 1 and strategy FullySharded does not shard over it"):
         ShardingConfig(MeshConfig(tensor=2), FullySharded())
     ShardingConfig(MeshConfig(tensor=2), TensorParallel())
 
@@ -129,8 +129,8 @@ def test_sharding_is_part_of_the_experiments_text():
     mesh = MeshConfig(data=2, fsdp=-1)
     for strategy in (FullySharded(), product, stages):
         other = ShardingConfig(mesh, strategy)
-        assert config.parse(config.to_text(other)) == other
-        assert config.diff(ShardingConfig(), other)
+        assert config_text.parse(config_text.to_text(other)) == other
+        assert config_text.diff(ShardingConfig(), other)
 
 
 def test_pmap_does_not_compute_in_the_hosts_memory():

@@ -81,7 +81,7 @@ def test_a_vocabulary_of_another_size_keeps_the_rows_that_both_have(folder, size
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (THERE, {"fresh": ("haed",)}, "no parameter of the model has a name that begins so; did you mean 'head'"),
+        (THERE, {"fresh": ("haed",)}, "no parameter name of the model starts with it; did you mean 'head'"),
         (THERE, {"fresh": ("",)}, "empty name"),
         (llama(2, 2, 16, hidden=12, vocab_size=30, max_length=16), {}, "width: 16 -> 8"),
         (llama(2, 2, 8, hidden=12, vocab_size=30, max_length=16, tied=True), {}, "head"),

@@ -38,7 +38,7 @@ def test_bad_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="empty.*is empty"):
         _build(tmp_path / "empty")
     (tmp_path / "latin").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match="no UTF-8 text .byte 0xe9 at offset 3"):
+    with pytest.raises(ValueError, match="not UTF-8 .byte 0xe9 at offset 3"):
         _build(tmp_path / "latin")
 
 

@@ -109,7 +109,7 @@ def test_bad_files_are_refused(words, tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer.json.*cannot be read"):
         _build(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"kind": "byte"}')
-    with pytest.raises(ValueError, match="is no tokenizer.json of Hugging Face"):
+    with pytest.raises(ValueError, match="is not a tokenizer.json of Hugging Face"):
         _build(tmp_path)
     folder = _save(tmp_path / "t", words)
     for content, message in {
@@ -127,7 +127,7 @@ def test_missing_or_misspelt_special_tokens_are_refused(words, tmp_path):
     folder = _save(tmp_path / "t", words)
     with pytest.raises(ValueError, match="no end-of-document token.*config's field eos"):
         _build(folder)
-    with pytest.raises(ValueError, match=r"eos is '\[SEQ\]', which is no token.*did you mean '\[SEP\]'"):
+    with pytest.raises(ValueError, match=r"eos is '\[SEQ\]', which is not a token.*did you mean '\[SEP\]'"):
         _build(folder, eos="[SEQ]")
 
 

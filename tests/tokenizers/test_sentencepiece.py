@@ -64,11 +64,11 @@ def test_bad_files_are_refused(tmp_path):
         build(tmp_path / "empty.model")
     for content in (b"this is a text, no model\n", b'{"version": "1.0"}', bytes(range(256))):
         (tmp_path / "wrong.model").write_bytes(content)
-        with pytest.raises(ValueError, match="wrong.model is no SentencePiece model: give the .model file"):
+        with pytest.raises(ValueError, match="wrong.model is not a SentencePiece model: pass the .model file"):
             build(tmp_path / "wrong.model")
 
 
 def test_truncated_model_is_refused(bpe, tmp_path):
     (tmp_path / "cut.model").write_bytes(bpe.content[: len(bpe.content) // 2])
-    with pytest.raises(ValueError, match="cut.model is no SentencePiece model"):
+    with pytest.raises(ValueError, match="cut.model is not a SentencePiece model"):
         SentencePieceTokenizerConfig(str(tmp_path / "cut.model")).build(list, tmp_path, "")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_jax.core import config
+from llm_jax.core import config_text
 from llm_jax.tokenizers import (
     ByteTokenizerConfig,
     CharacterTokenizerConfig,
@@ -175,7 +175,7 @@ def test_pickled_huggingface_still_reads_no_special_token_from_text(huggingface)
     ],
 )
 def test_configs_survive_the_run_directory_without_their_files(made):
-    assert config.parse(config.to_text(made)) == made
+    assert config_text.parse(config_text.to_text(made)) == made
 
 
 def test_missing_special_ids_are_replaced():

@@ -87,7 +87,7 @@ def test_damaged_cache_file_is_named(source_files, tmp_path):
     _CONFIG.build(lambda: source_files, tmp_path, "key")
     (path,) = (tmp_path / "tokenizers").iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=f"{path.name} .delete it to train again. is no SentencePiece model"):
+    with pytest.raises(ValueError, match=f"{path.name} .delete it to train again. is not a SentencePiece model"):
         _CONFIG.build(lambda: source_files, tmp_path, "key")
 
 
@@ -153,7 +153,7 @@ def test_error_in_the_documents_is_passed_on(tmp_path):
     ("settings", "message"),
     [
         ({"kind": "bpee"}, "kind is 'bpee'.*did you mean 'bpe'"),
-        ({"vocab_size": 260}, "vocab_size is 260: 260 pieces are special or single bytes"),
+        ({"vocab_size": 260}, "vocab_size is 260: it must exceed the 260 special and byte pieces"),
         ({"max_training_bytes": 0}, "max_training_bytes is 0"),
         ({"max_piece_length": 0}, "max_piece_length is 0"),
         ({"character_coverage": 1.5}, "character_coverage is 1.5"),

@@ -175,7 +175,7 @@ def test_samples_that_cannot_be_written_cost_a_message():
 
 def test_a_metric_that_is_no_number_is_refused(recorder, display):
     held_out = _evaluate(recorder, display, lambda params, step: {"validation": {"loss": [1.0]}}, 5)
-    with pytest.raises(ValueError, match="gave validation/loss a value of type list: it must be a number"):
+    with pytest.raises(ValueError, match="returned validation/loss with type list: it must be a number"):
         held_out.on_step(5, None)
 
 

@@ -7,7 +7,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import files
+from llm_jax.data.sources import corpus_files
 from llm_jax.data.sources.json_lines import text_field
 from llm_jax.data.sources.text_source import (
     Document,
@@ -36,8 +36,11 @@ class ArrayRecordConfig(Reader):
     empty: EmptyText = "skip"
 
     def __post_init__(self) -> None:
-        files.check_paths(self.paths)
-        check(self.field != "", "field is '': name the JSON field that holds the text, or None where records are text")
+        corpus_files.check_paths(self.paths)
+        check(
+            self.field != "",
+            "field is '': set it to the JSON field that holds the text, or to None if records are text",
+        )
         check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
@@ -53,7 +56,7 @@ class ArrayRecords(RecordSource):
         self._config = config
 
     def storages(self) -> list[Storage]:
-        return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
+        return [Storage(name, (path,)) for name, path in corpus_files.find(self._config.paths)]
 
     def records(self, storage: Storage) -> Iterator[Record]:
         name, (path,) = storage.name, storage.paths
@@ -76,4 +79,4 @@ def _read(path: Path) -> Iterator[bytes]:
         reader.close()
     except RuntimeError as error:
         reason = str(error) or "it is truncated or no array_record file"
-        raise ValueError(f"cannot read {path}: {reason}; give the path of a whole array_record file") from error
+        raise ValueError(f"cannot read {path}: {reason}; set the path to a complete array_record file") from error

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import files
+from llm_jax.data.sources import corpus_files
 from llm_jax.data.sources.text_source import (
     Document,
     EmptyText,
@@ -35,8 +35,8 @@ class JsonLinesConfig(Reader):
     empty: EmptyText = "skip"
 
     def __post_init__(self) -> None:
-        files.check_paths(self.paths)
-        check(bool(self.field), "field is '': name the field of each object that holds the text")
+        corpus_files.check_paths(self.paths)
+        check(bool(self.field), "field is '': set it to the field of each object that holds the text")
         check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
@@ -51,17 +51,17 @@ class JsonLines(RecordSource):
         self._config = config
 
     def storages(self) -> list[Storage]:
-        return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
+        return [Storage(name, (path,)) for name, path in corpus_files.find(self._config.paths)]
 
     def records(self, storage: Storage) -> Iterator[Record]:
         name, (path,) = storage.name, storage.paths
         line_count = 0
-        with files.opened(path) as file:
+        with corpus_files.opened(path) as file:
             for number, line in enumerate(file, start=1):
                 if line := without_bom(line).strip():
                     line_count += 1
                     yield Record(f"{name}:{number}", f"{path}:{number}", line)
-        check(line_count > 0, f"{path} is empty: remove it, or give a file with one JSON object per line")
+        check(line_count > 0, f"{path} is empty: remove it, or use a file with one JSON object per line")
 
     def documents(self, record: Record, text: str) -> Iterator[Document]:
         yield Document(record.name, text_field(record.place, text, self._config.field))
@@ -82,7 +82,7 @@ def text_field(place: str, text: str, field: str) -> str:
         raise ValueError(f"{place}: JSON nested deeper than Python reads; flatten or remove it") from error
     if isinstance(value, dict) and isinstance(value.get(field), str):
         return value[field]
-    check(isinstance(value, dict), f"{place}: a {type(value).__name__} where a JSON object with {field!r} belongs")
+    check(isinstance(value, dict), f"{place}: a {type(value).__name__} where a JSON object with {field!r} is required")
     check(
         field in value,
         f"{place}: no field {field!r}{did_you_mean(field, value)}; the fields there are {sorted(value)}: set `field`",

@@ -8,7 +8,7 @@ import pyarrow.parquet
 
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import files
+from llm_jax.data.sources import corpus_files
 from llm_jax.data.sources.text_source import (
     EmptyText,
     InvalidUtf8,
@@ -36,8 +36,8 @@ class ParquetConfig(Reader):
     empty: EmptyText = "skip"
 
     def __post_init__(self) -> None:
-        files.check_paths(self.paths)
-        check(bool(self.field), "field is '': name the column that holds the text")
+        corpus_files.check_paths(self.paths)
+        check(bool(self.field), "field is '': set it to the column that holds the text")
         check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
@@ -53,7 +53,7 @@ class Parquet(RecordSource):
         self._config = config
 
     def storages(self) -> list[Storage]:
-        return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
+        return [Storage(name, (path,)) for name, path in corpus_files.find(self._config.paths)]
 
     def records(self, storage: Storage) -> Iterator[Record]:
         name, (path,) = storage.name, storage.paths
@@ -81,7 +81,7 @@ def _read(path: Path, field: str) -> Iterator[bytes | None]:
                 yield from batch.column(0).cast(pyarrow.large_binary()).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read {path}: {reason}; give the path of a whole Parquet file") from error
+        raise ValueError(f"cannot read {path}: {reason}; set the path to a complete Parquet file") from error
 
 
 def _check_column(path: Path, schema: pyarrow.Schema, field: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llm_jax.core.checks import check, check_one_of
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import files
+from llm_jax.data.sources import corpus_files
 from llm_jax.data.sources.text_source import InvalidUtf8, Reader, Record, RecordSource, Storage, TextSource
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
@@ -42,10 +42,10 @@ class StandardLibrary(RecordSource):
             for name in (path.relative_to(root) for path in root.rglob("*.py"))
             if not _NOT_LIBRARY.intersection(name.parts)
         )
-        check(bool(names), f"{root} holds no Python source: this Python has no standard library in plain files")
+        check(bool(names), f"{root} has no Python source: use a Python whose standard library is in plain files")
         return [Storage(name.as_posix(), (root / name,)) for name in names]
 
     def records(self, storage: Storage) -> Iterator[Record]:
         (path,) = storage.paths
-        with files.opened(path) as file:
+        with corpus_files.opened(path) as file:
             yield Record(storage.name, str(path), file.read())

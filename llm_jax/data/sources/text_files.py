@@ -8,7 +8,7 @@ from typing import Literal
 
 from llm_jax.core.checks import check, check_one_of
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import files
+from llm_jax.data.sources import corpus_files
 from llm_jax.data.sources.text_source import InvalidUtf8, Reader, Record, RecordSource, Storage, TextSource, without_bom
 
 _LINE_END = r"\r?\n"
@@ -29,8 +29,11 @@ class TextFilesConfig(Reader):
     """error: a file without a character raises an error that names it. skip: it is counted and yields no document."""
 
     def __post_init__(self) -> None:
-        files.check_paths(self.paths)
-        check(self.separator != "", "separator is '': give the text between documents, or None for a document per file")
+        corpus_files.check_paths(self.paths)
+        check(
+            self.separator != "",
+            "separator is '': set it to the text between documents, or to None for one document per file",
+        )
         check_one_of("invalid_utf8", self.invalid_utf8, ("error", "skip", "replace"))
         check_one_of("empty_files", self.empty_files, ("error", "skip"))
 
@@ -49,12 +52,12 @@ class TextFiles(RecordSource):
         self._separator = re.compile(_LINE_END.encode().join(re.escape(line.encode()) for line in lines))
 
     def storages(self) -> list[Storage]:
-        return [Storage(name, (path,)) for name, path in files.find(self._config.paths)]
+        return [Storage(name, (path,)) for name, path in corpus_files.find(self._config.paths)]
 
     def records(self, storage: Storage) -> Iterator[Record]:
         """One record for each document. A whole file is in memory only if it is one document."""
         name, (path,) = storage.name, storage.paths
-        with files.opened(path) as file:
+        with corpus_files.opened(path) as file:
             if self._config.separator is None:
                 yield Record(name, str(path), self._not_empty(path, file.read()))
                 return
@@ -71,7 +74,7 @@ class TextFiles(RecordSource):
     def _not_empty(self, path: Path, data: bytes) -> bytes:
         check(
             len(without_bom(data)) > 0 or self._config.empty_files == "skip",
-            f"{path} is empty: remove it, or set empty_files to 'skip' to pass over empty files",
+            f"{path} is empty: remove it, or set empty_files to 'skip'",
         )
         return data
 

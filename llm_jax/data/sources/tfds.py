@@ -41,8 +41,8 @@ class TFDSConfig(Reader):
     empty: EmptyText = "skip"
 
     def __post_init__(self) -> None:
-        check(bool(self.name), "name is '': give the name of a TFDS data set")
-        check(bool(self.split), "split is '': give a split of the data set, for instance 'train'")
+        check(bool(self.name), "name is '': set it to the name of a TFDS data set")
+        check(bool(self.split), "split is '': set it to a split of the data set, for instance 'train'")
         check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
@@ -126,12 +126,12 @@ def _builder(config: TFDSConfig) -> "tensorflow_datasets.core.DatasetBuilder":
     try:
         builder = tensorflow_datasets.builder(config.name, data_dir=config.data_dir, file_format="array_record")
     except tensorflow_datasets.core.DatasetNotFoundError as error:
-        raise ValueError(f"TFDS knows no data set {config.name!r} in {place}: correct name or data_dir") from error
+        raise ValueError(f"TFDS has no data set {config.name!r} in {place}: correct name or data_dir") from error
     if config.download:
         builder.download_and_prepare()
     check(
         builder.is_prepared(),
-        f"TFDS {config.name} is not prepared as array_record in {place}: set download to True to do so",
+        f"TFDS {config.name} is not prepared as array_record in {place}: set download to True to prepare it",
     )
     return builder
 

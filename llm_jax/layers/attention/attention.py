@@ -22,7 +22,7 @@ from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.attention.softmax import zero_fully_masked
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal, annotated
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.position import RotaryPosition
@@ -199,7 +199,9 @@ class Attention(nn.Module):
         config = self.config
         shape, logical_axes = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
         bias = config.biased_output
-        return Linear("BNTH,NHD->BTD", shape, logical_axes, config.out_init, self.precision, bias, name="out")(y_BNTH)
+        return LinearLayer("BNTH,NHD->BTD", shape, logical_axes, config.out_init, self.precision, bias, name="out")(
+            y_BNTH
+        )
 
     def _placed(self, x_BNTH: jax.Array, place: SequenceInfo, norm: str) -> jax.Array:
         if self.config.qk_norm is not None:
@@ -214,11 +216,13 @@ class Attention(nn.Module):
         limit = self.config.clip
         return x_BNTH if limit is None else jnp.clip(x_BNTH, -limit, limit)
 
-    def _project(self, name: str, einsum: str, heads: int, heads_axis: str, copies: int = 1) -> Linear:
+    def _project(self, name: str, einsum: str, heads: int, heads_axis: str, copies: int = 1) -> LinearLayer:
         shape = (self.width, heads, self.config.head_dim)
         logical_axes = (axes.EMBED, heads_axis, axes.HEAD_DIM)
         init = self.config.query_init if name == "query" and self.config.query_init else self.config.init
-        return Linear(einsum, shape, logical_axes, init, self.precision, self.config.bias, copies=copies, name=name)
+        return LinearLayer(
+            einsum, shape, logical_axes, init, self.precision, self.config.bias, copies=copies, name=name
+        )
 
 
 @configclass
@@ -231,8 +235,7 @@ class CrossAttentionConfig(AttentionConfig):
         super().__post_init__()
         check(
             not isinstance(self.scores.bias, RelativeBiasConfig),
-            "cross.scores.bias is a RelativeBiasConfig: its table is of distances within a row, and cross attention "
-            "reads another one; set it None",
+            "cross.scores.bias is a RelativeBiasConfig: cross-attention has no relative positions; set it to None",
         )
 
     def build(self, width: int, precision: Precision, name: str) -> "CrossAttention":
@@ -260,8 +263,8 @@ class CrossAttention(Attention):
             state = None if state is None else state.replaced(keys_values)
         if keys_values is None:
             raise ValueError(
-                "cross attention has neither an encoder output nor cached keys and values: the first call with a cache "
-                "needs inputs.encoded"
+                "cross-attention has neither an encoder output nor cached keys and values: the first call with a "
+                "cache requires inputs.encoded"
             )
         given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
         pairs = Pairs(config.mask, context.queries, context.encoded, config.scores, **given)

@@ -37,8 +37,8 @@ def attend(
         return kernel.attend(q_BNTH, k_BKSH, v_BKSH, pairs)
     check(
         pairs.drop is None,
-        "mixer.dropout drops weights of attention, and the sharding divides rows over devices, which never hold the "
-        "weights of whole rows: set mixer.dropout to 0, or a sharding without ContextParallel",
+        "mixer.dropout requires the attention weights of whole sequences, and the sharding divides sequences over "
+        "devices: set mixer.dropout to 0, or use a sharding without ContextParallel",
     )
     if isinstance(exchange, Ring):
         return ring.attend(layout, q_BNTH, k_BKSH, v_BKSH, pairs)
@@ -60,9 +60,9 @@ def _all_to_all(kernel: Kernel, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: ja
     devices = length.size * heads.size
     check(
         q_BNTH.shape[1] % devices == 0,
-        f"there are {q_BNTH.shape[1]} heads, and AllToAll divides them over {length.size} devices of a row and "
-        f"{heads.size} of TensorParallel: they must divide by {devices}; make mesh.context smaller, or set "
-        "ContextParallel.exchange to Ring()",
+        f"there are {q_BNTH.shape[1]} heads, and AllToAll divides them over {length.size} devices of ContextParallel "
+        f"and {heads.size} of TensorParallel: the number of heads must be a multiple of {devices}; reduce "
+        "mesh.context, or set ContextParallel.exchange to Ring()",
     )
     queries, keys = (axes.BATCH, axes.HEADS, axes.LENGTH), (axes.BATCH, axes.KV_HEADS, axes.LENGTH)
     here = functools.partial(_whole_rows, kernel, length, heads)

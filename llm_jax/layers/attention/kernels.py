@@ -182,8 +182,8 @@ class DotProductKernel(Kernel):
         implementation = self.implementation or ("cudnn" if jax.default_backend() == "gpu" else "xla")
         check(
             implementation == "xla" or q_BNTH.dtype == jnp.bfloat16,
-            f"activations are {q_BNTH.dtype} and kernel DotProductKernel runs on cudnn, which takes bfloat16: set "
-            "Precision.compute to bfloat16 or the kernel's implementation to xla",
+            f"activations are {q_BNTH.dtype} and kernel DotProductKernel uses cudnn, which requires bfloat16: set "
+            "Precision.compute to bfloat16, or the kernel's implementation to xla",
         )
         function = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
         return fused.attend(function, q_BNTH, k_BKSH, v_BKSH, pairs)
@@ -211,8 +211,8 @@ class TokamaxKernel(Kernel):
         _check_no_sinks(self, scores)
         check(
             scores.softcap is None or scores.bias is None,
-            f"scores.softcap is {scores.softcap}, scores.bias {scores.bias} and kernel TokamaxKernel: tokamax adds the "
-            "bias before it caps, we after; set kernel to ChunkedKernel or BlockedKernel",
+            f"scores.softcap is {scores.softcap}, scores.bias {scores.bias} and kernel TokamaxKernel: tokamax adds "
+            "the bias before the softcap, this package after it; set kernel to ChunkedKernel or BlockedKernel",
         )
 
     def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
@@ -240,7 +240,7 @@ class SplashKernel(Kernel):
     def __post_init__(self):
         check(
             self.block > 0 and self.block % splash.LANES == 0,
-            f"block is {self.block}: splash attention takes whole multiples of {splash.LANES}",
+            f"block is {self.block}: splash attention requires a multiple of {splash.LANES}",
         )
 
     def check(self, scores: ScoresConfig) -> None:
@@ -252,8 +252,8 @@ class SplashKernel(Kernel):
         _check_no_sinks(self, scores)
         check(
             scores.bias is None,
-            f"scores.bias is {scores.bias} and kernel SplashKernel, which adds none: set kernel to ChunkedKernel or "
-            "BlockedKernel",
+            f"scores.bias is {scores.bias} and kernel SplashKernel, which supports no bias: set kernel to "
+            "ChunkedKernel or BlockedKernel",
         )
 
     def attend(self, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, pairs: Pairs) -> jax.Array:
@@ -273,19 +273,19 @@ def check_dropout(kernel: Kernel, rate: float) -> None:
     Raises:
       ValueError: if `rate` is not in [0, 1), or for dropout with a kernel that does not materialise the weights.
     """
-    check(0 <= rate < 1, f"dropout is {rate}: a share of the weights of attention from 0 to below 1 can be dropped")
+    check(0 <= rate < 1, f"dropout is {rate}: it must be at least 0 and less than 1")
     check(
         rate == 0 or kernel.holds_weights,
-        f"dropout is {rate} and kernel {type(kernel).__name__}, which never holds the weights of attention that are to "
-        "be dropped: set kernel to BlockedKernel or PlainKernel, or dropout to 0",
+        f"dropout is {rate} and kernel {type(kernel).__name__}, which does not materialise attention weights: set "
+        "kernel to BlockedKernel or PlainKernel, or dropout to 0",
     )
 
 
 def _check_no_sinks(kernel: Kernel, scores: ScoresConfig) -> None:
     check(
         not scores.sinks,
-        f"scores.sinks is True and kernel {type(kernel).__name__}, whose softmax is over tokens alone: set kernel to "
-        "ChunkedKernel, BlockedKernel or PlainKernel",
+        f"scores.sinks is True and kernel {type(kernel).__name__}, which does not support attention sinks: set kernel "
+        "to ChunkedKernel, BlockedKernel or PlainKernel",
     )
 
 

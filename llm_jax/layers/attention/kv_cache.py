@@ -56,7 +56,7 @@ class Cache:
           ValueError: if T exceeds the number of cache positions.
         """
         tokens, (batch, slots) = new.positions_BT.shape[1], self.slots.positions_BT.shape
-        check(tokens <= slots, f"{tokens} tokens do not fit a cache of {slots} slots: allocate a larger one")
+        check(tokens <= slots, f"{tokens} tokens do not fit a cache of {slots} positions: allocate a larger cache")
 
         def put(old_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
             # Without the broadcast, an array [1, T] would be written to the first sequence only.

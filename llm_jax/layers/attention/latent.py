@@ -24,7 +24,7 @@ from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm, RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
@@ -73,22 +73,22 @@ class LatentAttentionConfig(Mixer):
         check_not_negative(sharpening=self.sharpening)
         check(
             self.rotary_dim % 2 == 0,
-            f"rotary_dim is {self.rotary_dim}: rotary positions turn pairs, so it must be even",
+            f"rotary_dim is {self.rotary_dim}: it must be even, since RoPE rotates pairs",
         )
         check(
             self.position.features is None,
-            f"position.features is {self.position.features}: the features without position are `head_dim`; leave it "
-            "at None and set `rotary_dim`",
+            f"position.features is {self.position.features}: `rotary_dim` sets the number of rotated features; set "
+            "position.features to None",
         )
         check(
             not self.sharpening or isinstance(self.position.scaling, YaRNScaling),
-            f"sharpening is {self.sharpening} and position.scaling is {self.position.scaling}: only YaRN has a factor "
-            "to sharpen by; set it to 0",
+            f"sharpening is {self.sharpening} and position.scaling is {self.position.scaling}: sharpening requires "
+            "YaRNScaling; set it to 0",
         )
         check(
             self.kernel.mixed_sizes,
-            f"kernel is {type(self.kernel).__name__}, whose function takes values of the size of keys only, and here "
-            "they differ: set kernel to BlockedKernel, ChunkedKernel or PlainKernel",
+            f"kernel is {type(self.kernel).__name__}, which requires values of the size of keys, and here the sizes "
+            "differ: set kernel to BlockedKernel, ChunkedKernel or PlainKernel",
         )
 
     def build(self, width: int, precision: Precision, name: str) -> "LatentAttention":
@@ -192,7 +192,7 @@ class LatentAttention(nn.Module):
             mix = self._absorbed if config.absorbs(x_BTD.shape[1], c_BSL.shape[1]) else self._expanded
         y_BNTV = mix(*query, c_BSL, context)
         shape, logical_axes = (config.heads, config.value_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-        out = Linear("BNTV,NVD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")
+        out = LinearLayer("BNTV,NVD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")
         return out(y_BNTV), state
 
     def _queries(self, x_BTD: jax.Array, place: SequenceInfo) -> tuple[jax.Array, jax.Array]:
@@ -251,12 +251,12 @@ class LatentAttention(nn.Module):
         tap(self, "weights", lambda: weights(q, k, pairs))
         return context_parallel.attend(config.kernel, q, k, v, pairs, cached=context.slots is not None)
 
-    def _down(self, name: str, size: int) -> Linear:
+    def _down(self, name: str, size: int) -> LinearLayer:
         """Projection from the input to a vector shared by all heads."""
         shape, logical_axes = (self.width, size), (axes.EMBED, axes.HEAD_DIM)
-        return Linear("BTD,DR->BTR", shape, logical_axes, self.config.init, self.precision, name=name)
+        return LinearLayer("BTD,DR->BTR", shape, logical_axes, self.config.init, self.precision, name=name)
 
-    def _up(self, name: str, size: int, head_dim: int) -> Linear:
+    def _up(self, name: str, size: int, head_dim: int) -> LinearLayer:
         """Projection from a vector of `size` features to all heads."""
         shape, logical_axes = (size, self.config.heads, head_dim), (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
-        return Linear("BTR,RNH->BNTH", shape, logical_axes, self.config.init, self.precision, name=name)
+        return LinearLayer("BTR,RNH->BNTH", shape, logical_axes, self.config.init, self.precision, name=name)

@@ -100,7 +100,7 @@ class Permuted(Mask):
         if keys.order_BT is None:
             return seen
         order_B1S = keys.order_BT[:, None, :]
-        order_BT = given(queries.order_BT, "keys have an order of prediction and queries have none: give both one")
+        order_BT = given(queries.order_BT, "keys have a prediction order and queries have none: set order_BT for both")
         # The content stream reads its own token. The query stream predicts that token and must not read it.
         same = queries.positions_BT[:, :, None] == keys.positions_BT[:, None, :]
         if queries.targets_BT is not None:

@@ -92,7 +92,7 @@ class Pairs:
         if bias is None or bias.shape[1] == heads:
             return bias
         return jax.lax.dynamic_slice_in_dim(
-            bias, given(self.first_head, "pairs have `heads` and no `first_head`"), heads, axis=1
+            bias, given(self.first_head, "pairs have `heads` and no `first_head`: set both"), heads, axis=1
         )
 
     @property

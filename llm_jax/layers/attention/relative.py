@@ -24,7 +24,7 @@ from llm_jax.layers.attention.softmax import attend, zero_fully_masked
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal, annotated
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.positions.sinusoidal import SinusoidalConfig
 from llm_jax.layers.roles import Role
@@ -108,7 +108,7 @@ class RelativeAttention(nn.Module):
         Raises:
           ValueError: with a KV cache.
         """
-        check(state is None, "attention by relative distance keeps no cache: give the whole row, and no cache")
+        check(state is None, "attention with relative distances has no KV cache: pass whole sequences without a cache")
         config, place = self.config, context.queries
         q_BNTH, k_BNSH, v_BNSH = (self._project(name, x_BTD) for name in ("query", "key", "value"))
         # Of the four terms of Dai et al. 3.3, (b) and (d) are a bias by distance, (a) and (c) the product of keys and
@@ -123,7 +123,9 @@ class RelativeAttention(nn.Module):
         # The first token of the factorisation order is fully masked in the query stream if no token is given.
         y_BNTH = zero_fully_masked(y_BNTH, allowed)
         shape, logical_axes = (config.heads, config.head_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-        return Linear("BNTH,NHD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")(y_BNTH), None
+        return LinearLayer("BNTH,NHD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")(
+            y_BNTH
+        ), None
 
     def _of_distances(self, q_BNTH: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """(q + v) W sinusoid(d) / sqrt(H), [B, N, T, S] float32.
@@ -160,7 +162,7 @@ class RelativeAttention(nn.Module):
         """[B, N, T, H]."""
         config, logical_axes = self.config, (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
         shape = (self.width, config.heads, config.head_dim)
-        linear = Linear("BTD,DNH->BNTH", shape, logical_axes, config.init, self.precision, name=name)
+        linear = LinearLayer("BTD,DNH->BNTH", shape, logical_axes, config.init, self.precision, name=name)
         return checkpoint_name(linear(x_BTD), "qkv")
 
     def _biased(self, name: str, q_BNTH: jax.Array) -> jax.Array:

@@ -150,8 +150,8 @@ def _plan(ring: Ring, pairs: Pairs) -> _Plan:
     for length in pairs.shape:
         check(
             length % devices == 0,
-            f"a row has {length} tokens and is divided over {devices} devices: make it a multiple of {devices}, or "
-            "mesh.context smaller",
+            f"a sequence has {length} tokens and is divided over {devices} devices: set the length to a multiple of "
+            f"{devices}, or reduce mesh.context",
         )
     plan, length = _Plan.of(ring, pairs, devices, False), pairs.shape[0]
     uneven = len(set(plan.visits(pairs).sum(axis=1))) > 1
@@ -159,8 +159,8 @@ def _plan(ring: Ring, pairs: Pairs) -> _Plan:
         return plan
     check(
         length % (2 * devices) == 0,
-        f"a row has {length} tokens, and a balanced ring cuts it into two stretches for each of {devices} devices: "
-        f"make it a multiple of {2 * devices}, or set Ring.balanced to False",
+        f"a sequence has {length} tokens, and a balanced ring divides it into two shards for each of {devices} "
+        f"devices: set the length to a multiple of {2 * devices}, or Ring.balanced to False",
     )
     return min(plan, _Plan.of(ring, pairs, devices, True), key=lambda plan: plan.work(pairs))
 

@@ -65,7 +65,7 @@ def _mask(mask: Mask, length: int) -> masks.Mask:
         return masks.CausalMask(shape) if mask.window is None else masks.LocalMask(shape, (mask.window - 1, 0), 0)
     check(
         isinstance(mask, Bidirectional),
-        f"mask is {type(mask).__name__} and kernel SplashKernel knows Causal and Bidirectional: set kernel to "
+        f"mask is {type(mask).__name__} and kernel SplashKernel supports Causal and Bidirectional: set kernel to "
         "ChunkedKernel or BlockedKernel",
     )
     return masks.FullMask(shape)

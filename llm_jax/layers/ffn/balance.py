@@ -39,8 +39,8 @@ class _Loss:
         """
         check(
             router.routes is Choice and router.scored,
-            f"balance has a {type(self).__name__} and router is {type(router).__name__}, which has no scores by which "
-            "tokens choose: leave the loss out",
+            f"balance has a {type(self).__name__} and router is {type(router).__name__}, which has no scores for "
+            "token choice: remove the loss",
         )
 
 
@@ -137,7 +137,7 @@ class ZLoss(_Loss):
         """
         check(
             router.scored,
-            f"balance has a ZLoss and router is {type(router).__name__}, which has no logits: leave the loss out",
+            f"balance has a ZLoss and router is {type(router).__name__}, which has no logits: remove the loss",
         )
 
     def loss(self, routed: Routed, load_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
@@ -163,8 +163,8 @@ class BiasUpdate:
         """
         check(
             router.has_bias,
-            f"balance has a BiasUpdate and router is {type(router).__name__} without a bias that it moves: set the "
-            "router to SigmoidConfig with corrected=True, or leave the update out",
+            f"balance has a BiasUpdate and router is {type(router).__name__} without a correction bias: set the "
+            "router to SigmoidConfig with corrected=True, or remove the update",
         )
 
 
@@ -177,15 +177,15 @@ def check_balance(balance: tuple[Balance, ...], router: Router) -> None:
     Raises:
       ValueError: if one does not fit the router, or if the router has a bias and there is no BiasUpdate.
     """
-    check(isinstance(balance, tuple), f"balance is {balance}: make it a tuple, such as (LoadLoss(0.01),)")
+    check(isinstance(balance, tuple), f"balance is {balance}: it must be a tuple, such as (LoadLoss(0.01),)")
     for one in balance:
         one.check(router)
     updates = sum(isinstance(one, BiasUpdate) for one in balance)
-    check(updates <= 1, f"balance has {updates} BiasUpdate: one moves the router's bias; leave one")
+    check(updates <= 1, f"balance has {updates} BiasUpdate: at most one is supported; remove the others")
     check(
         updates > 0 or not router.has_bias,
-        f"router is {type(router).__name__} with corrected=True and balance has no BiasUpdate: nothing would ever move "
-        "the bias; add BiasUpdate() to balance, or set corrected=False",
+        f"router is {type(router).__name__} with corrected=True and balance has no BiasUpdate, which updates the "
+        "bias: add BiasUpdate() to balance, or set corrected=False",
     )
 
 

@@ -125,8 +125,8 @@ class Local:
 
         check(
             self.key is None,
-            f"expert.dropout is {self.config.dropout} and Dropless sends rows to the devices of their experts, where "
-            "none of it is drawn: set expert.dropout to 0, dispatch to Capacity, or a sharding without ExpertParallel",
+            f"expert.dropout is {self.config.dropout} and Dropless with ExpertParallel does not support dropout: set "
+            "expert.dropout to 0, dispatch to Capacity, or use a sharding without ExpertParallel",
         )
 
         def compute(weights: Weights, rows_RD: jax.Array, weights_R: jax.Array, sizes_L: jax.Array) -> jax.Array:
@@ -159,7 +159,7 @@ class Local:
 
         def multiplied(rows: jax.Array, *by: str) -> list[jax.Array]:
             made = products(rows, tuple(self.weights[name][0] for name in by))
-            # The same name as in Linear: a remat policy may save them.
+            # The same name as in LinearLayer: a remat policy may save them.
             return [checkpoint_name(y, "product") for y in made]
 
         def weighted(x: jax.Array) -> jax.Array:

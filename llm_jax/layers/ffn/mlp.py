@@ -15,7 +15,7 @@ from llm_jax.layers.barrier import fence, fence_gradients
 from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.initialisers import Init, Normal
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes
 
@@ -122,15 +122,17 @@ def _dropped(module: MLP | GLU, x_BTF: jax.Array) -> jax.Array:
     return nn.Dropout(module.config.dropout, deterministic=not module.has_rng("dropout"))(x_BTF)
 
 
-def _into(module: MLP | GLU, name: str) -> Linear:
+def _into(module: MLP | GLU, name: str) -> LinearLayer:
     config = module.config
     shape = (module.width, config.hidden)
-    return Linear("BTD,DF->BTF", shape, (axes.EMBED, axes.MLP), config.init, module.precision, config.bias, name=name)
+    return LinearLayer(
+        "BTD,DF->BTF", shape, (axes.EMBED, axes.MLP), config.init, module.precision, config.bias, name=name
+    )
 
 
-def _out(module: MLP | GLU) -> Linear:
+def _out(module: MLP | GLU) -> LinearLayer:
     config = module.config
     shape = (config.hidden, module.width)
-    return Linear(
+    return LinearLayer(
         "BTF,FD->BTD", shape, (axes.MLP, axes.EMBED), config.out_init, module.precision, config.bias, name="down"
     )

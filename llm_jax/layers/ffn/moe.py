@@ -24,7 +24,7 @@ from llm_jax.layers.ffn.ffn import FFN
 from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.routing import Router, Routes, load
 from llm_jax.layers.ffn.routing_statistics import RoutingAux
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.roles import Role
 from llm_jax.layers.tap import tap
 from llm_jax.sharding import axes, partition
@@ -57,18 +57,18 @@ class MoEConfig(FFN):
         check_positive(count=self.count)
         check(
             self.shared is not None or not self.shared_gate,
-            "shared_gate is True and shared None: there is nothing to gate; set shared, or shared_gate to False",
+            "shared_gate is True and shared is None: set shared, or shared_gate to False",
         )
         check(
             self.expert.dropout < 1,
-            f"expert.dropout is {self.expert.dropout}: a share from 0 to below 1 of inner features can be dropped",
+            f"expert.dropout is {self.expert.dropout}: it must be at least 0 and less than 1",
         )
         self.router.check(self.count)
         kind, serves = self.router.routes, self.dispatch.serves
         check(
             kind in serves,
-            f"router {type(self.router).__name__} gives a {kind.__name__} and dispatch {type(self.dispatch).__name__} "
-            f"serves {' or '.join(served.__name__ for served in serves)}: choose another dispatch",
+            f"router {type(self.router).__name__} returns {kind.__name__} and dispatch {type(self.dispatch).__name__} "
+            f"supports {' or '.join(served.__name__ for served in serves)}: use another dispatch",
         )
         self.dispatch.check(self.router)
         check_balance(self.balance, self.router)
@@ -134,7 +134,7 @@ class MoE(nn.Module):
             return y_BTD
         init, logical_axes = expert.init, (axes.EMBED, axes.ROUTES)
         shape, role = (self.width, 1), Role.READOUT
-        gate = Linear("BTD,DE->BTE", shape, logical_axes, init, self.precision, role=role, name="shared_gate")
+        gate = LinearLayer("BTD,DE->BTE", shape, logical_axes, init, self.precision, role=role, name="shared_gate")
         return broadcast(jax.nn.sigmoid(gate(x_BTD)), y_BTD.shape, y_BTD.dtype) * y_BTD
 
     def _dispatched(

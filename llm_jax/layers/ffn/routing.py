@@ -150,12 +150,12 @@ class Routed:
     @property
     def logits(self) -> jax.Array:
         """`logits_BTE`. Raises ValueError if the router has none."""
-        return given(self.logits_BTE, "the router has no logits: it does not look at tokens")
+        return given(self.logits_BTE, "the router has no logits, since it does not read tokens: use another router")
 
     @property
     def scores(self) -> jax.Array:
         """`scores_BTE`. Raises ValueError if the router has none."""
-        return given(self.scores_BTE, "the router has no scores: it does not look at tokens")
+        return given(self.scores_BTE, "the router has no scores, since it does not read tokens: use another router")
 
 
 def served(routes: Routes, *kinds: type[Kind]) -> Kind:

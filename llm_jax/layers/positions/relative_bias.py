@@ -38,13 +38,13 @@ class RelativeBiasConfig(PositionBias):
         check_positive(buckets=self.buckets, max_distance=self.max_distance)
         check(
             self.buckets % (4 if self.bidirectional else 2) == 0,
-            f"bias.buckets is {self.buckets}: they are halved for near and far, and again where `bidirectional`; take "
-            "a multiple of 4",
+            f"bias.buckets is {self.buckets}: it must be even, and a multiple of 4 if `bidirectional`; use a multiple "
+            "of 4",
         )
         check(
             self.max_distance > self._exact,
             f"bias.max_distance is {self.max_distance}: it must exceed the {self._exact} distances with buckets of "
-            "their own; raise it or lower bias.buckets",
+            "their own; increase it or reduce bias.buckets",
         )
 
     def parameters(self, heads: int) -> int:
@@ -55,7 +55,7 @@ class RelativeBiasConfig(PositionBias):
         self, heads: int, queries_BT: jax.Array, keys_BS: jax.Array, bias_RN: jax.Array | None = None
     ) -> jax.Array:
         """Bias between positions, [B, N, T, S] float32."""
-        table_RN = given(bias_RN, "scores have a RelativeBiasConfig and there is no table of biases")
+        table_RN = given(bias_RN, "scores have a RelativeBiasConfig and the call has no table of biases: pass it")
         distance_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
         # [N, B, T, S] -> [B, N, T, S]
         return table_RN.T[:, self.bucket(distance_BTS)].swapaxes(0, 1)

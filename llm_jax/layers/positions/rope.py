@@ -32,7 +32,7 @@ class RoPEConfig(RotaryPosition):
         check_positive(base=self.base)
         check(
             self.features is None or (self.features > 0 and self.features % 2 == 0),
-            f"features is {self.features}: rotary positions turn pairs, so it must be even and greater than 0",
+            f"features is {self.features}: it must be even and greater than 0, since RoPE rotates pairs",
         )
 
     def check_fits(self, head_dim: int) -> None:
@@ -40,11 +40,11 @@ class RoPEConfig(RotaryPosition):
         rotated = self.features or head_dim
         check(
             rotated % 2 == 0,
-            f"head_dim is {head_dim}: rotary positions turn pairs, so it must be even; change it or `position`",
+            f"head_dim is {head_dim}: it must be even, since RoPE rotates pairs; change it or `position`",
         )
         check(
             rotated <= head_dim,
-            f"position.features is {rotated} and head_dim is {head_dim}: no more can be rotated than there are",
+            f"position.features is {rotated} and head_dim is {head_dim}: features must not exceed head_dim",
         )
 
     def rotate(self, x_BNTH: jax.Array, positions_BT: jax.Array, lengths_BT: jax.Array | None = None) -> jax.Array:

@@ -52,7 +52,7 @@ class DynamicScaling:
 
     def frequencies(self, base: float, features: int, lengths_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
         """As `Unscaled.frequencies`."""
-        check(features > 2, f"{features} features are rotated: dynamic scaling needs at least 4")
+        check(features > 2, f"{features} features are rotated: dynamic scaling requires at least 4")
         length_BT1 = jnp.maximum(lengths_BT, self.original_length).astype(jnp.float32)[..., None]
         # With this exponent the slowest pair, i = n / 2 - 1, slows down by exactly `growth`, and the fastest one not at
         # all.
@@ -140,14 +140,16 @@ class LongRoPEScaling:
         check_positive(original_length=self.original_length, magnitude=self.magnitude)
         check(
             len(self.short) == len(self.long),
-            f"short has {len(self.short)} divisors and long has {len(self.long)}: both need one a pair of features",
+            f"short has {len(self.short)} divisors and long has {len(self.long)}: both must have one per pair of "
+            "features",
         )
 
     def frequencies(self, base: float, features: int, lengths_BT: jax.Array) -> tuple[jax.Array | np.ndarray, float]:
         """As `Unscaled.frequencies`."""
         check(
             len(self.short) == features // 2,
-            f"rope scaling has {len(self.short)} divisors and {features} features are rotated: it needs one a pair",
+            f"rope scaling has {len(self.short)} divisors and {features} features are rotated: one per pair of "
+            "features is required",
         )
         plain = _plain(base, features)
         beyond_BT1 = (lengths_BT > self.original_length)[..., None]

@@ -44,7 +44,7 @@ class Sinusoidal:
     precision: Precision
 
     def __post_init__(self):
-        check(self.width % 2 == 0, f"width is {self.width}: sinusoidal positions are pairs, so it must be even")
+        check(self.width % 2 == 0, f"width is {self.width}: it must be even, since sinusoidal positions are pairs")
 
     def __call__(self, positions_BT: jax.Array) -> jax.Array:
         frequencies = self.config.base ** (-jnp.arange(0, self.width, 2) / self.width)

@@ -13,7 +13,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.initialisers import FanIn, Init, Zero, annotated
-from llm_jax.layers.recurrent.documents import segment_ids
+from llm_jax.layers.recurrent.document_starts import segment_ids
 from llm_jax.layers.roles import Role
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.sharding import axes

@@ -17,9 +17,9 @@ from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal, Zero
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.mixer import Mixer
-from llm_jax.layers.recurrent.documents import documents
+from llm_jax.layers.recurrent.document_starts import documents
 from llm_jax.sharding import axes
 
 _GATES = 4
@@ -89,8 +89,8 @@ class LSTMConfig(Mixer):
     def _check_fits(self, width: int) -> None:
         check(
             self.hidden == width,
-            f"mixer.hidden is {self.hidden} and the model's width is {width}: an LSTM gives its hidden state to the "
-            "next layer; make them equal",
+            f"mixer.hidden is {self.hidden} and the model's width is {width}: they must be equal, since the hidden "
+            "state is the output",
         )
 
 
@@ -112,7 +112,7 @@ class LSTM(nn.Module):
         # The contribution of the inputs to the gates is one product for all tokens. Only the recurrent product is
         # sequential.
         shape, logical_axes = (self.width, _GATES, config.hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
-        into = Linear(
+        into = LinearLayer(
             "BTD,DGH->BTGH", shape, logical_axes, config.init, self.precision, True, config.bias_init, name="input"
         )
         gates_BTGH = checkpoint_name(into(x_BTD), "qkv")
@@ -142,7 +142,7 @@ class LSTMCell(nn.Module):
         hidden = self.config.hidden
         shape, logical_axes = (hidden, _GATES, hidden), (axes.EMBED, axes.HEAD_DIM, axes.MLP)
         # Without a bias: that of the input projection serves both products.
-        recurrent = Linear("BK,KGH->BGH", shape, logical_axes, self.config.init, self.precision, name="recurrent")
+        recurrent = LinearLayer("BK,KGH->BGH", shape, logical_axes, self.config.init, self.precision, name="recurrent")
         # float32 from here: the cell state adds up small changes over many tokens.
         gates_BGH = (gates_BGH + recurrent(h_BH)).astype(jnp.float32)
         input_BH, forget_BH, candidate_BH, output_BH = (gates_BGH[:, gate] for gate in range(_GATES))

@@ -20,7 +20,7 @@ from llm_jax.layers.activations import ACTIVATIONS, GATED
 from llm_jax.layers.broadcast import broadcast
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal, annotated
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import normalise
 from llm_jax.layers.recurrent.convolution import ConvolutionConfig, Recent
@@ -48,7 +48,7 @@ class TimeScales:
 
     def __post_init__(self):
         for name, (low, high) in dataclasses.asdict(self).items():
-            check(0 < low <= high, f"{name} are {low} to {high}: both must be greater than 0, the lower one first")
+            check(0 < low <= high, f"{name} are {low} to {high}: both must be greater than 0, in ascending order")
 
     def step_bias(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Draws step biases: the inverse softplus of the steps."""
@@ -100,7 +100,7 @@ class Mamba2Config(Mixer):
         check_positive(epsilon=self.epsilon)
         check_divides(self.groups, self.heads, "groups", "heads")
         low, high = self.step_limit
-        check(0 <= low < high, f"step_limit is {low} to {high}: it must be a range of numbers from 0 up")
+        check(0 <= low < high, f"step_limit is {low} to {high}: it must be an ascending range of numbers of at least 0")
 
     @property
     def features(self) -> int:
@@ -195,7 +195,7 @@ class Mamba2(nn.Module):
             GATED["silu"](projected["gate"], y_BTF)
         )
         shape, logical_axes = (config.features, self.width), (axes.MLP, axes.EMBED)
-        out = Linear("BTF,FD->BTD", shape, logical_axes, config.out_init, self.precision, config.bias, name="out")
+        out = LinearLayer("BTF,FD->BTD", shape, logical_axes, config.out_init, self.precision, config.bias, name="out")
         return out(y_BTF), None if recent is None or memory is None else Mamba2State(recent, memory)
 
     def _heads(self, mixed_BTC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -221,9 +221,11 @@ class Mamba2(nn.Module):
         init = annotated(init, (axes.HEADS,), role)
         return self.param(name, init, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
-    def _project(self, name: str, size: int, word: str) -> Linear:
+    def _project(self, name: str, size: int, word: str) -> LinearLayer:
         shape, logical_axes = (self.width, size), (axes.EMBED, word)
-        return Linear("BTD,DF->BTF", shape, logical_axes, self.config.init, self.precision, self.config.bias, name=name)
+        return LinearLayer(
+            "BTD,DF->BTF", shape, logical_axes, self.config.init, self.precision, self.config.bias, name=name
+        )
 
 
 class GroupedNorm(nn.Module):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check_positive, given
 from llm_jax.core.configclass import configclass
-from llm_jax.layers.recurrent.documents import Documents, documents
+from llm_jax.layers.recurrent.document_starts import Documents, documents
 from llm_jax.layers.sequence import SequenceInfo
 
 

@@ -18,7 +18,7 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import GATED
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Init, Normal
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import normalise
 from llm_jax.layers.positions.rope import RoPEConfig
@@ -151,10 +151,10 @@ class Retention(nn.Module):
         y_BNTP = normalise(y_BNTP, jnp.ones(config.value_dim), config.epsilon, centred=True)
         y_BNTP = GATED["silu"](gate_BNTP, y_BNTP)
         shape, logical_axes = (config.heads, config.value_dim, self.width), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-        out = Linear("BNTP,NPD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")
+        out = LinearLayer("BNTP,NPD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")
         return out(y_BNTP), state
 
-    def _project(self, name: str, size: int) -> Linear:
+    def _project(self, name: str, size: int) -> LinearLayer:
         shape, logical_axes = (self.width, self.config.heads, size), (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
         init = self.config.value_init if name == "value" and self.config.value_init else self.config.init
-        return Linear("BTD,DNP->BNTP", shape, logical_axes, init, self.precision, name=name)
+        return LinearLayer("BTD,DNP->BNTP", shape, logical_axes, init, self.precision, name=name)

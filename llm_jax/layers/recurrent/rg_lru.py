@@ -16,10 +16,10 @@ from llm_jax.core.dtypes import Precision
 from llm_jax.layers.activations import ACTIVATIONS, Activation
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import FanIn, Init, annotated
-from llm_jax.layers.linear import BlockDiagonal, Linear
+from llm_jax.layers.linear import BlockDiagonal, LinearLayer
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.recurrent.convolution import ConvolutionConfig, Recent
-from llm_jax.layers.recurrent.documents import Documents, documents
+from llm_jax.layers.recurrent.document_starts import Documents, documents
 from llm_jax.layers.recurrent.linear_recurrence import linear_recurrence
 from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
@@ -140,13 +140,15 @@ class RGLRU(nn.Module):
         decay_BTR, input_BTR = _terms(x_BTR, *gates, rate_R, row)
         return linear_recurrence(decay_BTR, input_BTR, before_BR)
 
-    def _branch(self, name: str) -> Linear:
+    def _branch(self, name: str) -> LinearLayer:
         shape, logical_axes = (self.width, self.config.channels), (axes.EMBED, axes.MLP)
-        return Linear("BTD,DR->BTR", shape, logical_axes, self.config.init, self.precision, bias=True, name=name)
+        return LinearLayer("BTD,DR->BTR", shape, logical_axes, self.config.init, self.precision, bias=True, name=name)
 
-    def _out(self) -> Linear:
+    def _out(self) -> LinearLayer:
         shape, logical_axes = (self.config.channels, self.width), (axes.MLP, axes.EMBED)
-        return Linear("BTR,RD->BTD", shape, logical_axes, self.config.out_init, self.precision, bias=True, name="out")
+        return LinearLayer(
+            "BTR,RD->BTD", shape, logical_axes, self.config.out_init, self.precision, bias=True, name="out"
+        )
 
 
 @jax.checkpoint

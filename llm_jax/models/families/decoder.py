@@ -52,11 +52,11 @@ def with_experts(
     chosen = set(range(len(blocks)) if layers is None else layers)
     check(
         chosen <= set(range(len(blocks))),
-        f"layers are {sorted(chosen)} and the model has {len(blocks)}: name some of 0 to {len(blocks) - 1}",
+        f"layers are {sorted(chosen)} and the model has {len(blocks)}: use numbers from 0 to {len(blocks) - 1}",
     )
     check(
         not any(segment.shared for segment in config.segments),
-        "the layers of a segment share their weights: give experts to its blocks where the segment is made",
+        "the layers of a segment share their weights: set the MoE layers when the segment is built",
     )
     mixed = (dataclasses.replace(b, ffn=experts) if i in chosen else b for i, b in enumerate(blocks))
     return dataclasses.replace(config, segments=segments(tuple(mixed)))

@@ -43,7 +43,7 @@ def mixtral(
 
 
 def _balance(coefficient: float, layers: int, top: int = 2) -> tuple[Balance, ...]:
-    """Load loss of the `router_aux_loss_coef` of a config.json: see interop/experts.py."""
+    """Load loss of the `router_aux_loss_coef` of a config.json: see interop/expert_tensors.py."""
     return mean_over(layers, LoadLoss(coefficient * top, first=False))
 
 

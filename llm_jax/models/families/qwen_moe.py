@@ -74,7 +74,7 @@ def qwen3_moe(
 
 
 def _balance(layers: int, top: int, mixed: tuple[int, ...] | None) -> tuple[Balance, ...]:
-    """Load loss with `router_aux_loss_coef` 0.001: see interop/experts.py."""
+    """Load loss with `router_aux_loss_coef` 0.001: see interop/expert_tensors.py."""
     return mean_over(layers if mixed is None else max(1, len(mixed)), LoadLoss(0.001 * top, first=False))
 
 

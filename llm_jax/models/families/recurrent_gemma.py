@@ -65,7 +65,7 @@ def recurrent_gemma(
       bias: whether queries, keys and values have biases; all other projections have.
     """
     check_divides(heads, width, "heads", "width")
-    check(len(pattern) > 0, "pattern is empty: name what mixes tokens in at least one layer")
+    check(len(pattern) > 0, "pattern is empty: at least one mixer is required")
     for kind in pattern:
         check_one_of("pattern", kind, ("recurrent", "attention"))
     head_dim, norm, out_init = width // heads, RMSNormConfig(epsilon, from_zero=True), FanIn(math.sqrt(2 / layers))

@@ -30,7 +30,7 @@ def test_another_field_is_another_text_and_another_digest(tmp_path):
     ("line", "message"),
     [
         (b'{"text": "cut', r"a\.jsonl:2: broken JSON \(Unterminated string.*, column 10\)"),
-        (b'["text"]', r"a\.jsonl:2: a list where a JSON object with 'text' belongs"),
+        (b'["text"]', r"a\.jsonl:2: a list where a JSON object with 'text' is required"),
         (b'{"test": "x", "id": 1}', r"a\.jsonl:2: no field 'text'; did you mean 'test'\?; .*\['id', 'test'\]"),
         (b'{"text": 3}', r"a\.jsonl:2: field 'text' holds a int, not text"),
         (b'{"text": "\xff"}', r"a\.jsonl:2 is not UTF-8: byte 10 is 0xff"),

@@ -130,7 +130,7 @@ def test_a_glob_without_a_match_is_named_with_the_working_directory(tmp_path, mo
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="holds no files"):
+    with pytest.raises(ValueError, match="has no files"):
         read(tmp_path)
 
 

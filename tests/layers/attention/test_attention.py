@@ -250,7 +250,7 @@ def _equations(jaxpr):
         ({"kv_heads": 0}, "kv_heads is 0"),
         ({"heads": -4}, "heads is -4"),
         ({"head_dim": 0}, "head_dim is 0"),
-        ({"head_dim": 5, "position": RoPEConfig()}, "head_dim is 5: rotary positions turn pairs, so it must be even"),
+        ({"head_dim": 5, "position": RoPEConfig()}, "head_dim is 5: it must be even, since RoPE rotates pairs"),
     ],
 )
 def test_bad_values_are_refused(change, message):

@@ -205,10 +205,10 @@ def test_bfloat16_is_near_to_float32(absorbed, monkeypatch):
         ({"rank": 0}, "rank is 0"),
         ({"query_rank": 0}, "query_rank is 0"),
         ({"value_dim": -1}, "value_dim is -1"),
-        ({"rotary_dim": 3}, "rotary_dim is 3: rotary positions turn pairs, so it must be even"),
-        ({"position": RoPEConfig(features=2)}, "position.features is 2: .* set `rotary_dim`"),
-        ({"sharpening": 1.0}, "sharpening is 1.0 and position.scaling is Unscaled.*: only YaRN has a factor"),
-        ({"sharpening": 1.0, "position": RoPEConfig(scaling=LinearScaling(2.0))}, "only YaRN has a factor"),
+        ({"rotary_dim": 3}, "rotary_dim is 3: it must be even"),
+        ({"position": RoPEConfig(features=2)}, "position.features is 2: `rotary_dim` sets"),
+        ({"sharpening": 1.0}, "sharpening is 1.0 and position.scaling is Unscaled.*: sharpening requires YaRNScaling"),
+        ({"sharpening": 1.0, "position": RoPEConfig(scaling=LinearScaling(2.0))}, "sharpening requires YaRNScaling"),
     ],
 )
 def test_bad_values_are_refused(change, message):

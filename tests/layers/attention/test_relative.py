@@ -146,7 +146,7 @@ def test_there_is_no_cache():
     state = CONFIG.allocate(B, 10, jnp.float32)
     assert trees.size_bytes(state) == 0
     module = CONFIG.build(D, Precision(), None)
-    with pytest.raises(ValueError, match="keeps no cache: give the whole row"):
+    with pytest.raises(ValueError, match="has no KV cache: pass whole sequences"):
         jax.eval_shape(module.apply, {"params": _weights()}, np.float32(X), Context(PLAIN), state)
 
 

@@ -62,8 +62,10 @@ def test_memory_grows_with_the_length_and_not_with_its_square(facts):
 
 def test_what_does_not_divide_is_refused(facts):
     said = facts["messages"]
-    assert "a row has 36 tokens and is divided over 8 devices: make it a multiple of 8" in said["stretches"]
-    assert "a row has 40 tokens" in said["trade"] and "multiple of 16, or set Ring.balanced to False" in said["trade"]
+    assert (
+        "a sequence has 36 tokens and is divided over 8 devices: set the length to a multiple of 8" in said["stretches"]
+    )
+    assert "a sequence has 40 tokens" in said["trade"] and "multiple of 16, or Ring.balanced to False" in said["trade"]
     assert said["unbalanced"] == said["no rows"] == "none"
-    assert "shape (3,) has 3 along 'batch', which does not divide over 4 devices" in said["rows"]
-    assert "there are 4 heads" in said["heads"] and "must divide by 8" in said["heads"]
+    assert "shape (3,) has size 3 along 'batch', which must be divisible by 4 devices" in said["rows"]
+    assert "there are 4 heads" in said["heads"] and "must be a multiple of 8" in said["heads"]

@@ -178,8 +178,8 @@ def _moe(router, *balance):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: _moe(SigmoidConfig(2)), "balance has no BiasUpdate: .* add BiasUpdate\\(\\) to balance, or set corr"),
-        (lambda: _moe(SOFTMAX, BiasUpdate()), "BiasUpdate and router is SoftmaxConfig without a bias"),
+        (lambda: _moe(SigmoidConfig(2)), "balance has no BiasUpdate, .* add BiasUpdate\\(\\) to balance, or set corr"),
+        (lambda: _moe(SOFTMAX, BiasUpdate()), "BiasUpdate and router is SoftmaxConfig without a correction bias"),
         (lambda: _moe(SIGMOID, BiasUpdate()), "set the router to SigmoidConfig with corrected=True"),
         (lambda: _moe(SigmoidConfig(2), BiasUpdate(), BiasUpdate()), "balance has 2 BiasUpdate"),
         (lambda: _moe(HashConfig(1), LoadLoss()), "has a LoadLoss and router is HashConfig, which has no scores"),

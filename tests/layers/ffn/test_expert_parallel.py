@@ -57,5 +57,8 @@ def test_rows_are_sent_twice_forward_and_twice_backward(run, parts):
 
 
 def test_experts_that_do_not_divide_are_refused(run):
-    assert "axis 'experts' has size 12, which does not divide over mesh axes ('expert',) of 8 devices" in run["refused"]
+    assert (
+        "axis 'experts' has size 12, which must be divisible by the 8 devices of mesh axes ('expert',)"
+        in run["refused"]
+    )
     assert "change the size to a multiple of 8, or the mesh" in run["refused"]

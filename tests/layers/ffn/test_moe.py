@@ -145,12 +145,12 @@ def test_products_of_experts_are_kept_where_products_are(dispatch):
 
 def test_slots_serve_mixtures_and_nothing_else():
     assert len(FITTING) == len(ROUTERS) * len(DISPATCHES) - 1
-    with pytest.raises(ValueError, match="ExpertChoiceConfig gives a Picks and dispatch Capacity serves Choice"):
+    with pytest.raises(ValueError, match="ExpertChoiceConfig returns Picks and dispatch Capacity supports Choice"):
         MoEConfig(EXPERTS, GLUConfig(6), ROUTERS["expert choice"], Capacity())
-    with pytest.raises(ValueError, match="SoftmaxConfig gives a Choice and dispatch Slots serves SoftAssignment"):
+    with pytest.raises(ValueError, match="SoftmaxConfig returns Choice and dispatch Slots supports SoftAssignment"):
         MoEConfig(EXPERTS, GLUConfig(6), SoftmaxConfig(2), Slots())
     for dispatch in DISPATCHES.values():
-        with pytest.raises(ValueError, match="SoftConfig gives a SoftAssignment and dispatch"):
+        with pytest.raises(ValueError, match="SoftConfig returns SoftAssignment and dispatch"):
             MoEConfig(EXPERTS, GLUConfig(6), SoftConfig(2, LENGTH), dispatch)
 
 

@@ -55,5 +55,5 @@ def test_parameters_and_flops_are_counted(config):
 
 
 def test_a_gate_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="shared_gate is True and shared None"):
+    with pytest.raises(ValueError, match="shared_gate is True and shared is None"):
         dataclasses.replace(ALONE, shared_gate=True)

@@ -151,8 +151,8 @@ def test_the_table_has_a_row_a_bucket_and_the_scale_of_its_config():
     ("options", "message"),
     [
         ({"buckets": 0}, "buckets is 0"),
-        ({"buckets": 5}, "bias.buckets is 5: they are halved for near and far"),
-        ({"buckets": 6, "bidirectional": True}, "bias.buckets is 6: .* take a multiple of 4"),
+        ({"buckets": 5}, "bias.buckets is 5: it must be even"),
+        ({"buckets": 6, "bidirectional": True}, "bias.buckets is 6: .* use a multiple of 4"),
         ({"buckets": 32, "max_distance": 16}, "bias.max_distance is 16: it must exceed the 16 distances"),
     ],
 )

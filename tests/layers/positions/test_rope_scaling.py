@@ -113,7 +113,7 @@ def test_bad_values_are_refused(make, message):
 
 
 def test_dynamic_scaling_needs_more_than_one_pair():
-    with pytest.raises(ValueError, match="2 features are rotated: dynamic scaling needs at least 4"):
+    with pytest.raises(ValueError, match="2 features are rotated: dynamic scaling requires at least 4"):
         DynamicScaling(2.0, 64).frequencies(BASE, 2, SHORT)
 
 

@@ -153,7 +153,7 @@ def test_parameters_and_flops():
     [
         ({"groups": 3}, "groups is 3 and heads is 4: groups must divide heads"),
         ({"state_size": 0}, "state_size is 0"),
-        ({"step_limit": (1.0, 0.5)}, "step_limit is 1.0 to 0.5: it must be a range"),
+        ({"step_limit": (1.0, 0.5)}, "step_limit is 1.0 to 0.5: it must be an ascending range"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

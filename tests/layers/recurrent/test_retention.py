@@ -145,8 +145,8 @@ def test_parameters_and_flops_are_those_of_the_section_on_training():
     ("options", "message"),
     [
         ({"heads": 0}, "heads is 0"),
-        ({"head_dim": 3}, "rotary positions turn pairs"),
-        ({"position": RoPEConfig(features=6)}, "features is 6 and head_dim is 4: no more can be"),
+        ({"head_dim": 3}, "since RoPE rotates pairs"),
+        ({"position": RoPEConfig(features=6)}, "features is 6 and head_dim is 4: features must not exceed head_dim"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

@@ -76,7 +76,7 @@ def test_later_tokens_leave_earlier_logits_alone_but_where_priority_is_by_score(
 
 def test_layers_that_cannot_have_experts_are_refused():
     experts = MoEConfig(4, GLUConfig(6), SoftmaxConfig(2))
-    with pytest.raises(ValueError, match=r"layers are \[5\] and the model has 5: name some of 0 to 4"):
+    with pytest.raises(ValueError, match=r"layers are \[5\] and the model has 5: use numbers from 0 to 4"):
         with_experts(llama(5, 2, 8, hidden=12), experts, [5])
     with pytest.raises(ValueError, match="share their weights"):
         with_experts(albert(2, 2, 8), experts)

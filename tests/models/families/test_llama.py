@@ -24,7 +24,7 @@ def test_tying_saves_the_head():
     [
         ({"heads": 3, "width": 16}, "heads is 3 and width is 16: heads must divide width"),
         ({"heads": 4, "width": 16, "kv_heads": 3}, "kv_heads is 3 and heads is 4"),
-        ({"heads": 16, "width": 16}, "head_dim is 1: rotary positions turn pairs"),
+        ({"heads": 16, "width": 16}, "head_dim is 1: it must be even"),
         ({"heads": 4, "width": 16, "kv_heads": 0}, "kv_heads is 0"),
     ],
 )

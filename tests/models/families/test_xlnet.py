@@ -312,6 +312,6 @@ def test_what_would_leak_or_is_not_there_is_refused():
     with pytest.raises(ValueError, match="not every mixer is RelativeAttentionConfig with the mask Permuted"):
         dataclasses.replace(CONFIG, segments=(*CONFIG.segments, Segment((block,), 1)))
     with pytest.raises(
-        ValueError, match="RelativeAttentionConfig of the model is not causal, and a KV cache needs a causal model"
+        ValueError, match="RelativeAttentionConfig of the model is not causal: a KV cache requires a causal model"
     ):
         jax.eval_shape(lambda: MODEL.apply({"params": PARAMS}, TOKENS, cache=MODEL.allocate(1, T)))

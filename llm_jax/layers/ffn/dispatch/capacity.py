@@ -51,8 +51,8 @@ class LimitedCapacity(Dispatch):
         """
         check(
             self.priority == "position" or router.scored,
-            f"dispatch.priority is {self.priority!r} and router {type(router).__name__} scores nothing, so that all "
-            "tokens are equal: set dispatch.priority to 'position'",
+            f"dispatch.priority is {self.priority!r} and router {type(router).__name__} has no scores: set "
+            "dispatch.priority to 'position'",
         )
 
     def check_rows(self, length: int, parts: int) -> None:
@@ -63,8 +63,8 @@ class LimitedCapacity(Dispatch):
         held = length // parts
         check(
             parts == 1 or (self.group is not None and held % self.group == 0),
-            f"group is {self.group or 'a row'} and a device holds {held} of the {length} tokens of a row: it must "
-            f"hold whole groups; set dispatch.group to a divisor of {held}, or do not divide rows",
+            f"group is {self.group or 'a sequence'} and a device holds {held} of the {length} tokens of a sequence: "
+            f"it must hold whole groups; set dispatch.group to a divisor of {held}, or do not shard sequences",
         )
 
     def places(self, tokens: int, choices: int, experts: int) -> int:
@@ -129,8 +129,8 @@ class Capacity(LimitedCapacity):
         # With a factor above 0 every expert has a capacity of at least one, so no capacity drops everything.
         check(
             0 < self.factor < math.inf,
-            f"dispatch.factor is {self.factor}: it must be greater than 0 and finite; 1.25 is common, and "
-            "Dropless() has no limit",
+            f"dispatch.factor is {self.factor}: it must be finite and greater than 0, such as 1.25; for unlimited "
+            "capacity use Dropless()",
         )
         super().__post_init__()
 

@@ -55,7 +55,7 @@ class ExpertChoiceConfig(Router):
         """
         check(
             self.factor <= experts,
-            f"router.factor is {self.factor} and there are {experts} experts: a token is picked by at most all of them",
+            f"router.factor is {self.factor} and there are {experts} experts: it must not exceed the number of experts",
         )
 
     def check_rows(self, length: int, parts: int) -> None:
@@ -65,12 +65,12 @@ class ExpertChoiceConfig(Router):
             sequence shorter than a group is one group.
         """
         if self.group is not None and self.group < length:
-            check_divides(self.group, length, "router.group", "the length of a row")
+            check_divides(self.group, length, "router.group", "the length of a sequence")
             held = length // parts
             check(
                 held % self.group == 0,
-                f"router.group is {self.group} and a device holds {held} of the {length} tokens of a row: it must hold "
-                f"whole groups; set it to a divisor of {held}, or do not divide rows",
+                f"router.group is {self.group} and a device holds {held} of the {length} tokens of a sequence: it "
+                f"must hold whole groups; set router.group to a divisor of {held}, or do not shard sequences",
             )
 
     def build(self, width: int, experts: int, precision: Precision, name: str) -> "ExpertChoiceRouter":

@@ -33,7 +33,10 @@ class _FixedConfig(Router):
         Raises:
           ValueError: if `top` exceeds the number of experts.
         """
-        check(self.top <= experts, f"router.top is {self.top} and there are {experts} experts: choose at most as many")
+        check(
+            self.top <= experts,
+            f"router.top is {self.top} and there are {experts} experts: it must not exceed the number of experts",
+        )
 
     def parameters(self, width: int, experts: int) -> int:
         return 0
@@ -63,7 +66,7 @@ class HashConfig(_FixedConfig):
         super().__post_init__()
         check(
             self.counts is None or (len(self.counts) > 0 and min(self.counts) >= 0),
-            "router.counts is empty or has a count below 0: give every id of the vocabulary one, or None",
+            "router.counts is empty or has a negative count: set one count per id of the vocabulary, or None",
         )
 
     def check_vocabulary(self, size: int) -> None:
@@ -73,7 +76,8 @@ class HashConfig(_FixedConfig):
         """
         check(
             self.counts is None or len(self.counts) == size,
-            f"router.counts has {len(self.counts or ())} entries and vocab_size is {size}: give every id one, or None",
+            f"router.counts has {len(self.counts or ())} entries and vocab_size is {size}: set one count per id, or "
+            "None",
         )
 
     def build(self, width: int, experts: int, precision: Precision, name: str) -> "HashRouter":
@@ -105,8 +109,8 @@ class HashRouter(nn.Module):
     def __call__(self, x_BTD: jax.Array, context: Context) -> Routed:
         tokens_BT = given(
             context.tokens_BT,
-            "router HashConfig needs the ids of tokens, and only their vectors are known here: give the model tokens, "
-            "or choose another router",
+            "router HashConfig requires token ids, and the inputs have features only: pass tokens_BT, or use another "
+            "router",
         )
         if self.config.counts is None:
             return _equal(_hashed(tokens_BT, self.config.top, self.experts))

@@ -26,7 +26,7 @@ class GroupLimit:
         check_positive(groups=self.groups, kept=self.kept, best=self.best)
         check(
             self.kept <= self.groups,
-            f"limit.kept is {self.kept} and limit.groups {self.groups}: a token can keep at most all groups",
+            f"limit.kept is {self.kept} and limit.groups {self.groups}: kept must not exceed groups",
         )
 
     def check(self, experts: int, top: int) -> None:
@@ -38,11 +38,12 @@ class GroupLimit:
         size = experts // self.groups
         check(
             self.best <= size,
-            f"limit.best is {self.best} and a group has {size} experts: sum at most as many, or make groups fewer",
+            f"limit.best is {self.best} and a group has {size} experts: best must not exceed that number",
         )
         check(
             self.kept * size >= top,
-            f"limit.kept is {self.kept} groups of {size} experts, and a token chooses {top}: keep more groups",
+            f"limit.kept is {self.kept} groups of {size} experts, and a token chooses {top} experts: increase "
+            "limit.kept",
         )
 
     def masked(self, scores_BTE: jax.Array) -> jax.Array:

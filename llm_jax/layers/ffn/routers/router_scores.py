@@ -12,7 +12,7 @@ from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.initialisers import Init, Zero
-from llm_jax.layers.linear import Linear
+from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.roles import Role
 from llm_jax.sharding import axes
 
@@ -26,7 +26,7 @@ class Jitter:
 
     def __post_init__(self):
         check_positive(amount=self.amount)
-        check(self.amount < 1, f"noise.amount is {self.amount}: it must be less than 1, or inputs change their sign")
+        check(self.amount < 1, f"noise.amount is {self.amount}: it must be less than 1")
 
     def parameters(self, width: int, experts: int) -> int:
         return 0
@@ -72,9 +72,11 @@ class Scoring(nn.Module):
                 logits_BTE += deviation_BTE * jax.random.normal(self.make_rng("dropout"), logits_BTE.shape)
         return logits_BTE
 
-    def matrix(self, name: str, scores: int, bias: bool = False, init: Init | None = None) -> Linear:
+    def matrix(self, name: str, scores: int, bias: bool = False, init: Init | None = None) -> LinearLayer:
         """x [B, T, D] -> `scores` scores of each token, in float32. `init` None: the initialiser of the config."""
         shape, logical_axes = (self.width, scores), (axes.EMBED, axes.ROUTES)
         exact = Precision(self.precision.params, "float32")
         drawn = self.config.init if init is None else init
-        return Linear("BTD,DE->BTE", shape, logical_axes, drawn, exact, bias, role=Role.ROUTER, exact=True, name=name)
+        return LinearLayer(
+            "BTD,DE->BTE", shape, logical_axes, drawn, exact, bias, role=Role.ROUTER, exact=True, name=name
+        )

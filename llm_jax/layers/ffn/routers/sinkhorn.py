@@ -48,7 +48,10 @@ class SinkhornConfig(Router):
         Raises:
           ValueError: if `top` exceeds the number of experts.
         """
-        check(self.top <= experts, f"router.top is {self.top} and there are {experts} experts: choose at most as many")
+        check(
+            self.top <= experts,
+            f"router.top is {self.top} and there are {experts} experts: it must not exceed the number of experts",
+        )
 
     def build(self, width: int, experts: int, precision: Precision, name: str) -> "SinkhornRouter":
         return SinkhornRouter(self, width, experts, precision, name=name)

@@ -38,7 +38,10 @@ class _TopConfig(Router):
         Raises:
           ValueError: if `top` exceeds the number of experts, or the groups do not fit it.
         """
-        check(self.top <= experts, f"router.top is {self.top} and there are {experts} experts: choose at most as many")
+        check(
+            self.top <= experts,
+            f"router.top is {self.top} and there are {experts} experts: it must not exceed the number of experts",
+        )
         if self.limit is not None:
             self.limit.check(experts, self.top)
 
@@ -73,7 +76,7 @@ class SoftmaxConfig(_TopConfig):
         super().__post_init__()
         check(
             not self.random_second or self.top == 2,
-            f"router.random_second is True and router.top {self.top}: it keeps or leaves the second of 2; set top 2",
+            f"router.random_second is True and router.top {self.top}: set router.top to 2",
         )
 
     def build(self, width: int, experts: int, precision: Precision, name: str) -> "SoftmaxRouter":

@@ -114,7 +114,7 @@ def test_scores_come_first_where_weights_are_all_one():
 @pytest.mark.parametrize("router", [HashConfig(1), RandomConfig(1)])
 def test_routers_without_scores_have_no_priority_by_score(router):
     MoEConfig(E, EXPERT, router, Capacity())
-    with pytest.raises(ValueError, match="is 'score' and router .* scores nothing.*: set dispatch.priority to 'pos"):
+    with pytest.raises(ValueError, match="is 'score' and router .* has no scores: set dispatch.priority to 'pos"):
         MoEConfig(E, EXPERT, router, Capacity(priority="score"))
 
 
@@ -133,8 +133,8 @@ def test_a_product_that_is_whole_but_for_rounding_gives_no_place_more():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"factor": 0.0}, "factor is 0.0: it must be greater than 0"),
-        ({"factor": -1.0}, "factor is -1.0: it must be greater than 0"),
+        ({"factor": 0.0}, "factor is 0.0: it must be finite and greater than 0"),
+        ({"factor": -1.0}, "factor is -1.0: it must be finite and greater than 0"),
         ({"group": 0}, "group is 0: it must be greater than 0"),
         ({"priority": "scores"}, "did you mean 'score'"),
     ],

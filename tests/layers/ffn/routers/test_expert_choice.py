@@ -81,7 +81,9 @@ def test_it_looks_ahead_and_says_so():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="router.factor is 5 and there are 4 experts"):
         ExpertChoiceConfig(5).check(4)
-    with pytest.raises(ValueError, match="router.group is 3 and the length of a row is 8: router.group must divide"):
+    with pytest.raises(
+        ValueError, match="router.group is 3 and the length of a sequence is 8: router.group must divide"
+    ):
         ExpertChoiceConfig(1, 3).check_rows(8, 1)
     with pytest.raises(ValueError, match="factor is 0"):
         ExpertChoiceConfig(0)

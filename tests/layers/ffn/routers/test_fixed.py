@@ -118,7 +118,7 @@ def test_random_experts_differ_by_key_and_are_even():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="needs the ids of tokens, and only their vectors are known"):
+    with pytest.raises(ValueError, match="requires token ids, and the inputs have features only"):
         _routes(HashConfig(), 4)
     for config in (HashConfig(5), RandomConfig(5)):
         with pytest.raises(ValueError, match="router.top is 5 and there are 4 experts"):
@@ -126,5 +126,5 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="top is 0"):
         HashConfig(0)
     for counts in ((), (3, -1)):
-        with pytest.raises(ValueError, match="router.counts is empty or has a count below 0"):
+        with pytest.raises(ValueError, match="router.counts is empty or has a negative count"):
             HashConfig(1, counts)

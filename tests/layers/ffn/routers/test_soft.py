@@ -80,6 +80,6 @@ def test_costs_are_those_of_its_parameters_and_products():
 
 def test_a_dispatch_that_has_no_slots_is_refused():
     with pytest.raises(
-        ValueError, match="SoftConfig gives a SoftAssignment and dispatch Dropless serves Choice or Picks"
+        ValueError, match="SoftConfig returns SoftAssignment and dispatch Dropless supports Choice or Picks"
     ):
         MoEConfig(EXPERTS, GLUConfig(7, "silu"), SoftConfig(SLOTS, LENGTH))

@@ -219,13 +219,16 @@ def test_parameters_are_counted(config):
     [
         (lambda: SoftmaxConfig(0), "top is 0"),
         (lambda: SoftmaxConfig(2, scale=0), "scale is 0"),
-        (lambda: SoftmaxConfig(9).check(8), "router.top is 9 and there are 8 experts: choose at most as many"),
+        (
+            lambda: SoftmaxConfig(9).check(8),
+            "router.top is 9 and there are 8 experts: it must not exceed the number of experts",
+        ),
         (lambda: SigmoidConfig(9).check(8), "router.top is 9 and there are 8 experts"),
-        (lambda: SoftmaxConfig(3, random_second=True), "set top 2"),
+        (lambda: SoftmaxConfig(3, random_second=True), "set router.top to 2"),
         (lambda: SoftmaxConfig(2, limit=GroupLimit(3, 2)).check(8), "limit.groups to one of"),
         (lambda: GroupLimit(4, 5), "limit.kept is 5 and limit.groups 4"),
         (lambda: SoftmaxConfig(2, limit=GroupLimit(8, 2, best=2)).check(8), "a group has 1 experts"),
-        (lambda: SoftmaxConfig(5, limit=GroupLimit(4, 2)).check(8), "keep more groups"),
+        (lambda: SoftmaxConfig(5, limit=GroupLimit(4, 2)).check(8), "increase limit.kept"),
         (lambda: Jitter(1.0), "noise.amount is 1.0"),
     ],
 )

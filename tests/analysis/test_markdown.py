@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_jax.analysis.documents import publish, with_pictures
+from llm_jax.analysis.markdown import publish, with_pictures
 
 
 def test_only_what_stands_between_the_markers_changes(tmp_path):

@@ -122,7 +122,7 @@ def _check_leaf(path: str, value: Any) -> None:
     elif value is not None and not isinstance(value, (bool, int, float, str)):
         raise ValueError(
             f"config field {path!r} holds a {type(value).__name__}: a config holds dataclasses, tuples, str, int, "
-            "float, bool and None; keep arrays, functions, lists and dicts out of it"
+            "float, bool and None; remove arrays, functions, lists and dicts"
         )
 
 
@@ -130,14 +130,17 @@ def _build(node: dict, path: str) -> Any:
     value = node.get("=")
     if value is None:
         if set(node) != {str(index) for index in range(len(node))}:
-            raise ValueError(f"config lines under {path!r} are {sorted(node)}: some are missing; restore the file")
+            raise ValueError(
+                f"config lines under {path!r} are {sorted(node)}: consecutive indices from 0 are required; restore "
+                "the file"
+            )
         return tuple(_build(node[str(index)], f"{path}.{index}") for index in range(len(node)))
     if not _TYPE_NAME.fullmatch(value):
         try:
             return _tuples(json.loads(value))
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"config line {path!r} holds {value!r}, which is neither JSON nor the name of a type: restore the file"
+                f"config line {path!r} holds {value!r}: JSON or the name of a type is required; restore the file"
             ) from error
     kind = named_type(value, path or "experiment", dataclasses.is_dataclass)
     known = {field.name for field in dataclasses.fields(kind)}

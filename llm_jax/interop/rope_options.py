@@ -1,6 +1,7 @@
-"""Rotary positions as published config files write them.
+"""The options of rotary positions in published config files.
 
-Older files have `rope_theta`, `rope_scaling` and `partial_rotary_factor`, newer ones all of it in `rope_parameters`.
+Older files have `rope_theta`, `rope_scaling` and `partial_rotary_factor`. Newer files have all three in
+`rope_parameters`.
 """
 
 import dataclasses
@@ -22,23 +23,24 @@ from llm_jax.layers.positions.rope_scaling import (
 )
 
 KINDS = ("full_attention", "sliding_attention")
-"""Names of layers that see all before, and of those with a window."""
+"""`layer_types` of layers with full attention and with a window."""
 
 
 def read_rope(settings: Settings, head_dim: int, max_length: int, base: float = 10_000.0) -> RoPEConfig:
-    """The rotary positions of a config.json whose family rotates whole heads.
+    """The RoPE of a config.json whose family rotates whole heads.
 
     Args:
-      base: where the file names none.
+      base: default of the base.
 
     Raises:
-      ValueError: for a scaling that is not supported or incomplete, or a share of the head.
+      ValueError: for a scaling that is not supported or incomplete, or a partial rotation.
     """
     rope = read_partial_rope(settings, head_dim, max_length, base)
-    # transformers' classes of these families take the option for scaled rotations only, which then do not fit heads.
+    # transformers' classes of these families read the factor only with scaling, and their frequencies then have the
+    # wrong size for a head.
     check(
         rope.features is None or isinstance(rope.scaling, Unscaled),
-        f"config.json rotates {rope.features} of {head_dim} features: this family rotates all; take the option out",
+        f"config.json rotates {rope.features} of {head_dim} features: this family rotates all; remove the option",
     )
     return rope if rope.features is None else dataclasses.replace(rope, base=_base(settings, base), features=None)
 
@@ -46,35 +48,36 @@ def read_rope(settings: Settings, head_dim: int, max_length: int, base: float = 
 def read_partial_rope(
     settings: Settings, head_dim: int, max_length: int, base: float = 10_000.0, share: float = 1.0
 ) -> RoPEConfig:
-    """As `read_rope`, for a family that may rotate a share of each head.
+    """As `read_rope`, for a family that may rotate a part of each head.
 
     Args:
-      share: where the file names none.
+      share: default of the rotated share of a head.
     """
     rope, base = settings.nested("rope_scaling", "rope_parameters"), _base(settings, base)
     older = settings.given("partial_rotary_factor", "rotary_pct", default=share)
     features = int(head_dim * rope.given("partial_rotary_factor", default=older))
     scaling = _scaling(rope, max_length, settings.given("original_max_position_embeddings"))
     if features % 2 and features < head_dim:
-        # Of an odd number n transformers rotates n + 1 features, by base^(-2i/n): those of n + 1 by another base.
+        # For an odd number n transformers rotates n + 1 features with frequencies base^(-2i/n). This is a rotation of
+        # n + 1 features with another base.
         check(
             isinstance(scaling, Unscaled | LinearScaling),
-            f"config.json rotates {features} features and scales them by {type(scaling).__name__}: give an even number",
+            f"config.json rotates {features} features with {type(scaling).__name__}: the number must be even",
         )
         base, features = base ** ((features + 1) / features), features + 1
     scaled = isinstance(scaling, YaRNScaling)
-    check(base > 1 or not scaled, f"config.json has rope_theta = {base}: YaRN takes its logarithm, so it must exceed 1")
+    check(base > 1 or not scaled, f"config.json has rope_theta = {base}: YaRN requires more than 1")
     return RoPEConfig(base, None if features == head_dim else features, scaling)
 
 
 def read_ropes_by_kind(
     settings: Settings, head_dim: int, max_length: int, bases: tuple[float, float]
 ) -> tuple[RoPEConfig, RoPEConfig]:
-    """The rotary positions of layers that see all before and of those with a window: `rope_parameters` has options for
-    each, `rope_scaling` those of the former only.
+    """The RoPE of layers with full attention and of layers with a window. `rope_parameters` has options for both kinds,
+    `rope_scaling` only for full attention.
 
     Args:
-      bases: of either, where `rope_parameters` names none.
+      bases: default base of each kind.
     """
     full, sliding = (settings.nested("rope_parameters").given(kind) for kind in KINDS)
     stated = (full or settings.given("rope_scaling"), sliding)
@@ -91,20 +94,20 @@ def _base(settings: Settings, default: float) -> float:
 
 
 def write_rope(rope: RoPEConfig) -> dict[str, Any]:
-    """The options that `read_rope` reads back, in the older and in the newer form.
+    """The options that `read_rope` reads, in the older and in the newer form.
 
     Raises:
       ValueError: if only a part of each head is rotated.
     """
-    check(rope.features is None, f"{rope.features} features are rotated: this family rotates all")
+    check(rope.features is None, f"{rope.features} features are rotated: this family rotates all; set features to None")
     scaling = _written(rope.scaling)
     parameters = {"rope_theta": rope.base, **(scaling or {"rope_type": "default"})}
     return {"rope_theta": rope.base, "rope_scaling": scaling, "rope_parameters": parameters}
 
 
 def write_partial_rope(rope: RoPEConfig | None, head_dim: int) -> dict[str, Any]:
-    """The options that `read_partial_rope` reads back. ValueError for None, a model without rotary positions."""
-    rope = given(rope, "the model has no rotary positions, and this family has")
+    """The options that `read_partial_rope` reads. ValueError for a model without rotary positions."""
+    rope = given(rope, "the model has no rotary positions: this family requires RoPEConfig")
     features = rope.features or head_dim
     share = features / head_dim
     if int(head_dim * share) != features:
@@ -116,10 +119,10 @@ def write_partial_rope(rope: RoPEConfig | None, head_dim: int) -> dict[str, Any]
 
 
 def longest(rope: RoPEConfig, max_length: int) -> int:
-    """Longest row of a model whose config.json has `max_length` for `max_position_embeddings`.
+    """Maximum sequence length of a model whose config.json has `max_position_embeddings` = `max_length`.
 
-    Linear and dynamic scaling multiply it. YaRN reaches `factor` times its original length; files give either that
-    (DeepSeek) or the original (Qwen 2.5). LLaMA 3 and LongRoPE give the length after scaling.
+    Linear and dynamic scaling multiply it. YaRN reaches `factor` times its original length; files state either the
+    scaled length (DeepSeek) or the original (Qwen 2.5). LLaMA 3 and LongRoPE state the scaled length.
     """
     reached = max_length
     match rope.scaling:
@@ -128,16 +131,17 @@ def longest(rope: RoPEConfig, max_length: int) -> int:
         case YaRNScaling(factor, original):
             reached = max(max_length, int(original * factor))
     check(
-        reached <= LARGEST, f"config.json has {rope.scaling}, which reaches {reached} tokens: at most {LARGEST} can be"
+        reached <= LARGEST,
+        f"config.json has {rope.scaling}, which reaches {reached} tokens: at most {LARGEST}; reduce the factor",
     )
     return reached
 
 
 def written_length(rope: RoPEConfig, max_length: int) -> int:
-    """The `max_position_embeddings` from which `longest` gives `max_length`.
+    """The `max_position_embeddings` for which `longest` returns `max_length`.
 
     Raises:
-      ValueError: where there is none.
+      ValueError: if there is none.
     """
     stated = max_length
     if isinstance(rope.scaling, LinearScaling | DynamicScaling) and rope.scaling.factor > 1:
@@ -168,7 +172,9 @@ def _scaling(rope: Settings, max_length: int, original: int | None) -> Scaling:
             magnitude = _yarn_magnitude(rope, factor)
             return YaRNScaling(factor, first, *limits, magnitude, rope.given("truncate", default=True))
         case "longrope" | "su":
-            check(first > 1, f"config.json has original_max_position_embeddings = {first}: LongRoPE needs more")
+            check(
+                first > 1, f"config.json has original_max_position_embeddings = {first}: LongRoPE requires more than 1"
+            )
             factor = rope.given("factor", default=max_length / first)
             default = math.sqrt(1 + math.log(factor) / math.log(first)) if factor > 1 else 1.0
             short, long = (tuple(rope.need(name)) for name in ("short_factor", "long_factor"))

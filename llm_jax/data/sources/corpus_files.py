@@ -52,7 +52,7 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
                 yield file
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read {path}: {reason}; give the path of a readable file") from error
+        raise ValueError(f"cannot read {path}: {reason}; set the path to a readable file") from error
 
 
 def check_paths(paths: tuple[str, ...]) -> None:
@@ -67,12 +67,12 @@ def _find_one(entry: str) -> list[tuple[str, Path]]:
     path = Path(entry).expanduser()
     if path.is_dir():
         files = [(file.relative_to(path).as_posix(), file) for file in _files_below(path)]
-        check(bool(files), f"folder {entry!r} (in {Path.cwd()}) holds no files: give a folder that does")
+        check(bool(files), f"folder {entry!r} (in {Path.cwd()}) has no files: set the path to a folder with files")
         return sorted(files)
     if not glob.has_magic(entry) or path.exists():
         check(
             path.exists() or path.is_symlink(),
-            f"no file {entry!r} (working directory {Path.cwd()}): give the path of an existing file",
+            f"no file {entry!r} (working directory {Path.cwd()}): set the path to an existing file",
         )
         return [(path.name, path)]
     root = _fixed_root(path)

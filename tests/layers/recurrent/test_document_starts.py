@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.layers.recurrent.documents import documents
+from llm_jax.layers.recurrent.document_starts import documents
 from llm_jax.layers.sequence import SequenceInfo
 
 SEGMENTS = np.array([[0, 0, 1, 1, 2, 0, 2, 3], [1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]])

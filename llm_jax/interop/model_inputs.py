@@ -1,4 +1,4 @@
-"""Our models called as transformers calls its own: by the names of its inputs, for what it calls `logits`.
+"""Calls models with the input names of transformers and returns what transformers returns as `logits`.
 
 Legend: B batch, S source length, T length, P targets, C classes, V vocabulary.
 """
@@ -26,11 +26,13 @@ _TARGETS = {"input_ids", "attention_mask", "decoder_input_ids", "decoder_attenti
 
 
 def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
-    """What transformers calls `logits`, float32: of the vocabulary [B, T, V], of classes [B, T, C] or [B, C]; of tokens
-    that may have been replaced [B, T]; of spans `start_logits` and `end_logits` [B, T, 2]; of targets [B, P, V].
+    """The `logits` of transformers, float32.
+
+    Shapes: language models [B, T, V], or [B, P, V] with targets; classification [B, T, C] per token or [B, C] per
+    sequence; replaced-token detection [B, T]; spans [B, T, 2], `start_logits` and `end_logits`.
 
     Args:
-      inputs: as of `model_inputs`.
+      inputs: as in `model_inputs`.
 
     Raises:
       ValueError: as `model_inputs`.
@@ -49,26 +51,29 @@ def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
 
 
 def model_inputs(model: Model, **inputs: np.ndarray) -> Inputs:
-    """The model's inputs where transformers' model is called with `inputs`.
+    """The model's `Inputs`, from arguments of transformers' `forward`.
 
     Args:
-      inputs: by transformers' names: `input_ids` [B, T], and where wanted `attention_mask` [B, T], 0 for padding,
-        `position_ids` and `token_type_ids` [B, T]. Of an encoder-decoder `input_ids` [B, S], `decoder_input_ids` [B, T]
-        and the `attention_mask` and `decoder_attention_mask` of each. Of a model with targets `perm_mask` [B, T, T] and
-        `target_mapping` [B, P, T].
+      inputs: by transformers' names: `input_ids` [B, T], and optionally `attention_mask` [B, T], 0 for padding,
+        `position_ids` and `token_type_ids` [B, T]. For an encoder-decoder `input_ids` [B, S], `decoder_input_ids`
+        [B, T], and optionally `attention_mask` [B, S] and `decoder_attention_mask` [B, T]. For a model with targets
+        optionally `perm_mask` [B, T, T] and `target_mapping` [B, P, T].
 
     Raises:
-      ValueError: for an input that the model does not take, and where tokens are missing; for an id, a position or a
-        type outside its table, a mask of other values than 0 and 1, and masks that are no order of prediction; for
-        padding on which transformers' results depend.
+      ValueError: for an unknown input or missing token ids; for an id, a position or a type outside its table, a mask
+        with values other than 0 and 1, and masks that define no prediction order; for padding on which the results of
+        transformers depend.
     """
     config, pair = model.config, isinstance(model, EncoderDecoder)
     asks = isinstance(config, TransformerConfig) and config.embed.target
     known = _TARGETS if pair else _INPUTS | (_ORDER if asks else set())
     unknown = set(inputs) - known
-    check(not unknown, f"forward knows no input {', '.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
+    check(
+        not unknown,
+        f"forward has unknown inputs {', '.join(sorted(unknown))}: supported are {', '.join(sorted(known))}",
+    )
     missing = {"input_ids", "decoder_input_ids"} & known - set(inputs)
-    check(not missing, f"forward is given no {' and no '.join(sorted(missing))}: the model reads them")
+    check(not missing, f"forward has no {' and no '.join(sorted(missing))}: the model requires it")
     order = {name: inputs[name] for name in _ORDER & set(inputs)}
     encoder, decoder = config.stacks[0], config.stacks[-1]
     stacks = {name: decoder if name.startswith("decoder_") else encoder for name in inputs if name not in order}
@@ -86,10 +91,10 @@ def model_inputs(model: Model, **inputs: np.ndarray) -> Inputs:
 
 
 def _checked(name: str, array: np.ndarray, stack: TransformerConfig, vocab_size: int) -> jax.Array:
-    """An input as int32, of which every value has a row in its table: jax would take the nearest one for another.
+    """An input as int32. ValueError for a value outside its table, which jax would clamp.
 
     Args:
-      vocab_size: of a stack without a table of its own.
+      vocab_size: vocabulary size for a stack without an embedding table.
     """
     limits = {
         "input_ids": (stack.vocab_size or vocab_size, "the model's vocabulary"),
@@ -98,11 +103,11 @@ def _checked(name: str, array: np.ndarray, stack: TransformerConfig, vocab_size:
         "token_type_ids": (_types(stack), "the model's token types"),
     }
     limit, table = limits[name.removeprefix("decoder_")]
-    check(limit > 0, f"{name} is given and the model has no token types: leave it out")
+    check(limit > 0, f"{name} is given, but the model has no token types: remove it")
     found = np.asarray(array)
     check(
         found.ndim == 2 and found.size > 0 and np.issubdtype(found.dtype, np.number) | (found.dtype == bool),
-        f"{name} has shape {found.shape} and type {found.dtype}: give whole numbers [rows, tokens]",
+        f"{name} has shape {found.shape} and type {found.dtype}: whole numbers [batch, length] are required",
     )
     wrong = found[(found < 0) | (found >= limit) | (found != np.floor(found))]
     check(
@@ -113,14 +118,14 @@ def _checked(name: str, array: np.ndarray, stack: TransformerConfig, vocab_size:
 
 
 def _types(stack: TransformerConfig) -> int:
-    """Number of token types. XLNet compares those of two tokens and knows no limit."""
+    """Number of token types. XLNet only compares the types of two tokens, so it has no limit."""
     mixers = [block.mixer for segment in stack.segments for block in segment.blocks]
     compared = any(isinstance(mixer, RelativeAttentionConfig) for mixer in mixers)
     return np.iinfo(np.int32).max if compared else stack.embed.types
 
 
 def _sequence(given: dict[str, jax.Array], counts_tokens: bool = False) -> SequenceInfo:
-    """Positions and documents by transformers' rules."""
+    """Positions and segment ids as transformers defines them."""
     shape = given["input_ids"].shape
     mask_BT = given["attention_mask"] if "attention_mask" in given else jnp.ones(shape, jnp.int32)
     if "position_ids" in given:
@@ -129,6 +134,6 @@ def _sequence(given: dict[str, jax.Array], counts_tokens: bool = False) -> Seque
         positions_BT = jnp.maximum(jnp.cumsum(mask_BT, axis=1) - 1, 0)
     else:
         positions_BT = jnp.broadcast_to(jnp.arange(shape[1]), shape)
-    # transformers takes the last position of the whole batch, padding included, for the length of every sequence.
+    # transformers uses the largest position of the batch, padding included, as the length of every sequence.
     lengths_BT = jnp.broadcast_to(jnp.max(positions_BT) + 1, shape)
     return SequenceInfo(positions_BT, mask_BT, given.get("token_type_ids"), fixed_lengths_BT=lengths_BT)
