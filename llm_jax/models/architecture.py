@@ -12,6 +12,23 @@ from llm_jax.layers.recurrent.mamba2 import TimeScales
 from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm
 from llm_jax.models.stack import Execution
 
+_DEFAULTS = {
+    "init": Normal(),
+    "out_init": Normal(),
+    "query_init": None,
+    "value_init": None,
+    "bias_init": Zero(),
+    "dropout": 0.0,
+    "layer_drop": 0.0,
+    "execution": Execution(),
+    "kernel": BlockedKernel(),
+    "form": ChunkwiseForm(),
+    "noise": None,
+    "random_second": False,
+    "time_scales": TimeScales(),
+}
+"""Fields of configs, at any depth, that affect only training or speed."""
+
 
 def architecture(config: Any) -> Any:
     """The config with defaults for all that affects only training or speed: initialisers, dropout, execution, kernels
@@ -26,20 +43,7 @@ def architecture(config: Any) -> Any:
         # A dispatch that alone serves its router is part of the architecture.
         dispatch = Dense() if config.router.routes in Dense.serves else config.dispatch
         config = dataclasses.replace(config, dispatch=dispatch, balance=updates)
-    left_out = {
-        "init": Normal(),
-        "out_init": Normal(),
-        "query_init": None,
-        "value_init": None,
-        "bias_init": Zero(),
-        "dropout": 0.0,
-        "layer_drop": 0.0,
-        "execution": Execution(),
-        "kernel": BlockedKernel(),
-        "form": ChunkwiseForm(),
-        "noise": None,
-        "random_second": False,
-        "time_scales": TimeScales(),
-    }
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return type(config)(**{name: left_out.get(name, architecture(value)) for name, value in values.items()})
+    names = [field.name for field in dataclasses.fields(config)]
+    return type(config)(
+        **{name: _DEFAULTS[name] if name in _DEFAULTS else architecture(getattr(config, name)) for name in names}
+    )

@@ -143,7 +143,7 @@ def test_damaged_frozen_weights_are_not_trained_with(stopped, cache, lab, tmp_pa
         start = dataclasses.replace(other.frozen[0].start, run=str(tmp_path / "teacher 2"))
         other = dataclasses.replace(other, frozen=(dataclasses.replace(other.frozen[0], start=start),))
         shutil.copytree(run_training(other, tmp_path, cache).checkpoints / FROZEN, folder)
-    with pytest.raises(ValueError, match="no checkpoint that was asked for .* can be used"):
+    with pytest.raises(ValueError, match="no requested checkpoint .* can be used"):
         run_training(student, run.path.parent, cache)
 
 
