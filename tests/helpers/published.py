@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
@@ -231,17 +231,29 @@ def _options(value: Any) -> Iterator[str]:
             yield from _options(part)
 
 
+def types(value: Any) -> Iterator[str]:
+    """The types of a config's parts: what decides how layers are put together, their options aside."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from types(part)
+    elif dataclasses.is_dataclass(value) and not type(value).__module__.endswith(ELSEWHERE):
+        yield type(value).__name__
+        for field in dataclasses.fields(value):
+            yield from types(getattr(value, field.name))
+
+
 ELSEWHERE = ("initialisers", "balance", "rope_scaling")
 """Modules whose parts change numbers and no computation of whole models. Each has tests of its own."""
 
 
-def covering(models: dict[str, ModelConfig]) -> list[str]:
-    """Names of models that have between them every option of every part that any of `models` has.
+def covering(models: dict[str, ModelConfig], by: Callable[[Any], Iterator[str]] = _options) -> list[str]:
+    """Names of models that have between them every option of every part that any of `models` has; with `types`, every
+    type of part.
 
     What holds of every model because it holds of each part is tried on these. Counts, initial values, checkpoints and
     parity are tested of all.
     """
-    options = {name: set(_options(config)) for name, config in models.items()}
+    options = {name: set(by(config)) for name, config in models.items()}
     missing, chosen = set().union(*options.values()), []
     while missing:
         best = max(options, key=lambda name: len(options[name] & missing))

@@ -9,10 +9,15 @@ from llm_jax.core import trees
 from llm_jax.models.build import build
 from llm_jax.models.stack import Execution
 from tests.helpers import tiny
-from tests.helpers.published import EVERY, covering, executed
+from tests.helpers.published import EVERY, covering, executed, types
+
+_OF_TYPE = covering(EVERY, types)
+_FULL = pytest.mark.full(reason="models that have every type of part between them, in every run")
 
 
-@pytest.mark.parametrize("name", covering(EVERY))
+@pytest.mark.parametrize(
+    "name", [*_OF_TYPE, *(pytest.param(name, marks=_FULL) for name in covering(EVERY) if name not in _OF_TYPE)]
+)
 def test_a_loop_with_and_unrolled_layers_without_recomputation_agree(name: str):
     def gradient(execution: Execution):
         model = build(executed(EVERY[name], execution))

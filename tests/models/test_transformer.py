@@ -20,7 +20,7 @@ from llm_jax.models.inputs import Inputs
 from llm_jax.models.transformer import Transformer
 from llm_jax.models.upcycle import has_experts
 from tests.helpers import tiny
-from tests.helpers.published import EVERY, PUBLISHED, covering
+from tests.helpers.published import EVERY, PUBLISHED, covering, types
 
 T = 8
 TOKENS = tiny.tokens(2, T)
@@ -63,9 +63,19 @@ class Case:
         return output.logits_BTV, output.cache
 
 
+_case = functools.cache(lambda name: Case(PUBLISHED[name]))
+
+
 @pytest.fixture(scope="module", params=covering(PUBLISHED))
 def case(request):
-    return Case(PUBLISHED[request.param])
+    """Models that have every option of every part between them."""
+    return _case(request.param)
+
+
+@pytest.fixture(scope="module", params=covering(PUBLISHED, types))
+def of_type(request):
+    """Models that have every type of part between them, for what no option of a part decides."""
+    return _case(request.param)
 
 
 def _place(*lengths: int) -> SequenceInfo:
@@ -128,13 +138,15 @@ def test_padding_on_the_left_changes_nothing(case):
     _same(case.forward(tokens, shifted)[:, 3:], case.forward(TOKENS, place)[:, :5])
 
 
-def test_hidden_states_of_a_row_without_padding_or_places_give_the_logits_of_one_document(case):
+def test_hidden_states_of_a_row_without_padding_or_places_give_the_logits_of_one_document(of_type):
     """With the parameters that are named, and no others."""
-    hidden = jax.jit(lambda tokens: case.model.apply({"params": case.params}, tokens, method="hidden"))(TOKENS[:, :5])
+    hidden = jax.jit(lambda tokens: of_type.model.apply({"params": of_type.params}, tokens, method="hidden"))(
+        TOKENS[:, :5]
+    )
     assert hidden.logits_BTV is None and hidden.cache is None
-    head = case.model.unembed_parameters(case.params)
-    unembed = jax.jit(lambda hidden_BTD: case.model.apply({"params": head}, hidden_BTD, method="unembed"))
-    _same(unembed(hidden.hidden_BTD), case.forward(TOKENS, _place(5))[:, :5])
+    head = of_type.model.unembed_parameters(of_type.params)
+    unembed = jax.jit(lambda hidden_BTD: of_type.model.apply({"params": head}, hidden_BTD, method="unembed"))
+    _same(unembed(hidden.hidden_BTD), of_type.forward(TOKENS, _place(5))[:, :5])
 
 
 def test_order_matters(case):
@@ -168,36 +180,36 @@ def test_prompts_share_a_cache_with_what_follows_them(case, lengths):
         _same(second[row], alone[length : length + 4])
 
 
-def test_bfloat16_is_finite_and_near_to_float32(case):
-    model = Transformer(case.config, MIXED)
-    output = jax.jit(lambda tokens: model.apply({"params": case.params}, tokens))(TOKENS)
-    exact = case.forward(TOKENS, WHOLE)
+def test_bfloat16_is_finite_and_near_to_float32(of_type):
+    model = Transformer(of_type.config, MIXED)
+    output = jax.jit(lambda tokens: model.apply({"params": of_type.params}, tokens))(TOKENS)
+    exact = of_type.forward(TOKENS, WHOLE)
     assert output.logits_BTV.dtype == jnp.float32 and output.hidden_BTD.dtype == jnp.bfloat16
     assert np.isfinite(output.logits_BTV).all()
     errors = np.abs(output.logits_BTV - exact).max(axis=-1) / np.abs(exact).max()
     # Rounding gives a token another expert here and there, and what sees it another token to see.
-    error = np.median(errors) if has_experts(case.config) else errors.max()
+    error = np.median(errors) if has_experts(of_type.config) else errors.max()
     assert 0 < error < 0.1
 
 
-def test_a_row_longer_than_the_model_is_refused(case):
+def test_a_row_longer_than_the_model_is_refused(of_type):
     with pytest.raises(ValueError, match="17 tokens and the model's max_length is 16: shorten the sequences or raise"):
-        jax.eval_shape(case.model.apply, {"params": case.params}, tiny.tokens(1, 17))
+        jax.eval_shape(of_type.model.apply, {"params": of_type.params}, tiny.tokens(1, 17))
 
 
-def test_a_cache_longer_than_the_model_is_refused(case):
+def test_a_cache_longer_than_the_model_is_refused(of_type):
     with pytest.raises(ValueError, match="17 tokens exceeds the model's max_length of 16"):
-        case.model.allocate(1, 17)
+        of_type.model.allocate(1, 17)
 
 
-def test_more_tokens_than_the_cache_has_slots_are_refused(case):
+def test_more_tokens_than_the_cache_has_slots_are_refused(of_type):
     with pytest.raises(ValueError, match="5"):
-        jax.eval_shape(case.continued, TOKENS, None, case.model.allocate(2, 5))
+        jax.eval_shape(of_type.continued, TOKENS, None, of_type.model.allocate(2, 5))
 
 
-def test_parameters_are_kept_in_the_type_of_the_precision(case):
+def test_parameters_are_kept_in_the_type_of_the_precision(of_type):
     for precision in (MIXED, dataclasses.replace(MIXED, params="bfloat16")):
-        shapes, _ = abstract_parameters(Transformer(case.config, precision))
+        shapes, _ = abstract_parameters(Transformer(of_type.config, precision))
         # A router's correction bias is float32 always: steps of a thousandth would be lost in bfloat16.
         kept = [leaf.dtype for name, leaf in trees.named_leaves(shapes) if not name.endswith("router/bias")]
         assert set(kept) == {precision.param_dtype}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core import trees
-from llm_jax.interop import forward, load_hf, save_hf
+from llm_jax.interop import families, forward, load_hf, save_hf
 from llm_jax.interop.families import FAMILIES
 from llm_jax.interop.model_inputs import model_inputs
 from tests.parity.inputs import difference, torch_logits
@@ -23,14 +23,17 @@ for package in ("torch", "transformers"):
 
 
 def _cases():
-    """Of the models that test_golden.py compares with their fixtures in every run, one of each type is compared live in
-    every run too; and all those that have no fixture."""
+    """Of the models that test_golden.py compares with their fixtures in every run, one of each family of tensors (a
+    module of interop) is compared live in every run too; and all those that have no fixture."""
+    import transformers
+
+    tables = [module for module in vars(families).values() if hasattr(module, "FAMILIES")]
+    modules = {family.model_type: module for module in tables for family in module.FAMILIES}
     seen = set()
     for name, case in CASES.items():
-        yield pytest.param(
-            case, id=name, marks=pytest.mark.full(reason="test_golden.py") if case.config in seen else ()
-        )
-        seen.add(case.config)
+        module = modules[getattr(transformers, case.config).model_type]
+        yield pytest.param(case, id=name, marks=pytest.mark.full(reason="test_golden.py") if module in seen else ())
+        seen.add(module)
     for name, case in OPTION_CASES.items():
         yield pytest.param(case, id=name)
 
