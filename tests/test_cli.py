@@ -4,10 +4,12 @@ import importlib
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from llm_jax import cli
 from llm_jax.cli import COMMANDS, train
+from llm_jax.cli import devices as settings
 from llm_jax.core import config_text
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.experiment import SampleConfig, load_experiment
@@ -253,3 +255,14 @@ def test_the_names_that_parity_takes_are_told():
 def test_what_cannot_be_said_or_converted_is_refused(words, message):
     outcome = llm_jax(*words)
     assert outcome.code != 0 and message in outcome.said
+
+
+@pytest.mark.parametrize(("count", "cached"), [(1, True), (8, False)])
+def test_several_cpu_devices_use_no_compilation_cache(monkeypatch, tmp_path, count, cached):
+    """XLA ends the process at a program with collectives that it reads from there."""
+    for prepare in (lambda: settings.simulate(count), lambda: settings.keep_compiled_programs(tmp_path)):
+        changed = {}
+        monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+        monkeypatch.setattr(jax, "local_device_count", lambda: count)
+        prepare()
+        assert changed.get("jax_enable_compilation_cache", True) == cached

@@ -13,9 +13,20 @@ def simulate(cpu_devices: int | None) -> None:
         check(cpu_devices >= 1, f"--cpu-devices is {cpu_devices}: it must be at least 1")
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", cpu_devices)
+        _check_cache(cpu_devices)
 
 
 def keep_compiled_programs(cache: Path) -> None:
-    """Enables jax's persistent compilation cache in `cache`, unless JAX_COMPILATION_CACHE_DIR sets another folder."""
+    """Enables jax's persistent compilation cache in `cache`, unless JAX_COMPILATION_CACHE_DIR sets another folder. With
+    several CPU devices there is no cache. Call it after this process has joined others."""
+    if jax.default_backend() == "cpu":
+        _check_cache(jax.local_device_count())
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str((cache / "jax").absolute()))
+
+
+def _check_cache(cpu_devices: int) -> None:
+    """Disables the compilation cache for several CPU devices: XLA (jaxlib 0.10 and 0.12) mixes up the collectives of a
+    program that it reads from there, and ends the process."""
+    if cpu_devices > 1:
+        jax.config.update("jax_enable_compilation_cache", False)

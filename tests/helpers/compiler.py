@@ -34,7 +34,9 @@ def devices(count: int, fused: bool = False) -> dict[str, str]:
       fused: whether it fuses as XLA does for users.
     """
     flags = "" if fused else os.environ["XLA_FLAGS"]
-    return {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}".strip()}
+    settings = {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}".strip()}
+    # See `keep_compiled_programs` in llm_jax/cli/devices.py.
+    return settings | ({"JAX_ENABLE_COMPILATION_CACHE": "false"} if count > 1 else {})
 
 
 def fused() -> dict[str, bool]:
