@@ -139,14 +139,14 @@ def _write_phi3_rope(config: TransformerConfig) -> dict[str, Any]:
     return write_partial_rope(rope, mixer.head_dim) | {"max_position_embeddings": length, _ORIGINAL: original}
 
 
-def fused_ffn(place: parts.Place, name: str) -> Iterator[Tensor]:
+def fused_ffn(place: parts.Place, name: str, into: str = "gate_up_proj", down: str = "down_proj") -> Iterator[Tensor]:
     """An ffn with gate and up in one matrix."""
     halves, bias = (
         (place.leaf("ffn/gate", "d (s f)"), place.leaf("ffn/up", "d (s f)")),
         parts.dense_of(place.block).bias,
     )
-    yield from parts.linear(place, f"{name}.gate_up_proj", "(s f) d", "d", halves, bias)
-    yield from parts.ffn(place, {}, f"{name}.down_proj")
+    yield from parts.linear(place, f"{name}.{into}", "(s f) d", "d", halves, bias)
+    yield from parts.ffn(place, {}, f"{name}.{down}")
 
 
 def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:

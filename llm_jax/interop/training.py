@@ -76,6 +76,9 @@ _RATES: dict[str, dict[str, Option]] = {
     "distilbert": _DISTILBERT,
     "electra": _BERT,
     "albert": _ALBERT,
+    # ModernBERT drops what attention writes at the rate of its weights too; here that is `residual`, and left alone.
+    "modernbert": _ATTENTION
+    | {"embed": ("embedding_dropout", 0.0), "ffn": ("mlp_dropout", 0.0), "head": ("classifier_dropout", 0.0)},
     "bart": _BART,
     "mbart": _BART,
     "pegasus": _BART,
@@ -166,7 +169,9 @@ def _drops_before_scores(config: ModelConfig, kind: str) -> bool:
     head = config.stacks[-1].head
     if not isinstance(head, ClassHead):
         return False
-    return head.of == "row" or (head.of == "token" and head.transform is None and kind != "xlnet")
+    return (
+        head.of == "row" or kind == "modernbert" or (head.of == "token" and head.transform is None and kind != "xlnet")
+    )
 
 
 def _share(name: str, value: Any) -> float:

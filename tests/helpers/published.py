@@ -8,6 +8,7 @@ from typing import Any
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
+from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
@@ -40,6 +41,7 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.mixtral import mixtral
+from llm_jax.models.families.modernbert import head_transform, modernbert, token_head
 from llm_jax.models.families.nemotron import nemotron, persimmon
 from llm_jax.models.families.olmo import olmo
 from llm_jax.models.families.olmo2 import olmo2, olmo3
@@ -188,6 +190,17 @@ ENCODERS = _looped(
         "electra, generator": bert(*OLD, **LIMITS, narrow=8),
         "electra, discriminator": bert(*OLD, **LIMITS, narrow=8, head=discriminator()),
         "albert": albert(4, *OLD[1:], **LIMITS, narrow=8, groups=2, inner=2),
+        "modernbert": modernbert(3, *OLD[1:], **LIMITS, hidden=24, reach=(None, 2, None)),
+        "modernbert, tokens": modernbert(
+            *OLD,
+            **LIMITS,
+            hidden=24,
+            reach=(2, None),
+            bias=True,
+            ffn_bias=True,
+            norm_bias=True,
+            head=token_head(3, head_transform(2, LayerNormConfig(), "relu", bias=True)),
+        ),
         "albert, rows": albert(2, *OLD[1:], **LIMITS, narrow=8, head=row_head(2)),
     }
 )

@@ -196,6 +196,15 @@ OF_OTHERS = [
     ("bert", {"tie_word_embeddings": False}, "lacks cls.predictions.decoder.bias, cls.predictions.decoder.weight, "),
     ("bert", {"hidden_act": "mish"}, "hidden_act = 'mish': supported are gelu, "),
     ("bert, tokens", {"id2label": {"0": "a"}}, r"classifier.weight has shape \[5, 16\] and config.json asks for \[1"),
+    ("modernbert", {"rope_scaling": {"type": "linear"}}, "rope_scaling = .*: only None is supported here"),
+    ("modernbert", {"layer_types": ["full_attention"]}, "has 1 layer_types and 3 layers"),
+    ("modernbert", {"architectures": ["ModernBertForMultipleChoice"]}, "supported are ModernBertForMaskedLM, "),
+    ("modernbert, tokens", {"classifier_activation": "mish"}, "classifier_activation = 'mish': supported are gelu, "),
+    (
+        "modernbert, tokens",
+        {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "mean"},
+        "classifier_pooling = 'mean': only 'cls' is supported here",
+    ),
     ("albert", {"num_hidden_groups": 3}, "groups is 3 and layers is 4"),
     (
         "t5",

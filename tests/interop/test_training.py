@@ -31,6 +31,7 @@ TABLE = {
     "switch_transformers": {"dropout_rate": "experts"},
     "xlnet": {"dropout": "ffn"},
     "starcoder2": {"residual_dropout": "residual", "embedding_dropout": "embed", "attention_dropout": "attention"},
+    "modernbert": {"attention_dropout": "attention", "embedding_dropout": "embed", "mlp_dropout": "ffn"},
     "deepseek_v3": {"attention_dropout": "attention"},
 }
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tests.parity.inputs import MASK, PADDED_LEFT, PAIR, SENTENCES, TEXT
-from tests.parity.torch_models import BART, ENCODER, NEAR, NO_DROPOUT, OLD, SWITCH, T5, XLNET, Case
+from tests.parity.inputs import MASK, ONE_TYPE, PADDED_LEFT, PAIR, SENTENCES, TEXT
+from tests.parity.torch_models import BART, ENCODER, MODERN, NEAR, NO_DROPOUT, OLD, SWITCH, T5, XLNET, Case
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
@@ -42,6 +42,12 @@ OPTION_CASES = {
     "bert, untied": Case("BertConfig", "BertForMaskedLM", ENCODER | UNTIED, inputs=SENTENCES),
     "electra, untied": Case("ElectraConfig", "ElectraForMaskedLM", NARROW, inputs=SENTENCES),
     "albert, untied": Case("AlbertConfig", "AlbertForMaskedLM", NARROW, inputs=SENTENCES),
+    "modernbert, untied and without a bias of scores": Case(
+        "ModernBertConfig",
+        "ModernBertForMaskedLM",
+        MODERN | UNTIED | {"decoder_bias": False, "local_attention": 2},
+        inputs=ONE_TYPE,
+    ),
     "xlnet, untied": Case("XLNetConfig", "XLNetLMHeadModel", XLNET | UNTIED | {"n_layer": 2}, inputs=PADDED_LEFT),
     "bart, stacks of other sizes": Case(
         "BartConfig",

@@ -125,6 +125,33 @@ def _encoders() -> dict[str, Case]:
     }
 
 
+MODERN = SHAPE | {"num_hidden_layers": 4, "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0}
+BIASED = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
+
+
+def _modern() -> dict[str, Case]:
+    def case(kind: str, **options: Any) -> Case:
+        return Case("ModernBertConfig", f"ModernBert{kind}", MODERN | options, inputs=ONE_TYPE)
+
+    ropes = {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+    }
+    kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    return {
+        "modernbert, masked": case("ForMaskedLM", local_attention=9),
+        "modernbert, row": case("ForSequenceClassification", local_attention=4, **BIASED, **_labels("row")),
+        "modernbert, token": case("ForTokenClassification", classifier_activation="relu", num_labels=1),
+        "modernbert, span": case(
+            "ForQuestionAnswering",
+            local_attention=6,
+            layer_types=kinds,
+            rope_parameters=ropes,
+            hidden_activation="silu",
+        ),
+    }
+
+
 T5 = {"d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "vocab_size": 97}
 NEAR = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16}
 BART = {
@@ -400,6 +427,7 @@ CASES = {
         "Starcoder2Config", "Starcoder2ForCausalLM", GQA | {"sliding_window": 5, "residual_dropout": 0.0}
     ),
     **_encoders(),
+    **_modern(),
     **_pairs(),
     "deepseek_v3": Case("DeepseekV3Config", "DeepseekV3ForCausalLM", DENSE),
     "deepseek_v3, yarn": Case(

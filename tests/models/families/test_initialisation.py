@@ -15,6 +15,7 @@ import scipy.stats
 
 from llm_jax.core import trees
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig
+from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.models.block import Parallel
 from llm_jax.models.build import abstract_parameters, build, initial_parameters
 from llm_jax.models.families import MODULES, SIZES
@@ -36,6 +37,7 @@ from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
+from llm_jax.models.families.modernbert import head_transform, modernbert, row_head
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.olmoe import olmoe
 from llm_jax.models.families.opt import opt
@@ -209,6 +211,15 @@ FAMILIES = {
     "electra": (
         bert(*OLD, **SIZE, narrow=16, head=discriminator()),
         {"widen/kernel": Even(math.sqrt(6 / (16 + D))), "head/kernel": Even(math.sqrt(6 / (D + 1)))} | BERT,
+    ),
+    "modernbert": (
+        modernbert(*OLD, **NEW, bias=True, head=row_head(2, head_transform(L, LayerNormConfig(bias=False)))),
+        {
+            rf"{OUT}|transform/dense/kernel": Gauss(0.02 / math.sqrt(2 * L), 2.0),
+            r"head/kernel": Gauss(1 / ROOT, 2.0),
+            r"kernel|table": Gauss(0.02, 2.0),
+        }
+        | NORMS_AND_BIASES,
     ),
     "xlnet": (
         xlnet(*OLD, **SIZE),

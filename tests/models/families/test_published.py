@@ -99,6 +99,8 @@ MILLIONS = {
     "persimmon-8b": 9397.18,
     "mbart-large": 611.10,
     "pegasus-large": 568.80,
+    "modernbert-base": 149.66,  # the paper says 149M
+    "modernbert-large": 395.88,  # the paper says 395M
     "distilbert-base": 66.99,
     "gpt-neo-125m": 125.20,
     "gpt-neo-1.3b": 1315.58,
