@@ -61,9 +61,9 @@ def tensors(
     for place in parts.places(config):
         name = f"model.layers.{place.number}"
         yield from _block_norms(place, name, before, after)
-        if parts.attention_of(place.block).qk_norm:
-            yield from parts.query_key_norms(place, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
         turned = parts.rotated(parts.attention_of(place.block)) if neighbours else 0
+        if parts.attention_of(place.block).qk_norm:
+            yield from parts.query_key_norms(place, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm", turned)
         yield from parts.attention(place, (f"{name}.self_attn.{part}_proj" for part in "qkvo"), neighbours=turned)
         if experts is not None and isinstance(place.block.ffn, MoEConfig):
             yield from experts(place, name)

@@ -207,11 +207,12 @@ def dense(name: str, path: str, inputs: int, outputs: int, bias: bool) -> Iterat
         yield Tensor(f"{name}.bias", "e", (Leaf(f"{path}/bias", "e"),), sizes)
 
 
-def norm(name: str, config: Norm | None, path: str | Leaf, size: int) -> Iterator[Tensor]:
+def norm(name: str, config: Norm | None, path: str | Leaf, size: int, heads: int | None = None) -> Iterator[Tensor]:
     """Scale and bias of a norm over `size` features. ValueError where the model has none.
 
     Args:
       path: of the norm in our tree, or the leaf of its place in a layer.
+      heads: how many heads have vectors of their own; None: there is one of each.
     """
     config = given(config, f"the model has no norm for {name}, and this family has")
     at = path if isinstance(path, Leaf) else Leaf(path, "d")
@@ -219,8 +220,9 @@ def norm(name: str, config: Norm | None, path: str | Leaf, size: int) -> Iterato
     if isinstance(config, OffsetLayerNormConfig) or (isinstance(config, LayerNormConfig) and config.bias):
         vectors["bias"] = "bias"
     for theirs, ours in vectors.items():
-        leaf = dataclasses.replace(at, path=f"{at.path}/{ours}", layout="d")
-        yield Tensor(f"{name}.{theirs}", "d", (leaf,), {"d": size})
+        layout, sizes = ("d", {"d": size}) if heads is None else ("n h", {"n": heads, "h": size})
+        leaf = dataclasses.replace(at, path=f"{at.path}/{ours}", layout=layout)
+        yield Tensor(f"{name}.{theirs}", layout, (leaf,), sizes)
 
 
 def layer_norm(place: Place, name: str, ours: str) -> Iterator[Tensor]:
@@ -294,13 +296,17 @@ def fused_attention(
     yield from linear(place, name, layout, "d", leaves, attention_of(place.block).bias)
 
 
-def query_key_norms(place: Place, query: str, key: str) -> Iterator[Tensor]:
-    """The norms of queries and keys."""
+def query_key_norms(place: Place, query: str, key: str, neighbours: int = 0) -> Iterator[Tensor]:
+    """The norms of queries and keys; `neighbours` as of `Leaf`, where each head has vectors of its own."""
     mixer = attention_of(place.block)
     norms = given(mixer.qk_norm, "attention has no norms of queries and keys, and this family has")
     for name, ours, heads in ((query, "query_norm", mixer.heads), (key, "key_norm", mixer.kv_heads)):
-        size = mixer.head_dim * (1 if norms.over == "head" else heads)
-        yield from norm(name, norms.norm, place.leaf(f"mixer/{ours}", "d"), size)
+        if norms.over == "each head":
+            leaf = place.leaf(f"mixer/{ours}", "n h", neighbours=neighbours)
+            yield from norm(name, norms.norm, leaf, mixer.head_dim, heads)
+        else:
+            size = mixer.head_dim * (1 if norms.over == "head" else heads)
+            yield from norm(name, norms.norm, place.leaf(f"mixer/{ours}", "d"), size)
 
 
 def attention_out(place: Place, name: str, layout: str = "d (n h)", branch: str = "mixer") -> Iterator[Tensor]:

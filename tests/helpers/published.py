@@ -120,6 +120,7 @@ PUBLISHED = {
     "stablelm": stablelm(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2), bias=True),
     "stablelm, parallel": stablelm(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2), parallel=True),
     "cohere": cohere(*OLD, **NEW, **LIMITS),
+    "cohere, normalised heads": cohere(*OLD, **NEW, **LIMITS, qk_norm=True),
     "cohere2": cohere2(*OLD, **NEW, **LIMITS, window=(3, None)),
     "phi": phi(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2)),
     "olmo": olmo(*OLD, **NEW, **LIMITS, clip=0.8),

@@ -64,10 +64,10 @@ class Case:
             for name, buffer in model.named_buffers():
                 if name.endswith(LEARNT_BUFFERS):
                     buffer += 0.2 * torch.randn_like(buffer)
-            for parameter in model.parameters():
+            for name, parameter in model.named_parameters():
                 if not parameter.requires_grad:
                     continue  # sinusoids
-                if parameter.ndim == 1:
+                if parameter.ndim == 1 or name.endswith("norm.weight"):
                     parameter += 0.2 * torch.randn_like(parameter)
                 else:
                     parameter *= self.gain
@@ -364,6 +364,7 @@ CASES = {
     "stablelm": Case("StableLmConfig", "StableLmForCausalLM", GQA | {"use_qkv_bias": True}),
     "stablelm, parallel": Case("StableLmConfig", "StableLmForCausalLM", GQA | {"use_parallel_residual": True}),
     "cohere": Case("CohereConfig", "CohereForCausalLM", GQA),
+    "cohere, normalised heads": Case("CohereConfig", "CohereForCausalLM", GQA | {"use_qk_norm": True}),
     "cohere2": Case(
         "Cohere2Config",
         "Cohere2ForCausalLM",

@@ -112,6 +112,7 @@ MILLIONS = {
     "stablelm-3b": 2795.44,
     "stablelm2-1.6b": 1644.52,
     "command-r-v01": 34_980.83,
+    "command-r-plus": 103_810.67,
     "command-r7b": 8028.03,
     "gemma-2b": 2506.17,
     "gemma-7b": 8537.68,
