@@ -177,7 +177,9 @@ def logits_scale(config: TransformerConfig) -> float:
 
 
 def types(config: TransformerConfig, name: str) -> Iterator[Tensor]:
-    """The table of token types."""
+    """The table of token types, where there are any."""
+    if not config.embed.types:
+        return
     sizes = {"r": config.embed.types, "d": config.embed.sum_width(config.width)}
     yield Tensor(name, "r d", (Leaf("embed/types", "r d"),), sizes)
 

@@ -72,6 +72,7 @@ _RATES: dict[str, dict[str, Option]] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
+    "mpnet": _BERT | {"head": ("hidden_dropout_prob", 0.1)},
     # DistilBERT drops the output of the ffn only; here `residual` applies to both branches.
     "distilbert": _DISTILBERT,
     "electra": _BERT,

@@ -42,6 +42,7 @@ from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.mixtral import mixtral
 from llm_jax.models.families.modernbert import head_transform, modernbert, token_head
+from llm_jax.models.families.mpnet import mpnet
 from llm_jax.models.families.nemotron import nemotron, persimmon
 from llm_jax.models.families.olmo import olmo
 from llm_jax.models.families.olmo2 import olmo2, olmo3
@@ -186,6 +187,8 @@ ENCODERS = _looped(
         "bert, tokens": bert(*OLD, **LIMITS, types=3, head=ClassHead(5)),
         "bert, spans": bert(*OLD, **LIMITS, head=span_head()),
         "roberta": bert(*OLD, **LIMITS, types=1, offset=2, epsilon=1e-5),
+        "mpnet": mpnet(*OLD, **LIMITS),
+        "mpnet, rows": mpnet(*OLD, **LIMITS, head=row_head(3)),
         "distilbert": bert(*OLD, **LIMITS, types=0),
         "distilbert, rows": bert(*OLD, **LIMITS, types=0, head=row_head(3, "relu")),
         "electra, generator": bert(*OLD, **LIMITS, narrow=8),

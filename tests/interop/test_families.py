@@ -196,6 +196,7 @@ OF_OTHERS = [
     ("bert", {"tie_word_embeddings": False}, "lacks cls.predictions.decoder.bias, cls.predictions.decoder.weight, "),
     ("bert", {"hidden_act": "mish"}, "hidden_act = 'mish': supported are gelu, "),
     ("bert, tokens", {"id2label": {"0": "a"}}, r"classifier.weight has shape \[5, 16\] and config.json asks for \[1"),
+    ("mpnet", {"relative_attention_num_buckets": 16}, "relative_attention_num_buckets = 16: only 32 is supported here"),
     ("modernbert", {"rope_scaling": {"type": "linear"}}, "rope_scaling = .*: only None is supported here"),
     ("modernbert", {"layer_types": ["full_attention"]}, "has 1 layer_types and 3 layers"),
     ("modernbert", {"architectures": ["ModernBertForMultipleChoice"]}, "supported are ModernBertForMaskedLM, "),

@@ -40,6 +40,7 @@ OPTION_CASES = {
         inputs=HOLES,
     ),
     "bert, untied": Case("BertConfig", "BertForMaskedLM", ENCODER | UNTIED, inputs=SENTENCES),
+    "mpnet, untied": Case("MPNetConfig", "MPNetForMaskedLM", ENCODER | UNTIED, inputs=ONE_TYPE),
     "electra, untied": Case("ElectraConfig", "ElectraForMaskedLM", NARROW, inputs=SENTENCES),
     "albert, untied": Case("AlbertConfig", "AlbertForMaskedLM", NARROW, inputs=SENTENCES),
     "modernbert, untied and without a bias of scores": Case(

@@ -112,6 +112,10 @@ def _encoders() -> dict[str, Case]:
             ENCODERS["roberta"][1] | _labels("row"),
             inputs=ONE_TYPE,
         ),
+        **{
+            f"mpnet, {head}": Case("MPNetConfig", f"MPNet{kind}", ENCODER | _labels(head), inputs=ONE_TYPE)
+            for head, kind in HEADS.items()
+        },
         "distilbert, masked": Case("DistilBertConfig", "DistilBertForMaskedLM", DISTILBERT, inputs=ONE_TYPE),
         "distilbert, row": Case(
             "DistilBertConfig", "DistilBertForSequenceClassification", DISTILBERT | _labels("row"), inputs=ONE_TYPE

@@ -38,6 +38,7 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.modernbert import head_transform, modernbert, row_head
+from llm_jax.models.families.mpnet import mpnet
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.olmoe import olmoe
 from llm_jax.models.families.opt import opt
@@ -207,6 +208,7 @@ FAMILIES = {
     "bart": (bart(*OLD, **SIZE), {"kernel|table": Gauss(0.02)} | NORMS_AND_BIASES),
     "bert": (bert(*OLD, **SIZE), BERT),
     "roberta": (roberta(*OLD), {"kernel|table|types": Gauss(0.02)} | NORMS_AND_BIASES),
+    "mpnet": (mpnet(*OLD, **SIZE), {"kernel|table": Gauss(0.02)} | NORMS_AND_BIASES),
     "albert": (albert(*OLD, **SIZE, narrow=16), BERT),
     "electra": (
         bert(*OLD, **SIZE, narrow=16, head=discriminator()),

@@ -99,6 +99,7 @@ MILLIONS = {
     "persimmon-8b": 9397.18,
     "mbart-large": 611.10,
     "pegasus-large": 568.80,
+    "mpnet-base": 109.52,  # with the scores of masked tokens
     "modernbert-base": 149.66,  # the paper says 149M
     "modernbert-large": 395.88,  # the paper says 395M
     "distilbert-base": 66.99,
