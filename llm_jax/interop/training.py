@@ -86,6 +86,7 @@ _RATES: dict[str, dict[str, Option]] = {
     "marian": _BART,
     "t5": _T5,
     "mt5": _T5,
+    "umt5": _T5,
     "switch_transformers": _T5 | {"experts": ("dropout_rate", 0.1)},
     "xlnet": _alike(("dropout", 0.1), "residual", "embed", "attention", "ffn", "final")
     | {"head": ("summary_last_dropout", 0.1)},
@@ -100,7 +101,7 @@ _OF_BART = ("bart", "mbart", "pegasus", "marian")
 
 _DEVIATIONS = {"opt": "init_std", "bart": "init_std", "mbart": "init_std"}
 """{model_type: option of the standard deviation of initial values}; `initializer_range` where a type is missing."""
-_FACTORS = {"t5", "mt5", "switch_transformers"}
+_FACTORS = {"t5", "mt5", "umt5", "switch_transformers"}
 """Whose `initializer_factor` multiplies all initial values."""
 _BY_SIZE = {"gpt_neox", "gptj", "mpt", "marian", "pegasus", "recurrent_gemma"}
 """Whose initial values follow from their sizes: the option has never served their training, and is left alone."""

@@ -43,7 +43,7 @@ from llm_jax.layers.norms import LayerNormConfig, Norm, OffsetLayerNormConfig, P
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.position import AddedPosition, PositionBias, RotaryPosition
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import (
     DynamicScaling,
@@ -94,6 +94,7 @@ __all__ = [
     "LSTMConfig",
     "LatentAttentionConfig",
     "LayerNormConfig",
+    "LayerRelativeBiasConfig",
     "LearnedPositionsConfig",
     "LinearScaling",
     "Llama3Scaling",

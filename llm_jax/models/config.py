@@ -14,7 +14,7 @@ from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBiasConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, Segment
@@ -88,7 +88,8 @@ class TransformerConfig:
         found = {repr(bias) for bias in self._relative_biases}
         check(
             len(found) <= 1,
-            f"blocks have different relative biases ({'; '.join(sorted(found))}): layers of a stack share one table",
+            f"blocks have different relative biases ({'; '.join(sorted(found))}): layers of a stack share one table; "
+            "LayerRelativeBiasConfig has one for each",
         )
 
     def check_vocabulary(self, size: int) -> None:
@@ -167,7 +168,9 @@ class TransformerConfig:
         return [
             (mixer.scores.bias, mixer.heads)
             for mixer in self._mixers
-            if isinstance(mixer, AttentionConfig) and isinstance(mixer.scores.bias, RelativeBiasConfig)
+            if isinstance(mixer, AttentionConfig)
+            and isinstance(mixer.scores.bias, RelativeBiasConfig)
+            and not isinstance(mixer.scores.bias, LayerRelativeBiasConfig)
         ]
 
 

@@ -9,7 +9,7 @@ from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
 from llm_jax.layers.norms import LayerNormConfig
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
 from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm
@@ -216,6 +216,16 @@ PAIRS = _looped(
         "t5": t5(*OLD, hidden=24, **LIMITS, **_NEAR),
         "t5, 1.1": t5(
             *OLD, hidden=24, **LIMITS, **_NEAR, decoder_layers=1, activation="gelu_tanh", gated=True, tied=False
+        ),
+        "umt5": t5(
+            *OLD,
+            hidden=24,
+            **LIMITS,
+            **_NEAR,
+            activation="gelu_tanh",
+            gated=True,
+            tied=False,
+            distances=LayerRelativeBiasConfig,
         ),
         "switch": switch(*OLD, hidden=24, **LIMITS, **_NEAR, experts=3, dispatch=Dropless()),
         "gshard": gshard(2, 3, *OLD[1:], hidden=24, head_dim=6, **LIMITS, dispatch=Dropless()),

@@ -18,6 +18,7 @@ from llm_jax.models.build import build
 from llm_jax.models.families import SIZES
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.llama import llama
+from llm_jax.models.heads import HeadConfig, ScaledHead
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 from tests.helpers.published import EVERY, PUBLISHED
@@ -223,6 +224,20 @@ OF_OTHERS = [
     ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings = False: only True"),
     ("marian", {"decoder_vocab_size": 9}, "decoder_vocab_size = 9: only 32 is supported here"),
 ]
+
+
+def test_a_umt5_that_says_its_weights_are_not_tied_scores_hidden_states_as_they_are(tmp_path: Path):
+    """So published files are: transformers 5 scales what their matrix reads, and version 4 did not."""
+    model = build(EVERY["umt5"])
+    save_hf(model, tiny.parameters(model), tmp_path)
+    file = tmp_path / "config.json"
+    options = json.loads(file.read_text())
+    assert not options.pop("scale_decoder_outputs") and not options["tie_word_embeddings"]
+    file.write_text(json.dumps(options))
+    assert type(load_hf(tmp_path)[0].config.decoder.head) is HeadConfig
+    _change(tmp_path, tie_word_embeddings=True)
+    head = load_hf(tmp_path)[0].config.decoder.head
+    assert isinstance(head, ScaledHead) and head.scale == 16**-0.5
 
 
 def test_a_number_of_labels_without_their_names_is_enough(tmp_path: Path):

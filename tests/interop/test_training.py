@@ -29,6 +29,7 @@ TABLE = {
     "mpnet": {"hidden_dropout_prob": "residual", "attention_probs_dropout_prob": "attention"},
     "bart": {"dropout": "embed", "attention_dropout": "attention", "activation_dropout": "ffn"},
     "t5": {"dropout_rate": "final"},
+    "umt5": {"dropout_rate": "final"},
     "switch_transformers": {"dropout_rate": "experts"},
     "xlnet": {"dropout": "ffn"},
     "starcoder2": {"residual_dropout": "residual", "embedding_dropout": "embed", "attention_dropout": "attention"},

@@ -63,6 +63,7 @@ OPTION_CASES = {
         inputs=PAIR,
         gain=2,
     ),
+    "umt5, tied": Case("UMT5Config", "UMT5ForConditionalGeneration", T5 | NEAR, inputs=PAIR, gain=2),
     "switch, another activation": Case(
         "SwitchTransformersConfig",
         "SwitchTransformersForConditionalGeneration",

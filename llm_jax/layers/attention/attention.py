@@ -26,7 +26,7 @@ from llm_jax.layers.linear import Linear
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.position import RotaryPosition
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBias, RelativeBiasConfig
 from llm_jax.layers.roles import Role
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.layers.tap import tap
@@ -113,8 +113,7 @@ class AttentionConfig(Mixer):
         query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
         norms = self.qk_norm.parameters(self.heads, self.kv_heads, self.head_dim) if self.qk_norm else 0
         biases = self.bias * (query + 2 * key_value) + self.biased_output * width
-        sinks = self.scores.sinks * self.heads
-        return 2 * width * (query + key_value) + biases + norms + sinks
+        return 2 * width * (query + key_value) + biases + norms + self.scores.parameters(self.heads)
 
     @property
     def biased_output(self) -> bool:
@@ -163,7 +162,8 @@ class Attention(nn.Module):
         if state is not None:
             state = state.write(k_BKSH, v_BKSH, context.first_slot)
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
-        given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
+        bias_RN = self.own_biases() if isinstance(config.scores.bias, LayerRelativeBiasConfig) else context.bias_RN
+        given = {"bias_RN": bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
         pairs = Pairs(config.mask, context.queries, context.slots, config.scores, **given)
         tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
         y_BNTH = context_parallel.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
@@ -192,6 +192,10 @@ class Attention(nn.Module):
             return None
         zeros = annotated(nn.initializers.zeros_init(), (axes.HEADS,), Role.BIAS)
         return self.param("sinks", zeros, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
+
+    def own_biases(self) -> jax.Array:
+        """The layer's own table of biases by relative position, float32 [R, N]."""
+        return RelativeBias(self.config.scores.bias, self.config.heads, self.precision, name="relative_bias")()
 
     def out(self, y_BNTH: jax.Array) -> jax.Array:
         """Output projection, [B, T, D]."""

@@ -16,6 +16,7 @@ import scipy.stats
 from llm_jax.core import trees
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig
 from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig
 from llm_jax.models.block import Parallel
 from llm_jax.models.build import abstract_parameters, build, initial_parameters
 from llm_jax.models.families import MODULES, SIZES
@@ -191,6 +192,10 @@ FAMILIES = {
         of_t5(lambda fan: Even(math.sqrt(3 / fan)), distance=Gauss(1 / math.sqrt(N * 32))),
     ),
     "t5": (t5(*OLD, **NEW, head_dim=H), of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0))),
+    "umt5": (
+        t5(*OLD, **NEW, head_dim=H, gated=True, tied=False, distances=LayerRelativeBiasConfig),
+        of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0)),
+    ),
     "t5 1.1": (t5(*OLD, **NEW, head_dim=H, gated=True, tied=False), of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0))),
     "switch": (
         switch(2, *OLD[1:], **NEW, head_dim=H, experts=4),
