@@ -1,6 +1,7 @@
 """Every `model_type` that can be imported and exported. `save_hf` takes the first of them that can say a model."""
 
 from llm_jax.interop import (
+    hf_bamba,
     hf_bart,
     hf_bert,
     hf_bloom,
@@ -60,6 +61,7 @@ FAMILIES: dict[str, Family] = {
         hf_gpt_oss,
         hf_recurrent_gemma,
         hf_mamba2,
+        hf_bamba,
         hf_xlnet,
     )
     for family in module.FAMILIES

@@ -17,6 +17,7 @@ from llm_jax.models.block import Parallel, Serial
 from llm_jax.models.build import boxed_parameters, build
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
 from llm_jax.models.families.albert import albert
+from llm_jax.models.families.bamba import bamba
 from llm_jax.models.families.bart import bart, original
 from llm_jax.models.families.bert import bert, discriminator
 from llm_jax.models.families.bloom import bloom, mpt
@@ -174,6 +175,20 @@ PUBLISHED = {
     "lstm": lstm(2, 16, **LIMITS),
     "mamba2": mamba2(2, 16, **LIMITS, head_dim=8, groups=2, state_size=6, form=ChunkwiseForm(3)),
     "mamba2, biases": mamba2(2, 16, **LIMITS, head_dim=8, state_size=8, bias=True, step_limit=(0.1, 2.0), tied=False),
+    "bamba": bamba(*OLD, **NEW, **LIMITS, attention=(1,), head_dim=8, groups=2, state_size=8, form=ChunkwiseForm(3)),
+    "bamba, biases": bamba(
+        *OLD,
+        **NEW,
+        **LIMITS,
+        attention=(0,),
+        head_dim=8,
+        state_size=8,
+        rope=RoPEConfig(scaling=LinearScaling(2.0)),
+        bias=True,
+        ffn_bias=True,
+        recurrent_bias=True,
+        tied=True,
+    ),
     "retnet": retnet(*OLD, **LIMITS, form=ChunkwiseForm(3)),
 }
 """By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles

@@ -207,6 +207,12 @@ OF_OTHERS = [
         {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "mean"},
         "classifier_pooling = 'mean': only 'cls' is supported here",
     ),
+    ("bamba", {"attn_layer_indices": [2]}, "attention is .2,. and there are 2 layers"),
+    ("bamba", {"attn_layer_indices": [-1]}, r"attn_layer_indices = \[-1\]: it must be a list of numbers of layers"),
+    ("bamba", {"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu' is supported here"),
+    ("bamba", {"head_dim": 8}, "head_dim = 8: only 4 is supported here"),
+    ("bamba", {"mamba_d_head": "all"}, "mamba_d_head = 'all': it must be a whole number from 1, or 'auto'"),
+    ("bamba", {"mamba_d_head": 4}, "mamba_expand 2 of hidden_size 16 and mamba_n_heads 4 of mamba_d_head 4"),
     ("albert", {"num_hidden_groups": 3}, "groups is 3 and layers is 4"),
     (
         "t5",

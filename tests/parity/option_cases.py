@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.parity.inputs import MASK, ONE_TYPE, PADDED_LEFT, PAIR, SENTENCES, TEXT
-from tests.parity.torch_models import BART, ENCODER, MODERN, NEAR, NO_DROPOUT, OLD, SWITCH, T5, XLNET, Case
+from tests.parity.torch_models import BAMBA, BART, ENCODER, MODERN, NEAR, NO_DROPOUT, OLD, SWITCH, T5, XLNET, Case
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
@@ -38,6 +38,14 @@ OPTION_CASES = {
         {"d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 97, "expansion_ratio": 2, "logit_scale": 0.5}
         | {"no_bias": False, "attn_config": {"alibi": False, "clip_qkv": 0.7}},
         inputs=HOLES,
+    ),
+    "bamba, other options": Case(
+        "BambaConfig",
+        "BambaForCausalLM",
+        BAMBA
+        | {"attn_layer_indices": [0], "mamba_conv_bias": False, "mamba_expand": 3, "num_key_value_heads": None}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.25}},
+        gain=2,
     ),
     "bert, untied": Case("BertConfig", "BertForMaskedLM", ENCODER | UNTIED, inputs=SENTENCES),
     "mpnet, untied": Case("MPNetConfig", "MPNetForMaskedLM", ENCODER | UNTIED, inputs=ONE_TYPE),

@@ -28,6 +28,7 @@ DENSE |= {"max_position_embeddings": 64}
 OLD = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 97, "n_positions": 64}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 GRIFFIN = SHAPE | {"num_hidden_layers": 4, "intermediate_size": 96, "attention_window_size": 5}
+BAMBA = GQA | {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 12, "mamba_chunk_size": 8}
 MAMBA2 = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 97, "num_heads": 8, "head_dim": 8, "chunk_size": 8}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LEARNT_BUFFERS = ("final_logits_bias", "e_score_correction_bias")
@@ -478,6 +479,17 @@ CASES = {
         MAMBA2 | {"n_groups": 4, "state_size": 12, "use_bias": True},
         # With biases, what padding projects to runs into the convolution of the first real tokens.
         inputs=TEXT_RIGHT,
+    ),
+    "bamba": Case("BambaConfig", "BambaForCausalLM", BAMBA | {"attn_layer_indices": [1]}, gain=2),
+    "bamba, biases": Case(
+        "BambaConfig",
+        "BambaForCausalLM",
+        BAMBA
+        | {"attn_layer_indices": [2, 0], "mamba_d_head": 8, "mamba_d_conv": 3, "mamba_proj_bias": True}
+        | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "time_step_limit": (0.05, 1.0)}
+        | _rope(rope_type="linear", factor=2.0),
+        inputs=TEXT_RIGHT,
+        gain=2,
     ),
     **_experts(),
     "youtu": Case("YoutuConfig", "YoutuForCausalLM", DENSE | {"rms_norm_eps": 1e-2, "initializer_range": 0.02}),

@@ -2,6 +2,7 @@
 
 from llm_jax.models.families import (
     albert,
+    bamba,
     bart,
     bert,
     bloom,
@@ -95,6 +96,7 @@ MODULES = (
     lstm,
     retnet,
     mamba2,
+    bamba,
     xlnet,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}

@@ -21,6 +21,7 @@ from llm_jax.models.block import Parallel
 from llm_jax.models.build import abstract_parameters, build, initial_parameters
 from llm_jax.models.families import MODULES, SIZES
 from llm_jax.models.families.albert import albert
+from llm_jax.models.families.bamba import bamba
 from llm_jax.models.families.bart import bart, original
 from llm_jax.models.families.bert import bert, discriminator, roberta
 from llm_jax.models.families.bloom import bloom, mpt
@@ -237,6 +238,20 @@ FAMILIES = {
         {
             "convolution": Even(1 / math.sqrt(4)),
             "out/kernel": Even(1 / math.sqrt(2 * D) / math.sqrt(L)),
+            "kernel": TORCH,
+            "embed/table": Gauss(0.02),
+            "step_bias|log_rate": Free(),
+            "skip": Always(1),
+        }
+        | NORMS_AND_BIASES,
+    ),
+    "bamba": (
+        bamba(*OLD, **NEW, kv_heads=2, attention=(1,), head_dim=16, state_size=H),
+        {
+            "convolution": Even(1 / math.sqrt(4)),
+            "segment_1/block_0/mixer/out/kernel": Even(1 / ROOT / math.sqrt(2 * L)),
+            "mixer/out/kernel": Even(1 / math.sqrt(2 * D) / math.sqrt(2 * L)),
+            "ffn/down/kernel": Even(1 / math.sqrt(F) / math.sqrt(2 * L)),
             "kernel": TORCH,
             "embed/table": Gauss(0.02),
             "step_bias|log_rate": Free(),

@@ -196,6 +196,7 @@ MILLIONS = {
     "mamba2-780m": 780.16,
     "mamba2-1.3b": 1343.76,
     "mamba2-2.7b": 2702.60,
+    "bamba-9b": 9780.24,  # its card says 9.78B
     # Its authors call them of BERT's sizes, 110 and 340: they have a fifth matrix in every attention.
     "xlnet-base": 116.75,
     "xlnet-large": 360.30,
