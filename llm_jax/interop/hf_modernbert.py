@@ -49,8 +49,9 @@ def _read_head(settings: Settings, found: Arguments) -> Arguments:
 def _write_head(config: TransformerConfig) -> dict[str, Any]:
     head = parts.head_of(config)
     before = given(head.transform, "the head has no transform, and this family has")
-    activation = given(before.activation, "the head has no activation, and this family has")
-    written = {"classifier_activation": activation_name(activation), "classifier_bias": before.bias}
+    if before.activation is None:
+        raise ValueError("the transform of the head has no activation, and this family has")
+    written = {"classifier_activation": activation_name(before.activation), "classifier_bias": before.bias}
     if isinstance(head, ClassHead):
         kind = {"architectures": [_CLASSES[head.of]], "classifier_pooling": "cls"}
         return written | kind | labels(head.classes)

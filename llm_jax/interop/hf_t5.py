@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llm_jax.core.checks import check
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Pair, Table, constant
@@ -20,7 +19,8 @@ from llm_jax.models.heads import ScaledHead, TiedHead
 
 def _bias(config: EncoderDecoderConfig) -> RelativeBiasConfig:
     bias = parts.attention_of(parts.first(config.decoder)).scores.bias
-    check(isinstance(bias, RelativeBiasConfig), f"scores.bias is {bias}, and T5 has biases by relative place")
+    if not isinstance(bias, RelativeBiasConfig):
+        raise ValueError(f"scores.bias is {bias}, and T5 has biases by relative place")
     return bias
 
 

@@ -162,8 +162,7 @@ class Attention(nn.Module):
         if state is not None:
             state = state.write(k_BKSH, v_BKSH, context.first_slot)
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
-        bias_RN = self.own_biases() if isinstance(config.scores.bias, LayerRelativeBiasConfig) else context.bias_RN
-        given = {"bias_RN": bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
+        given = {"bias_RN": self.biases(context), "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
         pairs = Pairs(config.mask, context.queries, context.slots, config.scores, **given)
         tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
         y_BNTH = context_parallel.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
@@ -193,9 +192,13 @@ class Attention(nn.Module):
         zeros = annotated(nn.initializers.zeros_init(), (axes.HEADS,), Role.BIAS)
         return self.param("sinks", zeros, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
 
-    def own_biases(self) -> jax.Array:
-        """The layer's own table of biases by relative position, float32 [R, N]."""
-        return RelativeBias(self.config.scores.bias, self.config.heads, self.precision, name="relative_bias")()
+    def biases(self, context: Context) -> jax.Array | None:
+        """The table of biases by relative position, float32 [R, N]: the layer's own, or the one that layers share; None
+        without either."""
+        bias = self.config.scores.bias
+        if not isinstance(bias, LayerRelativeBiasConfig):
+            return context.bias_RN
+        return RelativeBias(bias, self.config.heads, self.precision, name="relative_bias")()
 
     def out(self, y_BNTH: jax.Array) -> jax.Array:
         """Output projection, [B, T, D]."""

@@ -28,8 +28,8 @@ def block(
     scores: ScoresConfig = ScoresConfig(),  # noqa: B008
 ) -> BlockConfig:
     """A post-norm block with bidirectional attention."""
-    inits = {"init": init, "out_init": init}
-    mixer = AttentionConfig(heads, width // heads, heads, Bidirectional(), scores=scores, bias=True, **inits)
+    sizes = (heads, width // heads, heads)
+    mixer = AttentionConfig(*sizes, Bidirectional(), scores=scores, bias=True, init=init, out_init=init)
     ffn, wiring = MLPConfig(hidden, activation, init=init, out_init=init), Serial(before=False, stream=True)
     return BlockConfig(mixer, ffn, LayerNormConfig(epsilon), wiring, dropout)
 
