@@ -181,7 +181,7 @@ def _pairs() -> dict[str, Case]:
         "t5": Case(*classes, T5 | NEAR, inputs=PAIR, gain=2),
         "t5, 1.1": Case(*classes, gated, inputs=PAIR, untied=True, gain=2),
         "mt5": Case("MT5Config", "MT5ForConditionalGeneration", T5 | NEAR, inputs=PAIR, untied=True, gain=2),
-        "umt5": Case("UMT5Config", "UMT5ForConditionalGeneration", T5 | NEAR, inputs=PAIR, untied=True, gain=2),
+        "umt5": Case("UMT5Config", "UMT5ForConditionalGeneration", T5 | NEAR, inputs=PAIR, untied=True, gain=1),
         "bart": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR),
         "bart, padded before": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR_AFTER_PADDING),
         "mbart": Case("MBartConfig", "MBartForConditionalGeneration", BART | {"scale_embedding": True}, inputs=PAIR),
