@@ -23,8 +23,8 @@ BIAS = RelativeBiasConfig(32, 128, bidirectional=True, init=INIT)
 
 def mpnet(layers: int, heads: int, width: int, *, vocab_size: int = 30527, **options: Any) -> TransformerConfig:
     """An MPNet of any size; other options are those of `bert`."""
-    own: dict[str, Any] = {"types": 0, "offset": 2, "init": INIT, "scores": ScoresConfig(bias=BIAS)}
-    return bert(layers, heads, width, vocab_size=vocab_size, **own, **options)
+    own: dict[str, Any] = {"types": 0, "offset": 2, "epsilon": 1e-5, "init": INIT, "scores": ScoresConfig(bias=BIAS)}
+    return bert(layers, heads, width, vocab_size=vocab_size, **own | options)
 
 
 SIZES = {
