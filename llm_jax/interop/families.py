@@ -1,6 +1,7 @@
 """Every `model_type` that can be imported and exported. `save_hf` uses the first that can express a model."""
 
 from llm_jax.interop import (
+    hf_bamba,
     hf_bart,
     hf_bert,
     hf_bloom,
@@ -19,6 +20,7 @@ from llm_jax.interop import (
     hf_llama_variants,
     hf_mamba2,
     hf_mixtral,
+    hf_modernbert,
     hf_nemotron,
     hf_opt,
     hf_phi,
@@ -50,6 +52,7 @@ FAMILIES: dict[str, Family] = {
         hf_starcoder,
         hf_bert,
         hf_distilbert,
+        hf_modernbert,
         hf_bart,
         hf_t5,
         hf_switch,
@@ -58,6 +61,7 @@ FAMILIES: dict[str, Family] = {
         hf_gpt_oss,
         hf_recurrent_gemma,
         hf_mamba2,
+        hf_bamba,
         hf_xlnet,
     )
     for family in module.FAMILIES

@@ -1,4 +1,5 @@
-"""Checkpoints of BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA and ALBERT, with the heads of all their classes."""
+"""Checkpoints of BERT, RoBERTa, XLM-R, CamemBERT, MPNet, ELECTRA and ALBERT, with the heads of all their classes but
+the multiple choice."""
 
 import dataclasses
 import functools
@@ -9,7 +10,7 @@ from typing import Any
 from llm_jax.core.checks import given
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
-from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table, tying
+from llm_jax.interop.fields import Arguments, Field, Nonlinearity, Only, Pair, Table, constant, tying
 from llm_jax.interop.mapping import Leaf, Tensor
 from llm_jax.interop.settings import Settings, labels
 from llm_jax.layers.activations import Activation
@@ -17,6 +18,7 @@ from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.albert import albert
 from llm_jax.models.families.bert import bert, discriminator
 from llm_jax.models.families.encoder import masked_lm_head, row_head, span_head
+from llm_jax.models.families.mpnet import mpnet
 from llm_jax.models.heads import AnyHead, ClassHead, HeadConfig, TiedHead
 
 
@@ -41,6 +43,9 @@ class _Names:
     """Activation of the dense layer for masked tokens; None: the model's."""
     unread: tuple[str, ...] = ()
     """Regular expressions of the tensors of other heads in a checkpoint with several heads."""
+    attention: tuple[str, ...] = ("self.query", "self.key", "self.value", "output.dense")
+    """Queries, keys, values and the output."""
+    attention_norm: str = "output.LayerNorm"
 
 
 _BERT = _Names(
@@ -65,6 +70,15 @@ _ROBERTA = _Names(
 _HEIRS = (
     dataclasses.replace(_ROBERTA, model_type="xlm-roberta", prefix="XLMRoberta"),
     dataclasses.replace(_ROBERTA, model_type="camembert", prefix="Camembert"),
+)
+_MPNET = dataclasses.replace(
+    _ROBERTA,
+    model_type="mpnet",
+    stem="mpnet",
+    prefix="MPNet",
+    unread=(r"^mpnet\.pooler\.",),
+    attention=("attn.q", "attn.k", "attn.v", "attn.o"),
+    attention_norm="LayerNorm",
 )
 _ELECTRA = _Names(
     "electra",
@@ -113,17 +127,24 @@ def _write_head(config: TransformerConfig, names: _Names) -> dict[str, Any]:
 
 
 def _fields(names: _Names, activation: str = "gelu") -> Table:
-    """The options that these families share, except the maximum length."""
+    """The options that all these families but MPNet share, except the maximum length."""
     return (
         Only("is_decoder", False),
         Only("add_cross_attention", False),
         Only("position_embedding_type", "absolute"),
+        Field("type_vocab_size", "types", 2, lambda config: config.embed.types),
+        *_shape(names, activation),
+    )
+
+
+def _shape(names: _Names, activation: str = "gelu") -> Table:
+    """What all of them have in common."""
+    return (
         Field("num_hidden_layers", "layers"),
         Field("num_attention_heads", "heads"),
         Field("hidden_size", "width"),
         Field("vocab_size", "vocab_size"),
         Field("intermediate_size", "hidden"),
-        Field("type_vocab_size", "types", 2, lambda config: config.embed.types),
         Nonlinearity("hidden_act", activation),
         Field("layer_norm_eps", "epsilon", 1e-12),
         Pair(
@@ -147,6 +168,23 @@ def _read_rows(settings: Settings, found: Arguments) -> Arguments:
 def _write_rows(config: TransformerConfig) -> dict[str, Any]:
     offset = parts.learned_of(config).offset
     return {"max_position_embeddings": config.max_length + offset, "pad_token_id": offset - 1}
+
+
+def _read_mpnet_rows(settings: Settings, found: Arguments) -> Arguments:
+    return {"max_length": settings.given("max_position_embeddings", default=512) - 2}
+
+
+def _write_mpnet_rows(config: TransformerConfig) -> dict[str, Any]:
+    return {"max_position_embeddings": config.max_length + 2}
+
+
+# The class counts positions from 2 whatever `pad_token_id` is, and reads 32 rows of its table of distances.
+_MPNET_FIELDS: Table = (
+    *_shape(_MPNET),
+    Pair(_read_mpnet_rows, _write_mpnet_rows),
+    Only("relative_attention_num_buckets", 32, written=32),
+    constant(pad_token_id=1),
+)
 
 
 def _electra(*, narrow: int, width: int, **given: Any) -> TransformerConfig:
@@ -175,11 +213,12 @@ def _embedding(config: TransformerConfig, name: str) -> Iterator[Tensor]:
 def _tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
     yield from _embedding(config, f"{names.stem}.embeddings")
     yield from parts.widening(config, f"{names.stem}.embeddings_project")
+    if config.relative_bias:
+        yield from parts.relative_bias(config, f"{names.stem}.encoder.relative_attention_bias.weight")
     for layer in parts.layers(config):
         name = f"{names.stem}.encoder.layer.{layer.number}"
-        layers = ("self.query", "self.key", "self.value", "output.dense")
-        yield from parts.attention(layer, (f"{name}.attention.{part}" for part in layers))
-        yield from parts.layer_norm(layer, f"{name}.attention.output.LayerNorm", "mixer_stream_norm")
+        yield from parts.attention(layer, (f"{name}.attention.{part}" for part in names.attention))
+        yield from parts.layer_norm(layer, f"{name}.attention.{names.attention_norm}", "mixer_stream_norm")
         yield from parts.ffn(layer, {"up": f"{name}.intermediate.dense"}, f"{name}.output.dense")
         yield from parts.layer_norm(layer, f"{name}.output.LayerNorm", "ffn_stream_norm")
     yield from _head_tensors(config, names)
@@ -231,7 +270,7 @@ def _family(
         prefix=f"{names.stem}.",
         copies={f"{names.decoder}.weight": embedding, f"{names.decoder}.bias": names.masked[2]},
         unread=(r"embeddings\.position_ids$", *names.unread, f"^{re.escape(names.masked[2])}$"),
-        counts_tokens=lambda config: names.stem == "roberta",
+        counts_tokens=lambda config: names.stem in ("roberta", "mpnet"),
         renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     )
 
@@ -239,6 +278,7 @@ def _family(
 FAMILIES = (
     _family(_BERT, (*_fields(_BERT), _ROWS)),
     *(_family(names, (*_fields(names), Pair(_read_rows, _write_rows))) for names in (_ROBERTA, *_HEIRS)),
+    _family(_MPNET, _MPNET_FIELDS, mpnet),
     _family(_ELECTRA, (*_fields(_ELECTRA), _ROWS, _NARROW), _electra),
     _family(_ALBERT, _ALBERT_FIELDS, albert, _albert_tensors),
 )

@@ -46,6 +46,11 @@ _COHERE: Table = (
 )
 
 
+_QK_NORM = Field(
+    "use_qk_norm", "qk_norm", False, lambda config: parts.attention_of(parts.first(config)).qk_norm is not None
+)
+
+
 def _read_positions(settings: Settings, found: Arguments) -> Arguments:
     layers, length = found["layers"], settings.given("max_position_embeddings", default=8192)
     rope = read_rope(settings, found["head_dim"], length)
@@ -70,7 +75,7 @@ FAMILIES = (
         "cohere",
         "CohereForCausalLM",
         cohere,
-        (Only("use_qk_norm", False), *_COHERE, Rope(default=8192, base=5e5)),
+        (*_COHERE, Rope(default=8192, base=5e5), _QK_NORM),
         _TENSORS,
         prefix="model.",
     ),

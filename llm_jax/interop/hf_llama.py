@@ -67,9 +67,9 @@ def tensors(
     for layer in parts.layers(config):
         name = f"model.layers.{layer.number}"
         yield from _block_norms(layer, name, before, after)
-        if parts.attention_of(layer.block).qk_norm:
-            yield from parts.query_key_norms(layer, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm")
         turned = parts.rotated(parts.attention_of(layer.block)) if neighbours else 0
+        if parts.attention_of(layer.block).qk_norm:
+            yield from parts.query_key_norms(layer, f"{name}.self_attn.q_norm", f"{name}.self_attn.k_norm", turned)
         yield from parts.attention(layer, (f"{name}.self_attn.{part}_proj" for part in "qkvo"), neighbours=turned)
         if experts is not None and isinstance(layer.block.ffn, MoEConfig):
             yield from experts(layer, name)
@@ -145,14 +145,16 @@ def _write_phi3_rope(config: TransformerConfig) -> dict[str, Any]:
     return write_partial_rope(rope, mixer.head_dim) | {"max_position_embeddings": length, _ORIGINAL: original}
 
 
-def fused_ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+def fused_ffn(
+    layer: parts.LayerRef, name: str, into: str = "gate_up_proj", down: str = "down_proj"
+) -> Iterator[Tensor]:
     """An ffn with gate and up in one matrix."""
     halves, bias = (
         (layer.leaf("ffn/gate", "d (s f)"), layer.leaf("ffn/up", "d (s f)")),
         parts.dense_of(layer.block).bias,
     )
-    yield from parts.linear(layer, f"{name}.gate_up_proj", "(s f) d", "d", halves, bias)
-    yield from parts.ffn(layer, {}, f"{name}.down_proj")
+    yield from parts.linear(layer, f"{name}.{into}", "(s f) d", "d", halves, bias)
+    yield from parts.ffn(layer, {}, f"{name}.{down}")
 
 
 def _fused_tensors(config: TransformerConfig) -> Iterator[Tensor]:

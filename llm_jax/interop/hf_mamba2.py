@@ -3,6 +3,7 @@
 Legend, in addition to that of mapping.py: c channels of the convolution, w its taps, i features of all heads.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,20 +14,24 @@ from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Only, Pair, Table
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings
-from llm_jax.layers.recurrent.convolution import ConvolutionConfig
 from llm_jax.layers.recurrent.mamba2 import Mamba2Config
 from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.mamba2 import mamba2
+from llm_jax.models.families.mamba2 import CONVOLUTION, mamba2
 
 _LONGEST = 2**20
 """Maximum sequence length if the file states none. A recurrence does not require one."""
 
-_CHUNK = 256
+CHUNK = 256
+"""Tokens of a chunk where a file names no number."""
+
+
+def _mixer(config: TransformerConfig) -> Mamba2Config:
+    return parts.mixer_of(parts.first(config), Mamba2Config)
 
 
 def _held(name: str) -> Callable[[TransformerConfig], Any]:
-    return lambda config: getattr(parts.mixer_of(parts.first(config), Mamba2Config), name)
+    return lambda config: getattr(_mixer(config), name)
 
 
 def _read_expand(settings: Settings, found: Arguments) -> Arguments:
@@ -52,7 +57,7 @@ def _write_expand(config: TransformerConfig) -> dict[str, Any]:
 
 def _read_convolution(settings: Settings, found: Arguments) -> Arguments:
     taps, bias = settings.given("conv_kernel", default=4), settings.given("use_conv_bias", default=True)
-    return {"convolution": ConvolutionConfig(taps, bias)}
+    return {"convolution": dataclasses.replace(CONVOLUTION, taps=taps, bias=bias)}
 
 
 def _write_convolution(config: TransformerConfig) -> dict[str, Any]:
@@ -60,7 +65,8 @@ def _write_convolution(config: TransformerConfig) -> dict[str, Any]:
     return {"conv_kernel": convolution.taps, "use_conv_bias": convolution.bias}
 
 
-def _read_limits(settings: Settings, found: Arguments) -> Arguments:
+def read_limits(settings: Settings, found: Arguments) -> Arguments:
+    """The range of steps."""
     limits = tuple(map(_number, settings.given("time_step_limit", default=(0.0, math.inf))))
     check(
         len(limits) == 2,
@@ -74,15 +80,15 @@ def _number(value: float | dict[str, str]) -> float:
     return float(value["__float__"] if isinstance(value, dict) else value)
 
 
-def _write_limits(config: TransformerConfig) -> dict[str, Any]:
-    limits = _held("step_limit")(config)
+def write_limits(mixer: Mamba2Config) -> dict[str, Any]:
+    """The options that `read_limits` reads."""
+    limits = mixer.step_limit
     return {"time_step_limit": [{"__float__": "Infinity"} if math.isinf(limit) else limit for limit in limits]}
 
 
-def _write_chunk(config: TransformerConfig) -> dict[str, Any]:
-    """The chunk size only changes the order of sums."""
-    form = _held("form")(config)
-    return {"chunk_size": form.chunk if isinstance(form, ChunkwiseForm) else _CHUNK}
+def chunk_of(mixer: Mamba2Config) -> int:
+    """Tokens of a chunk of the recurrence: it changes the order of sums and nothing else."""
+    return mixer.form.chunk if isinstance(mixer.form, ChunkwiseForm) else CHUNK
 
 
 _FIELDS: Table = (
@@ -100,11 +106,11 @@ _FIELDS: Table = (
     Pair(_read_convolution, _write_convolution),
     Field("use_bias", "bias", False, _held("bias")),
     Field("layer_norm_epsilon", "epsilon", 1e-5),
-    Pair(_read_limits, _write_limits),
+    Pair(read_limits, lambda config: write_limits(_mixer(config))),
     Field("tie_word_embeddings", "tied", False),
     Pair(
-        lambda settings, found: {"form": ChunkwiseForm(settings.given("chunk_size", default=_CHUNK))},
-        _write_chunk,
+        lambda settings, found: {"form": ChunkwiseForm(settings.given("chunk_size", default=CHUNK))},
+        lambda config: {"chunk_size": chunk_of(_mixer(config))},
     ),
 )
 
@@ -112,16 +118,17 @@ _FIELDS: Table = (
 def _tensors(config: TransformerConfig) -> Iterator[Tensor]:
     yield from parts.embedding(config, "backbone.embeddings.weight")
     for layer in parts.layers(config):
-        name, mixer = f"backbone.layers.{layer.number}", parts.mixer_of(layer.block, Mamba2Config)
-        layer = layer.with_sizes(n=mixer.heads, i=mixer.features, c=mixer.channels, w=mixer.convolution.taps)
+        name = f"backbone.layers.{layer.number}"
         yield from parts.layer_norm(layer, f"{name}.norm", "mixer_norm")
-        yield from _mixer(layer, f"{name}.mixer")
+        yield from mixer_tensors(layer, f"{name}.mixer")
     yield from parts.norm("backbone.norm_f", config.final_norm, "final_norm", config.width)
     yield from parts.head(config, "lm_head")
 
 
-def _mixer(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+def mixer_tensors(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    """The tensors of a mixer."""
     mixer = parts.mixer_of(layer.block, Mamba2Config)
+    layer = layer.with_sizes(n=mixer.heads, i=mixer.features, c=mixer.channels, w=mixer.convolution.taps)
     inputs = tuple(layer.leaf(f"mixer/{ours}", "d s", size) for ours, (size, _) in mixer.projections.items())
     yield from parts.linear(layer, f"{name}.in_proj", "s d", "d", inputs, mixer.bias)
     vectors = {"A_log": ("n", "log_rate"), "D": ("n", "skip"), "dt_bias": ("n", "step_bias")}

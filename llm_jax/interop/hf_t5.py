@@ -1,25 +1,27 @@
-"""Checkpoints of T5, T5 1.1 and mT5."""
+"""Checkpoints of T5, T5 1.1, mT5 and UMT5."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llm_jax.core.checks import given
 from llm_jax.interop import parts
 from llm_jax.interop.family import Family
 from llm_jax.interop.fields import Arguments, Field, Pair, Table, constant
 from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, activation_name
 from llm_jax.layers.ffn.mlp import GLUConfig
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBiasConfig
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
 from llm_jax.models.families.t5 import t5
-from llm_jax.models.heads import TiedHead
+from llm_jax.models.heads import ScaledHead, TiedHead
 
 
 def _bias(config: EncoderDecoderConfig) -> RelativeBiasConfig:
-    return given(config.decoder.relative_bias, "relative_bias is None: T5 requires one")[0]
+    bias = parts.attention_of(parts.first(config.decoder)).scores.bias
+    if not isinstance(bias, RelativeBiasConfig):
+        raise ValueError(f"scores.bias is {bias}: T5 requires a RelativeBiasConfig")
+    return bias
 
 
 PAIR: Table = (
@@ -67,7 +69,15 @@ def _ties(settings: Settings) -> bool:
 
 def _write_head(config: EncoderDecoderConfig) -> dict[str, Any]:
     head = config.decoder.head
-    return _write_tied(config) | {"scale_decoder_outputs": isinstance(head, TiedHead) and head.scale != 1}
+    scaled = isinstance(head, TiedHead | ScaledHead) and head.scale != 1
+    return _write_tied(config) | {"scale_decoder_outputs": scaled}
+
+
+def _read_umt5_head(settings: Settings, found: Arguments) -> Arguments:
+    """Published files have a matrix of their own and say so: it reads hidden states as they are. Files of transformers
+    5 say that weights are tied, whether they are or not, and its class then scales hidden states."""
+    scaled = settings.given("scale_decoder_outputs", default=settings.given("tie_word_embeddings", default=True))
+    return {"tied": _ties(settings), "scaled": scaled}
 
 
 def _write_tied(config: EncoderDecoderConfig) -> dict[str, Any]:
@@ -82,8 +92,19 @@ def _t5(*, tied: bool, scaled: bool, **given: Any) -> EncoderDecoderConfig:
     return dataclasses.replace(pair, decoder=dataclasses.replace(pair.decoder, head=TiedHead()))
 
 
+_BIAS = "SelfAttention.relative_attention_bias.weight"
+
+
+def _umt5(*, tied: bool, scaled: bool, width: int, **given: Any) -> EncoderDecoderConfig:
+    """A UMT5 whose scores, tied or not, may be `scaled` or not."""
+    pair = _t5(tied=tied, scaled=scaled, width=width, distances=LayerRelativeBiasConfig, **given)
+    if tied or not scaled:
+        return pair
+    return dataclasses.replace(pair, decoder=dataclasses.replace(pair.decoder, head=ScaledHead(scale=width**-0.5)))
+
+
 FFN = Callable[[parts.LayerRef, str], Iterator[Tensor]]
-"""(layer, prefix of the names) -> tensors of its ffn."""
+"""(layer, start of the names of its half) -> tensors of its ffn."""
 
 
 def tensors(config: EncoderDecoderConfig, ffn: FFN) -> Iterator[Tensor]:
@@ -95,9 +116,12 @@ def tensors(config: EncoderDecoderConfig, ffn: FFN) -> Iterator[Tensor]:
 
 
 def _side(config: TransformerConfig, side: str, ffn: FFN) -> Iterator[Tensor]:
-    yield from parts.relative_bias(config, f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+    if config.relative_bias:
+        yield from parts.relative_bias(config, f"{side}.block.0.layer.0.{_BIAS}")
     for layer in parts.layers(config):
         name = f"{side}.block.{layer.number}.layer"
+        if not config.relative_bias:
+            yield from _own_biases(layer, f"{name}.0.{_BIAS}")
         yield from parts.layer_norm(layer, f"{name}.0.layer_norm", "mixer_norm")
         yield from parts.attention(layer, (f"{name}.0.SelfAttention.{part}" for part in "qkvo"))
         if layer.block.cross:
@@ -107,6 +131,14 @@ def _side(config: TransformerConfig, side: str, ffn: FFN) -> Iterator[Tensor]:
         yield from parts.layer_norm(layer, f"{name}.{last}.layer_norm", "ffn_norm")
         yield from ffn(layer, f"{name}.{last}")
     yield from parts.norm(f"{side}.final_layer_norm", config.final_norm, "final_norm", config.width)
+
+
+def _own_biases(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
+    """The table of biases that a layer has for itself."""
+    bias = parts.attention_of(layer.block).scores.bias
+    if not isinstance(bias, LayerRelativeBiasConfig):
+        raise ValueError(f"scores.bias is {bias}, and this family has a LayerRelativeBiasConfig")
+    yield Tensor(name, "r n", (layer.leaf("mixer/relative_bias/table", "r n"),), layer.sizes | {"r": bias.buckets})
 
 
 def _ffn(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
@@ -121,20 +153,24 @@ COPIES: dict[str, str] = dict.fromkeys(
 UNREAD = (r"EncDecAttention\.relative_attention_bias\.weight$",)
 
 _FFN = Pair(_read_ffn, _write_ffn)
+_GATED = Pair(functools.partial(_read_ffn, default="gated-gelu"), _write_ffn)
 _MT5: Table = (
     *PAIR,
-    Pair(functools.partial(_read_ffn, default="gated-gelu"), _write_ffn),
-    # transformers' class does not scale hidden states.
+    _GATED,
+    # Its class scales no hidden states.
     Pair(lambda settings, found: {"tied": _ties(settings), "scaled": False}, _write_tied),
 )
 
+_UMT5: Table = (*PAIR, _GATED, Pair(_read_umt5_head, _write_head))
 
-def _family(kind: str, architecture: str, fields: Table) -> Family:
+
+def _family(kind: str, architecture: str, fields: Table, build: Callable[..., EncoderDecoderConfig] = _t5) -> Family:
     maps = functools.partial(tensors, ffn=_ffn)
-    return Family(kind, architecture, _t5, fields, maps, copies=COPIES, unread=UNREAD, kind=EncoderDecoderConfig)
+    return Family(kind, architecture, build, fields, maps, copies=COPIES, unread=UNREAD, kind=EncoderDecoderConfig)
 
 
 FAMILIES = (
     _family("t5", "T5ForConditionalGeneration", (*PAIR, _FFN, Pair(_read_head, _write_head))),
     _family("mt5", "MT5ForConditionalGeneration", _MT5),
+    _family("umt5", "UMT5ForConditionalGeneration", _UMT5, _umt5),
 )

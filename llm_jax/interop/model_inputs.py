@@ -46,7 +46,8 @@ def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
         return logits
     if head.of == "row":
         return logits[:, 0]
-    replaced = head.of == "token" and head.classes == 1 and head.transform is not None
+    # ELECTRA's second model; that of ModernBERT keeps the axis of its one class.
+    replaced = head.of == "token" and head.classes == 1 and head.transform is not None and head.transform.norm is None
     return logits[..., 0] if replaced else logits
 
 

@@ -65,28 +65,28 @@ _NAMES: dict[Kind, str] = {
         decoder_layers encoder_layers inner_group_num n_layer n_layers num_decoder_layers num_hidden_groups
         num_hidden_layers num_layers""",
     _SIZE: """
-        attention_window_size chunk_size conv1d_width conv_kernel d_ff d_inner d_kv d_model
-        decoder_attention_heads decoder_ffn_dim decoder_sparse_step decoder_vocab_size dim embedding_size
-        encoder_attention_heads encoder_ffn_dim expert_capacity experts_per_token ffn_dim ffn_hidden_size
-        head_dim hidden_dim hidden_size intermediate_size kv_lora_rank kv_n_heads lru_width
-        max_position_embeddings max_seq_len moe_intermediate_size moe_layer_freq moe_num_experts moe_top_k n_ctx
-        n_embd n_embed n_group n_groups n_head n_heads n_inner n_positions n_routed_experts n_shared_experts
-        no_rope_layer_interval num_attention_heads num_experts num_experts_per_tok num_heads num_key_value_heads
-        num_kv_heads num_labels num_ln_in_parallel_attn num_local_experts original_max_position_embeddings
-        pretraining_tp q_lora_rank qk_nope_head_dim qk_rope_head_dim relative_attention_max_distance
-        relative_attention_num_buckets rotary_dim seq_length shared_expert_intermediate_size sliding_window
-        sliding_window_pattern state_size topk_group type_vocab_size v_head_dim vocab_size window_size
-        word_embed_proj_dim""",
+        attention_window_size chunk_size conv1d_width conv_kernel d_ff d_inner d_kv d_model decoder_attention_heads
+        decoder_ffn_dim decoder_sparse_step decoder_vocab_size dim embedding_size encoder_attention_heads
+        encoder_ffn_dim expert_capacity experts_per_token ffn_dim ffn_hidden_size global_attn_every_n_layers head_dim
+        hidden_dim hidden_size intermediate_size kv_lora_rank kv_n_heads lru_width mamba_chunk_size mamba_d_conv
+        mamba_d_state mamba_n_groups mamba_n_heads max_position_embeddings max_seq_len moe_intermediate_size
+        moe_layer_freq moe_num_experts moe_top_k n_ctx n_embd n_embed n_group n_groups n_head n_heads n_inner
+        n_positions n_routed_experts n_shared_experts no_rope_layer_interval num_attention_heads num_experts
+        num_experts_per_tok num_heads num_key_value_heads num_kv_heads num_labels num_ln_in_parallel_attn
+        num_local_experts original_max_position_embeddings pretraining_tp q_lora_rank qk_nope_head_dim
+        qk_rope_head_dim relative_attention_max_distance relative_attention_num_buckets rotary_dim seq_length
+        shared_expert_intermediate_size sliding_window sliding_window_pattern state_size topk_group type_vocab_size
+        v_head_dim vocab_size window_size word_embed_proj_dim""",
     _COUNT: """
-        alibi_bias_max first_k_dense_replace max_window_layers num_sparse_decoder_layers num_sparse_encoder_layers
-        pad_token_id""",
+        alibi_bias_max first_k_dense_replace local_attention max_window_layers num_sparse_decoder_layers
+        num_sparse_encoder_layers pad_token_id""",
     _whole(-LARGEST): "clamp_len",
     _RATIO: """
-        attention_factor attention_multiplier attn_logit_softcapping beta_fast beta_slow clip_qkv
-        embedding_multiplier expand expansion_ratio factor final_logit_softcapping high_freq_factor logit_scale
-        logits_scaling logits_soft_cap low_freq_factor moe_normalize_expert_weights query_pre_attn_scalar
-        residual_multiplier rope_local_base_freq rope_theta rotary_emb_base routed_scaling_factor softmax_scale
-        swiglu_alpha swiglu_limit""",
+        attention_factor attention_multiplier attn_logit_softcapping beta_fast beta_slow clip_qkv embedding_multiplier
+        expand expansion_ratio factor final_logit_softcapping global_rope_theta high_freq_factor
+        initializer_cutoff_factor local_rope_theta logit_scale logits_scaling logits_soft_cap low_freq_factor
+        mamba_expand moe_normalize_expert_weights query_pre_attn_scalar residual_multiplier rope_local_base_freq
+        rope_theta rotary_emb_base routed_scaling_factor softmax_scale swiglu_alpha swiglu_limit""",
     _EPSILON: "layer_norm_eps layer_norm_epsilon norm_eps norm_epsilon rms_norm_eps",
     _WEIGHT: """
         initializer_factor initializer_range init_std moe_loss_weight mscale mscale_all_dim router_aux_loss_coef
@@ -98,21 +98,22 @@ _NAMES: dict[Kind, str] = {
         residual_dropout resid_pdrop rotary_pct router_jitter_noise summary_first_dropout summary_last_dropout""",
     _FLAG: """
         _remove_final_layer_norm add_cross_attention add_final_layer_norm alibi
-        apply_residual_connection_post_layernorm attention_bias bi_data bias do_layer_norm_before enable_bias
-        is_decoder layer_norm_elementwise_affine mlp_bias multi_query new_decoder_architecture no_bias
-        norm_topk_prob normalize_before normalize_embedding parallel_attn prefix_lm qk_layernorm qk_ln qkv_bias
-        rope_interleave router_bias scale_attn_by_inverse_layer_idx scale_attn_weights scale_decoder_outputs
-        scale_embedding share_encoder_decoder_embeddings slow_but_exact summary_use_proj tie_word_embeddings
-        truncate untie_r use_bias use_bidirectional_attention use_conv_bias use_parallel_residual use_qk_norm
-        use_qkv_bias use_sliding_window""",
+        apply_residual_connection_post_layernorm attention_bias bi_data bias classifier_bias decoder_bias
+        do_layer_norm_before enable_bias is_decoder layer_norm_elementwise_affine mamba_conv_bias mamba_proj_bias
+        mlp_bias multi_query new_decoder_architecture no_bias norm_bias norm_topk_prob normalize_before
+        normalize_embedding parallel_attn prefix_lm qk_layernorm qk_ln qkv_bias rope_interleave router_bias
+        scale_attn_by_inverse_layer_idx scale_attn_weights scale_decoder_outputs scale_embedding
+        share_encoder_decoder_embeddings slow_but_exact summary_use_proj tie_word_embeddings truncate untie_r use_bias
+        use_bidirectional_attention use_conv_bias use_parallel_residual use_qk_norm use_qkv_bias use_sliding_window""",
     _WORD: """
-        activation activation_function attn_type dense_act_fn feed_forward_proj ff_activation hidden_act
-        hidden_activation model_type position_embedding_type rope_type router_dtype scoring_func summary_activation
-        summary_type topk_method type""",
+        activation activation_function attn_type classifier_activation classifier_pooling dense_act_fn
+        feed_forward_proj ff_activation hidden_act hidden_activation model_type position_embedding_type rope_type
+        router_dtype scoring_func summary_activation summary_type topk_method type""",
     _OBJECT: """
         attn_config ffn_act_fn ffn_config full_attention id2label rope_parameters rope_scaling sliding_attention""",
     _WORDS: "_block_types architectures block_types layer_types",
-    _LAYERS: "mlp_only_layers",
+    _LAYERS: "attn_layer_indices mlp_only_layers",
+    Kind("a whole number from 1, or 'auto'", lambda value: value == "auto" or _SIZE.holds(value)): "mamba_d_head",
     _list("[kinds of layers, how often]", _group): "attention_types",
     _list("0 and 1", lambda value: value in (0, 1) and isinstance(value, int)): "no_rope_layers",
     _RATIOS: "long_factor short_factor",

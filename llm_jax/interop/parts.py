@@ -1,7 +1,6 @@
 """Tensors of the layers that families share: norms, linear layers, attention, feed-forward layers, heads.
 
-The functions take the names of the published tensors and yield a `Tensor` for each. Letters of axes are those of
-mapping.py.
+They take the names of the published tensors and yield a `Tensor` for each. Axis letters are those of mapping.py.
 """
 
 import dataclasses
@@ -181,7 +180,9 @@ def logits_scale(config: TransformerConfig) -> float:
 
 
 def types(config: TransformerConfig, name: str) -> Iterator[Tensor]:
-    """The table of token types, [r, d]."""
+    """The table of token types, [r, d], if the model has one."""
+    if not config.embed.types:
+        return
     sizes = {"r": config.embed.types, "d": config.embed.sum_width(config.width)}
     yield Tensor(name, "r d", (Leaf("embed/types", "r d"),), sizes)
 
@@ -211,11 +212,12 @@ def dense(name: str, path: str, inputs: int, outputs: int, bias: bool) -> Iterat
         yield Tensor(f"{name}.bias", "e", (Leaf(f"{path}/bias", "e"),), sizes)
 
 
-def norm(name: str, config: Norm | None, path: str | Leaf, size: int) -> Iterator[Tensor]:
+def norm(name: str, config: Norm | None, path: str | Leaf, size: int, heads: int | None = None) -> Iterator[Tensor]:
     """Scale and bias of a norm over `size` features. ValueError if the model has no such norm.
 
     Args:
       path: path of the norm in the parameter tree, or its leaf in a layer.
+      heads: number of heads with vectors of their own; None: all share one.
     """
     config = given(config, f"the model has no norm for {name}: this family requires one")
     at = path if isinstance(path, Leaf) else Leaf(path, "d")
@@ -223,8 +225,9 @@ def norm(name: str, config: Norm | None, path: str | Leaf, size: int) -> Iterato
     if isinstance(config, OffsetLayerNormConfig) or (isinstance(config, LayerNormConfig) and config.bias):
         vectors["bias"] = "bias"
     for theirs, ours in vectors.items():
-        leaf = dataclasses.replace(at, path=f"{at.path}/{ours}", layout="d")
-        yield Tensor(f"{name}.{theirs}", "d", (leaf,), {"d": size})
+        layout, sizes = ("d", {"d": size}) if heads is None else ("n h", {"n": heads, "h": size})
+        leaf = dataclasses.replace(at, path=f"{at.path}/{ours}", layout=layout)
+        yield Tensor(f"{name}.{theirs}", layout, (leaf,), sizes)
 
 
 def layer_norm(layer: LayerRef, name: str, ours: str) -> Iterator[Tensor]:
@@ -306,13 +309,14 @@ def fused_attention(
     yield from linear(layer, name, layout, "d", leaves, attention_of(layer.block).bias)
 
 
-def query_key_norms(layer: LayerRef, query: str, key: str) -> Iterator[Tensor]:
-    """The QK norms."""
-    mixer = attention_of(layer.block)
-    norms = given(mixer.qk_norm, "qk_norm is None: this family requires one")
+def query_key_norms(layer: LayerRef, query: str, key: str, neighbours: int = 0) -> Iterator[Tensor]:
+    """The QK norms; `neighbours` as in `Leaf`, where each head has a scale of its own."""
+    norms = given((mixer := attention_of(layer.block)).qk_norm, "qk_norm is None: this family requires one")
     for name, ours, heads in ((query, "query_norm", mixer.heads), (key, "key_norm", mixer.kv_heads)):
-        size = mixer.head_dim * (1 if norms.over == "head" else heads)
-        yield from norm(name, norms.norm, layer.leaf(f"mixer/{ours}", "d"), size)
+        own = norms.over == "each head"
+        leaf = layer.leaf(f"mixer/{ours}", "n h" if own else "d", neighbours=neighbours if own else 0)
+        size = mixer.head_dim * (heads if norms.over == "heads" else 1)
+        yield from norm(name, norms.norm, leaf, size, heads if own else None)
 
 
 def attention_out(layer: LayerRef, name: str, layout: str = "d (n h)", branch: str = "mixer") -> Iterator[Tensor]:

@@ -72,16 +72,21 @@ _RATES: dict[str, dict[str, Option]] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
+    "mpnet": _BERT | {"head": ("hidden_dropout_prob", 0.1)},
     # DistilBERT has dropout after the ffn only; here `residual` applies to both branches.
     "distilbert": _DISTILBERT,
     "electra": _BERT,
     "albert": _ALBERT,
+    # ModernBERT drops what attention writes at the rate of its weights too; here that is `residual`, and left alone.
+    "modernbert": _ATTENTION
+    | {"embed": ("embedding_dropout", 0.0), "ffn": ("mlp_dropout", 0.0), "head": ("classifier_dropout", 0.0)},
     "bart": _BART,
     "mbart": _BART,
     "pegasus": _BART,
     "marian": _BART,
     "t5": _T5,
     "mt5": _T5,
+    "umt5": _T5,
     "switch_transformers": _T5 | {"experts": ("dropout_rate", 0.1)},
     "xlnet": _alike(("dropout", 0.1), "residual", "embed", "attention", "ffn", "final")
     | {"head": ("summary_last_dropout", 0.1)},
@@ -96,7 +101,7 @@ _OF_BART = ("bart", "mbart", "pegasus", "marian")
 
 _DEVIATIONS = {"opt": "init_std", "bart": "init_std", "mbart": "init_std"}
 """{model_type: option of the standard deviation of initial values}; for other types it is `initializer_range`."""
-_FACTORS = {"t5", "mt5", "switch_transformers"}
+_FACTORS = {"t5", "mt5", "umt5", "switch_transformers"}
 """Types whose `initializer_factor` multiplies all initial values."""
 _BY_SIZE = {"gpt_neox", "gptj", "mpt", "marian", "pegasus", "recurrent_gemma"}
 """Types whose initial values follow from their sizes. Their option was not used in training and is ignored."""
@@ -166,7 +171,9 @@ def _drops_before_scores(config: ModelConfig, kind: str) -> bool:
     head = config.stacks[-1].head
     if not isinstance(head, ClassHead):
         return False
-    return head.of == "row" or (head.of == "token" and head.transform is None and kind != "xlnet")
+    return (
+        head.of == "row" or kind == "modernbert" or (head.of == "token" and head.transform is None and kind != "xlnet")
+    )
 
 
 def _share(name: str, value: Any) -> float:

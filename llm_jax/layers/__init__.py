@@ -15,7 +15,7 @@ from llm_jax.layers.attention.kernels import (
     TokamaxKernel,
 )
 from llm_jax.layers.attention.latent import LatentAttentionConfig
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask, Permuted
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Mask, Permuted
 from llm_jax.layers.attention.relative import RelativeAttentionConfig
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
@@ -43,7 +43,7 @@ from llm_jax.layers.norms import LayerNormConfig, Norm, OffsetLayerNormConfig, P
 from llm_jax.layers.positions.alibi import ALiBiConfig
 from llm_jax.layers.positions.learned import LearnedPositionsConfig
 from llm_jax.layers.positions.position import AddedPosition, PositionBias, RotaryPosition
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import (
     DynamicScaling,
@@ -64,6 +64,7 @@ __all__ = [
     "AttentionConfig",
     "BiasUpdate",
     "Bidirectional",
+    "BidirectionalWindow",
     "BlockedKernel",
     "ByIndex",
     "ByProducts",
@@ -93,6 +94,7 @@ __all__ = [
     "LSTMConfig",
     "LatentAttentionConfig",
     "LayerNormConfig",
+    "LayerRelativeBiasConfig",
     "LearnedPositionsConfig",
     "LinearScaling",
     "Llama3Scaling",

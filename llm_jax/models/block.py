@@ -45,11 +45,15 @@ class Serial:
     stream: bool = False
 
     def __post_init__(self):
-        check(self.norms(1) > 0, "wiring has no norm: set at least one of before, after and stream")
+        check(self.norms(2) > 0, "wiring has no norm: set at least one of before, after and stream")
 
     def norms(self, branches: int) -> int:
         """Number of norms of a block of `branches` branches."""
         return branches * (self.before + self.after + self.stream)
+
+    def reads_normed(self, branch: str) -> bool:
+        """Whether there is a norm before the branch of this name."""
+        return self.before
 
 
 @configclass
@@ -62,6 +66,20 @@ class ScaledSerial(Serial):
     def __post_init__(self):
         super().__post_init__()
         check_positive(factor=self.factor)
+
+
+@configclass
+class NormedInput(Serial):
+    """`Serial` without a norm before the mixer, for the block after a normalised embedding (Warner et al. 2024,
+    arXiv:2412.13663, 2.1.1: ModernBERT's first block)."""
+
+    def norms(self, branches: int) -> int:
+        """Number of norms of a block of `branches` branches."""
+        return super().norms(branches) - self.before
+
+    def reads_normed(self, branch: str) -> bool:
+        """Whether there is a norm before the branch of this name."""
+        return self.before and branch != "mixer"
 
 
 @configclass
@@ -85,7 +103,7 @@ class Chain:
         return 0
 
 
-Wiring = Serial | ScaledSerial | Parallel | Chain
+Wiring = Serial | ScaledSerial | NormedInput | Parallel | Chain
 
 
 @configclass
@@ -108,7 +126,7 @@ class BlockConfig:
     def __post_init__(self):
         check_fraction(dropout=self.dropout, layer_drop=self.layer_drop)
         check(
-            (self.norm is None) == (self.wiring.norms(1) == 0),
+            (self.norm is None) == (self.wiring.norms(2) == 0),
             f"norm is {self.norm} and wiring {self.wiring}: a wiring with norms requires a norm, a Chain requires None",
         )
 
@@ -190,7 +208,7 @@ class Block(nn.Module):
 
     def _serial(self, wiring: Serial, x_BTD: jax.Array, names: list[str], branch: Branch) -> jax.Array:
         for name in names:
-            y_BTD = branch(name, self._norm(f"{name}_norm", x_BTD, wiring.before))
+            y_BTD = branch(name, self._norm(f"{name}_norm", x_BTD, wiring.reads_normed(name)))
             y_BTD = self._norm(f"{name}_out_norm", y_BTD, wiring.after)
             x_BTD = self._add(x_BTD, y_BTD * wiring.factor if isinstance(wiring, ScaledSerial) else y_BTD)
             x_BTD = self._norm(f"{name}_stream_norm", x_BTD, wiring.stream)

@@ -14,7 +14,7 @@ from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBiasConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 from llm_jax.models.stack import Execution, Segment
@@ -92,7 +92,7 @@ class TransformerConfig:
         check(
             len(found) <= 1,
             f"blocks have different relative biases ({'; '.join(sorted(found))}): the layers of a stack share one "
-            "table; make them equal",
+            "table; make them equal, or use LayerRelativeBiasConfig, which has one for each",
         )
 
     def check_vocabulary(self, size: int) -> None:
@@ -171,7 +171,9 @@ class TransformerConfig:
         return [
             (mixer.scores.bias, mixer.heads)
             for mixer in self._mixers
-            if isinstance(mixer, AttentionConfig) and isinstance(mixer.scores.bias, RelativeBiasConfig)
+            if isinstance(mixer, AttentionConfig)
+            and isinstance(mixer.scores.bias, RelativeBiasConfig)
+            and not isinstance(mixer.scores.bias, LayerRelativeBiasConfig)
         ]
 
 

@@ -74,6 +74,17 @@ class HeadConfig:
 
 
 @configclass
+class ScaledHead(HeadConfig):
+    """`HeadConfig` of hidden states times `scale` (UMT5 in version 5 of transformers)."""
+
+    scale: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(scale=self.scale)
+
+
+@configclass
 class TiedHead:
     """Scores of the vocabulary from the embedding table (Press and Wolf 2017, arXiv:1608.05859)."""
 
@@ -148,7 +159,7 @@ def _check_no_width(transform: TransformConfig | None) -> None:
     check(width is None, f"transform.width is {width}: only HeadConfig supports another width; set it to None")
 
 
-AnyHead = HeadConfig | TiedHead | ClassHead
+AnyHead = HeadConfig | ScaledHead | TiedHead | ClassHead
 
 
 class Head(nn.Module):
@@ -192,6 +203,8 @@ class Head(nn.Module):
             x_BTD = self.transform(x_BTD)
         if isinstance(config, ClassHead):
             x_BTD = self.drop(x_BTD, deterministic=not self.has_rng("dropout"))
+        if isinstance(config, ScaledHead):
+            x_BTD = x_BTD * config.scale
         scores_BTV = self._tied(config, x_BTD, attend) if isinstance(config, TiedHead) else self.scores(x_BTD)
         # float32 from here on: the cap and the softmax of the loss need the digits that the compute dtype may lack.
         scores_BTV = scores_BTV.astype(jnp.float32)

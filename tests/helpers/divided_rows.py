@@ -16,7 +16,7 @@ import numpy as np
 from llm_jax.layers.attention import blocks, ring
 from llm_jax.layers.attention import context_parallel as exchange
 from llm_jax.layers.attention.kernels import BlockedKernel, ChunkedKernel, Kernel, PlainKernel
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask, Permuted
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Mask, Permuted
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
@@ -68,6 +68,7 @@ CASES: dict[str, tuple[Mask, int, SequenceInfo, SequenceInfo | None, ScoresConfi
     "wide window, packed, cap": (Causal(20), K, PACKED, None, ScoresConfig(0.9, softcap=0.7)),
     "permuted": (Permuted(), N, PACKED, None, ScoresConfig()),
     "bidirectional, packed, cap, linear bias": (Bidirectional(), K, PACKED, None, ScoresConfig(None, 0.7, ALIBI)),
+    "bidirectional window, packed": (BidirectionalWindow(6), K, PACKED, None, ScoresConfig()),
     "memory, learned bias": (Bidirectional(), K, PACKED, MEMORY, ScoresConfig(bias=BOTH_WAYS)),
     "window, packed, sinks": (Causal(9), K, PACKED, None, ScoresConfig(sinks=True)),
     "bidirectional, learned bias, sinks": (Bidirectional(), N, ROW, None, ScoresConfig(bias=BOTH_WAYS, sinks=True)),

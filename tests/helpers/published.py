@@ -8,7 +8,8 @@ from typing import Any
 from llm_jax.layers.ffn.dispatch.dropless import Dropless
 from llm_jax.layers.ffn.routers.groups import GroupLimit
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig, SoftmaxConfig
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBiasConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.positions.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
 from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm
@@ -16,6 +17,7 @@ from llm_jax.models.block import Parallel, Serial
 from llm_jax.models.build import boxed_parameters, build
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
 from llm_jax.models.families.albert import albert
+from llm_jax.models.families.bamba import bamba
 from llm_jax.models.families.bart import bart, original
 from llm_jax.models.families.bert import bert, discriminator
 from llm_jax.models.families.bloom import bloom, mpt
@@ -40,6 +42,8 @@ from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.mixtral import mixtral
+from llm_jax.models.families.modernbert import head_transform, modernbert, token_head
+from llm_jax.models.families.mpnet import mpnet
 from llm_jax.models.families.nemotron import nemotron, persimmon
 from llm_jax.models.families.olmo import olmo
 from llm_jax.models.families.olmo2 import olmo2, olmo3
@@ -118,6 +122,7 @@ PUBLISHED = {
     "stablelm": stablelm(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2), bias=True),
     "stablelm, parallel": stablelm(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2), parallel=True),
     "cohere": cohere(*OLD, **NEW, **LIMITS),
+    "cohere, normalised heads": cohere(*OLD, **NEW, **LIMITS, qk_norm=True),
     "cohere2": cohere2(*OLD, **NEW, **LIMITS, window=(3, None)),
     "phi": phi(*OLD, **NEW, **LIMITS, rope=RoPEConfig(features=2)),
     "olmo": olmo(*OLD, **NEW, **LIMITS, clip=0.8),
@@ -170,6 +175,20 @@ PUBLISHED = {
     "lstm": lstm(2, 16, **LIMITS),
     "mamba2": mamba2(2, 16, **LIMITS, head_dim=8, groups=2, state_size=6, form=ChunkwiseForm(3)),
     "mamba2, biases": mamba2(2, 16, **LIMITS, head_dim=8, state_size=8, bias=True, step_limit=(0.1, 2.0), tied=False),
+    "bamba": bamba(*OLD, **NEW, **LIMITS, attention=(1,), head_dim=8, groups=2, state_size=8, form=ChunkwiseForm(3)),
+    "bamba, biases": bamba(
+        *OLD,
+        **NEW,
+        **LIMITS,
+        attention=(0,),
+        head_dim=8,
+        state_size=8,
+        rope=RoPEConfig(scaling=LinearScaling(2.0)),
+        bias=True,
+        ffn_bias=True,
+        recurrent_bias=True,
+        tied=True,
+    ),
     "retnet": retnet(*OLD, **LIMITS, form=ChunkwiseForm(3)),
 }
 """By name. DynamicScaling and LongRoPEScaling are left to tests of their own: beyond their original length the angles
@@ -183,11 +202,24 @@ ENCODERS = _looped(
         "bert, tokens": bert(*OLD, **LIMITS, types=3, head=ClassHead(5)),
         "bert, spans": bert(*OLD, **LIMITS, head=span_head()),
         "roberta": bert(*OLD, **LIMITS, types=1, offset=2, epsilon=1e-5),
+        "mpnet": mpnet(*OLD, **LIMITS),
+        "mpnet, rows": mpnet(*OLD, **LIMITS, head=row_head(3)),
         "distilbert": bert(*OLD, **LIMITS, types=0),
         "distilbert, rows": bert(*OLD, **LIMITS, types=0, head=row_head(3, "relu")),
         "electra, generator": bert(*OLD, **LIMITS, narrow=8),
         "electra, discriminator": bert(*OLD, **LIMITS, narrow=8, head=discriminator()),
         "albert": albert(4, *OLD[1:], **LIMITS, narrow=8, groups=2, inner=2),
+        "modernbert": modernbert(3, *OLD[1:], **LIMITS, hidden=24, reach=(None, 2, None)),
+        "modernbert, tokens": modernbert(
+            *OLD,
+            **LIMITS,
+            hidden=24,
+            reach=(2, None),
+            bias=True,
+            ffn_bias=True,
+            norm_bias=True,
+            head=token_head(3, head_transform(2, LayerNormConfig(), "relu", bias=True)),
+        ),
         "albert, rows": albert(2, *OLD[1:], **LIMITS, narrow=8, head=row_head(2)),
     }
 )
@@ -199,6 +231,16 @@ PAIRS = _looped(
         "t5": t5(*OLD, hidden=24, **LIMITS, **_NEAR),
         "t5, 1.1": t5(
             *OLD, hidden=24, **LIMITS, **_NEAR, decoder_layers=1, activation="gelu_tanh", gated=True, tied=False
+        ),
+        "umt5": t5(
+            *OLD,
+            hidden=24,
+            **LIMITS,
+            **_NEAR,
+            activation="gelu_tanh",
+            gated=True,
+            tied=False,
+            distances=LayerRelativeBiasConfig,
         ),
         "switch": switch(*OLD, hidden=24, **LIMITS, **_NEAR, experts=3, dispatch=Dropless()),
         "gshard": gshard(2, 3, *OLD[1:], hidden=24, head_dim=6, **LIMITS, dispatch=Dropless()),

@@ -18,6 +18,7 @@ from llm_jax.models.build import build
 from llm_jax.models.families import SIZES
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.llama import llama
+from llm_jax.models.heads import HeadConfig, ScaledHead
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 from tests.helpers.published import EVERY, PUBLISHED
@@ -196,6 +197,22 @@ OF_OTHERS = [
     ("bert", {"tie_word_embeddings": False}, "lacks cls.predictions.decoder.bias, cls.predictions.decoder.weight, "),
     ("bert", {"hidden_act": "mish"}, "hidden_act = 'mish': supported are gelu, "),
     ("bert, tokens", {"id2label": {"0": "a"}}, r"classifier.weight has shape \[5, 16\] and config.json requires \[1"),
+    ("mpnet", {"relative_attention_num_buckets": 16}, "relative_attention_num_buckets = 16: only 32 is supported"),
+    ("modernbert", {"rope_scaling": {"type": "linear"}}, "rope_scaling = .*: only None is supported"),
+    ("modernbert", {"layer_types": ["full_attention"]}, "has 1 layer_types and 3 layers"),
+    ("modernbert", {"architectures": ["ModernBertForMultipleChoice"]}, "supported are ModernBertForMaskedLM, "),
+    ("modernbert, tokens", {"classifier_activation": "mish"}, "classifier_activation = 'mish': supported are gelu, "),
+    (
+        "modernbert, tokens",
+        {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": "mean"},
+        "classifier_pooling = 'mean': only 'cls' is supported",
+    ),
+    ("bamba", {"attn_layer_indices": [2]}, "attention is .2,. and there are 2 layers"),
+    ("bamba", {"attn_layer_indices": [-1]}, r"attn_layer_indices = \[-1\]: it must be a list of numbers of layers"),
+    ("bamba", {"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu' is supported"),
+    ("bamba", {"head_dim": 8}, "head_dim = 8: only 4 is supported"),
+    ("bamba", {"mamba_d_head": "all"}, "mamba_d_head = 'all': it must be a whole number from 1, or 'auto'"),
+    ("bamba", {"mamba_d_head": 4}, "mamba_expand 2 of hidden_size 16 and mamba_n_heads 4 of mamba_d_head 4"),
     ("albert", {"num_hidden_groups": 3}, "groups is 3 and layers is 4"),
     (
         "t5",
@@ -213,6 +230,20 @@ OF_OTHERS = [
     ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings = False: only True"),
     ("marian", {"decoder_vocab_size": 9}, "decoder_vocab_size = 9: only 32 is supported"),
 ]
+
+
+def test_a_umt5_that_says_its_weights_are_not_tied_scores_hidden_states_as_they_are(tmp_path: Path):
+    """So published files are: transformers 5 scales what their matrix reads, and version 4 did not."""
+    model = build(EVERY["umt5"])
+    save_hf(model, tiny.parameters(model), tmp_path)
+    file = tmp_path / "config.json"
+    options = json.loads(file.read_text())
+    assert not options.pop("scale_decoder_outputs") and not options["tie_word_embeddings"]
+    file.write_text(json.dumps(options))
+    assert type(load_hf(tmp_path)[0].config.decoder.head) is HeadConfig
+    _change(tmp_path, tie_word_embeddings=True)
+    head = load_hf(tmp_path)[0].config.decoder.head
+    assert isinstance(head, ScaledHead) and head.scale == 16**-0.5
 
 
 def test_a_number_of_labels_without_their_names_is_enough(tmp_path: Path):

@@ -60,7 +60,7 @@ def test_holes_between_which_distances_differ_are_refused(name: str):
     model_inputs(build(EVERY["mpt"]), **inputs, attention_mask=holes)
 
 
-COUNTING = {"opt", "opt, 350m", "roberta", "bloom", "falcon, alibi"}
+COUNTING = {"opt", "opt, 350m", "roberta", "mpnet", "mpnet, rows", "bloom", "falcon, alibi"}
 
 
 def test_positions_count_real_tokens_in_the_families_where_transformers_counts_them():

@@ -26,11 +26,14 @@ TABLE = {
     "gpt_neox": {"attention_dropout": "attention", "hidden_dropout": "residual"},
     "opt": {"dropout": "residual", "attention_dropout": "attention", "layerdrop": "layers"},
     "bert": {"hidden_dropout_prob": "residual", "attention_probs_dropout_prob": "attention"},
+    "mpnet": {"hidden_dropout_prob": "residual", "attention_probs_dropout_prob": "attention"},
     "bart": {"dropout": "embed", "attention_dropout": "attention", "activation_dropout": "ffn"},
     "t5": {"dropout_rate": "final"},
+    "umt5": {"dropout_rate": "final"},
     "switch_transformers": {"dropout_rate": "experts"},
     "xlnet": {"dropout": "ffn"},
     "starcoder2": {"residual_dropout": "residual", "embedding_dropout": "embed", "attention_dropout": "attention"},
+    "modernbert": {"attention_dropout": "attention", "embedding_dropout": "embed", "mlp_dropout": "ffn"},
     "deepseek_v3": {"attention_dropout": "attention"},
 }
 

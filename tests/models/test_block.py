@@ -15,7 +15,7 @@ from llm_jax.layers.context import Context
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.sequence import SequenceInfo
-from llm_jax.models.block import Block, BlockConfig, Chain, Parallel, ScaledSerial, Serial, Wiring
+from llm_jax.models.block import Block, BlockConfig, Chain, NormedInput, Parallel, ScaledSerial, Serial, Wiring
 
 D, T = 8, 5
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, T, D)), jnp.float32)
@@ -32,6 +32,7 @@ FORMULAS = {
         "mixer_norm ffn_norm",
         lambda x, f, g, a, b: (y := x + 0.3 * f(a(x))) + 0.3 * g(b(y)),
     ),
+    "normed input": (NormedInput(), "ffn_norm", lambda x, f, g, b: (y := x + f(x)) + g(b(y))),
     "post": (
         Serial(before=False, stream=True),
         "mixer_stream_norm ffn_stream_norm",

@@ -15,7 +15,7 @@ from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.models.families.encoder import row_head
-from llm_jax.models.heads import AnyHead, ClassHead, Head, HeadConfig, TiedHead, TransformConfig
+from llm_jax.models.heads import AnyHead, ClassHead, Head, HeadConfig, ScaledHead, TiedHead, TransformConfig
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 from tests.helpers.published import ENCODERS
@@ -58,6 +58,7 @@ NORMED = TransformConfig("gelu", LayerNormConfig())
 # Width of the embedding, and the scores.
 HEADS = {
     "own": (HeadConfig(), D, _dense),
+    "own, scaled": (ScaledHead(bias=True, scale=0.3), D, lambda x, p: _dense(0.3 * x, p)),
     "own, biased, bounded": (HeadConfig(bias=True, softcap=2.0), D, lambda x, p: 2 * np.tanh(_dense(x, p) / 2)),
     "own, transformed": (
         HeadConfig(transform=NORMED),

@@ -105,13 +105,13 @@ SCORED = {"vocab", "classes", "routes", "positions", "types"}
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_has_the_role_that_its_axes_imply(name):
     """An oracle by axes and names, which optimizers used to ask: what decays is what has two axes beside those that
-    stack and is no bias, and Muon takes of that what neither is looked up nor scores."""
+    stack and is no bias or scale of norms, and Muon takes of that what neither is looked up nor scores."""
     parameters = described(MODELS[name])
     tree = layouts(parameters)
     assert jax.tree.structure(tree) == jax.tree.structure(unboxed(parameters))
     decays = dict(trees.named_leaves(DecayMatrices().select(tree)))
     for path, layout in trees.named_leaves(tree):
-        matrix = len(layout.item) >= 2 and not path.endswith("/bias")
+        matrix = len(layout.item) >= 2 and not path.endswith(("/bias", "_norm/scale"))
         assert decays[path] == layout.is_matrix == matrix, path
         assert is_orthogonalised(layout) == (matrix and not SCORED & set(layout.logical_axes)), path
         assert (layout.role == Role.EXPERT) == (matrix and "experts" in layout.logical_axes), path

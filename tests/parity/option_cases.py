@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tests.parity.inputs import MASK, PADDED_LEFT, PAIR, SENTENCES, TEXT
-from tests.parity.torch_models import BART, ENCODER, NEAR, NO_DROPOUT, OLD, SWITCH, T5, XLNET, Case
+from tests.parity.inputs import MASK, ONE_TYPE, PADDED_LEFT, PAIR, SENTENCES, TEXT
+from tests.parity.torch_models import BAMBA, BART, ENCODER, MODERN, NEAR, NO_DROPOUT, OLD, SWITCH, T5, XLNET, Case
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
@@ -39,9 +39,24 @@ OPTION_CASES = {
         | {"no_bias": False, "attn_config": {"alibi": False, "clip_qkv": 0.7}},
         inputs=HOLES,
     ),
+    "bamba, other options": Case(
+        "BambaConfig",
+        "BambaForCausalLM",
+        BAMBA
+        | {"attn_layer_indices": [0], "mamba_conv_bias": False, "mamba_expand": 3, "num_key_value_heads": None}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5, "partial_rotary_factor": 0.25}},
+        gain=2,
+    ),
     "bert, untied": Case("BertConfig", "BertForMaskedLM", ENCODER | UNTIED, inputs=SENTENCES),
+    "mpnet, untied": Case("MPNetConfig", "MPNetForMaskedLM", ENCODER | UNTIED, inputs=ONE_TYPE),
     "electra, untied": Case("ElectraConfig", "ElectraForMaskedLM", NARROW, inputs=SENTENCES),
     "albert, untied": Case("AlbertConfig", "AlbertForMaskedLM", NARROW, inputs=SENTENCES),
+    "modernbert, untied and without a bias of scores": Case(
+        "ModernBertConfig",
+        "ModernBertForMaskedLM",
+        MODERN | UNTIED | {"decoder_bias": False, "local_attention": 2},
+        inputs=ONE_TYPE,
+    ),
     "xlnet, untied": Case("XLNetConfig", "XLNetLMHeadModel", XLNET | UNTIED | {"n_layer": 2}, inputs=PADDED_LEFT),
     "bart, stacks of other sizes": Case(
         "BartConfig",
@@ -56,6 +71,7 @@ OPTION_CASES = {
         inputs=PAIR,
         gain=2,
     ),
+    "umt5, tied": Case("UMT5Config", "UMT5ForConditionalGeneration", T5 | NEAR, inputs=PAIR, gain=2),
     "switch, another activation": Case(
         "SwitchTransformersConfig",
         "SwitchTransformersForConditionalGeneration",

@@ -61,7 +61,8 @@ def test_logits_and_round_trip(case: Case, tmp_path: Path):
 
 LEARNT = ["llama, biases", "deepseek_v3", "mamba2", "t5", "bert, masked", "xlnet, clamped"]
 """Every kind of model; the others' gradients are of functions that test_golden.py compares, by the same derivatives."""
-FURTHER = ["gpt2", "gemma2", "bloom", "recurrent_gemma", "gpt_oss", "dbrx", "switch", "albert, masked", "bart"]
+FURTHER = ["gpt2", "gemma2", "bloom", "recurrent_gemma", "gpt_oss", "dbrx", "switch", "albert, masked", "bart", "umt5"]
+FURTHER += ["cohere, normalised heads", "modernbert, masked", "bamba"]
 _FULL = pytest.mark.full(reason="test_gradients_of_a_loss of every kind of model, and test_golden.py")
 
 

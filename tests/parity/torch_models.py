@@ -28,6 +28,7 @@ DENSE |= {"max_position_embeddings": 64}
 OLD = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 97, "n_positions": 64}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 GRIFFIN = SHAPE | {"num_hidden_layers": 4, "intermediate_size": 96, "attention_window_size": 5}
+BAMBA = GQA | {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 12, "mamba_chunk_size": 8}
 MAMBA2 = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 97, "num_heads": 8, "head_dim": 8, "chunk_size": 8}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LEARNT_BUFFERS = ("final_logits_bias", "e_score_correction_bias")
@@ -64,10 +65,10 @@ class Case:
             for name, buffer in model.named_buffers():
                 if name.endswith(LEARNT_BUFFERS):
                     buffer += 0.2 * torch.randn_like(buffer)
-            for parameter in model.parameters():
+            for name, parameter in model.named_parameters():
                 if not parameter.requires_grad:
                     continue  # sinusoids
-                if parameter.ndim == 1:
+                if parameter.ndim == 1 or name.endswith("norm.weight"):
                     parameter += 0.2 * torch.randn_like(parameter)
                 else:
                     parameter *= self.gain
@@ -112,6 +113,10 @@ def _encoders() -> dict[str, Case]:
             ENCODERS["roberta"][1] | _labels("row"),
             inputs=ONE_TYPE,
         ),
+        **{
+            f"mpnet, {head}": Case("MPNetConfig", f"MPNet{kind}", ENCODER | _labels(head), inputs=ONE_TYPE)
+            for head, kind in HEADS.items()
+        },
         "distilbert, masked": Case("DistilBertConfig", "DistilBertForMaskedLM", DISTILBERT, inputs=ONE_TYPE),
         "distilbert, row": Case(
             "DistilBertConfig", "DistilBertForSequenceClassification", DISTILBERT | _labels("row"), inputs=ONE_TYPE
@@ -121,6 +126,33 @@ def _encoders() -> dict[str, Case]:
         "electra, as wide": Case("ElectraConfig", "ElectraForMaskedLM", wide, inputs=inputs),
         "bert, a number": Case(
             "BertConfig", "BertForSequenceClassification", ENCODERS["bert"][1] | {"num_labels": 1}, inputs=SENTENCES
+        ),
+    }
+
+
+MODERN = SHAPE | {"num_hidden_layers": 4, "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0}
+BIASED = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
+
+
+def _modern() -> dict[str, Case]:
+    def case(kind: str, **options: Any) -> Case:
+        return Case("ModernBertConfig", f"ModernBert{kind}", MODERN | options, inputs=ONE_TYPE)
+
+    ropes = {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+    }
+    kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    return {
+        "modernbert, masked": case("ForMaskedLM", local_attention=9),
+        "modernbert, row": case("ForSequenceClassification", local_attention=4, **BIASED, **_labels("row")),
+        "modernbert, token": case("ForTokenClassification", classifier_activation="relu", num_labels=1),
+        "modernbert, span": case(
+            "ForQuestionAnswering",
+            local_attention=6,
+            layer_types=kinds,
+            rope_parameters=ropes,
+            hidden_activation="silu",
         ),
     }
 
@@ -149,6 +181,7 @@ def _pairs() -> dict[str, Case]:
         "t5": Case(*classes, T5 | NEAR, inputs=PAIR, gain=2),
         "t5, 1.1": Case(*classes, gated, inputs=PAIR, untied=True, gain=2),
         "mt5": Case("MT5Config", "MT5ForConditionalGeneration", T5 | NEAR, inputs=PAIR, untied=True, gain=2),
+        "umt5": Case("UMT5Config", "UMT5ForConditionalGeneration", T5 | NEAR, inputs=PAIR, untied=True, gain=1),
         "bart": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR),
         "bart, padded before": Case("BartConfig", "BartForConditionalGeneration", BART, inputs=PAIR_AFTER_PADDING),
         "mbart": Case("MBartConfig", "MBartForConditionalGeneration", BART | {"scale_embedding": True}, inputs=PAIR),
@@ -337,6 +370,7 @@ CASES = {
     "stablelm": Case("StableLmConfig", "StableLmForCausalLM", GQA | {"use_qkv_bias": True}),
     "stablelm, parallel": Case("StableLmConfig", "StableLmForCausalLM", GQA | {"use_parallel_residual": True}),
     "cohere": Case("CohereConfig", "CohereForCausalLM", GQA),
+    "cohere, normalised heads": Case("CohereConfig", "CohereForCausalLM", GQA | {"use_qk_norm": True}),
     "cohere2": Case(
         "Cohere2Config",
         "Cohere2ForCausalLM",
@@ -400,6 +434,7 @@ CASES = {
         "Starcoder2Config", "Starcoder2ForCausalLM", GQA | {"sliding_window": 5, "residual_dropout": 0.0}
     ),
     **_encoders(),
+    **_modern(),
     **_pairs(),
     "deepseek_v3": Case("DeepseekV3Config", "DeepseekV3ForCausalLM", DENSE),
     "deepseek_v3, yarn": Case(
@@ -444,6 +479,17 @@ CASES = {
         MAMBA2 | {"n_groups": 4, "state_size": 12, "use_bias": True},
         # With biases, what padding projects to runs into the convolution of the first real tokens.
         inputs=TEXT_RIGHT,
+    ),
+    "bamba": Case("BambaConfig", "BambaForCausalLM", BAMBA | {"attn_layer_indices": [1]}, gain=2),
+    "bamba, biases": Case(
+        "BambaConfig",
+        "BambaForCausalLM",
+        BAMBA
+        | {"attn_layer_indices": [2, 0], "mamba_d_head": 8, "mamba_d_conv": 3, "mamba_proj_bias": True}
+        | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "time_step_limit": (0.05, 1.0)}
+        | _rope(rope_type="linear", factor=2.0),
+        inputs=TEXT_RIGHT,
+        gain=2,
     ),
     **_experts(),
     "youtu": Case("YoutuConfig", "YoutuForCausalLM", DENSE | {"rms_norm_eps": 1e-2, "initializer_range": 0.02}),

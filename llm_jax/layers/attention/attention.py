@@ -3,7 +3,7 @@
 Legend: B batch, T query length, S key length, D model width, N heads, K key/value heads, H head size.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,7 @@ from llm_jax.layers.linear import LinearLayer
 from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.position import RotaryPosition
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBias, RelativeBiasConfig
 from llm_jax.layers.roles import Role
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.layers.tap import tap
@@ -39,23 +39,30 @@ class QKNormConfig:
     al. 2023, arXiv:2302.05442, 2)."""
 
     norm: Norm
-    over: Literal["head", "heads"] = "head"
+    over: Literal["head", "heads", "each head"] = "head"
     """`head`: each head's features, one scale for all heads (Qwen 3, Gemma 3). `heads`: all heads' features together
-    (OLMo 2)."""
+    (OLMo 2). `each head`: each head's features, with a scale for each head (Command R+)."""
 
     def __post_init__(self):
-        check_one_of("over", self.over, ("head", "heads"))
+        check_one_of("over", self.over, ("head", "heads", "each head"))
 
     def parameters(self, heads: int, kv_heads: int, head_dim: int) -> int:
         """Number of parameters."""
+        if self.over == "each head":
+            return (heads + kv_heads) * self.norm.parameters(head_dim)
         query, key = (head_dim, head_dim) if self.over == "head" else (heads * head_dim, kv_heads * head_dim)
         return self.norm.parameters(query) + self.norm.parameters(key)
 
-    def apply(self, x_BNTH: jax.Array, precision: Precision, name: str) -> jax.Array:
-        """Normalised queries or keys. The norm's parameters belong to the calling module."""
+    def apply(self, x_BNTH: jax.Array, precision: Precision, name: str, heads_axis: str) -> jax.Array:
+        """Normalised queries or keys. The norm's parameters belong to the calling module; `heads_axis` is the logical
+        axis of their heads."""
         norm = self.norm.build(precision, name)
         if self.over == "head":
             return norm(x_BNTH)
+        if self.over == "each head":
+            own: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            own["metadata_params"] = {nn.PARTITION_NAME: heads_axis}
+            return nn.vmap(lambda norm, x_BTH: norm(x_BTH), in_axes=1, out_axes=1, **own)(norm, x_BNTH)
         batch, heads, length, head_dim = x_BNTH.shape
         x_BTM = norm(x_BNTH.transpose(0, 2, 1, 3).reshape(batch, length, heads * head_dim))
         return x_BTM.reshape(batch, length, heads, head_dim).transpose(0, 2, 1, 3)
@@ -106,8 +113,7 @@ class AttentionConfig(Mixer):
         query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
         norms = self.qk_norm.parameters(self.heads, self.kv_heads, self.head_dim) if self.qk_norm else 0
         biases = self.bias * (query + 2 * key_value) + self.biased_output * width
-        sinks = self.scores.sinks * self.heads
-        return 2 * width * (query + key_value) + biases + norms + sinks
+        return 2 * width * (query + key_value) + biases + norms + self.scores.parameters(self.heads)
 
     @property
     def biased_output(self) -> bool:
@@ -161,7 +167,7 @@ class Attention(nn.Module):
             state = state.write(k_BKSH, v_BKSH, context.first_slot)
             k_BKSH, v_BKSH = state.k_BKSH, state.v_BKSH
         # What attention needs beside queries, keys and values: mask, bias, sinks and dropout.
-        given = {"bias_RN": context.bias_RN, "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
+        given = {"bias_RN": self.biases(context), "sink_N": self.sinks(), "drop": drop_of(self, config.dropout)}
         pairs = Pairs(config.mask, context.queries, context.slots, config.scores, **given)
         tap(self, "weights", lambda: weights(q_BNTH, k_BKSH, pairs))
         y_BNTH = context_parallel.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
@@ -172,19 +178,19 @@ class Attention(nn.Module):
         # Heads come before the sequence, so that scores and weighted sums are products of contiguous matrices, one per
         # head. Named `qkv` after norm and rotation, so that a backward pass that saves them recomputes neither.
         q_BNTH = self._project("query", "BTD,DNH->BNTH", self.config.heads, axes.HEADS)(x_BTD)
-        return checkpoint_name(self._placed(q_BNTH, place, "query_norm"), "qkv")
+        return checkpoint_name(self._placed(q_BNTH, place, "query_norm", axes.HEADS), "qkv")
 
     def keys_values(self, x_BSD: jax.Array, place: SequenceInfo, cached: bool) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, K, S, H], the keys normalised and rotated. Where heads are sharded over more devices than
-        there are key/value heads, each key/value head is repeated. With a cache or a norm over all heads it is not
-        repeated here; context_parallel.py then repeats it."""
+        there are key/value heads, each key/value head is repeated. With a cache, and with a norm whose parameters
+        are of all heads, it is not repeated here; context_parallel.py then repeats it."""
         kv_heads, norm = self.config.kv_heads, self.config.qk_norm
         # A cache holds each key/value head once, and a norm over all heads has a scale for heads that are not repeated.
-        as_they_are = cached or (norm is not None and norm.over == "heads")
+        as_they_are = cached or (norm is not None and norm.over != "head")
         copies = 1 if as_they_are else partition.head_copies(kv_heads)
         k_BKSH = self._project("key", "BTD,DKH->BKTH", kv_heads, axes.KV_HEADS, copies)(x_BSD)
         v_BKSH = self._project("value", "BTD,DKH->BKTH", kv_heads, axes.KV_HEADS, copies)(x_BSD)
-        k_BKSH, v_BKSH = self._placed(k_BKSH, place, "key_norm"), self._clipped(v_BKSH)
+        k_BKSH, v_BKSH = self._placed(k_BKSH, place, "key_norm", axes.KV_HEADS), self._clipped(v_BKSH)
         return checkpoint_name(k_BKSH, "qkv"), checkpoint_name(v_BKSH, "qkv")
 
     def sinks(self) -> jax.Array | None:
@@ -193,6 +199,14 @@ class Attention(nn.Module):
             return None
         zeros = annotated(nn.initializers.zeros_init(), (axes.HEADS,), Role.BIAS)
         return self.param("sinks", zeros, (self.config.heads,), self.precision.param_dtype).astype(jnp.float32)
+
+    def biases(self, context: Context) -> jax.Array | None:
+        """The table of biases by relative position, float32 [R, N]: the layer's own, or the one that layers share; None
+        without either."""
+        bias = self.config.scores.bias
+        if not isinstance(bias, LayerRelativeBiasConfig):
+            return context.bias_RN
+        return RelativeBias(bias, self.config.heads, self.precision, name="relative_bias")()
 
     def out(self, y_BNTH: jax.Array) -> jax.Array:
         """Output projection, [B, T, D]."""
@@ -203,9 +217,9 @@ class Attention(nn.Module):
             y_BNTH
         )
 
-    def _placed(self, x_BNTH: jax.Array, place: SequenceInfo, norm: str) -> jax.Array:
+    def _placed(self, x_BNTH: jax.Array, place: SequenceInfo, norm: str, heads_axis: str) -> jax.Array:
         if self.config.qk_norm is not None:
-            x_BNTH = self.config.qk_norm.apply(x_BNTH, self.precision, norm)
+            x_BNTH = self.config.qk_norm.apply(x_BNTH, self.precision, norm, heads_axis)
         # Norm, clip, rotation: the order of OLMoE's code, which has all three.
         x_BNTH = self._clipped(x_BNTH)
         if self.config.position is not None:

@@ -11,7 +11,7 @@ import jax
 from absl import flags
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.layers.attention.masks import Bidirectional, Causal
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal
 from llm_jax.layers.attention.pairs import Pairs
 
 
@@ -30,6 +30,8 @@ def arguments(heads: int, pairs: Pairs) -> dict[str, Any]:
     given = {"scale": pairs.scores.scale, "bias": pairs.bias(heads)}
     if pairs.whole_rows and isinstance(pairs.mask, Bidirectional):
         return given
+    if pairs.whole_rows and isinstance(pairs.mask, BidirectionalWindow):
+        return given | {"local_window_size": (pairs.mask.reach, pairs.mask.reach)}
     if pairs.whole_rows and isinstance(pairs.mask, Causal):
         # `window` counts the token itself; `local_window_size` counts the tokens to its left and to its right.
         window = None if pairs.mask.window is None else (pairs.mask.window - 1, 0)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from llm_jax.core.checks import check_positive_if_given, given
+from llm_jax.core.checks import check_not_negative, check_positive_if_given, given
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.sequence import SequenceInfo, same_document
 
@@ -79,6 +79,33 @@ class Bidirectional(Mask):
     def pairs(self, length: int) -> float:
         """Mean number of allowed keys per query of a sequence of `length` tokens."""
         return length
+
+
+@configclass
+class BidirectionalWindow(Mask):
+    """A token attends to the tokens of its document on both sides that are at most `reach` positions away (Beltagy et
+    al. 2020, arXiv:2004.05150, 3.1)."""
+
+    reach: int
+    """Largest distance between a token and those that it attends to."""
+
+    def __post_init__(self):
+        check_not_negative(reach=self.reach)
+
+    def across(self, queries: SequenceInfo, keys: SequenceInfo) -> jax.Array:
+        """Which keys the queries may attend to: boolean [B or 1, T, S]."""
+        distance = queries.positions_BT[:, :, None] - keys.positions_BT[:, None, :]
+        near = (distance <= self.reach) & (distance >= -self.reach)
+        return same_document(queries.segment_ids_BT, keys.segment_ids_BT) & near
+
+    def columns(self, rows: slice, length: int) -> slice:
+        """The range of keys that contains all keys allowed for the queries `rows` of a sequence of `length` tokens."""
+        return slice(max(0, rows.start - self.reach), min(length, rows.stop + self.reach))
+
+    def pairs(self, length: int) -> float:
+        """Mean number of allowed keys per query of a sequence of `length` tokens."""
+        reach = min(self.reach, length - 1)
+        return 1 + 2 * reach - reach * (reach + 1) / length
 
 
 @configclass

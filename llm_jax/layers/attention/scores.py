@@ -8,6 +8,7 @@ import jax
 from llm_jax.core.checks import check_positive_if_given
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.positions.position import PositionBias
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig
 from llm_jax.layers.sequence import SequenceInfo
 
 
@@ -27,6 +28,11 @@ class ScoresConfig:
 
     def __post_init__(self):
         check_positive_if_given(scale=self.scale, softcap=self.softcap)
+
+    def parameters(self, heads: int) -> int:
+        """Number of parameters that a layer has for its scores."""
+        table = self.bias.parameters(heads) if isinstance(self.bias, LayerRelativeBiasConfig) else 0
+        return table + self.sinks * heads
 
     def across(
         self, heads: int, queries: SequenceInfo, keys: SequenceInfo, bias_RN: jax.Array | None = None

@@ -10,7 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from llm_jax.core.checks import check
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Mask
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.sharding import axes, partition
 
@@ -63,9 +63,11 @@ def _mask(mask: Mask, length: int) -> masks.Mask:
     if isinstance(mask, Causal):
         # `window` counts the token itself; LocalMask counts the tokens to its left and to its right.
         return masks.CausalMask(shape) if mask.window is None else masks.LocalMask(shape, (mask.window - 1, 0), 0)
+    if isinstance(mask, BidirectionalWindow):
+        return masks.LocalMask(shape, (mask.reach, mask.reach), 0)
     check(
         isinstance(mask, Bidirectional),
-        f"mask is {type(mask).__name__} and kernel SplashKernel supports Causal and Bidirectional: set kernel to "
-        "ChunkedKernel or BlockedKernel",
+        f"mask is {type(mask).__name__} and kernel SplashKernel supports Causal, Bidirectional and "
+        "BidirectionalWindow: set kernel to ChunkedKernel or BlockedKernel",
     )
     return masks.FullMask(shape)

@@ -93,8 +93,13 @@ class RelativeBiasConfig(PositionBias):
         return [next(n for n in itertools.count(start - 1) if reaches(n, k)) for k, start in enumerate(near, start=1)]
 
 
+@configclass
+class LayerRelativeBiasConfig(RelativeBiasConfig):
+    """The same with a table for each layer (UMT5; Chung et al. 2023, arXiv:2304.09151)."""
+
+
 class RelativeBias(nn.Module):
-    """The table float32 [R, N] that the layers of a stack share."""
+    """The table float32 [R, N] of a layer, or of all layers of a stack."""
 
     config: RelativeBiasConfig
     heads: int

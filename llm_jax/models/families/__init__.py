@@ -2,6 +2,7 @@
 
 from llm_jax.models.families import (
     albert,
+    bamba,
     bart,
     bert,
     bloom,
@@ -27,6 +28,8 @@ from llm_jax.models.families import (
     mamba2,
     mistral,
     mixtral,
+    modernbert,
+    mpnet,
     nemotron,
     olmo,
     olmo2,
@@ -78,6 +81,8 @@ MODULES = (
     palm,
     bert,
     albert,
+    mpnet,
+    modernbert,
     bart,
     t5,
     switch,
@@ -91,6 +96,7 @@ MODULES = (
     lstm,
     retnet,
     mamba2,
+    bamba,
     xlnet,
 )
 SIZES = {name: build for module in MODULES for name, build in module.SIZES.items()}

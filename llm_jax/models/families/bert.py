@@ -16,6 +16,7 @@ Dropout of the sizes: 0.1 of the embedding, of branch outputs and of the attenti
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.initialisers import Normal, UniformGlorot
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.dropout import Rates, with_dropout
@@ -40,6 +41,7 @@ def bert(
     head: AnyHead | None = None,
     dropout: float = 0.0,
     init: Normal = INIT,
+    scores: ScoresConfig = ScoresConfig(),  # noqa: B008
 ) -> TransformerConfig:
     """A BERT of any size.
 
@@ -49,9 +51,10 @@ def bert(
       offset: table row of position 0; RoBERTa's 2.
       narrow: width of a factorized embedding (ELECTRA small); None: the model width.
       head: None: a head for masked language modelling.
+      scores: of attention; those of MPNet have a bias.
     """
     check_divides(heads, width, "heads", "width")
-    layer = block(heads, width, hidden or 4 * width, activation, epsilon, dropout, init)
+    layer = block(heads, width, hidden or 4 * width, activation, epsilon, dropout, init, scores)
     embed = embedding(types, epsilon, offset, narrow, dropout, init, widen_init=UniformGlorot())
     head = masked_lm_head(activation, epsilon, init) if head is None else head
     return TransformerConfig(vocab_size, width, max_length, (Segment((layer,), layers),), None, embed, head)

@@ -1,6 +1,7 @@
-"""Command R (huggingface.co/CohereLabs/c4ai-command-r-v01) and R7B (huggingface.co/CohereLabs/c4ai-command-r7b-12-2024;
-Cohere 2025, arXiv:2504.00698, section 2): parallel attention and ffn with one LayerNorm without biases, a tied head
-with scaled logits. Three of four layers of R7B have a window, and only these have rotary embeddings.
+"""Command R (huggingface.co/CohereLabs/c4ai-command-r-v01), R+ (c4ai-command-r-plus there) and R7B
+(c4ai-command-r7b-12-2024; Cohere 2025, arXiv:2504.00698, section 2): parallel attention and ffn with one LayerNorm
+without biases, a tied head with scaled logits. R+ normalises queries and keys. Three of four layers of R7B have a
+window, and only these have rotary embeddings.
 
 Initialisation: none is published; that of llama.py is used.
 """
@@ -9,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from llm_jax.layers.attention.attention import QKNormConfig
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.models.block import Parallel
@@ -25,14 +27,18 @@ def cohere(
     rope: Rotations = RoPEConfig(8e6),  # noqa: B008
     epsilon: float = 1e-5,
     scale: float = 0.0625,
+    qk_norm: bool = False,
     **options: Any,
 ) -> TransformerConfig:
     """A Command R of any size; other options are those of `llama`.
 
     Args:
       scale: factor of the hidden states before the tied head.
+      qk_norm: whether queries and keys are normalised, with a scale for each head (Command R+).
     """
-    own: dict[str, Any] = {"norm": LayerNormConfig(epsilon, bias=False), "wiring": Parallel(), "rope": rope}
+    norm = LayerNormConfig(epsilon, bias=False)
+    own: dict[str, Any] = {"norm": norm, "wiring": Parallel(), "rope": rope}
+    own["qk_norm"] = QKNormConfig(norm, over="each head") if qk_norm else None
     limits: dict[str, Any] = {"vocab_size": 256_000, "max_length": 131_072}
     config = llama(layers, heads, width, tied=True, **own, **limits | options)
     return dataclasses.replace(config, head=TiedHead(scale=scale))
@@ -62,5 +68,8 @@ def cohere2(
 
 SIZES = {
     "command-r-v01": lambda: cohere(40, 64, 8192, hidden=22528),
+    "command-r-plus": lambda: cohere(
+        64, 96, 12288, hidden=33792, kv_heads=8, rope=RoPEConfig(7.5e7), scale=0.8333333333333334, qk_norm=True
+    ),
     "command-r7b": lambda: cohere2(32, 32, 4096, hidden=14336, kv_heads=8),
 }

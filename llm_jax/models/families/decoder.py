@@ -34,10 +34,15 @@ def segments(blocks: tuple[BlockConfig, ...]) -> tuple[Segment, ...]:
     period, runs of equal layers."""
     period = next(n for n in range(1, len(blocks) + 1) if all(a == b for a, b in zip(blocks, blocks[n:], strict=False)))
     if period == len(blocks):
-        return tuple(Segment((block,), len(tuple(run))) for block, run in itertools.groupby(blocks))
+        return runs(blocks)
     whole = len(blocks) // period
     rest = blocks[whole * period :]
     return (Segment(blocks[:period], whole), *((Segment(rest, 1),) if rest else ()))
+
+
+def runs(blocks: tuple[BlockConfig, ...]) -> tuple[Segment, ...]:
+    """The layers as runs of equal ones."""
+    return tuple(Segment((block,), len(tuple(run))) for block, run in itertools.groupby(blocks))
 
 
 def with_experts(

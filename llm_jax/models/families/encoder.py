@@ -3,6 +3,7 @@
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.attention.masks import Bidirectional
+from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
 from llm_jax.layers.initialisers import Init, Normal
@@ -24,9 +25,11 @@ def block(
     epsilon: float = 1e-12,
     dropout: float = 0.0,
     init: Normal = INIT,
+    scores: ScoresConfig = ScoresConfig(),  # noqa: B008
 ) -> BlockConfig:
     """A post-norm block with bidirectional attention."""
-    mixer = AttentionConfig(heads, width // heads, heads, mask=Bidirectional(), bias=True, init=init, out_init=init)
+    sizes = (heads, width // heads, heads)
+    mixer = AttentionConfig(*sizes, Bidirectional(), scores=scores, bias=True, init=init, out_init=init)
     ffn, wiring = MLPConfig(hidden, activation, init=init, out_init=init), Serial(before=False, stream=True)
     return BlockConfig(mixer, ffn, LayerNormConfig(epsilon), wiring, dropout)
 

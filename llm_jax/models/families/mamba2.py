@@ -7,6 +7,7 @@ Steps and rates: `TimeScales`.
 """
 
 import math
+from typing import Any
 
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.initialisers import TORCH_DEFAULT, UniformFanIn
@@ -18,6 +19,8 @@ from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.decoder import decoder, head_config
 
+CONVOLUTION = ConvolutionConfig(init=TORCH_DEFAULT, bias_init=TORCH_DEFAULT)
+
 
 def mamba2(
     layers: int,
@@ -25,41 +28,51 @@ def mamba2(
     *,
     vocab_size: int = 50288,
     max_length: int = 2048,
-    heads: int | None = None,
-    head_dim: int = 64,
-    groups: int = 1,
-    state_size: int = 128,
-    convolution: ConvolutionConfig = ConvolutionConfig(init=TORCH_DEFAULT, bias_init=TORCH_DEFAULT),  # noqa: B008
-    bias: bool = False,
     epsilon: float = 1e-5,
-    step_limit: tuple[float, float] = (0.0, float("inf")),
     tied: bool = True,
-    form: Form = ChunkwiseForm(),  # noqa: B008
+    **recurrent: Any,
 ) -> TransformerConfig:
     """A Mamba-2 of any size: blocks with a mixer only, no ffn and no positions.
 
     Args:
       max_length: maximum sequence length. Pretraining used 2048 tokens; the model itself has no limit.
+      recurrent: other options, of `recurrence`.
+    """
+    norm, mixer = RMSNormConfig(epsilon), recurrence(width, layers, epsilon=epsilon, **recurrent)
+    blocks = (BlockConfig(mixer, None, norm),) * layers
+    return decoder(blocks, width, vocab_size, max_length, norm, head=head_config(tied, TORCH_DEFAULT))
+
+
+def recurrence(
+    width: int,
+    writers: int,
+    *,
+    heads: int | None = None,
+    head_dim: int = 64,
+    groups: int = 1,
+    state_size: int = 128,
+    convolution: ConvolutionConfig = CONVOLUTION,
+    bias: bool = False,
+    epsilon: float = 1e-5,
+    step_limit: tuple[float, float] = (0.0, float("inf")),
+    form: Form = ChunkwiseForm(),  # noqa: B008
+) -> Mamba2Config:
+    """The mixer of a layer.
+
+    Args:
+      writers: number of matrices of the model that write to the residual stream.
       heads: None: twice the width divided by `head_dim`.
     """
     if heads is None:
         check_divides(head_dim, 2 * width, "head_dim", "twice the width")
-    norm = RMSNormConfig(epsilon)
-    mixer = Mamba2Config(
-        2 * width // head_dim if heads is None else heads,
-        head_dim,
-        groups,
-        state_size,
-        convolution,
-        bias,
-        epsilon,
-        step_limit,
-        init=TORCH_DEFAULT,
-        out_init=UniformFanIn(1 / math.sqrt(3 * layers)),
-        form=form,
-    )
-    blocks = (BlockConfig(mixer, None, norm),) * layers
-    return decoder(blocks, width, vocab_size, max_length, norm, head=head_config(tied, TORCH_DEFAULT))
+        heads = 2 * width // head_dim
+    sizes = (heads, head_dim, groups, state_size, convolution, bias, epsilon, step_limit)
+    return Mamba2Config(*sizes, init=TORCH_DEFAULT, out_init=out_init(writers), form=form)
+
+
+def out_init(writers: int) -> UniformFanIn:
+    """Initialiser of matrices that write to the residual stream, of which there are so many."""
+    return UniformFanIn(1 / math.sqrt(3 * writers))
 
 
 SIZES = {

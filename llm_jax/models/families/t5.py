@@ -1,5 +1,6 @@
 """T5 (Raffel et al. 2020, arXiv:1910.10683, 2.1), and T5 1.1 with a gated ffn (Shazeer 2020, arXiv:2002.05202) and an
-untied head, which mT5 is on more tokens (Xue et al. 2021, arXiv:2010.11934, 3.2).
+untied head, which mT5 is on more tokens (Xue et al. 2021, arXiv:2010.11934, 3.2). UMT5 (Chung et al. 2023,
+arXiv:2304.09151) is a T5 1.1 whose layers have relative position biases of their own.
 
 Initialisation: that of Mesh TensorFlow, which trained it (github.com/tensorflow/mesh, files of mesh_tensorflow);
 Gaussian of variance 1 / fan-in in attention, smaller by 1 / sqrt(head size) for queries, which takes the place of the
@@ -23,7 +24,7 @@ from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.mlp import GLUConfig, MLPConfig
 from llm_jax.layers.initialisers import FanIn, Init, Normal, UniformGlorot
 from llm_jax.layers.norms import RMSNormConfig
-from llm_jax.layers.positions.relative_bias import RelativeBiasConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBiasConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.config import EncoderDecoderConfig, TransformerConfig
 from llm_jax.models.dropout import Rates, with_dropout
@@ -48,6 +49,7 @@ def t5(
     max_distance: int = 128,
     epsilon: float = 1e-6,
     dropout: float = 0.0,
+    distances: type[RelativeBiasConfig] = RelativeBiasConfig,
     attention_init: FanIn = FanIn(),  # noqa: B008
     distance_init: Init = UniformGlorot(),  # noqa: B008
     dense_init: Init = FanIn(cut=2.0),  # noqa: B008
@@ -57,6 +59,7 @@ def t5(
     Args:
       decoder_layers: None: as many as encoder layers.
       tied: whether the head is tied, with hidden states scaled by one over the square root of the width.
+      distances: type of the relative position biases; that of UMT5 has a table for each layer.
       attention_init: initialiser of the matrices of attention; that of queries is scaled.
       distance_init: initialiser of the relative position biases.
       dense_init: initialiser of the ffn, and of an untied head.
@@ -69,7 +72,7 @@ def t5(
     init, out_init = attention_init, attention_init
 
     def attention(bidirectional: bool) -> AttentionConfig:
-        bias = RelativeBiasConfig(buckets, max_distance, bidirectional, distance_init)
+        bias = distances(buckets, max_distance, bidirectional, distance_init)
         mask, scores = Bidirectional() if bidirectional else Causal(), ScoresConfig(1.0, bias=bias)
         return AttentionConfig(
             *(heads, head_dim, heads, mask), scores=scores, init=init, query_init=query_init, out_init=out_init
@@ -89,10 +92,15 @@ def t5(
     )
 
 
-def t5_1_1(layers: int, heads: int, width: int, *, hidden: int, vocab_size: int = 32128) -> EncoderDecoderConfig:
-    """A T5 1.1."""
+def t5_1_1(layers: int, heads: int, width: int, *, hidden: int, **options: Any) -> EncoderDecoderConfig:
+    """A T5 1.1; other options are those of `t5`."""
     own: dict[str, Any] = {"activation": "gelu_tanh", "gated": True, "tied": False}
-    return t5(layers, heads, width, hidden=hidden, vocab_size=vocab_size, **own)
+    return t5(layers, heads, width, hidden=hidden, **own, **options)
+
+
+def umt5(layers: int, heads: int, width: int, *, hidden: int, vocab_size: int = 256_384) -> EncoderDecoderConfig:
+    """A UMT5."""
+    return t5_1_1(layers, heads, width, hidden=hidden, vocab_size=vocab_size, distances=LayerRelativeBiasConfig)
 
 
 _RATES = Rates(embed=0.1, residual=0.1, attention=0.1, ffn=0.1, final=0.1)
@@ -111,4 +119,7 @@ SIZES = {
     "mt5-small": lambda: t5_1_1(8, 6, 512, hidden=1024, vocab_size=250_112),
     "mt5-base": lambda: t5_1_1(12, 12, 768, hidden=2048, vocab_size=250_112),
     "mt5-large": lambda: t5_1_1(24, 16, 1024, hidden=2816, vocab_size=250_112),
+    "umt5-small": lambda: umt5(8, 6, 512, hidden=1024),
+    "umt5-base": lambda: umt5(12, 12, 768, hidden=2048),
+    "umt5-xxl": lambda: umt5(24, 64, 4096, hidden=10240),
 }

@@ -15,7 +15,7 @@ from llm_jax.layers.attention.masks import Bidirectional, Causal
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.context import Context
 from llm_jax.layers.initialisers import Normal
-from llm_jax.layers.norms import RMSNormConfig
+from llm_jax.layers.norms import LayerNormConfig, RMSNormConfig
 from llm_jax.layers.positions.rope import RoPEConfig
 from llm_jax.layers.sequence import SequenceInfo
 
@@ -63,6 +63,9 @@ def _reference(config, params, x, positions, segments, memory=None):
         scale = params[f"{name}_norm"]["scale"]
         if config.qk_norm.over == "head":
             return clipped(y / np.sqrt(np.mean(y**2) + 1e-6) * scale)
+        if config.qk_norm.over == "each head":
+            centred = y - np.mean(y)
+            return clipped(centred / np.sqrt(np.mean(centred**2) + 1e-5) * scale[head])
         heads = part["kernel"].shape[1]
         all_heads = np.concatenate([vector @ part["kernel"][:, other] for other in range(heads)])
         return clipped(y / np.sqrt(np.mean(all_heads**2) + 1e-6) * scale.reshape(heads, -1)[head])
@@ -106,6 +109,9 @@ CASES = {
     "a bias for the output only": AttentionConfig(N, H, kv_heads=2, out_bias=True),
     "normalised heads": AttentionConfig(N, H, 2, qk_norm=QKNormConfig(RMSNormConfig()), position=RoPEConfig(10.0)),
     "normalised together": AttentionConfig(N, H, kv_heads=2, qk_norm=QKNormConfig(RMSNormConfig(), over="heads")),
+    "each head normalised": AttentionConfig(
+        N, H, kv_heads=2, qk_norm=QKNormConfig(LayerNormConfig(bias=False), over="each head"), position=RoPEConfig(10.0)
+    ),
     "rotary": AttentionConfig(N, H, kv_heads=2, position=RoPEConfig(100.0)),
     "bidirectional": AttentionConfig(N, H, kv_heads=2, mask=Bidirectional(), position=RoPEConfig()),
     "heads wider than the model": AttentionConfig(3, 6, kv_heads=3),
@@ -120,8 +126,8 @@ def test_attention_is_the_loop_over_packed_documents(case):
     config = CASES[case]
     params = _weights(config)
     place = Context(SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
-    apply = jax.jit(lambda x: config.build(D, Precision(), None).apply({"params": params}, x, place))
-    y, state = apply(jnp.asarray(X, jnp.float32))
+    apply = jax.jit(config.build(D, Precision(), None).apply)
+    y, state = apply({"params": params}, jnp.asarray(X, jnp.float32), place)
     assert state is None
     real = SEGMENTS != 0
     expected = _reference(config, params, X, POSITIONS, SEGMENTS)

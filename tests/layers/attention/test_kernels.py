@@ -20,7 +20,7 @@ from llm_jax.layers.attention.kernels import (
     TokamaxKernel,
     weights,
 )
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Mask
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Mask
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
@@ -219,6 +219,8 @@ CASES = {
     "window, packed, cap": (Causal(4), K, PACKED, None, ScoresConfig(0.9, softcap=0.7)),
     "bidirectional, learned bias": (Bidirectional(), N, ROW, None, BOTH_WAYS),
     "bidirectional, packed, cap, linear bias": (Bidirectional(), K, PACKED, None, ScoresConfig(None, 0.7, ALIBI.bias)),
+    "bidirectional window": (BidirectionalWindow(2), K, ROW, None, ScoresConfig()),
+    "bidirectional window, packed, learned bias": (BidirectionalWindow(1), N, PACKED, None, BOTH_WAYS),
     "cache, linear bias": (Causal(), K, LAST, PACKED, ALIBI),
     "cache, window, cap and learned bias": (Causal(2), K, LAST, PACKED, ScoresConfig(None, 0.7, LEARNED.bias)),
     "memory": (Bidirectional(), N, LAST, PACKED, ScoresConfig()),
@@ -350,7 +352,11 @@ def test_cudnn_is_not_asked_for_float32():
         DotProductKernel("cudnn").attend(Q, KEYS, VALUES, pairs)
 
 
-@pytest.mark.parametrize("mask", [Causal(), Causal(3), Bidirectional()], ids=["causal", "window", "bidirectional"])
+@pytest.mark.parametrize(
+    "mask",
+    [Causal(), Causal(3), Bidirectional(), BidirectionalWindow(2)],
+    ids=["causal", "window", "bidirectional", "bidirectional window"],
+)
 def test_functions_of_others_are_told_the_mask_by_name_where_it_is_all(mask):
     whole = fused.arguments(N, Pairs(mask, ROW, None, ScoresConfig()))
     assert "mask" not in whole

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Permuted
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Permuted
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.sequence import SequenceInfo
@@ -19,6 +19,9 @@ CASES = {
     "window": Causal(3),
     "wide window": Causal(90),
     "bidirectional": Bidirectional(),
+    "bidirectional window": BidirectionalWindow(2),
+    "wide bidirectional window": BidirectionalWindow(90),
+    "itself alone": BidirectionalWindow(0),
     "permuted, without an order": Permuted(),
 }
 MASKS = pytest.mark.parametrize("mask", CASES.values(), ids=CASES)
@@ -39,6 +42,8 @@ def _seen(mask, segments):
                 same = segments[row, query] == segments[row, key] != 0
                 if isinstance(mask, Causal):
                     same = same and key <= query and (mask.window is None or query - key < mask.window)
+                if isinstance(mask, BidirectionalWindow):
+                    same = same and abs(query - key) <= mask.reach
                 seen[row, query, key] = same
     return seen
 

@@ -11,7 +11,7 @@ import pytest
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from llm_jax.layers.attention.kernels import BlockedKernel, PlainKernel, SplashKernel
-from llm_jax.layers.attention.masks import Bidirectional, Causal, Permuted
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Permuted
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
@@ -52,8 +52,9 @@ def _value_and_gradients(kernel, pairs):
         (Causal(), SEGMENTS, ScoresConfig()),
         (Causal(100), None, ScoresConfig(softcap=2.0, scale=0.3)),
         (Bidirectional(), SEGMENTS, ScoresConfig(scale=0.1)),
+        (BidirectionalWindow(60), SEGMENTS, ScoresConfig()),
     ],
-    ids=["causal and packed", "window", "bidirectional and packed"],
+    ids=["causal and packed", "window", "bidirectional and packed", "bidirectional window and packed"],
 )
 def test_it_is_softmax_attention_forward_and_backward(interpreted, mask, segments, scores):
     pairs = Pairs(mask, SequenceInfo(POSITIONS, segments), None, scores)

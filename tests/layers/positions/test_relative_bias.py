@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from llm_jax.layers.attention.kernels import BlockedKernel, PlainKernel
 from llm_jax.layers.attention.masks import Bidirectional, Causal
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.context import Context
-from llm_jax.layers.positions.relative_bias import RelativeBias, RelativeBiasConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBias, RelativeBiasConfig
 from llm_jax.layers.sequence import SequenceInfo
 
 N = 3
@@ -88,6 +89,31 @@ def test_a_pair_has_the_number_of_its_bucket_and_head(config):
     assert bias.shape == (2, N, 2, 3) and bias.dtype == jnp.float32
     for b, n, t, s in np.ndindex(*bias.shape):
         assert bias[b, n, t, s] == table[_bucket(config, int(keys[b, s] - queries[b, t])), n]
+
+
+def test_a_layer_may_have_a_table_of_its_own():
+    """It then reads none that others share."""
+    options = {"buckets": 8, "max_distance": 7}
+    shared, own = (
+        AttentionConfig(N, 4, N, scores=ScoresConfig(bias=kind(**options)))
+        for kind in (RelativeBiasConfig, LayerRelativeBiasConfig)
+    )
+    assert own.parameters(6) - shared.parameters(6) == 8 * N
+    place = SequenceInfo(jnp.arange(10)[None])
+    x = jnp.asarray(GENERATOR.normal(size=(1, 10, 6)), jnp.float32)
+    layer = own.build(6, Precision(), None)
+    params = nn.unbox(layer.init(jax.random.key(0), x, Context(place))["params"])
+    table = jnp.asarray(GENERATOR.normal(size=(8, N)), jnp.float32)
+    found, _ = layer.apply(
+        {"params": params | {"relative_bias": {"table": table}}}, x, Context(place, bias_RN=2 * table)
+    )
+    del params["relative_bias"]
+    expected, zero = (
+        shared.build(6, Precision(), None).apply({"params": params}, x, Context(place, bias_RN=biases))[0]
+        for biases in (table, 0 * table)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(expected - zero).max() > 1e-3
 
 
 def test_what_a_bucket_learns_is_the_sum_over_its_pairs():

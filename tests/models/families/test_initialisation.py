@@ -15,10 +15,13 @@ import scipy.stats
 
 from llm_jax.core import trees
 from llm_jax.layers.ffn.routers.token_choice import SigmoidConfig
+from llm_jax.layers.norms import LayerNormConfig
+from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig
 from llm_jax.models.block import Parallel
 from llm_jax.models.build import abstract_parameters, build, initial_parameters
 from llm_jax.models.families import MODULES, SIZES
 from llm_jax.models.families.albert import albert
+from llm_jax.models.families.bamba import bamba
 from llm_jax.models.families.bart import bart, original
 from llm_jax.models.families.bert import bert, discriminator, roberta
 from llm_jax.models.families.bloom import bloom, mpt
@@ -36,6 +39,8 @@ from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
+from llm_jax.models.families.modernbert import head_transform, modernbert, row_head
+from llm_jax.models.families.mpnet import mpnet
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.olmoe import olmoe
 from llm_jax.models.families.opt import opt
@@ -188,6 +193,10 @@ FAMILIES = {
         of_t5(lambda fan: Even(math.sqrt(3 / fan)), distance=Gauss(1 / math.sqrt(N * 32))),
     ),
     "t5": (t5(*OLD, **NEW, head_dim=H), of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0))),
+    "umt5": (
+        t5(*OLD, **NEW, head_dim=H, gated=True, tied=False, distances=LayerRelativeBiasConfig),
+        of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0)),
+    ),
     "t5 1.1": (t5(*OLD, **NEW, head_dim=H, gated=True, tied=False), of_t5(lambda fan: Gauss(1 / math.sqrt(fan), 2.0))),
     "switch": (
         switch(2, *OLD[1:], **NEW, head_dim=H, experts=4),
@@ -205,10 +214,20 @@ FAMILIES = {
     "bart": (bart(*OLD, **SIZE), {"kernel|table": Gauss(0.02)} | NORMS_AND_BIASES),
     "bert": (bert(*OLD, **SIZE), BERT),
     "roberta": (roberta(*OLD), {"kernel|table|types": Gauss(0.02)} | NORMS_AND_BIASES),
+    "mpnet": (mpnet(*OLD, **SIZE), {"kernel|table": Gauss(0.02)} | NORMS_AND_BIASES),
     "albert": (albert(*OLD, **SIZE, narrow=16), BERT),
     "electra": (
         bert(*OLD, **SIZE, narrow=16, head=discriminator()),
         {"widen/kernel": Even(math.sqrt(6 / (16 + D))), "head/kernel": Even(math.sqrt(6 / (D + 1)))} | BERT,
+    ),
+    "modernbert": (
+        modernbert(*OLD, **NEW, bias=True, head=row_head(2, head_transform(L, LayerNormConfig(bias=False)))),
+        {
+            rf"{OUT}|transform/dense/kernel": Gauss(0.02 / math.sqrt(2 * L), 2.0),
+            r"head/kernel": Gauss(1 / ROOT, 2.0),
+            r"kernel|table": Gauss(0.02, 2.0),
+        }
+        | NORMS_AND_BIASES,
     ),
     "xlnet": (
         xlnet(*OLD, **SIZE),
@@ -219,6 +238,20 @@ FAMILIES = {
         {
             "convolution": Even(1 / math.sqrt(4)),
             "out/kernel": Even(1 / math.sqrt(2 * D) / math.sqrt(L)),
+            "kernel": TORCH,
+            "embed/table": Gauss(0.02),
+            "step_bias|log_rate": Free(),
+            "skip": Always(1),
+        }
+        | NORMS_AND_BIASES,
+    ),
+    "bamba": (
+        bamba(*OLD, **NEW, kv_heads=2, attention=(1,), head_dim=16, state_size=H),
+        {
+            "convolution": Even(1 / math.sqrt(4)),
+            "segment_1/block_0/mixer/out/kernel": Even(1 / ROOT / math.sqrt(2 * L)),
+            "mixer/out/kernel": Even(1 / math.sqrt(2 * D) / math.sqrt(2 * L)),
+            "ffn/down/kernel": Even(1 / math.sqrt(F) / math.sqrt(2 * L)),
             "kernel": TORCH,
             "embed/table": Gauss(0.02),
             "step_bias|log_rate": Free(),

@@ -85,6 +85,9 @@ MILLIONS = {
     "mt5-small": 300.18,
     "mt5-base": 582.40,
     "mt5-large": 1229.58,
+    "umt5-small": 306.60,
+    "umt5-base": 592.04,
+    "umt5-xxl": 12_972.53,
     "xlm-roberta-base": 278.30,
     "xlm-roberta-large": 560.14,
     "camembert-base": 110.66,
@@ -99,6 +102,9 @@ MILLIONS = {
     "persimmon-8b": 9397.18,
     "mbart-large": 611.10,
     "pegasus-large": 568.80,
+    "mpnet-base": 109.52,  # with the scores of masked tokens
+    "modernbert-base": 149.66,  # the paper says 149M
+    "modernbert-large": 395.88,  # the paper says 395M
     "distilbert-base": 66.99,
     "gpt-neo-125m": 125.20,
     "gpt-neo-1.3b": 1315.58,
@@ -110,6 +116,7 @@ MILLIONS = {
     "stablelm-3b": 2795.44,
     "stablelm2-1.6b": 1644.52,
     "command-r-v01": 34_980.83,
+    "command-r-plus": 103_810.67,
     "command-r7b": 8028.03,
     "gemma-2b": 2506.17,
     "gemma-7b": 8537.68,
@@ -189,6 +196,7 @@ MILLIONS = {
     "mamba2-780m": 780.16,
     "mamba2-1.3b": 1343.76,
     "mamba2-2.7b": 2702.60,
+    "bamba-9b": 9780.24,  # its card says 9.78B
     # Its authors call them of BERT's sizes, 110 and 340: they have a fifth matrix in every attention.
     "xlnet-base": 116.75,
     "xlnet-large": 360.30,
