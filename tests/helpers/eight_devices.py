@@ -18,7 +18,6 @@ from llm_jax.optim import AdamWConfig
 from llm_jax.sharding.mesh import MeshConfig
 from llm_jax.sharding.partition import Layout
 from llm_jax.sharding.rules import (
-    AllToAll,
     Combined,
     ContextParallel,
     DataParallel,
@@ -36,7 +35,6 @@ from tests.helpers import tiny
 LAYOUTS = {
     "one": ShardingConfig(MeshConfig(data=1), DataParallel()),
     "fsdp": ShardingConfig(MeshConfig(data=2, fsdp=4), FullySharded()),
-    "wide tensor": ShardingConfig(MeshConfig(data=2, tensor=4), TensorParallel()),
     "wide tensor and ring": ShardingConfig(
         MeshConfig(data=1, context=2, tensor=4), Combined(ContextParallel(Ring()), TensorParallel())
     ),
@@ -44,11 +42,6 @@ LAYOUTS = {
         MeshConfig(data=2, fsdp=2, tensor=2), Combined(FullySharded(), TensorParallel(True))
     ),
     "pipeline": ShardingConfig(MeshConfig(data=2, fsdp=2, stage=2), Combined(FullySharded(), PipelineParallel(2))),
-    "all to all": ShardingConfig(MeshConfig(data=2, context=4), ContextParallel(AllToAll())),
-    "fsdp, ring and tensor": ShardingConfig(
-        MeshConfig(data=1, fsdp=2, context=2, tensor=2),
-        Combined(FullySharded(), Combined(ContextParallel(Ring()), TensorParallel(True))),
-    ),
 }
 STEPS = 2
 
