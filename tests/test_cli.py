@@ -198,6 +198,14 @@ def test_families_lists_every_size_and_proof():
     assert {line[1] for line in lines if len(line) > 4} >= set(SIZES)
     proofs = {line[0]: float(line[2]) for line in lines if len(line) > 3 and line[0] in FAMILIES and "e-" in line[2]}
     assert set(proofs) == set(FAMILIES) and max(proofs.values()) <= 1e-4
+    rows = {line.split()[1]: line.split() for line in outcome.out.split("\n\n")[0].splitlines()[1:]}
+    assert rows.keys() == SIZES.keys()
+    assert rows["gpt2"] == ["gpt2", "gpt2", "12", "768", "124.4M", "-", rows["gpt2"][6], "gpt2,", "gpt_bigcode"]
+    assert rows["albert-xxlarge"][2:] == ["12", "4096", "206.4M", "-", rows["albert-xxlarge"][6], "albert"]
+    assert rows["t5-small"] == ["t5", "t5-small", "6+6", "512", "60.51M", "-", rows["t5-small"][6], "t5"]
+    assert rows["mixtral-8x7b"][4:6] == ["46.7B", "12.88B"]
+    assert rows["transformer-base"][6:] == ["properties", "-"]
+    assert all(row[6] == "properties" or float(row[6]) <= 1e-4 for row in rows.values())
 
 
 def test_families_shows_what_parameters_are_drawn_from():
