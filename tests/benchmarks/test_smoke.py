@@ -51,6 +51,7 @@ def test_of_all_attention_kernels_the_chunked_one_needs_least_memory():
     assert 0.5 < work["ChunkedKernel"] < 1
 
 
+@pytest.mark.full(reason="tests/train/test_dispatch.py has the loop")
 def test_the_loop_dispatches_ahead_and_compiles_nothing_after_its_first_step():
     (row,) = cells(smoke("loop_overhead"))
     assert row[-1] == "0" and float(row[-3]) > 0
@@ -62,6 +63,9 @@ def _sent(*arguments: str) -> dict[str, float]:
     return {row[1]: float(row[6]) for row in cells(smoke("strategies", *arguments)) if row[0] == "tiny"}
 
 
+@pytest.mark.full(
+    reason="tests/planning/test_collectives.py counts bytes, tests/parity/test_matrix.py has the strategies"
+)
 def test_strategies_send_the_bytes_of_the_textbook():
     names = ("data parallel", "ZeRO-1", "ZeRO-2", "ZeRO-3 (FSDP)", "FSDP, replicas of it")
     sent = _sent("--length", "64", "--strategies", *names)
@@ -78,6 +82,7 @@ def test_compiled_for_tpus_products_cut_by_heads_and_features_send_the_bytes_of_
     assert set(sent) == set(names) and all(0.9 < ratio < 1.1 for ratio in sent.values()), sent
 
 
+@pytest.mark.full(reason="tests/train/test_compile.py has the programs")
 def test_a_mesh_of_one_device_runs_all_programs():
     rows = cells(smoke("sharding_overhead"))
     assert rows[0][1] == "plain" and len(rows) == 5 and all(float(row[-1]) > 0 for row in rows)
@@ -110,7 +115,10 @@ def test_instructions_of_both_sides_are_limited_before_they_are_looked_for():
     assert done.stdout.strip() == "DEFAULT" and "Unknown CPU ISA: SSE4_2X" in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("name", PEERS)
+_FULL = pytest.mark.full(reason="tests/inference has what is timed, and train_step the comparison with a peer")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_FULL) if name == "decode" else name for name in PEERS])
 def test_runs_where_its_peers_are_installed(name: str):
     for package in PEERS[name]:
         if importlib.util.find_spec(package) is None:

@@ -40,7 +40,6 @@ from tests.helpers import routing, tiny
 LAYOUTS = {
     "one": (ShardingConfig(MeshConfig(data=1), DataParallel()), 1),
     "mapped": (ShardingConfig(MeshConfig(data=8), DataParallel(use_pmap=True)), 1),
-    "data": (ShardingConfig(MeshConfig(data=8), DataParallel()), 1),
     "fsdp": (ShardingConfig(MeshConfig(data=2, fsdp=4), FullySharded()), 2),
 }
 ROUTERS = (
