@@ -200,7 +200,7 @@ def test_stop_at_figures_leaves_no_update_unread():
 
 def test_not_finite_names_step_and_tensors_and_saves_nothing():
     events = []
-    with pytest.raises(FloatingPointError, match=r"update 3 .*loss 7.5.*\['block/query'\]") as caught:
+    with pytest.raises(FloatingPointError, match=r"step 3 .*loss 7.5.*\['block/query'\]") as caught:
         _run([Spy(events, every=3)], events, bad=3)
     assert "block/out" not in str(caught.value)
     assert "learning rate" in str(caught.value)
@@ -209,5 +209,5 @@ def test_not_finite_names_step_and_tensors_and_saves_nothing():
 
 
 def test_not_finite_is_found_in_the_last_update_too():
-    with pytest.raises(FloatingPointError, match="update 4"):
+    with pytest.raises(FloatingPointError, match="step 4"):
         _run([], [], bad=4)
