@@ -20,6 +20,8 @@ class Parity:
     """Strategies to train them with, such as 'FSDP x tensor'; all if none is given."""
     ways: tuple[str, ...] = ("loop",)
     """Execution modes: loop over layers, unrolled, remat, accumulated; `all` for each."""
+    steps: int = 10
+    """Updates of each training run; rounding differences grow with them."""
     output: Path | None = None
     """JSON file for all measurements."""
     publish: Path | None = None
@@ -46,13 +48,14 @@ def run(arguments: list[str]) -> None:
     devices.simulate(DEVICES)
     with Console(stderr=True).status("parity") as status:
         ways = tuple(WAYS) if options.ways == ("all",) else options.ways
-        cells = list(table.matrix(options.models or MODELS, options.strategies or STRATEGIES, ways, status.update))
+        chosen = options.models or MODELS, options.strategies or STRATEGIES, ways
+        cells = list(table.matrix(*chosen, options.steps, status.update))
     if options.output is not None:
         write_atomically(options.output, json.dumps([dataclasses.asdict(found) for found in cells], indent=1))
     console().print(table.table(cells))
     if options.publish is not None:
         headings, *found = table.rows(cells)
-        text = f"{date.today()}. {table.TITLE}.\n\n{markdown_table(headings, found)}"
+        text = f"{date.today()}. {table.title(cells)}.\n\n{markdown_table(headings, found)}"
         publish(options.publish, "parity", f"`{shlex.join(['llm-jax', 'parity', *arguments])}`\n\n{text}")
     wrong = [found for found in cells if not table.is_right(found)]
     check(not wrong, f"{len(wrong)} of {len(cells)} cells differ from one device, or are not what they say")

@@ -168,8 +168,8 @@ def contract(einsum: str, x: jax.Array, kernel: jax.Array, precision: str | None
     return _contract(einsum, (partition.parts(axes.BATCH), partition.parts(axes.LENGTH)), precision, x, kernel)
 
 
-# A derivative of its own, whose residuals are the operands. Autodiff would save the reshaped kernel, of which a scan over
-# layers would store a copy for every layer.
+# A derivative of its own, whose residuals are the operands. Autodiff would save the reshaped kernel, of which a scan
+# over layers would store a copy for every layer.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _contract(einsum: str, parts: tuple[int, int], precision: str | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`parts`: number of shards of the batch and of the sequence."""

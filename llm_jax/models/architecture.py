@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from llm_jax.core.configclass import deferred
 from llm_jax.layers.attention.kernels import BlockedKernel
 from llm_jax.layers.ffn.balance import BiasUpdate
 from llm_jax.layers.ffn.dispatch.dense import Dense
@@ -12,7 +13,7 @@ from llm_jax.layers.recurrent.mamba2 import TimeScales
 from llm_jax.layers.recurrent.matrix_recurrence import ChunkwiseForm
 from llm_jax.models.stack import Execution
 
-_DEFAULTS = {
+_LEFT_OUT = {
     "init": Normal(),
     "out_init": Normal(),
     "query_init": None,
@@ -27,23 +28,26 @@ _DEFAULTS = {
     "random_second": False,
     "time_scales": TimeScales(),
 }
-"""Fields of configs, at any depth, that affect only training or speed."""
+"""Values of the fields that affect only training or speed, by the name of the field."""
 
 
 def architecture(config: Any) -> Any:
     """The config with defaults for all that affects only training or speed: initialisers, dropout, execution, kernels
     and forms; and, for MoE layers, dispatch, balance losses and noise. All dispatches compute the same results where no
     token is dropped."""
+    with deferred():  # its parts have been checked
+        return _architecture(config)
+
+
+def _architecture(config: Any) -> Any:
     if isinstance(config, tuple):
-        return tuple(architecture(item) for item in config)
+        return tuple(map(_architecture, config))
     if not dataclasses.is_dataclass(config):
         return config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if isinstance(config, MoEConfig):
-        updates = tuple(BiasUpdate() for one in config.balance if isinstance(one, BiasUpdate))
+        values["balance"] = tuple(BiasUpdate() for one in config.balance if isinstance(one, BiasUpdate))
         # A dispatch that alone serves its router is part of the architecture.
-        dispatch = Dense() if config.router.routes in Dense.serves else config.dispatch
-        config = dataclasses.replace(config, dispatch=dispatch, balance=updates)
-    names = [field.name for field in dataclasses.fields(config)]
-    return type(config)(
-        **{name: _DEFAULTS[name] if name in _DEFAULTS else architecture(getattr(config, name)) for name in names}
-    )
+        values["dispatch"] = Dense() if config.router.routes in Dense.serves else config.dispatch
+    kept = {name: _architecture(value) for name, value in values.items() if name not in _LEFT_OUT}
+    return type(config)(**{name: _LEFT_OUT[name] for name in values.keys() & _LEFT_OUT.keys()}, **kept)

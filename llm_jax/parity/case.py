@@ -67,6 +67,8 @@ class ParityCase:
     model: str
     strategy: str
     way: str
+    steps: int
+    """Updates that are made."""
     first_loss: float
     """Difference of the loss of the first step."""
     gradient: float
@@ -85,18 +87,19 @@ class ParityCase:
     """Violations of the expectations of the strategy by the compiled program."""
 
 
-def cell(model: str, name: str, strategy: Strategy, way: str) -> ParityCase:
+def cell(model: str, name: str, strategy: Strategy, way: str, steps: int = STEPS) -> ParityCase:
     """Trains a model of MODELS with a strategy, and compares it with training on one device."""
     made, program = _compiled(model, strategy.sharding, way, DEVICES)
-    outcome, state = _trained(made, program, _start(model))
+    outcome, state = _trained(made, program, _start(model), steps)
     held = _Held.of(state, strategy.within)
-    expected = alone(model)
+    expected = alone(model, steps)
     facts = read(program)
     collectives = {kind: facts.moved_bytes(kind) for kind in sorted({one.kind for one in facts.collectives})}
     return ParityCase(
         model=model,
         strategy=name,
         way=way,
+        steps=steps,
         first_loss=_relative(outcome.losses[0], expected.losses[0]),
         gradient=float(
             np.max([_difference(outcome.gradients[path], expected.gradients[path]) for path in expected.gradients])
@@ -111,9 +114,9 @@ def cell(model: str, name: str, strategy: Strategy, way: str) -> ParityCase:
 
 
 @functools.cache
-def alone(model: str) -> Outcome:
+def alone(model: str, steps: int) -> Outcome:
     """Training on one device in the mode "loop"."""
-    return _trained(*_compiled(model, ShardingConfig(), "loop", 1), _start(model))[0]
+    return _trained(*_compiled(model, ShardingConfig(), "loop", 1), _start(model), steps)[0]
 
 
 @functools.cache
@@ -170,14 +173,14 @@ class _Held:
 _EXPERTS = "/experts/"
 
 
-def _trained(made: Programs, program: jax.stages.Compiled, start: TrainState) -> tuple[Outcome, TrainState]:
+def _trained(made: Programs, program: jax.stages.Compiled, start: TrainState, steps: int) -> tuple[Outcome, TrainState]:
     """The result of training from `start`, and the last state."""
     losses, gradients = [], {}
     # A pmap program takes batches of another shape, which the wrapper `Mapped` provides.
     update = made.step if isinstance(made.step, Mapped) else program
     with made.activated():
         state = jax.tree.map(_laid, start, made.abstract_state)
-        for step in range(STEPS):
+        for step in range(steps):
             batch = jax.device_put(models.batch(step), made.layout.rows)
             state, report = update(state, batch)
             losses.append(float(metric_of(report.metrics, "loss", Ratio).mean))

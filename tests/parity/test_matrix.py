@@ -12,35 +12,30 @@ from tests.helpers import command_line
 
 pytestmark = pytest.mark.slow
 
-_EACH_MEANS = (
-    "data parallel",
-    "pmap",
-    "ZeRO-2",
-    "FSDP, state in host memory",
-    "tensor, sequence",
-    "ring",
-    "all-to-all",
-    "pipeline, two virtual stages",
-    "FSDP x tensor, sequence x all-to-all",
-    "ZeRO-1 x tensor x pipeline",
-    "pipeline x ring",
+STEPS = 4
+EXPERTS = ("tensor, sequence", "expert x FSDP", "expert x pipeline")
+STACKS = ("pipeline, two virtual stages", "FSDP x tensor x ring")
+"""For models with cross attention or recurrences, each by means of its own."""
+PLAIN = (
+    *("data parallel", "pmap", "ZeRO-2", "FSDP, state in host memory", "tensor"),
+    *("FSDP x tensor, sequence x all-to-all", "ZeRO-1 x tensor x pipeline", "pipeline x ring"),
 )
-"""Strategies that have every means between them: each rule of sharding, each exchange, virtual stages, host memory, and
-products of two and three."""
-_SOME = ("pipeline, two virtual stages", "FSDP x tensor x ring")
-"""For models with cross attention or recurrences."""
-BY_MODEL = {
-    "decoder": _EACH_MEANS,
-    "encoder-decoder": _SOME,
-    "hybrid": _SOME,
-    "mixture": ("expert axis", "expert x FSDP", "expert x tensor, sequence", "expert x pipeline"),
+GROUPS = {("decoder",): PLAIN, ("encoder-decoder", "hybrid"): STACKS, ("mixture",): EXPERTS}
+"""Every strategy class, every means of exchange and every kind of combination once, of any model."""
+REST = {
+    "decoder": tuple(name for name in STRATEGIES if not name.startswith("expert x") and name not in PLAIN),
+    "encoder-decoder": ("all-to-all",),
+    "hybrid": ("all-to-all",),
+    "mixture": ("expert axis", "expert x tensor, sequence"),
 }
+"""`llm-jax parity` makes the whole matrix."""
 FEW = ("pmap", "FSDP x tensor, sequence")
 """Strategies under which all ways to run a model are tried; `llm-jax parity --ways all` tries all under all."""
 
 
-def _measured(folder, *arguments: object) -> list[ParityCase]:
+def _measured(folder, models, strategies, *words: object) -> list[ParityCase]:
     output = folder / "cells.json"
+    arguments = ("--models", *models, "--strategies", *strategies, "--steps", STEPS, *words)
     process = command_line.start("parity", *arguments, "--output", output)
     outcome = command_line.wait(process, seconds=900)
     assert output.exists(), outcome.said
@@ -49,25 +44,26 @@ def _measured(folder, *arguments: object) -> list[ParityCase]:
     return cells
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_strategy_of_each_means_trains_as_one_device_does(tmp_path, model):
-    _assert_right(tmp_path, model, BY_MODEL[model])
-
-
-@pytest.mark.full(reason="test_a_strategy_of_each_means_trains_as_one_device_does")
-def test_all_other_strategies_train_as_one_device_does(tmp_path):
-    _assert_right(tmp_path, "decoder", tuple(name for name in STRATEGIES if name not in _EACH_MEANS))
-
-
-def _assert_right(folder, model: str, strategies: tuple[str, ...]) -> None:
-    cells = _measured(folder, "--models", model, "--strategies", *strategies)
-    assert [found.strategy for found in cells] == list(strategies)
+def _check(folder, models, strategies) -> None:
+    cells = _measured(folder, models, strategies)
+    assert [(found.model, found.strategy) for found in cells] == [(one, name) for one in models for name in strategies]
     assert [found for found in cells if not is_right(found)] == []
+
+
+@pytest.mark.parametrize("models", GROUPS, ids=", ".join)
+def test_every_kind_of_strategy_trains_as_one_device_does(tmp_path, models):
+    _check(tmp_path, models, GROUPS[models])
+
+
+@pytest.mark.full(reason="test_every_kind_of_strategy_trains_as_one_device_does has what these strategies are made of")
+@pytest.mark.parametrize("model", MODELS)
+def test_the_other_strategies_train_as_one_device_does(tmp_path, model):
+    _check(tmp_path, (model,), REST[model])
 
 
 @pytest.mark.full(reason="tests/models/test_transformer.py has the ways on one device")
 def test_how_the_model_is_run_changes_nothing(tmp_path):
     ways = [way for way in WAYS if way != "loop"]
-    cells = _measured(tmp_path, "--models", "decoder", "--strategies", *FEW, "--ways", *ways)
+    cells = _measured(tmp_path, ("decoder",), FEW, "--ways", *ways)
     assert [(found.strategy, found.way) for found in cells] == [(name, way) for name in FEW for way in ways]
     assert [found for found in cells if not is_right(found)] == []

@@ -7,6 +7,7 @@ Initialisation: none is published. As in GPT-2: N(0, 0.02), smaller by 1 / sqrt(
 the residual stream; 0.02 is the `initializer_range` of the published config.json files.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,7 @@ def llama(
     attention |= {"out_bias": out_bias, "init": init, "out_init": out_init}
     sizes = (heads, head_dim or width // heads, heads if kv_heads is None else kv_heads)
 
+    @functools.cache  # layers of one kind share a config
     def block(window: int | None, rope: RoPEConfig | None) -> BlockConfig:
         return BlockConfig(AttentionConfig(*sizes, Causal(window), rope, **attention), ffn, norm, wiring)
 
