@@ -58,5 +58,5 @@ def test_a_run_is_trained_resumed_asked_and_reported_at_gs(file, tmp_path, cache
     assert outcome.code == 0, outcome.said
     assert trained(run) == trained(whole)
     assert {path.name for path in run.checkpoints.iterdir()} >= {"5", "8", "later-8"}
-    outcome = train(runs, 4, "--fresh")
-    assert outcome.code == 0 and saved_steps(run.checkpoints) == (4,), outcome.said
+    outcome = train(runs, 5, "--fresh")
+    assert outcome.code == 0 and saved_steps(run.checkpoints) == (5,) and starts(run) == [None], outcome.said

@@ -17,10 +17,10 @@ from tests.helpers import tiny_run
 from tests.helpers.command_line import ENVIRONMENT, ROOT, start, wait
 from tests.integration.outcome import assert_identical, records, starts
 
-KILLS = 3
-STEPS = 80
+KILLS = (3, pytest.param(5, marks=pytest.mark.full(reason="three kills are made in every run")))
+STEPS_PER_KILL = 20
 EVERY = 4
-CHAIN_FILE = f"""
+CHAIN_FILE = """
 from pathlib import Path
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.evals import PerplexityConfig
@@ -29,21 +29,22 @@ from tests.helpers import tiny_run
 def experiment():
     return tiny_run.experiment(
         Path(__file__).parent,
-        steps={STEPS},
-        checkpoint=CheckpointConfig(every={EVERY}),
-        evaluations=(PerplexityConfig(every={STEPS}, max_bytes=300),),
+        steps=STEPS,
+        checkpoint=CheckpointConfig(every=EVERY),
+        evaluations=(PerplexityConfig(every=STEPS, max_bytes=300),),
     )
 """
 
 
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory, cache):
+@pytest.fixture(scope="module", params=KILLS)
+def chain(request, tmp_path_factory, cache):
     """A run killed at random moments, the same left alone, and what was seen at each kill."""
     folder = tmp_path_factory.mktemp("chain")
     tiny_run.write_corpus(folder)
     file = folder / "experiment.py"
-    file.write_text(CHAIN_FILE)
-    words = (file, folder, cache, 0, KILLS)
+    constants = f"STEPS = {request.param * STEPS_PER_KILL}\nEVERY = {EVERY}\n"
+    file.write_text(constants + CHAIN_FILE)
+    words = (file, folder, cache, 0, request.param)
     outcome = wait(start(*words, module="tests.integration.killed_again_and_again"), 400)
     assert outcome.code == 0, outcome.err[-3000:]
     kills = [json.loads(line) for line in outcome.out.splitlines() if line.startswith("{")]
@@ -54,9 +55,9 @@ def chain(tmp_path_factory, cache):
 def test_a_run_killed_at_random_moments_ends_like_one_left_alone(chain, cache):
     run, uninterrupted, kills = chain
     assert starts(uninterrupted) == [None]
-    assert [kill["code"] for kill in kills] == [-signal.SIGKILL] * KILLS
-    assert len(starts(run)) == KILLS + 1
-    assert len(set(starts(run))) > KILLS // 2, "the kills did not fall on different steps"
+    assert {kill["code"] for kill in kills} == {-signal.SIGKILL}
+    assert len(starts(run)) == len(kills) + 1
+    assert len(set(starts(run))) > len(kills) / 2, "the kills did not fall on different steps"
     assert_identical(run, uninterrupted, assemble(run.experiment(), cache))
 
 
@@ -82,7 +83,13 @@ def _check_log(log: str, found: list[dict]) -> None:
     assert first["step"] == 1 and first["seconds"] < compiling / 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = [
+    signal.SIGINT,
+    pytest.param(signal.SIGTERM, marks=pytest.mark.full(reason="test_hosts.py stops a run of several hosts by it")),
+]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_command_saves_says_so_and_exits_cleanly(tmp_path, cache, number):
     file = tiny_run.write_experiment(tmp_path / "lab")
     run = RunDirectory(tmp_path / "tiny")
