@@ -31,18 +31,17 @@ from tests.helpers import tiny
 
 DEVICES, EXPERTS, WIDTH, ROWS = 8, 16, 6, 20  # rows that a device sends
 LOADS = ("even", "uneven", "one expert", "one device", "few", "none")
-WINDOWS = (1, 3, 20)
+WINDOWS = (1, 20)
 EXPERT = ShardingConfig(MeshConfig(data=1, expert=8), ExpertParallel())
 TENSOR = ShardingConfig(MeshConfig(data=1, expert=4, tensor=2), Combined(ExpertParallel(), TensorParallel()))
 PIPELINES = {
     "stages": ShardingConfig(MeshConfig(data=2, stage=4), PipelineParallel(8)),
-    "rounds": ShardingConfig(MeshConfig(data=2, stage=4), PipelineParallel(8, virtual_stages=2)),
     "experts": ShardingConfig(
         MeshConfig(data=1, stage=2, expert=4), Combined(PipelineParallel(4, 4), ExpertParallel())
     ),
 }
 BATCH, LENGTH, TOP = 16, 8, 2
-PARTS = (2, 8)
+PARTS = 4
 
 
 SENT: list[int] = []
@@ -183,7 +182,7 @@ def main() -> None:
         "sent": {windows: sent(GLUConfig(4, bias=True), EXPERT, windows) for windows in WINDOWS},
         "tensor": sent(MLPConfig(4, activation="relu", bias=True), TENSOR, 3),
         "computed": {name: compute(sharding) for name, sharding in {"alone": None, **PIPELINES}.items()},
-        "exchanged": {experts: exchanged(experts) for experts in PARTS},
+        "exchanged": exchanged(PARTS),
         "refused": refused(12),
     }
     print(json.dumps(found))

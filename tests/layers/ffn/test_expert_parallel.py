@@ -1,4 +1,5 @@
-"""Experts that lie on several devices serve all tokens. The program is tests/helpers/expert_parallel.py."""
+"""Experts that lie on several devices serve all tokens. The program is tests/helpers/expert_parallel.py; that models
+with such experts train as on one device is tests/parity/test_matrix.py's."""
 
 import math
 
@@ -48,12 +49,11 @@ def test_stages_tell_what_the_layers_of_one_device_tell(run, name):
     assert np.unique(np.round(wanted["loss_B"], 6)).size == 8 * BATCH
 
 
-@pytest.mark.parametrize("parts", PARTS)
-def test_rows_are_sent_twice_forward_and_twice_backward(run, parts):
+def test_rows_are_sent_twice_forward_and_twice_backward(run):
     width, number = 16, 4  # of the model; bytes of a float32
     rows = TOP * math.prod((BATCH, LENGTH)) / DEVICES
     # Beside each row its weight goes there, and the weight's gradient back.
-    assert run["exchanged"][str(parts)] == (4 * width + 2) * rows * number * (parts - 1) / parts
+    assert run["exchanged"] == (4 * width + 2) * rows * number * (PARTS - 1) / PARTS
 
 
 def test_experts_that_do_not_divide_are_refused(run):
