@@ -67,7 +67,17 @@ def test_the_help_of_a_command_imports_options_alone_and_takes_less_time(command
     assert first.seconds < limit or any(ended(*words).seconds < limit for _ in range(3))
 
 
-@pytest.mark.parametrize("command", ["train", "show", "ablate", "shardings"])
+READERS = [
+    "train",
+    "ablate",
+    *(
+        pytest.param(name, marks=pytest.mark.full(reason="they read it as `train` does"))
+        for name in ("show", "shardings")
+    ),
+]
+
+
+@pytest.mark.parametrize("command", READERS)
 def test_the_help_of_an_experiment_imports_its_configs_alone(command, tmp_path):
     file = tiny_run.write_experiment(tmp_path / "lab")
     if command == "ablate":
