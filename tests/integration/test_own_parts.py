@@ -13,7 +13,7 @@ from llm_jax.core.run_directory import RunDirectory
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.trained_model import TrainedModel
-from tests.helpers import command_line, tiny_run
+from tests.helpers import command_line, compiler, tiny_run
 from tests.helpers.command_line import llm_jax
 
 OWN_PARTS = Path(__file__).parents[2] / "experiments" / "examples" / "own_parts.py"
@@ -57,7 +57,6 @@ def experiment():
     return dataclasses.replace(mine.experiment(), name="divided", sharding=sharding)
 '''
 LONGER = ("--steps", 60)
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +201,7 @@ def test_code_that_has_changed_can_be_accepted(lab, killed, changed, tmp_path):
 def test_devices_divide_it(lab, run):
     """FSDP and tensor parallelism over eight devices give the losses of one."""
     words = ("--runs-dir", lab / "divided", "--cache-dir", lab / "cache")
-    process = command_line.start("train", lab / "divided.py", *words, environment=EIGHT)
+    process = command_line.start("train", lab / "divided.py", *words, environment=compiler.devices(8))
     outcome = command_line.wait(process)
     assert outcome.code == 0, outcome.err[-2000:]
     assert losses(RunDirectory(lab / "divided" / "divided")) == pytest.approx(losses(run), rel=1e-4)
