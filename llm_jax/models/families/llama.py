@@ -70,14 +70,12 @@ def llama(
     if head_dim is None:
         check_divides(heads, width, "heads", "width")
     windows = window if isinstance(window, Sequence) else (window,) * layers
-    check(
-        len(windows) == layers,
-        f"window has {len(windows)} entries and there are {layers} layers: one per layer is required",
-    )
     ropes = rope if isinstance(rope, Sequence) else (rope,) * layers
-    check(
-        len(ropes) == layers, f"rope has {len(ropes)} entries and there are {layers} layers: one per layer is required"
-    )
+    for name, found in (("window", windows), ("rope", ropes)):
+        check(
+            len(found) == layers,
+            f"{name} has {len(found)} entries and there are {layers} layers: one per layer is required",
+        )
     norm, out_init = norm or RMSNormConfig(epsilon), out_init or residual_init(layers)
     ffn = GLUConfig(hidden, activation, ffn_bias, init, out_init)
 
