@@ -115,10 +115,14 @@ def test_a_stop_at_the_last_update_leaves_a_complete_run(uninterrupted, train, t
     assert_identical(run, uninterrupted, parts)
 
 
-def test_signals_at_ten_random_moments_lose_nothing(uninterrupted, train, tmp_path, parts, late_signals):
+MOMENTS = (3, pytest.param(10, marks=pytest.mark.full(reason="three moments are in every run")))
+
+
+@pytest.mark.parametrize("least", MOMENTS)
+def test_signals_at_random_moments_lose_nothing(uninterrupted, train, tmp_path, parts, late_signals, least):
     """They may fall into an update, an evaluation, a save or between them."""
     draw, stops, attempts = random.Random(0), 0, 0
-    while stops < 10:
+    while stops < least:
         attempts += 1
         assert attempts < 50, "the runs are over before they are stopped"
         complete = False

@@ -162,8 +162,7 @@ def test_microbatches_do_not_share_their_noise():
     assert np.abs(np.asarray(state.params["w"]) - [1, -2]).min() > 1e-3  # equal noise would cancel
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("params", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("accumulate", "params"), [(1, "float32"), (2, "bfloat16")])
 def test_types_and_shapes_of_the_state_stay(accumulate, params):
     # A type that changes in the first update means a second compilation, and a checkpoint that does not fit.
     model, optimizer = Transformer(tiny.tiny_llama(), Precision(params, "bfloat16")), optax.adamw(1e-2)
