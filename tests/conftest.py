@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish():
     """What is imported stays, and tracing makes millions of objects that live as long as jax's caches: searching them
-    for garbage again and again takes a tenth of the time of tests."""
+    for garbage again and again slows the tests."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)

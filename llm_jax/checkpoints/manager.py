@@ -98,13 +98,16 @@ class Checkpoints:
         if step in self._orbax.all_steps():
             return False
         own, shared = restore.split(state)
-        leaves = describe(own) | self._write_frozen(shared)
+        self._remove_temporaries()
+        self._unfinished = step
+        try:
+            leaves = describe(own) | self._write_frozen(shared)
+        except Exception as error:
+            raise self._failure(error) from error
         record = CheckpointRecord(step, self._run, dict(data), dict(loop), dict(metrics), leaves).to_json()
         items = {STATE: ocp.args.StandardSave(own), RECORD: ocp.args.JsonSave(record)}
-        self._remove_temporaries()
         # Before the save: the retention policy, which may run within it, ranks this checkpoint by them.
         self._metrics[step] = metrics
-        self._unfinished = step
         try:
             return self._orbax.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
@@ -183,10 +186,7 @@ class Checkpoints:
             with ocp.StandardCheckpointer() as writer:
                 # A folder that no checkpoint of this run was restored with is of a start that saved no checkpoint.
                 writer.save(self._directory / FROZEN, dict(shared), force=True)
-                try:
-                    writer.wait_until_finished()
-                except Exception as error:
-                    raise self._failure(error) from error
+                writer.wait_until_finished()
             self._frozen = leaves
         return self._frozen
 

@@ -21,9 +21,9 @@ from llm_jax.models.families.mamba2 import CONVOLUTION
 
 
 def _first(config: TransformerConfig, kind: type[parts.Kind]) -> parts.Kind:
-    """The first mixer of this type. ValueError where no layer has one: then nothing says what its sizes were."""
+    """The first mixer of this type. ValueError if no layer has one, because its sizes are unknown then."""
     found = [layer.block.mixer for layer in parts.layers(config) if isinstance(layer.block.mixer, kind)]
-    check(bool(found), f"no layer has a mixer of {kind.__name__}, and this family has")
+    check(bool(found), f"no layer has a mixer of type {kind.__name__}: this family requires one")
     return found[0]
 
 
@@ -64,7 +64,10 @@ def _read_features(settings: Settings, found: Arguments) -> Arguments:
 def _write_features(config: TransformerConfig) -> dict[str, Any]:
     mixer = _first(config, Mamba2Config)
     expand, rest = divmod(mixer.features, config.width)
-    check(rest == 0, f"the mixer has {mixer.features} features: config.json can only say a multiple of {config.width}")
+    check(
+        rest == 0,
+        f"the mixer has {mixer.features} features: a multiple of the width {config.width} is required",
+    )
     return {"mamba_expand": expand, "mamba_d_head": mixer.head_dim}
 
 

@@ -48,9 +48,9 @@ def _read_head(settings: Settings, found: Arguments) -> Arguments:
 
 def _write_head(config: TransformerConfig) -> dict[str, Any]:
     head = parts.head_of(config)
-    before = given(head.transform, "the head has no transform, and this family has")
+    before = given(head.transform, "the head has no transform: this family requires one")
     if before.activation is None:
-        raise ValueError("the transform of the head has no activation, and this family has")
+        raise ValueError("the transform of the head has no activation: this family requires one")
     written = {"classifier_activation": activation_name(before.activation), "classifier_bias": before.bias}
     if isinstance(head, ClassHead):
         kind = {"architectures": [_CLASSES[head.of]], "classifier_pooling": "cls"}
@@ -75,7 +75,7 @@ def _reach(mixer: AttentionConfig) -> int | None:
         return mixer.mask.reach
     check(
         isinstance(mixer.mask, Bidirectional),
-        f"attention has the mask {type(mixer.mask).__name__}, and this family has Bidirectional or BidirectionalWindow",
+        f"mask is {type(mixer.mask).__name__}: this family requires Bidirectional or BidirectionalWindow",
     )
     return None
 

@@ -74,8 +74,8 @@ def _write_head(config: EncoderDecoderConfig) -> dict[str, Any]:
 
 
 def _read_umt5_head(settings: Settings, found: Arguments) -> Arguments:
-    """Published files have a matrix of their own and say so: it reads hidden states as they are. Files of transformers
-    5 say that weights are tied, whether they are or not, and its class then scales hidden states."""
+    """Published files state `tie_word_embeddings = false`, have an output matrix and do not scale hidden states. Files
+    written by transformers 5 always state that weights are tied, and its class then scales hidden states."""
     scaled = settings.given("scale_decoder_outputs", default=settings.given("tie_word_embeddings", default=True))
     return {"tied": _ties(settings), "scaled": scaled}
 
@@ -134,10 +134,10 @@ def _side(config: TransformerConfig, side: str, ffn: FFN) -> Iterator[Tensor]:
 
 
 def _own_biases(layer: parts.LayerRef, name: str) -> Iterator[Tensor]:
-    """The table of biases that a layer has for itself."""
+    """The relative-bias table of one layer, [r, n]."""
     bias = parts.attention_of(layer.block).scores.bias
     if not isinstance(bias, LayerRelativeBiasConfig):
-        raise ValueError(f"scores.bias is {bias}, and this family has a LayerRelativeBiasConfig")
+        raise ValueError(f"scores.bias is {bias}: this family requires a LayerRelativeBiasConfig")
     yield Tensor(name, "r n", (layer.leaf("mixer/relative_bias/table", "r n"),), layer.sizes | {"r": bias.buckets})
 
 

@@ -56,7 +56,7 @@ def _smallest_inputs(model: Model) -> Inputs:
 def boxed_parameters(model: Model) -> Any:
     """Shapes of the model's parameters, boxed with their logical axes and roles; nothing is allocated. Callers share
     the tree and must not change it."""
-    hashable: Any = model  # as modules are, though their type does not say so
+    hashable: Any = model  # Flax modules are hashable, but their type annotations do not declare it.
     return _boxed_parameters(hashable)
 
 

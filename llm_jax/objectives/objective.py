@@ -109,7 +109,7 @@ class Objective(abc.ABC):
         check(
             not missing,
             f"objective {name} needs frozen models named {', '.join(needed)}, and the experiment has no "
-            f"{' and no '.join(missing)}: add FrozenModel({missing[0] if missing else ''!r}, ...) to `frozen`",
+            f"{' and no '.join(missing)}: add a FrozenModel of that name to `frozen`",
         )
         check(
             not unused,

@@ -121,7 +121,7 @@ class MeshConfig(Axes):
         if math.prod(across) == 1:
             # An axis of the mesh may be a part of a physical axis of the torus if no whole one has its size.
             return mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
-        # Slices of TPUs are numbered by the runtime; hosts of GPUs are told apart by their processes.
+        # The TPU runtime numbers the slices. On GPUs the process index identifies the host.
         by_slice = len({getattr(device, "slice_index", 0) for device in devices}) > 1
         groups = {getattr(device, "slice_index" if by_slice else "process_index") for device in devices}
         check(

@@ -8,10 +8,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from llm_jax.checkpoints.checkpoint_config import CheckpointConfig
 from llm_jax.checkpoints.restore import saved_steps
+from llm_jax.train.state import TrainState
 from tests.checkpoints.states import abstract, assert_identical, checkpoints, saved, train_state
 
 
@@ -180,6 +182,20 @@ def test_a_full_disk_leaves_the_previous_checkpoint(small_disk, surfaces_in, spa
     assert caplog.text == "", "the writes that orbax abandons complain"
     if surfaces_in != "close":
         _assert_went_on(opened, width=250)
+
+
+def test_a_disk_that_is_full_of_frozen_models_is_reported_and_they_are_written_when_there_is_room(small_disk):
+    frozen = {"teacher": {"kernel": np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)}}
+    state = TrainState(jnp.int32(1), {"w": jnp.ones(2)}, {}, frozen=jax.tree.map(jnp.asarray, frozen))
+    with checkpoints(small_disk) as opened:
+        (small_disk / "ballast").write_bytes(b"\0" * (shutil.disk_usage(small_disk).free - 50_000))
+        with pytest.raises(OSError, match=r"checkpoint 1 could not be written.*bytes were free"):
+            opened.save(1, state, {}, {})
+        (small_disk / "ballast").unlink()
+        assert opened.save(1, state, {}, {})
+        opened.wait()
+        found = opened.restore(abstract(state)).state.frozen
+    np.testing.assert_array_equal(found["teacher"]["kernel"], frozen["teacher"]["kernel"])
 
 
 def _assert_went_on(opened, width):

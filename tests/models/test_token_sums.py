@@ -29,6 +29,8 @@ PARTS = (
     "lstm",
     "mamba2, biases",
     "retnet",
+    "umt5",
+    "cohere, normalised heads",
 )
 """Families that have, between them, every kind of parameter."""
 

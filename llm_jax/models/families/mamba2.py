@@ -71,7 +71,11 @@ def recurrence(
 
 
 def out_init(writers: int) -> UniformFanIn:
-    """Initialiser of matrices that write to the residual stream, of which there are so many."""
+    """Initialiser of the matrices that write to the residual stream.
+
+    Args:
+      writers: number of these matrices in the model.
+    """
     return UniformFanIn(1 / math.sqrt(3 * writers))
 
 
