@@ -19,7 +19,7 @@ from llm_jax.checkpoints.digest import not_finite
 from llm_jax.checkpoints.manager import Checkpoints
 from llm_jax.checkpoints.record import CheckpointRecord, Identity
 from llm_jax.checkpoints.restore import Restored, saved_steps
-from llm_jax.core import chips, config_text, paths, trees
+from llm_jax.core import chips, config_text, garbage, paths, trees
 from llm_jax.core.checks import check
 from llm_jax.core.object_lock import ObjectLock
 from llm_jax.core.run_directory import ReadOnlyRun, RunDirectory, machine_card
@@ -318,6 +318,7 @@ def _compiled(parts: Assembly, hosts: Hosts, display: Display, batches: Iterator
     display.print("compiling the update")
     parts.programs.compile_step(batch)
     hosts.gather("update compiled")
+    garbage.settle()
     display.print(f"compiled after {time.perf_counter() - begun:.1f} s")
     display.begin()
     return itertools.chain((batch,), batches)

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from llm_jax.core import garbage
 from llm_jax.core.checks import did_you_mean
 
 COMMANDS = {
@@ -31,7 +32,10 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `llm-jax`. A ValueError is an error of the user, and is shown without a traceback."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # The process is this command's own.
+        garbage.postpone()
+        arguments = sys.argv[1:]
+    arguments = list(arguments)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print(_overview())

@@ -202,6 +202,9 @@ class Stack(nn.Module):
             split_rngs={"params": not segment.shared, "dropout": True},
             length=segment.repeats,
             unroll=turns,
+            # The check traces the blocks twice. Parameters that all repeats share cannot be created without it, and a
+            # seed gives all others the values that it gave before.
+            check_constancy_invariants=self.is_initializing(),
             # The logical axis that flax puts before those of each parameter.
             metadata_params={nn.PARTITION_NAME: axes.LAYERS},
             **over,

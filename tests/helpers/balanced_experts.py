@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import meta
 
+from llm_jax.core import garbage
 from llm_jax.core.dtypes import Precision
 from llm_jax.core.metrics import means
 from llm_jax.layers.ffn.balance import Balance, BiasUpdate, ImportanceLoss, LoadLoss, SequenceLoss
@@ -116,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    garbage.postpone()
     main()

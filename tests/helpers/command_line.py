@@ -29,13 +29,13 @@ class Outcome:
         return " ".join((self.out + " " + self.err).split())
 
 
-def llm_jax(*logical_axes: object) -> Outcome:
+def llm_jax(*words: object) -> Outcome:
     """Runs a command in this process, which spares it the imports. An exception, hence a traceback, goes through."""
     out, err = io.StringIO(), io.StringIO()
     code: int | str | None = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.main([str(word) for word in logical_axes])
+            cli.main([str(word) for word in words])
         except SystemExit as stop:
             code = stop.code
     if isinstance(code, str):  # python prints it and exits with 1
@@ -44,11 +44,11 @@ def llm_jax(*logical_axes: object) -> Outcome:
 
 
 def start(
-    *logical_axes: object, module: str = "llm_jax", environment: Mapping[str, str] = MappingProxyType({})
+    *words: object, module: str = "llm_jax", environment: Mapping[str, str] = MappingProxyType({})
 ) -> subprocess.Popen:
     """Starts `python -m llm_jax ...` on the CPU, or another module, with this process's settings of the compiler."""
     return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, logical_axes)],
+        [sys.executable, "-m", module, *map(str, words)],
         cwd=ROOT,
         env={**os.environ, **ENVIRONMENT, **environment},
         stdout=subprocess.PIPE,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core import garbage
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.layers.sequence import SequenceInfo
@@ -127,4 +128,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    garbage.postpone()
     main()

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.core import garbage
 from llm_jax.layers.attention import blocks, ring
 from llm_jax.layers.attention import context_parallel as exchange
 from llm_jax.layers.attention.kernels import BlockedKernel, ChunkedKernel, Kernel, PlainKernel
@@ -229,4 +230,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    garbage.postpone()
     main()

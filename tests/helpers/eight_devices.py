@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax.core import trees
+from llm_jax.core import garbage, trees
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.transformer import Transformer
 from llm_jax.objectives.causal_lm import CausalLMConfig
@@ -131,4 +131,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    garbage.postpone()
     main()

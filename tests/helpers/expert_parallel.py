@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.core import trees
+from llm_jax.core import garbage, trees
 from llm_jax.layers.ffn.balance import LoadLoss, SequenceLoss, ZLoss
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.experts import Local, logical_axes
@@ -189,4 +189,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    garbage.postpone()
     main()

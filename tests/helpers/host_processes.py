@@ -11,7 +11,7 @@ from tests.hosts.connections import free_port
 def start_hosts(
     count: int,
     devices: int,
-    *logical_axes: object,
+    *words: object,
     last: tuple = (),
     slow: int = -1,
     facts: Path | None = None,
@@ -20,7 +20,7 @@ def start_hosts(
     """Starts `count` processes of `devices` simulated devices each.
 
     Args:
-      last: logical_axes for the last host only.
+      last: words for the last host only.
       slow: host whose batches take half a second longer than they need.
       facts: folder where every process leaves the indices of the training rows it made.
     """
@@ -28,7 +28,7 @@ def start_hosts(
     flags = compiler.devices(devices) | environment
     return [
         start(
-            *(facts or "", index, slow, "train", *logical_axes),
+            *(facts or "", index, slow, "train", *words),
             *("--hosts.address", f"localhost:{port}", "--hosts.count", count, "--hosts.index", index),
             *(last if index == count - 1 else ()),
             module="tests.helpers.observed_host",

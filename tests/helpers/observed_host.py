@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax import assemble, cli
+from llm_jax.core import garbage
 from llm_jax.data import pipeline
 
 
-def main(folder: str, index: int, slow: int, logical_axes: list[str]) -> None:
+def main(folder: str, index: int, slow: int, words: list[str]) -> None:
     """Runs the command, then writes FOLDER/rows.INDEX.json."""
     rows: list[int] = []
     prepare, place = pipeline._Prepared.__getitem__, assemble.global_batch
@@ -27,10 +28,11 @@ def main(folder: str, index: int, slow: int, logical_axes: list[str]) -> None:
     pipeline._Prepared.__getitem__ = noted
     if index == slow:
         assemble.global_batch = delayed
-    cli.main(logical_axes)
+    cli.main(words)
     if folder:
         (Path(folder) / f"rows.{index}.json").write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":
+    garbage.postpone()
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

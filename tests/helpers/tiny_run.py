@@ -32,13 +32,13 @@ def experiment():
 '''
 
 
-def write_corpus(folder: Path, documents: int = 24, logical_axes: int = 30) -> Path:
+def write_corpus(folder: Path, documents: int = 24, words: int = 30) -> Path:
     """Makes `folder`/corpus with text files of random sentences, the same at every call."""
     draw = random.Random(0)
     corpus = folder / "corpus"
     corpus.mkdir(parents=True)
     for number in range(documents):
-        (corpus / f"{number:02}.txt").write_text(" ".join(draw.choice(WORDS) for _ in range(logical_axes)))
+        (corpus / f"{number:02}.txt").write_text(" ".join(draw.choice(WORDS) for _ in range(words)))
     return corpus
 
 

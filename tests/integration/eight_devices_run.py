@@ -14,6 +14,7 @@ import jax
 
 from llm_jax import assemble
 from llm_jax.checkpoints.restore import restore_state
+from llm_jax.core import garbage
 from llm_jax.core.trees import size_bytes
 from llm_jax.experiment import Experiment
 from llm_jax.sharding.mesh import MeshConfig
@@ -100,4 +101,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    garbage.postpone()
     main(Path(sys.argv[1]))

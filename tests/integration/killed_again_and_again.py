@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llm_jax import cli
 from llm_jax.checkpoints.restore import saved_steps
+from llm_jax.core import garbage
 from llm_jax.core.run_directory import RunDirectory
 
 PATIENCE = 100
@@ -70,4 +71,5 @@ def main(file: Path, runs: Path, cache: Path, seed: int, kills: int) -> None:
 
 
 if __name__ == "__main__":
+    garbage.postpone()
     main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:]))

@@ -19,7 +19,7 @@ from tests.integration.outcome import starts
 
 pytestmark = pytest.mark.slow
 
-STEPS, BATCH = 30, 8
+STEPS, BATCH = 30, 24
 FILE = f"""
 import dataclasses
 import os
@@ -68,28 +68,28 @@ def _made(run: RunDirectory) -> int:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory, cache):
-    """One run: four hosts of which one is killed, then two of which one gets SIGTERM, then two in another layout."""
+    """One run: three hosts of which one is killed, then two of which one gets SIGTERM, then two in another layout."""
     folder = tmp_path_factory.mktemp("hosts")
     tiny_run.write_corpus(folder)
     file = folder / "experiment.py"
     file.write_text(FILE)
     run, words = RunDirectory(folder / "tiny"), (file, "--runs-dir", folder, "--cache-dir", folder / "cache")
-    told = {"folder": folder, "file": file, "run": run, "words": words}
+    facts = {"folder": folder, "file": file, "run": run, "words": words}
 
-    four = start_hosts(4, 1, *words, slow=3, LAYOUT="fsdp")
-    killed = _act_when(four, lambda: saved_steps(run.checkpoints) and _made(run) >= 7, four[2].kill)
-    told["killed"] = wait_hosts(four)
-    told["seconds to end"] = time.monotonic() - killed
-    told["saved before"] = saved_steps(run.checkpoints)
+    three = start_hosts(3, 2, *words, slow=1, LAYOUT="fsdp")
+    killed = _act_when(three, lambda: saved_steps(run.checkpoints) and _made(run) >= 7, three[2].kill)
+    facts["killed"] = wait_hosts(three)
+    facts["seconds to end"] = time.monotonic() - killed
+    facts["saved before"] = saved_steps(run.checkpoints)
 
     two = start_hosts(2, 2, *words, slow=1, LAYOUT="data")
     late = saved_steps(run.checkpoints)[-1] + 6
     _act_when(two, lambda: _made(run) >= late, lambda: two[1].send_signal(signal.SIGTERM))
-    told["stopped"] = wait_hosts(two)
-    told["saved at stop"], told["made at stop"] = saved_steps(run.checkpoints)[-1], _made(run)
+    facts["stopped"] = wait_hosts(two)
+    facts["saved at stop"], facts["made at stop"] = saved_steps(run.checkpoints)[-1], _made(run)
 
-    told["finished"] = wait_hosts(start_hosts(2, 1, *words, facts=folder, LAYOUT="fsdp"))
-    return told
+    facts["finished"] = wait_hosts(start_hosts(2, 1, *words, facts=folder, LAYOUT="fsdp"))
+    return facts
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +100,9 @@ def alone(story, cache):
 
 def test_a_killed_host_ends_all_within_seconds_with_its_name(story):
     codes = [outcome.code for outcome in story["killed"]]
-    assert codes[2] == -signal.SIGKILL and codes[:2] + codes[3:] == [1, 1, 1], story["killed"]
+    assert codes[2] == -signal.SIGKILL and codes[:2] == [1, 1], story["killed"]
     assert story["seconds to end"] < 20
-    for host in (0, 1, 3):
+    for host in (0, 1):
         assert "is lost: its process has ended. All hosts stop" in story["killed"][host].said
         assert "host 2 (" in story["killed"][host].said
 
@@ -118,7 +118,7 @@ def test_other_numbers_of_hosts_and_other_layouts_continue_the_losses(story, alo
     assert [outcome.code for outcome in story["finished"]] == [0, 0], story["finished"]
     assert starts(story["run"]) == [None, story["saved before"][-1], story["saved at stop"]]
     cards = story["run"].card()["starts"]
-    assert [card["process_count"] for card in cards] == [4, 2, 2]
+    assert [card["process_count"] for card in cards] == [3, 2, 2]
     assert [card["mesh"]["fsdp"] for card in cards] == [2, 1, 2]
     for kind, field in (
         ("train", "loss"),
@@ -163,15 +163,15 @@ def test_the_samples_are_those_of_one_process(story, alone):
 def test_a_straggler_is_measured_and_named(story):
     found = [record for record in story["run"].records() if record["kind"] == "hosts"]
     assert found[-1]["step"] == STEPS
-    # Four hosts made step 2 and 3 in the first start; where a hook is due, no batch is fetched between two records.
+    # Three hosts made step 2 and 3 in the first start; where a hook is due, no batch is fetched between two records.
     slowed = [record for record in found if record["step"] in (2, 3)]
-    assert len(slowed) == 2 and {record["slowest"] for record in slowed} == {3}
+    assert len(slowed) == 2 and {record["slowest"] for record in slowed} == {1}
     for record in slowed:
         assert record["data_seconds_max"] - record["data_seconds_median"] > 0.25
         assert record["data_seconds_max"] >= 0.5 and record["data_seconds_median"] >= record["data_seconds_min"] >= 0
         assert record["seconds_max"] >= record["seconds_median"] >= record["seconds_min"] > 0
-    assert "all hosts wait for host 3 (" in story["killed"][0].said
-    assert "all hosts wait" not in story["killed"][1].said
+    assert "all hosts wait for host 1 (" in story["killed"][0].said
+    assert "all hosts wait" not in story["killed"][2].said
 
 
 @pytest.mark.parametrize(

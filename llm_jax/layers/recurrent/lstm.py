@@ -118,6 +118,8 @@ class LSTM(nn.Module):
         gates_BTGH = checkpoint_name(into(x_BTD), "qkv")
         # flax infers the type of `in_axes` from its default, an int.
         along: dict[str, Any] = {"in_axes": (1, 1, 1), "out_axes": 1}
+        # The check traces the cell twice. Its parameters cannot be created without it.
+        along["check_constancy_invariants"] = self.is_initializing()
         scanned = nn.scan(LSTMCell, variable_broadcast="params", split_rngs={"params": False}, **along)
         run = scanned(config, self.precision, name="cell")
         (h_BH, c_BH), y_BTH = run((before.h_BH, before.c_BH), gates_BTGH, row.starts_BT, row.real_BT)

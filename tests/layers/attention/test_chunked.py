@@ -134,9 +134,9 @@ def _peak_bytes(kernel: Kernel, length: int) -> int:
 
 
 def test_memory_is_less_than_a_quarter_of_the_plain_kernels():
-    assert _peak_bytes(ChunkedKernel(128), 2048) <= _peak_bytes(PlainKernel(), 2048) / 4
+    assert _peak_bytes(ChunkedKernel(128), 1024) <= _peak_bytes(PlainKernel(), 1024) / 4
 
 
 def test_memory_grows_with_the_length_and_not_with_its_square():
-    assert _peak_bytes(ChunkedKernel(128), 4096) <= 2.2 * _peak_bytes(ChunkedKernel(128), 2048)
-    assert _peak_bytes(PlainKernel(), 4096) >= 3.5 * _peak_bytes(PlainKernel(), 2048)
+    assert _peak_bytes(ChunkedKernel(128), 2048) <= 2.2 * _peak_bytes(ChunkedKernel(128), 1024)
+    assert _peak_bytes(PlainKernel(), 1024) >= 3.5 * _peak_bytes(PlainKernel(), 512)
