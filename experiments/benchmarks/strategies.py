@@ -12,7 +12,7 @@ compiled from shapes. The textbook, with n devices along an axis, P bytes of par
     tensor                        four all-reduces of A a layer (arXiv:1909.08053, 3), one each for table and head
     tensor, sequence              the same bytes as gathers and reduce-scatters (arXiv:2205.05198, 4.2.2)
     ring                          keys and values n-1 times, in the backward pass again, and their gradients all round
-                                  (arXiv:2310.01889, 3); a balanced ring also trades stretches, which is not in it
+                                  (arXiv:2310.01889, 3); a balanced ring also trades shards, which is not in it
     all-to-all                    (n-1)/n of queries, keys, values and contexts, forward and backward (arXiv:2309.14509)
     pipeline                      A of the whole batch once through all stages a round, and back; ours brings rows that
                                   wait to the first stage by a second ring, and those of the bubble pass as well

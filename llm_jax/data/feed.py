@@ -42,12 +42,12 @@ def host_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
     )
     rows_only = NamedSharding(mesh, PartitionSpec(*sharding.spec[:1]))
     held = rows_only.addressable_devices_indices_map((batch_size,)).values()
-    stretches = sorted({rows.indices(batch_size)[:2] for index in held if index is not None for rows in index})
-    start, stop = stretches[0][0], stretches[-1][1]
-    count = sum(last - first for first, last in stretches)
+    ranges = sorted({rows.indices(batch_size)[:2] for index in held if index is not None for rows in index})
+    start, stop = ranges[0][0], ranges[-1][1]
+    count = sum(last - first for first, last in ranges)
     check(
         count == stop - start and start % count == 0 and batch_size % count == 0,
-        f"this process's devices hold the rows {stretches} of a batch of {batch_size}: they must be one consecutive, "
+        f"this process's devices hold the rows {ranges} of a batch of {batch_size}: they must be one consecutive, "
         "equal share; order the mesh's devices by process along the data axes",
     )
     return start // count, batch_size // count

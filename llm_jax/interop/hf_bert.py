@@ -17,7 +17,7 @@ from llm_jax.layers.activations import Activation
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.albert import albert
 from llm_jax.models.families.bert import bert, discriminator
-from llm_jax.models.families.encoder import masked_lm_head, row_head, span_head
+from llm_jax.models.families.encoder import masked_lm_head, sequence_head, span_head
 from llm_jax.models.families.mpnet import mpnet
 from llm_jax.models.heads import AnyHead, ClassHead, HeadConfig, TiedHead
 
@@ -104,7 +104,7 @@ _ALBERT = _Names(
 def _head(settings: Settings, names: _Names, activation: Activation, epsilon: float) -> AnyHead:
     heads = {
         "ForMaskedLM": lambda: masked_lm_head(names.masked_activation or activation, epsilon),
-        "ForSequenceClassification": lambda: row_head(settings.classes, names.activation),
+        "ForSequenceClassification": lambda: sequence_head(settings.classes, names.activation),
         "ForTokenClassification": lambda: ClassHead(settings.classes),
         "ForQuestionAnswering": span_head,
     }
@@ -121,7 +121,7 @@ def _write_head(config: TransformerConfig, names: _Names) -> dict[str, Any]:
     if not isinstance(head, ClassHead):
         tied = isinstance(head, TiedHead)
         return {"architectures": [f"{names.prefix}ForMaskedLM"], "tie_word_embeddings": tied}
-    kind = {"row": "ForSequenceClassification", "span": "ForQuestionAnswering", "token": "ForTokenClassification"}
+    kind = {"sequence": "ForSequenceClassification", "span": "ForQuestionAnswering", "token": "ForTokenClassification"}
     name = "ForPreTraining" if head.of == "token" and head.transform else kind[head.of]
     return {"architectures": [names.prefix + name]} | labels(head.classes)
 
@@ -248,8 +248,8 @@ def _head_tensors(config: TransformerConfig, names: _Names) -> Iterator[Tensor]:
             return
         yield Tensor(names.masked[2], "v", (Leaf("head/bias", "v"),), {"v": parts.vocabulary(config)})
         return
-    scores = {"token": "classifier", "span": "qa_outputs", "row": names.pooled[1]}[head.of]
-    if head.of == "row":
+    scores = {"token": "classifier", "span": "qa_outputs", "sequence": names.pooled[1]}[head.of]
+    if head.of == "sequence":
         yield from parts.transform(config, names.pooled[0])
     elif head.transform:
         yield from parts.transform(config, "discriminator_predictions.dense")

@@ -11,11 +11,11 @@ from llm_jax.interop.mapping import Tensor
 from llm_jax.interop.settings import Settings, labels
 from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.bert import bert
-from llm_jax.models.families.encoder import masked_lm_head, row_head, span_head
+from llm_jax.models.families.encoder import masked_lm_head, sequence_head, span_head
 from llm_jax.models.heads import ClassHead, TiedHead
 
 _CLASSES = {
-    "row": "DistilBertForSequenceClassification",
+    "sequence": "DistilBertForSequenceClassification",
     "token": "DistilBertForTokenClassification",
     "span": "DistilBertForQuestionAnswering",
 }
@@ -25,7 +25,7 @@ _MASKED = "DistilBertForMaskedLM"
 def _read_head(settings: Settings, found: Arguments) -> Arguments:
     makers = {
         _MASKED: lambda: masked_lm_head(found["activation"]),
-        _CLASSES["row"]: lambda: row_head(settings.classes, "relu"),
+        _CLASSES["sequence"]: lambda: sequence_head(settings.classes, "relu"),
         _CLASSES["token"]: lambda: ClassHead(settings.classes),
         _CLASSES["span"]: span_head,
     }

@@ -16,11 +16,11 @@ from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow
 from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.norms import LayerNormConfig
 from llm_jax.models.config import TransformerConfig
-from llm_jax.models.families.modernbert import INIT, head_transform, modernbert, row_head, span_head, token_head
+from llm_jax.models.families.modernbert import INIT, head_transform, modernbert, sequence_head, span_head, token_head
 from llm_jax.models.heads import AnyHead, ClassHead, TiedHead
 
 _CLASSES = {
-    "row": "ModernBertForSequenceClassification",
+    "sequence": "ModernBertForSequenceClassification",
     "token": "ModernBertForTokenClassification",
     "span": "ModernBertForQuestionAnswering",
 }
@@ -34,11 +34,11 @@ def _read_head(settings: Settings, found: Arguments) -> Arguments:
 
     def row() -> AnyHead:
         settings.only("classifier_pooling", "cls", default="cls")
-        return row_head(settings.classes, before)
+        return sequence_head(settings.classes, before)
 
     makers = {
         _MASKED: lambda: TiedHead(bias=settings.given("decoder_bias", default=True), transform=before),
-        _CLASSES["row"]: row,
+        _CLASSES["sequence"]: row,
         _CLASSES["token"]: lambda: token_head(settings.classes, before),
         _CLASSES["span"]: lambda: span_head(before),
     }

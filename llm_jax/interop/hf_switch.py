@@ -73,7 +73,7 @@ _FIELDS: Table = (
 def _capacity(layer: MoEConfig, length: int) -> int:
     """Capacity of an expert in a sequence of maximum length; without a limit it is that length."""
     dispatch = layer.dispatch
-    return dispatch.places(length, 1, layer.count) if isinstance(dispatch, LimitedCapacity) else length
+    return dispatch.expert_capacity(length, 1, layer.count) if isinstance(dispatch, LimitedCapacity) else length
 
 
 def _has_bias(layer: MoEConfig) -> bool:

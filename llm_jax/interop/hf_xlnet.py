@@ -15,7 +15,7 @@ from llm_jax.models.families.xlnet import last_head, xlnet
 from llm_jax.models.heads import AnyHead, ClassHead, HeadConfig
 
 _CLASSES = {
-    "row": "XLNetForSequenceClassification",
+    "sequence": "XLNetForSequenceClassification",
     "token": "XLNetForTokenClassification",
     "span": "XLNetForQuestionAnsweringSimple",
 }
@@ -28,7 +28,7 @@ def _head(settings: Settings) -> AnyHead | None:
             settings.only(option, supported, default=supported)
         return last_head(settings.classes)
 
-    heads = {"row": row, "token": lambda: ClassHead(settings.classes), "span": span_head}
+    heads = {"sequence": row, "token": lambda: ClassHead(settings.classes), "span": span_head}
     makers: dict[str, Callable[[], AnyHead | None]] = {_CLASSES[of]: head for of, head in heads.items()}
     return settings.head({**makers, _TOKENS: lambda: None}, default=_TOKENS)
 
@@ -101,7 +101,7 @@ def _head_tensors(config: TransformerConfig) -> Iterator[Tensor]:
         yield from parts.head(config, "lm_loss")
         return
     yield from parts.transform(config, "sequence_summary.summary")
-    scores = {"token": "classifier", "span": "qa_outputs", "row": "logits_proj"}[head.of]
+    scores = {"token": "classifier", "span": "qa_outputs", "sequence": "logits_proj"}[head.of]
     yield from parts.dense(scores, "head", config.width, head.classes, head.bias)
 
 

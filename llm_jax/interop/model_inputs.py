@@ -44,7 +44,7 @@ def forward(model: Model, params: Any, **inputs: np.ndarray) -> np.ndarray:
     head = model.config.stacks[-1].head
     if not isinstance(head, ClassHead):
         return logits
-    if head.of == "row":
+    if head.of == "sequence":
         return logits[:, 0]
     # ELECTRA's second model; that of ModernBERT keeps the axis of its one class.
     replaced = head.of == "token" and head.classes == 1 and head.transform is not None and head.transform.norm is None

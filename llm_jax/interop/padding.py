@@ -46,13 +46,13 @@ def check_padding(config: ModelConfig, inputs: dict[str, np.ndarray]) -> None:
 
 
 def _check_row_head(config: TransformerConfig, name: str, real_BT: np.ndarray) -> None:
-    if not isinstance(config.head, ClassHead) or config.head.of != "row":
+    if not isinstance(config.head, ClassHead) or config.head.of != "sequence":
         return
-    token, other = (0, "end") if config.head.row == "first" else (-1, "start")
+    token, other = (0, "end") if config.head.token == "first" else (-1, "start")
     padded = np.flatnonzero(~real_BT[:, token])
     check(
         not padded.size,
-        f"{name} is 0 at the {config.head.row} token of sequences {padded[:8].tolist()}: the class head reads that "
+        f"{name} is 0 at the {config.head.token} token of sequences {padded[:8].tolist()}: the class head reads that "
         f"token; pad at the {other}",
     )
 
@@ -82,7 +82,7 @@ def _check_capacity(config: TransformerConfig, name: str, real_BT: np.ndarray) -
     for layer in config.experts if padded.size else ():
         dispatch = layer.dispatch
         if isinstance(dispatch, LimitedCapacity):
-            capacity = dispatch.places(dispatch.group or length, 1, layer.count)
+            capacity = dispatch.expert_capacity(dispatch.group or length, 1, layer.count)
             check(
                 capacity >= length,
                 f"{name} has padding before real tokens in sequences {padded[:8].tolist()}, and an expert has capacity "

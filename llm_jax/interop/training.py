@@ -172,7 +172,9 @@ def _drops_before_scores(config: ModelConfig, kind: str) -> bool:
     if not isinstance(head, ClassHead):
         return False
     return (
-        head.of == "row" or kind == "modernbert" or (head.of == "token" and head.transform is None and kind != "xlnet")
+        head.of == "sequence"
+        or kind == "modernbert"
+        or (head.of == "token" and head.transform is None and kind != "xlnet")
     )
 
 

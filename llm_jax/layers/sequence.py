@@ -63,7 +63,7 @@ class SequenceInfo:
 
     def part(self, places: slice | jax.Array) -> "SequenceInfo":
         """The tokens at `places` of every sequence: a slice, or indices [n], int32, clipped to the last token."""
-        # Clipped: blocks of attention pad their indices past the end (`Cut.places` of attention/blocks.py) and mask
+        # Clipped: blocks of attention pad their indices past the end (`Cut.indices` of attention/blocks.py) and mask
         # those tokens.
         take = lambda x: x[:, places] if isinstance(places, slice) else jnp.take(x, places, axis=1, mode="clip")  # noqa: E731
         return jax.tree.map(take, self)

@@ -60,10 +60,10 @@ def rates_of(config: ModelConfig) -> Rates:
 
 def _found(config: ModelConfig, name: str) -> list[float]:
     """All rates of this name in the config."""
-    return [rate for stack in config.stacks for place, rate in _places(stack) if place == name]
+    return [rate for stack in config.stacks for part, rate in _rates(stack) if part == name]
 
 
-def _places(config: TransformerConfig) -> Iterator[tuple[str, float]]:
+def _rates(config: TransformerConfig) -> Iterator[tuple[str, float]]:
     """Pairs (name, rate) of one stack."""
     yield "embed", config.embed.dropout
     yield "final", config.dropout

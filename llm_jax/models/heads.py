@@ -116,11 +116,11 @@ class ClassHead:
     """Scores of classes.
 
     `of`: "token": of every token (tags; with one class: replaced or not). "span": class 0 of being the start of a span,
-    class 1 its end, with a softmax over the tokens of a sequence. "row": of whole sequences, from one token.
+    class 1 its end, with a softmax over the tokens of a sequence. "sequence": of whole sequences, from one token.
     """
 
     classes: int
-    of: Literal["token", "span", "row"] = "token"
+    of: Literal["token", "span", "sequence"] = "token"
     transform: TransformConfig | None = None
     """For sequences, BERT's pooler."""
     dropout: float = 0.0
@@ -129,14 +129,14 @@ class ClassHead:
     softcap: float | None = None
     """As in `HeadConfig`."""
     bias: bool = True
-    row: Literal["first", "last"] = "first"
+    token: Literal["first", "last"] = "first"
     """The token from which a whole sequence is scored: the first (BERT), or the last (XLNet, which pads on the
     left)."""
 
     def __post_init__(self):
         check_positive(classes=self.classes)
-        check_one_of("of", self.of, ("token", "span", "row"))
-        check_one_of("row", self.row, ("first", "last"))
+        check_one_of("of", self.of, ("token", "span", "sequence"))
+        check_one_of("token", self.token, ("first", "last"))
         check(
             self.of != "span" or self.classes == 2, f"classes is {self.classes}: a span head requires 2, start and end"
         )
@@ -151,7 +151,7 @@ class ClassHead:
 
     def matrix_flops(self, width: int, vocab_size: int, embed_width: int) -> int:
         """Forward FLOPs per token; 0 for the scores of whole sequences, which are not counted."""
-        return 0 if self.of == "row" else 2 * width * (self.classes + (width if self.transform else 0))
+        return 0 if self.of == "sequence" else 2 * width * (self.classes + (width if self.transform else 0))
 
 
 def _check_no_width(transform: TransformConfig | None) -> None:
@@ -197,8 +197,8 @@ class Head(nn.Module):
     def __call__(self, x_BTD: jax.Array, attend: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """`attend`: x [B, T, E] -> its products with the embedding table [B, T, V]."""
         config = self.config
-        if isinstance(config, ClassHead) and config.of == "row":
-            x_BTD = x_BTD[:, :1] if config.row == "first" else x_BTD[:, -1:]
+        if isinstance(config, ClassHead) and config.of == "sequence":
+            x_BTD = x_BTD[:, :1] if config.token == "first" else x_BTD[:, -1:]
         if config.transform is not None:
             x_BTD = self.transform(x_BTD)
         if isinstance(config, ClassHead):

@@ -95,8 +95,8 @@ def upcycled(dense: ModelConfig, parameters: Any, model: Model, key: jax.Array) 
     check_upcycles(dense, model.config)
     given, routers = dict(trees.named_leaves(parameters)), _routers(model, key)
     prefixes = ("",) if isinstance(dense, TransformerConfig) else ("encoder/", "decoder/")
-    places = {prefix: _places(stack) for prefix, stack in zip(prefixes, dense.stacks, strict=True)}
-    wanted_places = {prefix: _places(stack) for prefix, stack in zip(prefixes, model.config.stacks, strict=True)}
+    dense_layers = {prefix: _layers(stack) for prefix, stack in zip(prefixes, dense.stacks, strict=True)}
+    wanted_layers = {prefix: _layers(stack) for prefix, stack in zip(prefixes, model.config.stacks, strict=True)}
 
     def leaf(path: tuple, wanted: jax.ShapeDtypeStruct) -> jax.Array:
         name = trees.path_name(path)
@@ -108,8 +108,8 @@ def upcycled(dense: ModelConfig, parameters: Any, model: Model, key: jax.Array) 
         stack, segment, block, rest = found.groups()
         # The layers that this leaf stacks, and where the dense model has them: the two models may be cut into segments
         # differently.
-        numbers = [i for i, place in enumerate(wanted_places[stack]) if place[:2] == (int(segment), int(block))]
-        sources = [places[stack][number] for number in numbers]
+        numbers = [i for i, layer in enumerate(wanted_layers[stack]) if layer[:2] == (int(segment), int(block))]
+        sources = [dense_layers[stack][number] for number in numbers]
         within = rest.replace("ffn/experts/", "ffn/")
         layers = [given[f"{stack}stack/segment_{s}/block_{b}/{within}"][repeat] for s, b, repeat in sources]
         stacked = jnp.stack(layers).astype(wanted.dtype)
@@ -134,7 +134,7 @@ def _blocks(config: TransformerConfig) -> list[BlockConfig]:
     return [block for segment in config.segments for _ in range(segment.repeats) for block in segment.blocks]
 
 
-def _places(config: TransformerConfig) -> list[tuple[int, int, int]]:
+def _layers(config: TransformerConfig) -> list[tuple[int, int, int]]:
     """(segment, block of its group, repeat) of all layers, in order."""
     return [
         (number, block, repeat)

@@ -34,13 +34,13 @@ def cross_entropy(
     are those of the plain form. z_loss is that of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
 
     Raises:
-      ValueError: if `chunks` does not divide T, or the stretch of each row that a device holds.
+      ValueError: if `chunks` does not divide T, or the number of tokens of a sequence that a device holds.
     """
-    length, stretches = targets_BT.shape[1], partition.parts(axes.LENGTH)
-    if length % (chunks * stretches):
-        stretch = f", divided over {stretches} devices" if stretches > 1 else ""
+    length, shards = targets_BT.shape[1], partition.parts(axes.LENGTH)
+    if length % (chunks * shards):
+        where = f", divided over {shards} devices" if shards > 1 else ""
         raise ValueError(
-            f"the loss has {chunks} chunks and sequences have {length} tokens{stretch}: the number of chunks must "
+            f"the loss has {chunks} chunks and sequences have {length} tokens{where}: the number of chunks must "
             "divide the length"
         )
     return _chunked(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weights_BT)
@@ -116,13 +116,13 @@ def _is_argmax(logits_BCV: jax.Array, targets_BC: jax.Array, target_logits_BC: j
 
 
 def _split(arrays: Any, chunks: int) -> Any:
-    """[B, T, ...] -> [chunks, B, T / chunks, ...]. A chunk has places of every device's stretch of the row."""
+    """[B, T, ...] -> [chunks, B, T / chunks, ...]. A chunk has tokens of every device's shard of the sequence."""
 
     def cut(x: jax.Array) -> jax.Array:
-        stretches = partition.parts(axes.LENGTH)
+        shards = partition.parts(axes.LENGTH)
         # [B, devices, chunks, tokens, ...] -> [chunks, B, devices, tokens, ...] -> [chunks, B, devices * tokens, ...]:
         # every device has its part of every chunk, so that none waits and no token is sent.
-        cut = jnp.moveaxis(x.reshape(x.shape[0], stretches, chunks, -1, *x.shape[2:]), 2, 0)
+        cut = jnp.moveaxis(x.reshape(x.shape[0], shards, chunks, -1, *x.shape[2:]), 2, 0)
         return cut.reshape(*cut.shape[:2], -1, *x.shape[2:])
 
     return jax.tree.map(cut, arrays)

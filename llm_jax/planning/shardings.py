@@ -45,7 +45,7 @@ class Totals:
     """Bytes of the parameters of frozen models."""
 
 
-def places(made: Programs) -> list[ShardInfo]:
+def shards(made: Programs) -> list[ShardInfo]:
     """Every parameter of a run."""
     state, (_, logical_axes) = made.abstract_state, abstract_parameters(made.model)
     kept = [*_with_paths(state.opt_state), *_with_paths(state.ema)]
@@ -103,19 +103,19 @@ def _bytes(shape: tuple[int, ...], leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def table(made: Programs) -> Table:
-    """`places` and `totals` as a table for the terminal."""
-    sums, found = totals(made), places(made)
+    """`shards` and `totals` as a table for the terminal."""
+    sums, found = totals(made), shards(made)
     mesh = ", ".join(f"{axis} {size}" for axis, size in made.layout.mesh.shape.items() if size > 1) or "one device"
     shown = Table(title=f"{type(made.layout.strategy).__name__} over {mesh}; bytes on the device that holds most")
     for heading in ("parameter", "shape", "divided over"):
         shown.add_column(heading, no_wrap=True)
     for heading in ("bytes", "on a device", "optimizer on a device"):
         shown.add_column(heading, justify="right")
-    for place in found:
-        sizes = (place.bytes, place.device_bytes, place.optimizer_bytes)
-        shown.add_row(place.name, " x ".join(map(str, place.shape)), _divided(place), *map(_readable, sizes))
+    for shard in found:
+        sizes = (shard.bytes, shard.device_bytes, shard.optimizer_bytes)
+        shown.add_row(shard.name, " x ".join(map(str, shard.shape)), _divided(shard), *map(_readable, sizes))
     shown.add_section()
-    whole = sum(place.bytes for place in found)
+    whole = sum(shard.bytes for shard in found)
     shown.add_row("all", "", "", _readable(whole), _readable(sums.parameters), _readable(sums.optimizer + sums.average))
     shown.add_row("gradients, while they are there", "", "", "", _readable(sums.gradients), "")
     for name, tree in made.abstract_state.frozen.items():
@@ -124,10 +124,10 @@ def table(made: Programs) -> Table:
     return shown
 
 
-def _divided(place: ShardInfo) -> str:
+def _divided(shard: ShardInfo) -> str:
     parts = [
         f"{word}: {' x '.join((axes,) if isinstance(axes, str) else axes)}"
-        for word, axes in zip(place.logical_axes, place.spec, strict=True)
+        for word, axes in zip(shard.logical_axes, shard.spec, strict=True)
         if axes
     ]
     return ", ".join(parts) or "nothing"

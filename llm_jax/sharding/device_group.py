@@ -22,7 +22,7 @@ class DeviceGroup:
     size: int
 
     @property
-    def place(self) -> jax.Array:
+    def index(self) -> jax.Array:
         """Index of this device in the group: int32 from 0 to `size` - 1."""
         return jax.lax.axis_index(self.axes) if self.axes else jnp.int32(0)
 

@@ -136,11 +136,11 @@ def compiled(
 ) -> Program:
     """Forward and backward pass over rows of one document, as the compiler made it; with a remat policy that keeps
     `names`, if they are given."""
-    place = SequenceInfo(jnp.broadcast_to(jnp.arange(length), (B, length)))
+    sequence = SequenceInfo(jnp.broadcast_to(jnp.arange(length), (B, length)))
 
     def loss(arrays):
         attend = lambda *arrays: exchange.attend(  # noqa: E731
-            ChunkedKernel(64), *arrays, Pairs(mask, place, None, ScoresConfig()), False
+            ChunkedKernel(64), *arrays, Pairs(mask, sequence, None, ScoresConfig()), False
         )
         if names is not None:
             attend = jax.checkpoint(attend, policy=jax.checkpoint_policies.save_only_these_names(*names))
@@ -214,7 +214,7 @@ def rings() -> dict[str, Any]:
         },
         "temporary": [compiled(layout("8", Ring(block=64)), length).memory.temporary for length in (2048, 4096)],
         "messages": {
-            "stretches": message(lambda: compiled(layout("8", balanced), 36)),
+            "shards": message(lambda: compiled(layout("8", balanced), 36)),
             "trade": message(lambda: compiled(layout("8", balanced), 40)),
             "unbalanced": message(lambda: compiled(layout("8", plain), 40)),
             "rows": message(lambda: doubled(jnp.ones(3))),

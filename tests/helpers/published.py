@@ -24,7 +24,7 @@ from llm_jax.models.families.bloom import bloom, mpt
 from llm_jax.models.families.cohere import cohere, cohere2
 from llm_jax.models.families.dbrx import dbrx
 from llm_jax.models.families.deepseek import deepseek, experts
-from llm_jax.models.families.encoder import row_head, span_head
+from llm_jax.models.families.encoder import sequence_head, span_head
 from llm_jax.models.families.exaone4 import exaone4
 from llm_jax.models.families.falcon import falcon
 from llm_jax.models.families.gemma import gemma
@@ -198,14 +198,14 @@ PUBLISHED = _looped(PUBLISHED)
 ENCODERS = _looped(
     {
         "bert": bert(*OLD, **LIMITS),
-        "bert, rows": bert(*OLD, **LIMITS, head=row_head(3)),
+        "bert, rows": bert(*OLD, **LIMITS, head=sequence_head(3)),
         "bert, tokens": bert(*OLD, **LIMITS, types=3, head=ClassHead(5)),
         "bert, spans": bert(*OLD, **LIMITS, head=span_head()),
         "roberta": bert(*OLD, **LIMITS, types=1, offset=2, epsilon=1e-5),
         "mpnet": mpnet(*OLD, **LIMITS),
-        "mpnet, rows": mpnet(*OLD, **LIMITS, head=row_head(3)),
+        "mpnet, rows": mpnet(*OLD, **LIMITS, head=sequence_head(3)),
         "distilbert": bert(*OLD, **LIMITS, types=0),
-        "distilbert, rows": bert(*OLD, **LIMITS, types=0, head=row_head(3, "relu")),
+        "distilbert, rows": bert(*OLD, **LIMITS, types=0, head=sequence_head(3, "relu")),
         "electra, generator": bert(*OLD, **LIMITS, narrow=8),
         "electra, discriminator": bert(*OLD, **LIMITS, narrow=8, head=discriminator()),
         "albert": albert(4, *OLD[1:], **LIMITS, narrow=8, groups=2, inner=2),
@@ -220,7 +220,7 @@ ENCODERS = _looped(
             norm_bias=True,
             head=token_head(3, head_transform(2, LayerNormConfig(), "relu", bias=True)),
         ),
-        "albert, rows": albert(2, *OLD[1:], **LIMITS, narrow=8, head=row_head(2)),
+        "albert, rows": albert(2, *OLD[1:], **LIMITS, narrow=8, head=sequence_head(2)),
     }
 )
 """Every token sees its whole document; they have no cache."""

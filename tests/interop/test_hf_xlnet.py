@@ -19,7 +19,7 @@ from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
 
 CONFIG = dataclasses.replace(xlnet(2, 4, 16, vocab_size=tiny.VOCAB, hidden=24), execution=Execution(unroll=1))
-HEADS = {"scores": CONFIG.head, "row": last_head(3), "token": ClassHead(5), "span": span_head()}
+HEADS = {"scores": CONFIG.head, "sequence": last_head(3), "token": ClassHead(5), "span": span_head()}
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)

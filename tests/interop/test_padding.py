@@ -8,7 +8,7 @@ from llm_jax.interop.padding import counts_tokens
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.models.build import build
 from llm_jax.models.families.bert import bert
-from llm_jax.models.families.encoder import row_head
+from llm_jax.models.families.encoder import sequence_head
 from llm_jax.models.families.switch import switch
 from tests.helpers.published import EVERY
 from tests.helpers.tiny import tokens
@@ -20,7 +20,7 @@ AFTER = BEFORE[:, ::-1]
 @pytest.mark.parametrize("name", ["bert, rows", "albert, rows", "electra, rows"])
 def test_a_row_that_is_read_from_padding_is_refused(name: str):
     config = (
-        bert(1, 2, 8, vocab_size=32, max_length=16, narrow=4, head=row_head(3, "gelu"))
+        bert(1, 2, 8, vocab_size=32, max_length=16, narrow=4, head=sequence_head(3, "gelu"))
         if name == "electra, rows"
         else EVERY[name]
     )

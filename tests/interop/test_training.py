@@ -10,7 +10,7 @@ from llm_jax.interop.families import FAMILIES
 from llm_jax.layers.initialisers import FanIn, Normal
 from llm_jax.models.dropout import Rates, rates_of
 from llm_jax.models.families.bert import bert
-from llm_jax.models.families.encoder import row_head
+from llm_jax.models.families.encoder import sequence_head
 from llm_jax.models.families.xlnet import last_head, xlnet
 from tests.helpers.published import EVERY
 
@@ -76,7 +76,7 @@ def test_nested_options_and_layer_drop_of_each_side_are_kept():
 
 
 def test_a_classifier_drops_as_hidden_states_where_the_file_says_nothing_of_it():
-    family, config = FAMILIES["bert"], bert(2, 4, 16, vocab_size=32, max_length=16, head=row_head(3))
+    family, config = FAMILIES["bert"], bert(2, 4, 16, vocab_size=32, max_length=16, head=sequence_head(3))
     options = family.write(config) | {"hidden_dropout_prob": 0.2, "classifier_dropout": None}
     assert rates_of(training.read(family, options)).head == 0.2
     assert rates_of(training.read(family, options | {"classifier_dropout": 0.3})).head == 0.3

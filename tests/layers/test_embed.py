@@ -74,12 +74,12 @@ def test_tokens_that_ask_have_one_vector_whatever_their_id():
     target = GENERATOR.normal(size=4).astype(np.float32)
     params = {"table": TABLE, "positions": {"table": POSITIONS}, "target": target}
     asks = np.array([[False, False, True], [True, False, False]])
-    place = PLACES.replace(targets_BT=asks)
-    actual = Embed(config, 7, 5, 4, Precision()).apply({"params": params}, TOKENS, place, method=embedded)
+    sequence = PLACES.replace(targets_BT=asks)
+    actual = Embed(config, 7, 5, 4, Precision()).apply({"params": params}, TOKENS, sequence, method=embedded)
     expected = np.where(asks[..., None], target, TABLE[TOKENS]) + POSITIONS[PLACES.positions_BT]
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
     with pytest.raises(ValueError, match="targets_BT and embed.target is False"):
-        Embed(EmbedConfig(), 7, 5, 4, Precision()).apply({"params": params}, TOKENS, place, method=embedded)
+        Embed(EmbedConfig(), 7, 5, 4, Precision()).apply({"params": params}, TOKENS, sequence, method=embedded)
 
 
 @pytest.mark.parametrize("of", ["tokens", "sum"])

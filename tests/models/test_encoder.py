@@ -50,7 +50,7 @@ class Case:
     @property
     def of_rows(self) -> bool:
         """Whether the scores are of whole rows."""
-        return isinstance(self.config.head, ClassHead) and self.config.head.of == "row"
+        return isinstance(self.config.head, ClassHead) and self.config.head.of == "sequence"
 
 
 @pytest.fixture(scope="module", params=covering(ENCODERS))

@@ -14,7 +14,7 @@ from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED, Precision
 from llm_jax.layers.initialisers import Normal
 from llm_jax.layers.norms import LayerNormConfig
-from llm_jax.models.families.encoder import row_head
+from llm_jax.models.families.encoder import sequence_head
 from llm_jax.models.heads import AnyHead, ClassHead, Head, HeadConfig, ScaledHead, TiedHead, TransformConfig
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
@@ -84,7 +84,7 @@ HEADS = {
         D,
         lambda x, p: _dense(_transformed(x, p["transform"], _gelu), p),
     ),
-    "rows": (row_head(3), E, lambda x, p: _dense(_transformed(x[:, :1], p["transform"], np.tanh), p)),
+    "rows": (sequence_head(3), E, lambda x, p: _dense(_transformed(x[:, :1], p["transform"], np.tanh), p)),
 }
 
 

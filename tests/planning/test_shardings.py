@@ -26,7 +26,7 @@ def _made(strategy, ema=None, **mesh):
 
 
 def _norms(made) -> int:
-    return sum(place.bytes for place in shardings.places(made) if place.name.endswith("scale"))
+    return sum(shard.bytes for shard in shardings.shards(made) if shard.name.endswith("scale"))
 
 
 def test_data_parallel_holds_all_of_everything():
@@ -35,8 +35,8 @@ def test_data_parallel_holds_all_of_everything():
     sums = shardings.totals(made)
     assert (sums.parameters, sums.gradients, sums.average) == (whole, whole, whole)
     assert sums.optimizer == 2 * whole + COUNTERS
-    for place in shardings.places(made):
-        assert place.bytes == place.device_bytes and place.optimizer_bytes == 3 * place.bytes
+    for shard in shardings.shards(made):
+        assert shard.bytes == shard.device_bytes and shard.optimizer_bytes == 3 * shard.bytes
 
 
 @pytest.mark.parametrize(("stage", "divided"), [(1, (0, 0, 1)), (2, (0, 1, 1)), (3, (1, 1, 1))])
@@ -51,7 +51,7 @@ def test_the_stages_of_zero_divide_optimizer_state_then_gradients_then_parameter
 
 def test_a_product_divides_by_both():
     made = _made(Combined(FullySharded(), TensorParallel()), fsdp=4, tensor=2)
-    (query,) = [place for place in shardings.places(made) if place.name.endswith("query/kernel")]
+    (query,) = [shard for shard in shardings.shards(made) if shard.name.endswith("query/kernel")]
     assert query.logical_axes == ("layers", "embed", "heads", "head_dim")
     assert query.spec == PartitionSpec(None, ("fsdp", "expert"), ("tensor",), None)
     assert query.device_bytes * 8 == query.bytes and query.optimizer_bytes == 2 * query.device_bytes

@@ -173,14 +173,14 @@ class Attention(nn.Module):
         y_BNTH = context_parallel.attend(config.kernel, q_BNTH, k_BKSH, v_BKSH, pairs, cached=state is not None)
         return self.out(y_BNTH), state
 
-    def queries(self, x_BTD: jax.Array, place: SequenceInfo) -> jax.Array:
+    def queries(self, x_BTD: jax.Array, sequence: SequenceInfo) -> jax.Array:
         """[B, N, T, H], normalised and rotated."""
         # Heads come before the sequence, so that scores and weighted sums are products of contiguous matrices, one per
         # head. Named `qkv` after norm and rotation, so that a backward pass that saves them recomputes neither.
         q_BNTH = self._project("query", "BTD,DNH->BNTH", self.config.heads, axes.HEADS)(x_BTD)
-        return checkpoint_name(self._placed(q_BNTH, place, "query_norm", axes.HEADS), "qkv")
+        return checkpoint_name(self._placed(q_BNTH, sequence, "query_norm", axes.HEADS), "qkv")
 
-    def keys_values(self, x_BSD: jax.Array, place: SequenceInfo, cached: bool) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, x_BSD: jax.Array, sequence: SequenceInfo, cached: bool) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, K, S, H], the keys normalised and rotated. Where heads are sharded over more devices than
         there are key/value heads, each key/value head is repeated. With a cache, and with a norm whose parameters
         are of all heads, it is not repeated here; context_parallel.py then repeats it."""
@@ -190,7 +190,7 @@ class Attention(nn.Module):
         copies = 1 if as_they_are else partition.head_copies(kv_heads)
         k_BKSH = self._project("key", "BTD,DKH->BKTH", kv_heads, axes.KV_HEADS, copies)(x_BSD)
         v_BKSH = self._project("value", "BTD,DKH->BKTH", kv_heads, axes.KV_HEADS, copies)(x_BSD)
-        k_BKSH, v_BKSH = self._placed(k_BKSH, place, "key_norm", axes.KV_HEADS), self._clipped(v_BKSH)
+        k_BKSH, v_BKSH = self._placed(k_BKSH, sequence, "key_norm", axes.KV_HEADS), self._clipped(v_BKSH)
         return checkpoint_name(k_BKSH, "qkv"), checkpoint_name(v_BKSH, "qkv")
 
     def sinks(self) -> jax.Array | None:
@@ -217,13 +217,13 @@ class Attention(nn.Module):
             y_BNTH
         )
 
-    def _placed(self, x_BNTH: jax.Array, place: SequenceInfo, norm: str, heads_axis: str) -> jax.Array:
+    def _placed(self, x_BNTH: jax.Array, sequence: SequenceInfo, norm: str, heads_axis: str) -> jax.Array:
         if self.config.qk_norm is not None:
             x_BNTH = self.config.qk_norm.apply(x_BNTH, self.precision, norm, heads_axis)
         # Norm, clip, rotation: the order of OLMoE's code, which has all three.
         x_BNTH = self._clipped(x_BNTH)
         if self.config.position is not None:
-            x_BNTH = self.config.position.rotate(x_BNTH, place.positions_BT, place.lengths_BT)
+            x_BNTH = self.config.position.rotate(x_BNTH, sequence.positions_BT, sequence.lengths_BT)
         return x_BNTH
 
     def _clipped(self, x_BNTH: jax.Array) -> jax.Array:

@@ -58,7 +58,7 @@ class Cut:
         """`x` with `part` added to its block `index`."""
         return jax.lax.dynamic_update_slice_in_dim(x_BNTH, self.part(x_BNTH, index) + part, index * self.size, axis=2)
 
-    def places(self, start: jax.Array | int, index: jax.Array, row: int) -> jax.Array:
+    def indices(self, start: jax.Array | int, index: jax.Array, row: int) -> jax.Array:
         """Indices, within a sequence of `row` tokens, of the tokens of block `index` of a shard that begins at `start`.
         Padding has the index `row`, one past the end."""
         offsets = index * self.size + jnp.arange(self.size)
@@ -146,7 +146,7 @@ def accumulate(
         # One step of the online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867): where a block has a larger
         # score, the sums so far are rescaled to it. `largest` is finite, so masked scores of -inf give exp(-inf) = 0,
         # never NaN.
-        columns, values = cut.places(keys.start, index, pairs.shape[1]), cut.part(keys.v_BKSH, index)
+        columns, values = cut.indices(keys.start, index, pairs.shape[1]), cut.part(keys.v_BKSH, index)
         scores, _, _ = tile(pairs, q_BKMH, cut.part(keys.k_BKSH, index), rows, columns)
         largest = jnp.maximum(met.largest_BKM1, jnp.max(scores, axis=-1, keepdims=True))
         exp_BKMS, shrink = jnp.exp(scores - largest), jnp.exp(met.largest_BKM1 - largest)
@@ -179,7 +179,7 @@ def accumulate_backward(
     def one(index: jax.Array, carry: tuple[Gradients, jax.Array]) -> tuple[Gradients, jax.Array]:
         (dk, dv, dtable), dq_BKMH = carry
         k_BKDH, v_BKDH = cut.part(keys.k_BKSH, index), cut.part(keys.v_BKSH, index)
-        columns = cut.places(keys.start, index, pairs.shape[1])
+        columns = cut.indices(keys.start, index, pairs.shape[1])
         scores, derivative, to_table = tile(pairs, asked.q_BKMH, k_BKDH, rows, columns)
         # P = exp(S - L), dV = P^T dO, dS = P (dO V^T - D), dQ = dS K, dK = dS^T Q: S are the scores, L is `log_sum` and
         # D, dO . O, is `mean`. `derivative` adds the scale and the slope of the soft cap.

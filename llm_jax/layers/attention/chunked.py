@@ -37,16 +37,16 @@ def _forward(block, q_BNTH, k_BKSH, v_BKSH, pairs):
     rows, columns = _cuts(pairs, block)
     q, keys = rows.filled(q_BNTH), Keys(columns.filled(k_BKSH), columns.filled(v_BKSH), 0)
 
-    def queries(place):
-        index, first, last = place
+    def queries(item):
+        index, first, last = item
         q_BKMH = fold(rows.part(q, index), k_BKSH.shape[1])
         start = blocks.initial_state(q_BKMH, v_BKSH.shape[-1], pairs.sink_N)
-        met = blocks.accumulate(pairs, q_BKMH, rows.places(0, index, rows.length), keys, columns, (first, last), start)
+        met = blocks.accumulate(pairs, q_BKMH, rows.indices(0, index, rows.length), keys, columns, (first, last), start)
         return tuple(x.reshape(*q_BNTH.shape[:2], rows.size, -1) for x in blocks.attended(met, v_BKSH.dtype))
 
     # The logarithms keep the padding of the last block, because the backward pass reads them in blocks of the same
     # size.
-    y, log_sum_BNT1 = (blocks.joined(x) for x in jax.lax.map(queries, _places(pairs, block)))
+    y, log_sum_BNT1 = (blocks.joined(x) for x in jax.lax.map(queries, _query_blocks(pairs, block)))
     # The backward pass needs both, and recomputing them would run the loop again. A remat policy that saves "context"
     # saves both.
     y_BNTH = checkpoint_name(y[:, :, : rows.length], "context")
@@ -60,18 +60,18 @@ def _backward(block, residuals, dy_BNTH):
     mean_BNT1 = blocks.mean_under(dy_BNTH, y_BNTH)
     by_query = (*map(rows.filled, (q_BNTH, dy_BNTH, mean_BNT1)), log_sum_BNT1)
 
-    def queries(gradients: Gradients, place):
-        index, first, last = place
+    def queries(gradients: Gradients, item):
+        index, first, last = item
         asked = BackwardInputs(*(fold(rows.part(x, index), k_BKSH.shape[1]) for x in by_query))
         start = (gradients, blocks.zeros(asked.q_BKMH))
-        places = rows.places(0, index, rows.length)
-        gradients, dq_BKMH = blocks.accumulate_backward(pairs, asked, places, keys, columns, (first, last), start)
+        indices = rows.indices(0, index, rows.length)
+        gradients, dq_BKMH = blocks.accumulate_backward(pairs, asked, indices, keys, columns, (first, last), start)
         return gradients, dq_BKMH.reshape(*q_BNTH.shape[:2], rows.size, -1).astype(q_BNTH.dtype)
 
     # The loops are nested as in the forward pass, queries outside and keys inside: the gradients of all keys are
     # carried, and those of a block of queries are complete after its inner loop.
     start = Gradients.zeros(keys, pairs.bias_RN)
-    (dk, dv, dtable), dq = jax.lax.scan(queries, start, _places(pairs, block))
+    (dk, dv, dtable), dq = jax.lax.scan(queries, start, _query_blocks(pairs, block))
     dk_BKSH, dv_BKSH = (x[:, :, : columns.length].astype(k_BKSH.dtype) for x in (dk, dv))
     dsink_N = blocks.sinks_gradient(pairs.sink_N, mean_BNT1, log_sum_BNT1[:, :, : rows.length])
     dtable = jax.tree.map(lambda sum_RN, table_RN: sum_RN.astype(table_RN.dtype), dtable, pairs.bias_RN)
@@ -93,7 +93,7 @@ def _cuts(pairs: Pairs, block: int) -> tuple[Cut, Cut]:
     return Cut(length, block), Cut(slots, block)
 
 
-def _places(pairs: Pairs, block: int) -> tuple[jax.Array, ...]:
+def _query_blocks(pairs: Pairs, block: int) -> tuple[jax.Array, ...]:
     """Index of each block of queries, and the first and one past the last of its blocks of keys."""
     first, last = visits(pairs, block)
     return jnp.arange(len(first)), jnp.asarray(first), jnp.asarray(last)

@@ -83,11 +83,11 @@ def _whole_rows(
     if pairs.bias_RN is not None:
         # The table and the sinks hold the heads of this shard of TensorParallel, of which the exchange gives `count` to
         # this device.
-        own_RN = jax.lax.dynamic_slice_in_dim(pairs.bias_RN, length.place * count, count, axis=1)
+        own_RN = jax.lax.dynamic_slice_in_dim(pairs.bias_RN, length.index * count, count, axis=1)
         pairs = dataclasses.replace(pairs, bias_RN=own_RN)
     if pairs.sink_N is not None:
         pairs = dataclasses.replace(
-            pairs, sink_N=jax.lax.dynamic_slice_in_dim(pairs.sink_N, length.place * count, count)
+            pairs, sink_N=jax.lax.dynamic_slice_in_dim(pairs.sink_N, length.index * count, count)
         )
     y_BNTH = kernel.attend(q_BNTH, k_BKSH, v_BKSH, ring.of_heads(pairs, (heads, length), count))
     return length.swapped(y_BNTH, cut=2, joined=1)

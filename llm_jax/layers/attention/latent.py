@@ -195,7 +195,7 @@ class LatentAttention(nn.Module):
         out = LinearLayer("BNTV,NVD->BTD", shape, logical_axes, config.out_init, self.precision, name="out")
         return out(y_BNTV), state
 
-    def _queries(self, x_BTD: jax.Array, place: SequenceInfo) -> tuple[jax.Array, jax.Array]:
+    def _queries(self, x_BTD: jax.Array, sequence: SequenceInfo) -> tuple[jax.Array, jax.Array]:
         """Queries [B, N, T, H] and their rotated features [B, N, T, P]."""
         config = self.config
         # Equations 12 to 14 of DeepSeek-V2.
@@ -205,13 +205,13 @@ class LatentAttention(nn.Module):
         rank = x_BTD.shape[-1]
         q_BNTH = self._up("query", rank, config.head_dim)(x_BTD)
         q_BNTP = config.position.rotate(
-            self._up("query_rotary", rank, config.rotary_dim)(x_BTD), place.positions_BT, place.lengths_BT
+            self._up("query_rotary", rank, config.rotary_dim)(x_BTD), sequence.positions_BT, sequence.lengths_BT
         )
         if config.query_rank is None:
             q_BNTH, q_BNTP = checkpoint_name(q_BNTH, "qkv"), checkpoint_name(q_BNTP, "qkv")
         return q_BNTH, q_BNTP
 
-    def _latents(self, x_BTD: jax.Array, place: SequenceInfo) -> jax.Array:
+    def _latents(self, x_BTD: jax.Array, sequence: SequenceInfo) -> jax.Array:
         """The latent vectors and rotated keys, [B, T, L]."""
         config = self.config
         # Equation 9, and equation 15 for the rotated key, which does not pass through the latent vector: a rotation
@@ -220,7 +220,7 @@ class LatentAttention(nn.Module):
         c_BTR = config.norm.build(self.precision, "latent_norm")(c_BTR)
         k_BTP = self._down("key_rotary", config.rotary_dim)(x_BTD)
         k_BTP = checkpoint_name(
-            config.position.rotate(k_BTP[:, None], place.positions_BT, place.lengths_BT)[:, 0], "qkv"
+            config.position.rotate(k_BTP[:, None], sequence.positions_BT, sequence.lengths_BT)[:, 0], "qkv"
         )
         return jnp.concatenate([c_BTR, k_BTP], axis=-1)
 

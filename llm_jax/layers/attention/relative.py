@@ -109,12 +109,12 @@ class RelativeAttention(nn.Module):
           ValueError: with a KV cache.
         """
         check(state is None, "attention with relative distances has no KV cache: pass whole sequences without a cache")
-        config, place = self.config, context.queries
+        config, sequence = self.config, context.queries
         q_BNTH, k_BNSH, v_BNSH = (self._project(name, x_BTD) for name in ("query", "key", "value"))
         # Of the four terms of Dai et al. 3.3, (b) and (d) are a bias by distance, (a) and (c) the product of keys and
         # biased queries.
-        allowed = config.mask.across(place, place)
-        bias_BNTS = self._of_distances(q_BNTH, place.positions_BT) + self._of_parts(q_BNTH, place.types_BT)
+        allowed = config.mask.across(sequence, sequence)
+        bias_BNTS = self._of_distances(q_BNTH, sequence.positions_BT) + self._of_parts(q_BNTH, sequence.types_BT)
         drop = drop_of(self, config.dropout)
         kept = None if drop is None else drop.kept(bias_BNTS.shape)
         content_BNTH = self._biased("by_content", q_BNTH)

@@ -174,27 +174,27 @@ class _Own:
     reach: tuple[np.ndarray, np.ndarray]
 
     @property
-    def places(self) -> tuple[jax.Array, ...]:
+    def query_blocks(self) -> tuple[jax.Array, ...]:
         """For its blocks of queries, [L] each: index of the shard, index in the shard, and range of keys."""
         plan = self.plan
-        numbers = jnp.repeat(jnp.stack(plan.held(self.line.place)), plan.rows.count)
+        numbers = jnp.repeat(jnp.stack(plan.held(self.line.index)), plan.rows.count)
         indices = jnp.tile(jnp.arange(plan.rows.count), len(plan.held(0)))
         return numbers, indices, *(jnp.asarray(limit)[numbers, indices] for limit in self.reach)
 
     def rows(self, number: jax.Array, index: jax.Array) -> jax.Array:
         """Indices in the sequence of the tokens of a block of queries."""
-        rows, stretches = self.plan.rows, self.plan.devices * len(self.plan.held(0))
-        return rows.places(number * rows.length, index, rows.length * stretches)
+        rows, shards = self.plan.rows, self.plan.devices * len(self.plan.held(0))
+        return rows.indices(number * rows.length, index, rows.length * shards)
 
-    def keys(self, hop: jax.Array | int, stretches: tuple[tuple[jax.Array, jax.Array], ...]) -> list[Keys]:
+    def keys(self, hop: jax.Array | int, shards: tuple[tuple[jax.Array, jax.Array], ...]) -> list[Keys]:
         """The shards on this device after `hop` hops."""
-        held = self.plan.held((self.line.place - hop) % self.plan.devices)
-        return [Keys(*x, n * self.plan.columns.length) for n, x in zip(held, stretches, strict=True)]
+        held = self.plan.held((self.line.index - hop) % self.plan.devices)
+        return [Keys(*x, n * self.plan.columns.length) for n, x in zip(held, shards, strict=True)]
 
     def queries(self, x_BNTH: jax.Array, kv_heads: int) -> jax.Array:
         """Blocks [L, B, K, M, H] of traded queries, or of arrays of their shape."""
         rows, (batch, heads, _, features) = self.plan.rows, x_BNTH.shape
-        filled = jnp.stack([rows.filled(part) for part in self._stretches(x_BNTH)], axis=2)
+        filled = jnp.stack([rows.filled(part) for part in self._shards(x_BNTH)], axis=2)
         blocks_BNLCH = filled.reshape(batch, heads, -1, rows.size, features)
         return jax.vmap(lambda x_BNCH: fold(x_BNCH, kv_heads), in_axes=2)(blocks_BNLCH)
 
@@ -207,7 +207,7 @@ class _Own:
 
     def filled(self, *arrays: jax.Array) -> tuple[tuple[jax.Array, ...], ...]:
         """Padded shards of traded keys and values."""
-        parts = [map(self.plan.columns.filled, self._stretches(x)) for x in arrays]
+        parts = [map(self.plan.columns.filled, self._shards(x)) for x in arrays]
         return tuple(zip(*parts, strict=True))
 
     def emptied(self, parts: tuple[jax.Array, ...]) -> jax.Array:
@@ -224,7 +224,7 @@ class _Own:
         even, odd = (self.line.sent(x, self._owners[i::2]) for i, x in enumerate(jnp.split(x_BNTH, 2, axis=2)))
         return jnp.concatenate(self._by_parity(even, odd), axis=2)
 
-    def _stretches(self, x_BNTH: jax.Array) -> list[jax.Array]:
+    def _shards(self, x_BNTH: jax.Array) -> list[jax.Array]:
         return jnp.split(x_BNTH, len(self.plan.held(0)), axis=2)
 
     def _row(self, parts: list[jax.Array]) -> jax.Array:
@@ -243,7 +243,7 @@ class _Own:
     def _by_parity(self, one: jax.Array, other: jax.Array) -> list[jax.Array]:
         """Front and back shard from the even and the odd one, or the inverse."""
         # Device d of n holds shards d and 2 n - 1 - d, which differ in parity; the front one is even where d is.
-        is_even = self.line.place % 2 == 0
+        is_even = self.line.index % 2 == 0
         return [jnp.where(is_even, one, other), jnp.where(is_even, other, one)]
 
 
@@ -251,7 +251,7 @@ def of_heads(pairs: Pairs, lines: tuple[DeviceGroup, ...], heads: int) -> Pairs:
     """`pairs` of a device that holds `heads` heads. Heads are sharded over `lines`, the first of these slowest."""
     all_heads, first = heads, 0
     for line in lines[::-1]:
-        first, all_heads = first + line.place * all_heads, all_heads * line.size
+        first, all_heads = first + line.index * all_heads, all_heads * line.size
     return dataclasses.replace(pairs, heads=all_heads, first_head=first)
 
 
@@ -263,26 +263,26 @@ def _forward_here(plan: _Plan, line: DeviceGroup, heads: DeviceGroup, q_BNTH, k_
     # The state of the online softmax of every block of queries stays here while the keys pass.
     met = jax.vmap(lambda q_BKMH: blocks.initial_state(q_BKMH, v_BKSH.shape[-1], pairs.sink_N))(q_LBKMH)
 
-    def accumulate(hop: jax.Array | int, stretches: Any, met: OnlineSoftmax) -> OnlineSoftmax:
-        def block(place):
-            q_BKMH, met, number, index, first, last = place
+    def accumulate(hop: jax.Array | int, shards: Any, met: OnlineSoftmax) -> OnlineSoftmax:
+        def block(item):
+            q_BKMH, met, number, index, first, last = item
             rows = own.rows(number, index)
-            for keys in own.keys(hop, stretches):
+            for keys in own.keys(hop, shards):
                 bounds = plan.columns.bounds(first - keys.start, last - keys.start)
                 met = blocks.accumulate(pairs, q_BKMH, rows, keys, plan.columns, bounds, met)
             return met
 
-        return jax.lax.map(block, (q_LBKMH, met, *own.places))
+        return jax.lax.map(block, (q_LBKMH, met, *own.query_blocks))
 
     def pass_on(carry, hop):
-        stretches, met = carry
+        shards, met = carry
         # The two do not depend on each other, so the next shard is sent during the computation. The last hop sends
         # nothing.
-        return (line.passed(stretches), accumulate(hop, stretches, met)), None
+        return (line.passed(shards), accumulate(hop, shards, met)), None
 
     carry, last = (own.filled(k_BKSH, v_BKSH), met), plan.visits(pairs).shape[1] - 1
-    (stretches, met), _ = jax.lax.scan(pass_on, carry, jnp.arange(last))
-    y_LBKMH, log_sum_LBKM1 = blocks.attended(accumulate(last, stretches, met), v_BKSH.dtype)
+    (shards, met), _ = jax.lax.scan(pass_on, carry, jnp.arange(last))
+    y_LBKMH, log_sum_LBKM1 = blocks.attended(accumulate(last, shards, met), v_BKSH.dtype)
     return own.joined(y_LBKMH, q_BNTH.shape[1]), log_sum_LBKM1, *traded
 
 
@@ -297,15 +297,15 @@ def _backward_here(plan: _Plan, groups: _Groups, q_BNTH, dy_BNTH, mean_BNT1, log
     dy_BNTH, mean_BNT1 = own.traded(dy_BNTH), own.traded(mean_BNT1)
     q, dy, mean = (own.queries(x, k_BKSH.shape[1]) for x in (q_BNTH, dy_BNTH, mean_BNT1))
     asked = BackwardInputs(q, dy, mean, log_sum_LBKM1)
-    stretches = own.filled(k_BKSH, v_BKSH)
+    shards = own.filled(k_BKSH, v_BKSH)
 
-    def accumulate(hop: jax.Array | int, stretches: Any, dq_LBKMH: jax.Array, dtable: jax.Array | None):
+    def accumulate(hop: jax.Array | int, shards: Any, dq_LBKMH: jax.Array, dtable: jax.Array | None):
         """Gradients of the shards on this device; those of queries and bias table include this hop."""
-        all_keys = own.keys(hop, stretches)
+        all_keys = own.keys(hop, shards)
 
-        def block(carry, place):
+        def block(carry, item):
             gradients, dtable = carry
-            asked, dq_BKMH, number, index, first, last = place
+            asked, dq_BKMH, number, index, first, last = item
             here = own.rows(number, index)
             for one, keys in enumerate(all_keys):
                 bounds = plan.columns.bounds(first - keys.start, last - keys.start)
@@ -317,25 +317,25 @@ def _backward_here(plan: _Plan, groups: _Groups, q_BNTH, dy_BNTH, mean_BNT1, log
 
         # A scan over the blocks of queries: gradients of the keys here and of the table are carried, those of queries
         # returned.
-        start = (jax.tree.map(blocks.zeros, stretches), dtable)
-        return jax.lax.scan(block, start, (asked, dq_LBKMH, *own.places))
+        start = (jax.tree.map(blocks.zeros, shards), dtable)
+        return jax.lax.scan(block, start, (asked, dq_LBKMH, *own.query_blocks))
 
     def pass_on(carry, hop):
-        stretches, gradients, dq_LBKMH, dtable = carry
+        shards, gradients, dq_LBKMH, dtable = carry
         # `arrived` are the gradients that other devices have found for the shard that is here now.
-        coming, arrived = line.passed(stretches), line.passed(gradients)
-        (gradients, dtable), dq_LBKMH = accumulate(hop, stretches, dq_LBKMH, dtable)
+        coming, arrived = line.passed(shards), line.passed(gradients)
+        (gradients, dtable), dq_LBKMH = accumulate(hop, shards, dq_LBKMH, dtable)
         return (coming, jax.tree.map(jnp.add, arrived, gradients), dq_LBKMH, dtable), None
 
     # A device's own shard comes first. The gradients of a shard follow it one hop behind, so that they are sent while
     # the next gradients are computed.
     last = plan.visits(pairs).shape[1] - 1
-    (gradients, dtable), dq_LBKMH = accumulate(0, stretches, *jax.tree.map(blocks.zeros, (asked.q_BKMH, pairs.bias_RN)))
+    (gradients, dtable), dq_LBKMH = accumulate(0, shards, *jax.tree.map(blocks.zeros, (asked.q_BKMH, pairs.bias_RN)))
     if last:
-        carry = (line.passed(stretches), gradients, dq_LBKMH, dtable)
-        (stretches, gradients, dq_LBKMH, dtable), _ = jax.lax.scan(pass_on, carry, jnp.arange(1, last))
+        carry = (line.passed(shards), gradients, dq_LBKMH, dtable)
+        (shards, gradients, dq_LBKMH, dtable), _ = jax.lax.scan(pass_on, carry, jnp.arange(1, last))
         arrived = line.passed(gradients)
-        (gradients, dtable), dq_LBKMH = accumulate(last, stretches, dq_LBKMH, dtable)
+        (gradients, dtable), dq_LBKMH = accumulate(last, shards, dq_LBKMH, dtable)
         # The gradients are `last` devices away from their shards: one exchange returns them, not the remaining hops.
         gradients = line.passed(jax.tree.map(jnp.add, arrived, gradients), by=-last)
     dk_BKSH, dv_BKSH = (own.emptied(parts).astype(k_BKSH.dtype) for parts in zip(*gradients, strict=True))

@@ -142,15 +142,15 @@ class _Plan:
 
     def fetched(self, sent: Any, into: Any, number: jax.Array | int) -> Any:
         """Window `number` of this device from a tree [P, X], written into `into` [R, X]."""
-        pieces, place = self._pieces(number), self.line.place
-        tables = (pieces.left[place], pieces.size[place], pieces.came[place], self._here(pieces.size).reshape(-1))
+        pieces, index = self._pieces(number), self.line.index
+        tables = (pieces.left[index], pieces.size[index], pieces.came[index], self._here(pieces.size).reshape(-1))
         return jax.tree.map(lambda x, into: self.line.exchanged(x, into, *tables), sent, into)
 
     def returned(self, made: Any, into: Any, number: jax.Array) -> Any:
         """`into` [P, X] with the results for the rows of this device that were in window `number`."""
         pieces = self._pieces(number)
         tables = [self._here(x).reshape(-1) for x in (pieces.came, pieces.size, pieces.left)]
-        tables.append(pieces.size[self.line.place])
+        tables.append(pieces.size[self.line.index])
         return jax.tree.map(lambda y, into: self.line.exchanged(y, into, *tables), made, into)
 
     def _pieces(self, number: jax.Array | int) -> _Pieces:
@@ -163,4 +163,4 @@ class _Plan:
     def _here(self, x_ME: jax.Array) -> jax.Array:
         """The columns of the experts of this device, [M, L]."""
         experts = x_ME.shape[1] // self.line.size
-        return jax.lax.dynamic_slice_in_dim(x_ME, self.line.place * experts, experts, axis=1)
+        return jax.lax.dynamic_slice_in_dim(x_ME, self.line.index * experts, experts, axis=1)

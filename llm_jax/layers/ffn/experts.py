@@ -179,7 +179,7 @@ class Local:
         if bias_ED is None:
             return y
         # Where inner features are sharded, results are partial sums, and the bias must be in one of them only.
-        return y + weighted(of_rows(jnp.where(self.inner.place == 0, bias_ED, 0), y))
+        return y + weighted(of_rows(jnp.where(self.inner.index == 0, bias_ED, 0), y))
 
     def _dropped(self, x: jax.Array) -> jax.Array:
         if self.key is None:

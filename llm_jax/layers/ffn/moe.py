@@ -153,8 +153,8 @@ class MoE(nn.Module):
             local = Local.of(config.expert, config.count, weights, *lines[:3])
             if key is not None:
                 # Devices compute different rows or different inner features, so each needs its own key.
-                places = [line.place for line in lines if line.axes]
-                local = dataclasses.replace(local, key=functools.reduce(jax.random.fold_in, places, key))
+                indices = [line.index for line in lines if line.axes]
+                local = dataclasses.replace(local, key=functools.reduce(jax.random.fold_in, indices, key))
             y_BTD, served_BT = config.dispatch.run(local, x_BTD.astype(dtype), routes, real_BT)
             # [1, B, T, D]: P is the first axis.
             return y_BTD[None], served_BT

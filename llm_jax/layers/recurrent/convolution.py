@@ -70,7 +70,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTC: jax.Array, place: SequenceInfo, state: Recent | None = None
+        self, x_BTC: jax.Array, sequence: SequenceInfo, state: Recent | None = None
     ) -> tuple[jax.Array, Recent | None]:
         """Convolves. `state` holds the last inputs of earlier calls, which this call continues."""
         x_BTC = x_BTC.astype(self.precision.dtype)
@@ -78,9 +78,9 @@ class Convolution(nn.Module):
         kernel_WC = self._parameter("kernel", self.config.init.draw(taps, taps), (taps,), Role.CONVOLUTION)
         kernel_WC = kernel_WC.astype(self.precision.dtype)
         if state is None:
-            y_BTC = convolve(x_BTC, kernel_WC, place.segment_ids_BT)
+            y_BTC = convolve(x_BTC, kernel_WC, sequence.segment_ids_BT)
         else:
-            y_BTC, state = _continued(x_BTC, kernel_WC, segment_ids(place), state)
+            y_BTC, state = _continued(x_BTC, kernel_WC, segment_ids(sequence), state)
         if self.config.bias:
             bias_C = self._parameter("bias", self.config.bias_init.draw(taps, taps), (), Role.BIAS)
             y_BTC += broadcast(bias_C, y_BTC.shape, y_BTC.dtype)
@@ -157,11 +157,11 @@ def _continued(
     return jnp.take_along_axis(y_BSC, place_BT[:, :, None], axis=1), state
 
 
-def _later(x: jax.Array, places: int) -> jax.Array:
-    """x [B, T, ...] shifted to later positions by `places`, with zeros in front."""
-    return jnp.pad(x, [(0, 0), (places, 0), *[(0, 0)] * (x.ndim - 2)])[:, : x.shape[1]]
+def _later(x: jax.Array, shift: int) -> jax.Array:
+    """x [B, T, ...] shifted to later positions by `shift`, with zeros in front."""
+    return jnp.pad(x, [(0, 0), (shift, 0), *[(0, 0)] * (x.ndim - 2)])[:, : x.shape[1]]
 
 
-def _earlier(x_BTC: jax.Array, places: int) -> jax.Array:
-    """x shifted to earlier positions by `places`, with zeros at the end."""
-    return jnp.pad(x_BTC, [(0, 0), (0, places), (0, 0)])[:, places:]
+def _earlier(x_BTC: jax.Array, shift: int) -> jax.Array:
+    """x shifted to earlier positions by `shift`, with zeros at the end."""
+    return jnp.pad(x_BTC, [(0, 0), (0, shift), (0, 0)])[:, shift:]

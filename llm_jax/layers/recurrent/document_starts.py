@@ -25,13 +25,13 @@ class Documents:
     last_B: jax.Array
 
 
-def segment_ids(place: SequenceInfo) -> jax.Array:
+def segment_ids(sequence: SequenceInfo) -> jax.Array:
     """int32 [B, T], the segment id of each token; 1 for unpacked sequences."""
-    given = place.segment_ids_BT
-    return jnp.ones_like(place.positions_BT, jnp.int32) if given is None else given
+    given = sequence.segment_ids_BT
+    return jnp.ones_like(sequence.positions_BT, jnp.int32) if given is None else given
 
 
-def documents(place: SequenceInfo, before_B: jax.Array | None = None) -> Documents:
+def documents(sequence: SequenceInfo, before_B: jax.Array | None = None) -> Documents:
     """The documents of a batch of sequences.
 
     A document begins where the segment id differs from that of the previous real token. Positions are not read, so a
@@ -40,7 +40,7 @@ def documents(place: SequenceInfo, before_B: jax.Array | None = None) -> Documen
     Args:
       before_B: int32, the segment id of the last real token of earlier calls, 0 if there was none; None: no calls.
     """
-    segments_BT = segment_ids(place)
+    segments_BT = segment_ids(sequence)
     if before_B is None:
         before_B = jnp.zeros_like(segments_BT[:, 0])
     real_BT = segments_BT != 0

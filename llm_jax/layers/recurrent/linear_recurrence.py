@@ -33,7 +33,7 @@ def _whole_rows(length: DeviceGroup, decay_BTR: jax.Array, input_BTR: jax.Array,
     decay_BTR, input_BTR = (length.swapped(x, cut=2, joined=1) for x in (decay_BTR, input_BTR))
     count = decay_BTR.shape[2]
     # The initial values are not sharded over these devices: each takes those of its channels.
-    before_BR = jax.lax.dynamic_slice_in_dim(before_BR, length.place * count, count, axis=1)
+    before_BR = jax.lax.dynamic_slice_in_dim(before_BR, length.index * count, count, axis=1)
     return length.swapped(_along(decay_BTR, input_BTR, before_BR), cut=1, joined=2)
 
 

@@ -171,7 +171,7 @@ class Mamba2(nn.Module):
         self, x_BTD: jax.Array, context: Context, state: Mamba2State | None = None
     ) -> tuple[jax.Array, Mamba2State | None]:
         """Runs over the sequence. `state` is the state after earlier calls, which this call continues."""
-        config, place = self.config, context.queries
+        config, sequence = self.config, context.queries
         # Named before the convolution: if these are saved, the backward pass recomputes no matrix product.
         projected = {
             name: checkpoint_name(self._project(name, *spec)(x_BTD), "qkv") for name, spec in config.projections.items()
@@ -179,14 +179,14 @@ class Mamba2(nn.Module):
         # Convolution of the paper's x, B and C together.
         parts = [projected[name] for name in ("value", "key", "query")]
         convolution = config.convolution.build(config.channels, self.precision, "convolution")
-        mixed_BTC, recent = convolution(jnp.concatenate(parts, axis=-1), place, state.recent if state else None)
+        mixed_BTC, recent = convolution(jnp.concatenate(parts, axis=-1), sequence, state.recent if state else None)
         value_BNTP, key_BKTH, query_BKTH = self._heads(ACTIVATIONS["silu"](mixed_BTC))
         step_BNT, log_BNT = self._steps(projected["step"])
         # Discretisation: the step multiplies the input of the recurrence, and the rate in `log_BNT`.
         added_BNTP = (value_BNTP * step_BNT[..., None]).astype(value_BNTP.dtype)
         # The state space model, as a recurrence of queries, keys and values (section 4).
         memory = state.recurrence if state else None
-        y_BNTP, memory = recur(config.form, query_BKTH, key_BKTH, added_BNTP, log_BNT, place, memory)
+        y_BNTP, memory = recur(config.form, query_BKTH, key_BKTH, added_BNTP, log_BNT, sequence, memory)
         # D x, then the norm after the gate, and the output projection (figure 6).
         skip_N11 = self._of_heads("skip", nn.initializers.ones_init(), Role.SCALE)[:, None, None]
         y_BNTP = checkpoint_name((y_BNTP + skip_N11 * value_BNTP).astype(value_BNTP.dtype), "context")

@@ -149,7 +149,7 @@ def recur(
     k_BKTH: jax.Array,
     v_BNTP: jax.Array,
     log_BNT: jax.Array,
-    place: SequenceInfo,
+    sequence: SequenceInfo,
     memory: RecurrentState | None = None,
 ) -> tuple[jax.Array, RecurrentState | None]:
     """Output [B, N, T, P], float32, and the state after the last real token; the state is None if `memory` is.
@@ -161,9 +161,9 @@ def recur(
     """
     if memory is None:
         # Unpacked sequences all have the same decays and masks, so these are computed for one sequence.
-        row = place if place.segment_ids_BT is not None else SequenceInfo(place.positions_BT[:1])
+        row = sequence if sequence.segment_ids_BT is not None else SequenceInfo(sequence.positions_BT[:1])
         return form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, documents(row))[0], None
-    found = documents(place, memory.document_B)
+    found = documents(sequence, memory.document_B)
     y_BNTP, matrix_BNHP = form.run(q_BKTH, k_BKTH, v_BNTP, log_BNT, found, memory.matrix_BNHP)
     return y_BNTP, RecurrentState(given(matrix_BNHP, "the form returned no state"), found.last_B)
 
@@ -195,8 +195,8 @@ def _chunkwise(chunk, q_BKTH, k_BKTH, v_BNTP, log_BNT, row, state_BNHP):
 
 def _allowed(number_BCS):
     """Which tokens of its chunk a token reads: those of its document up to itself, boolean [B, C, Q, S]."""
-    places = jnp.arange(number_BCS.shape[-1])
-    return (number_BCS[..., :, None] == number_BCS[..., None, :]) & (places[:, None] >= places)
+    indices = jnp.arange(number_BCS.shape[-1])
+    return (number_BCS[..., :, None] == number_BCS[..., None, :]) & (indices[:, None] >= indices)
 
 
 @jax.checkpoint
@@ -266,5 +266,5 @@ def _across(q_BKCQH, k_BKCSH, v_BKGCSP, total_BKGCS, number_BCS, start_BKGHP):
 def _chunks(x: jax.Array, axis: int, chunk: int, mode: str = "constant") -> jax.Array:
     """x padded along `axis` and split into chunks: [..., T, ...] -> [..., C, Q, ...]."""
     missing = -x.shape[axis] % chunk
-    x = jnp.pad(x, [(0, missing if place == axis else 0) for place in range(x.ndim)], mode=mode)
+    x = jnp.pad(x, [(0, missing if other == axis else 0) for other in range(x.ndim)], mode=mode)
     return x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])

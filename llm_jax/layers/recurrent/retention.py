@@ -132,7 +132,7 @@ class Retention(nn.Module):
         self, x_BTD: jax.Array, context: Context, state: RecurrentState | None = None
     ) -> tuple[jax.Array, RecurrentState | None]:
         """Runs over the sequence. `state` is the state after earlier calls, which this call continues."""
-        config, place = self.config, context.queries
+        config, sequence = self.config, context.queries
         q_BNTH = self._project("query", config.head_dim)(x_BTD)
         # The first of the three normalisations of section 2.2, applied to the keys.
         k_BNTH = self._project("key", config.head_dim)(x_BTD) * config.head_dim**-0.5
@@ -140,12 +140,13 @@ class Retention(nn.Module):
         gate_BNTP = checkpoint_name(self._project("gate", config.value_dim)(x_BTD), "qkv")
         if config.position is not None:
             q_BNTH, k_BNTH = (
-                config.position.rotate(x_BNTH, place.positions_BT, place.lengths_BT) for x_BNTH in (q_BNTH, k_BNTH)
+                config.position.rotate(x_BNTH, sequence.positions_BT, sequence.lengths_BT)
+                for x_BNTH in (q_BNTH, k_BNTH)
             )
         q_BNTH, k_BNTH = checkpoint_name(q_BNTH, "qkv"), checkpoint_name(k_BNTH, "qkv")
         # The decays are constants, so one sequence stands for the batch.
         log_BNT = jnp.broadcast_to(config.decays.logarithms(config.heads)[:, None], (1, config.heads, x_BTD.shape[1]))
-        y_BNTP, state = recur(config.form, q_BNTH, k_BNTH, v_BNTP, log_BNT, place, state)
+        y_BNTP, state = recur(config.form, q_BNTH, k_BNTH, v_BNTP, log_BNT, sequence, state)
         y_BNTP = checkpoint_name(y_BNTP.astype(v_BNTP.dtype), "context")
         # The group norm, one group a head, and the swish gate (eq. 8).
         y_BNTP = normalise(y_BNTP, jnp.ones(config.value_dim), config.epsilon, centred=True)

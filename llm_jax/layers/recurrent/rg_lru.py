@@ -114,13 +114,13 @@ class RGLRU(nn.Module):
         self, x_BTD: jax.Array, context: Context, state: RGLRUState | None = None
     ) -> tuple[jax.Array, RGLRUState | None]:
         """Runs over the sequence. `state` is the state after earlier calls, which this call continues."""
-        config, place = self.config, context.queries
+        config, sequence = self.config, context.queries
         branch = lambda name: checkpoint_name(self._branch(name)(x_BTD), "qkv")  # noqa: E731
         gate_BTR, x_BTR = branch("gate"), branch("input")
         # One branch of figure 2c: convolution, then RG-LRU. The other, `gate`, multiplies its result.
         convolution = config.convolution.build(config.channels, self.precision, "convolution")
-        x_BTR, recent = convolution(x_BTR, place, None if state is None else state.recent)
-        row = documents(place, None if state is None else state.segment_ids_B)
+        x_BTR, recent = convolution(x_BTR, sequence, None if state is None else state.recent)
+        row = documents(sequence, None if state is None else state.segment_ids_B)
         h_BTR = self._recurrence(x_BTR, row, None if state is None else state.h_BR)
         y_BTD = self._out()(ACTIVATIONS[config.activation](gate_BTR) * h_BTR.astype(self.precision.dtype))
         # Padding leaves h unchanged, so the last entry is that of the last real token.

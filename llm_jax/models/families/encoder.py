@@ -60,9 +60,9 @@ def masked_lm_head(activation: Activation = "gelu", epsilon: float = 1e-12, init
     return TiedHead(bias=True, transform=TransformConfig(activation, LayerNormConfig(epsilon), init=init))
 
 
-def row_head(classes: int, activation: Activation = "tanh", init: Normal = INIT) -> ClassHead:
+def sequence_head(classes: int, activation: Activation = "tanh", init: Normal = INIT) -> ClassHead:
     """Scores of classes of whole sequences."""
-    return ClassHead(classes, "row", TransformConfig(activation, init=init), init=init)
+    return ClassHead(classes, "sequence", TransformConfig(activation, init=init), init=init)
 
 
 def span_head(init: Normal = INIT) -> ClassHead:

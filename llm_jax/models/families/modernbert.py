@@ -83,9 +83,9 @@ def head_transform(
     return TransformConfig(activation, norm, bias, _out_init(layers, init))
 
 
-def row_head(classes: int, transform: TransformConfig) -> ClassHead:
+def sequence_head(classes: int, transform: TransformConfig) -> ClassHead:
     """Scores of classes of whole sequences, from their first token."""
-    return ClassHead(classes, "row", transform, init=SCORES_INIT)
+    return ClassHead(classes, "sequence", transform, init=SCORES_INIT)
 
 
 def token_head(classes: int, transform: TransformConfig) -> ClassHead:

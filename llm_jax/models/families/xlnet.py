@@ -58,7 +58,7 @@ def xlnet(
 
 def last_head(classes: int) -> ClassHead:
     """Scores of classes of whole sequences from their last token; sequences are padded on the left."""
-    return ClassHead(classes, "row", TransformConfig("tanh"), row="last")
+    return ClassHead(classes, "sequence", TransformConfig("tanh"), token="last")
 
 
 _RATES = Rates(embed=0.1, residual=0.1, attention=0.1, final=0.1)

@@ -125,9 +125,9 @@ CASES = {
 def test_attention_is_the_loop_over_packed_documents(case):
     config = CASES[case]
     params = _weights(config)
-    place = Context(SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
+    context = Context(SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
     apply = jax.jit(config.build(D, Precision(), None).apply)
-    y, state = apply({"params": params}, jnp.asarray(X, jnp.float32), place)
+    y, state = apply({"params": params}, jnp.asarray(X, jnp.float32), context)
     assert state is None
     real = SEGMENTS != 0
     expected = _reference(config, params, X, POSITIONS, SEGMENTS)
@@ -232,9 +232,9 @@ def test_queries_may_start_at_a_scale_of_their_own():
 
 def test_scores_and_softmax_are_float32_under_bfloat16():
     config = AttentionConfig(N, H, kv_heads=2)
-    layer, place = config.build(D, MIXED, None), Context(SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
+    layer, context = config.build(D, MIXED, None), Context(SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS)))
     variables = {"params": _weights(config)}
-    program = jax.make_jaxpr(lambda x: layer.apply(variables, x, place)[0])(jnp.asarray(X, jnp.bfloat16))
+    program = jax.make_jaxpr(lambda x: layer.apply(variables, x, context)[0])(jnp.asarray(X, jnp.bfloat16))
     exponentials = [equation for equation in _equations(program.jaxpr) if equation.primitive.name == "exp"]
     assert [equation.invars[0].aval.dtype for equation in exponentials] == [jnp.float32]
     assert program.out_avals[0].dtype == jnp.bfloat16

@@ -124,12 +124,14 @@ def _peak_bytes(kernel: Kernel, length: int) -> int:
     """Temporary memory of forward and backward pass of packed attention with learned biases, as compiled."""
     scores = ScoresConfig(bias=RelativeBiasConfig())
 
-    def loss(arrays, table, place):
-        return jnp.sum(kernel.attend(*arrays, Pairs(Causal(), place, None, scores, table)))
+    def loss(arrays, table, sequence):
+        return jnp.sum(kernel.attend(*arrays, Pairs(Causal(), sequence, None, scores, table)))
 
     arrays = [jax.ShapeDtypeStruct((1, heads, length, 32), jnp.float32) for heads in (2, 1, 1)]
-    place = SequenceInfo(*2 * [jax.ShapeDtypeStruct((1, length), jnp.int32)])
-    lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(arrays, jax.ShapeDtypeStruct((32, 2), jnp.float32), place)
+    sequence = SequenceInfo(*2 * [jax.ShapeDtypeStruct((1, length), jnp.int32)])
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(
+        arrays, jax.ShapeDtypeStruct((32, 2), jnp.float32), sequence
+    )
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 

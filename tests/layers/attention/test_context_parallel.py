@@ -1,4 +1,4 @@
-"""Attention over divided rows gives what it gives on one device, whichever way the stretches are exchanged. The program
+"""Attention over divided rows gives what it gives on one device, whichever way the shards are exchanged. The program
 itself is tests/helpers/divided_rows.py."""
 
 import pytest

@@ -74,8 +74,8 @@ def _gives(kernel, scores):
 @pytest.mark.parametrize("mask", [Causal(), Bidirectional()], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
-    place = SequenceInfo(POSITIONS, segments)
-    allowed = np.broadcast_to(Pairs(mask, place, None, ScoresConfig()).allowed(), (B, T, T))
+    sequence = SequenceInfo(POSITIONS, segments)
+    allowed = np.broadcast_to(Pairs(mask, sequence, None, ScoresConfig()).allowed(), (B, T, T))
     real = REAL if segments is not None else np.ones_like(REAL)
     # A query of padding sees nothing; what it gives is counted nowhere, so nothing comes back to it either.
     seen = jnp.asarray(allowed | ~allowed.any(axis=-1, keepdims=True))
@@ -83,7 +83,7 @@ def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
 
     @jax.jit
     def both(cotangent):
-        run = lambda q, k, v: kernel.attend(q, k, v, Pairs(mask, place, None, ScoresConfig()))  # noqa: E731
+        run = lambda q, k, v: kernel.attend(q, k, v, Pairs(mask, sequence, None, ScoresConfig()))  # noqa: E731
         return _value_and_gradients(run, cotangent), _value_and_gradients(lambda *x: _reference(*x, seen), cotangent)
 
     (y, gradients), (expected, expected_gradients) = both(cotangent)
@@ -112,11 +112,11 @@ def test_with_a_cache_the_keys_are_its_slots(kernel):
 
 
 def test_blocks_skip_what_no_query_of_theirs_can_see():
-    place = SequenceInfo(jnp.arange(64)[None])
+    sequence = SequenceInfo(jnp.arange(64)[None])
 
     def flops(kernel):
         shapes = [jax.ShapeDtypeStruct((1, heads, 64, 8), jnp.float32) for heads in (2, 1, 1)]
-        attended = jax.jit(lambda q, k, v: kernel.attend(q, k, v, Pairs(Causal(), place, None, ScoresConfig())))
+        attended = jax.jit(lambda q, k, v: kernel.attend(q, k, v, Pairs(Causal(), sequence, None, ScoresConfig())))
         return attended.lower(*shapes).cost_analysis()["flops"]
 
     # Eight blocks of eight: block i sees 8 (i + 1) keys, in all (64 + 8) / 2 a query.
@@ -126,8 +126,8 @@ def test_blocks_skip_what_no_query_of_theirs_can_see():
 def test_a_window_costs_its_width_and_not_the_length():
     def flops(length):
         shapes = [jax.ShapeDtypeStruct((1, heads, length, 8), jnp.float32) for heads in (2, 1, 1)]
-        place = SequenceInfo(jnp.arange(length)[None])
-        pairs = Pairs(Causal(8), place, None, ScoresConfig())
+        sequence = SequenceInfo(jnp.arange(length)[None])
+        pairs = Pairs(Causal(8), sequence, None, ScoresConfig())
         run = lambda q, k, v: BlockedKernel(8).attend(q, k, v, pairs)  # noqa: E731
         return jax.jit(run).lower(*shapes).cost_analysis()["flops"]
 

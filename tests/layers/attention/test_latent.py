@@ -27,7 +27,7 @@ X = GENERATOR.normal(size=(B, T, D))
 # Two packed documents and padding in the first row, one document in the second.
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
 POSITIONS = np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
-PLACE = SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
+SEQUENCE = SequenceInfo(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
 FULL = LatentAttentionConfig(N, Q, R, H, P, V, position=RoPEConfig(10.0))
 CASES = {
     "both ranks": FULL,
@@ -100,7 +100,7 @@ def _apply(config, params, x, context, state=None, precision=None):
 def test_latent_attention_is_the_loop_over_packed_documents(case):
     config = CASES[case]
     params = _weights(config)
-    y, state = _apply(config, params, jnp.asarray(X, jnp.float32), Context(PLACE))
+    y, state = _apply(config, params, jnp.asarray(X, jnp.float32), Context(SEQUENCE))
     assert state is None and np.isfinite(y).all()
     real = SEGMENTS != 0
     np.testing.assert_allclose(
@@ -113,12 +113,12 @@ def test_latent_attention_is_the_loop_over_packed_documents(case):
 def test_both_forms_give_from_a_cache_what_the_whole_row_gives(case, absorbed, monkeypatch):
     config = CASES[case]
     params = _weights(config)
-    whole, _ = _apply(config, params, jnp.asarray(X, jnp.float32), Context(PLACE))
+    whole, _ = _apply(config, params, jnp.asarray(X, jnp.float32), Context(SEQUENCE))
     monkeypatch.setattr(LatentAttentionConfig, "absorbs", lambda *_: absorbed)
     state = config.allocate(B, T, jnp.float32)
     for start, end in ((0, 4), (4, 5), (5, 6)):
-        part = SequenceInfo(PLACE.positions_BT[:, start:end], PLACE.segment_ids_BT[:, start:end])
-        slots = SequenceInfo(PLACE.positions_BT, jnp.where(jnp.arange(T) < end, PLACE.segment_ids_BT, 0))
+        part = SequenceInfo(SEQUENCE.positions_BT[:, start:end], SEQUENCE.segment_ids_BT[:, start:end])
+        slots = SequenceInfo(SEQUENCE.positions_BT, jnp.where(jnp.arange(T) < end, SEQUENCE.segment_ids_BT, 0))
         context = Context(part, slots, jnp.int32(start))
         y, state = _apply(config, params, jnp.asarray(X[:, start:end], jnp.float32), context, state)
         real = SEGMENTS[:, start:end] != 0
@@ -191,8 +191,8 @@ def test_initial_scales_are_those_of_the_config():
 def test_bfloat16_is_near_to_float32(absorbed, monkeypatch):
     monkeypatch.setattr(LatentAttentionConfig, "absorbs", lambda *_: absorbed)
     params, x = jax.tree.map(lambda leaf: 0.4 * leaf, _weights(FULL)), jnp.asarray(X, jnp.float32)
-    exact, _ = _apply(FULL, params, x, Context(PLACE))
-    context = Context(PLACE, PLACE, jnp.int32(0))
+    exact, _ = _apply(FULL, params, x, Context(SEQUENCE))
+    context = Context(SEQUENCE, SEQUENCE, jnp.int32(0))
     y, _ = _apply(FULL, params, x, context, FULL.allocate(B, T, jnp.bfloat16), MIXED)
     assert y.dtype == jnp.bfloat16
     real = SEGMENTS != 0

@@ -60,20 +60,20 @@ def test_rows_of_one_document(mask):
 
 
 @MASKS
-@pytest.mark.parametrize("place", [PACKED, PLAIN], ids=["packed", "plain"])
-def test_a_part_of_a_row_is_that_part_of_the_whole(mask, place):
-    whole = np.broadcast_to(_within(mask, place), (2, 7, 7))
+@pytest.mark.parametrize("sequence", [PACKED, PLAIN], ids=["packed", "plain"])
+def test_a_part_of_a_row_is_that_part_of_the_whole(mask, sequence):
+    whole = np.broadcast_to(_within(mask, sequence), (2, 7, 7))
     for rows, columns in ((slice(2, 5), slice(0, 5)), (slice(0, 1), slice(3, 7)), (slice(6, 7), slice(1, 2))):
-        part = _within(mask, place, rows, columns)
+        part = _within(mask, sequence, rows, columns)
         expected = whole[:, rows, columns]
         np.testing.assert_array_equal(np.broadcast_to(part, expected.shape), expected)
 
 
 @MASKS
-@pytest.mark.parametrize("place", [PACKED, PLAIN], ids=["packed", "plain"])
-def test_the_program_may_compute_which_part(mask, place):
-    whole = np.broadcast_to(_within(mask, place), (2, 7, 7))
-    part = jax.jit(lambda start: _within(mask, place, start + jnp.arange(3), start - 1 + jnp.arange(2)))(3)
+@pytest.mark.parametrize("sequence", [PACKED, PLAIN], ids=["packed", "plain"])
+def test_the_program_may_compute_which_part(mask, sequence):
+    whole = np.broadcast_to(_within(mask, sequence), (2, 7, 7))
+    part = jax.jit(lambda start: _within(mask, sequence, start + jnp.arange(3), start - 1 + jnp.arange(2)))(3)
     np.testing.assert_array_equal(np.broadcast_to(part, (2, 3, 2)), whole[:, 3:6, 2:4])
 
 
@@ -127,10 +127,11 @@ ORDERED = SequenceInfo(
 )
 
 
-def _seen_in_order(place):
+def _seen_in_order(sequence):
     """Which key each token of the first row sees, by the words of SequenceInfo."""
     position, document, order, asks = (
-        np.asarray(array)[0] for array in (place.positions_BT, place.segment_ids_BT, place.order_BT, place.targets_BT)
+        np.asarray(array)[0]
+        for array in (sequence.positions_BT, sequence.segment_ids_BT, sequence.order_BT, sequence.targets_BT)
     )
     seen = np.zeros((len(position), len(position)), bool)
     for query in range(len(position)):

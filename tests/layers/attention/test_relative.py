@@ -18,7 +18,7 @@ B, T, D, N, H = 2, 7, 8, 2, 3
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(B, T, D))
 # Two packed documents, padding and a token that asks in the first row; padding before one document in the second.
-PLACE = SequenceInfo(
+SEQUENCE = SequenceInfo(
     positions_BT=jnp.array([[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 2]]),
     segment_ids_BT=jnp.array([[1, 1, 1, 2, 2, 0, 1], [0, 1, 1, 1, 1, 1, 1]]),
     types_BT=jnp.array([[0, 1, 1, 0, 5, 0, 1], [0, 0, 0, 1, 1, 1, 1]]),
@@ -27,13 +27,13 @@ PLACE = SequenceInfo(
 )
 PLAIN = SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T)))
 CASES = {
-    "two streams": (RelativeAttentionConfig(N, H), PLACE),
-    "far distances alike": (RelativeAttentionConfig(N, H, farthest=1), PLACE),
-    "farther than the row": (RelativeAttentionConfig(N, H, farthest=50), PLACE),
-    "one part": (RelativeAttentionConfig(N, H), PLACE.replace(types_BT=None)),
+    "two streams": (RelativeAttentionConfig(N, H), SEQUENCE),
+    "far distances alike": (RelativeAttentionConfig(N, H, farthest=1), SEQUENCE),
+    "farther than the row": (RelativeAttentionConfig(N, H, farthest=50), SEQUENCE),
+    "one part": (RelativeAttentionConfig(N, H), SEQUENCE.replace(types_BT=None)),
     "plain": (RelativeAttentionConfig(N, H), PLAIN),
     "causal": (RelativeAttentionConfig(N, H, Causal()), PLAIN),
-    "bidirectional": (RelativeAttentionConfig(N, H, Bidirectional()), PLACE.replace(order_BT=None, targets_BT=None)),
+    "bidirectional": (RelativeAttentionConfig(N, H, Bidirectional()), SEQUENCE.replace(order_BT=None, targets_BT=None)),
 }
 CONFIG = RelativeAttentionConfig(N, H)
 
@@ -49,11 +49,11 @@ def _sinusoid(distance):
     return np.concatenate([np.sin(angles), np.cos(angles)])
 
 
-def _reference(config, params, x, place):
+def _reference(config, params, x, sequence):
     """Yang et al. 2019, A.2 and 2.5, one query of one head at a time."""
-    allowed = np.broadcast_to(config.mask.across(place, place), (B, T, T))
-    positions = np.asarray(place.positions_BT)
-    types = np.zeros((B, T)) if place.types_BT is None else np.asarray(place.types_BT)
+    allowed = np.broadcast_to(config.mask.across(sequence, sequence), (B, T, T))
+    positions = np.asarray(sequence.positions_BT)
+    types = np.zeros((B, T)) if sequence.types_BT is None else np.asarray(sequence.types_BT)
     y = np.zeros(x.shape)
     for b, t, n in np.ndindex(B, T, N):
         seen = np.flatnonzero(allowed[b, t])
@@ -81,31 +81,33 @@ def _reference(config, params, x, place):
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_the_loop(case):
-    config, place = CASES[case]
+    config, sequence = CASES[case]
     params = _weights(config)
     module = config.build(D, Precision(), None)
-    y, state = jax.jit(lambda x: module.apply({"params": params}, x, Context(place)))(jnp.asarray(X, jnp.float32))
+    y, state = jax.jit(lambda x: module.apply({"params": params}, x, Context(sequence)))(jnp.asarray(X, jnp.float32))
     assert state is None and np.isfinite(y).all()
-    real = np.ones((B, T), bool) if place.segment_ids_BT is None else np.asarray(place.segment_ids_BT) != 0
-    np.testing.assert_allclose(np.asarray(y)[real], _reference(config, params, X, place)[real], rtol=1e-4, atol=1e-4)
+    real = np.ones((B, T), bool) if sequence.segment_ids_BT is None else np.asarray(sequence.segment_ids_BT) != 0
+    np.testing.assert_allclose(np.asarray(y)[real], _reference(config, params, X, sequence)[real], rtol=1e-4, atol=1e-4)
 
 
 def test_one_part_for_all_is_no_part():
     params, module = _weights(), CONFIG.build(D, Precision(), None)
-    apply = jax.jit(lambda place: module.apply({"params": params}, jnp.asarray(X, jnp.float32), Context(place))[0])
+    apply = jax.jit(
+        lambda sequence: module.apply({"params": params}, jnp.asarray(X, jnp.float32), Context(sequence))[0]
+    )
     same = apply(PLAIN.replace(types_BT=jnp.full((B, T), 3)))
     np.testing.assert_allclose(same, apply(PLAIN), rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_token_asked_for_is_told_nothing_where_nothing_is_given():
     # Two tokens, the second before the first, and one that asks for the second.
-    place = SequenceInfo(
+    sequence = SequenceInfo(
         positions_BT=jnp.array([[0, 1, 1]]),
         order_BT=jnp.array([[2, 1, 1]]),
         targets_BT=jnp.array([[False, False, True]]),
     )
     params, module = _weights(), CONFIG.build(D, Precision(), None)
-    asked = lambda x: module.apply({"params": params}, x, Context(place))[0][0, 2]  # noqa: E731
+    asked = lambda x: module.apply({"params": params}, x, Context(sequence))[0][0, 2]  # noqa: E731
     y, gradient = jax.jit(lambda x: (asked(x), jax.jacrev(asked)(x)))(np.float32(X[:1, :3]))
     assert (np.asarray(gradient) == 0).all() and (y == 0).all()
 
@@ -114,7 +116,7 @@ def test_gradients_are_finite_under_bfloat16():
     params, module = _weights(), CONFIG.build(D, MIXED, None)
 
     def loss(params, x):
-        y, _ = module.apply({"params": params}, x, Context(PLACE))
+        y, _ = module.apply({"params": params}, x, Context(SEQUENCE))
         assert y.dtype == jnp.bfloat16
         return jnp.sum(jnp.square(y.astype(jnp.float32)))
 

@@ -29,14 +29,14 @@ def test_a_ring_gathers_nothing_and_a_window_stops_it_early(facts):
     found = facts["collectives"]
     # Keys and values are passed on seven times, forward and backward; gradients also home.
     assert found["all"] == {"collective-permute": 2 * (7 + 7 + 8)}
-    # A window that reaches one stretch back: keys and values once, which serves both passes; their gradients behind
+    # A window that reaches one shard back: keys and values once, which serves both passes; their gradients behind
     # them, and home.
     assert found["window"] == {"collective-permute": 2 * (1 + 1 + 1)}
 
 
 def test_a_balanced_ring_trades_everything_once(facts):
     found = facts["collectives"]
-    # Two stretches of each. Traded are queries, keys, values and output; the output's gradient and its product with the
+    # Two shards of each. Traded are queries, keys, values and output; the output's gradient and its product with the
     # output; the gradients of queries, keys and values.
     assert found["balanced"] == {"collective-permute": 2 * (2 * (7 + 7 + 8) + 4 + 2 + 3)}
 
@@ -62,9 +62,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square(facts):
 
 def test_what_does_not_divide_is_refused(facts):
     said = facts["messages"]
-    assert (
-        "a sequence has 36 tokens and is divided over 8 devices: set the length to a multiple of 8" in said["stretches"]
-    )
+    assert "a sequence has 36 tokens and is divided over 8 devices: set the length to a multiple of 8" in said["shards"]
     assert "a sequence has 40 tokens" in said["trade"] and "multiple of 16, or Ring.balanced to False" in said["trade"]
     assert said["unbalanced"] == said["no rows"] == "none"
     assert "shape (3,) has size 3 along 'batch', which must be divisible by 4 devices" in said["rows"]

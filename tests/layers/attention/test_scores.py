@@ -28,9 +28,9 @@ def test_a_row_and_its_cache_have_the_same_biases(name: str):
     config = ScoresConfig(bias=BIASES[name])
     buckets = getattr(config.bias, "buckets", 1)
     bias_RN = jnp.asarray(np.random.default_rng(0).normal(size=(buckets, N)), jnp.float32)
-    place = SequenceInfo(jnp.arange(T)[None])
-    within = jax.jit(lambda place: Pairs(Causal(), place, None, config, bias_RN).bias(N))(place)
-    across = jax.jit(lambda place: Pairs(Causal(), place, place, config, bias_RN).bias(N))(place)
+    sequence = SequenceInfo(jnp.arange(T)[None])
+    within = jax.jit(lambda sequence: Pairs(Causal(), sequence, None, config, bias_RN).bias(N))(sequence)
+    across = jax.jit(lambda sequence: Pairs(Causal(), sequence, sequence, config, bias_RN).bias(N))(sequence)
     # ALiBi's biases of keys that nothing sees may differ.
     seen = np.tril(np.ones((T, T), bool)) if name != "t5, encoder" else np.ones((T, T), bool)
     np.testing.assert_array_equal(np.where(seen, within, 0), np.where(seen, across, 0))

@@ -77,10 +77,10 @@ def test_what_its_backward_pass_needs_can_be_kept():
 
 
 def test_short_rows_and_caches_take_the_blocked_kernel():
-    place = SequenceInfo(POSITIONS[:, :7])
+    sequence = SequenceInfo(POSITIONS[:, :7])
     q, k, v = (x[:, :, :7] for x in (Q, KEYS, VALUES))
-    for slots in (None, place):
-        pairs = Pairs(Causal(), place, slots, ScoresConfig())
+    for slots in (None, sequence):
+        pairs = Pairs(Causal(), sequence, slots, ScoresConfig())
         expected = BlockedKernel().attend(q, k, v, pairs)
         np.testing.assert_array_equal(SplashKernel().attend(q, k, v, pairs), expected)
 

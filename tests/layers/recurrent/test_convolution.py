@@ -40,9 +40,9 @@ def _place(segments):
     return SequenceInfo(np.zeros(segments.shape, np.int32), np.int32(segments))
 
 
-def _run(config, params, x, place, state=None, precision=Precision()):  # noqa: B008
+def _run(config, params, x, sequence, state=None, precision=Precision()):  # noqa: B008
     layer = config.build(C, precision, None)
-    return jax.jit(layer.apply)({"params": params}, jnp.asarray(x, jnp.float32), place, state)
+    return jax.jit(layer.apply)({"params": params}, jnp.asarray(x, jnp.float32), sequence, state)
 
 
 def _reference(config, params, x, segments):
@@ -76,7 +76,7 @@ def test_a_row_without_segments_is_one_document(config):
 @pytest.mark.parametrize("chunks", [[T], [1] * T, [4, 2, 3]], ids=str)
 def test_calls_continue_each_other(config, segments, chunks):
     params, state = _weights(config), config.allocate(B, C, jnp.float32)
-    step, parts, start = jax.jit(lambda x, place, state: _run(config, params, x, place, state)), [], 0
+    step, parts, start = jax.jit(lambda x, sequence, state: _run(config, params, x, sequence, state)), [], 0
     for tokens in chunks:
         part, state = step(X[:, start : start + tokens], _place(segments[:, start : start + tokens]), state)
         parts.append(part)

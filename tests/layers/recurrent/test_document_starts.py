@@ -19,9 +19,9 @@ def _walk(segments, before):
 
 
 def test_documents_begin_where_the_last_real_token_was_of_another():
-    place = SequenceInfo(jnp.zeros(SEGMENTS.shape, jnp.int32), jnp.asarray(SEGMENTS))
+    sequence = SequenceInfo(jnp.zeros(SEGMENTS.shape, jnp.int32), jnp.asarray(SEGMENTS))
     for before in ([0, 0, 0], [1, 1, 1], [3, 2, 0]):
-        found = documents(place, jnp.asarray(before, jnp.int32))
+        found = documents(sequence, jnp.asarray(before, jnp.int32))
         starts, last = _walk(SEGMENTS, np.array(before))
         np.testing.assert_array_equal(found.starts_BT, starts)
         np.testing.assert_array_equal(found.last_B, last)

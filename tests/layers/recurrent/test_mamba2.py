@@ -112,8 +112,8 @@ def test_rows_of_different_length_go_on_from_their_own_last_token(form):
         real = np.ones((B, end - start), np.int32)
         if start == 0:
             real = (np.arange(5) < np.array(lengths)[:, None]).astype(np.int32)
-        place = SequenceInfo(jnp.zeros_like(real), jnp.asarray(real))
-        y, state = apply({"params": PARAMS}, X[:, start:end], Context(place), state)
+        sequence = SequenceInfo(jnp.zeros_like(real), jnp.asarray(real))
+        y, state = apply({"params": PARAMS}, X[:, start:end], Context(sequence), state)
         for row in range(B):
             parts[row].append(np.asarray(y[row])[real[row] != 0])
     for row, length in enumerate(lengths):

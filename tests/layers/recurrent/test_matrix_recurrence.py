@@ -94,12 +94,12 @@ def test_gradients_are_those_of_the_recurrence(segments, cached):
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_windows_with_a_state_give_what_the_whole_row_gives(form, window):
     inputs = _inputs()
-    run = jax.jit(lambda x, place, memory: recur(form, *x, place, memory))
+    run = jax.jit(lambda x, sequence, memory: recur(form, *x, sequence, memory))
     memory, parts = RecurrentState.empty(B, N, H, P), []
     for start in range(0, T, window):
         part = slice(start, start + window)
-        place = _place(SEGMENTS[:, part], SEGMENTS[:, part].shape[1])
-        y, memory = run(tuple(array[:, :, part] for array in inputs), place, memory)
+        sequence = _place(SEGMENTS[:, part], SEGMENTS[:, part].shape[1])
+        y, memory = run(tuple(array[:, :, part] for array in inputs), sequence, memory)
         parts.append(y)
     real = (SEGMENTS != 0)[:, None, :, None]
     expected = _reference(*inputs, SEGMENTS)
@@ -120,8 +120,8 @@ def test_padding_leaves_the_state_as_it_was_to_the_bit(form):
 def test_another_document_finds_an_empty_state(form):
     q, k, v, log = _inputs(4)
     old = RecurrentState(jnp.full((B, N, H, P), 1e6), jnp.full(B, 7, jnp.int32))
-    place = _place(np.full((B, 4), 8), 4)
-    run = jax.jit(lambda memory: recur(form, q, k, v, log, place, memory))
+    sequence = _place(np.full((B, 4), 8), 4)
+    run = jax.jit(lambda memory: recur(form, q, k, v, log, sequence, memory))
     fresh, continued = run(RecurrentState.empty(B, N, H, P)), run(old)
     for actual, expected in zip(jax.tree.leaves(continued), jax.tree.leaves(fresh), strict=True):
         np.testing.assert_array_equal(actual, expected)
@@ -133,8 +133,8 @@ def test_the_state_is_float32_in_every_precision_and_does_not_lose_small_terms(f
     length = 65
     ones = jnp.ones((1, 1, length, 1), jnp.bfloat16)
     v = ones.at[:, :, 1:].set(2.0**-10)
-    place = SequenceInfo(jnp.arange(length)[None], jnp.ones((1, length), jnp.int32))
-    run = jax.jit(lambda empty: recur(form, ones, ones, v, jnp.zeros((1, 1, length)), place, empty))
+    sequence = SequenceInfo(jnp.arange(length)[None], jnp.ones((1, length), jnp.int32))
+    run = jax.jit(lambda empty: recur(form, ones, ones, v, jnp.zeros((1, 1, length)), sequence, empty))
     _, memory = run(RecurrentState.empty(1, 1, 1, 1))
     assert memory.matrix_BNHP.dtype == jnp.float32
     np.testing.assert_allclose(memory.matrix_BNHP.item(), 1 + 64 * 2.0**-10, rtol=1e-6)
@@ -152,8 +152,8 @@ def test_strong_decays_give_no_infinities_and_no_nans():
 def _temporary_bytes(form, length: int) -> int:
     shapes = [jax.ShapeDtypeStruct((1, 2, length, 16), jnp.float32)] * 3
     log = jax.ShapeDtypeStruct((1, 2, length), jnp.float32)
-    place = SequenceInfo(jnp.zeros((1, length), jnp.int32), jnp.ones((1, length), jnp.int32))
-    loss = lambda *x: jnp.sum(recur(form, *x, place)[0] ** 2)  # noqa: E731
+    sequence = SequenceInfo(jnp.zeros((1, length), jnp.int32), jnp.ones((1, length), jnp.int32))
+    loss = lambda *x: jnp.sum(recur(form, *x, sequence)[0] ** 2)  # noqa: E731
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*shapes, log).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -167,8 +167,8 @@ def test_memory_of_chunks_grows_with_the_length_and_that_of_all_scores_with_its_
 def test_flops_are_those_of_the_compiler(chunk):
     length, heads, size = 64, 2, 32
     shapes = [jax.ShapeDtypeStruct((1, heads, length, size), jnp.float32)] * 3
-    place, log = SequenceInfo(jnp.zeros((1, length), jnp.int32)), np.zeros((1, heads, length), np.float32)
-    lowered = jax.jit(lambda *x: recur(ChunkwiseForm(chunk), *x, log, place)[0]).lower(*shapes)
+    sequence, log = SequenceInfo(jnp.zeros((1, length), jnp.int32)), np.zeros((1, heads, length), np.float32)
+    lowered = jax.jit(lambda *x: recur(ChunkwiseForm(chunk), *x, log, sequence)[0]).lower(*shapes)
     # The chunks' scores that are not allowed are made as well; what is no product of matrices comes on top.
     forbidden = (chunk - (chunk + 1) / 2) * 4 * heads * size
     counted = ChunkwiseForm(chunk).flops(length, heads, heads, size, size) + forbidden

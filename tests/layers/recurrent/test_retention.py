@@ -56,8 +56,8 @@ def _reference(params, x, segments, positions):
                         continue
                     query, key = x[row, n] @ kernel["query"][:, head], x[row, m] @ kernel["key"][:, head]
                     turned = [
-                        (vector[: H // 2] + 1j * vector[H // 2 :]) * np.exp(1j * positions[row, place] * theta)
-                        for vector, place in ((query, n), (key, m))
+                        (vector[: H // 2] + 1j * vector[H // 2 :]) * np.exp(1j * positions[row, index] * theta)
+                        for vector, index in ((query, n), (key, m))
                     ]
                     score = (turned[0] @ turned[1].conj()).real / np.sqrt(H)
                     heads[head] += gamma ** (n - m) * score * (x[row, m] @ kernel["value"][:, head])
@@ -101,28 +101,30 @@ def test_a_row_may_come_window_by_window(form):
     apply, state, parts = jax.jit(module.apply), CONFIG.allocate(B, T, jnp.bfloat16), []
     assert state.matrix_BNHP.shape == (B, N, H, P) and state.matrix_BNHP.dtype == jnp.float32
     for start, end in ((0, 4), (4, 8), (8, 9)):
-        place = SequenceInfo(*(array[:, start:end] for array in (PACKED.positions_BT, PACKED.segment_ids_BT)))
-        y, state = apply({"params": PARAMS}, X[:, start:end], Context(place), state)
+        sequence = SequenceInfo(*(array[:, start:end] for array in (PACKED.positions_BT, PACKED.segment_ids_BT)))
+        y, state = apply({"params": PARAMS}, X[:, start:end], Context(sequence), state)
         parts.append(y)
     whole, _ = apply({"params": PARAMS}, X, Context(PACKED))
     np.testing.assert_allclose(np.concatenate(parts, axis=1) * REAL, whole * REAL, rtol=1e-4, atol=1e-5)
 
 
 def test_a_score_depends_on_the_distance_and_not_on_the_places():
-    module, place = _module(CONFIG), SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T)))
-    moved = SequenceInfo(place.positions_BT + 5)
+    module, sequence = _module(CONFIG), SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T)))
+    moved = SequenceInfo(sequence.positions_BT + 5)
     apply = jax.jit(module.apply)
-    here, there = (apply({"params": PARAMS}, X, Context(where))[0] for where in (place, moved))
+    here, there = (apply({"params": PARAMS}, X, Context(where))[0] for where in (sequence, moved))
     np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5)
-    still = jax.jit(_module(dataclasses.replace(CONFIG, position=None)).apply)({"params": PARAMS}, X, Context(place))[0]
+    still = jax.jit(_module(dataclasses.replace(CONFIG, position=None)).apply)(
+        {"params": PARAMS}, X, Context(sequence)
+    )[0]
     assert np.abs(still - here).max() > 1e-2
 
 
 def test_a_head_is_normalised_so_that_the_size_of_its_values_is_nothing():
     larger = PARAMS | {"value": {"kernel": 100 * PARAMS["value"]["kernel"]}}
-    place = Context(SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T))))
+    sequence = Context(SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T))))
     apply = jax.jit(_module(CONFIG).apply)
-    y, same = (apply({"params": params}, X, place)[0] for params in (PARAMS, larger))
+    y, same = (apply({"params": params}, X, sequence)[0] for params in (PARAMS, larger))
     np.testing.assert_allclose(y, same, rtol=1e-2, atol=1e-2)
 
 

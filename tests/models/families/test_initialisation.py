@@ -39,7 +39,7 @@ from llm_jax.models.families.lamda import lamda
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.lstm import lstm
 from llm_jax.models.families.mamba2 import mamba2
-from llm_jax.models.families.modernbert import head_transform, modernbert, row_head
+from llm_jax.models.families.modernbert import head_transform, modernbert, sequence_head
 from llm_jax.models.families.mpnet import mpnet
 from llm_jax.models.families.olmo2 import olmo2
 from llm_jax.models.families.olmoe import olmoe
@@ -221,7 +221,7 @@ FAMILIES = {
         {"widen/kernel": Even(math.sqrt(6 / (16 + D))), "head/kernel": Even(math.sqrt(6 / (D + 1)))} | BERT,
     ),
     "modernbert": (
-        modernbert(*OLD, **NEW, bias=True, head=row_head(2, head_transform(L, LayerNormConfig(bias=False)))),
+        modernbert(*OLD, **NEW, bias=True, head=sequence_head(2, head_transform(L, LayerNormConfig(bias=False)))),
         {
             rf"{OUT}|transform/dense/kernel": Gauss(0.02 / math.sqrt(2 * L), 2.0),
             r"head/kernel": Gauss(1 / ROOT, 2.0),

@@ -290,7 +290,7 @@ def test_an_expert_of_a_gshard_has_places_for_an_even_load_of_both_choices():
     """2 N / E of a group of N tokens (arXiv:2006.16668, 2.2)."""
     for config in (SIZES["gshard-12l-128e"]().encoder, SIZES["glam-1.7b-64e"]()):
         (ffn,) = {block.ffn for block in config.segments[0].blocks if isinstance(block.ffn, MoEConfig)}
-        assert ffn.dispatch.places(1024, ffn.router.top, ffn.count) == 2 * 1024 / ffn.count
+        assert ffn.dispatch.expert_capacity(1024, ffn.router.top, ffn.count) == 2 * 1024 / ffn.count
 
 
 def test_every_size_with_experts_has_a_figure_of_what_is_active():

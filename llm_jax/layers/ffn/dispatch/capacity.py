@@ -67,7 +67,7 @@ class LimitedCapacity(Dispatch):
             f"it must hold whole groups; set dispatch.group to a divisor of {held}, or do not shard sequences",
         )
 
-    def places(self, tokens: int, choices: int, experts: int) -> int:
+    def expert_capacity(self, tokens: int, choices: int, experts: int) -> int:
         """Expert capacity for a group of `tokens` real tokens."""
         raise NotImplementedError
 
@@ -89,13 +89,15 @@ class LimitedCapacity(Dispatch):
         weights_GNK = grouped(choice.weights_BTK * real_BT[..., None])
         chosen_GNK = jnp.where(weights_GNK > 0, grouped(choice.experts_BTK), experts.count)
         choices = chosen_GNK.shape[-1]
-        # `places` is a Python function and the number of real tokens is traced, so its values for all numbers are a
-        # table.
-        by_tokens = np.array([self.places(tokens, choices, experts.count) for tokens in range(group + 1)], np.int32)
-        places_G = jnp.asarray(by_tokens)[jnp.sum(grouped(real_BT), axis=1, dtype=jnp.int32)]
+        # `expert_capacity` is a Python function and the number of real tokens is traced, so its values for all numbers
+        # are a table.
+        by_tokens = np.array(
+            [self.expert_capacity(tokens, choices, experts.count) for tokens in range(group + 1)], np.int32
+        )
+        capacity_G = jnp.asarray(by_tokens)[jnp.sum(grouped(real_BT), axis=1, dtype=jnp.int32)]
         best_BT = jnp.max(choice.weights_BTK, axis=-1) if choice.best_BT is None else choice.best_BT
         first_GN = self._first(grouped(best_BT * real_BT))
-        seats = _seats(chosen_GNK, first_GN, experts.count, places_G, int(by_tokens.max()))
+        seats = _seats(chosen_GNK, first_GN, experts.count, capacity_G, int(by_tokens.max()))
         y_GND = self.moves.serve(experts, grouped(x_BTD), weights_GNK, seats)
         return whole(y_GND), whole(jnp.sum(seats.served_GNK, axis=-1, dtype=jnp.float32))
 
@@ -134,7 +136,7 @@ class Capacity(LimitedCapacity):
         )
         super().__post_init__()
 
-    def places(self, tokens: int, choices: int, experts: int) -> int:
+    def expert_capacity(self, tokens: int, choices: int, experts: int) -> int:
         """Expert capacity for a group of `tokens` real tokens."""
         # The subtraction keeps rounding errors from raising a whole number to the next one.
         return min(tokens, math.ceil(self.factor * choices * tokens / experts - 1e-9))
@@ -156,19 +158,19 @@ class FixedCapacity(LimitedCapacity):
         check_positive(limit=self.limit)
         super().__post_init__()
 
-    def places(self, tokens: int, choices: int, experts: int) -> int:
+    def expert_capacity(self, tokens: int, choices: int, experts: int) -> int:
         """Expert capacity for a group of `tokens` real tokens."""
         return min(tokens, self.limit)
 
 
-def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, places_G: jax.Array, most: int) -> Seats:
+def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, capacity_G: jax.Array, most: int) -> Seats:
     """Assigns choices to the capacity buffers of the experts.
 
     Args:
       chosen_GNK: experts from 0 to `count`, where `count` means none.
       first_GN: tokens in the order in which they are served.
-      places_G: int32, expert capacity in each group.
-      most: upper bound of `places_G`, the size of the buffer.
+      capacity_G: int32, expert capacity in each group.
+      most: upper bound of `capacity_G`, the size of the buffer.
     """
     groups, tokens, choices = chosen_GNK.shape
     # The queue has the first choices of all tokens, then their second choices, and so on: [K, N], flattened. A stable
@@ -181,7 +183,7 @@ def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, places_G: jax
     entry_GEC = jnp.minimum(starts_GE[..., None] + jnp.arange(most), tokens * choices - 1)
     queued_GEC = jnp.take_along_axis(order_GP[:, None], entry_GEC, axis=2)
     token_GEC = jnp.take_along_axis(first_GN[:, None], queued_GEC % tokens, axis=2)
-    used_GEC = jnp.arange(most) < jnp.minimum(sizes_GE, places_G[:, None])[..., None]
+    used_GEC = jnp.arange(most) < jnp.minimum(sizes_GE, capacity_G[:, None])[..., None]
     # ... and from choices to buffer indices.
     served_in_GN = jnp.argsort(first_GN, axis=1)
     entry_GNK = place_GP.reshape(groups, choices, tokens).swapaxes(1, 2)
@@ -193,5 +195,5 @@ def _seats(chosen_GNK: jax.Array, first_GN: jax.Array, count: int, places_G: jax
         used_GEC=used_GEC,
         expert_GNK=real_GNK,
         place_GNK=place_GNK,
-        served_GNK=(chosen_GNK < count) & (place_GNK < places_G[:, None, None]),
+        served_GNK=(chosen_GNK < count) & (place_GNK < capacity_G[:, None, None]),
     )

@@ -70,7 +70,7 @@ def test_places_are_given_away_in_order(factor, priority, group, moves):
     _agrees(Capacity(factor, priority, group, moves), choices(2, 24, E, 2, seed=4), real_BT)
 
 
-HYPOTHETICAL = [  # shape B, T, E, K; one place, every expert chosen, short groups
+HYPOTHETICAL = [  # shape B, T, E, K; one sequence, every expert chosen, short groups
     ((2, 6, 4, 2), Capacity(0.5)),
     ((2, 6, 4, 2), Capacity(0.01, "score")),
     ((1, 7, 3, 3), Capacity(0.01, group=4)),
@@ -123,11 +123,11 @@ def test_routers_without_scores_have_no_priority_by_score(router):
     [(1.25, 256, 2, 8, 80), (1.0, 100, 1, 3, 34), (1e-6, 16, 1, 8, 1), (100.0, 16, 2, 8, 16), (1.1, 10, 2, 1, 10)],
 )
 def test_places_are_those_of_switch_at_least_one_and_at_most_all(factor, tokens, choices, experts, places):
-    assert Capacity(factor).places(tokens, choices, experts) == places
+    assert Capacity(factor).expert_capacity(tokens, choices, experts) == places
 
 
 def test_a_product_that_is_whole_but_for_rounding_gives_no_place_more():
-    assert 1.1 * 2 * 100 / 10 > 22 and Capacity(1.1).places(100, 2, 10) == 22
+    assert 1.1 * 2 * 100 / 10 > 22 and Capacity(1.1).expert_capacity(100, 2, 10) == 22
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_groups_that_lie_on_several_devices_are_refused():
 
 
 def test_a_fixed_capacity_is_that_of_rows_of_every_length():
-    assert [FixedCapacity(limit=3).places(tokens, 1, 4) for tokens in (1, 3, 24, 600)] == [1, 3, 3, 3]
+    assert [FixedCapacity(limit=3).expert_capacity(tokens, 1, 4) for tokens in (1, 3, 24, 600)] == [1, 3, 3, 3]
     with pytest.raises(ValueError, match="limit is 0: it must be greater than 0"):
         FixedCapacity(limit=0)
     with pytest.raises(ValueError, match="group is 0: it must be greater than 0"):
