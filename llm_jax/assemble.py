@@ -12,6 +12,7 @@ from llm_jax.data.feed import global_batch, host_share
 from llm_jax.data.pipeline import Dataset
 from llm_jax.experiment import Experiment
 from llm_jax.models.build import Model, build
+from llm_jax.objectives import special_tokens
 from llm_jax.objectives.objective import AnyBatch
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.partition import Layout
@@ -83,15 +84,13 @@ def assemble(experiment: Experiment, cache: Path, begun: bool = False) -> Assemb
     layout = Layout.of(experiment.sharding)
     _check_rows(experiment, layout)
     dataset = experiment.dataset(tokenizer, cache)
-    vocab_size, special = (
-        experiment.model.vocab_size,
-        experiment.objective.special_tokens(experiment.data.sequence_length),
-    )
+    names = special_tokens.created(experiment.objective.special_tokens(experiment.data.sequence_length), tokenizer)
+    vocab_size, needed = experiment.model.vocab_size, dataset.vocab_size + len(names)
     check(
-        vocab_size is not None and dataset.vocab_size + special <= vocab_size,
+        vocab_size is not None and needed <= vocab_size,
         f"the data have {dataset.vocab_size} different "
-        f"tokens{f', the objective {special} of its own' * (special > 0)} and model.vocab_size is {vocab_size}: it "
-        f"must be at least {dataset.vocab_size + special}",
+        f"tokens{f', the objective {len(names)} of its own' * bool(names)} and model.vocab_size is {vocab_size}: it "
+        f"must be at least {needed}",
     )
     return Assembly(experiment, tokenizer, dataset, experiment_programs(experiment, layout), fit, frozen)
 

@@ -136,7 +136,7 @@ def _updates(one: Experiment) -> Callable[[], None]:
     made = experiment_programs(one, layout)
     length, generator = one.data.sequence_length, np.random.default_rng(0)
     examples = one.objective.examples(one.model, None, length)
-    words = (one.model.vocab_size or 0) - one.objective.special_tokens(length)
+    words = (one.model.vocab_size or 0) - len(one.objective.special_tokens(length))
     drawn = generator.integers(0, words, (one.data.batch_size, length + 1), dtype=np.int32)
     fields = padding_row(length + 1, examples.fields)
     rows = [examples.row(fields | whole_row(tokens), generator) for tokens in drawn]

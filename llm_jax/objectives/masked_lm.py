@@ -14,6 +14,7 @@ from llm_jax.data.examples import Examples, Row
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.inputs import Inputs
+from llm_jax.objectives import special_tokens
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.objective import Needs
 from llm_jax.objectives.token_objective import TokenObjective
@@ -34,8 +35,6 @@ class MaskedLMConfig(TokenObjective):
     """Share of them that the model reads as the mask token."""
     random: float = 0.1
     """Share of them that the model reads as a random token; the rest it reads as they are."""
-    mask_id: int | None = None
-    """Id of the mask token, such as that of a published model; None: the last id of the model's vocabulary."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -46,18 +45,14 @@ class MaskedLMConfig(TokenObjective):
             f"objective.masked is {self.masked} and objective.random {self.random}: their sum must not exceed 1",
         )
 
-    def special_tokens(self, sequence_length: int) -> int:
-        return 1 if self.mask_id is None else 0
+    def special_tokens(self, sequence_length: int) -> tuple[str, ...]:
+        return (special_tokens.MASK,)
 
     def examples(self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int) -> "MaskedExamples":
         size = model.vocab_size or 0
-        mask_id = size - 1 if self.mask_id is None else self.mask_id
-        check(
-            0 <= mask_id < size,
-            f"objective.mask_id is {mask_id} and model.vocab_size {size}: it must be an id of the model's vocabulary",
-        )
+        mask_id = special_tokens.ids((special_tokens.MASK,), tokenizer, size)[special_tokens.MASK]
         # Random tokens are those that text can have.
-        words = size - self.special_tokens(sequence_length) if tokenizer is None else tokenizer.vocab_size
+        words = size - 1 if tokenizer is None else tokenizer.vocab_size
         spared = () if tokenizer is None else (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
         return MaskedExamples(self, mask_id, words, np.unique(np.array(spared, np.int32)))
 

@@ -117,10 +117,10 @@ class Objective(abc.ABC):
             "choose an objective that runs them",
         )
 
-    def special_tokens(self, sequence_length: int) -> int:
-        """Number of ids at the end of the model's vocabulary that the objective uses for itself, such as a mask token:
-        the data must have none of them."""
-        return 0
+    def special_tokens(self, sequence_length: int) -> tuple[str, ...]:
+        """Names of the tokens that the objective uses besides those of text, such as a mask token. `special_tokens.ids`
+        finds them in the tokenizer, or gives them the last ids of the model's vocabulary."""
+        return ()
 
     def examples(self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int) -> Examples:
         """What becomes of documents and of packed rows.

@@ -15,6 +15,7 @@ from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models import count
 from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
 from llm_jax.models.inputs import Inputs
+from llm_jax.objectives import special_tokens
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.objective import Needs
 from llm_jax.objectives.token_objective import TokenObjective
@@ -27,9 +28,10 @@ class SpanCorruptionConfig(TokenObjective):
 
     A row of N = data.sequence_length tokens is one sequence, whatever documents it holds, as in T5. Spans of it are
     replaced by one sentinel each in what the encoder reads; the decoder generates each sentinel with the tokens that it
-    replaces, and a last sentinel. Sentinels are the last ids of the model's vocabulary, the first of them the very last
-    (as transformers' `<extra_id_0>`). Lengths follow from N alone, so there is no padding:
-    S = N - corrupted + spans, T = corrupted + spans + 1, spans = round(corrupted / mean_span).
+    replaces, and a last sentinel. Sentinels are the tokens `<extra_id_0>`, `<extra_id_1>`, ... of the tokenizer; those
+    that it lacks are the last ids of the model's vocabulary, the first of them the very last, as in T5. Lengths follow
+    from N alone, so there is no padding: S = N - corrupted + spans, T = corrupted + spans + 1,
+    spans = round(corrupted / mean_span).
     """
 
     needs = Needs("encoder-decoder")
@@ -70,11 +72,13 @@ class SpanCorruptionConfig(TokenObjective):
         )
         super().check(model, sequence_length)
 
-    def special_tokens(self, sequence_length: int) -> int:
-        return self.corrupted(sequence_length)[1] + 1
+    def special_tokens(self, sequence_length: int) -> tuple[str, ...]:
+        return tuple(map(special_tokens.sentinel, range(self.corrupted(sequence_length)[1] + 1)))
 
     def examples(self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int) -> "SpanExamples":
-        return SpanExamples(self, model.vocab_size or 0)
+        names = self.special_tokens(sequence_length)
+        found = special_tokens.ids(names, tokenizer, model.vocab_size or 0)
+        return SpanExamples(self, np.array([found[name] for name in names], np.int32))
 
     def batch(self, rows: Mapping[str, Any]) -> Batch:
         def sequence(ids: Any) -> SequenceInfo:
@@ -97,8 +101,9 @@ class SpanCorruptionConfig(TokenObjective):
 class SpanExamples(Examples):
     """Makes `encoder_tokens` and `targets`, with segment ids that are 1, or 0 where a row is padding."""
 
-    def __init__(self, config: SpanCorruptionConfig, vocab_size: int):
-        self._config, self._vocab_size = config, vocab_size
+    def __init__(self, config: SpanCorruptionConfig, sentinels: np.ndarray):
+        """`sentinels`: their ids, of one more than the spans of a full row."""
+        self._config, self._sentinels = config, sentinels
 
     def row(self, row: Row, generator: np.random.Generator) -> Row:
         tokens = row["tokens"][:-1]
@@ -110,7 +115,7 @@ class SpanExamples(Examples):
             # The first token is never corrupted, so the target begins with a sentinel, the same as the first of the
             # source.
             source = self._merged(tokens[:real], ~corrupted)
-            target = np.append(self._merged(tokens[:real], corrupted), self._vocab_size - 1 - spans)
+            target = np.append(self._merged(tokens[:real], corrupted), self._sentinels[spans])
         source_length, target_length = self._config.lengths(len(tokens))
         (source, source_ids), (target, target_ids) = _padded(source, source_length), _padded(target, target_length)
         return {
@@ -123,9 +128,9 @@ class SpanExamples(Examples):
     def _merged(self, tokens: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """The tokens that are kept, and a sentinel for each run of others."""
         starts = ~kept & np.concatenate([[True], kept[:-1]])
-        # The first run has the number 1, and its sentinel the last id.
-        sentinels = self._vocab_size - np.cumsum(starts)
-        return np.where(starts, sentinels, tokens)[kept | starts].astype(np.int32)
+        merged = tokens.astype(np.int32)
+        merged[starts] = self._sentinels[: np.count_nonzero(starts)]
+        return merged[kept | starts]
 
 
 def _padded(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -82,6 +82,10 @@ class HuggingFaceTokenizer(Tokenizer):
         batch = self._model.encode_batch(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in batch]
 
+    def token_id(self, name: str) -> int | None:
+        token_id = self._model.token_to_id(name)
+        return token_id if token_id in self._silent else None
+
     def first_bytes(self, token_id: int) -> int:
         text, token = self.decode([token_id]), self._model.id_to_token(int(token_id)) or ""
         if _BYTE_TOKEN.fullmatch(token):

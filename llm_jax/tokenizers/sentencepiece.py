@@ -85,6 +85,11 @@ class SentencePieceTokenizer(Tokenizer):
             return super().parts(text)
         return uncrossed(text, _CHARACTERS_PER_PART, self._pairs)
 
+    def token_id(self, name: str) -> int | None:
+        # An unknown piece has the id of <unk>, which is no control piece.
+        token_id = self._model.piece_to_id(name)
+        return token_id if self._model.is_control(token_id) else None
+
     def first_bytes(self, token_id: int) -> int:
         return 1 if self._model.is_byte(int(token_id)) else super().first_bytes(token_id)
 

@@ -139,6 +139,11 @@ class Tokenizer(abc.ABC):
     def _decode(self, ids: list[int]) -> str:
         """`decode` for ids that are in range."""
 
+    def token_id(self, name: str) -> int | None:
+        """Id of the special token `name`, such as '<mask>'; None if the vocabulary has none of that name. Texts never
+        contain it, whatever their characters."""
+        return None
+
     def first_bytes(self, token_id: int) -> int:
         """Number of UTF-8 bytes that an id decodes to as the first id of a text; 0 for a special id."""
         return len(self.decode([token_id]).encode())

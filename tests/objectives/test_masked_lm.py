@@ -78,13 +78,6 @@ def test_the_loss_is_the_mean_over_the_chosen_tokens_given_what_the_model_reads(
     assert means(metrics)["loss"] == pytest.approx(nats.mean(), rel=1e-5)
 
 
-def test_the_mask_is_the_last_id_of_the_model_or_one_that_is_named():
-    assert MaskedLMConfig().special_tokens(T) == 1 and MaskedLMConfig(mask_id=7).special_tokens(T) == 0
-    assert (example(MaskedLMConfig(mask_id=7, masked=1.0, random=0.0))["inputs"] == 7).sum() >= 25
-    with pytest.raises(ValueError, match="objective.mask_id is 264 and model.vocab_size 264"):
-        example(MaskedLMConfig(mask_id=264))
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
