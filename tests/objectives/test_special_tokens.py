@@ -13,7 +13,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """A word-level tokenizer with BERT's special tokens, one sentinel, and the word `<mask>` that is no special token."""
+    """A word-level tokenizer with BERT's special tokens, one sentinel, and a word that looks like one."""
     names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", "<extra_id_1>"]
     vocabulary = {name: index for index, name in enumerate([*names, "red", "<extra_id_0>"])}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
