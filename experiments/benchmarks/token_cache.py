@@ -113,28 +113,30 @@ def write_corpora(folder: Path, megabytes: int) -> dict[str, Reader]:
 
 def make(source: Reader, model: Path, cache: Path) -> TokenDocuments:
     """The whole of a source."""
-    return tokenized(source.build(), SentencePieceTokenizerConfig(str(model)).build(list, cache, ""), True, True, cache)
+    tokenizer = SentencePieceTokenizerConfig(str(model)).build(list, cache, "")
+    return tokenized(source.build(), encoding.TextEncoding(tokenizer, True, True), cache)
 
 
 def make_until(share: float, source: Reader, model: Path, cache: Path) -> None:
     """Dies like a process that is killed when about so much of the source's text is encoded."""
     left = share * sum(len(document.text) for document in source.build())
-    original = encoding._encode
+    original = encoding.TextEncoding.encode
 
-    def counted(batch: list, *arguments: object) -> encoding.EncodedPieces:
+    def counted(self: encoding.TextEncoding, batch: list) -> encoding.EncodedPieces:
         nonlocal left
         left -= sum(len(piece.text) for piece in batch)
         if left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(batch, *arguments)
+        return original(self, batch)
 
-    encoding._encode = counted
+    encoding.TextEncoding.encode = counted
     make(source, model, cache)
 
 
 def open_drawn(count: int, cache: Path) -> TokenDocuments:
     """A cache of documents of 1,024 tokens, of two bytes each."""
-    return tokenized(Drawn(count), ByteTokenizerConfig().build(list, cache, ""), True, False, cache)
+    tokenizer = ByteTokenizerConfig().build(list, cache, "")
+    return tokenized(Drawn(count), encoding.TextEncoding(tokenizer, True, False), cache)
 
 
 def measured(work: Callable[..., object] | None, *arguments: object) -> tuple[float, float, float]:

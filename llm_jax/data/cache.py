@@ -26,10 +26,9 @@ import rich.progress
 
 from llm_jax.core.checks import check, given
 from llm_jax.data import shards
-from llm_jax.data.encoding import encoded, pieces
+from llm_jax.data.encoding import Encoding, encoded
 from llm_jax.data.examples import Row
 from llm_jax.data.sources import TextSource
-from llm_jax.tokenizers.tokenizer import Tokenizer
 
 _FORMAT = 2
 
@@ -73,8 +72,8 @@ class TokenDocuments:
         return len(self.tokens)
 
 
-def tokenized(source: TextSource, tokenizer: Tokenizer, bos: bool, eos: bool, cache: Path) -> TokenDocuments:
-    """The documents of `source` as [bos] + ids + [eos]: read from the cache, or tokenised now and added to it.
+def tokenized(source: TextSource, encoding: Encoding, cache: Path) -> TokenDocuments:
+    """The documents of `source` as `encoding` makes them: read from the cache, or tokenised now and added to it.
 
     A killed process leaves its finished shards, and the next process continues after them. If several processes need
     the same entry, one writes it and the others wait. None of this changes the result.
@@ -84,16 +83,15 @@ def tokenized(source: TextSource, tokenizer: Tokenizer, bos: bool, eos: bool, ca
     """
     identity = {
         "format": _FORMAT,
-        "tokenizer": tokenizer.digest,
-        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": encoding.tokenizer.digest,
+        "vocab_size": encoding.bound,
         "text": source.digest,
-        "bos": bos,
-        "eos": eos,
+        **encoding.identity,
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     entry = _Entry(cache / "tokens" / key, identity)
     try:
-        return entry.read() or entry.make(source, tokenizer)
+        return entry.read() or entry.make(source, encoding)
     except OSError as error:
         raise ValueError(
             f"token cache {entry.folder} cannot be written ({error.strerror or error}): free some space, make the "
@@ -130,7 +128,7 @@ class _Entry:
         tokens, offsets = shards.mapped(self.folder, manifest)
         return TokenDocuments(tokens, offsets, manifest["text_bytes"], manifest["content"][:16])
 
-    def make(self, source: TextSource, tokenizer: Tokenizer) -> TokenDocuments:
+    def make(self, source: TextSource, encoding: Encoding) -> TokenDocuments:
         """Writes the entry, or waits for the process that writes it."""
         with self._locked():
             # Another process may have written it while this one waited for the lock.
@@ -141,7 +139,7 @@ class _Entry:
                 shutil.rmtree(self._building, ignore_errors=True)
                 os.rename(self.folder, self._building)
             try:
-                manifest = self._build(source, tokenizer)
+                manifest = self._build(source, encoding)
             except BaseException:
                 if not shards.has_finished_shards(self._building):
                     shutil.rmtree(self._building, ignore_errors=True)
@@ -150,15 +148,15 @@ class _Entry:
             shards.remember_checksums(self.folder, manifest)
         return given(self.read(), f"{self.folder} was damaged while it was written: check the disk and the memory")
 
-    def _build(self, source: TextSource, tokenizer: Tokenizer) -> dict:
-        with contextlib.closing(shards.ShardWriter(self._building, tokenizer.vocab_size)) as writer:
+    def _build(self, source: TextSource, encoding: Encoding) -> dict:
+        with contextlib.closing(shards.ShardWriter(self._building, encoding.bound)) as writer:
             done = writer.done
             if done.pieces:
                 self._say(f"tokenising the {source} continues after {done.documents:,} documents", "dim")
-            rest = itertools.islice(pieces(source, tokenizer), done.pieces, None)
+            rest = itertools.islice(encoding.pieces(source), done.pieces, None)
             with self._progress(str(source)) as progress:
                 progress.update(progress.task_ids[0], completed=done.text_bytes)
-                for batch in encoded(rest, tokenizer, self._identity["bos"], self._identity["eos"]):
+                for batch in encoded(rest, encoding):
                     writer.write(batch)
                     progress.advance(progress.task_ids[0], int(batch.text_bytes.sum()))
             check(writer.tokens > 0, f"there is no text in the {source}: add text, or remove that part")

@@ -11,6 +11,7 @@ from llm_jax.core.configclass import configclass
 from llm_jax.data.built_documents import BuiltDocuments
 from llm_jax.data.cache import TokenDocuments, tokenized
 from llm_jax.data.duplicates import Distinct, DocumentSet
+from llm_jax.data.encoding import TextEncoding
 from llm_jax.data.packing import Documents, PackedConfig, Packing
 from llm_jax.data.row_source import EvaluationRows, RowContext, Rows, RowSource, Source
 from llm_jax.data.sources import Reader, TextSource
@@ -130,7 +131,8 @@ class Corpus(RowSource):
         return self._config.text_of(self._source, part)
 
     def _tokenized(self, text: TextSource) -> TokenDocuments:
-        return tokenized(text, self._tokenizer, self._config.bos, self._config.eos, self._context.cache)
+        encoding = TextEncoding(self._tokenizer, self._config.bos, self._config.eos)
+        return tokenized(text, encoding, self._context.cache)
 
 
 def _card(text: TextSource, documents: TokenDocuments) -> Mapping[str, str | int]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llm_jax.data.cache import tokenized
+from llm_jax.data.encoding import TextEncoding
 from llm_jax.data.sources import JsonLinesConfig, TextFilesConfig
 from tests.helpers.fake_tokenizer import FakeTokenizer
 
@@ -38,7 +39,7 @@ def content(documents):
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("eos", [True, False])
 def test_documents_come_back_between_their_boundary_tokens(source, tmp_path, bos, eos):
-    documents = tokenized(source, FakeTokenizer(), bos, eos, tmp_path / "cache")
+    documents = tokenized(source, TextEncoding(FakeTokenizer(), bos, eos), tmp_path / "cache")
     assert content(documents) == [[257] * bos + list(text.encode()) + [258] * eos for text in TEXTS]
     assert documents.lengths.tolist() == [len(ids) for ids in content(documents)]
     assert documents.total == sum(documents.lengths)
@@ -51,7 +52,7 @@ def test_a_large_vocabulary_is_kept_in_32_bits(source, tmp_path):
         vocab_size = 70_000
         bos_id = 69_999
 
-    documents = tokenized(source, Large(), True, True, tmp_path / "cache")
+    documents = tokenized(source, TextEncoding(Large(), True, True), tmp_path / "cache")
     assert documents.tokens.dtype == np.uint32
     assert documents[0].tolist() == [69_999, *b"one", 258]
 
@@ -59,19 +60,19 @@ def test_a_large_vocabulary_is_kept_in_32_bits(source, tmp_path):
 def test_tokenising_happens_once_per_text_tokenizer_and_boundaries(source, tmp_path):
     cache = tmp_path / "cache"
     tokenizer = CountingTokenizer()
-    first = tokenized(source, tokenizer, True, True, cache)
+    first = tokenized(source, TextEncoding(tokenizer, True, True), cache)
     assert tokenizer.calls == 1
-    again = tokenized(source, tokenizer, True, True, cache)
+    again = tokenized(source, TextEncoding(tokenizer, True, True), cache)
     assert tokenizer.calls == 1
     assert content(first) == content(again) and first.digest == again.digest
     other = CountingTokenizer(digest="another000000000")
     for used, bos in ((tokenizer, False), (other, True)):
         before = used.calls
-        tokenized(source, used, bos, True, cache)
+        tokenized(source, TextEncoding(used, bos, True), cache)
         assert used.calls == before + 1
     changed = TextFilesConfig((str(tmp_path / "corpus.jsonl"),)).build()
     assert changed.digest != source.digest
-    tokenized(changed, tokenizer, True, True, cache)
+    tokenized(changed, TextEncoding(tokenizer, True, True), cache)
     assert len(entries(cache)) == 4
 
 
@@ -95,28 +96,28 @@ def cut_tokens(folder):
 def test_a_damaged_entry_is_made_again_and_said_so(source, tmp_path, capsys, damage):
     cache = tmp_path / "cache"
     tokenizer = CountingTokenizer()
-    expected = content(tokenized(source, tokenizer, True, True, cache))
+    expected = content(tokenized(source, TextEncoding(tokenizer, True, True), cache))
     (folder,) = entries(cache)
     damage(folder)
-    assert content(tokenized(source, tokenizer, True, True, cache)) == expected
+    assert content(tokenized(source, TextEncoding(tokenizer, True, True), cache)) == expected
     # What precedes the damage is kept, which here may be all.
     calls = tokenizer.calls
     assert "damaged" in capsys.readouterr().err
     assert entries(cache) == [folder]
-    tokenized(source, tokenizer, True, True, cache)
+    tokenized(source, TextEncoding(tokenizer, True, True), cache)
     assert tokenizer.calls == calls and "damaged" not in capsys.readouterr().err
 
 
 def test_an_entry_of_another_tokenizer_in_its_place_is_refused(source, tmp_path):
     cache = tmp_path / "cache"
-    tokenized(source, FakeTokenizer(), True, True, cache)
+    tokenized(source, TextEncoding(FakeTokenizer(), True, True), cache)
     (mine,) = entries(cache)
-    tokenized(source, FakeTokenizer("another000000000"), True, True, cache)
+    tokenized(source, TextEncoding(FakeTokenizer("another000000000"), True, True), cache)
     (other,) = set(entries(cache)) - {mine}
     other.rename(tmp_path / "aside")
     mine.rename(other)
     with pytest.raises(ValueError, match="made with another tokenizer.*delete it"):
-        tokenized(source, FakeTokenizer("another000000000"), True, True, cache)
+        tokenized(source, TextEncoding(FakeTokenizer("another000000000"), True, True), cache)
 
 
 def test_ids_outside_the_vocabulary_are_refused_and_nothing_is_kept(source, tmp_path):
@@ -126,7 +127,7 @@ def test_ids_outside_the_vocabulary_are_refused_and_nothing_is_kept(source, tmp_
     with pytest.raises(
         ValueError, match=r"corpus\.jsonl:1: the tokenizer returned ids from 101 to 258.*vocab_size is 200"
     ):
-        tokenized(source, Small(), True, True, tmp_path / "cache")
+        tokenized(source, TextEncoding(Small(), True, True), tmp_path / "cache")
     assert entries(tmp_path / "cache") == []
 
 
@@ -134,14 +135,14 @@ def test_text_without_tokens_is_refused(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xff")
     source = TextFilesConfig((str(tmp_path / "a.txt"),), invalid_utf8="skip").build()
     with pytest.raises(ValueError, match="there is no text in the text files .*a.txt"):
-        tokenized(source, FakeTokenizer(), True, True, tmp_path / "cache")
+        tokenized(source, TextEncoding(FakeTokenizer(), True, True), tmp_path / "cache")
     assert entries(tmp_path / "cache") == []
 
 
 def test_an_unwritable_cache_is_named(source, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(ValueError, match=r"token cache .*cache/tokens/\w+ cannot be written"):
-        tokenized(source, FakeTokenizer(), True, True, tmp_path / "cache")
+        tokenized(source, TextEncoding(FakeTokenizer(), True, True), tmp_path / "cache")
 
 
 def test_a_full_disk_leaves_no_part_behind(source, tmp_path, monkeypatch):
@@ -150,7 +151,7 @@ def test_a_full_disk_leaves_no_part_behind(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ValueError, match="cannot be written .No space left on device.: free some space"):
-        tokenized(source, FakeTokenizer(), True, True, tmp_path / "cache")
+        tokenized(source, TextEncoding(FakeTokenizer(), True, True), tmp_path / "cache")
     assert entries(tmp_path / "cache") == []
 
 
@@ -161,7 +162,7 @@ def test_of_two_that_race_one_tokenises_and_both_get_the_whole(source, tmp_path)
 
     def run():
         meeting.wait(timeout=10)
-        found.append(tokenized(source, tokenizer, True, True, tmp_path / "cache"))
+        found.append(tokenized(source, TextEncoding(tokenizer, True, True), tmp_path / "cache"))
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:

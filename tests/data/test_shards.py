@@ -47,7 +47,7 @@ class Source:
 
 
 def build(cache, source=None, tokenizer=None, bos=True, eos=True):
-    return tokenized(source or Source(), tokenizer or ByteTokenizer(), bos, eos, cache)
+    return tokenized(source or Source(), encoding.TextEncoding(tokenizer or ByteTokenizer(), bos, eos), cache)
 
 
 def files(cache):
@@ -112,7 +112,7 @@ def build(cache, kill_at):
         for name in ("fsync", "replace", "rename", "unlink"):
             setattr(os, name, watched(getattr(os, name)))
         shards.ShardWriter._append = watched(shards.ShardWriter._append)
-        tokenized(Source(), byte.ByteTokenizer(), True, True, cache)
+        tokenized(Source(), encoding.TextEncoding(byte.ByteTokenizer(), True, True), cache)
         os._exit(0)
     return os.waitpid(process, 0)[1] == signal.SIGKILL
 
@@ -271,7 +271,7 @@ def test_parts_of_documents_give_the_ids_of_whole_documents(tmp_path):
     model.write_bytes(trained.content)
     tokenizer = SentencePieceTokenizerConfig(str(model)).build(list, tmp_path, "")
     documents = build(tmp_path, Source([text, "short", text[::-1]]), tokenizer)
-    assert len(list(encoding.pieces(Source([text]), tokenizer))) > 1
+    assert len(list(encoding.TextEncoding(tokenizer, True, True).pieces(Source([text])))) > 1
     for i, whole in enumerate((text, "short", text[::-1])):
         assert documents[i].tolist() == [tokenizer.bos_id, *tokenizer.encode(whole), tokenizer.eos_id]
 
