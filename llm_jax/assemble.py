@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 
+from llm_jax.core import config_text
 from llm_jax.core.checks import check
 from llm_jax.data.feed import global_batch, host_share
 from llm_jax.data.pipeline import Dataset
 from llm_jax.experiment import Experiment
 from llm_jax.models.build import Model, build
 from llm_jax.objectives import special_tokens
-from llm_jax.objectives.objective import AnyBatch
+from llm_jax.objectives.objective import AnyBatch, Objective
 from llm_jax.sharding import axes, partition
 from llm_jax.sharding.partition import Layout
 from llm_jax.starts.fit import Fit
@@ -105,8 +106,12 @@ def _fit(start: Start, model: Model, tokenizer: Tokenizer | None) -> Fit:
 def _tokenizer(experiment: Experiment, cache: Path) -> Tokenizer | None:
     if experiment.tokenizer is None:
         return None
-    text = experiment.data.text("train")
-    return experiment.tokenizer.build(lambda: (document.text for document in text), cache, text.digest)
+    source, texts = experiment.data.text("train"), experiment.objective.texts
+    # Only an objective that reads records selects text.
+    selection = "" if type(experiment.objective).texts is Objective.texts else config_text.digest(experiment.objective)
+    return experiment.tokenizer.build(
+        lambda: (text for document in source for text in texts(document.text)), cache, source.digest + selection
+    )
 
 
 def _check_rows(experiment: Experiment, layout: Layout) -> None:

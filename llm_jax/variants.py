@@ -19,8 +19,9 @@ from llm_jax.core.checks import check_positive
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.core.run_lock import RunHeld
 from llm_jax.core.source import SourceCode
+from llm_jax.data.examples import Row
 from llm_jax.data.feed import global_batch
-from llm_jax.data.row_source import padding_row, whole_row
+from llm_jax.data.row_source import AnyExamples
 from llm_jax.experiment import Experiment
 from llm_jax.resumption import check_run
 from llm_jax.sharding.partition import Layout
@@ -137,9 +138,8 @@ def _updates(one: Experiment) -> Callable[[], None]:
     length, generator = one.data.sequence_length, np.random.default_rng(0)
     examples = one.objective.examples(one.model, None, length)
     words = (one.model.vocab_size or 0) - len(one.objective.special_tokens(length))
-    drawn = generator.integers(0, words, (one.data.batch_size, length + 1), dtype=np.int32)
-    fields = padding_row(length + 1, examples.fields)
-    rows = [examples.row(fields | whole_row(tokens), generator) for tokens in drawn]
+    drawn = [_random_row(examples, length + 1, words, generator) for _ in range(one.data.batch_size)]
+    rows = [examples.row(row, generator) for row in drawn]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     batch, state = global_batch(one.objective.batch(stacked), layout.rows), [made.fresh()]
 
@@ -149,3 +149,16 @@ def _updates(one: Experiment) -> Callable[[], None]:
             jax.block_until_ready(told)
 
     return call
+
+
+def _random_row(examples: AnyExamples, length: int, words: int, generator: np.random.Generator) -> Row:
+    """A row of one document of random tokens below `words`."""
+    row = examples.padding(length)
+    for name, array in row.items():
+        if name.endswith("tokens"):
+            row[name] = generator.integers(0, words, array.shape, dtype=np.int32)
+        elif name.endswith("segment_ids"):
+            row[name] = np.ones_like(array)
+        elif name.endswith("positions"):
+            row[name] = np.arange(len(array), dtype=np.int32)
+    return row

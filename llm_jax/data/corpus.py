@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 
@@ -13,13 +12,14 @@ from llm_jax.data.cache import TokenDocuments, tokenized
 from llm_jax.data.duplicates import Distinct, DocumentSet
 from llm_jax.data.encoding import TextEncoding
 from llm_jax.data.packing import Documents, PackedConfig, Packing
-from llm_jax.data.row_source import EvaluationRows, RowContext, Rows, RowSource, Source
+from llm_jax.data.read_source import Duplicates, ReadSource
+from llm_jax.data.row_source import EvaluationRows, RowContext, Rows, RowSource
 from llm_jax.data.sources import Reader, TextSource
 from llm_jax.data.splits import ContentSplit, Limited, Part, SeparateSources, Split
 
 
 @configclass
-class CorpusConfig(Source):
+class CorpusConfig(ReadSource):
     """Text, tokenised by the experiment's tokenizer and packed into rows. A document is [bos] + ids + [eos]."""
 
     source: Reader
@@ -29,26 +29,10 @@ class CorpusConfig(Source):
     """Whether documents begin with the tokenizer's bos. Without bos a document's first token is never a target."""
     eos: bool = True
     """Whether documents end with the tokenizer's eos. It is a target like any other token."""
-    duplicates: Literal["keep", "skip"] = "keep"
-    """Whether to keep documents whose text is that of an earlier document. skip: they are removed before the split,
-    and counted. If parts have sources of their own, texts of a held-out part are removed from the training text."""
+    duplicates: Duplicates = "keep"
 
     def __post_init__(self) -> None:
         check_one_of("duplicates", self.duplicates, ("keep", "skip"))
-
-    def text(self, part: Part) -> TextSource:
-        """The documents of `part`, before tokenising."""
-        return self.text_of(self.source.build(), part)
-
-    def text_of(self, source: TextSource, part: Part) -> TextSource:
-        """The documents of `part`, where `source` is the built `self.source`."""
-        if self.duplicates == "keep":
-            return self.split.part(source, part)
-        if not isinstance(self.split, SeparateSources):
-            return self.split.part(Distinct(source), part)
-        parts = self.split.parts()
-        later = parts[parts.index(part) + 1 :]
-        return Distinct(self.split.part(source, part), [self.split.part(source, held_out) for held_out in later])
 
     def build(self, context: RowContext) -> "Corpus":
         return Corpus(self, context)
@@ -62,7 +46,7 @@ class Corpus(RowSource):
         needs = f"{config.source} is text: the experiment needs a tokenizer to cut it"
         self._tokenizer = given(context.tokenizer, needs)
         self._config = config
-        self._context = context
+        self._context, self._examples = context, context.text_examples
         self._source = config.source.build()
 
     @property
@@ -79,14 +63,14 @@ class Corpus(RowSource):
             f"requires batch_size x sequence_length + 1 = {context.batch_size} x {context.sequence_length} + 1 = "
             f"{needed}; add text, or lower batch_size or sequence_length",
         )
-        return self._config.packing.train(documents, context.sequence_length, context.seed, context.examples.fields)
+        return self._config.packing.train(documents, context.sequence_length, context.seed, self._examples.fields)
 
     def evaluation(self, part: Part, max_bytes: int | None) -> dict[str, EvaluationRows]:
         text = self._text(part)
         documents = self._tokenized(text if max_bytes is None else Limited(text, max_bytes))
         context, built = self._context, self._built(documents)
-        rows = self._config.packing.evaluation(built, context.sequence_length, context.examples.fields)
-        if context.examples.changes_documents:
+        rows = self._config.packing.evaluation(built, context.sequence_length, self._examples.fields)
+        if self._examples.changes_documents:
             return {"": EvaluationRows(rows, rows.rows_per_epoch, text_bytes=None, optimal_loss=None)}
         # With bos, only bos is never a target, and it has no bytes.
         given = 0 if self._config.bos else self._bytes_of_first(rows.unpredicted)
@@ -118,9 +102,9 @@ class Corpus(RowSource):
 
     def _built(self, documents: TokenDocuments) -> Documents:
         """The documents, changed by the objective's `Examples` if it changes any."""
-        if not self._context.examples.changes_documents:
+        if not self._examples.changes_documents:
             return documents
-        return BuiltDocuments(documents, self._context.examples, self._context.seed)
+        return BuiltDocuments(documents, self._examples, self._context.seed)
 
     def _bytes_of_first(self, ids: np.ndarray) -> int:
         """UTF-8 bytes of the ids at the beginning of documents; eos has none."""

@@ -54,7 +54,17 @@ class Examples:
         the same arrays and lengths for all rows."""
         return row
 
+    def padding(self, length: int) -> Row:
+        """A row of padding only, of `length` tokens, as before `row`."""
+        return padding_row(length, self.fields)
+
     @property
     def changes_documents(self) -> bool:
         """Whether `document` is overridden. If so, the token cache is read document by document."""
         return type(self).document is not Examples.document
+
+
+def padding_row(length: int, fields: tuple[TokenField, ...] = ()) -> Row:
+    """A row of padding only."""
+    row = {name: np.zeros(length, np.int32) for name in ("tokens", "segment_ids", "positions")}
+    return row | {field.name: np.full(length, field.padding, field.dtype) for field in fields}

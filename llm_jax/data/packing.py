@@ -11,8 +11,8 @@ from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.data.built_documents import BuiltDocuments
 from llm_jax.data.cache import TokenDocuments
-from llm_jax.data.examples import TokenField
-from llm_jax.data.row_source import Row, Rows, padding_row, whole_row
+from llm_jax.data.examples import TokenField, padding_row
+from llm_jax.data.row_source import Row, Rows, whole_row
 
 Documents = TokenDocuments | BuiltDocuments
 """Documents as tokenised, or as changed by an objective. Both have `len`, `lengths`, `offsets`, `total` and `read`."""

@@ -16,9 +16,11 @@ from llm_jax.data.corpus import CorpusConfig
 from llm_jax.data.duplicates import census, fingerprints, remembered
 from llm_jax.data.examples import Examples, Row
 from llm_jax.data.mixture import MixtureConfig
-from llm_jax.data.row_source import EvaluationRows, RowContext, Rows, Source, padding_row
+from llm_jax.data.read_source import ReadSource
+from llm_jax.data.row_source import AnyExamples, EvaluationRows, RowContext, Rows, Source
 from llm_jax.data.sources import TextSource
 from llm_jax.data.splits import Joined, Limited, Part
+from llm_jax.data.structured_records import RecordsConfig
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class DataConfig:
         """
         texts: list[TextSource] = []
         for source in self._sources:
-            if not isinstance(source, CorpusConfig):
+            if not isinstance(source, ReadSource):
                 raise ValueError(f"{type(source).__name__} has no text: use a CorpusConfig")
             texts.append(source.text(part))
         if max_bytes is not None:
@@ -80,7 +82,7 @@ class DataConfig:
         tokenizer: Tokenizer | None,
         cache: Path,
         seed: int,
-        examples: Examples = Examples(),  # noqa: B008
+        examples: AnyExamples = Examples(),  # noqa: B008
     ) -> "Dataset":
         """Tokenises the training part, or reads it from `cache`. `examples` are the objective's.
 
@@ -88,11 +90,7 @@ class DataConfig:
           ValueError: if the text cannot be read or decoded, or the training part is smaller than one batch.
         """
         for source in self._sources:
-            check(
-                isinstance(source, CorpusConfig) or not examples.changes_documents,
-                f"{type(examples).__name__} changes documents before packing, and {type(source).__name__} has no "
-                "documents: use a CorpusConfig",
-            )
+            _check_examples(source, examples)
         return Dataset(self, RowContext(tokenizer, cache, self.sequence_length, self.batch_size, seed, examples))
 
     @property
@@ -100,6 +98,17 @@ class DataConfig:
         if isinstance(self.source, MixtureConfig):
             return [weighted.source for weighted in self.source.sources]
         return [self.source]
+
+
+def _check_examples(source: Source, examples: AnyExamples) -> None:
+    """Checks that the objective's examples can be made of what the source yields."""
+    if isinstance(source, CorpusConfig | RecordsConfig):
+        return  # They check it themselves.
+    check(
+        isinstance(examples, Examples) and not examples.changes_documents,
+        f"{type(examples).__name__} changes documents before packing, and {type(source).__name__} has no documents: "
+        "use a CorpusConfig or a RecordsConfig",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,11 +270,11 @@ class _Prepared:
     rows: Rows
     count: int | None
     row_length: int
-    examples: Examples
+    examples: AnyExamples
     seed: int
     name: str
 
     def __getitem__(self, index: int) -> Row:
         past_end = self.count is not None and index >= self.count
-        row = padding_row(self.row_length, self.examples.fields) if past_end else self.rows[index]
+        row = self.examples.padding(self.row_length) if past_end else self.rows[index]
         return self.examples.row(row, rng.generator(self.seed, self.name, index))

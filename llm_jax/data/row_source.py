@@ -9,9 +9,12 @@ import numpy as np
 
 from llm_jax.core.configclass import configclass
 from llm_jax.data.duplicates import DocumentSet
-from llm_jax.data.examples import Examples, Row, TokenField
+from llm_jax.data.examples import Examples, Row
+from llm_jax.data.record_examples import RecordExamples
 from llm_jax.data.splits import Part
 from llm_jax.tokenizers.tokenizer import Tokenizer
+
+AnyExamples = Examples | RecordExamples
 
 
 class Rows(Protocol):
@@ -46,8 +49,33 @@ class RowContext:
     batch_size: int
     """Rows per step over all processes. A mixture converts steps to rows with it."""
     seed: int
-    examples: Examples = Examples()
+    examples: AnyExamples = Examples()
     """How the objective transforms documents and rows."""
+
+    @property
+    def text_examples(self) -> Examples:
+        """`examples`.
+
+        Raises:
+          ValueError: if they are made of records.
+        """
+        if isinstance(self.examples, Examples):
+            return self.examples
+        raise ValueError("the objective reads structured records, and data.source is plain text: use a RecordsConfig")
+
+    @property
+    def record_examples(self) -> RecordExamples:
+        """`examples`.
+
+        Raises:
+          ValueError: if they are made of plain text.
+        """
+        if isinstance(self.examples, RecordExamples):
+            return self.examples
+        raise ValueError(
+            "the objective trains on plain text, and data.source has structured records: use a CorpusConfig, or an "
+            "objective that reads records"
+        )
 
 
 @configclass
@@ -108,9 +136,3 @@ def whole_row(tokens: np.ndarray) -> Row:
         "segment_ids": np.ones(length, np.int32),
         "positions": np.arange(length, dtype=np.int32),
     }
-
-
-def padding_row(length: int, fields: tuple[TokenField, ...] = ()) -> Row:
-    """A row of padding only."""
-    row = {name: np.zeros(length, np.int32) for name in ("tokens", "segment_ids", "positions")}
-    return row | {field.name: np.full(length, field.padding, field.dtype) for field in fields}

@@ -15,7 +15,8 @@ import numpy as np
 from llm_jax.core import config_text, rng
 from llm_jax.core.checks import check, check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.data.row_source import EvaluationRows, Row, RowContext, Rows, RowSource, Source, padding_row
+from llm_jax.data.examples import padding_row
+from llm_jax.data.row_source import EvaluationRows, Row, RowContext, Rows, RowSource, Source
 from llm_jax.data.splits import Part
 
 

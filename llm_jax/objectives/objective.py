@@ -1,7 +1,7 @@
 """What training minimises, whatever the model."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
 from llm_jax.data.examples import Examples
-from llm_jax.data.row_source import padding_row
+from llm_jax.data.row_source import AnyExamples
 from llm_jax.models import count
 from llm_jax.models.build import Model
 from llm_jax.models.config import MAKE_CAUSAL, EncoderDecoderConfig, ModelConfig
@@ -122,8 +122,12 @@ class Objective(abc.ABC):
         finds them in the tokenizer, or gives them the last ids of the model's vocabulary."""
         return ()
 
-    def examples(self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int) -> Examples:
-        """What becomes of documents and of packed rows.
+    def texts(self, document: str) -> Iterable[str]:
+        """The texts of a document on which a tokenizer is trained: of a record, those of the fields that are read."""
+        return (document,)
+
+    def examples(self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int) -> AnyExamples:
+        """How documents and packed rows, or records, become rows of a batch.
 
         Args:
           tokenizer: None where the data are tokens already.
@@ -172,7 +176,7 @@ class Objective(abc.ABC):
     ) -> AnyBatch:
         """Shapes and dtypes of a batch of the whole run, without data."""
         examples = self.examples(model, tokenizer, sequence_length)
-        row = examples.row(padding_row(sequence_length + 1, examples.fields), np.random.default_rng(0))
+        row = examples.row(examples.padding(sequence_length + 1), np.random.default_rng(0))
         batch = self.batch({name: array[None] for name, array in row.items()})
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), batch)
 
