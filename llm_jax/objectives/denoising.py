@@ -160,16 +160,17 @@ class DenoisingExamples(Examples):
 
     def _moved(self, tokens: np.ndarray, documents: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """The tokens after permutation and rotation of each document."""
-        moved, config = tokens.copy(), self._config
+        config = self._config
         (places,) = np.nonzero(~np.isin(tokens, self._fixed))
-        documents = documents[places]
-        if config.permuted == "sentences":
-            ends = np.isin(moved[places], self._sentence_ends)
-            moved[places] = moved[places][_permuted(documents, ends, generator)]
-        elif config.permuted == "tokens":
-            moved[places] = moved[places][_permuted(documents, np.ones(len(places), bool), generator)]
+        text, documents = tokens[places], documents[places]
+        if config.permuted != "nothing":
+            sentences = config.permuted == "sentences"
+            ends = np.isin(text, self._sentence_ends) if sentences else np.ones(len(text), bool)
+            text = text[_permuted(documents, ends, generator)]
         if config.rotated:
-            moved[places] = moved[places][_rotated(documents, generator)]
+            text = text[_rotated(documents, generator)]
+        moved = tokens.copy()
+        moved[places] = text
         return moved
 
     def _masked(self, tokens: np.ndarray, generator: np.random.Generator) -> np.ndarray:
