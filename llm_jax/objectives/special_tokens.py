@@ -19,9 +19,14 @@ def sentinel(number: int) -> str:
     return f"<extra_id_{number}>"
 
 
+def sentinels(count: int) -> tuple[str, ...]:
+    """Names of the first `count` sentinels."""
+    return tuple(map(sentinel, range(count)))
+
+
 def ids(names: Sequence[str], tokenizer: Tokenizer | None, vocab_size: int) -> dict[str, int]:
-    """Id of each of `names`: that of the tokenizer's token of this name; all others get the last ids of the model's
-    vocabulary, the first of them the very last, which no text has.
+    """Id of each of `names`, in their order: that of the tokenizer's token of this name; all others get the last ids of
+    the model's vocabulary, the first of them the very last, which no text has.
 
     Raises:
       ValueError: if the vocabulary has no room for those that the tokenizer lacks.
@@ -34,7 +39,13 @@ def ids(names: Sequence[str], tokenizer: Tokenizer | None, vocab_size: int) -> d
         f"the tokenizer has {text} tokens and none named {_listed(missing)}, and model.vocab_size is {vocab_size}: it "
         f"must be at least {text + len(missing)}, or use a tokenizer that has these tokens",
     )
-    return {**{name: vocab_size - 1 - index for index, name in enumerate(missing)}, **_without_none(found)}
+    last = {name: vocab_size - 1 - index for index, name in enumerate(missing)}
+    return {name: last[name] if token_id is None else token_id for name, token_id in found.items()}
+
+
+def mask_id(tokenizer: Tokenizer | None, vocab_size: int) -> int:
+    """Id of the mask token. Raises ValueError as `ids`."""
+    return ids((MASK,), tokenizer, vocab_size)[MASK]
 
 
 def created(names: Sequence[str], tokenizer: Tokenizer | None) -> list[str]:
@@ -47,10 +58,6 @@ def _in(tokenizer: Tokenizer | None, name: str) -> int | None:
         return None
     known = (tokenizer.token_id(spelling) for spelling in SPELLINGS.get(name, (name,)))
     return next((token_id for token_id in known if token_id is not None), None)
-
-
-def _without_none(found: dict[str, int | None]) -> dict[str, int]:
-    return {name: token_id for name, token_id in found.items() if token_id is not None}
 
 
 def _listed(names: Sequence[str]) -> str:

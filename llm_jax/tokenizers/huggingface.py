@@ -1,6 +1,7 @@
 """Tokenizers in the `tokenizer.json` format of Hugging Face, through its `tokenizers` package (pip extra `hf`)."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -92,6 +93,16 @@ class HuggingFaceTokenizer(Tokenizer):
             return 1
         # Part of a character: in a byte-level vocabulary every character of a token stands for one byte.
         return len(token) if _REPLACEMENT in text else len(text.encode())
+
+    @functools.cached_property
+    def pieces(self) -> tuple[str, ...]:
+        model = self.pipeline()["model"]
+        if model["type"] != "WordPiece":
+            return super().pieces
+        # By the prefix of pieces that continue a word: the decoder drops spaces before punctuation.
+        prefix, names = model["continuing_subword_prefix"], map(self._model.id_to_token, range(self.vocab_size))
+        kept = ("" if i in self._silent or name is None else name for i, name in enumerate(names))
+        return tuple(name.removeprefix(prefix) if name.startswith(prefix) else name and f" {name}" for name in kept)
 
     @property
     def begins_with_bos(self) -> bool:

@@ -6,6 +6,7 @@ checkpoints use it to reject a different tokenizer.
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -147,6 +148,15 @@ class Tokenizer(abc.ABC):
     def first_bytes(self, token_id: int) -> int:
         """Number of UTF-8 bytes that an id decodes to as the first id of a text; 0 for a special id."""
         return len(self.decode([token_id]).encode())
+
+    @functools.cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """The text that each id adds to a text before it: '' for a special id, ' fox' for a piece that begins a word.
+        Bytes that are no character by themselves are U+FFFD. It is derived from the vocabulary at first use."""
+        # After another id, since some tokenizers drop a space before the first word of a text.
+        before = next(([i] for i in range(self.vocab_size) if self.decode([i]).strip()), [])
+        start = len(self.decode(before))
+        return tuple(self.decode([*before, token_id])[start:] for token_id in range(self.vocab_size))
 
     def stream(self, prompt: Iterable[int] = ()) -> StreamDecoder:
         """A decoder for ids one at a time, as a continuation of `prompt`, whose text is left out."""

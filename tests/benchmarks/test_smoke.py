@@ -17,7 +17,16 @@ PEERS = {
     "tpu_aot": ("libtpu",),
     "tpu_cost": ("libtpu",),
 }
-ALONE = ("attention_memory", "loop_overhead", "memory", "moe", "sharding_overhead", "strategies", "token_cache")
+ALONE = (
+    "attention_memory",
+    "input_pipeline",
+    "loop_overhead",
+    "memory",
+    "moe",
+    "sharding_overhead",
+    "strategies",
+    "token_cache",
+)
 
 
 def smoke(name: str, *arguments: str) -> str:
@@ -100,6 +109,12 @@ def test_text_is_tokenised_in_little_more_memory_than_the_imports_take():
     imports, text = cells(smoke("token_cache"))
     assert text[:2] == ["one text file", "1 MB"] and float(text[3]) > 0
     assert float(imports[-1]) < float(text[-1]) < 2 * float(imports[-1])
+
+
+def test_batches_of_every_objective_are_made():
+    rows = cells(smoke("input_pipeline"))
+    assert {"causal", "masked, whole words", "span corruption", "deshuffling"} < {row[0] for row in rows}
+    assert all(float(row[1].replace(",", "")) > 0 and float(row[2]) > 0 for row in rows)
 
 
 def test_instructions_of_both_sides_are_limited_before_they_are_looked_for():

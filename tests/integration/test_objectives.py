@@ -10,8 +10,15 @@ from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import SampleConfig
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.t5 import t5
-from llm_jax.objectives import MaskedLMConfig, SpanCorruptionConfig
+from llm_jax.objectives import (
+    Denoiser,
+    DenoisingConfig,
+    MaskedLMConfig,
+    MixtureOfDenoisersConfig,
+    SpanCorruptionConfig,
+)
 from llm_jax.trained_model import TrainedModel
+from llm_jax.training_run import run_training
 from tests.helpers import tiny_run
 from tests.helpers.command_line import llm_jax
 
@@ -125,3 +132,27 @@ def test_what_such_models_cannot_do_is_refused_at_construction(experiments, name
         dataclasses.replace(experiment, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="compressors of PerplexityConfig is set"):
         dataclasses.replace(experiment, evaluations=(PerplexityConfig(test=True, compressors=True),))
+
+
+DENOISERS = (Denoiser("R", 0.15, 3.0), Denoiser("S", 0.25, None), Denoiser("X", 0.5, 3.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "objective"),
+    [
+        (bert, MaskedLMConfig(rate=0.5, units="words")),
+        (t5, DenoisingConfig(masked=0.1, deleted=0.1, rotated=True)),
+        (t5, MixtureOfDenoisersConfig(denoisers=DENOISERS)),
+    ],
+    ids=["whole words", "BART's noise", "UL2"],
+)
+def test_text_is_learnt_by_other_objectives_of_such_models(tmp_path, cache, family, objective):
+    tiny_run.write_corpus(tmp_path)
+    sizes = {} if family is bert else {"hidden": 32, "gated": True}
+    model = family(1, 2, 16, vocab_size=280, max_length=32, **sizes)
+    experiment = tiny_run.experiment(tmp_path, model=model, objective=objective, steps=60)
+    losses = [
+        one["loss"] for one in run_training(experiment, tmp_path / "runs", cache).records() if one["kind"] == "train"
+    ]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5

@@ -53,6 +53,57 @@ def test_of_the_chosen_tokens_the_model_reads_masks_random_ones_and_themselves()
     np.testing.assert_allclose(kinds / kinds.sum(), [0.8, 0.1, 0.1], atol=0.01)
 
 
+def text_row(seed):
+    """Two documents of words of 1 to 9 letters."""
+    generator = np.random.default_rng(seed)
+    letters = lambda: "".join(generator.choice(list("abc"), generator.integers(1, 10)))  # noqa: E731
+    given = row(seed=seed)
+    text = np.frombuffer(" ".join(letters() for _ in range(T)).encode()[: T + 1], np.uint8)
+    return given | {"tokens": np.where(given["tokens"] < 256, text, given["tokens"]).astype(np.int32)}
+
+
+WORDS = MaskedLMConfig(units="words")
+
+
+def test_all_tokens_of_a_word_are_chosen_or_none():
+    """Words are those of Python's `split`."""
+    for seed in range(50):
+        given = text_row(seed)
+        chosen = example(WORDS, given, seed)["loss_weights"] == 1
+        text = "".join(chr(token) if token < 256 else " " for token in given["tokens"][:-1])
+        starts = [0, *(place for place in range(1, T) if text[place].isspace() or text[place - 1].isspace())]
+        # The row begins with bos, which is never chosen.
+        words = [chosen[start:stop] for start, stop in zip(starts, [*starts[1:], T], strict=True)]
+        assert all(word.all() or not word.any() for word in words) and not chosen[0]
+        assert {len(word) for word in words if word.any()} > {1}
+
+
+def test_whole_words_come_to_the_rate_whatever_their_lengths():
+    """Over 1e5 tokens; long words and spaces are chosen as often as the rate says."""
+    counts, totals = np.zeros(2), np.zeros(2)
+    for seed in range(500):
+        given = text_row(seed)
+        chosen = example(WORDS, given, seed)["loss_weights"] == 1
+        text = given["tokens"][:-1] < 256
+        assert abs(chosen.sum() - 0.15 * text.sum()) < 9  # the longest word has nine letters
+        for index, kind in enumerate((given["tokens"][:-1] == 32, given["tokens"][:-1] != 32)):
+            counts[index] += (chosen & text & kind).sum()
+            totals[index] += (text & kind).sum()
+    assert totals.sum() > 95_000
+    assert counts.sum() / totals.sum() == pytest.approx(0.15, abs=0.0015)
+    np.testing.assert_allclose(counts / totals, 0.15, atol=0.01)
+
+
+def test_a_row_without_text_has_no_whole_words():
+    given = {name: np.zeros(T + 1, np.int32) for name in ("tokens", "segment_ids", "positions")}
+    assert example(WORDS, given)["loss_weights"].sum() == 0
+
+
+def test_words_of_data_that_are_no_text_are_refused():
+    with pytest.raises(ValueError, match="objective.units is 'words' and the data are no text"):
+        WORDS.examples(MODEL, None, T)
+
+
 def test_masks_are_drawn_by_the_generator_alone():
     first, again, other = example(seed=1), example(seed=1), example(seed=2)
     np.testing.assert_array_equal(first["inputs"], again["inputs"])
@@ -83,6 +134,7 @@ def test_the_loss_is_the_mean_over_the_chosen_tokens_given_what_the_model_reads(
     [
         ({"rate": 0.0}, "objective.rate is 0.0: it must be above 0"),
         ({"masked": 0.95, "random": 0.1}, "their sum must not exceed 1"),
+        ({"units": "wrods"}, "objective.units is 'wrods'.*words"),
         ({"masked": -0.1}, "masked is -0.1"),
     ],
 )

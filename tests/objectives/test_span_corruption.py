@@ -122,7 +122,7 @@ def test_the_decoder_reads_the_targets_before_and_the_loss_is_theirs():
 def test_flops_are_those_of_what_is_read():
     source, target = SpanCorruptionConfig().lengths(100)
     assert SpanCorruptionConfig().training_flops(MODEL, 100) == 3 * count.pair_flops(MODEL, source, target) / 100
-    with pytest.raises(ValueError, match="span corruption trains encoder-decoders"):
+    with pytest.raises(ValueError, match="SpanCorruptionConfig trains encoder-decoders"):
         SpanCorruptionConfig().training_flops(tiny.tiny_llama(), 100)
 
 

@@ -1,0 +1,40 @@
+"""Where words and sentences begin and end, by the text of each id.
+
+Legend: V vocabulary of the tokenizer, T length.
+"""
+
+import numpy as np
+
+from llm_jax.tokenizers.tokenizer import Tokenizer
+
+_SENTENCE_ENDS = (".", "!", "?")
+
+
+def word_boundaries(tokenizer: Tokenizer) -> np.ndarray:
+    """bool [2, V]: whether a word begins at each id, and whether one ends with it, whatever ids stand beside it.
+
+    A word begins with white space (U+2581 of SentencePiece, the leading space of GPT-2) or without the '##' of
+    WordPiece, and goes on up to the next such piece. White space without letters, such as the byte of a space, is a
+    word of its own, as is a special id.
+    """
+    begins = [not piece or piece[0].isspace() for piece in tokenizer.pieces]
+    ends = [not piece or piece[-1].isspace() for piece in tokenizer.pieces]
+    return np.array([begins, ends])
+
+
+def word_numbers(tokens_T: np.ndarray, documents_T: np.ndarray, boundaries_2V: np.ndarray) -> np.ndarray:
+    """int [T], the number of the word of each token in its sequence, from 0 on.
+
+    Args:
+      documents_T: the document of each token; a word ends where another document begins.
+      boundaries_2V: `word_boundaries`.
+    """
+    begins_T, ends_T = boundaries_2V[:, tokens_T]
+    begins_T[1:] |= ends_T[:-1] | (documents_T[1:] != documents_T[:-1])
+    return np.cumsum(begins_T) - begins_T[:1]
+
+
+def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
+    """int32, the ids that end a sentence: their text ends with '.', '!' or '?', or has a line end."""
+    ends = [piece.rstrip().endswith(_SENTENCE_ENDS) or "\n" in piece for piece in tokenizer.pieces]
+    return np.flatnonzero(ends).astype(np.int32)
