@@ -4,6 +4,7 @@ from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.objective import Needs, Objective
+from llm_jax.objectives.prefix_lm import PrefixLMConfig
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
 from llm_jax.objectives.token_objective import TokenObjective
 
@@ -13,6 +14,7 @@ __all__ = [
     "MaskedLMConfig",
     "Needs",
     "Objective",
+    "PrefixLMConfig",
     "SpanCorruptionConfig",
     "TokenObjective",
 ]
