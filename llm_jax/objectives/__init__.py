@@ -2,6 +2,7 @@
 
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.objectives.fill_in_the_middle import FillInTheMiddleConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.objective import Needs, Objective
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
@@ -11,6 +12,7 @@ from llm_jax.objectives.token_objective import TokenObjective
 __all__ = [
     "Batch",
     "CausalLMConfig",
+    "FillInTheMiddleConfig",
     "MaskedLMConfig",
     "Needs",
     "Objective",
