@@ -5,6 +5,7 @@ from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.fill_in_the_middle import FillInTheMiddleConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.objective import Needs, Objective
+from llm_jax.objectives.permutation_lm import PermutationLMConfig
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
 from llm_jax.objectives.token_objective import TokenObjective
@@ -16,6 +17,7 @@ __all__ = [
     "MaskedLMConfig",
     "Needs",
     "Objective",
+    "PermutationLMConfig",
     "PrefixLMConfig",
     "SpanCorruptionConfig",
     "TokenObjective",
