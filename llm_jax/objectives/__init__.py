@@ -3,6 +3,7 @@
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.fill_in_the_middle import FillInTheMiddleConfig
+from llm_jax.objectives.masked_diffusion import MaskedDiffusionConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.objective import Needs, Objective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
@@ -14,6 +15,7 @@ __all__ = [
     "Batch",
     "CausalLMConfig",
     "FillInTheMiddleConfig",
+    "MaskedDiffusionConfig",
     "MaskedLMConfig",
     "Needs",
     "Objective",
