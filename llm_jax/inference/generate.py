@@ -181,7 +181,10 @@ class Generator:
         batch, length = tokens_BP.shape
         positions_BP = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
         cache = self._model.allocate(batch, length + new_tokens)
-        output = self._apply(params, Inputs(tokens_BP, SequenceInfo(positions_BP, segments_BP)), cache)
+        # A model that was trained with prefixes reads its prompt as one.
+        prefix_BP = segments_BP != 0 if self._model.config.prefixed else None
+        sequence = SequenceInfo(positions_BP, segments_BP, prefix_BT=prefix_BP)
+        output = self._apply(params, Inputs(tokens_BP, sequence), cache)
         # Prompts are padded on the right. The next token follows the last real one of each.
         lengths_B = segments_BP.sum(axis=1)
         last_B1D = jnp.take_along_axis(output.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)

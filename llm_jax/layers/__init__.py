@@ -15,7 +15,7 @@ from llm_jax.layers.attention.kernels import (
     TokamaxKernel,
 )
 from llm_jax.layers.attention.latent import LatentAttentionConfig
-from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Mask, Permuted
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Mask, Permuted, PrefixCausal
 from llm_jax.layers.attention.relative import RelativeAttentionConfig
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
@@ -110,6 +110,7 @@ __all__ = [
     "Normal",
     "OffsetLayerNormConfig",
     "Permuted",
+    "PrefixCausal",
     "PlainKernel",
     "PositionBias",
     "PlainLayerNormConfig",

@@ -23,6 +23,8 @@ class SequenceInfo:
         of rank 0, which are not predicted. None: all tokens have rank 0.
       targets_BT: bool, whether this is a query-stream token (XLNet): it has the rank of the token that it predicts and
         a learned vector instead of that token's embedding, and no other token attends to it. None: there are none.
+      prefix_BT: bool, whether a token belongs to the prefix of its document, its first tokens, to which the whole
+        document attends under the mask `PrefixCausal`. None: no document has a prefix.
       fixed_lengths_BT: int32, overrides `lengths_BT`. None: it is computed.
     """
 
@@ -31,6 +33,7 @@ class SequenceInfo:
     types_BT: jax.Array | None = None
     order_BT: jax.Array | None = None
     targets_BT: jax.Array | None = None
+    prefix_BT: jax.Array | None = None
     fixed_lengths_BT: jax.Array | None = None
 
     @property

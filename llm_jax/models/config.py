@@ -1,14 +1,14 @@
 """Configs of models. Sizes of published models are in families/."""
 
 import dataclasses
-from typing import Self
+from typing import Any, Self
 
 from llm_jax.core.checks import check, check_fraction, check_positive, check_positive_if_given, given
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.attention.attention import AttentionConfig
 from llm_jax.layers.attention.kernels import Kernel
 from llm_jax.layers.attention.latent import LatentAttentionConfig
-from llm_jax.layers.attention.masks import Permuted
+from llm_jax.layers.attention.masks import Mask, Permuted, PrefixCausal
 from llm_jax.layers.attention.relative import RelativeAttentionConfig
 from llm_jax.layers.embed import EmbedConfig
 from llm_jax.layers.ffn.moe import MoEConfig
@@ -25,6 +25,9 @@ MAKE_CAUSAL = (
 )
 """Advice of error messages: how to make a model causal."""
 
+
+_MASKED = AttentionConfig | LatentAttentionConfig | RelativeAttentionConfig
+"""Mixers with a mask."""
 
 MAX_DEPTH = 100_000
 """Ten times the depth of the deepest trained network (Xiao et al. 2018, arXiv:1806.05393: 10,000 layers)."""
@@ -105,12 +108,21 @@ class TransformerConfig:
 
     def with_kernel(self, kernel: Kernel) -> Self:
         """The same model with another attention kernel in all of its blocks."""
+        return self._with_mixers(kernel=kernel)
 
-        def replaced(block: BlockConfig) -> BlockConfig:
-            return dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, kernel=kernel))
+    def with_mask(self, mask: Mask) -> Self:
+        """The same model with another mask in all of its blocks.
 
-        segments = (dataclasses.replace(one, blocks=tuple(map(replaced, one.blocks))) for one in self.segments)
-        return dataclasses.replace(self, segments=tuple(segments))
+        Raises:
+          ValueError: if a mixer has no mask, such as a recurrence.
+        """
+        without = {type(mixer).__name__ for mixer in self._mixers if not isinstance(mixer, _MASKED)}
+        check(
+            not without,
+            f"mixers of the model are of type {', '.join(sorted(without))}, which has no mask, and "
+            f"{type(mask).__name__} is to be the mask of all: use a model with attention in every block",
+        )
+        return self._with_mixers(mask=mask)
 
     @property
     def depth(self) -> int:
@@ -137,11 +149,12 @@ class TransformerConfig:
     @property
     def permuted(self) -> bool:
         """Whether all mixers have the mask `Permuted`, which follows the factorisation order of the inputs."""
-        return all(
-            isinstance(mixer, AttentionConfig | LatentAttentionConfig | RelativeAttentionConfig)
-            and mixer.mask == Permuted()
-            for mixer in self._mixers
-        )
+        return self._all_have(Permuted())
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether all mixers have the mask `PrefixCausal`, which follows the prefixes of the inputs."""
+        return self._all_have(PrefixCausal())
 
     @property
     def has_cross_attention(self) -> bool:
@@ -157,6 +170,16 @@ class TransformerConfig:
     def relative_bias(self) -> tuple[RelativeBiasConfig, int] | None:
         """The relative position bias that the layers share, and its number of heads; None without one."""
         return next(iter(self._relative_biases), None)
+
+    def _all_have(self, mask: Mask) -> bool:
+        return all(isinstance(mixer, _MASKED) and mixer.mask == mask for mixer in self._mixers)
+
+    def _with_mixers(self, **fields: Any) -> Self:
+        def replaced(block: BlockConfig) -> BlockConfig:
+            return dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, **fields))
+
+        segments = (dataclasses.replace(one, blocks=tuple(map(replaced, one.blocks))) for one in self.segments)
+        return dataclasses.replace(self, segments=tuple(segments))
 
     @property
     def _mixers(self) -> list[Mixer]:

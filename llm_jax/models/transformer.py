@@ -60,8 +60,8 @@ class Transformer(nn.Module):
 
         Raises:
           ValueError: if a sequence is longer than `max_length`, or its length does not divide over the devices that
-            shard it; if a factorization order is given and the mixers do not follow one; if the encoder output is
-            missing, or given to a model without cross-attention; if inputs of an encoder are given.
+            shard it; if a factorization order or a prefix is given and the mixers do not follow it; if the encoder
+            output is missing, or given to a model without cross-attention; if inputs of an encoder are given.
         """
         return self.scored(self.hidden(inputs, cache))
 
@@ -152,7 +152,7 @@ class Transformer(nn.Module):
             for segment in self.config.segments
         )
         encoded = empty_slots(batch, encoder_length) if self.config.has_cross_attention else None
-        return Cache(layers, empty_slots(batch, slots), jnp.zeros((), jnp.int32), encoded)
+        return Cache(layers, empty_slots(batch, slots, self.config.prefixed), jnp.zeros((), jnp.int32), encoded)
 
     def _check(self, inputs: Inputs, cache: Cache | None) -> None:
         config, (_, length) = self.config, inputs.shape
@@ -172,6 +172,11 @@ class Transformer(nn.Module):
             inputs.sequence is None or inputs.sequence.order_BT is None or config.permuted,
             "inputs.sequence has order_BT, and not every mixer has the mask Permuted: tokens would attend to the "
             "tokens that they predict; remove order_BT",
+        )
+        check(
+            inputs.sequence is None or inputs.sequence.prefix_BT is None or config.prefixed,
+            "inputs.sequence has prefix_BT, and not every mixer has the mask PrefixCausal: the others would ignore it; "
+            "remove prefix_BT, or use `model.with_mask(PrefixCausal())`",
         )
         check(
             inputs.encoder is None,

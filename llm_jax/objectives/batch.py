@@ -22,7 +22,8 @@ class Batch(Generic[Array]):
 
     Attributes:
       inputs: what the model reads.
-      targets_BT: int32; for a causal model the token after each input.
+      targets_BT: int32; for a causal model the token after each input. If there are fewer than tokens, they are of the
+        last tokens of the sequence.
       loss_weights_BT: float32; 0 where the target is padding or belongs to another document than the input.
     """
 

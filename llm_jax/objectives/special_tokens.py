@@ -10,7 +10,16 @@ MASK = "<mask>"
 SEPARATOR = "<sep>"
 """Ends a part of a sequence."""
 
-SPELLINGS = {MASK: ("<mask>", "[MASK]"), SEPARATOR: ("<sep>", "[SEP]", "</s>")}
+PREFIX, SUFFIX, MIDDLE = "<PRE>", "<SUF>", "<MID>"
+"""Precede the parts of a document (Bavarian et al. 2022, arXiv:2207.14255, 3)."""
+
+SPELLINGS = {
+    MASK: ("<mask>", "[MASK]"),
+    SEPARATOR: ("<sep>", "[SEP]", "</s>"),
+    PREFIX: ("<PRE>", "<fim_prefix>", "<|fim_prefix|>", "<fim-prefix>"),
+    SUFFIX: ("<SUF>", "<fim_suffix>", "<|fim_suffix|>", "<fim-suffix>"),
+    MIDDLE: ("<MID>", "<fim_middle>", "<|fim_middle|>", "<fim-middle>"),
+}
 """Names of a token in published vocabularies, in the order of preference. Any other token has one name."""
 
 

@@ -75,7 +75,8 @@ class TokenObjective(Objective):
         total, metrics = cross_entropy(
             unembed,
             model.unembed_parameters(params),
-            output.hidden_BTD,
+            # All tokens have a target, or only the last ones.
+            output.hidden_BTD[:, -batch.targets_BT.shape[1] :],
             batch.targets_BT,
             batch.loss_weights_BT,
             self.chunks,

@@ -17,7 +17,7 @@ from llm_jax.core import garbage
 from llm_jax.layers.attention import blocks, ring
 from llm_jax.layers.attention import context_parallel as exchange
 from llm_jax.layers.attention.kernels import BlockedKernel, ChunkedKernel, Kernel, PlainKernel
-from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Mask, Permuted
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Mask, Permuted, PrefixCausal
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
@@ -45,7 +45,7 @@ KERNELS = (BlockedKernel(8), ChunkedKernel(5), PlainKernel())
 
 
 def _packed(length: int, seed: int) -> SequenceInfo:
-    """Rows of three documents and some padding at the end, with an order of prediction."""
+    """Rows of three documents and some padding at the end, with an order of prediction and prefixes."""
     generator = np.random.default_rng(seed)
     segments, positions, order = np.zeros((3, B, length), np.int32)
     for row in range(B):
@@ -53,7 +53,8 @@ def _packed(length: int, seed: int) -> SequenceInfo:
         for document, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False), start=1):
             segments[row, start:stop], positions[row, start:stop] = document, np.arange(stop - start)
             order[row, start:stop] = generator.permutation(stop - start)
-    return SequenceInfo(*map(jnp.asarray, (positions, segments)), order_BT=jnp.asarray(order))
+    arrays = {"order_BT": jnp.asarray(order), "prefix_BT": jnp.asarray(positions < 4)}
+    return SequenceInfo(*map(jnp.asarray, (positions, segments)), **arrays)
 
 
 ROW = SequenceInfo(jnp.broadcast_to(jnp.arange(T), (B, T)))
@@ -68,6 +69,7 @@ CASES: dict[str, tuple[Mask, int, SequenceInfo, SequenceInfo | None, ScoresConfi
     "window, linear bias, scale": (Causal(5), N, ROW, None, ScoresConfig(0.7, bias=ALIBI)),
     "wide window, packed, cap": (Causal(20), K, PACKED, None, ScoresConfig(0.9, softcap=0.7)),
     "permuted": (Permuted(), N, PACKED, None, ScoresConfig()),
+    "prefix, packed": (PrefixCausal(), K, PACKED, None, ScoresConfig()),
     "bidirectional, packed, cap, linear bias": (Bidirectional(), K, PACKED, None, ScoresConfig(None, 0.7, ALIBI)),
     "bidirectional window, packed": (BidirectionalWindow(6), K, PACKED, None, ScoresConfig()),
     "memory, learned bias": (Bidirectional(), K, PACKED, MEMORY, ScoresConfig(bias=BOTH_WAYS)),

@@ -12,6 +12,7 @@ from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
 from llm_jax.inference.generate import Generator, in_compute_type
 from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.layers.attention.masks import PrefixCausal
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
 from llm_jax.layers.ffn.mlp import GLUConfig
 from llm_jax.layers.ffn.moe import MoEConfig
@@ -85,6 +86,29 @@ def test_greedy_rows_of_different_lengths_are_the_uncached_forward_pass(case):
     assert case.generator.generate(case.params, PROMPTS, NEW) == case.expected
     assert len({tuple(row) for row in case.expected}) == len(PROMPTS)
     assert max(len(set(row)) for row in case.expected) > 2
+
+
+def test_a_model_of_prefixes_reads_its_prompt_in_both_directions():
+    config = tiny.tiny_llama().with_mask(PrefixCausal())
+    model = Transformer(config)
+    params = tiny.parameters(model, seed=3)
+
+    @jax.jit
+    def scores(tokens, prefix):
+        place = SequenceInfo(jnp.arange(tiny.MAX_LENGTH)[None], prefix_BT=prefix)
+        return model.apply({"params": params}, Inputs(tokens, place)).logits_BTV[0]
+
+    def alone(prompt, prefix):
+        row = list(prompt)
+        for _ in range(NEW):
+            tokens = np.pad(row, (0, tiny.MAX_LENGTH - len(row)))[None]
+            row.append(int(np.argmax(scores(tokens, np.arange(tiny.MAX_LENGTH)[None] < prefix)[len(row) - 1])))
+        return row[len(prompt) :]
+
+    prompts = PROMPTS[1:3]
+    expected = [alone(prompt, len(prompt)) for prompt in prompts]
+    assert Generator(model, GREEDY, eos_id=None, pad_id=PAD).generate(params, prompts, NEW) == expected
+    assert expected != [alone(prompt, 0) for prompt in prompts]
 
 
 def test_a_row_does_not_depend_on_its_neighbours_or_order(case):

@@ -8,6 +8,7 @@ import pytest
 
 from llm_jax.layers.attention.attention import CrossAttentionConfig
 from llm_jax.layers.attention.kernels import BlockedKernel, ChunkedKernel
+from llm_jax.layers.attention.masks import PrefixCausal
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.ffn.mlp import MLPConfig
@@ -22,7 +23,7 @@ from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.heads import ClassHead, HeadConfig, TiedHead
 from llm_jax.models.transformer import Transformer
 from tests.helpers import tiny
-from tests.helpers.published import ENCODERS, PAIRS, PUBLISHED
+from tests.helpers.published import ENCODERS, EVERY, PAIRS, PUBLISHED
 
 
 @pytest.mark.parametrize(
@@ -194,3 +195,12 @@ def test_with_kernel_changes_every_block_and_nothing_else():
     kernels = [block.mixer.kernel for segment in other.segments for block in segment.blocks]
     assert kernels == [ChunkedKernel(64)] * 2
     assert other != config and other.with_kernel(BlockedKernel()) == config
+
+
+def test_with_mask_changes_every_block_and_needs_masks():
+    config = gpt2(4, 2, 16, windows=(None, 4))
+    other = config.with_mask(PrefixCausal())
+    assert other.prefixed and other.causal and not config.prefixed and not other.permuted
+    assert dataclasses.replace(other, segments=config.segments) == config
+    with pytest.raises(ValueError, match="mixers of the model are of type LSTMConfig, which has no mask"):
+        EVERY["lstm"].with_mask(PrefixCausal())

@@ -223,6 +223,13 @@ def test_an_order_of_prediction_is_refused_where_mixers_follow_none(name):
         jax.eval_shape(lambda: model.init(jax.random.key(0), Inputs(TOKENS, place)))
 
 
+@pytest.mark.parametrize("name", ["bert", "llama", "lstm"])
+def test_a_prefix_is_refused_where_mixers_follow_none(name):
+    place = SequenceInfo(jnp.arange(T)[None], prefix_BT=jnp.arange(T)[None] < 2)
+    with pytest.raises(ValueError, match="prefix_BT, and not every mixer has the mask PrefixCausal"):
+        jax.eval_shape(lambda: Transformer(EVERY[name]).init(jax.random.key(0), Inputs(TOKENS, place)))
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_layers_start_different_and_with_the_scales_of_their_configs(family):
     make = functools.partial(Transformer(tiny.FAMILIES[family]()).init, jax.random.key(0), TOKENS)

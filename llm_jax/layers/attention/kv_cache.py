@@ -36,7 +36,8 @@ class Cache:
 
     Attributes:
       layers: state of each mixer, by segment, by repeat, by block.
-      slots: position and segment id of the token at each cache position. An empty one has segment 0 and is masked.
+      slots: position and segment id of the token at each cache position, and whether it belongs to a prefix, for a
+        model with the mask `PrefixCausal`. An empty one has segment 0 and is masked.
       length: int32 scalar, number of cache positions written. All sequences write the same cache positions: a shorter
         prompt is padded.
       encoded: positions and segment ids of the encoder output; None without cross-attention.
@@ -62,10 +63,22 @@ class Cache:
             # Without the broadcast, an array [1, T] would be written to the first sequence only.
             return jax.lax.dynamic_update_slice(old_BS, jnp.broadcast_to(new_BT, (batch, tokens)), (0, self.length))
 
-        positions = put(self.slots.positions_BT, new.positions_BT)
-        return dataclasses.replace(self, slots=SequenceInfo(positions, put(self.slots.documents_BT, new.documents_BT)))
+        placed = dataclasses.replace(
+            self.slots,
+            positions_BT=put(self.slots.positions_BT, new.positions_BT),
+            segment_ids_BT=put(self.slots.documents_BT, new.documents_BT),
+        )
+        if placed.prefix_BT is not None:
+            prefix_BT = jnp.zeros(new.positions_BT.shape, bool) if new.prefix_BT is None else new.prefix_BT
+            placed = dataclasses.replace(placed, prefix_BT=put(placed.prefix_BT, prefix_BT))
+        return dataclasses.replace(self, slots=placed)
 
 
-def empty_slots(batch: int, slots: int) -> SequenceInfo:
-    """SequenceInfo of `slots` empty cache positions."""
-    return SequenceInfo(jnp.zeros((batch, slots), jnp.int32), jnp.zeros((batch, slots), jnp.int32))
+def empty_slots(batch: int, slots: int, prefix: bool = False) -> SequenceInfo:
+    """SequenceInfo of `slots` empty cache positions.
+
+    Args:
+      prefix: whether the model has the mask `PrefixCausal`.
+    """
+    zeros_BS = jnp.zeros((batch, slots), jnp.int32)
+    return SequenceInfo(zeros_BS, zeros_BS, prefix_BT=zeros_BS.astype(bool) if prefix else None)

@@ -69,6 +69,30 @@ class Causal(Mask):
 
 
 @configclass
+class PrefixCausal(Mask):
+    """A token attends to itself, to earlier tokens of its document and to the whole prefix of its document, so that the
+    tokens of the prefix attend to one another in both directions (Liu et al. 2018, arXiv:1801.10198, 4.2.3; Raffel et
+    al. 2020, arXiv:1910.10683, 3.2.1 and figure 3). Without a prefix it is `Causal()`.
+
+    Kernels that skip masked blocks skip none, because lengths of prefixes are known only when the program runs. Tokens
+    that continue a KV cache are causal; a prefix must be within one call.
+    """
+
+    causal = True
+
+    def across(self, queries: SequenceInfo, keys: SequenceInfo) -> jax.Array:
+        """Which keys the queries may attend to: boolean [B or 1, T, S]."""
+        seen = queries.positions_BT[:, :, None] >= keys.positions_BT[:, None, :]
+        if keys.prefix_BT is not None:
+            seen = seen | keys.prefix_BT[:, None, :]
+        return same_document(queries.segment_ids_BT, keys.segment_ids_BT) & seen
+
+    def pairs(self, length: int) -> float:
+        """Mean number of allowed keys per query of a sequence of `length` tokens, without a prefix."""
+        return (length + 1) / 2
+
+
+@configclass
 class Bidirectional(Mask):
     """A token attends to its whole document."""
 

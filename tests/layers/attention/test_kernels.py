@@ -20,7 +20,7 @@ from llm_jax.layers.attention.kernels import (
     TokamaxKernel,
     weights,
 )
-from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Mask
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Mask, PrefixCausal
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.positions.alibi import ALiBiConfig
@@ -71,10 +71,10 @@ def _gives(kernel, scores):
 
 
 @pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one document", "packed"])
-@pytest.mark.parametrize("mask", [Causal(), Bidirectional()], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("mask", [Causal(), Bidirectional(), PrefixCausal()], ids=["causal", "bidirectional", "prefix"])
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_kernel_and_its_gradients_are_those_of_softmax(kernel, mask, segments):
-    sequence = SequenceInfo(POSITIONS, segments)
+    sequence = SequenceInfo(POSITIONS, segments, prefix_BT=POSITIONS < 2)
     allowed = np.broadcast_to(Pairs(mask, sequence, None, ScoresConfig()).allowed(), (B, T, T))
     real = REAL if segments is not None else np.ones_like(REAL)
     # A query of padding sees nothing; what it gives is counted nowhere, so nothing comes back to it either.

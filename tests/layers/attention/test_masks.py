@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Permuted
+from llm_jax.layers.attention.masks import Bidirectional, BidirectionalWindow, Causal, Permuted, PrefixCausal
 from llm_jax.layers.attention.pairs import Pairs
 from llm_jax.layers.attention.scores import ScoresConfig
 from llm_jax.layers.sequence import SequenceInfo
@@ -23,6 +23,7 @@ CASES = {
     "wide bidirectional window": BidirectionalWindow(90),
     "itself alone": BidirectionalWindow(0),
     "permuted, without an order": Permuted(),
+    "prefix, without a prefix": PrefixCausal(),
 }
 MASKS = pytest.mark.parametrize("mask", CASES.values(), ids=CASES)
 
@@ -42,6 +43,8 @@ def _seen(mask, segments):
                 same = segments[row, query] == segments[row, key] != 0
                 if isinstance(mask, Causal):
                     same = same and key <= query and (mask.window is None or query - key < mask.window)
+                if isinstance(mask, PrefixCausal):
+                    same = same and key <= query
                 if isinstance(mask, BidirectionalWindow):
                     same = same and abs(query - key) <= mask.reach
                 seen[row, query, key] = same
@@ -86,7 +89,8 @@ def test_a_place_past_the_last_is_the_last():
 
 @MASKS
 def test_nothing_is_seen_outside_the_columns(mask):
-    whole = np.broadcast_to(_within(mask, PLAIN), (2, 7, 7))
+    # The longest prefix, since columns do not depend on prefixes.
+    whole = np.broadcast_to(_within(mask, PLAIN.replace(prefix_BT=np.ones((2, 7), bool))), (2, 7, 7))
     for rows in (slice(0, 3), slice(2, 5), slice(6, 7)):
         columns = mask.columns(rows, 7)
         outside = np.ones(7, bool)
@@ -154,6 +158,26 @@ def test_what_tokens_see_in_an_order():
     assert not expected[:, 6:].any() and expected[7].tolist() == [False, True, True] + [False] * 7
     # Of two tokens of one rank neither sees the other, and the first to be predicted has nothing to see.
     assert expected[3].nonzero()[0] == [3] and expected[4].nonzero()[0] == [4] and not expected[8].any()
+
+
+def test_a_prefix_is_seen_by_its_whole_document():
+    lengths = {1: 2, 2: 1, 3: 4}  # of the prefix of each document of SEGMENTS
+    prefix = np.array(
+        [
+            [at < lengths.get(one, 0) for at, one in zip(*row, strict=True)]
+            for row in zip(POSITIONS, SEGMENTS, strict=True)
+        ]
+    )
+    place = PACKED.replace(prefix_BT=jnp.asarray(prefix))
+    expected = _seen(Causal(), SEGMENTS)
+    for row, query, key in np.ndindex(expected.shape):
+        same = SEGMENTS[row, query] == SEGMENTS[row, key] != 0
+        expected[row, query, key] |= same and POSITIONS[row, key] < lengths[SEGMENTS[row, key]]
+    np.testing.assert_array_equal(_within(PrefixCausal(), place), expected)
+    rows, columns = slice(1, 6), slice(2, 7)
+    np.testing.assert_array_equal(_within(PrefixCausal(), place, rows, columns), expected[:, rows, columns])
+    # Other masks do not read it.
+    np.testing.assert_array_equal(_within(Causal(), place), _seen(Causal(), SEGMENTS))
 
 
 def test_lengths_are_those_of_documents_without_padding():
