@@ -31,7 +31,7 @@ def test_hosts_of_different_pace_stop_after_the_same_step(seed):
         asks = {draw.randrange(3): draw.randint(1, 50)}
         cases = [(stop, asks.get(host), pace) for host, (stop, pace) in enumerate(zip(stops, paces, strict=True))]
         stopped = everywhere(cases, lambda case: _loop(*case))
-    assert len(set(stopped)) == 1 and stopped[0] > max(asks.values())
+    assert len(set(stopped)) == 1 and stopped[0] >= max(asks.values())
 
 
 def test_all_may_be_asked_at_once_and_twice():

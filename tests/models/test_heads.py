@@ -166,7 +166,7 @@ def test_a_model_without_a_head_gives_hidden_states():
         (lambda: TiedHead(softcap=-1.0), "softcap is -1.0"),
         (lambda: TiedHead(scale=0.0), "scale is 0.0"),
         (lambda: ClassHead(0), "classes is 0"),
-        (lambda: ClassHead(2, "rows"), "of is 'rows': .* did you mean 'row'"),
+        (lambda: ClassHead(2, "sequences"), "of is 'sequences': .* did you mean 'sequence'"),
         (lambda: ClassHead(3, "span"), "classes is 3: a span head requires 2, start and end"),
         (lambda: ClassHead(2, dropout=2.0), "dropout is 2.0"),
         (lambda: ClassHead(2, softcap=0.0), "softcap is 0.0"),
