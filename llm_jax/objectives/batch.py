@@ -25,11 +25,14 @@ class Batch(Generic[Array]):
       targets_BT: int32; for a causal model the token after each input. If there are fewer than tokens, they are of the
         last tokens of the sequence.
       loss_weights_BT: float32; 0 where the target is padding or belongs to another document than the input.
+      at_BT: int32, the index in the sequence of the token that predicts each target; an index may occur again with
+        weight 0. None: all tokens in their order, or the last ones.
     """
 
     inputs: Inputs
     targets_BT: Array
     loss_weights_BT: Array
+    at_BT: Array | None = None
 
     @classmethod
     def next_tokens(cls, rows: Mapping[str, Any]) -> Self:

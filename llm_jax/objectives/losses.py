@@ -26,8 +26,13 @@ def cross_entropy(
     weights_BT: jax.Array,
     chunks: int = 1,
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> tuple[jax.Array, dict[str, Ratio]]:
     """Sum over tokens of weight * (-log p(target) + z_loss * log(Z)^2), and the metrics of its parts.
+
+    With `label_smoothing` e the target distribution has 1 - e at the target and e evenly on the whole vocabulary
+    (Szegedy et al. 2016, arXiv:1512.00567, 7; Vaswani et al. 2017, 5.4); 'loss' is the loss without it and
+    'smoothed_loss' the one that is minimised.
 
     The length is cut into `chunks`. Gradients are computed along with the loss, chunk by chunk, so that logits are
     neither kept for the backward pass nor computed again: peak memory is one chunk's logits, and the matrix products
@@ -43,25 +48,26 @@ def cross_entropy(
             f"the loss has {chunks} chunks and sequences have {length} tokens{where}: the number of chunks must "
             "divide the length"
         )
-    return _chunked(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weights_BT)
+    regularisers = (z_loss, label_smoothing)
+    return _chunked(unembed, chunks, regularisers, parameters, hidden_BTD, targets_BT, weights_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weights_BT):
+def _chunked(unembed, chunks, regularisers, parameters, hidden_BTD, targets_BT, weights_BT):
     def add(sums, chunk):
-        return jax.tree.map(jnp.add, sums, _chunk_loss(unembed, z_loss, parameters, *chunk)), None
+        return jax.tree.map(jnp.add, sums, _chunk_loss(unembed, regularisers, parameters, *chunk)), None
 
     parts = _split((hidden_BTD, targets_BT, weights_BT), chunks)
     sums = jax.eval_shape(
-        functools.partial(_chunk_loss, unembed, z_loss, parameters), *jax.tree.map(lambda x: x[0], parts)
+        functools.partial(_chunk_loss, unembed, regularisers, parameters), *jax.tree.map(lambda x: x[0], parts)
     )
     return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums), parts)[0]
 
 
-def _forward(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weights_BT):
+def _forward(unembed, chunks, regularisers, parameters, hidden_BTD, targets_BT, weights_BT):
     # The gradient of the parameters is carried from chunk to chunk, in float32 because it is a sum over all tokens.
     # That of the hidden states is returned chunk by chunk.
-    loss = jax.value_and_grad(functools.partial(_chunk_loss, unembed, z_loss), argnums=(0, 1), has_aux=True)
+    loss = jax.value_and_grad(functools.partial(_chunk_loss, unembed, regularisers), argnums=(0, 1), has_aux=True)
 
     def add(carry, chunk):
         sums, gradient = carry
@@ -77,7 +83,7 @@ def _forward(unembed, chunks, z_loss, parameters, hidden_BTD, targets_BT, weight
     return sums, (gradient, _join(hidden_gradients))
 
 
-def _backward(unembed, chunks, z_loss, residuals, cotangents):
+def _backward(unembed, chunks, regularisers, residuals, cotangents):
     # The loss is a scalar, so its cotangent is a factor of the gradients that the forward pass has computed. Metrics
     # are not differentiated: their cotangents are ignored.
     scale = cotangents[0]
@@ -88,7 +94,7 @@ def _backward(unembed, chunks, z_loss, residuals, cotangents):
 _chunked.defvjp(_forward, _backward)
 
 
-def _chunk_loss(unembed, z_loss, parameters, hidden_BCD, targets_BC, weights_BC):
+def _chunk_loss(unembed, regularisers, parameters, hidden_BCD, targets_BC, weights_BC):
     # -log p(target) = log Z - logit of the target.
     logits_BCV = unembed(parameters, hidden_BCD)
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
@@ -98,9 +104,14 @@ def _chunk_loss(unembed, z_loss, parameters, hidden_BCD, targets_BC, weights_BC)
         target_logits_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0), axis=-1)
     else:
         target_logits_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    z_loss, label_smoothing = regularisers
     loss = Ratio.of(log_z_BC - target_logits_BC, weights_BC)
     metrics = {"loss": loss, "accuracy": Ratio.of(_is_argmax(logits_BCV, targets_BC, target_logits_BC), weights_BC)}
     total = loss.total
+    if label_smoothing:
+        even = Ratio.of(log_z_BC - jnp.mean(logits_BCV, axis=-1), weights_BC)
+        total = (1 - label_smoothing) * total + label_smoothing * even.total
+        metrics["smoothed_loss"] = Ratio(total, loss.count)
     if z_loss:
         metrics["z_loss"] = Ratio.of(jnp.square(log_z_BC), weights_BC)
         total += z_loss * metrics["z_loss"].total

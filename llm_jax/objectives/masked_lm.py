@@ -52,6 +52,10 @@ class MaskedLMConfig(TokenObjective):
             f"objective.masked is {self.masked} and objective.random {self.random}: their sum must not exceed 1",
         )
 
+    def targets(self, sequence_length: int) -> int:
+        """Tokens of a sequence that the head scores. Words have any length, so that all tokens are scored."""
+        return sequence_length if self.units == "words" else max(1, round(self.rate * sequence_length))
+
     def special_tokens(self, sequence_length: int) -> tuple[str, ...]:
         return (special_tokens.MASK,)
 
@@ -73,12 +77,12 @@ class MaskedLMConfig(TokenObjective):
 
     def batch(self, rows: Mapping[str, Any]) -> Batch:
         inputs = Inputs(rows["inputs"], SequenceInfo(rows["positions"], rows["segment_ids"]))
-        return Batch(inputs, rows["tokens"], rows["loss_weights"])
+        return Batch(inputs, rows["targets"], rows["loss_weights"], rows["at"])
 
 
 class MaskedExamples(Examples):
-    """Adds `inputs` and `loss_weights` to packed rows, and drops the last token, which only next-token prediction
-    needs."""
+    """Adds `inputs` to packed rows, and drops the last token, which only next-token prediction needs. The arrays of
+    predicted tokens are `at`, their indices in increasing order, `targets` and `loss_weights`, 0 after the last one."""
 
     def __init__(
         self, config: MaskedLMConfig, mask_id: int, ids: int, spared: np.ndarray, boundaries_2V: np.ndarray | None
@@ -104,12 +108,13 @@ class MaskedExamples(Examples):
             chosen = eligible[_of_whole_words(words, config.rate * len(eligible), generator)]
         # One number for each chosen token decides between mask token, random token and no change.
         kinds = generator.random(len(chosen))
-        inputs, weights = tokens.copy(), np.zeros(len(tokens), np.float32)
+        inputs = tokens.copy()
         inputs[chosen[kinds < config.masked]] = self._mask_id
         replaced = chosen[(kinds >= config.masked) & (kinds < config.masked + config.random)]
         inputs[replaced] = generator.integers(0, self._ids, len(replaced))
-        weights[chosen] = 1
-        return row | {"inputs": inputs, "loss_weights": weights}
+        at, weights = np.zeros(config.targets(len(tokens)), np.int32), np.zeros(config.targets(len(tokens)), np.float32)
+        at[: len(chosen)], weights[: len(chosen)] = np.sort(chosen), 1
+        return row | {"inputs": inputs, "at": at, "targets": tokens[at], "loss_weights": weights}
 
 
 def _of_whole_words(words: np.ndarray, count: float, generator: np.random.Generator) -> np.ndarray:

@@ -3,18 +3,22 @@
 Legend: B batch, T length of the targets, C length of a chunk, D model width.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics
+from llm_jax.models import count
 from llm_jax.models.build import applied
-from llm_jax.models.config import ModelConfig
+from llm_jax.models.config import ModelConfig, TransformerConfig
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.losses import balance, cross_entropy
 from llm_jax.objectives.objective import NO_MODELS, Models, Objective
+from llm_jax.sharding import axes, partition
 
 
 @configclass
@@ -25,10 +29,16 @@ class TokenObjective(Objective):
     """Weight of log(Z)^2, which keeps the logits near normalised; PaLM used 1e-4."""
     chunks: int = 1
     """Chunks of a sequence in which the logits are computed; more of them need less memory."""
+    label_smoothing: float = 0.0
+    """Share of the target distribution that is spread evenly over the vocabulary; 0.1 in Vaswani et al. 2017, 5.4."""
 
     def __post_init__(self):
         check_not_negative(z_loss=self.z_loss)
         check_positive(chunks=self.chunks)
+        check(
+            0 <= self.label_smoothing < 1,
+            f"objective.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1",
+        )
 
     def targets(self, sequence_length: int) -> int:
         """T, the number of targets of a row of the data."""
@@ -56,8 +66,8 @@ class TokenObjective(Objective):
         whole: Metrics | None = None,
         models: Models = NO_MODELS,
     ) -> tuple[jax.Array, Metrics]:
-        """Summed cross-entropy of the batch's targets, and metrics: 'loss' (nats), 'accuracy', 'z_loss' if weighted,
-        and those of MoE layers (`losses.balance`).
+        """Summed cross-entropy of the batch's targets, and metrics: 'loss' (nats), 'accuracy', 'z_loss' and
+        'smoothed_loss' if they are minimised, and those of MoE layers (`losses.balance`).
 
         Args:
           key: for dropout; None where nothing is dropped.
@@ -75,12 +85,33 @@ class TokenObjective(Objective):
         total, metrics = cross_entropy(
             unembed,
             model.unembed_parameters(params),
-            # All tokens have a target, or only the last ones.
-            output.hidden_BTD[:, -batch.targets_BT.shape[1] :],
-            batch.targets_BT,
-            batch.loss_weights_BT,
+            *_scored(output.hidden_BTD, batch),
             self.chunks,
             self.z_loss,
+            self.label_smoothing,
         )
         balance_loss, routing = balance(output.aux, batch.loss_weights_BT, whole)
         return total + balance_loss, metrics | routing
+
+    def training_flops(self, model: ModelConfig, sequence_length: int) -> float:
+        """See `Objective`. The head is counted for the targets only."""
+        flops, targets = count.training_flops(model, sequence_length), self.targets(sequence_length)
+        if targets == sequence_length or not isinstance(model, TransformerConfig):
+            return flops
+        body = count.training_flops(dataclasses.replace(model, head=None), sequence_length)
+        return body + (flops - body) * targets / sequence_length
+
+
+def _scored(hidden_BTD: jax.Array, batch: Batch[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden states of the tokens that have targets, the targets, and their weights."""
+    targets_BK, weights_BK = batch.targets_BT, batch.loss_weights_BT
+    if batch.at_BT is None:
+        return hidden_BTD[:, -targets_BK.shape[1] :], targets_BK, weights_BK
+    if partition.parts(axes.LENGTH) == 1:
+        return jnp.take_along_axis(hidden_BTD, batch.at_BT[..., None], axis=1), targets_BK, weights_BK
+    # Devices share a sequence: each scores its own tokens, so that no hidden state is sent.
+    rows_B1, shape = jnp.arange(len(targets_BK))[:, None], hidden_BTD.shape[:2]
+    targets_BK = jnp.where(weights_BK == 0, 0, targets_BK)
+    targets_BT = jnp.zeros(shape, targets_BK.dtype).at[rows_B1, batch.at_BT].add(targets_BK)
+    weights_BT = jnp.zeros(shape, weights_BK.dtype).at[rows_B1, batch.at_BT].add(weights_BK)
+    return hidden_BTD, targets_BT, weights_BT

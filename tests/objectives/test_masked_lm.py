@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llm_jax.core.metrics import means
-from llm_jax.models.build import build
+from llm_jax.models.build import abstract_parameters, build
 from llm_jax.models.families.bert import bert
 from llm_jax.objectives import MaskedLMConfig
 from llm_jax.tokenizers import ByteTokenizerConfig
@@ -30,12 +30,21 @@ def example(config=MaskedLMConfig(), given=None, seed=0):  # noqa: B008
     return config.examples(MODEL, TOKENIZER, T).row(given, np.random.default_rng(seed))
 
 
+def predicted(found):
+    """bool [T], the tokens that are predicted; their targets are the tokens."""
+    chosen, real = np.zeros(len(found["tokens"]), bool), found["loss_weights"] == 1
+    chosen[found["at"][real]] = True
+    assert chosen.sum() == real.sum() and (np.diff(found["at"][real]) > 0).all()
+    np.testing.assert_array_equal(found["targets"][real], found["tokens"][chosen])
+    return chosen
+
+
 @pytest.mark.parametrize("real", [T, 150, 61])
 def test_a_share_of_the_tokens_of_text_is_chosen_exactly(real):
     given = row(real)
     found = example(given=given)
     text = (given["segment_ids"][:-1] != 0) & (given["tokens"][:-1] < 256)
-    chosen = found["loss_weights"] == 1
+    chosen = predicted(found)
     assert chosen.sum() == round(0.15 * text.sum()) and not (chosen & ~text).any()
     assert set(np.unique(found["loss_weights"])) == {0.0, 1.0}
     np.testing.assert_array_equal(found["tokens"], given["tokens"][:-1])
@@ -46,7 +55,7 @@ def test_of_the_chosen_tokens_the_model_reads_masks_random_ones_and_themselves()
     kinds = np.zeros(3)
     for seed in range(300):
         found = example(seed=seed)
-        chosen = found["loss_weights"] == 1
+        chosen = predicted(found)
         read, true = found["inputs"][chosen], found["tokens"][chosen]
         kinds += [(read == 263).sum(), ((read != 263) & (read != true)).sum(), (read == true).sum()]
         assert ((read == 263) | (read < TOKENIZER.vocab_size)).all()
@@ -69,7 +78,7 @@ def test_all_tokens_of_a_word_are_chosen_or_none():
     """Words are those of Python's `split`."""
     for seed in range(50):
         given = text_row(seed)
-        chosen = example(WORDS, given, seed)["loss_weights"] == 1
+        chosen = predicted(example(WORDS, given, seed))
         text = "".join(chr(token) if token < 256 else " " for token in given["tokens"][:-1])
         starts = [0, *(place for place in range(1, T) if text[place].isspace() or text[place - 1].isspace())]
         # The row begins with bos, which is never chosen.
@@ -83,7 +92,7 @@ def test_whole_words_come_to_the_rate_whatever_their_lengths():
     counts, totals = np.zeros(2), np.zeros(2)
     for seed in range(500):
         given = text_row(seed)
-        chosen = example(WORDS, given, seed)["loss_weights"] == 1
+        chosen = predicted(example(WORDS, given, seed))
         text = given["tokens"][:-1] < 256
         assert abs(chosen.sum() - 0.15 * text.sum()) < 9  # the longest word has nine letters
         for index, kind in enumerate((given["tokens"][:-1] == 32, given["tokens"][:-1] != 32)):
@@ -122,7 +131,7 @@ def test_the_loss_is_the_mean_over_the_chosen_tokens_given_what_the_model_reads(
     batch = objective.batch({name: np.stack([one[name] for one in rows]) for name in rows[0]})
     loss, metrics = jax.jit(lambda params: objective.loss(model, params, batch))(params)
     logits = jax.jit(lambda: model.apply({"params": params}, batch.inputs).logits_BTV)()
-    chosen = np.stack([one["loss_weights"] for one in rows]) == 1
+    chosen = np.stack(list(map(predicted, rows)))
     targets = np.stack([one["tokens"] for one in rows])
     nats = -np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))[chosen, targets[chosen]]
     assert float(loss) == pytest.approx(nats.sum(), rel=1e-5)
@@ -147,3 +156,17 @@ def test_decoders_are_refused():
     MaskedLMConfig().check(MODEL, T)
     with pytest.raises(ValueError, match="requires a bidirectional model, and the model is causal"):
         MaskedLMConfig().check(tiny.tiny_llama(), 16)
+
+
+def test_the_head_scores_the_predicted_tokens_alone():
+    model = bert(1, 2, 64, vocab_size=8192, max_length=256)
+    made, params = build(model), abstract_parameters(build(model))[0]
+
+    def flops(objective):
+        batch = objective.abstract_batch(model, None, 256, 4)
+        step = jax.jit(jax.grad(lambda params, batch: objective.loss(made, params, batch)[0]))
+        return step.lower(params, batch).cost_analysis()["flops"], objective.training_flops(model, 256) * 256 * 4
+
+    (few, counted_few), (all_of_them, counted_all) = flops(MaskedLMConfig()), flops(MaskedLMConfig(rate=1.0))
+    # At this size the head is nearly all of the work.
+    assert few / all_of_them < 0.3 and few / all_of_them == pytest.approx(counted_few / counted_all, abs=0.03)

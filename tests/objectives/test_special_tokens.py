@@ -49,7 +49,7 @@ def test_objectives_use_the_imported_tokens(imported):
     }
     examples = MaskedLMConfig(masked=1.0, random=0.0).examples(bert(1, 2, 8, vocab_size=30), imported, 20)
     masked = examples.row(row, np.random.default_rng(0))
-    assert set(masked["inputs"][masked["loss_weights"] > 0]) == {4}
+    assert set(masked["inputs"][masked["at"][masked["loss_weights"] > 0]]) == {4}
     examples = SpanCorruptionConfig(rate=0.3).examples(t5(1, 2, 8, hidden=16, vocab_size=30), imported, 20)
     corrupted = examples.row(row, np.random.default_rng(0))
     sentinels = corrupted["targets"][corrupted["targets"] != 6]

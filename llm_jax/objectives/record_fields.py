@@ -1,0 +1,48 @@
+"""Reads fields of structured records, and says what is wrong with them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llm_jax.core.checks import did_you_mean
+from llm_jax.data.record_examples import StructuredRecord
+
+
+class Unusable(Exception):
+    """A record of which no example can be made. Its message is the reason."""
+
+
+def text(record: StructuredRecord, field: str) -> str:
+    """The text in `field`.
+
+    Raises:
+      Unusable: if it is missing, no text, or empty.
+    """
+    found = value(record, field)
+    if not isinstance(found, str):
+        raise Unusable(f"field {field!r} holds a {type(found).__name__}, not text")
+    if not found.strip():
+        raise Unusable(f"field {field!r} is empty")
+    return found
+
+
+def value(record: StructuredRecord, field: str) -> Any:
+    """The value of `field`.
+
+    Raises:
+      Unusable: if there is no such field.
+    """
+    if field not in record.fields:
+        raise Unusable(
+            f"there is no field {field!r}{did_you_mean(field, record.fields)}; the fields there are "
+            f"{sorted(record.fields)}"
+        )
+    return record.fields[field]
+
+
+def texts_of(document: str, fields: Sequence[str]) -> Iterator[str]:
+    """The texts of `fields` of a JSON object, without those that it does not have."""
+    found = json.loads(document)
+    for field in fields if isinstance(found, Mapping) else ():
+        if isinstance(found.get(field), str):
+            yield found[field]
