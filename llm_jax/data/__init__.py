@@ -9,6 +9,7 @@ from llm_jax.data.pipeline import DataConfig, Dataset, EvaluationSet
 from llm_jax.data.row_source import Source
 from llm_jax.data.sources import (
     ArrayRecordConfig,
+    ArrowConfig,
     JsonLinesConfig,
     ParquetConfig,
     Reader,
@@ -31,11 +32,12 @@ __all__ = [
     "EvaluationSet",
     "global_batch",
     "host_share",
-    # Text: readers, splits, packing.
+    # Text and records: readers, splits, packing.
     "CorpusConfig",
     "TextFilesConfig",
     "JsonLinesConfig",
     "ParquetConfig",
+    "ArrowConfig",
     "ArrayRecordConfig",
     "TFDSConfig",
     "StandardLibraryConfig",
