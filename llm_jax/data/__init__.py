@@ -9,9 +9,13 @@ from llm_jax.data.pipeline import DataConfig, Dataset, EvaluationSet
 from llm_jax.data.row_source import Source
 from llm_jax.data.sources import (
     ArrayRecordConfig,
+    ArrowConfig,
+    CsvConfig,
     JsonLinesConfig,
+    ParallelTextConfig,
     ParquetConfig,
     Reader,
+    SquadConfig,
     StandardLibraryConfig,
     TextFilesConfig,
     TFDSConfig,
@@ -31,13 +35,17 @@ __all__ = [
     "EvaluationSet",
     "global_batch",
     "host_share",
-    # Text: readers, splits, packing.
+    # Text and records: readers, splits, packing.
     "CorpusConfig",
     "TextFilesConfig",
     "JsonLinesConfig",
     "ParquetConfig",
+    "ArrowConfig",
+    "CsvConfig",
     "ArrayRecordConfig",
     "TFDSConfig",
+    "ParallelTextConfig",
+    "SquadConfig",
     "StandardLibraryConfig",
     "ContentSplit",
     "HashSplit",

@@ -4,10 +4,11 @@ import dataclasses
 import operator
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.core.configclass import configclass
+from llm_jax.data.sources.record_text import record_bytes
 from llm_jax.data.sources.text_source import (
     EmptyText,
     InvalidUtf8,
@@ -31,8 +32,8 @@ class TFDSConfig(Reader):
     """Data set, with configuration and version where needed: `lm1b`, `wiki40b/en`, `my_set:1.0.0`."""
     split: str
     """Split, or a slice of one: `train`, `train[:10%]`."""
-    field: str = "text"
-    """Feature that holds the document."""
+    field: str | None = "text"
+    """Feature that holds the document; None: a document is the whole example as a JSON object."""
     data_dir: str | None = None
     """Folder of prepared data sets; None: TFDS's own default, `~/tensorflow_datasets`."""
     download: bool = False
@@ -43,6 +44,7 @@ class TFDSConfig(Reader):
     def __post_init__(self) -> None:
         check(bool(self.name), "name is '': set it to the name of a TFDS data set")
         check(bool(self.split), "split is '': set it to a split of the data set, for instance 'train'")
+        check(self.field != "", "field is '': set it to the feature that holds the text, or to None for whole examples")
         check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
@@ -67,16 +69,9 @@ class TFDS(RecordSource):
         # Called by name, because the method's decorator hides `split` from type checkers.
         examples = operator.methodcaller("as_data_source", split=part.split)(_builder(config))
         for index in part.indices:
-            name, example = f"{part.name}:{index}", examples[index]
-            if not isinstance(example.get(config.field), bytes | str):
-                self._refuse(name, example)
-            value = example[config.field]
-            yield Record(name, f"TFDS {name}", value if isinstance(value, bytes) else _utf8(value))
-
-    def _refuse(self, name: str, example: dict) -> NoReturn:
-        field, remedy = self._config.field, f"its features are {sorted(example)}: set `field`"
-        check(field in example, f"TFDS {name} has no feature {field!r}{did_you_mean(field, example)}; {remedy}")
-        raise ValueError(f"TFDS {name}: feature {field!r} holds {type(example[field]).__name__}, not text; {remedy}")
+            name, example, field = f"{part.name}:{index}", examples[index], config.field
+            place = f"TFDS {name}"
+            yield Record(name, place, record_bytes(example, place) if field is None else _text(place, example, field))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +131,12 @@ def _builder(config: TFDSConfig) -> "tensorflow_datasets.core.DatasetBuilder":
     return builder
 
 
-def _utf8(text: str) -> bytes:
-    """UTF-8 bytes of `text`. Lone surrogates become invalid UTF-8, to which the reader's policy applies."""
-    return text.encode(errors="surrogatepass")
+def _text(place: str, example: dict[str, Any], field: str) -> bytes:
+    """UTF-8 bytes of a feature. Lone surrogates become invalid UTF-8, to which the reader's policy applies."""
+    remedy = f"its features are {sorted(example)}: set `field`"
+    check(field in example, f"{place} has no feature {field!r}{did_you_mean(field, example)}; {remedy}")
+    value = example[field]
+    check(
+        isinstance(value, bytes | str), f"{place}: feature {field!r} holds {type(value).__name__}, not text; {remedy}"
+    )
+    return value.encode(errors="surrogatepass") if isinstance(value, str) else value

@@ -5,6 +5,7 @@ from codecs import BOM_UTF8
 import pytest
 
 from llm_jax.data.sources import JsonLinesConfig
+from tests.helpers import shared_data
 
 
 def read(path, **settings):
@@ -93,3 +94,66 @@ def test_a_byte_order_mark_is_no_text_in_whatever_line_it_comes(tmp_path):
     (tmp_path / "b.jsonl").write_bytes(b'{"text": "one"}\n' + BOM_UTF8 + b"\n")
     assert read(tmp_path / "a.jsonl") == [("a.jsonl:1", "one"), ("a.jsonl:2", "two")]
     assert read(tmp_path / "b.jsonl") == [("b.jsonl:1", "one")]
+
+
+def test_without_a_field_a_document_is_the_whole_object_in_canonical_form(tmp_path):
+    line = '{ "b": 9007199254740993,\t"a": [1.50, -0.0, 1e-7, null, true],  "text": "tw\\u00f6 \\ud83d\\ude00"}'
+    (tmp_path / "a.jsonl").write_text(f"{line}\n\n{{}}\n")
+    text = '{"b":9007199254740993,"a":[1.5,-0.0,1e-07,null,true],"text":"twö 😀"}'
+    assert read(tmp_path / "a.jsonl", field=None) == [("a.jsonl:1", text), ("a.jsonl:3", "{}")]
+    (tmp_path / "b.jsonl").write_text(text)
+    assert read(tmp_path / "b.jsonl", field=None) == [("b.jsonl:1", text)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"x": NaN}', "field 'x' has no JSON"),
+        ('{"x": [1e999999]}', "field 'x' has no JSON"),
+        ('{"x": ' + "7" * 5000 + "}", "a number that Python does not read"),
+        ('{"x": 1', "broken JSON"),
+        ("[1]", "a list where a JSON object is required"),
+        ('{"x": ' + "[" * 10**5 + "]" * 10**5 + "}", "JSON nested deeper"),
+        ('{"x": "cut \\ud83d"}', "lone surrogate U\\+D83D at character 10"),
+    ],
+)
+def test_a_bad_object_is_named_by_file_and_line(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text("{}\n" + line)
+    with pytest.raises(ValueError, match=rf"a\.jsonl:2: .*{message}"):
+        read(tmp_path / "a.jsonl", field=None)
+
+
+def test_objects_that_are_no_unicode_follow_the_policy(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"x": "\\ud83d", "y": 1}\n{"x": "\xff"}\n{"x": 1}\n')
+    assert read(path, field=None, invalid_utf8="skip") == [("a.jsonl:3", '{"x":1}')]
+    replaced = [text for _, text in read(path, field=None, invalid_utf8="replace")]
+    assert replaced == ['{"x":"�","y":1}', '{"x":"�"}', '{"x":1}']
+
+
+def test_the_digest_of_a_text_is_that_of_earlier_versions(tmp_path):
+    # Computed before readers had records: token caches stay valid.
+    (tmp_path / "a.jsonl").write_bytes('{"text": "one", "id": 3}\n\n{"text":"zwö\\n"}\n{"text": ""}\n'.encode())
+    settings = {"7e5c83b9d202bab6": {}, "aef735a42fad41d0": {"empty": "keep"}}
+    settings |= {"ee4db300a4f2c29b": {"invalid_utf8": "replace"}}
+    for digest, setting in settings.items():
+        assert JsonLinesConfig((str(tmp_path / "a.jsonl"),), **setting).build().digest == digest
+    assert JsonLinesConfig((str(tmp_path / "a.jsonl"),), field=None).build().digest not in settings
+
+
+@pytest.mark.parametrize(
+    ("path", "count", "fields"),
+    [
+        ("alpaca/alpaca_en_demo.jsonl.gz", 999, {"instruction", "input", "output"}),
+        ("udhr/udhr.jsonl.gz", 387, {"lang", "text"}),
+        ("preference-demo/dpo_en_demo.jsonl.gz", 300, {"conversations", "chosen", "rejected"}),
+        ("preference-demo/kto_en_demo.jsonl.gz", 300, {"messages", "label"}),
+    ],
+)
+def test_published_records_are_those_of_their_lines(path, count, fields):
+    folder, name = path.split("/")
+    path = shared_data.folder(folder) / name
+    lines = gzip.decompress(path.read_bytes()).splitlines()
+    records = [json.loads(text) for _, text in read(path, field=None)]
+    assert len(records) == count and all(set(record) == fields for record in records)
+    assert records == [json.loads(line) for line in lines]

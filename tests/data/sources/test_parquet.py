@@ -1,3 +1,5 @@
+import json
+
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -87,3 +89,28 @@ def test_text_that_is_no_text_follows_the_policies(tmp_path):
     with pytest.raises(ValueError, match=r"a\.parquet:1: the text is empty"):
         read(path, empty="error")
     assert ParquetConfig((str(path),)).build().empty == 2
+
+
+def test_without_a_field_a_document_is_the_whole_row(tmp_path):
+    rows = [
+        {"id": 2**53 + 1, "text": "é", "messages": [{"role": "user", "content": "a"}], "score": 0.1},
+        {"id": None, "text": "", "messages": [], "score": -0.0},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet", field=None)
+    assert [name for name, _ in found] == ["a.parquet:0", "a.parquet:1"]
+    assert [repr(json.loads(text)) for _, text in found] == [repr(row) for row in rows]
+    write(tmp_path / "b.parquet", pyarrow.array([b"fine", b"no\x80"]))
+    with pytest.raises(ValueError, match=r"b\.parquet:1 is not UTF-8: byte 18 is 0x80"):
+        read(tmp_path / "b.parquet", field=None)
+    assert read(tmp_path / "b.parquet", field=None, invalid_utf8="replace")[1][1] == '{"id":1,"text":"no�"}'
+
+
+def test_the_digest_of_a_text_is_that_of_earlier_versions(tmp_path):
+    # Computed before readers had records: token caches stay valid.
+    write(tmp_path / "a.parquet", pyarrow.array(["one", "zwö\n", ""]))
+    settings = {"4bc302d66d71c185": {}, "8988cc2668e82df1": {"empty": "keep"}}
+    settings |= {"136164a101f2a041": {"invalid_utf8": "replace"}}
+    for digest, setting in settings.items():
+        assert ParquetConfig((str(tmp_path / "a.parquet"),), **setting).build().digest == digest
+    assert ParquetConfig((str(tmp_path / "a.parquet"),), field=None).build().digest not in settings

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import textwrap
@@ -140,3 +141,21 @@ def test_an_unknown_set_is_named_with_its_folder(tmp_path):
 def test_a_set_that_is_not_prepared_says_how_to_prepare_it(tmp_path):
     with pytest.raises(ValueError, match="not prepared as array_record.*download"):
         list(TFDSConfig("ag_news_subset", "train", data_dir=str(tmp_path)).build())
+
+
+def test_without_a_field_a_document_is_the_whole_example(prepared):
+    found = [json.loads(document.text) for document in read(prepared, field=None)]
+    assert found == [{"body": d.text, "label": int(d.text.split()[1])} for d in read(prepared)]
+    with pytest.raises(ValueError, match=r"tiny_set/odd:\d is not UTF-8: byte 9 is 0xff"):
+        read(prepared, "odd", field=None)
+    records = [json.loads(d.text) for d in read(prepared, "odd", field=None, invalid_utf8="replace")]
+    assert sorted(record["body"] for record in records) == ["", "\ufeffone", "\ufffd"]
+    with pytest.raises(ValueError, match="field is ''"):
+        TFDSConfig("tiny_set", "train", field="")
+
+
+def test_the_digest_of_a_text_is_that_of_earlier_versions(prepared):
+    # Computed before readers had records: token caches stay valid.
+    assert source(prepared, "train").digest == "d2882bb5bb0a06c8"
+    assert source(prepared, "validation").digest == "e4e2ff55fcd84ab3"
+    assert source(prepared, "train", field=None).digest != "d2882bb5bb0a06c8"
