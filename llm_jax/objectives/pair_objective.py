@@ -56,14 +56,9 @@ class PairObjective(TokenObjective):
         )
 
     def batch(self, rows: Mapping[str, Any]) -> Batch:
-        def sequence(ids: Any) -> SequenceInfo:
-            positions: Any = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-            return SequenceInfo(positions, ids)
-
-        encoder = Inputs(rows["encoder_tokens"], sequence(rows["encoder_segment_ids"]))
-        segments = rows["target_segment_ids"]
-        inputs = Inputs(rows["decoder_tokens"], sequence(segments), encoder=encoder)
-        return Batch(inputs, rows["targets"], (segments != 0).astype(np.float32))
+        encoder = Inputs(rows["encoder_tokens"], _sequence(rows, "encoder_"))
+        inputs = Inputs(rows["decoder_tokens"], _sequence(rows, "target_"), encoder=encoder)
+        return Batch(inputs, rows["targets"], (rows["target_segment_ids"] != 0).astype(np.float32))
 
     def training_flops(self, model: ModelConfig, sequence_length: int) -> float:
         if not isinstance(model, EncoderDecoderConfig):
@@ -86,6 +81,13 @@ def pair_row(source: np.ndarray, target: np.ndarray, lengths: tuple[int, int], s
         "targets": target,
         "target_segment_ids": target_ids,
     }
+
+
+def _sequence(rows: Mapping[str, Any], prefix: str) -> SequenceInfo:
+    """Segment ids and positions; rows without positions hold one sequence."""
+    ids: Any = rows[prefix + "segment_ids"]
+    whole: Any = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    return SequenceInfo(rows.get(prefix + "positions", whole), ids)
 
 
 def _padded(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

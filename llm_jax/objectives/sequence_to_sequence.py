@@ -58,7 +58,7 @@ class SequenceToSequenceConfig(PairObjective):
     def examples(
         self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int
     ) -> "SequenceToSequenceExamples":
-        start_id = 0 if tokenizer is None else getattr(tokenizer.special, self.start)
+        start_id = 0 if tokenizer is None else getattr(tokenizer, f"{self.start}_id")
         eos_id = 0 if tokenizer is None else tokenizer.eos_id
         return SequenceToSequenceExamples(self, self.lengths(sequence_length), start_id, eos_id)
 

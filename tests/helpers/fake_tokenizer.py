@@ -25,6 +25,9 @@ class FakeTokenizer:
     def parts(self, text: str) -> Iterator[str]:
         yield text
 
+    def token_id(self, name: str) -> int | None:
+        return None
+
     def first_bytes(self, token_id: int) -> int:
         return int(token_id < 256)
 
