@@ -21,6 +21,7 @@ from llm_jax.data.sources import (
     TFDSConfig,
 )
 from llm_jax.data.splits import ContentSplit, HashSplit, RangeSplit, SeparateSources, Split
+from llm_jax.data.structured_records import RecordsConfig
 from llm_jax.data.synthetic import CopyConfig, InductionConfig, ModularAdditionConfig
 
 __all__ = [
@@ -53,6 +54,8 @@ __all__ = [
     "SeparateSources",
     "PackedConfig",
     "RandomWindowsConfig",
+    # Structured records: pairs of texts, texts with labels.
+    "RecordsConfig",
     # Tasks with a known optimum.
     "MarkovConfig",
     "CopyConfig",

@@ -2,6 +2,7 @@
 
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.objectives.classification import ClassificationConfig, RegressionConfig
 from llm_jax.objectives.denoising import DenoisingConfig
 from llm_jax.objectives.fill_in_the_middle import FillInTheMiddleConfig
 from llm_jax.objectives.masked_diffusion import MaskedDiffusionConfig
@@ -11,12 +12,14 @@ from llm_jax.objectives.objective import Needs, Objective
 from llm_jax.objectives.pair_objective import PairObjective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
+from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
 from llm_jax.objectives.token_objective import TokenObjective
 
 __all__ = [
     "Batch",
     "CausalLMConfig",
+    "ClassificationConfig",
     "Denoiser",
     "DenoisingConfig",
     "FillInTheMiddleConfig",
@@ -28,6 +31,8 @@ __all__ = [
     "PairObjective",
     "PermutationLMConfig",
     "PrefixLMConfig",
+    "RegressionConfig",
+    "SequenceToSequenceConfig",
     "SpanCorruptionConfig",
     "TokenObjective",
 ]
