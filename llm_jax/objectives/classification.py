@@ -216,9 +216,12 @@ class RegressionExamples(LabelledTextExamples):
     def label(self, record: StructuredRecord) -> int:
         found = record_fields.value(record, self._config.label)
         try:
-            number = np.float32(found)
+            # CSV files hold numbers as text.
+            number = np.float32(float(found) if isinstance(found, str) else found)
         except (TypeError, ValueError) as error:
             raise record_fields.Unusable(f"label {found!r} is no number") from error
+        if found is None or isinstance(found, bool):
+            raise record_fields.Unusable(f"label {found!r} is no number")
         if not np.isfinite(number):
             raise record_fields.Unusable(f"label {found!r} is not finite")
         return int(number.view(np.uint32))

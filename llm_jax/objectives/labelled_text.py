@@ -18,7 +18,7 @@ import numpy as np
 
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
-from llm_jax.core.metrics import Metrics, Ratio
+from llm_jax.core.metrics import Metrics, Ratio, metric_of
 from llm_jax.data.examples import Row, TokenField
 from llm_jax.data.record_examples import RecordExamples, RecordSequence, StructuredRecord
 from llm_jax.layers.sequence import SequenceInfo
@@ -105,9 +105,7 @@ class LabelledTextObjective(Objective):
         metrics = self.losses(output.logits_BTV, batch)
         weights_BT = batch.weights if batch.weights.ndim == 2 else batch.weights[:, None]
         balance_loss, routing = balance(output.aux, weights_BT, whole)
-        loss = metrics["loss"]
-        assert isinstance(loss, Ratio)
-        return loss.total + balance_loss, metrics | routing
+        return metric_of(metrics, "loss", Ratio).total + balance_loss, metrics | routing
 
 
 class Marks:
