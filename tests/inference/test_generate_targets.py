@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 
 import jax
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.interop import load_hf
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import build
 from llm_jax.models.config import EncoderDecoderConfig
@@ -18,7 +16,6 @@ from llm_jax.models.heads import HeadConfig
 from llm_jax.models.inputs import Inputs
 from tests.helpers import tiny
 from tests.helpers.published import PAIRS, PUBLISHED
-from tests.parity.torch_models import CASES
 
 GREEDY = SamplingConfig(temperature=0.0)
 PAD = 0
@@ -128,38 +125,3 @@ def test_a_start_is_of_an_encoder_decoder_and_in_its_vocabulary():
         Generator(build(PAIRS["t5"]), GREEDY, None, PAD, start=(0, 32))
     with pytest.raises(ValueError, match="start is .0,. and the model is of type Transformer.*a decoder has none"):
         Generator(build(PUBLISHED["llama"]), GREEDY, None, PAD, start=(0,))
-
-
-PUBLISHED_STARTS = {"mt5": 0, "bart": 2}
-
-
-@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
-@pytest.mark.parametrize("name", PUBLISHED_STARTS)
-def test_targets_are_those_of_transformers(name, tmp_path):
-    import torch
-
-    case = CASES[name]
-    theirs = case.torch_model()
-    theirs.save_pretrained(tmp_path)
-    source, mask = case.inputs["input_ids"], case.inputs["attention_mask"]
-    options = {"decoder_start_token_id": PUBLISHED_STARTS[name], "forced_eos_token_id": None, "pad_token_id": 1}
-    found = theirs.generate(
-        torch.from_numpy(source),
-        attention_mask=torch.from_numpy(mask),
-        do_sample=False,
-        num_beams=1,
-        use_cache=False,  # it has as many layers as the encoder, and the decoder has more
-        max_new_tokens=12,
-        eos_token_id=96,
-        **options,
-    )
-    expected = [_ended(row[1:], 96) for row in found.tolist()]
-    model, params = load_hf(tmp_path)
-    generator = Generator(model, GREEDY, eos_id=96, pad_id=1, start=(PUBLISHED_STARTS[name],))
-    sources = [row[real == 1].tolist() for row, real in zip(source, mask, strict=True)]
-    assert generator.generate(params, sources, 12) == expected
-    assert len({tuple(row) for row in expected}) > 1
-
-
-def _ended(row: list[int], end: int) -> list[int]:
-    return row[: row.index(end)] if end in row else row
