@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from llm_jax.core.checks import check, given
+from llm_jax.inference.prompts import check_prompts, padded
 from llm_jax.layers.attention.kv_cache import Cache
 from llm_jax.layers.roles import Role, roles_of
 from llm_jax.layers.sequence import SequenceInfo
@@ -22,9 +22,6 @@ from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.inputs import Inputs
 from llm_jax.models.stack import Execution, unstack, unstacked
-
-_BUCKET = 64
-"""Prompts are padded to a multiple of this, so that prompts of similar lengths share a compiled prefill."""
 
 _ROUNDED = (Role.MATRIX, Role.EXPERT, Role.READOUT, Role.EMBEDDING, Role.CONVOLUTION)
 
@@ -89,22 +86,18 @@ class CachedDecoder:
             exceed the model's maximum length.
         """
         check(new_tokens >= 1, f"new_tokens is {new_tokens}: it must be at least 1")
-        check(
-            all(map(len, prompts)) and len(prompts) > 0,
-            "a prompt is empty: at least one token is required, such as bos",
-        )
-        self._check_tokens(prompts)
+        check_prompts(prompts, self._given.config.stacks[0].vocab_size or self._scored)
         if not self._is_pair:
-            return self._padded(prompts, self._room(prompts, new_tokens))
+            return padded(prompts, self.pad_id, self._room(prompts, new_tokens))
+        limit, longest = self._given.config.stacks[0].max_length, max(map(len, prompts))
+        check(
+            longest <= limit,
+            f"the longest source has {longest} tokens and the encoder's max_length is {limit}: shorten it",
+        )
         starts = [self._start] * len(prompts)
         self._room(starts, new_tokens)
-        source_room = self._given.config.stacks[0].max_length
-        longest = max(map(len, prompts))
-        check(
-            longest <= source_room,
-            f"the longest source has {longest} tokens and the encoder's max_length is {source_room}: shorten it",
-        )
-        return dataclasses.replace(self._padded(starts, len(self._start)), encoder=self._padded(prompts, source_room))
+        decoder = padded(starts, self.pad_id, len(self._start))
+        return dataclasses.replace(decoder, encoder=padded(prompts, self.pad_id, limit))
 
     def prefill(self, params: Any, inputs: Inputs, new_tokens: int) -> tuple[Cache, jax.Array, jax.Array]:
         """Reads the prompts.
@@ -165,51 +158,23 @@ class CachedDecoder:
             )
         return room
 
-    def _padded(self, prompts: Sequence[Sequence[int]], room: int) -> Inputs:
-        longest = max(map(len, prompts))
-        length = min(-(-longest // _BUCKET) * _BUCKET, room)
-        tokens_BP = np.full((len(prompts), length), self.pad_id, np.int32)
-        segments_BP = np.zeros((len(prompts), length), np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens_BP[row, : len(prompt)] = prompt
-            segments_BP[row, : len(prompt)] = 1
-        positions: Any = np.broadcast_to(np.arange(length, dtype=np.int32), tokens_BP.shape)
-        padded: Any = tokens_BP, SequenceInfo(positions, segments_BP)
-        return Inputs(*padded)
-
     def _check_special(self, vocab_size: int | None) -> None:
         check(
             1 <= self.vocab_size <= self._scored,
             f"vocab_size is {vocab_size} and the model's is {self._scored}: it must not exceed the model's; use the "
             "tokenizer that the model was trained with",
         )
-        tokens = [("eos_id", self.eos_id), ("pad_id", self.pad_id)] + [("start", token) for token in self._start]
-        for name, token in tokens:
+        special = [("eos_id", self.eos_id, self.vocab_size), ("pad_id", self.pad_id, self.vocab_size)]
+        for name, token, size in special + [("start", token, self._scored) for token in self._start]:
             check(
-                token is None or 0 <= token < self.vocab_size,
-                f"{name} is {token}: it must be a token of the vocabulary, from 0 to {self.vocab_size - 1}",
+                token is None or 0 <= token < size,
+                f"{name} is {token}: it must be a token of the vocabulary, from 0 to {size - 1}",
             )
         check(
             self._is_pair == (len(self._start) > 0),
             f"start is {self._start} and the model is of type {type(self._given).__name__}: an EncoderDecoder requires "
             "the first tokens of its decoder, and a decoder has none, because its prompt begins the sequence",
         )
-
-    def _check_tokens(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Checks that every token is in the model's vocabulary. jax would silently clamp an index outside of it."""
-        for number, prompt in enumerate(prompts):
-            found = np.asarray(prompt)
-            check(
-                found.ndim == 1 and np.issubdtype(found.dtype, np.integer),
-                f"prompt {number} has shape {found.shape} and type {found.dtype}: a list of token ids is required",
-            )
-            size = self._given.config.stacks[0].vocab_size or self._scored
-            wrong = found[(found < 0) | (found >= size)]
-            check(
-                not wrong.size,
-                f"prompt {number} has token {wrong[:1].sum()}, and the model's tokens are 0 to {size - 1}: "
-                "use the tokenizer that the model was trained with",
-            )
 
 
 def check_can_decode(model: Model) -> None:
