@@ -20,8 +20,8 @@ class BeamConfig:
     length_penalty: float = 1.0
     """Exponent of the length in the score: above 0 long hypotheses are preferred, 0: log-probabilities."""
     length_offset: float = 0.0
-    """k. 0: n ** length_penalty, as in transformers. 5: Wu et al. 2016 (arXiv:1609.08144, equation 14, without the
-    coverage penalty), as Vaswani et al. 2017 use it with 4 beams and length_penalty 0.6."""
+    """k of the score. 0: n ** length_penalty, as in transformers. 5: Wu et al. 2016 (arXiv:1609.08144, equation 14,
+    without the coverage penalty), which Vaswani et al. 2017 use with 4 beams and length_penalty 0.6."""
     early_stopping: bool | Literal["never"] = False
     """When the search of a prompt ends before it has all new tokens. True: as soon as there are `beams` hypotheses.
     False: when, in addition, the best sequence that goes on would not be kept if it ended now; a heuristic where long
