@@ -210,6 +210,38 @@ def test_a_penalty_makes_groups_differ():
         assert not first & second
 
 
+def _diverse(log_p_WW: np.ndarray, config: BeamConfig, new_tokens: int) -> list[list[tuple[list[int], float]]]:
+    """Algorithm 1 of Vijayakumar et al. 2016, in Python: sequences and scores of each group; word 0 begins."""
+    groups = [[([], 0.0)] for _ in range(config.groups)]
+    for _ in range(new_tokens):
+        chosen = np.zeros(len(log_p_WW))
+        for number, group in enumerate(groups):
+            found = [
+                ([*row, word], score + log_p_WW[row[-1] if row else 0][word] - config.diversity_penalty * chosen[word])
+                for row, score in group
+                for word in range(len(log_p_WW))
+            ]
+            groups[number] = sorted(found, key=lambda one: -one[1])[: config.beams // config.groups]
+            for row, _ in groups[number]:
+                chosen[row[-1]] += 1
+    return groups
+
+
+@pytest.mark.parametrize("penalty", [0.3, 2.0])
+def test_diverse_beams_are_those_of_a_loop_in_python(penalty):
+    config, new = dataclasses.replace(DIVERSE, diversity_penalty=penalty, length_penalty=0.0), 6
+    model = build(dataclasses.replace(CONFIGS["decoder"], vocab_size=12))
+    search, beams = BeamSearch(model, config, None, PAD), Beams.empty((3, 1, 2), new, PAD)
+    for index in range(new):
+        read_R = (beams.tokens_BWN[..., index - 1] if index else jnp.zeros((3, 1, 2), int)).reshape(-1)
+        beams = search._advance(beams, jnp.asarray(TABLE, jnp.float32)[read_R], index)
+    expected = _diverse(np.asarray(jax.nn.log_softmax(TABLE)), config, new)
+    assert beams.ended_BWN[:, 0].tolist() == [[row for row, _ in group] for group in expected]
+    scores = [[score for _, score in group] for group in expected]
+    np.testing.assert_allclose(beams.scores_BW[:, 0], scores, rtol=1e-4)
+    assert beams.ended_BWN[0].tolist() != beams.ended_BWN[1].tolist()
+
+
 def test_a_penalty_is_in_the_score():
     """Of the second group's first token: its log-probability less the penalty for each beam of the first group."""
     model, params = _model("decoder")
