@@ -19,13 +19,12 @@ from llm_jax.models.build import Model, build
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.objectives import special_tokens
 from llm_jax.objectives.objective import AnyBatch
+from llm_jax.objectives.pair_objective import PairObjective
+from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.starts.run_start import read_run, restored_weights
 from llm_jax.tokenizers import Tokenizer
 from llm_jax.tokenizers.folder import transformers_tokenizer
 from llm_jax.tokenizers.tokenizer import Frame
-
-DECODER_START = 0
-"""The id with which objectives of encoder-decoders begin what the decoder reads, as T5 does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,8 @@ class TrainedModel:
             )
             tokenizer, frame = transformers_tokenizer(run.path)
             model, params = load_hf(run.path, dtype or "float32")
-            return cls(model, params, tokenizer, frame, decoder_start(run.path) if _is_pair(model) else ())
+            start = decoder_start(run.path) if isinstance(model, EncoderDecoder) else ()
+            return cls(model, params, tokenizer, frame, start)
         check(dtype is None, f"{run.path} is a run, whose experiment states its precision: omit --dtype")
         experiment, tokenizer, step = read_run(run, step, best)
         tokenizer = given(
@@ -80,7 +80,8 @@ class TrainedModel:
         restored = restored_weights(run, experiment, experiment.precision, tokenizer.digest, step)
         model = build(experiment.model, experiment.precision)
         frame = Frame((tokenizer.bos_id,) * experiment.data.bos, (tokenizer.eos_id,) * experiment.data.eos)
-        start = (DECODER_START,) if _is_pair(model) else ()
+        objective = experiment.objective
+        start = (objective.decoder_start(tokenizer),) if isinstance(objective, PairObjective) else ()
         return cls(model, restored.state, tokenizer, frame, start, experiment)
 
     def prompt(self, text: str) -> list[int]:
@@ -89,6 +90,9 @@ class TrainedModel:
 
     def source(self, text: str) -> list[int]:
         """Token ids of a whole text, which an encoder reads."""
+        objective = self.experiment and self.experiment.objective
+        if isinstance(objective, SequenceToSequenceConfig):
+            return objective.encoded_source(self.tokenizer, text)
         return [*self.prompt(text), *self.frame.after]
 
     def masked(self, text: str) -> list[int]:
@@ -108,8 +112,7 @@ class TrainedModel:
         Raises:
           ValueError: if the model's vocabulary has no room for one.
         """
-        names = (special_tokens.MASK,)
-        return special_tokens.ids(names, self.tokenizer, self.model.config.vocab_size or 0)[special_tokens.MASK]
+        return special_tokens.mask_id(self.tokenizer, self.model.config.vocab_size or 0)
 
     def held_out(self, cache: Path) -> Iterator[AnyBatch]:
         """Batches of the validation sets of the run's data, tokenised in `cache` if they are not there. With
@@ -123,7 +126,3 @@ class TrainedModel:
         dataset = experiment.dataset(self.tokenizer, cache)
         for found in dataset.evaluation("validation", 0, 1, limits[0] if limits else None):
             yield from map(experiment.objective.batch, found.batches)
-
-
-def _is_pair(model: Model) -> bool:
-    return isinstance(model, EncoderDecoder)

@@ -14,6 +14,8 @@ from llm_jax.inference.beam import Beams, BeamSearch, Hypothesis, advanced
 from llm_jax.inference.beam_config import BeamConfig
 from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
+from llm_jax.layers.attention.masks import PrefixCausal
+from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import build
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.t5 import t5
@@ -178,6 +180,17 @@ def test_every_kind_of_state_follows_its_beam(name):
         log_p_BTV, at = np.asarray(forward(rows)), len(prompt) - 1
         sums = [sum(log_p_BTV[n, at + t, one.tokens[t]] for t in range(6)) for n, one in enumerate(hypotheses)]
         np.testing.assert_allclose([one.score for one in hypotheses], np.array(sums) / 6, rtol=1e-4)
+
+
+def test_a_model_of_prefixes_reads_its_prompt_as_one():
+    model = build(llama(2, **SMALL).with_mask(PrefixCausal()))
+    params = tiny.parameters(model, seed=4)
+    ((one,),) = BeamSearch(model, BeamConfig(2), None, PAD).search(params, [[3, 1, 3]], 1)
+    place = SequenceInfo(jnp.arange(3)[None], prefix_BT=jnp.ones((1, 3), bool))
+    tokens = np.array([[3, 1, 3]], np.int32)
+    scores = [model.apply({"params": params}, inputs).logits_BTV[0, -1] for inputs in (Inputs(tokens, place), tokens)]
+    np.testing.assert_allclose(one.score, jax.nn.log_softmax(scores[0]).max(), rtol=1e-4)
+    assert abs(one.score - jax.nn.log_softmax(scores[1]).max()) > 1e-3
 
 
 DIVERSE = BeamConfig(6, n_best=6, groups=3)

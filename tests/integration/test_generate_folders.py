@@ -1,6 +1,8 @@
 """`llm-jax generate` does what the kind of model in a folder of transformers can, as transformers does it."""
 
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ from llm_jax.models.families.bert import bert
 from llm_jax.models.families.encoder import sequence_head
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.t5 import t5
+from llm_jax.objectives import DenoisingConfig, SpanCorruptionConfig
+from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.tokenizers import CharacterTokenizerConfig
+from llm_jax.tokenizers.tokenizer import Frame
 from llm_jax.trained_model import TrainedModel
 from tests.helpers import tiny
 from tests.helpers.command_line import llm_jax
@@ -62,6 +67,27 @@ def test_beam_search_prints_the_best_hypotheses_and_their_scores(pair, theirs):
     scores = [f"{score:.4f}" for score in found.sequences_scores.tolist()]
     outcome = llm_jax(*words, "--n-best", 2)
     assert outcome.out == f"{scores[0]}\t{first}\n{scores[1]}\t{second}\n"
+
+
+@pytest.mark.parametrize(
+    ("objective", "start"),
+    [
+        (SpanCorruptionConfig(), 0),
+        (DenoisingConfig(), LETTERS.eos_id),
+        (DenoisingConfig(start_id=5), 5),
+        (SequenceToSequenceConfig(), LETTERS.pad_id),
+        (SequenceToSequenceConfig(start="bos"), LETTERS.bos_id),
+    ],
+)
+def test_the_decoder_begins_as_in_training(objective, start):
+    assert objective.decoder_start(LETTERS) == start
+
+
+def test_a_source_has_the_prefix_of_its_objective():
+    objective = SequenceToSequenceConfig(prefix="to german ")
+    experiment: Any = types.SimpleNamespace(objective=objective)
+    trained = TrainedModel(None, None, LETTERS, Frame(), (), experiment)
+    assert trained.source("fox") == [*LETTERS.encode("to german fox"), LETTERS.eos_id]
 
 
 def test_a_decoder_searches_a_continuation_of_the_prompt(tmp_path):
