@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -43,7 +43,7 @@ class Generate:
     top: int = 5
     """Number of tokens to show for each mask."""
     sampling: SamplingConfig = _SAMPLING
-    beam: Annotated[BeamConfig, tyro.conf.arg(name="")] = _NO_SEARCH
+    beam: tyro.conf.OmitArgPrefixes[BeamConfig] = _NO_SEARCH
     """With --beams of 2 or more: beam search instead of sampling."""
 
 
