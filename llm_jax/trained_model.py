@@ -1,7 +1,9 @@
 """A trained model with its weights and its tokenizer, from a run or from a transformers folder."""
 
 import dataclasses
+import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -12,12 +14,17 @@ from llm_jax.core.dtypes import Float
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import Experiment
-from llm_jax.interop import load_hf
+from llm_jax.interop import decoder_start, load_hf
 from llm_jax.models.build import Model, build
+from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.objectives import special_tokens
 from llm_jax.objectives.objective import AnyBatch
+from llm_jax.objectives.pair_objective import PairObjective
+from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.starts.run_start import read_run, restored_weights
 from llm_jax.tokenizers import Tokenizer
 from llm_jax.tokenizers.folder import transformers_tokenizer
+from llm_jax.tokenizers.tokenizer import Frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +34,10 @@ class TrainedModel:
     model: Model
     params: Any
     tokenizer: Tokenizer
-    bos: bool
-    """Whether sequences must begin with the tokenizer's bos, as in training."""
+    frame: Frame
+    """Special tokens around a whole text, as in training. A prompt has those before it."""
+    start: tuple[int, ...] = ()
+    """First tokens of the decoder of an encoder-decoder; empty for other models."""
     experiment: Experiment | None = None
     """The experiment of the run; None for a transformers folder."""
 
@@ -59,8 +68,10 @@ class TrainedModel:
                 step is None and not best,
                 f"{run.path} is a folder of transformers: --step and --best choose a checkpoint of a run; omit them",
             )
-            tokenizer, bos = transformers_tokenizer(run.path)
-            return cls(*load_hf(run.path, dtype or "float32"), tokenizer, bos)
+            tokenizer, frame = transformers_tokenizer(run.path)
+            model, params = load_hf(run.path, dtype or "float32")
+            start = decoder_start(run.path) if isinstance(model, EncoderDecoder) else ()
+            return cls(model, params, tokenizer, frame, start)
         check(dtype is None, f"{run.path} is a run, whose experiment states its precision: omit --dtype")
         experiment, tokenizer, step = read_run(run, step, best)
         tokenizer = given(
@@ -68,11 +79,40 @@ class TrainedModel:
         )
         restored = restored_weights(run, experiment, experiment.precision, tokenizer.digest, step)
         model = build(experiment.model, experiment.precision)
-        return cls(model, restored.state, tokenizer, experiment.data.bos, experiment)
+        frame = Frame((tokenizer.bos_id,) * experiment.data.bos, (tokenizer.eos_id,) * experiment.data.eos)
+        objective = experiment.objective
+        start = (objective.decoder_start(tokenizer),) if isinstance(objective, PairObjective) else ()
+        return cls(model, restored.state, tokenizer, frame, start, experiment)
 
     def prompt(self, text: str) -> list[int]:
-        """Token ids of the prompt `text`, with bos if `bos` is set."""
-        return [self.tokenizer.bos_id] * self.bos + self.tokenizer.encode(text)
+        """Token ids of the beginning of a text, which a decoder continues."""
+        return [*self.frame.before, *self.tokenizer.encode(text)]
+
+    def source(self, text: str) -> list[int]:
+        """Token ids of a whole text, which an encoder reads."""
+        objective = self.experiment and self.experiment.objective
+        if isinstance(objective, SequenceToSequenceConfig):
+            return objective.encoded_source(self.tokenizer, text)
+        return [*self.prompt(text), *self.frame.after]
+
+    def masked(self, text: str) -> list[int]:
+        """`source` for a text in which <mask> or [MASK] stands for an unknown token."""
+        first, *others = re.split("|".join(map(re.escape, special_tokens.SPELLINGS[special_tokens.MASK])), text)
+        if others and self.tokenizer.takes_space(self.mask_id):
+            first, *others = *(part.rstrip() for part in (first, *others[:-1])), others[-1]
+        ids = self.prompt(first)
+        for part in others:
+            ids += [self.mask_id, *self.tokenizer.encode(part)]
+        return [*ids, *self.frame.after]
+
+    @functools.cached_property
+    def mask_id(self) -> int:
+        """Id of the mask token: that of the tokenizer, or what masked language modelling uses where it has none.
+
+        Raises:
+          ValueError: if the model's vocabulary has no room for one.
+        """
+        return special_tokens.mask_id(self.tokenizer, self.model.config.vocab_size or 0)
 
     def held_out(self, cache: Path) -> Iterator[AnyBatch]:
         """Batches of the validation sets of the run's data, tokenised in `cache` if they are not there. With

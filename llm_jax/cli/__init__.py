@@ -15,7 +15,7 @@ from llm_jax.core.checks import did_you_mean
 COMMANDS = {
     "train": "Train an experiment, or resume it: the same command continues where it was stopped.",
     "show": "Print the resolved experiment as flat text, overrides applied.",
-    "generate": "Continue a prompt with the model of a run or of a folder of transformers, as it is generated.",
+    "generate": "Write text with the model of a run or of a folder of transformers, as its kind of model does.",
     "report": "Write the report of a run, or compare several runs in one table and plot.",
     "experts": "Say which experts of a trained model serve which kinds of text: a table, and a picture beside the run.",
     "families": "List the published families and sizes, and how they are proven against transformers.",

@@ -54,6 +54,11 @@ class DataConfig:
         return all(isinstance(source, CorpusConfig) and source.bos for source in self._sources)
 
     @property
+    def eos(self) -> bool:
+        """Whether documents end with the tokenizer's eos. If so, whole texts must end with it too."""
+        return all(isinstance(source, CorpusConfig) and source.eos for source in self._sources)
+
+    @property
     def held_out(self) -> "HeldOut":
         """The evaluation sets that are used during training."""
         if not isinstance(self.source, MixtureConfig):

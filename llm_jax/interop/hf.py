@@ -135,21 +135,30 @@ def save_hf(
     sizes = {name: kind.itemsize * int(np.prod(item.shape)) for name, item in tensors.items()}
     write_folder(folder, sizes, tensor, shard_bytes)
     facts = {"model_type": found.model_type, "architectures": [found.architecture], "torch_dtype": dtype}
-    facts |= _write_tokenizer(tokenizer, folder, model.config.stacks[-1].max_length)
+    written = training.write(found, model.config)
+    start = {name: written[name] for name in ("decoder_start_token_id",) if name in written}
+    facts |= _write_tokenizer(tokenizer, folder, model.config.stacks[-1].max_length, start)
     # The family's options come last: some families count positions from their own pad token.
-    options = facts | training.write(found, model.config)
+    options = facts | written
     write_atomically(folder / _CONFIG, json.dumps(options, indent=2, sort_keys=True) + "\n")
 
 
-def _write_tokenizer(tokenizer: Tokenizer | Path | None, folder: Path, max_length: int) -> dict[str, int | None]:
-    """Writes the tokenizer into `folder` and returns the options of config.json that state its special tokens."""
+def _write_tokenizer(
+    tokenizer: Tokenizer | Path | None, folder: Path, max_length: int, start: dict[str, int]
+) -> dict[str, int | None]:
+    """Writes the tokenizer into `folder` and returns the options of config.json that state its special tokens.
+
+    Args:
+      start: the option that states how an encoder-decoder begins. transformers does not look for it in config.json if
+        there is a generation_config.json.
+    """
     # Without these options transformers uses the defaults of a class: ids of another vocabulary, which would end a
     # generation.
     special: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if isinstance(tokenizer, Tokenizer):
         special |= {f"{name}_token_id": token for name, token in dataclasses.asdict(tokenizer.special).items()}
         tokenizer.export(folder, max_length)
-        write_atomically(folder / _GENERATION, json.dumps(special, indent=2) + "\n")
+        write_atomically(folder / _GENERATION, json.dumps(special | start, indent=2) + "\n")
     elif tokenizer is not None:
         special |= {name: value for name, value in _options(tokenizer).items() if name in special}
         for file in (file for name in _TOKENIZER_FILES if (file := tokenizer / name).is_file()):

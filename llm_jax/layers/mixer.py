@@ -44,7 +44,8 @@ class Mixer(abc.ABC):
 
     @abc.abstractmethod
     def allocate(self, batch: int, slots: int, dtype: jnp.dtype) -> Any:
-        """An empty state for generation: a KV cache of `slots` positions, or the state of a recurrence."""
+        """An empty state for generation: a KV cache of `slots` positions, or the state of a recurrence. Every array
+        has the batch first."""
 
     @property
     @abc.abstractmethod

@@ -93,15 +93,19 @@ class DenoisingConfig(PairObjective):
     def special_tokens(self, sequence_length: int) -> tuple[str, ...]:
         return (special_tokens.MASK,)
 
+    def decoder_start(self, tokenizer: Tokenizer | None) -> int:
+        """`start_id`; without one eos, as in BART."""
+        if self.start_id is not None:
+            return self.start_id
+        return 0 if tokenizer is None else tokenizer.eos_id
+
     def examples(self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int) -> "DenoisingExamples":
         """
         Raises:
           ValueError: if the vocabulary has no mask token, `start_id` is no id of the model's, or it is not known what
             ends a sentence.
         """
-        size, start_id = model.vocab_size or 0, self.start_id
-        if start_id is None:
-            start_id = 0 if tokenizer is None else tokenizer.eos_id
+        size, start_id = model.vocab_size or 0, self.decoder_start(tokenizer)
         check(
             0 <= start_id < size,
             f"objective.start_id is {start_id} and model.vocab_size {size}: it must be an id of the model's vocabulary",

@@ -19,6 +19,7 @@ from llm_jax.models.inputs import Inputs
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.objective import Needs
 from llm_jax.objectives.token_objective import TokenObjective
+from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
 @configclass
@@ -32,6 +33,10 @@ class PairObjective(TokenObjective):
     @abc.abstractmethod
     def lengths(self, length: int) -> tuple[int, int]:
         """(S, T): tokens that the encoder and the decoder read of a row of `length` tokens, padding included."""
+
+    def decoder_start(self, tokenizer: Tokenizer | None) -> int:
+        """Id that the decoder reads first, in training and generation."""
+        return 0
 
     def targets(self, sequence_length: int) -> int:
         return self.lengths(sequence_length)[1]

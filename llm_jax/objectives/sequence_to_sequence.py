@@ -58,9 +58,13 @@ class SequenceToSequenceConfig(PairObjective):
     def examples(
         self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int
     ) -> "SequenceToSequenceExamples":
-        start_id = 0 if tokenizer is None else getattr(tokenizer, f"{self.start}_id")
+        start_id = self.decoder_start(tokenizer)
         eos_id = 0 if tokenizer is None else tokenizer.eos_id
         return SequenceToSequenceExamples(self, self.lengths(sequence_length), start_id, eos_id)
+
+    def decoder_start(self, tokenizer: Tokenizer | None) -> int:
+        """Id of `start`."""
+        return 0 if tokenizer is None else getattr(tokenizer, f"{self.start}_id")
 
     def encoded_source(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Token ids of a source, as the encoder reads it."""

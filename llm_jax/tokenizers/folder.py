@@ -13,7 +13,7 @@ from llm_jax.tokenizers.byte import ByteTokenizer
 from llm_jax.tokenizers.character import CharacterTokenizer
 from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer, HuggingFaceTokenizerConfig
 from llm_jax.tokenizers.sentencepiece import SentencePieceTokenizer
-from llm_jax.tokenizers.tokenizer import DESCRIPTION, DIGEST_KEY, SpecialIds, Tokenizer
+from llm_jax.tokenizers.tokenizer import DESCRIPTION, DIGEST_KEY, Frame, SpecialIds, Tokenizer
 from llm_jax.tokenizers.tokenizer_files import read_file
 
 _KINDS = {
@@ -38,21 +38,25 @@ def exported_tokens(folder: Path) -> dict[str, int]:
     return _read(folder / "vocab.json")
 
 
-def transformers_tokenizer(folder: Path) -> tuple[Tokenizer, bool]:
-    """The tokenizer of a transformers folder, from its `tokenizer.json` or its SentencePiece model, and whether
-    transformers puts bos before a text.
+def transformers_tokenizer(folder: Path) -> tuple[Tokenizer, Frame]:
+    """The tokenizer of a transformers folder, from its `tokenizer.json` or its SentencePiece model, and what
+    transformers puts around a text.
 
     Raises:
       ValueError: if the folder has neither file, or `tokenizers`, which reads the first, is not installed.
     """
     if (folder / "tokenizer.json").exists():
         tokenizer = HuggingFaceTokenizerConfig(str(folder)).build(lambda: (), folder, "")
-        return tokenizer, tokenizer.begins_with_bos
+        return tokenizer, tokenizer.frame
     for file in (file for name in ("tokenizer.model", "spiece.model") if (file := folder / name).exists()):
         tokenizer = SentencePieceTokenizer(read_file(str(file), "SentencePiece model"), str(file))
-        stated = _read(folder / "tokenizer_config.json").get("add_bos_token")
-        # transformers' T5 tokenizers never add bos. Its LLaMA tokenizers do, unless the file says otherwise.
-        return tokenizer, file.name == "tokenizer.model" if stated is None else bool(stated)
+        stated = _read(folder / "tokenizer_config.json")
+        # transformers' T5 tokenizers end a text with eos and never add bos. Its LLaMA tokenizers begin it with bos,
+        # unless the file says otherwise.
+        llama = file.name == "tokenizer.model"
+        before, after = stated.get("add_bos_token"), stated.get("add_eos_token")
+        before, after = (llama if before is None else before), (not llama if after is None else after)
+        return tokenizer, Frame((tokenizer.bos_id,) * bool(before), (tokenizer.eos_id,) * bool(after))
     raise ValueError(f"{folder} has no tokenizer.json, tokenizer.model or spiece.model: add the tokenizer's files")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from llm_jax.core.checks import check, did_you_mean, shortened
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import read_json_object
-from llm_jax.tokenizers.tokenizer import SpecialIds, Tokenizer, TokenizerConfig, check_unicode
+from llm_jax.tokenizers.tokenizer import Frame, SpecialIds, Tokenizer, TokenizerConfig, check_unicode
 from llm_jax.tokenizers.tokenizer_files import read_file
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -105,9 +105,16 @@ class HuggingFaceTokenizer(Tokenizer):
         return tuple(name.removeprefix(prefix) if name.startswith(prefix) else name and f" {name}" for name in kept)
 
     @property
-    def begins_with_bos(self) -> bool:
-        """Whether the file's post-processor puts bos before a text."""
-        return self._model.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
+    def frame(self) -> Frame:
+        """What the file's post-processor puts around a text."""
+        text = self._model.encode("a", add_special_tokens=False).ids
+        whole = self._model.encode("a", add_special_tokens=True).ids
+        start = next(place for place in range(len(whole)) if whole[place : place + len(text)] == text)
+        return Frame(tuple(whole[:start]), tuple(whole[start + len(text) :]))
+
+    def takes_space(self, token_id: int) -> bool:
+        added = self._model.get_added_tokens_decoder()
+        return token_id in added and added[token_id].lstrip
 
     def pipeline(self) -> dict[str, Any]:
         return json.loads(self.content) | {"truncation": None, "padding": None}
@@ -146,8 +153,10 @@ def _declared_names(path: Path) -> dict[str, str]:
         return {}
     facts = read_json_object(path, "repair or remove it")
     names = {}
+    # Encoders have no documents: their sequences begin with cls and end with sep.
+    others = {"bos": "cls", "eos": "sep"}
     for name in ("bos", "eos", "pad", "unk"):
-        token = facts.get(f"{name}_token")
+        token = facts.get(f"{name}_token") or facts.get(f"{others.get(name)}_token")
         text = token.get("content") if isinstance(token, dict) else token
         found = f"{path} has {name}_token = {shortened(token)}"
         check(text is None or isinstance(text, str), f"{found}: it must be a token; repair or remove the file")

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -60,6 +60,13 @@ class SpecialIds:
                 "(SentencePiece: --eos_id; tokenizer.json: name the token in the config's field eos)"
             )
         return cls(bos=_first(bos, pad, eos), eos=eos, pad=_first(pad, unknown, eos))
+
+
+class Frame(NamedTuple):
+    """Special tokens around a whole text, such as the source of an encoder-decoder or BERT's [CLS] text [SEP]."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
 
 class Tokenizer(abc.ABC):
@@ -144,6 +151,10 @@ class Tokenizer(abc.ABC):
         """Id of the special token `name`, such as '<mask>'; None if the vocabulary has none of that name. Texts never
         contain it, whatever their characters."""
         return None
+
+    def takes_space(self, token_id: int) -> bool:
+        """Whether a special token, such as RoBERTa's mask, stands for the space before it too."""
+        return False
 
     def first_bytes(self, token_id: int) -> int:
         """Number of UTF-8 bytes that an id decodes to as the first id of a text; 0 for a special id."""

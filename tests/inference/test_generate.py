@@ -10,7 +10,8 @@ import pytest
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import MIXED
-from llm_jax.inference.generate import Generator, in_compute_type
+from llm_jax.inference.cached_decoder import in_compute_type
+from llm_jax.inference.generate import Generator
 from llm_jax.inference.sampling import SamplingConfig
 from llm_jax.layers.attention.masks import PrefixCausal
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
@@ -301,7 +302,10 @@ LLAMA = PUBLISHED["llama"]
     ("config", "message"),
     [
         (bert(1, 2, 8), "AttentionConfig of the model is not causal"),
-        (PAIRS["t5"], "requires the output of an encoder"),
+        (
+            PAIRS["t5"],
+            "start is .. and the model is of type EncoderDecoder: an EncoderDecoder requires the first tokens",
+        ),
         (PAIRS["bart"].decoder, "requires the output of an encoder"),
         (
             dataclasses.replace(LLAMA, head=ClassHead(3)),

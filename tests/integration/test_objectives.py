@@ -8,8 +8,10 @@ import pytest
 from llm_jax.core.run_directory import RunDirectory
 from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import SampleConfig
+from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.t5 import t5
+from llm_jax.models.inputs import Inputs
 from llm_jax.objectives import (
     Denoiser,
     DenoisingConfig,
@@ -132,6 +134,30 @@ def test_what_such_models_cannot_do_is_refused_at_construction(experiments, name
         dataclasses.replace(experiment, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="compressors of PerplexityConfig is set"):
         dataclasses.replace(experiment, evaluations=(PerplexityConfig(test=True, compressors=True),))
+
+
+def test_a_run_writes_as_its_kind_of_model_does(run):
+    """Targets of an encoder-decoder, greedy as without a cache, and tokens for masks of an encoder."""
+    trained = TrainedModel.of(run)
+    pair = isinstance(trained.model.config, EncoderDecoderConfig)
+    prompt = "the red fox" if pair else "the <mask>ed fox"
+    words = ("--sampling.temperature", 0, "--new-tokens", 4) if pair else ("--top", 1)
+    outcome = llm_jax("generate", run.path, "--prompt", prompt, *words)
+    assert outcome.code == 0, outcome.said
+    tokenizer, row = trained.tokenizer, [0]
+    if pair:
+        source = np.array([trained.source(prompt)], np.int32)
+        for _ in range(4):
+            inputs = Inputs(np.array([row], np.int32), encoder=Inputs(source))
+            logits_V = trained.model.apply({"params": trained.params}, inputs).logits_BTV[0, -1, : tokenizer.vocab_size]
+            row.append(int(np.argmax(logits_V)))
+        assert outcome.out == tokenizer.continuation([], row[1:]) + "\n"
+    else:
+        ids = trained.masked(prompt)
+        assert ids.count(259) == 1  # the last id of the model
+        logits_TV = trained.model.apply({"params": trained.params}, np.array([ids], np.int32)).logits_BTV[0]
+        best = int(np.argmax(logits_TV[ids.index(259), : tokenizer.vocab_size]))
+        assert outcome.out.startswith(repr(tokenizer.decode([best])))
 
 
 DENOISERS = (Denoiser("R", 0.15, 3.0), Denoiser("S", 0.25, None), Denoiser("X", 0.5, 3.0))

@@ -5,6 +5,7 @@ import pytest
 
 from llm_jax.tokenizers import load_tokenizer
 from llm_jax.tokenizers.byte import ByteTokenizer
+from llm_jax.tokenizers.folder import transformers_tokenizer
 
 _TEXT = "def f(x):\n    return x\n"
 
@@ -94,3 +95,18 @@ def test_a_tokenizer_that_derives_from_one_of_the_package_comes_back_as_itself(b
 def test_a_tokenizer_of_a_users_own_has_a_kind_of_its_own():
     with pytest.raises(ValueError, match="Silent does not define `kind`"):
         type("Silent", (ByteTokenizer,), {})()
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "bos", "eos"),
+    [
+        ("spiece.model", {}, False, True),
+        ("tokenizer.model", {}, True, False),
+        ("tokenizer.model", {"add_bos_token": False, "add_eos_token": True}, False, True),
+    ],
+)
+def test_a_sentencepiece_folder_has_the_frame_of_its_class(name, stated, bos, eos, bpe, tmp_path):
+    (tmp_path / name).write_bytes(bpe.content)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
+    tokenizer, frame = transformers_tokenizer(tmp_path)
+    assert frame == ((tokenizer.bos_id,) * bos, (tokenizer.eos_id,) * eos)

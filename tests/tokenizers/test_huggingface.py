@@ -52,6 +52,31 @@ def test_special_tokens_may_be_named(words, tmp_path):
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 0)
 
 
+def test_sequences_of_encoders_begin_with_cls_and_end_with_sep(words, tmp_path):
+    tokenizer = _build(_save(tmp_path, words, cls_token="[CLS]", sep_token="[SEP]"))
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    both = _build(_save(tmp_path, words, cls_token="[CLS]", sep_token="[SEP]", bos_token="red", eos_token="blue"))
+    assert (both.bos_id, both.eos_id) == (4, 9)
+
+
+def test_the_frame_is_what_the_post_processor_puts_around_a_text(words, tmp_path):
+    framed = _build(_save(tmp_path, words), bos="[CLS]", eos="[SEP]")
+    assert framed.frame == ((1,), (2,))
+    ids = words.encode("red green").ids
+    assert [*framed.frame.before, *framed.encode("red green"), *framed.frame.after] == ids
+    words.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A [SEP] red", special_tokens=[("[SEP]", 2), ("red", 4)]
+    )
+    assert _build(_save(tmp_path, words), eos="[SEP]").frame == ((), (2, 4))
+
+
+def test_a_special_token_may_take_the_space_before_it(words, tmp_path):
+    words.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True, special=True)])
+    tokenizer = _build(_save(tmp_path, words), eos="[SEP]")
+    assert tokenizer.takes_space(tokenizer.token_id("<mask>"))
+    assert not tokenizer.takes_space(tokenizer.token_id("[SEP]")) and not tokenizer.takes_space(4)
+
+
 def test_names_in_the_config_win(words, tmp_path):
     folder = _save(tmp_path / "t", words, bos_token="[CLS]", eos_token="[CLS]")
     assert (_build(folder).eos_id, _build(folder, eos="[SEP]").eos_id) == (1, 2)

@@ -4,6 +4,7 @@ Legend: B batch, K key/value heads, S slots, H head size.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -35,7 +36,7 @@ class Cache:
     """State of a model between decoding calls.
 
     Attributes:
-      layers: state of each mixer, by segment, by repeat, by block.
+      layers: {branch: state} of each block, by segment, by repeat, by block. Every array has the batch first.
       slots: position and segment id of the token at each cache position, and whether it belongs to a prefix, for a
         model with the mask `PrefixCausal`. An empty one has segment 0 and is masked.
       length: int32 scalar, number of cache positions written. All sequences write the same cache positions: a shorter
@@ -72,6 +73,22 @@ class Cache:
             prefix_BT = jnp.zeros(new.positions_BT.shape, bool) if new.prefix_BT is None else new.prefix_BT
             placed = dataclasses.replace(placed, prefix_BT=put(placed.prefix_BT, prefix_BT))
         return dataclasses.replace(self, slots=placed)
+
+    def sequences(self, rows_R: jax.Array) -> "Cache":
+        """A cache of R sequences: sequence r continues a copy of sequence `rows_R`[r] of this one, int32 [R]."""
+        layers, slots, encoded = jax.tree.map(lambda leaf: leaf[rows_R], (self.layers, self.slots, self.encoded))
+        return Cache(layers, slots, self.length, encoded)
+
+    def reordered(self, rows_R: jax.Array) -> "Cache":
+        """`sequences` if each sequence is replaced by one with the same prompt and encoder output: positions, and keys
+        and values of cross-attention, are then equal and are not copied."""
+
+        def block(states: dict[str, Any]) -> dict[str, Any]:
+            move = lambda state: jax.tree.map(lambda leaf: leaf[rows_R], state)  # noqa: E731
+            return {name: state if name == "cross" else move(state) for name, state in states.items()}
+
+        layers = tuple(tuple(tuple(map(block, repeat)) for repeat in segment) for segment in self.layers)
+        return dataclasses.replace(self, layers=layers)
 
 
 def empty_slots(batch: int, slots: int, prefix: bool = False) -> SequenceInfo:
