@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": "Write text with the model of a run or of a folder of transformers, as its kind of model does.",
     "report": "Write the report of a run, or compare several runs in one table and plot.",
     "experts": "Say which experts of a trained model serve which kinds of text: a table, and a picture beside the run.",
+    "objectives": "List the objectives, and say which architectures each of them trains.",
     "families": "List the published families and sizes, and how they are proven against transformers.",
     "ablate": "Train the variants that a file defines, each with several seeds, and say which differ by more than by "
     "chance.",

@@ -70,7 +70,7 @@ class Objective(abc.ABC):
         check(
             pair == (needs.direction == "encoder-decoder"),
             f"objective {name} trains {_TRAINED[needs.direction]} and model is of type {type(model).__name__}: use "
-            "another objective or another model",
+            f"{_OTHERS[pair]}",
         )
         decoder = model.stacks[-1]
         if needs.direction == "causal":
@@ -88,7 +88,8 @@ class Objective(abc.ABC):
         check(
             isinstance(decoder.head, needs.heads),
             f"objective {name} requires a head of type {' or '.join(head.__name__ for head in needs.heads)} and the "
-            f"model's is {type(decoder.head).__name__}: change model.head",
+            f"model's is {type(decoder.head).__name__}: change model.head, or use an objective for such a head "
+            "(`llm-jax objectives`)",
         )
         check(
             pair or not decoder.has_cross_attention,
@@ -181,4 +182,10 @@ class Objective(abc.ABC):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), batch)
 
 
+_OTHERS = {
+    True: "SpanCorruptionConfig, SequenceToSequenceConfig or another objective of encoder-decoders, or another model",
+    False: "an encoder-decoder, such as those of models.families.t5 and bart; CausalLMConfig trains decoders and "
+    "MaskedLMConfig encoders",
+}
+"""What trains a model that is an encoder-decoder, or not one."""
 _TRAINED = {"causal": "decoders", "bidirectional": "encoders", "encoder-decoder": "encoder-decoders"}

@@ -47,11 +47,6 @@ class PairObjective(TokenObjective):
           ValueError: for a model that is no encoder-decoder, or whose encoder or decoder is too short.
         """
         name = type(self).__name__
-        check(
-            isinstance(model, EncoderDecoderConfig),
-            f"objective {name} trains encoder-decoders and model is of type {type(model).__name__}: use one, such as "
-            "those of models.families.t5 and bart; CausalLMConfig trains decoders and MaskedLMConfig encoders",
-        )
         super().check(model, sequence_length)
         longest = max(self.lengths(sequence_length))
         check(

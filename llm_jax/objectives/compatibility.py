@@ -1,0 +1,111 @@
+"""Which objective trains which architecture.
+
+To add a row, put the objective's config into OBJECTIVES: tests then train it on every architecture that admits it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from rich.table import Table
+
+from llm_jax.layers.attention.masks import PrefixCausal
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.families.bert import bert
+from llm_jax.models.families.encoder import sequence_head
+from llm_jax.models.families.llama import llama
+from llm_jax.models.families.mamba2 import mamba2
+from llm_jax.models.families.mixtral import mixtral
+from llm_jax.models.families.recurrent_gemma import recurrent_gemma
+from llm_jax.models.families.switch import switch
+from llm_jax.models.families.t5 import t5
+from llm_jax.models.families.xlnet import xlnet
+from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.objectives.classification import ClassificationConfig, RegressionConfig
+from llm_jax.objectives.denoising import DenoisingConfig
+from llm_jax.objectives.fill_in_the_middle import FillInTheMiddleConfig
+from llm_jax.objectives.masked_diffusion import MaskedDiffusionConfig
+from llm_jax.objectives.masked_lm import MaskedLMConfig
+from llm_jax.objectives.mixture_of_denoisers import MixtureOfDenoisersConfig
+from llm_jax.objectives.objective import Objective
+from llm_jax.objectives.permutation_lm import PermutationLMConfig
+from llm_jax.objectives.prefix_lm import PrefixLMConfig
+from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
+from llm_jax.objectives.span_corruption import SpanCorruptionConfig
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "causal LM": CausalLMConfig(),
+    "prefix LM": PrefixLMConfig(),
+    "fill-in-the-middle": FillInTheMiddleConfig(),
+    "masked LM": MaskedLMConfig(),
+    "masked LM, whole words": MaskedLMConfig(units="words"),
+    "masked diffusion": MaskedDiffusionConfig(),
+    "permutation LM": PermutationLMConfig(),
+    "span corruption": SpanCorruptionConfig(),
+    "mixture of denoisers": MixtureOfDenoisersConfig(),
+    "denoising": DenoisingConfig(permuted="nothing"),
+    "deshuffling": DenoisingConfig.deshuffling(),
+    "sequence to sequence": SequenceToSequenceConfig(),
+    "classification": ClassificationConfig(),
+    "regression": RegressionConfig(),
+}
+"""A config of every objective by name."""
+
+LENGTH = 32
+VOCAB = 320
+_SIZE = {"vocab_size": VOCAB, "max_length": 2 * LENGTH}
+
+ARCHITECTURES: Mapping[str, Callable[[], ModelConfig]] = {
+    "decoder": lambda: llama(2, 4, 32, hidden=64, kv_heads=2, **_SIZE),
+    "prefix decoder": lambda: llama(2, 4, 32, hidden=64, kv_heads=2, **_SIZE).with_mask(PrefixCausal()),
+    "mixture decoder": lambda: mixtral(2, 4, 32, hidden=32, kv_heads=2, experts=4, **_SIZE),
+    "recurrent hybrid": lambda: recurrent_gemma(3, 4, 32, hidden=64, channels=32, window=8, **_SIZE),
+    "state space": lambda: mamba2(2, 32, head_dim=8, state_size=8, **_SIZE),
+    "encoder": lambda: bert(2, 4, 32, **_SIZE),
+    "encoder with classes of sequences": lambda: bert(2, 4, 32, **_SIZE, head=sequence_head(2)),
+    "encoder with a number of sequences": lambda: bert(2, 4, 32, **_SIZE, head=sequence_head(1)),
+    "two-stream encoder": lambda: xlnet(2, 4, 32, **_SIZE),
+    "encoder-decoder": lambda: t5(2, 4, 32, hidden=64, head_dim=8, **_SIZE),
+    "mixture encoder-decoder": lambda: switch(2, 4, 32, hidden=32, head_dim=8, experts=4, **_SIZE),
+}
+"""A small model of every architecture by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """An objective and an architecture."""
+
+    objective: str
+    architecture: str
+    refusal: str | None
+    """Why the objective does not train the architecture; None: it does."""
+
+
+def pairs() -> list[Combination]:
+    """All pairs, as the objectives' own checks decide."""
+    models = {name: build() for name, build in ARCHITECTURES.items()}
+    return [
+        Combination(objective, architecture, _refusal(config, model))
+        for objective, config in OBJECTIVES.items()
+        for architecture, model in models.items()
+    ]
+
+
+def table() -> Table:
+    """For each objective the architectures that it trains, as a table for the terminal."""
+    shown = Table(caption="`llm-jax objectives --why` says why an objective does not train an architecture")
+    shown.add_column("objective", no_wrap=True)
+    shown.add_column("config", no_wrap=True)
+    shown.add_column("trains")
+    found = pairs()
+    for name, config in OBJECTIVES.items():
+        trained = [pair.architecture for pair in found if pair.objective == name and pair.refusal is None]
+        shown.add_row(name, type(config).__name__, ", ".join(trained))
+    return shown
+
+
+def _refusal(objective: Objective, model: ModelConfig) -> str | None:
+    try:
+        objective.check(model, LENGTH)
+    except ValueError as error:
+        return str(error)
+    return None
