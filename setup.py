@@ -52,6 +52,7 @@ setup(
         "gpu": ["jax[cuda13]", "tokamax"],
         "gcs": ["gcsfs>=2024.12", "google-cloud-storage", "google-cloud-storage-control"],  # runs at gs://
         "wandb": ["wandb>=0.19"],
+        "bleu": ["sacrebleu>=2.4"],  # scores of translations
         "parity": ["torch==2.13.0", "transformers==5.23.0"],  # what the live comparisons compare with
         "dev": [
             "pytest>=8",

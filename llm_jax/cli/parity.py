@@ -15,7 +15,8 @@ class Parity:
     """Train small models by every strategy on eight simulated devices, and compare with one device."""
 
     models: tuple[str, ...] = ()
-    """Models to train: decoder, encoder-decoder, hybrid, mixture; all if none is given."""
+    """Models to train: decoder, encoder, encoder-decoder, "encoder-decoder, spans", hybrid, mixture; all if none is
+    given."""
     strategies: tuple[str, ...] = ()
     """Strategies to train them with, such as 'FSDP x tensor'; all if none is given."""
     ways: tuple[str, ...] = ("loop",)

@@ -90,7 +90,7 @@ class ParityCase:
 def cell(model: str, name: str, strategy: Strategy, way: str, steps: int = STEPS) -> ParityCase:
     """Trains a model of MODELS with a strategy, and compares it with training on one device."""
     made, program = _compiled(model, strategy.sharding, way, DEVICES)
-    outcome, state = _trained(made, program, _start(model), steps)
+    outcome, state = _trained(model, made, program, steps)
     held = _Held.of(state, strategy.within)
     expected = alone(model, steps)
     facts = read(program)
@@ -116,7 +116,7 @@ def cell(model: str, name: str, strategy: Strategy, way: str, steps: int = STEPS
 @functools.cache
 def alone(model: str, steps: int) -> Outcome:
     """Training on one device in the mode "loop"."""
-    return _trained(*_compiled(model, ShardingConfig(), "loop", 1), _start(model), steps)[0]
+    return _trained(model, *_compiled(model, ShardingConfig(), "loop", 1), steps)[0]
 
 
 @functools.cache
@@ -128,14 +128,15 @@ def _start(model: str) -> TrainState:
 
 def _compiled(model: str, sharding: ShardingConfig, way: str, devices: int) -> tuple[Programs, jax.stages.Compiled]:
     made = _programs(model, sharding, way, devices)
-    return made, made.compile_step(jax.device_put(models.batch(0), made.layout.rows))
+    return made, made.compile_step(jax.device_put(models.MODELS[model].batch(0), made.layout.rows))
 
 
 def _programs(model: str, sharding: ShardingConfig, way: str, devices: int) -> Programs:
-    module = build(_run_by(models.MODELS[model](), WAYS[way].execution))
+    task = models.MODELS[model]
+    module = build(_run_by(task.model(), WAYS[way].execution))
     layout = Layout.of(sharding, jax.devices()[:devices])
     update = StepConfig(accumulate=WAYS[way].accumulate)
-    return programs(module, models.objective(module), OPTIMIZER, update, layout, STEPS, seed=0)
+    return programs(module, task.objective, OPTIMIZER, update, layout, STEPS, seed=0)
 
 
 def _run_by(config: ModelConfig, execution: Execution) -> ModelConfig:
@@ -173,15 +174,15 @@ class _Held:
 _EXPERTS = "/experts/"
 
 
-def _trained(made: Programs, program: jax.stages.Compiled, start: TrainState, steps: int) -> tuple[Outcome, TrainState]:
-    """The result of training from `start`, and the last state."""
-    losses, gradients = [], {}
+def _trained(model: str, made: Programs, program: jax.stages.Compiled, steps: int) -> tuple[Outcome, TrainState]:
+    """The result of training, and the last state."""
+    losses, gradients, start = [], {}, _start(model)
     # A pmap program takes batches of another shape, which the wrapper `Mapped` provides.
     update = made.step if isinstance(made.step, Mapped) else program
     with made.activated():
         state = jax.tree.map(_laid, start, made.abstract_state)
         for step in range(steps):
-            batch = jax.device_put(models.batch(step), made.layout.rows)
+            batch = jax.device_put(models.MODELS[model].batch(step), made.layout.rows)
             state, report = update(state, batch)
             losses.append(float(metric_of(report.metrics, "loss", Ratio).mean))
             if step == 0:

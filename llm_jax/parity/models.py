@@ -1,17 +1,12 @@
-"""Small models of four kinds with data and objective, which every strategy must train equally.
-
-Legend: B batch, T length.
-"""
+"""Small models with an objective and its batches, which every strategy must train equally."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-import jax
 import numpy as np
 
-from llm_jax.core.configclass import configclass
-from llm_jax.core.metrics import Metrics
+from llm_jax.data.examples import Row
+from llm_jax.layers.attention.masks import Bidirectional
 from llm_jax.layers.ffn.balance import ZLoss
 from llm_jax.layers.ffn.dispatch import Dispatch
 from llm_jax.layers.ffn.dispatch.capacity import Capacity
@@ -20,17 +15,16 @@ from llm_jax.layers.ffn.mlp import DenseConfig
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.layers.ffn.routers.token_choice import SoftmaxConfig
 from llm_jax.models.block import BlockConfig
-from llm_jax.models.build import Model, applied
 from llm_jax.models.config import ModelConfig, TransformerConfig
-from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.stack import Segment
-from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
-from llm_jax.objectives.losses import balance, cross_entropy
-from llm_jax.objectives.objective import NO_MODELS, Models, Needs, Objective
+from llm_jax.objectives.masked_lm import MaskedLMConfig
+from llm_jax.objectives.objective import AnyBatch, Objective
+from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
+from llm_jax.objectives.span_corruption import SpanCorruptionConfig
 
 VOCAB = 96
 LENGTH = 32
@@ -56,64 +50,71 @@ def _mixture() -> TransformerConfig:
     return dataclasses.replace(config, segments=(Segment(group, 8),))
 
 
-MODELS: dict[str, Callable[[], ModelConfig]] = {
-    "decoder": lambda: llama(8, 8, 32, hidden=48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH),
-    "encoder-decoder": lambda: t5(8, 8, 32, hidden=64, head_dim=4, vocab_size=VOCAB, max_length=LENGTH, gated=True),
-    "hybrid": lambda: recurrent_gemma(
-        16,
-        8,
-        32,
-        hidden=48,
-        kv_heads=4,
-        vocab_size=VOCAB,
-        max_length=LENGTH,
-        window=6,
-        pattern=("recurrent", "attention"),
-    ),
-    "mixture": _mixture,
-}
-
-
-@configclass
-class ContinuationConfig(Objective):
-    """Next-token prediction by a decoder whose encoder reads the same sequence: a loss for comparison, not a task."""
-
-    needs = Needs("encoder-decoder")
-
-    def batch(self, rows: Mapping[str, Any]) -> Batch:
-        return Batch.next_tokens(rows)
-
-    def loss(
-        self,
-        model: EncoderDecoder,
-        params: Any,
-        batch: Batch[jax.Array],
-        key: jax.Array | None = None,
-        whole: Metrics | None = None,
-        models: Models = NO_MODELS,
-    ) -> tuple[jax.Array, Metrics]:
-        """See `CausalLMConfig.loss`."""
-        rngs = None if key is None else {"dropout": key}
-        output = applied(model, params, dataclasses.replace(batch.inputs, encoder=batch.inputs), rngs=rngs)
-        scores = lambda _, logits_BTV: logits_BTV  # noqa: E731
-        total, metrics = cross_entropy(scores, (), output.logits_BTV, batch.targets_BT, batch.loss_weights_BT)
-        added, routing = balance(output.aux, batch.loss_weights_BT, whole)
-        return total + added, metrics | routing
-
-
-def objective(model: Model) -> Objective:
-    """The training objective of a model of MODELS."""
-    return ContinuationConfig() if isinstance(model, EncoderDecoder) else CausalLMConfig(chunks=2)
-
-
-def batch(step: int) -> Batch[np.ndarray]:
+def _packed(length: int, generator: np.random.Generator) -> list[Row]:
     """Rows of two packed documents, most with padding at the end. Tokens follow a rule that can be learned."""
-    generator = np.random.default_rng(step)
-    segments, positions = np.zeros((2, ROWS, LENGTH + 1), np.int32)
+    rows = []
     for row in range(ROWS):
-        cut, end = 5 + row % 7, LENGTH + 1 - row % 4
-        segments[row, :cut], segments[row, cut:end] = 1, 2
-        positions[row, :cut], positions[row, cut:end] = np.arange(cut), np.arange(end - cut)
-    first, stride = generator.integers(0, VOCAB, (ROWS, 1)), generator.integers(1, 4, (ROWS, 1))
-    tokens = ((first + stride * np.arange(LENGTH + 1)) % VOCAB).astype(np.int32)
-    return Batch.next_tokens({"tokens": tokens, "segment_ids": segments, "positions": positions})
+        cut, end = 5 + row % 7, length - row % 4
+        segments, positions = np.zeros((2, length), np.int32)
+        segments[:cut], segments[cut:end] = 1, 2
+        positions[:cut], positions[cut:end] = np.arange(cut), np.arange(end - cut)
+        tokens = (generator.integers(0, VOCAB - 16) + generator.integers(1, 4) * np.arange(length)) % (VOCAB - 16)
+        rows.append({"tokens": tokens.astype(np.int32), "segment_ids": segments, "positions": positions})
+    return rows
+
+
+def _copied(row: Row) -> Row:
+    """A row whose documents are sources, and targets as well."""
+    read = np.where(row["positions"] == 0, VOCAB - 1, np.roll(row["tokens"], 1))
+    pairs = {prefix + name: array for prefix in ("encoder_", "target_") for name, array in row.items()}
+    return pairs | {"decoder_tokens": read}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityTask:
+    """A model, and what it is trained on."""
+
+    model: Callable[[], ModelConfig]
+    objective: Objective
+    length: int = LENGTH
+    """Tokens of a row, without the one that only next-token prediction needs."""
+
+    def batch(self, step: int) -> AnyBatch:
+        """The batch of a step, the same in every layout."""
+        generator, objective = np.random.default_rng(step), self.objective
+        if isinstance(objective, SequenceToSequenceConfig):
+            rows = [_copied(row) for row in _packed(self.length, generator)]
+        else:
+            examples = objective.examples(self.model(), None, self.length)
+            rows = [examples.row(row, generator) for row in _packed(self.length + 1, generator)]
+        return objective.batch({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+
+def _decoder() -> TransformerConfig:
+    return llama(8, 8, 32, hidden=48, kv_heads=4, vocab_size=VOCAB, max_length=LENGTH)
+
+
+def _pair() -> ModelConfig:
+    # A smooth activation: of a score near zero, rounding decides on which side of a ReLU's kink it lies.
+    size = {"vocab_size": VOCAB, "max_length": LENGTH, "activation": "gelu_tanh"}
+    return t5(8, 8, 32, hidden=64, head_dim=4, gated=True, **size)
+
+
+def _hybrid() -> ModelConfig:
+    size = {"vocab_size": VOCAB, "max_length": LENGTH, "pattern": ("recurrent", "attention")}
+    return recurrent_gemma(16, 8, 32, hidden=48, kv_heads=4, window=6, **size)
+
+
+MODELS: dict[str, ParityTask] = {
+    "decoder": ParityTask(_decoder, CausalLMConfig(chunks=2)),
+    "encoder": ParityTask(
+        # Without biases of keys, whose gradients are rounding errors alone.
+        lambda: _decoder().with_mask(Bidirectional()),
+        MaskedLMConfig(rate=0.25),
+    ),
+    "encoder-decoder": ParityTask(_pair, SequenceToSequenceConfig()),
+    # 7 of 32 tokens fewer than the row has in the encoder's sequence, and 16 in the decoder's: both can be divided.
+    "encoder-decoder, spans": ParityTask(_pair, SpanCorruptionConfig(rate=11 / 39, mean_span=11 / 4), length=39),
+    "hybrid": ParityTask(_hybrid, CausalLMConfig(chunks=2)),
+    "mixture": ParityTask(_mixture, CausalLMConfig(chunks=2)),
+}

@@ -11,7 +11,7 @@ from llm_jax.parity.strategies import STRATEGIES
 
 LOSS, GRADIENT = 1e-5, 1e-4
 """Maximum relative differences that another order of float32 sums may cause."""
-LEARNED = 0.01
+LEARNED = 0.003
 """Least decrease of the loss per update."""
 
 

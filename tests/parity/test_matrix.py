@@ -20,11 +20,19 @@ PLAIN = (
     *("data parallel", "pmap", "ZeRO-2", "FSDP, state in host memory", "tensor"),
     *("FSDP x tensor, sequence x all-to-all", "ZeRO-1 x tensor x pipeline", "pipeline x ring"),
 )
-GROUPS = {("decoder",): PLAIN, ("encoder-decoder", "hybrid"): STACKS, ("mixture",): EXPERTS}
+GROUPS = {
+    ("decoder",): PLAIN,
+    ("encoder-decoder", "hybrid"): STACKS,
+    ("encoder", "encoder-decoder, spans"): STACKS[1:],
+    ("mixture",): EXPERTS,
+}
 """Every strategy class, every means of exchange and every kind of combination once, of any model."""
+DENSE = tuple(name for name in STRATEGIES if not name.startswith("expert"))
 REST = {
     "decoder": tuple(name for name in STRATEGIES if not name.startswith("expert x") and name not in PLAIN),
-    "encoder-decoder": ("all-to-all",),
+    "encoder": tuple(name for name in DENSE if name not in STACKS[1:]),
+    "encoder-decoder": tuple(name for name in DENSE if name not in STACKS),
+    "encoder-decoder, spans": tuple(name for name in DENSE if name not in STACKS[1:]),
     "hybrid": ("all-to-all",),
     "mixture": ("expert axis", "expert x tensor, sequence"),
 }
