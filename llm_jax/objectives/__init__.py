@@ -14,6 +14,7 @@ from llm_jax.objectives.permutation_lm import PermutationLMConfig
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
 from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
+from llm_jax.objectives.token_classification import TokenClassificationConfig
 from llm_jax.objectives.token_objective import TokenObjective
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "RegressionConfig",
     "SequenceToSequenceConfig",
     "SpanCorruptionConfig",
+    "TokenClassificationConfig",
     "TokenObjective",
 ]

@@ -124,15 +124,8 @@ class ClassificationExamples(LabelledTextExamples):
         return repr(("classification", self._fields, config.label, config.classes or self._count))
 
     def label(self, record: StructuredRecord) -> int:
-        found, names = record_fields.value(record, self._config.label), self._config.classes
-        if names and isinstance(found, str):
-            if found not in names:
-                raise record_fields.Unusable(f"label {found!r} is none of the classes {', '.join(names)}")
-            return names.index(found)
-        number = int(found) if isinstance(found, str) and found.isdecimal() else found
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < self._count:
-            raise record_fields.Unusable(f"label {found!r} is no class from 0 to {self._count - 1}")
-        return number
+        found = record_fields.value(record, self._config.label)
+        return record_fields.class_number(found, self._config.classes, self._count)
 
     def value(self, label: int) -> Any:
         return label
