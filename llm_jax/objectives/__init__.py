@@ -12,6 +12,7 @@ from llm_jax.objectives.objective import Needs, Objective
 from llm_jax.objectives.pair_objective import PairObjective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
+from llm_jax.objectives.question_answering import QuestionAnsweringConfig
 from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
 from llm_jax.objectives.token_classification import TokenClassificationConfig
@@ -32,6 +33,7 @@ __all__ = [
     "PairObjective",
     "PermutationLMConfig",
     "PrefixLMConfig",
+    "QuestionAnsweringConfig",
     "RegressionConfig",
     "SequenceToSequenceConfig",
     "SpanCorruptionConfig",

@@ -38,8 +38,8 @@ class LabelledBatch:
 
     Attributes:
       inputs: what the model reads.
-      labels: one for each sequence [B] or token [B, T].
-      weights: float32, the shape of the labels; 0 where there is none.
+      labels: one for each sequence [B] or token [B, T], or a tree of such arrays.
+      weights: float32, for each sequence or token; 0 where there is no label.
     """
 
     inputs: Inputs
