@@ -2,9 +2,12 @@
 
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.objectives.chat_template import ChatML, ChatTemplate, PlainTemplate
 from llm_jax.objectives.classification import ClassificationConfig, RegressionConfig
+from llm_jax.objectives.conversations import InstructionFields, MessageFields
 from llm_jax.objectives.denoising import DenoisingConfig
 from llm_jax.objectives.fill_in_the_middle import FillInTheMiddleConfig
+from llm_jax.objectives.fine_tuning import FineTuningConfig
 from llm_jax.objectives.masked_diffusion import MaskedDiffusionConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.mixture_of_denoisers import Denoiser, MixtureOfDenoisersConfig
@@ -21,17 +24,23 @@ from llm_jax.objectives.token_objective import TokenObjective
 __all__ = [
     "Batch",
     "CausalLMConfig",
+    "ChatML",
+    "ChatTemplate",
     "ClassificationConfig",
     "Denoiser",
     "DenoisingConfig",
     "FillInTheMiddleConfig",
+    "FineTuningConfig",
+    "InstructionFields",
     "MaskedDiffusionConfig",
     "MaskedLMConfig",
+    "MessageFields",
     "MixtureOfDenoisersConfig",
     "Needs",
     "Objective",
     "PairObjective",
     "PermutationLMConfig",
+    "PlainTemplate",
     "PrefixLMConfig",
     "QuestionAnsweringConfig",
     "RegressionConfig",
