@@ -4,6 +4,7 @@ from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.chat_template import ChatML, ChatTemplate, PlainTemplate
 from llm_jax.objectives.classification import ClassificationConfig, RegressionConfig
+from llm_jax.objectives.contrastive import ContrastiveConfig
 from llm_jax.objectives.conversations import InstructionFields, MessageFields
 from llm_jax.objectives.denoising import DenoisingConfig
 from llm_jax.objectives.fill_in_the_middle import FillInTheMiddleConfig
@@ -27,6 +28,7 @@ __all__ = [
     "ChatML",
     "ChatTemplate",
     "ClassificationConfig",
+    "ContrastiveConfig",
     "Denoiser",
     "DenoisingConfig",
     "FillInTheMiddleConfig",

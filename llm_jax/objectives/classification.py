@@ -26,6 +26,7 @@ from llm_jax.objectives.labelled_text import (
     LabelledTextObjective,
     Marks,
     inputs_of,
+    marks,
     texts_of,
 )
 from llm_jax.tokenizers.tokenizer import Tokenizer
@@ -94,9 +95,7 @@ class ClassificationConfig(LabelledTextObjective):
     ) -> "ClassificationExamples":
         head = model.stacks[-1].head
         count = head.classes if isinstance(head, ClassHead) else 0
-        return ClassificationExamples(
-            self, count, _fields(self), self.marks(model, tokenizer, sequence_length), sequence_length
-        )
+        return ClassificationExamples(self, count, _fields(self), marks(model, tokenizer), sequence_length)
 
     def batch(self, rows: Mapping[str, Any]) -> LabelledBatch:
         return LabelledBatch(inputs_of(rows), rows["labels"], (rows["segment_ids"][:, 0] != 0).astype(np.float32))
@@ -184,7 +183,7 @@ class RegressionConfig(LabelledTextObjective):
         return texts_of(document, self.text, self.pair)
 
     def examples(self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int) -> "RegressionExamples":
-        return RegressionExamples(self, _fields(self), self.marks(model, tokenizer, sequence_length), sequence_length)
+        return RegressionExamples(self, _fields(self), marks(model, tokenizer), sequence_length)
 
     def batch(self, rows: Mapping[str, Any]) -> LabelledBatch:
         return LabelledBatch(inputs_of(rows), rows["labels"], (rows["segment_ids"][:, 0] != 0).astype(np.float32))

@@ -118,6 +118,12 @@ class Objective(abc.ABC):
             "choose an objective that runs them",
         )
 
+    @property
+    def compares_rows(self) -> bool:
+        """Whether the loss of a row depends on the other rows of its batch. Then the loss must see the whole batch:
+        an experiment refuses microbatches and `jax.pmap`."""
+        return False
+
     def special_tokens(self, sequence_length: int) -> tuple[str, ...]:
         """Names of the tokens that the objective uses besides those of text, such as a mask token. `special_tokens.ids`
         finds them in the tokenizer, or gives them the last ids of the model's vocabulary."""

@@ -18,7 +18,7 @@ from llm_jax.data.examples import Row, TokenField
 from llm_jax.data.record_examples import RecordExamples, RecordSequence, StructuredRecord
 from llm_jax.models.config import ModelConfig
 from llm_jax.objectives import record_fields
-from llm_jax.objectives.labelled_text import LabelledBatch, LabelledTextObjective, Marks, inputs_of
+from llm_jax.objectives.labelled_text import LabelledBatch, LabelledTextObjective, Marks, inputs_of, marks
 from llm_jax.objectives.record_fields import Unusable
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -77,7 +77,7 @@ class QuestionAnsweringConfig(LabelledTextObjective):
     def examples(
         self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int
     ) -> "QuestionAnsweringExamples":
-        return QuestionAnsweringExamples(self, self.marks(model, tokenizer, sequence_length), sequence_length)
+        return QuestionAnsweringExamples(self, marks(model, tokenizer), sequence_length)
 
     def batch(self, rows: Mapping[str, Any]) -> LabelledBatch:
         spans = Spans(rows["start"], rows["end"], rows["candidates"] != 0)

@@ -18,7 +18,7 @@ from llm_jax.data.record_examples import RecordExamples, RecordSequence, Structu
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.heads import ClassHead
 from llm_jax.objectives import record_fields
-from llm_jax.objectives.labelled_text import LabelledBatch, LabelledTextObjective, Marks, inputs_of
+from llm_jax.objectives.labelled_text import LabelledBatch, LabelledTextObjective, Marks, inputs_of, marks
 from llm_jax.tokenizers.boundaries import word_separator
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -61,8 +61,7 @@ class TokenClassificationConfig(LabelledTextObjective):
     def examples(
         self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int
     ) -> "TokenClassificationExamples":
-        marks = self.marks(model, tokenizer, sequence_length)
-        return TokenClassificationExamples(self, _classes(model), marks, sequence_length)
+        return TokenClassificationExamples(self, _classes(model), marks(model, tokenizer), sequence_length)
 
     def batch(self, rows: Mapping[str, Any]) -> LabelledBatch:
         return LabelledBatch(inputs_of(rows), rows["labels"], rows["loss_weights"])

@@ -44,6 +44,7 @@ def rows_of(
     parts = encoded(objective, model, tokenizer, length, records)
     assert not [one for one in parts if isinstance(one, str)], parts
     examples = objective.examples(model, tokenizer, length)
+    packed = packed and not examples.values  # as in StructuredRecords
     rows = RecordRows(_Encoded(examples, parts), np.arange(len(parts)), examples, packed, None)
     return [rows[index] for index in range(rows.rows_per_epoch)]
 
