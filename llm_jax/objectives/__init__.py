@@ -17,6 +17,7 @@ from llm_jax.objectives.pair_objective import PairObjective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
 from llm_jax.objectives.question_answering import QuestionAnsweringConfig
+from llm_jax.objectives.sentence_order import SentenceOrderConfig
 from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
 from llm_jax.objectives.token_classification import TokenClassificationConfig
@@ -46,6 +47,7 @@ __all__ = [
     "PrefixLMConfig",
     "QuestionAnsweringConfig",
     "RegressionConfig",
+    "SentenceOrderConfig",
     "SequenceToSequenceConfig",
     "SpanCorruptionConfig",
     "TokenClassificationConfig",

@@ -101,13 +101,18 @@ class ClassificationConfig(LabelledTextObjective):
         return LabelledBatch(inputs_of(rows), rows["labels"], (rows["segment_ids"][:, 0] != 0).astype(np.float32))
 
     def losses(self, logits: jax.Array, batch: LabelledBatch) -> Metrics:
-        log_p_BC = jax.nn.log_softmax(logits[:, 0])
-        nats_B = -jnp.take_along_axis(log_p_BC, batch.labels[:, None], axis=1)[:, 0]
-        true_BC, predicted_BC = (
-            jax.nn.one_hot(classes_B, log_p_BC.shape[1]) for classes_B in (batch.labels, jnp.argmax(log_p_BC, axis=1))
-        )
-        counts_CC = jnp.einsum("BC,BD,B->CD", true_BC, predicted_BC, batch.weights)
-        return {"loss": Ratio.of(nats_B, batch.weights), "classes": Confusion(counts_CC)}
+        return class_losses(logits[:, 0], batch)
+
+
+def class_losses(logits_BC: jax.Array, batch: LabelledBatch) -> Metrics:
+    """Cross-entropy of the class of each sequence as 'loss', and `Confusion`."""
+    log_p_BC = jax.nn.log_softmax(logits_BC)
+    nats_B = -jnp.take_along_axis(log_p_BC, batch.labels[:, None], axis=1)[:, 0]
+    true_BC, predicted_BC = (
+        jax.nn.one_hot(classes_B, log_p_BC.shape[1]) for classes_B in (batch.labels, jnp.argmax(log_p_BC, axis=1))
+    )
+    counts_CC = jnp.einsum("BC,BD,B->CD", true_BC, predicted_BC, batch.weights)
+    return {"loss": Ratio.of(nats_B, batch.weights), "classes": Confusion(counts_CC)}
 
 
 class ClassificationExamples(LabelledTextExamples):
