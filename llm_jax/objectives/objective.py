@@ -43,8 +43,8 @@ class Needs(NamedTuple):
 
     direction: Direction
     """Of the model: a causal decoder, an encoder in which tokens read later ones too, or an encoder-decoder."""
-    heads: tuple[type[AnyHead], ...] = (HeadConfig, TiedHead)
-    """Types of the head; of an encoder-decoder that of its decoder."""
+    heads: tuple[type[AnyHead | None], ...] = (HeadConfig, TiedHead)
+    """Types of the head; of an encoder-decoder that of its decoder. NoneType: a model without a head."""
     models: tuple[str, ...] = ()
     """Names of the frozen models that the loss runs beside the trained one."""
 
