@@ -22,7 +22,7 @@ from llm_jax.models.stack import in_stages
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.objective import Objective
 from llm_jax.optim import Optimizer
-from llm_jax.sharding.rules import ShardingConfig
+from llm_jax.sharding.rules import DataParallel, ShardingConfig
 from llm_jax.starts import FrozenModel, Start
 from llm_jax.tokenizers import Tokenizer, TokenizerConfig
 from llm_jax.trackers import TensorBoardConfig, Tracker
@@ -103,6 +103,13 @@ class Experiment:
             batch % parts == 0,
             f"data.batch_size is {batch} and update.accumulate is {parts}: accumulate must divide batch_size; change "
             "one of them",
+        )
+        divided = parts > 1 or self.sharding.strategy == DataParallel(use_pmap=True)
+        check(
+            not (divided and self.objective.compares_rows),
+            f"objective {type(self.objective).__name__} compares the rows of a batch, and update.accumulate is {parts} "
+            f"and sharding.strategy {self.sharding.strategy}, so that its loss would see parts of the batch: set "
+            "accumulate to 1 and use no pmap, or let the objective compare the rows of a microbatch",
         )
         check(
             not self.samples.prompts or self.objective.needs.direction == "causal",

@@ -69,7 +69,7 @@ class RecordDocuments:
         (self.usable,) = np.nonzero(sizes)
         """Indices of the other records."""
         header = documents.tokens[(starts[self.usable, None] + np.arange(count - 1)).reshape(-1)]
-        self.lengths[self.usable, :-1] = header.reshape(-1, count - 1)
+        self.lengths[self.usable, :-1] = header.reshape(len(self.usable), count - 1)
         self.lengths[self.usable, -1] = sizes[self.usable] - (count - 1) - self.lengths[self.usable, :-1].sum(axis=1)
 
     @property

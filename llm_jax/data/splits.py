@@ -162,15 +162,16 @@ class Joined(DerivedSource):
 
 class Limited(DerivedSource):
     """A sample of `max_bytes` of UTF-8 text: the documents with the highest hashes of their names, of which the one
-    with the lowest hash is cut at the limit. A character is never cut, so up to three bytes may be missing.
+    with the lowest hash is cut at the limit. A character is never cut, so up to three bytes may be missing. Of whole
+    documents, such as records, that one is left out, unless it is the only one.
 
     The documents of the sample are in memory during iteration.
     """
 
-    def __init__(self, base: TextSource, max_bytes: int):
-        super().__init__([base], f"first {max_bytes} bytes by hash")
+    def __init__(self, base: TextSource, max_bytes: int, whole: bool = False):
+        super().__init__([base], f"first {max_bytes} bytes{' of whole documents' * whole} by hash")
         check(max_bytes > 0, f"max_bytes is {max_bytes}: it must be greater than 0, or None for the whole text")
-        self._max_bytes = max_bytes
+        self._max_bytes, self._whole = max_bytes, whole
 
     def __iter__(self) -> Iterator[Document]:
         (base,) = self._bases
@@ -183,7 +184,10 @@ class Limited(DerivedSource):
             total += size
             while total - sample[0][2] >= self._max_bytes:
                 total -= heapq.heappop(sample)[2]
-        if total > self._max_bytes:
+        if total > self._max_bytes and self._whole:
+            if len(sample) > 1:
+                heapq.heappop(sample)
+        elif total > self._max_bytes:
             hash_of_name, index, size, last = heapq.heappop(sample)
             beginning = _beginning(last.text, self._max_bytes - (total - size))
             if beginning:

@@ -94,7 +94,7 @@ class StructuredRecords(RowSource):
 
     def _read(self, part: Part, max_bytes: int | None) -> RecordDocuments:
         text = self._config.text_of(self._source, part)
-        text = text if max_bytes is None else Limited(text, max_bytes)
+        text = text if max_bytes is None else Limited(text, max_bytes, whole=True)
         encoding = RecordEncoding(self._tokenizer, self._examples, self._config.invalid)
         return RecordDocuments(tokenized(text, encoding, self._context.cache), self._examples)
 

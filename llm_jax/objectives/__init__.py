@@ -2,9 +2,13 @@
 
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
+from llm_jax.objectives.chat_template import ChatML, ChatTemplate, PlainTemplate
 from llm_jax.objectives.classification import ClassificationConfig, RegressionConfig
+from llm_jax.objectives.contrastive import ContrastiveConfig
+from llm_jax.objectives.conversations import InstructionFields, MessageFields
 from llm_jax.objectives.denoising import DenoisingConfig
 from llm_jax.objectives.fill_in_the_middle import FillInTheMiddleConfig
+from llm_jax.objectives.fine_tuning import FineTuningConfig
 from llm_jax.objectives.masked_diffusion import MaskedDiffusionConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.mixture_of_denoisers import Denoiser, MixtureOfDenoisersConfig
@@ -12,27 +16,40 @@ from llm_jax.objectives.objective import Needs, Objective
 from llm_jax.objectives.pair_objective import PairObjective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
+from llm_jax.objectives.question_answering import QuestionAnsweringConfig
+from llm_jax.objectives.sentence_order import SentenceOrderConfig
 from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
+from llm_jax.objectives.token_classification import TokenClassificationConfig
 from llm_jax.objectives.token_objective import TokenObjective
 
 __all__ = [
     "Batch",
     "CausalLMConfig",
+    "ChatML",
+    "ChatTemplate",
     "ClassificationConfig",
+    "ContrastiveConfig",
     "Denoiser",
     "DenoisingConfig",
     "FillInTheMiddleConfig",
+    "FineTuningConfig",
+    "InstructionFields",
     "MaskedDiffusionConfig",
     "MaskedLMConfig",
+    "MessageFields",
     "MixtureOfDenoisersConfig",
     "Needs",
     "Objective",
     "PairObjective",
     "PermutationLMConfig",
+    "PlainTemplate",
     "PrefixLMConfig",
+    "QuestionAnsweringConfig",
     "RegressionConfig",
+    "SentenceOrderConfig",
     "SequenceToSequenceConfig",
     "SpanCorruptionConfig",
+    "TokenClassificationConfig",
     "TokenObjective",
 ]

@@ -26,6 +26,7 @@ from llm_jax.objectives.labelled_text import (
     LabelledTextObjective,
     Marks,
     inputs_of,
+    marks,
     texts_of,
 )
 from llm_jax.tokenizers.tokenizer import Tokenizer
@@ -94,21 +95,24 @@ class ClassificationConfig(LabelledTextObjective):
     ) -> "ClassificationExamples":
         head = model.stacks[-1].head
         count = head.classes if isinstance(head, ClassHead) else 0
-        return ClassificationExamples(
-            self, count, _fields(self), self.marks(model, tokenizer, sequence_length), sequence_length
-        )
+        return ClassificationExamples(self, count, _fields(self), marks(model, tokenizer), sequence_length)
 
     def batch(self, rows: Mapping[str, Any]) -> LabelledBatch:
         return LabelledBatch(inputs_of(rows), rows["labels"], (rows["segment_ids"][:, 0] != 0).astype(np.float32))
 
     def losses(self, logits: jax.Array, batch: LabelledBatch) -> Metrics:
-        log_p_BC = jax.nn.log_softmax(logits[:, 0])
-        nats_B = -jnp.take_along_axis(log_p_BC, batch.labels[:, None], axis=1)[:, 0]
-        true_BC, predicted_BC = (
-            jax.nn.one_hot(classes_B, log_p_BC.shape[1]) for classes_B in (batch.labels, jnp.argmax(log_p_BC, axis=1))
-        )
-        counts_CC = jnp.einsum("BC,BD,B->CD", true_BC, predicted_BC, batch.weights)
-        return {"loss": Ratio.of(nats_B, batch.weights), "classes": Confusion(counts_CC)}
+        return class_losses(logits[:, 0], batch)
+
+
+def class_losses(logits_BC: jax.Array, batch: LabelledBatch) -> Metrics:
+    """Cross-entropy of the class of each sequence as 'loss', and `Confusion`."""
+    log_p_BC = jax.nn.log_softmax(logits_BC)
+    nats_B = -jnp.take_along_axis(log_p_BC, batch.labels[:, None], axis=1)[:, 0]
+    true_BC, predicted_BC = (
+        jax.nn.one_hot(classes_B, log_p_BC.shape[1]) for classes_B in (batch.labels, jnp.argmax(log_p_BC, axis=1))
+    )
+    counts_CC = jnp.einsum("BC,BD,B->CD", true_BC, predicted_BC, batch.weights)
+    return {"loss": Ratio.of(nats_B, batch.weights), "classes": Confusion(counts_CC)}
 
 
 class ClassificationExamples(LabelledTextExamples):
@@ -124,15 +128,8 @@ class ClassificationExamples(LabelledTextExamples):
         return repr(("classification", self._fields, config.label, config.classes or self._count))
 
     def label(self, record: StructuredRecord) -> int:
-        found, names = record_fields.value(record, self._config.label), self._config.classes
-        if names and isinstance(found, str):
-            if found not in names:
-                raise record_fields.Unusable(f"label {found!r} is none of the classes {', '.join(names)}")
-            return names.index(found)
-        number = int(found) if isinstance(found, str) and found.isdecimal() else found
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < self._count:
-            raise record_fields.Unusable(f"label {found!r} is no class from 0 to {self._count - 1}")
-        return number
+        found = record_fields.value(record, self._config.label)
+        return record_fields.class_number(found, self._config.classes, self._count)
 
     def value(self, label: int) -> Any:
         return label
@@ -191,7 +188,7 @@ class RegressionConfig(LabelledTextObjective):
         return texts_of(document, self.text, self.pair)
 
     def examples(self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int) -> "RegressionExamples":
-        return RegressionExamples(self, _fields(self), self.marks(model, tokenizer, sequence_length), sequence_length)
+        return RegressionExamples(self, _fields(self), marks(model, tokenizer), sequence_length)
 
     def batch(self, rows: Mapping[str, Any]) -> LabelledBatch:
         return LabelledBatch(inputs_of(rows), rows["labels"], (rows["segment_ids"][:, 0] != 0).astype(np.float32))

@@ -5,13 +5,14 @@ To add a row, put the objective's config into OBJECTIVES: tests then train it on
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.table import Table
 
 from llm_jax.layers.attention.masks import PrefixCausal
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.families.bert import bert
-from llm_jax.models.families.encoder import sequence_head
+from llm_jax.models.families.encoder import sequence_head, span_head
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.mamba2 import mamba2
 from llm_jax.models.families.mixtral import mixtral
@@ -19,18 +20,24 @@ from llm_jax.models.families.recurrent_gemma import recurrent_gemma
 from llm_jax.models.families.switch import switch
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.families.xlnet import xlnet
+from llm_jax.models.heads import ClassHead
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.classification import ClassificationConfig, RegressionConfig
+from llm_jax.objectives.contrastive import ContrastiveConfig
 from llm_jax.objectives.denoising import DenoisingConfig
 from llm_jax.objectives.fill_in_the_middle import FillInTheMiddleConfig
+from llm_jax.objectives.fine_tuning import FineTuningConfig
 from llm_jax.objectives.masked_diffusion import MaskedDiffusionConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.mixture_of_denoisers import MixtureOfDenoisersConfig
 from llm_jax.objectives.objective import Objective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
+from llm_jax.objectives.question_answering import QuestionAnsweringConfig
+from llm_jax.objectives.sentence_order import SentenceOrderConfig
 from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
+from llm_jax.objectives.token_classification import TokenClassificationConfig
 
 OBJECTIVES: Mapping[str, Objective] = {
     "causal LM": CausalLMConfig(),
@@ -47,12 +54,17 @@ OBJECTIVES: Mapping[str, Objective] = {
     "sequence to sequence": SequenceToSequenceConfig(),
     "classification": ClassificationConfig(),
     "regression": RegressionConfig(),
+    "token classification": TokenClassificationConfig(),
+    "question answering": QuestionAnsweringConfig(),
+    "sentence order": SentenceOrderConfig(units="tokens"),
+    "contrastive": ContrastiveConfig(pair="pair"),
+    "fine-tuning": FineTuningConfig(),
 }
 """A config of every objective by name."""
 
 LENGTH = 32
 VOCAB = 320
-_SIZE = {"vocab_size": VOCAB, "max_length": 2 * LENGTH}
+_SIZE: dict[str, Any] = {"vocab_size": VOCAB, "max_length": 2 * LENGTH}
 
 ARCHITECTURES: Mapping[str, Callable[[], ModelConfig]] = {
     "decoder": lambda: llama(2, 4, 32, hidden=64, kv_heads=2, **_SIZE),
@@ -63,6 +75,8 @@ ARCHITECTURES: Mapping[str, Callable[[], ModelConfig]] = {
     "encoder": lambda: bert(2, 4, 32, **_SIZE),
     "encoder with classes of sequences": lambda: bert(2, 4, 32, **_SIZE, head=sequence_head(2)),
     "encoder with a number of sequences": lambda: bert(2, 4, 32, **_SIZE, head=sequence_head(1)),
+    "encoder with classes of tokens": lambda: bert(2, 4, 32, **_SIZE, head=ClassHead(2)),
+    "encoder with spans": lambda: bert(2, 4, 32, **_SIZE, head=span_head()),
     "two-stream encoder": lambda: xlnet(2, 4, 32, **_SIZE),
     "encoder-decoder": lambda: t5(2, 4, 32, hidden=64, head_dim=8, **_SIZE),
     "mixture encoder-decoder": lambda: switch(2, 4, 32, hidden=32, head_dim=8, experts=4, **_SIZE),

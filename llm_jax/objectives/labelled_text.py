@@ -38,8 +38,8 @@ class LabelledBatch:
 
     Attributes:
       inputs: what the model reads.
-      labels: one for each sequence [B] or token [B, T].
-      weights: float32, the shape of the labels; 0 where there is none.
+      labels: one for each sequence [B] or token [B, T], or a tree of such arrays.
+      weights: float32, for each sequence or token; 0 where there is no label.
     """
 
     inputs: Inputs
@@ -84,12 +84,6 @@ class LabelledTextObjective(Objective):
     def special_tokens(self, sequence_length: int) -> tuple[str, ...]:
         return (special_tokens.SEPARATOR,)
 
-    def marks(self, model: ModelConfig, tokenizer: Tokenizer | None, sequence_length: int) -> "Marks":
-        """The special tokens of a sequence."""
-        names = self.special_tokens(sequence_length)
-        found = special_tokens.ids(names, tokenizer, model.vocab_size or 0)
-        return Marks(0 if tokenizer is None else tokenizer.bos_id, found[special_tokens.SEPARATOR])
-
     def loss(
         self,
         model: Any,
@@ -122,6 +116,12 @@ class Marks:
             np.concatenate([[self.begin], *tokens]).astype(np.int32),
             np.concatenate([[0], types]).astype(np.int32),
         )
+
+
+def marks(model: ModelConfig, tokenizer: Tokenizer | None) -> Marks:
+    """The special tokens of a sequence, of the tokenizer or, where it lacks them, of the model's vocabulary."""
+    found = special_tokens.ids((special_tokens.SEPARATOR,), tokenizer, model.vocab_size or 0)
+    return Marks(0 if tokenizer is None else tokenizer.bos_id, found[special_tokens.SEPARATOR])
 
 
 def inputs_of(rows: Mapping[str, Any]) -> Inputs:

@@ -43,8 +43,8 @@ class Needs(NamedTuple):
 
     direction: Direction
     """Of the model: a causal decoder, an encoder in which tokens read later ones too, or an encoder-decoder."""
-    heads: tuple[type[AnyHead], ...] = (HeadConfig, TiedHead)
-    """Types of the head; of an encoder-decoder that of its decoder."""
+    heads: tuple[type[AnyHead | None], ...] = (HeadConfig, TiedHead)
+    """Types of the head; of an encoder-decoder that of its decoder. NoneType: a model without a head."""
     models: tuple[str, ...] = ()
     """Names of the frozen models that the loss runs beside the trained one."""
 
@@ -117,6 +117,12 @@ class Objective(abc.ABC):
             f"objective {name} does not run the frozen models {', '.join(unused)}: remove them from `frozen`, or "
             "choose an objective that runs them",
         )
+
+    @property
+    def compares_rows(self) -> bool:
+        """Whether the loss of a row depends on the other rows of its batch. Then the loss must see the whole batch:
+        an experiment refuses microbatches and `jax.pmap`."""
+        return False
 
     def special_tokens(self, sequence_length: int) -> tuple[str, ...]:
         """Names of the tokens that the objective uses besides those of text, such as a mask token. `special_tokens.ids`

@@ -34,6 +34,16 @@ def word_numbers(tokens_T: np.ndarray, documents_T: np.ndarray, boundaries_2V: n
     return np.cumsum(begins_T) - begins_T[:1]
 
 
+def word_separator(tokenizer: Tokenizer) -> str:
+    """The text before every word but the first, so that words that are encoded one by one are those of a text: ' ', or
+    '' if the tokenizer separates them by itself, as WordPiece and models of SentencePiece with a space in front do."""
+    words = [piece for piece in tokenizer.pieces if piece.strip().isalpha()]
+    # A piece with a space in front of it is a whole word to every tokenizer.
+    word = next((piece for piece in words if piece[0].isspace()), words[0] if words else "a").strip()
+    ids = tokenizer.encode(word)
+    return "" if any(map(str.isspace, tokenizer.decode([*ids, *ids]).strip())) else " "
+
+
 def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
     """int32, the ids that end a sentence: their text ends with '.', '!' or '?', or has a line end."""
     ends = [piece.rstrip().endswith(_SENTENCE_ENDS) or "\n" in piece for piece in tokenizer.pieces]

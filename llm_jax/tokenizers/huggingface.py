@@ -83,6 +83,12 @@ class HuggingFaceTokenizer(Tokenizer):
         batch = self._model.encode_batch(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in batch]
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """The library's own offsets, which refer to the text before it was normalised."""
+        check_unicode(text)
+        encoding = self._model.encode(text, add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
     def token_id(self, name: str) -> int | None:
         token_id = self._model.token_to_id(name)
         return token_id if token_id in self._silent else None

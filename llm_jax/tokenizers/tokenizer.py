@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from llm_jax.core import paths
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, shortened
 from llm_jax.core.components import is_own, type_name
 from llm_jax.core.configclass import configclass
 from llm_jax.core.files import write_atomically
@@ -119,6 +120,30 @@ class Tokenizer(abc.ABC):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array per text, equal to its `encode`. It must be thread-safe: the token cache uses threads."""
         return [np.asarray(self.encode(text), np.int32) for text in texts]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of a text, equal to `encode`, and for each the index of the character of the text at which it starts,
+        which never decreases. Ids that are characters only together, such as the bytes of one, start at the first of
+        these characters. The base decodes the ids one at a time.
+
+        Raises:
+          ValueError: as `encode`; in the base, if the decoded text is not the text.
+        """
+        ids, starts = self.encode(text), []
+        decoder, parts, shown = self.stream(), [], 0
+        for token_id in ids:
+            starts.append(shown)
+            parts.append(decoder.push(token_id))
+            shown += len(parts[-1])
+        decoded = "".join([*parts, decoder.flush()])
+        if decoded != text:
+            place = len(os.path.commonprefix([decoded, text]))
+            raise ValueError(
+                f"the tokenizer changes the text at character {place}, from {shortened(text[place:])} to "
+                f"{shortened(decoded[place:])}, so that the places of its tokens are not known: use a tokenizer that "
+                "keeps every text, or a tokenizer.json of Hugging Face"
+            )
+        return ids, starts
 
     def parts(self, text: str) -> Iterator[str]:
         """Consecutive parts of a text. Their concatenated ids must be exactly the ids of the whole text.

@@ -202,6 +202,17 @@ def test_a_limited_sample_of_one_long_document_is_its_beginning(tmp_path):
         Limited(source, 0)
 
 
+def test_a_sample_of_whole_documents_cuts_none(many):
+    texts = {document.name: document.text for document in many}
+    for limit in (1000, 2000):
+        whole, cut = list(Limited(many, limit, whole=True)), list(Limited(many, limit))
+        assert all(document.text == texts[document.name] for document in whole)
+        assert len(whole) == len(cut) - 1 and sum(len(document.text.encode()) for document in whole) <= limit
+    (only,) = Limited(many, 1, whole=True)
+    assert only.text == texts[only.name] and len(only.text) > 1
+    assert Limited(many, 1000, whole=True).digest != Limited(many, 1000).digest
+
+
 def test_joined_is_one_source_after_the_other(many):
     joined = Joined([Limited(many, 50), Limited(many, 90)])
     assert names(joined) == names(Limited(many, 50)) + names(Limited(many, 90))

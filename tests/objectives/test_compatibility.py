@@ -24,6 +24,19 @@ VALID = [pair for pair in pairs() if pair.refusal is None]
 STEPS = 300
 """At most; most pairs need 100."""
 
+BOUNDS = {
+    "classification": math.log(2),
+    "regression": 0.25,
+    "token classification": math.log(2),
+    "question answering": math.log(6),
+    "sentence order": math.log(2),
+    "contrastive": math.log(32),
+    "fine-tuning": 6 / 7 * math.log(26),
+}
+"""What a model reaches that knows how often each target occurs and reads nothing: of equally likely classes, places or
+rows the logarithm of their number; of a number that is 0 or 1 a squared error of 1/4; of answers of six letters and a
+certain end, that of the letters. For all others it is at least the entropy of the letters."""
+
 
 def _every_run():
     """Of each objective one architecture, and of each architecture one objective, are trained in every run."""
@@ -51,7 +64,21 @@ def _record(draw):
     """A record in which everything follows from the first letter."""
     letter = draw.integers(26)
     word = "".join(chr(97 + (letter + 5 * i) % 26) for i in range(6))
-    return {"source": word, "target": word.upper(), "text": word, "label": int(letter % 2)}
+    place = int(letter % 6)
+    context = word[:place] + word[place].upper() + word[place + 1 :]
+    return {
+        "source": word,
+        "target": word.upper(),
+        "text": word,
+        "pair": word.upper(),
+        "label": int(letter % 2),
+        "tokens": [word[:2], word[2:4], word[4:]],
+        "tags": 3 * [int(letter % 2)],
+        "question": "?",
+        "context": context,
+        "answers": {"text": [context[place]], "answer_start": [place]},
+        "messages": [{"role": "user", "content": word[0]}, {"role": "assistant", "content": word}],
+    }
 
 
 def _batch(objective, model, draw, rows=32):
@@ -89,9 +116,7 @@ def test_every_valid_pair_learns(pair):
     optimizer = AdamWConfig(peak_lr=3e-3, schedule=Constant(warmup_steps=10)).build(STEPS, boxed_parameters(model))
     state = jax.jit(functools.partial(initial_state, model, optimizer, 0, False))()
     step, losses = jax.jit(train_step(model, objective, optimizer, StepConfig(), 0)), []
-    # What a model reaches that knows how often each token occurs and reads nothing: at least the entropy of letters; of
-    # two equally likely classes log 2, and of a number that is 0 or 1 a squared error of 1/4.
-    bound = {"classification": math.log(2), "regression": 0.25}.get(pair.objective, math.log(26))
+    bound = BOUNDS.get(pair.objective, math.log(26))
     while len(losses) < STEPS and (len(losses) < 10 or np.mean(losses[-5:]) > 0.9 * bound):
         state, report = step(state, _batch(objective, config, draw))
         losses.append(means(report.metrics)["loss"])
