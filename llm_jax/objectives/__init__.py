@@ -7,6 +7,7 @@ from llm_jax.objectives.fill_in_the_middle import FillInTheMiddleConfig
 from llm_jax.objectives.masked_diffusion import MaskedDiffusionConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.mixture_of_denoisers import Denoiser, MixtureOfDenoisersConfig
+from llm_jax.objectives.multi_token import MultiTokenConfig
 from llm_jax.objectives.objective import Needs, Objective
 from llm_jax.objectives.pair_objective import PairObjective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
@@ -23,6 +24,7 @@ __all__ = [
     "MaskedDiffusionConfig",
     "MaskedLMConfig",
     "MixtureOfDenoisersConfig",
+    "MultiTokenConfig",
     "Needs",
     "Objective",
     "PairObjective",
