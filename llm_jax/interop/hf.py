@@ -25,7 +25,7 @@ from llm_jax.interop.settings import Settings
 from llm_jax.interop.weights import WeightFolder, write_folder
 from llm_jax.models import count
 from llm_jax.models.build import Model, abstract_parameters, build
-from llm_jax.models.config import ModelConfig
+from llm_jax.models.config import ModelConfig, TransformerConfig
 from llm_jax.models.summary import short
 from llm_jax.tokenizers import Tokenizer
 
@@ -92,7 +92,8 @@ def save_hf(
     shard_bytes: int = 5 * 10**9,
     tokenizer: Tokenizer | Path | None = None,
 ) -> None:
-    """Writes a folder that transformers' `from_pretrained` loads.
+    """Writes a folder that transformers' `from_pretrained` loads. Modules of `multi_token` are left out: transformers
+    does not run them.
 
     Args:
       family: a `model_type`; None: the first whose config.json can express the model.
@@ -107,8 +108,9 @@ def save_hf(
         `dtype` cannot represent; for a tokenizer that cannot be exported or has more tokens than the model. No files
         remain after an error.
     """
+    config, params = _ordinary(model.config, params)
     if isinstance(tokenizer, Tokenizer):
-        vocab_size = model.config.stacks[-1].vocab_size or 0
+        vocab_size = config.stacks[-1].vocab_size or 0
         check(
             tokenizer.vocab_size <= vocab_size,
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {vocab_size}: pass the tokenizer that the "
@@ -116,10 +118,10 @@ def save_hf(
         )
         tokenizer.pipeline()  # raises before anything is written if the tokenizer cannot be exported
     check(dtype in _DTYPES, f"dtype is {dtype!r}: it must be one of {', '.join(_DTYPES)}")
-    found = _expressing(model.config, family)
+    found = _expressing(config, family)
     folder, kind = Path(directory), np.dtype(_DTYPES[dtype])
     leaves = dict(trees.named_leaves(params))
-    tensors = {tensor.name: tensor for tensor in found.tensors(model.config)}
+    tensors = {tensor.name: tensor for tensor in found.tensors(config)}
     _check_whole(tensors.values(), leaves)
 
     def tensor(name: str) -> np.ndarray:
@@ -135,12 +137,20 @@ def save_hf(
     sizes = {name: kind.itemsize * int(np.prod(item.shape)) for name, item in tensors.items()}
     write_folder(folder, sizes, tensor, shard_bytes)
     facts = {"model_type": found.model_type, "architectures": [found.architecture], "torch_dtype": dtype}
-    written = training.write(found, model.config)
+    written = training.write(found, config)
     start = {name: written[name] for name in ("decoder_start_token_id",) if name in written}
-    facts |= _write_tokenizer(tokenizer, folder, model.config.stacks[-1].max_length, start)
+    facts |= _write_tokenizer(tokenizer, folder, config.stacks[-1].max_length, start)
     # The family's options come last: some families count positions from their own pad token.
     options = facts | written
     write_atomically(folder / _CONFIG, json.dumps(options, indent=2, sort_keys=True) + "\n")
+
+
+def _ordinary(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
+    """What the ordinary forward pass needs of a model: config and parameters without the modules of `multi_token`."""
+    if not isinstance(config, TransformerConfig) or config.multi_token is None:
+        return config, params
+    kept = {name: part for name, part in params.items() if name != "multi_token"}
+    return dataclasses.replace(config, multi_token=None), kept
 
 
 def _write_tokenizer(

@@ -6,6 +6,7 @@ from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, Transformer
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.heads import ClassHead, HeadConfig, TiedHead, TransformConfig
 from llm_jax.models.inputs import Inputs
+from llm_jax.models.multi_token_heads import ChainedHeads, MultiTokenHeads, ParallelHeads
 from llm_jax.models.outputs import EncoderOutput, Output
 from llm_jax.models.stack import Execution, Segment
 from llm_jax.models.transformer import Transformer
@@ -13,6 +14,7 @@ from llm_jax.models.transformer import Transformer
 __all__ = [
     "BlockConfig",
     "Chain",
+    "ChainedHeads",
     "ClassHead",
     "EncoderDecoder",
     "EncoderDecoderConfig",
@@ -22,8 +24,10 @@ __all__ = [
     "Inputs",
     "Model",
     "ModelConfig",
+    "MultiTokenHeads",
     "Output",
     "Parallel",
+    "ParallelHeads",
     "Segment",
     "Serial",
     "TiedHead",

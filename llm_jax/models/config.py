@@ -17,6 +17,7 @@ from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBiasConfig
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
+from llm_jax.models.multi_token_heads import MultiTokenHeads
 from llm_jax.models.stack import Execution, Segment
 
 MAKE_CAUSAL = (
@@ -52,6 +53,8 @@ class TransformerConfig:
     execution: Execution = Execution()
     dropout: float = 0.0
     """Dropout rate of the output of the final norm in training (T5, XLNet)."""
+    multi_token: MultiTokenHeads | None = None
+    """Modules that predict tokens after the next one in training; None: there are none."""
 
     def __post_init__(self):
         check_fraction(dropout=self.dropout)
@@ -97,6 +100,27 @@ class TransformerConfig:
             f"blocks have different relative biases ({'; '.join(sorted(found))}): the layers of a stack share one "
             "table; make them equal, or use LayerRelativeBiasConfig, which has one for each",
         )
+        if self.multi_token is not None:
+            self._check_multi_token(self.multi_token)
+
+    def _check_multi_token(self, heads: MultiTokenHeads) -> None:
+        name = f"multi_token is {type(heads).__name__}"
+        check(
+            self.causal,
+            f"{name} and {' and '.join(self.non_causal)} is not causal: only a causal model predicts the tokens after "
+            f"the next one; {MAKE_CAUSAL}, or set multi_token to None",
+        )
+        check(
+            self.vocab_size is not None and isinstance(self.head, HeadConfig | TiedHead),
+            f"{name}, vocab_size is {self.vocab_size} and head is {type(self.head).__name__}: its modules share "
+            "embedding and head; set vocab_size and a head of type HeadConfig or TiedHead, or multi_token to None",
+        )
+        check(
+            not self.has_cross_attention,
+            f"{name} and blocks have `cross` attention: only a model without an encoder has such modules; set "
+            "multi_token to None",
+        )
+        heads.check(self.segments)
 
     def check_vocabulary(self, size: int) -> None:
         """

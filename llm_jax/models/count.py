@@ -18,12 +18,29 @@ def parameters(config: ModelConfig) -> int:
 
 
 def active_parameters(config: ModelConfig) -> float:
-    """Mean number of parameters used per token: all except those of experts to which the token is not routed."""
+    """Mean number of parameters used per token of a forward pass: all except those of experts to which the token is not
+    routed, and those of `multi_token`."""
     width, idle = config.stacks[0].width, 0.0
     for segment in (segment for stack in config.stacks for segment in stack.segments):
         unvisited = sum(block.parameters(width) - block.active_parameters(width) for block in segment.blocks)
         idle += _copies(segment) * unvisited
-    return parameters(config) - idle
+    return parameters(config) - idle - sum(map(multi_token_parameters, config.stacks))
+
+
+def multi_token_parameters(config: TransformerConfig) -> int:
+    """Number of parameters of the modules of `multi_token`."""
+    return config.multi_token.parameters(config.segments, config.width) if config.multi_token else 0
+
+
+def multi_token_flops(config: TransformerConfig, length: int) -> float:
+    """FLOPs per token of a forward pass through the modules of `multi_token`, including their logits, which
+    `forward_flops` does not count."""
+    heads = config.multi_token
+    if heads is None:
+        return 0
+    logits = config.head.matrix_flops(*_head_sizes(config)) if config.head else 0
+    each = logits + (_factorized_flops(config) if heads.reads_tokens else 0)
+    return heads.forward_flops(config.segments, config.width, length) + (heads.tokens - 1) * each
 
 
 def forward_flops(config: ModelConfig, length: int) -> float:
@@ -65,7 +82,7 @@ def _parameters(config: TransformerConfig) -> int:
     final_norm = config.final_norm.parameters(config.width) if config.final_norm else 0
     head = config.head.parameters(*_head_sizes(config)) if config.head else 0
     embed = config.embed.parameters(config.vocab_size, config.max_length, config.width)
-    return embed + blocks + bias + final_norm + head
+    return embed + blocks + bias + final_norm + head + multi_token_parameters(config)
 
 
 def _copies(segment: Segment) -> int:
@@ -79,9 +96,13 @@ def _forward_flops(config: TransformerConfig, length: int, encoder_length: int =
         for segment in config.segments
         for block in segment.blocks
     )
+    logits = config.head.matrix_flops(*_head_sizes(config)) if config.head else 0
+    return blocks + _factorized_flops(config) + logits
+
+
+def _factorized_flops(config: TransformerConfig) -> int:
     # A lookup in the table has no matrix product; the projection of a factorized embedding is one.
-    factorized = 2 * config.embed.factorized.width * config.width if config.embed.factorized else 0
-    return blocks + factorized + (config.head.matrix_flops(*_head_sizes(config)) if config.head else 0)
+    return 2 * config.embed.factorized.width * config.width if config.embed.factorized else 0
 
 
 def _head_sizes(config: TransformerConfig) -> tuple[int, int, int]:

@@ -37,9 +37,11 @@ class Output:
       aux: routing statistics of MoE layers, by the path of their block in the parameters, such as
         'stack/segment_0/block_1'; empty with a KV cache.
       cache: the KV cache with the tokens of this call; None if none was given.
+      trunk_BTD: the input of the last segment, which the modules of `ParallelHeads` read; None if the model has none.
     """
 
     hidden_BTD: jax.Array
     logits_BTV: jax.Array | None = None
     cache: Any = None
     aux: Any = flax.struct.field(default_factory=dict)
+    trunk_BTD: jax.Array | None = None

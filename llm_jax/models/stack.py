@@ -130,23 +130,28 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, context: Context, states: tuple | None = None
-    ) -> tuple[jax.Array, tuple | None, Aux]:
-        """Runs the blocks; `states` holds per segment and repeat the states of its blocks."""
+    ) -> tuple[jax.Array, tuple | None, Aux, jax.Array | None]:
+        """Runs the blocks; `states` holds per segment and repeat the states of its blocks. The last array is the input
+        of the last segment; None with states."""
         if states is not None:
-            return *self._cached(x_BTD, context, states), {}
+            return *self._cached(x_BTD, context, states), {}, None
         # Initialisation is never pipelined: parameters are created for whole segments.
         schedule = None if self.is_initializing() else pipeline.schedule()
         cut = in_stages(self.segments, schedule) if schedule else [False] * len(self.segments)
         aux: Aux = {}
+        trunk_BTD = x_BTD
         for index, segment in enumerate(self.segments):
+            trunk_BTD = x_BTD
             name, remat = f"segment_{index}", self.execution.remat_of(index)
             if cut[index]:
                 x_BTD, found = self._pipelined(segment, remat, self.variables["params"][name], x_BTD, context)
             else:
-                group = self._scanned(segment, remat)(segment.blocks, self.width, self.precision, name=name)
+                turns = self.execution.turns(segment.repeats)
+                group = scanned(segment, remat, turns, self.is_initializing())
+                group = group(segment.blocks, self.width, self.precision, name=name)
                 x_BTD, (_, found) = group(x_BTD, context, None)
             aux |= {f"{name}/{block}": one for block, one in found.items()}
-        return x_BTD, None, aux
+        return x_BTD, None, aux, trunk_BTD
 
     def _pipelined(
         self, segment: Segment, remat: Remat, weights: Any, x_BTD: jax.Array, context: Context
@@ -156,7 +161,8 @@ class Stack(nn.Module):
 
         def stage(weights: Any, bias_RN: Any, key: Any, x_BTD: jax.Array, context: Context) -> tuple:
             part = dataclasses.replace(segment, repeats=len(jax.tree.leaves(weights)[0]))
-            layers = self._scanned(part, "none")(part.blocks, self.width, self.precision, parent=None)
+            group = scanned(part, "none", self.execution.turns(part.repeats), self.is_initializing())
+            layers = group(part.blocks, self.width, self.precision, parent=None)
             rngs = None if key is None else {"dropout": key}
             context = dataclasses.replace(context, bias_RN=bias_RN)
             # Losses of sequences return with their sequences; all other statistics are summed over sequences.
@@ -184,32 +190,6 @@ class Stack(nn.Module):
             after.append(tuple(done))
         return x_BTD, tuple(after)
 
-    def _scanned(self, segment: Segment, remat: Remat) -> Any:
-        group, turns = BlockGroup, self.execution.turns(segment.repeats)
-        if remat != "none":
-            # Inside a loop the compiler cannot merge the recomputation with the forward pass, so no barrier is needed.
-            policy = _POLICIES[remat]
-            group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
-        own, common = ({}, "params") if segment.shared else ({"params": 0}, False)
-        # Taps of the repeats are stacked, like their parameters.
-        own |= {COLLECTION: 0}
-        # All repeats have the same context. The type annotations of flax are narrower than the values that it accepts.
-        over: dict[str, Any] = {"variable_axes": own, "in_axes": (nn.broadcast, 0)}
-        return nn.scan(
-            group,
-            variable_broadcast=common,
-            # Every repeat draws its own parameters, unless they are shared, and its own dropout.
-            split_rngs={"params": not segment.shared, "dropout": True},
-            length=segment.repeats,
-            unroll=turns,
-            # The check traces the blocks twice. Parameters that all repeats share cannot be created without it, and a
-            # seed gives all others the values that it gave before.
-            check_constancy_invariants=self.is_initializing(),
-            # The logical axis that flax puts before those of each parameter.
-            metadata_params={nn.PARTITION_NAME: axes.LAYERS},
-            **over,
-        )
-
 
 class BlockGroup(nn.Module):
     """The blocks of one repeat of a segment."""
@@ -229,3 +209,36 @@ class BlockGroup(nn.Module):
             after.append(state)
             aux |= {} if found is None else {name: found}
         return x_BTD, (tuple(after) if states else None, aux)
+
+
+def scanned(segment: Segment, remat: Remat, turns: int, initializing: bool) -> Any:
+    """The module class of a segment: `BlockGroup`, scanned over its repeats.
+
+    Args:
+      turns: repeats unrolled per iteration of the scan.
+      initializing: whether the call creates the parameters.
+    """
+    group = BlockGroup
+    if remat != "none":
+        # Inside a loop the compiler cannot merge the recomputation with the forward pass, so no barrier is needed.
+        policy = _POLICIES[remat]
+        group = nn.remat(group, policy=policy, prevent_cse=turns > 1 or segment.repeats == 1)
+    own, common = ({}, "params") if segment.shared else ({"params": 0}, False)
+    # Taps of the repeats are stacked, like their parameters.
+    own |= {COLLECTION: 0}
+    # All repeats have the same context. The type annotations of flax are narrower than the values that it accepts.
+    over: dict[str, Any] = {"variable_axes": own, "in_axes": (nn.broadcast, 0)}
+    return nn.scan(
+        group,
+        variable_broadcast=common,
+        # Every repeat draws its own parameters, unless they are shared, and its own dropout.
+        split_rngs={"params": not segment.shared, "dropout": True},
+        length=segment.repeats,
+        unroll=turns,
+        # The check traces the blocks twice. Parameters that all repeats share cannot be created without it, and a seed
+        # gives all others the values that it gave before.
+        check_constancy_invariants=initializing,
+        # The logical axis that flax puts before those of each parameter.
+        metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+        **over,
+    )

@@ -27,6 +27,7 @@ def summary(config: ModelConfig, length: int) -> dict[str, str]:
     parameters = count.parameters(config)
     mixers = [block.mixer for stack in config.stacks for segment in stack.segments for block in segment.blocks]
     heads = sorted({mixer.shape for mixer in mixers})
+    ahead = sum(map(count.multi_token_parameters, config.stacks))
     return {
         "layers": " + ".join(str(stack.depth) for stack in config.stacks),
         "width": f"{config.width:,}",
@@ -34,7 +35,8 @@ def summary(config: ModelConfig, length: int) -> dict[str, str]:
         "vocabulary": f"{config.vocab_size:,}",
         "longest row": f"{config.max_length:,} tokens",
         "parameters": f"{parameters:,} ({short(parameters)})",
-        "active parameters": _active(config, parameters),
+        **({"of them for multi-token prediction": f"{ahead:,} ({short(ahead)})"} if ahead else {}),
+        "active parameters": _active(config, parameters - ahead),
         "forward FLOPs a token": f"{count.forward_flops(config, length):.3e} at {length:,} tokens",
         "training FLOPs a token": f"{count.training_flops(config, length):.3e}",
         "cache of a row": (
@@ -73,7 +75,7 @@ def initialisers(config: ModelConfig) -> dict[str, str]:
 
 
 def _active(config: ModelConfig, parameters: int) -> str:
-    """Number of active parameters per token, as text."""
+    """Number of active parameters per token of the `parameters` of the forward pass, as text."""
     active = round(count.active_parameters(config))
     if active == parameters:
         return f"{parameters:,} (dense: all)"

@@ -50,6 +50,10 @@ class Transformer(nn.Module):
         if config.head:
             table = config.embed.table_width(config.width)
             self.head = Head(config.head, config.width, config.vocab_size or 0, table, self.precision)
+        if config.multi_token:
+            remat = dataclasses.replace(config.execution, remat=config.execution.remat_of(len(config.segments) - 1))
+            segment = config.multi_token.segment(config.segments)
+            self.multi_token = config.multi_token.build(segment, config.width, self.precision, remat)
 
     def __call__(self, inputs: Inputs | jax.Array, cache: Cache | None = None) -> Output:
         """Hidden states and scores of every token.
@@ -63,7 +67,27 @@ class Transformer(nn.Module):
             shard it; if a factorization order or a prefix is given and the mixers do not follow it; if the encoder
             output is missing, or given to a model without cross-attention; if inputs of an encoder are given.
         """
+        if self.is_initializing() and self.config.multi_token:
+            return self.scored(self.multi_token_hidden(inputs)[0])
         return self.scored(self.hidden(inputs, cache))
+
+    def multi_token_hidden(self, inputs: Inputs | jax.Array) -> tuple[Output, tuple[jax.Array, ...]]:
+        """`hidden`, and the hidden states [B, T, D] from which `unembed` predicts the token after the next one, the one
+        after that, and so on: `config.multi_token.tokens` - 1 arrays, none if the model has no such modules. The
+        routing statistics of their MoE layers are in `Output.aux`.
+
+        Raises:
+          ValueError: as `__call__`; if the modules read tokens, and inputs are features.
+        """
+        inputs = Inputs.of(inputs)
+        output = self.hidden(inputs)
+        if self.config.multi_token is None:
+            return output, ()
+        sequence = inputs.located()
+        embedded = lambda ids_BT: self.embed(self.embed.tokens(ids_BT), sequence)  # noqa: E731
+        hidden, aux = self.multi_token(output, self._context(inputs, sequence), embedded, self._normed)
+        aux = output.aux | {f"multi_token/{path}": one for path, one in aux.items()}
+        return dataclasses.replace(output, aux=aux), hidden
 
     def hidden(self, inputs: Inputs | jax.Array, cache: Cache | None = None) -> Output:
         """`__call__` without the scores: a loss over a large vocabulary computes them in chunks."""
@@ -84,9 +108,7 @@ class Transformer(nn.Module):
         # Empty cache positions and padding of the encoder are masked by their segment id 0, so tokens need ids as well.
         if cache is not None or encoded is not None:
             sequence = _with_segments(sequence)
-        bias_RN = self.relative_bias() if self.config.relative_bias else None
-        # What all layers read beside the residual stream.
-        context = Context(sequence, tokens_BT=inputs.tokens_BT, bias_RN=bias_RN)
+        context = self._context(inputs, sequence)
         if encoded is not None:
             context = dataclasses.replace(
                 context, encoded=_with_segments(encoded.sequence), encoded_BSD=encoded.hidden_BSD
@@ -95,18 +117,27 @@ class Transformer(nn.Module):
         x_BTD = constrain(self.embed(x_BTE, sequence), axes.BATCH, axes.STREAM, axes.WIDTH)
         tap(self, "embedded", lambda: x_BTD)
         if cache is None:
-            x_BTD, _, aux = self.stack(x_BTD, context)
+            x_BTD, _, aux, trunk_BTD = self.stack(x_BTD, context)
         else:
             # Before the layers run: tokens of this call attend to their own cache positions.
             cache = cache.place(sequence)
             cache = cache if encoded is None else dataclasses.replace(cache, encoded=context.encoded)
             context = dataclasses.replace(context, slots=cache.slots, slot=cache.length, encoded=cache.encoded)
-            x_BTD, layers, aux = self.stack(x_BTD, context, cache.layers)
+            x_BTD, layers, aux, trunk_BTD = self.stack(x_BTD, context, cache.layers)
             cache = dataclasses.replace(cache, layers=layers, length=cache.length + x_BTD.shape[1])
         aux = {f"stack/{path}": one for path, one in aux.items()}
-        hidden_BTD = self.drop(self.final_norm(x_BTD), deterministic=not self.has_rng("dropout"))
+        hidden_BTD = self._normed(x_BTD)
         tap(self, "last_hidden", lambda: hidden_BTD)
-        return Output(hidden_BTD=hidden_BTD, cache=cache, aux=aux)
+        read = self.config.multi_token is not None and self.config.multi_token.reads_trunk
+        return Output(hidden_BTD=hidden_BTD, cache=cache, aux=aux, trunk_BTD=trunk_BTD if read else None)
+
+    def _context(self, inputs: Inputs, sequence: SequenceInfo) -> Context:
+        """What all layers read beside the residual stream."""
+        bias_RN = self.relative_bias() if self.config.relative_bias else None
+        return Context(sequence, tokens_BT=inputs.tokens_BT, bias_RN=bias_RN)
+
+    def _normed(self, x_BTD: jax.Array) -> jax.Array:
+        return self.drop(self.final_norm(x_BTD), deterministic=not self.has_rng("dropout"))
 
     def unembed(self, hidden_BTD: jax.Array) -> jax.Array:
         """Float32 scores of hidden states, as in `Output.logits_BTV`."""

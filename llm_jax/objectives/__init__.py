@@ -12,6 +12,7 @@ from llm_jax.objectives.fine_tuning import FineTuningConfig
 from llm_jax.objectives.masked_diffusion import MaskedDiffusionConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.mixture_of_denoisers import Denoiser, MixtureOfDenoisersConfig
+from llm_jax.objectives.multi_token import MultiTokenConfig
 from llm_jax.objectives.objective import Needs, Objective
 from llm_jax.objectives.pair_objective import PairObjective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
@@ -39,6 +40,7 @@ __all__ = [
     "MaskedLMConfig",
     "MessageFields",
     "MixtureOfDenoisersConfig",
+    "MultiTokenConfig",
     "Needs",
     "Objective",
     "PairObjective",

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from llm_jax.layers.attention.masks import PrefixCausal
-from llm_jax.models.config import ModelConfig
+from llm_jax.models.config import ModelConfig, TransformerConfig
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.encoder import sequence_head, span_head
 from llm_jax.models.families.llama import llama
@@ -21,6 +21,7 @@ from llm_jax.models.families.switch import switch
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.families.xlnet import xlnet
 from llm_jax.models.heads import ClassHead
+from llm_jax.models.multi_token_heads import ChainedHeads
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.classification import ClassificationConfig, RegressionConfig
 from llm_jax.objectives.contrastive import ContrastiveConfig
@@ -30,6 +31,7 @@ from llm_jax.objectives.fine_tuning import FineTuningConfig
 from llm_jax.objectives.masked_diffusion import MaskedDiffusionConfig
 from llm_jax.objectives.masked_lm import MaskedLMConfig
 from llm_jax.objectives.mixture_of_denoisers import MixtureOfDenoisersConfig
+from llm_jax.objectives.multi_token import MultiTokenConfig
 from llm_jax.objectives.objective import Objective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
@@ -43,6 +45,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "causal LM": CausalLMConfig(),
     "prefix LM": PrefixLMConfig(),
     "fill-in-the-middle": FillInTheMiddleConfig(),
+    "multi-token prediction": MultiTokenConfig(),
     "masked LM": MaskedLMConfig(),
     "masked LM, whole words": MaskedLMConfig(units="words"),
     "masked diffusion": MaskedDiffusionConfig(),
@@ -66,9 +69,15 @@ LENGTH = 32
 VOCAB = 320
 _SIZE: dict[str, Any] = {"vocab_size": VOCAB, "max_length": 2 * LENGTH}
 
+
+def _decoder() -> TransformerConfig:
+    return llama(2, 4, 32, hidden=64, kv_heads=2, **_SIZE)
+
+
 ARCHITECTURES: Mapping[str, Callable[[], ModelConfig]] = {
-    "decoder": lambda: llama(2, 4, 32, hidden=64, kv_heads=2, **_SIZE),
-    "prefix decoder": lambda: llama(2, 4, 32, hidden=64, kv_heads=2, **_SIZE).with_mask(PrefixCausal()),
+    "decoder": lambda: _decoder(),
+    "prefix decoder": lambda: _decoder().with_mask(PrefixCausal()),
+    "decoder with a chain of modules": lambda: dataclasses.replace(_decoder(), multi_token=ChainedHeads()),
     "mixture decoder": lambda: mixtral(2, 4, 32, hidden=32, kv_heads=2, experts=4, **_SIZE),
     "recurrent hybrid": lambda: recurrent_gemma(3, 4, 32, hidden=64, channels=32, window=8, **_SIZE),
     "state space": lambda: mamba2(2, 32, head_dim=8, state_size=8, **_SIZE),

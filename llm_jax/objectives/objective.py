@@ -47,6 +47,9 @@ class Needs(NamedTuple):
     """Types of the head; of an encoder-decoder that of its decoder. NoneType: a model without a head."""
     models: tuple[str, ...] = ()
     """Names of the frozen models that the loss runs beside the trained one."""
+    multi_token: bool = False
+    """Whether the model has modules that predict tokens after the next one, which other objectives would leave
+    untrained."""
 
 
 @configclass
@@ -95,6 +98,16 @@ class Objective(abc.ABC):
             pair or not decoder.has_cross_attention,
             f"objective {name} provides no encoder output, and blocks of the model have `cross` attention: remove it, "
             "or use an encoder-decoder",
+        )
+        check(
+            needs.multi_token or decoder.multi_token is None,
+            f"objective {name} does not train the modules of model.multi_token: set it to None, or use "
+            "MultiTokenConfig",
+        )
+        check(
+            not needs.multi_token or decoder.multi_token is not None,
+            f"objective {name} predicts several tokens from one position and model.multi_token is None: set it to "
+            "ParallelHeads or ChainedHeads, or use CausalLMConfig",
         )
 
     def check_frozen(self, model: ModelConfig, frozen: Mapping[str, ModelConfig]) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from llm_jax.core.checks import check, check_not_negative, check_positive
 from llm_jax.core.configclass import configclass
-from llm_jax.core.metrics import Metrics
+from llm_jax.core.metrics import Metrics, Ratio
 from llm_jax.models import count
 from llm_jax.models.build import applied
 from llm_jax.models.config import ModelConfig, TransformerConfig
@@ -78,20 +78,26 @@ class TokenObjective(Objective):
         rngs = None if key is None else {"dropout": key}
         # Without logits: `cross_entropy` computes those of one chunk at a time.
         output = applied(model, params, batch.inputs, method="hidden", rngs=rngs)
+        total, metrics = self.cross_entropy(model, params, output.hidden_BTD, batch)
+        balance_loss, routing = balance(output.aux, batch.loss_weights_BT, whole)
+        return total + balance_loss, metrics | routing
+
+    def cross_entropy(
+        self, model: Any, params: Any, hidden_BTD: jax.Array, batch: Batch[jax.Array]
+    ) -> tuple[jax.Array, dict[str, Ratio]]:
+        """`losses.cross_entropy` of the batch's targets, from the hidden states of its inputs."""
 
         def unembed(head: Any, hidden_BCD: jax.Array) -> jax.Array:
             return applied(model, head, hidden_BCD, method="unembed")
 
-        total, metrics = cross_entropy(
+        return cross_entropy(
             unembed,
             model.unembed_parameters(params),
-            *_scored(output.hidden_BTD, batch),
+            *_scored(hidden_BTD, batch),
             self.chunks,
             self.z_loss,
             self.label_smoothing,
         )
-        balance_loss, routing = balance(output.aux, batch.loss_weights_BT, whole)
-        return total + balance_loss, metrics | routing
 
     def training_flops(self, model: ModelConfig, sequence_length: int) -> float:
         """See `Objective`. The head is counted for the targets only."""

@@ -18,6 +18,7 @@ from llm_jax.models.families.bart import bart
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
 from llm_jax.models.inputs import Inputs
+from llm_jax.models.multi_token_heads import ChainedHeads, ParallelHeads
 from llm_jax.models.stack import Execution, Segment
 from tests.helpers.published import EVERY, described, executed
 
@@ -33,6 +34,8 @@ CONFIGS = EVERY | {
     "llama, tied": llama(1, 2, 8, hidden=12, vocab_size=13, tied=True),
     "llama, multi-query": llama(3, 4, 16, hidden=40, kv_heads=1),
     "several blocks and segments": _two_segments(),
+    "several blocks and segments, parallel heads": dataclasses.replace(_two_segments(), multi_token=ParallelHeads(4)),
+    "chained heads": dataclasses.replace(llama(2, 2, 8, hidden=12, vocab_size=13), multi_token=ChainedHeads(3)),
 }
 
 

@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 
 from llm_jax.core import trees
-from llm_jax.interop import save_hf
+from llm_jax.core.configclass import configclass
+from llm_jax.interop import load_hf, save_hf
+from llm_jax.models.architecture import architecture
 from llm_jax.models.build import build
+from llm_jax.models.config import TransformerConfig
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
+from llm_jax.models.multi_token_heads import ChainedHeads
 from llm_jax.starts import HuggingFaceStart
 from llm_jax.starts.fit import Fit
-from llm_jax.starts.start import check_tokens
+from llm_jax.starts.start import Start, Weights, check_tokens
 from llm_jax.tokenizers.character import CharacterTokenizer
 from llm_jax.tokenizers.pipelines import token_ids
 from tests.helpers import tiny
@@ -91,6 +95,42 @@ def test_a_vocabulary_of_another_size_keeps_the_rows_that_both_have(folder, size
 def test_other_differences_are_refused_by_name(folder, config, options, message):
     with pytest.raises(ValueError, match=message):
         Fit.of(HuggingFaceStart(folder=folder, **options), build(config))
+
+
+@configclass
+class _GivenStart(Start):
+    """A start from the random weights of a model."""
+
+    model: TransformerConfig
+
+    def find(self):
+        load = lambda precision: tiny.parameters(build(self.model, precision))  # noqa: E731
+        return Weights("weights", self.model, dict, None, load)
+
+
+AHEAD = dataclasses.replace(THERE, multi_token=ChainedHeads(2))
+
+
+def test_modules_that_predict_later_tokens_are_added_by_name_and_left_out_without():
+    named = lambda start, config: _leaves(Fit.of(start, build(config)).parameters(3))  # noqa: E731
+    whole, plain = (_leaves(tiny.parameters(build(config))) for config in (AHEAD, THERE))
+    for name, value in named(_GivenStart(model=AHEAD), THERE).items():
+        np.testing.assert_array_equal(value, whole[name], err_msg=name)
+    added = named(_GivenStart(model=THERE, fresh=("multi_token",)), AHEAD)
+    assert added.keys() == whole.keys()
+    for name, value in plain.items():
+        np.testing.assert_array_equal(value, added[name], err_msg=name)
+    with pytest.raises(ValueError, match="another model than the experiment's: multi_token"):
+        Fit.of(_GivenStart(model=THERE), build(AHEAD))
+
+
+def test_an_exported_model_has_no_modules_that_predict_later_tokens(tmp_path):
+    params = tiny.parameters(build(AHEAD))
+    save_hf(build(AHEAD), params, tmp_path / "exported")
+    model, found = load_hf(tmp_path / "exported")
+    assert architecture(model.config) == architecture(THERE)
+    for name, value in _leaves(found).items():
+        np.testing.assert_array_equal(value, _leaves(params)[name], err_msg=name)
 
 
 def test_ids_that_both_have_must_be_the_same_tokens(folder):

@@ -2,7 +2,8 @@
 latent attention, and after the first layers many fine-grained experts and some shared ones.
 
 Youtu-LLM (Tencent 2025, arXiv:2512.24618) has latent attention and no experts; its sizes are those of its model card
-and config.json. The layer of DeepSeek-V3 that predicts a second token is left out.
+and config.json. The layer of DeepSeek-V3 that predicts a second token is left out of the sizes; `ChainedHeads(2)` as
+`multi_token` adds it.
 
 Initialisation: a standard deviation of 0.006 for "all learnable parameters" (V2: 3.1.2, V3: 4.2), which do not name the
 distribution: here N(0, 0.006) for all matrices, routers included, and for token embeddings, at every depth. Youtu-LLM's
