@@ -1,4 +1,18 @@
-"""What training minimises. An objective is a config type; derive one from `Objective` to use one of your own."""
+"""What training minimises. An objective is a config type; derive one from `Objective` to use one of your own.
+
+An objective is one file and one row of data:
+
+    objectives/my_objective.py      a configclass with `needs`, `examples`, `batch` and `loss`, and its examples
+    objectives/compatibility.py     OBJECTIVES["my objective"] = MyObjectiveConfig(): `llm-jax objectives` lists it, and
+                                    tests train it on every architecture that its `check` admits
+
+    text    TextSource -> token cache -> Examples.document -> packing -> Examples.row -> batch -> loss
+    records TextSource -> RecordExamples.encode -> token cache -> RecordExamples.document -> packing -> batch -> loss
+
+`TokenObjective` has the loss of objectives with one target for each token, `PairObjective` the batch of
+encoder-decoders, and `LabelledTextObjective` the sequence of a text, or of two, with a label. Tokens besides text, such
+as a mask, are declared by name (`special_tokens`).
+"""
 
 from llm_jax.objectives.batch import Batch
 from llm_jax.objectives.causal_lm import CausalLMConfig
