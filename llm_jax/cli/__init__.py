@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "Train an experiment, or resume it: the same command continues where it was stopped.",
     "show": "Print the resolved experiment as flat text, overrides applied.",
     "generate": "Write text with the model of a run or of a folder of transformers, as its kind of model does.",
+    "predict": "Write what a model predicts for the records of a file: labels, tags, answers, numbers or embeddings.",
     "report": "Write the report of a run, or compare several runs in one table and plot.",
     "experts": "Say which experts of a trained model serve which kinds of text: a table, and a picture beside the run.",
     "objectives": "List the objectives, and say which architectures each of them trains.",

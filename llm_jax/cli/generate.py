@@ -77,8 +77,8 @@ def _check_writes(trained: Any, options: Generate) -> None:
     config = trained.model.config.stacks[-1]
     check(
         isinstance(config.head, HeadConfig | TiedHead),
-        f"the model of {options.run} has a {type(config.head).__name__} and writes no text: `llm-jax convert "
-        f"{options.run} FOLDER` writes it for transformers, which classifies with it",
+        f"the model of {options.run} has a {type(config.head).__name__} and writes no text: `llm-jax predict "
+        f"{options.run} FILE` writes what it predicts for records",
     )
 
 

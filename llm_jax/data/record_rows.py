@@ -43,10 +43,7 @@ class RecordRows:
         epoch, place = divmod(index, self.rows_per_epoch)
         row = place if self._seed is None else int(self._permutation(epoch)[place])
         found = [self._document(int(i), epoch) for i in self._order[self._starts[row] : self._starts[row + 1]]]
-        made = self._examples.padding(0)
-        for sequence in self._examples.sequences:
-            _fill(made, sequence, found)
-        return made | {field.name: np.asarray(found[0][field.name], field.dtype) for field in self._examples.values}
+        return row_of(self._examples, found)
 
     def _document(self, index: int, epoch: int) -> Row:
         parts = self._documents[index]
@@ -56,6 +53,18 @@ class RecordRows:
 
     def _permuted(self, epoch: int) -> np.ndarray:
         return rng.generator(self._seed or 0, "record rows", epoch).permutation(self.rows_per_epoch)
+
+
+def row_of(examples: RecordExamples, documents: list[Row]) -> Row:
+    """A row of records, as `RecordExamples.document` makes them, padded; each is a segment of its own.
+
+    Raises:
+      ValueError: if they do not fit.
+    """
+    row = examples.padding(0)
+    for sequence in examples.sequences:
+        _fill(row, sequence, documents)
+    return row | {field.name: np.asarray(documents[0][field.name], field.dtype) for field in examples.values}
 
 
 def _next_fit(lengths: np.ndarray, limits: np.ndarray) -> np.ndarray:

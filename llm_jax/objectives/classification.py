@@ -11,11 +11,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.core.metrics import Metrics, Ratio
-from llm_jax.data.examples import TokenField
+from llm_jax.data.examples import Row, TokenField
 from llm_jax.data.record_examples import StructuredRecord
 from llm_jax.models.config import ModelConfig
 from llm_jax.models.heads import ClassHead
@@ -29,6 +30,7 @@ from llm_jax.objectives.labelled_text import (
     marks,
     texts_of,
 )
+from llm_jax.objectives.predictor import Predictor
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
@@ -58,7 +60,7 @@ class Confusion:
 
 
 @configclass
-class ClassificationConfig(LabelledTextObjective):
+class ClassificationConfig(LabelledTextObjective, Predictor):
     """Cross-entropy of the class of a text, or of a pair of texts (Devlin et al. 2019, arXiv:1810.04805, 4.1)."""
 
     text: str = "text"
@@ -99,6 +101,15 @@ class ClassificationConfig(LabelledTextObjective):
 
     def batch(self, rows: Mapping[str, Any]) -> LabelledBatch:
         return LabelledBatch(inputs_of(rows), rows["labels"], (rows["segment_ids"][:, 0] != 0).astype(np.float32))
+
+    def answered(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {**fields, self.label: 0}
+
+    def prediction(self, scores: Any, row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The likeliest class and the probabilities of all."""
+        number = int(np.argmax(scores[0]))
+        probabilities = np.exp(scores[0] - scipy.special.logsumexp(scores[0]))
+        return {"label": self.classes[number] if self.classes else number, "probabilities": probabilities.tolist()}
 
     def losses(self, logits: jax.Array, batch: LabelledBatch) -> Metrics:
         return class_losses(logits[:, 0], batch)
@@ -158,7 +169,7 @@ class Correlation:
 
 
 @configclass
-class RegressionConfig(LabelledTextObjective):
+class RegressionConfig(LabelledTextObjective, Predictor):
     """Squared error of a number, such as the similarity of two texts (Devlin et al. 2019, 4.1: STS-B)."""
 
     text: str = "text"
@@ -192,6 +203,12 @@ class RegressionConfig(LabelledTextObjective):
 
     def batch(self, rows: Mapping[str, Any]) -> LabelledBatch:
         return LabelledBatch(inputs_of(rows), rows["labels"], (rows["segment_ids"][:, 0] != 0).astype(np.float32))
+
+    def answered(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {**fields, self.label: 0.0}
+
+    def prediction(self, scores: Any, row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+        return {"score": float(scores[0, 0])}
 
     def losses(self, logits: jax.Array, batch: LabelledBatch) -> Metrics:
         x_B, y_B, w_B = logits[:, 0, 0], batch.labels, batch.weights

@@ -29,6 +29,7 @@ from llm_jax.objectives import record_fields, special_tokens
 from llm_jax.objectives.labelled_text import Marks, marks
 from llm_jax.objectives.losses import balance
 from llm_jax.objectives.objective import NO_MODELS, Models, Needs, Objective
+from llm_jax.objectives.predictor import Predictor
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
 Pooling = Literal["first", "mean"]
@@ -51,7 +52,7 @@ class ContrastiveBatch:
 
 
 @configclass
-class ContrastiveConfig(Objective):
+class ContrastiveConfig(Objective, Predictor):
     """InfoNCE with the other texts of the batch as negatives (SimCSE, Gao et al. 2021, arXiv:2104.08821).
 
     Without a pair the positive of a text is the text itself with other dropout (3, eq. 4), with one it is the pair; the
@@ -151,6 +152,16 @@ class ContrastiveConfig(Objective):
         shares_B1 = jnp.repeat(batch.weights_B / len(texts), len(texts))[:, None]
         balance_loss, routing = balance(output.aux, shares_B1, whole)
         return metrics["loss"].total + balance_loss, {**metrics, **routing}
+
+    def answered(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {**fields, **{field: fields.get(self.text) for field in self.fields}}
+
+    def scores(self, model: Any, params: Any, batch: ContrastiveBatch) -> jax.Array:
+        """See `Predictor`: the embeddings of the texts."""
+        return self.embedded(model, params, batch.texts[0])[0]
+
+    def prediction(self, scores: Any, row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+        return {"embedding": scores.tolist()}
 
     def embedded(
         self, model: Any, params: Any, inputs: Inputs, key: jax.Array | None = None

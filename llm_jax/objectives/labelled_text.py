@@ -84,6 +84,10 @@ class LabelledTextObjective(Objective):
     def special_tokens(self, sequence_length: int) -> tuple[str, ...]:
         return (special_tokens.SEPARATOR,)
 
+    def scores(self, model: Any, params: Any, batch: LabelledBatch) -> jax.Array:
+        """The head's scores, for a `Predictor`."""
+        return applied(model, params, batch.inputs).logits_BTV
+
     def loss(
         self,
         model: Any,

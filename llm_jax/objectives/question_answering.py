@@ -19,6 +19,7 @@ from llm_jax.data.record_examples import RecordExamples, RecordSequence, Structu
 from llm_jax.models.config import ModelConfig
 from llm_jax.objectives import record_fields
 from llm_jax.objectives.labelled_text import LabelledBatch, LabelledTextObjective, Marks, inputs_of, marks
+from llm_jax.objectives.predictor import Predictor
 from llm_jax.objectives.record_fields import Unusable
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -41,7 +42,7 @@ class Spans:
 
 
 @configclass
-class QuestionAnsweringConfig(LabelledTextObjective):
+class QuestionAnsweringConfig(LabelledTextObjective, Predictor):
     """The answer to a question is a span of the context (Devlin et al. 2019, arXiv:1810.04805, 4.2; SQuAD, Rajpurkar et
     al. 2016, arXiv:1606.05250).
 
@@ -82,6 +83,19 @@ class QuestionAnsweringConfig(LabelledTextObjective):
     def batch(self, rows: Mapping[str, Any]) -> LabelledBatch:
         spans = Spans(rows["start"], rows["end"], rows["candidates"] != 0)
         return LabelledBatch(inputs_of(rows), spans, (rows["segment_ids"][:, 0] != 0).astype(np.float32))
+
+    def answered(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        context = fields.get(self.context)
+        first = context.split()[:1] if isinstance(context, str) else []
+        start = context.index(first[0]) if isinstance(context, str) and first else 0
+        return {**fields, self.answers: {"text": first, "answer_start": [start] * len(first)}}
+
+    def prediction(self, scores: Any, row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The text of the best span, and the sum of the scores of its ends."""
+        starts_T, ends_T = (np.where(row["candidates"] != 0, scores[:, index], -np.inf) for index in (0, 1))
+        start, end = (int(index_B[0]) for index_B in best_spans(jnp.asarray(starts_T)[None], jnp.asarray(ends_T)[None]))
+        text = tokenizer.decode(row["tokens"][start : end + 1].tolist()).strip()
+        return {"answer": text, "score": float(starts_T[start] + ends_T[end])}
 
     def losses(self, logits: jax.Array, batch: LabelledBatch) -> Metrics:
         spans, real_B = batch.labels, batch.weights != 0

@@ -19,12 +19,13 @@ from llm_jax.models.config import ModelConfig
 from llm_jax.models.heads import ClassHead
 from llm_jax.objectives import record_fields
 from llm_jax.objectives.labelled_text import LabelledBatch, LabelledTextObjective, Marks, inputs_of, marks
+from llm_jax.objectives.predictor import Predictor
 from llm_jax.tokenizers.boundaries import word_separator
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
 @configclass
-class TokenClassificationConfig(LabelledTextObjective):
+class TokenClassificationConfig(LabelledTextObjective, Predictor):
     """Cross-entropy of the tag of each word (Devlin et al. 2019, arXiv:1810.04805, 5.3; CoNLL-2003, Tjong Kim Sang and
     De Meulder 2003).
 
@@ -65,6 +66,15 @@ class TokenClassificationConfig(LabelledTextObjective):
 
     def batch(self, rows: Mapping[str, Any]) -> LabelledBatch:
         return LabelledBatch(inputs_of(rows), rows["labels"], rows["loss_weights"])
+
+    def answered(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        words = fields.get(self.tokens)
+        return {**fields, self.tags: [0] * len(words) if isinstance(words, list) else 0}
+
+    def prediction(self, scores: Any, row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+        """The likeliest class of each word; of a record that is shortened, of its first words."""
+        numbers = np.argmax(scores[row["loss_weights"] > 0], axis=1).tolist()
+        return {"tags": [self.classes[number] if self.classes else number for number in numbers]}
 
     def losses(self, logits: jax.Array, batch: LabelledBatch) -> Metrics:
         log_p_BTC = jax.nn.log_softmax(logits)
