@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from llm_jax.cli.arguments import Arg, parse
-from llm_jax.core.checks import check
+from llm_jax.core.checks import check, given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,14 @@ def run(arguments: list[str]) -> None:
     documents = reader.build()
     trained = TrainedModel.of(options.run, options.step, options.best)
     records = (StructuredRecord(document.name, json.loads(document.text)) for document in documents)
-    lines = (json.dumps(found, ensure_ascii=False) for found in predictions(trained, records, options.batch))
+    experiment = given(
+        trained.experiment,
+        f"{options.run} is a folder of transformers, which does not say how its model was trained: predict needs a "
+        "run, which can begin with these weights (`start`)",
+    )
+    length = experiment.data.sequence_length
+    made = (experiment.objective, trained.model, trained.params, trained.tokenizer)
+    lines = (json.dumps(found, ensure_ascii=False) for found in predictions(*made, records, length, options.batch))
     if options.output is None:
         for line in lines:
             print(line, flush=True)

@@ -11,43 +11,49 @@ from llm_jax.core.checks import check_positive
 from llm_jax.data.examples import Row
 from llm_jax.data.record_examples import RecordExamples, StructuredRecord
 from llm_jax.data.record_rows import row_of
+from llm_jax.models.build import Model
 from llm_jax.objectives.objective import Objective
 from llm_jax.objectives.predictor import Predictor
-from llm_jax.trained_model import TrainedModel
+from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
 def predictions(
-    trained: TrainedModel, records: Iterable[StructuredRecord], batch_size: int = 32
+    objective: Objective,
+    model: Model,
+    params: Any,
+    tokenizer: Tokenizer,
+    records: Iterable[StructuredRecord],
+    sequence_length: int,
+    batch_size: int = 32,
 ) -> Iterator[dict[str, Any]]:
     """Yields a prediction for each record, in order; {'error': reason} for one of which no example can be made. A
     record that does not fit into a row is shortened and has 'truncated': True.
 
+    Args:
+      objective: the one that the model was trained by, with rows of `sequence_length` tokens.
+
     Raises:
-      ValueError: for a model that was not trained by an objective that predicts parts of records.
+      ValueError: for an objective that does not predict parts of records.
     """
     check_positive(batch_size=batch_size)
-    objective = trained.experiment and trained.experiment.objective
-    if not isinstance(objective, Predictor) or not isinstance(objective, Objective) or trained.experiment is None:
+    examples = objective.examples(model.config, tokenizer, sequence_length)
+    if not isinstance(objective, Predictor) or not isinstance(examples, RecordExamples):
         raise ValueError(
-            "the model was not trained to classify, tag, mark or embed records: `llm-jax generate` writes text with a "
-            "decoder or an encoder-decoder, and fills the masks of an encoder"
+            f"objective {type(objective).__name__} does not classify, tag, mark or embed records: `llm-jax generate` "
+            "writes text with a decoder or an encoder-decoder, and fills the masks of an encoder"
         )
-    length = trained.experiment.data.sequence_length
-    examples = objective.examples(trained.model.config, trained.tokenizer, length)
-    if not isinstance(examples, RecordExamples):
-        raise ValueError(f"objective {type(objective).__name__} reads no records: no prediction can be made")
-    scores = jax.jit(lambda params, batch: objective.scores(trained.model, params, batch))
+    scores = jax.jit(lambda params, batch: objective.scores(model, params, batch))
     remaining = iter(records)
     while chunk := list(itertools.islice(remaining, batch_size)):
         answered = [StructuredRecord(record.name, objective.answered(record.fields)) for record in chunk]
-        made = [_row(examples, parts) for parts in examples.encode(answered, trained.tokenizer)]
+        made = [_row(examples, parts) for parts in examples.encode(answered, tokenizer)]
         rows = [row for row, _ in made if row is not None]
         # All batches have the same shape, so that one program serves them.
         rows += [examples.row(examples.padding(0), np.random.default_rng(0))] * (batch_size - len(rows))
         batch = objective.batch({name: np.stack([row[name] for row in rows]) for name in rows[0]})
-        found = _unstacked(jax.device_get(scores(trained.params, batch)), batch_size)
+        found = _unstacked(jax.device_get(scores(params, batch)), batch_size)
         for row, note in made:
-            yield note if row is None else objective.prediction(next(found), row, trained.tokenizer) | note
+            yield note if row is None else objective.prediction(next(found), row, tokenizer) | note
 
 
 def _row(examples: RecordExamples, parts: Any) -> tuple[Row | None, dict[str, Any]]:

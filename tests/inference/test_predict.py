@@ -5,9 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llm_jax.data import DataConfig, JsonLinesConfig, RecordsConfig
 from llm_jax.data.record_examples import StructuredRecord
-from llm_jax.experiment import Experiment
 from llm_jax.inference.predict import predictions
 from llm_jax.models.build import build
 from llm_jax.models.families.bert import bert
@@ -21,10 +19,7 @@ from llm_jax.objectives import (
     RegressionConfig,
     TokenClassificationConfig,
 )
-from llm_jax.optim import AdamWConfig
 from llm_jax.tokenizers import ByteTokenizerConfig
-from llm_jax.tokenizers.tokenizer import Frame
-from llm_jax.trained_model import TrainedModel
 from tests.helpers import tiny
 from tests.helpers.command_line import llm_jax
 
@@ -33,22 +28,12 @@ T = 24
 
 
 def trained(objective, head):
-    config = bert(1, 2, 8, vocab_size=264, max_length=T, head=head)
-    experiment = Experiment(
-        name="x",
-        steps=1,
-        tokenizer=ByteTokenizerConfig(),
-        data=DataConfig(RecordsConfig(JsonLinesConfig(("x",), field=None)), T, 2),
-        model=config,
-        objective=objective,
-        optimizer=AdamWConfig(peak_lr=1e-3),
-    )
-    model = build(config)
-    return TrainedModel(model, tiny.parameters(model), BYTES, Frame(), experiment=experiment)
+    model = build(bert(1, 2, 8, vocab_size=264, max_length=T, head=head))
+    return objective, model, tiny.parameters(model), BYTES
 
 
 def found(model, records, **options):
-    return list(predictions(model, [StructuredRecord(f"{i}", one) for i, one in enumerate(records)], **options))
+    return list(predictions(*model, [StructuredRecord(f"{i}", one) for i, one in enumerate(records)], T, **options))
 
 
 def test_labels_are_the_likeliest_classes_in_the_order_of_the_records():
@@ -91,23 +76,10 @@ def test_an_answer_is_a_part_of_the_context():
     assert lines[1] == {"error": "field 'context' is empty"}
 
 
-def test_a_model_that_predicts_nothing_of_a_record_is_refused():
-    model = trained(ClassificationConfig(), sequence_head(2))
-    experiment = tiny_text_experiment()
-    with pytest.raises(ValueError, match="was not trained to classify, tag.*llm-jax generate"):
-        next(predictions(TrainedModel(model.model, model.params, BYTES, Frame(), experiment=experiment), []))
-
-
-def tiny_text_experiment():
-    return Experiment(
-        name="x",
-        steps=1,
-        tokenizer=ByteTokenizerConfig(),
-        data=DataConfig(RecordsConfig(JsonLinesConfig(("x",), field=None)), 8, 2),
-        model=tiny.tiny_llama(),
-        objective=CausalLMConfig(),
-        optimizer=AdamWConfig(peak_lr=1e-3),
-    )
+def test_an_objective_that_predicts_no_part_of_a_record_is_refused():
+    model = build(tiny.tiny_llama())
+    with pytest.raises(ValueError, match="CausalLMConfig does not classify, tag.*llm-jax generate"):
+        next(predictions(CausalLMConfig(), model, tiny.parameters(model), BYTES, [], 8))
 
 
 FILE = '''"""Labels short texts."""
