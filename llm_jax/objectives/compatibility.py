@@ -21,7 +21,7 @@ from llm_jax.models.families.switch import switch
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.families.xlnet import xlnet
 from llm_jax.models.heads import ClassHead
-from llm_jax.models.multi_token_heads import ChainedHeads
+from llm_jax.models.multi_token_heads import ChainedHeads, ParallelHeads
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.classification import ClassificationConfig, RegressionConfig
 from llm_jax.objectives.contrastive import ContrastiveConfig
@@ -76,10 +76,20 @@ def _decoder() -> TransformerConfig:
     return llama(2, 4, 32, hidden=64, kv_heads=2, **_SIZE)
 
 
+def _parallel(decoder: TransformerConfig) -> TransformerConfig:
+    """The decoder, in which the last layer is one of two heads."""
+    (segment,) = decoder.segments
+    trunk = dataclasses.replace(segment, repeats=segment.repeats - 1)
+    return dataclasses.replace(
+        decoder, segments=(trunk, dataclasses.replace(segment, repeats=1)), multi_token=ParallelHeads()
+    )
+
+
 ARCHITECTURES: Mapping[str, Callable[[], ModelConfig]] = {
     "decoder": lambda: _decoder(),
     "prefix decoder": lambda: _decoder().with_mask(PrefixCausal()),
     "decoder with a chain of modules": lambda: dataclasses.replace(_decoder(), multi_token=ChainedHeads()),
+    "decoder with parallel heads": lambda: _parallel(_decoder()),
     "mixture decoder": lambda: mixtral(2, 4, 32, hidden=32, kv_heads=2, experts=4, **_SIZE),
     "recurrent hybrid": lambda: recurrent_gemma(3, 4, 32, hidden=64, channels=32, window=8, **_SIZE),
     "state space": lambda: mamba2(2, 32, head_dim=8, state_size=8, **_SIZE),
