@@ -50,7 +50,6 @@ class Generate:
 def run(arguments: list[str]) -> None:
     """Prints what the model writes."""
     options = parse(Generate, arguments)
-    from llm_jax.models.config import EncoderDecoderConfig
     from llm_jax.trained_model import TrainedModel
 
     check(
@@ -64,7 +63,7 @@ def run(arguments: list[str]) -> None:
     )
     trained = TrainedModel.of(options.run, options.step, options.best, options.dtype)
     _check_writes(trained, options)
-    if isinstance(trained.model.config, EncoderDecoderConfig) or trained.model.config.causal:
+    if trained.model.config.stacks[-1].causal:
         _generate(trained, options)
     else:
         _fill(trained, options)

@@ -17,7 +17,7 @@ from llm_jax.layers.attention.kv_cache import Cache
 from llm_jax.layers.roles import Role, roles_of
 from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import Model, applied, boxed_parameters
-from llm_jax.models.config import MAKE_CAUSAL, EncoderDecoderConfig, TransformerConfig
+from llm_jax.models.config import MAKE_CAUSAL, EncoderDecoderConfig, ModelConfig, TransformerConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.inputs import Inputs
@@ -198,7 +198,5 @@ def check_can_decode(model: Model) -> None:
     )
 
 
-def _with_decoder(
-    config: TransformerConfig | EncoderDecoderConfig, decoder: TransformerConfig
-) -> TransformerConfig | EncoderDecoderConfig:
+def _with_decoder(config: ModelConfig, decoder: TransformerConfig) -> ModelConfig:
     return dataclasses.replace(config, decoder=decoder) if isinstance(config, EncoderDecoderConfig) else decoder

@@ -15,6 +15,7 @@ from llm_jax.inference.cached_decoder import in_compute_type
 from llm_jax.inference.prompts import check_prompts, padded
 from llm_jax.layers.roles import roles_of
 from llm_jax.models.build import Model, applied, boxed_parameters
+from llm_jax.models.generator_discriminator import GeneratorDiscriminator
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.inputs import Inputs
 from llm_jax.models.transformer import Transformer
@@ -133,6 +134,8 @@ def check_can_fill(model: Model) -> None:
 
 
 def _described(model: Model) -> str:
+    if isinstance(model, GeneratorDiscriminator):
+        return "a generator and a discriminator"
     if not isinstance(model, Transformer):
         return "an encoder-decoder"
     return "causal" if model.config.causal else "trained on permutations"

@@ -25,7 +25,7 @@ from llm_jax.interop.settings import Settings
 from llm_jax.interop.weights import WeightFolder, write_folder
 from llm_jax.models import count
 from llm_jax.models.build import Model, abstract_parameters, build
-from llm_jax.models.config import ModelConfig, TransformerConfig
+from llm_jax.models.config import GeneratorDiscriminatorConfig, ModelConfig, TransformerConfig
 from llm_jax.models.summary import short
 from llm_jax.tokenizers import Tokenizer
 
@@ -92,8 +92,8 @@ def save_hf(
     shard_bytes: int = 5 * 10**9,
     tokenizer: Tokenizer | Path | None = None,
 ) -> None:
-    """Writes a folder that transformers' `from_pretrained` loads. Modules of `multi_token` are left out: transformers
-    does not run them.
+    """Writes a folder that transformers' `from_pretrained` loads. Modules of `multi_token` are left out, and so is the
+    generator of a discriminator: transformers does not run them.
 
     Args:
       family: a `model_type`; None: the first whose config.json can express the model.
@@ -146,7 +146,10 @@ def save_hf(
 
 
 def _ordinary(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
-    """What the ordinary forward pass needs of a model: config and parameters without the modules of `multi_token`."""
+    """What the ordinary forward pass needs of a model: config and parameters without the modules of `multi_token`, or
+    those of the discriminator alone."""
+    if isinstance(config, GeneratorDiscriminatorConfig):
+        return config.discriminator, params["discriminator"]
     if not isinstance(config, TransformerConfig) or config.multi_token is None:
         return config, params
     kept = {name: part for name, part in params.items() if name != "multi_token"}

@@ -118,6 +118,16 @@ class Embed(nn.Module):
         Raises:
           ValueError: for query-stream tokens (`targets_BT`) if the model has no vector for them.
         """
+        x_BTD, factorized = self.summed(x_BTE, placement), self.config.factorized
+        # ALBERT and ELECTRA project last, after norm and dropout.
+        return self.widen(x_BTD) if factorized and factorized.of == "sum" else x_BTD
+
+    def summed(self, x_BTE: jax.Array, placement: SequenceInfo) -> jax.Array:
+        """Sum of the embeddings of `tokens`, positions and types, after norm and dropout, [B, T, `sum_width`].
+
+        Raises:
+          ValueError: as `__call__`.
+        """
         config = self.config
         # The query stream must not contain the embedding of the token that it predicts: it starts from a learned
         # vector.
@@ -135,9 +145,7 @@ class Embed(nn.Module):
             x_BTD += self.positions(placement.positions_BT)
         if config.norm:
             x_BTD = self.norm(x_BTD)
-        x_BTD = self.drop(x_BTD, deterministic=not self.has_rng("dropout"))
-        # ALBERT and ELECTRA project last, after norm and dropout.
-        return self.widen(x_BTD) if config.factorized and config.factorized.of == "sum" else x_BTD
+        return self.drop(x_BTD, deterministic=not self.has_rng("dropout"))
 
     def tokens(self, tokens_BT: jax.Array) -> jax.Array:
         """Embeddings of the tokens, [B, T, E]."""

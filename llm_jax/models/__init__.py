@@ -2,8 +2,9 @@
 
 from llm_jax.models.block import BlockConfig, Chain, Parallel, Serial
 from llm_jax.models.build import Model, applied, build
-from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
+from llm_jax.models.config import EncoderDecoderConfig, GeneratorDiscriminatorConfig, ModelConfig, TransformerConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.generator_discriminator import GeneratorDiscriminator
 from llm_jax.models.heads import ClassHead, HeadConfig, TiedHead, TransformConfig
 from llm_jax.models.inputs import Inputs
 from llm_jax.models.multi_token_heads import ChainedHeads, MultiTokenHeads, ParallelHeads
@@ -20,6 +21,8 @@ __all__ = [
     "EncoderDecoderConfig",
     "EncoderOutput",
     "Execution",
+    "GeneratorDiscriminator",
+    "GeneratorDiscriminatorConfig",
     "HeadConfig",
     "Inputs",
     "Model",

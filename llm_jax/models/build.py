@@ -10,20 +10,23 @@ import jax.numpy as jnp
 from llm_jax.core.dtypes import Precision
 from llm_jax.layers.roles import unboxed
 from llm_jax.layers.sequence import SequenceInfo
-from llm_jax.models.config import EncoderDecoderConfig, ModelConfig
+from llm_jax.models.config import EncoderDecoderConfig, GeneratorDiscriminatorConfig, ModelConfig
 from llm_jax.models.encoder_decoder import EncoderDecoder
+from llm_jax.models.generator_discriminator import GeneratorDiscriminator
 from llm_jax.models.inputs import Inputs
 from llm_jax.models.outputs import EncoderOutput
 from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import partition
 
-Model = Transformer | EncoderDecoder
+Model = Transformer | EncoderDecoder | GeneratorDiscriminator
 
 
 def build(config: ModelConfig, precision: Precision = Precision()) -> Model:  # noqa: B008
     """The Flax module of `config`."""
     if isinstance(config, EncoderDecoderConfig):
         return EncoderDecoder(config, precision)
+    if isinstance(config, GeneratorDiscriminatorConfig):
+        return GeneratorDiscriminator(config, precision)
     return Transformer(config, precision)
 
 
@@ -43,6 +46,8 @@ def _smallest_inputs(model: Model) -> Inputs:
     tokens, config = Inputs(jnp.zeros((1, 1), jnp.int32)), model.config
     if isinstance(config, EncoderDecoderConfig):
         return dataclasses.replace(tokens, encoder=tokens)
+    if isinstance(config, GeneratorDiscriminatorConfig):
+        return tokens
     if config.vocab_size is None:
         vectors = jnp.zeros((1, 1, config.embed.table_width(config.width)), model.precision.dtype)
         return Inputs(features_BTE=vectors)

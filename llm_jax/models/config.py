@@ -16,7 +16,7 @@ from llm_jax.layers.mixer import Mixer
 from llm_jax.layers.norms import Norm
 from llm_jax.layers.positions.relative_bias import LayerRelativeBiasConfig, RelativeBiasConfig
 from llm_jax.models.block import BlockConfig
-from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
+from llm_jax.models.heads import AnyHead, ClassHead, HeadConfig, TiedHead
 from llm_jax.models.multi_token_heads import MultiTokenHeads
 from llm_jax.models.stack import Execution, Segment
 
@@ -283,4 +283,87 @@ class EncoderDecoderConfig:
         return min(self.encoder.max_length, self.decoder.max_length)
 
 
-ModelConfig = TransformerConfig | EncoderDecoderConfig
+@configclass
+class GeneratorDiscriminatorConfig:
+    """An encoder that predicts masked tokens, and an encoder that finds the tokens that the first one replaced (Clark
+    et al. 2020, arXiv:2003.10555, 3).
+
+    Both share the embedding of tokens, positions and types, with its norm (3.2: weight sharing; `embeddings` of
+    model/modeling.py in github.com/google-research/electra). The generator projects it to its own width.
+    """
+
+    generator: TransformerConfig
+    """Encoder without vocabulary, positions, types and head; usually narrower than the discriminator."""
+    discriminator: TransformerConfig
+    """Encoder with the embedding, and a head of one class for every token. Its output is that of the model."""
+    head: TiedHead
+    """Head of the generator, tied to the embedding table."""
+
+    def __post_init__(self):
+        generator, discriminator, embed = self.generator, self.discriminator, self.generator.embed
+        for name, stack in (("generator", generator), ("discriminator", discriminator)):
+            check(
+                not stack.causal and not stack.has_cross_attention and not stack.permuted,
+                f"{name} is not an encoder: set the mask of its mixers to Bidirectional(), and `cross` to None",
+            )
+        check(
+            generator.vocab_size is None and generator.head is None,
+            f"generator.vocab_size is {generator.vocab_size} and generator.head {type(generator.head).__name__}: the "
+            "table is the discriminator's and the head is `head`; set both to None",
+        )
+        check(
+            embed.position is None and not embed.types and embed.norm is None and embed.scale == 1,
+            "generator.embed has positions, types, a norm or a scale: they are the discriminator's; use "
+            "EmbedConfig(factorized=...) with no other part",
+        )
+        shared = discriminator.embed.sum_width(discriminator.width)
+        check(
+            embed.table_width(generator.width) == shared,
+            f"generator.embed reads vectors of {embed.table_width(generator.width)} features and the embedding of the "
+            f"discriminator has {shared}: set generator.embed.factorized to FactorizedConfig({shared}), or to None if "
+            "generator.width is equal",
+        )
+        given(discriminator.vocab_size, "discriminator.vocab_size is None: it has the embedding of both; set it")
+        check(
+            isinstance(discriminator.head, ClassHead)
+            and (discriminator.head.classes, discriminator.head.of) == (1, "token"),
+            f"discriminator.head is {discriminator.head}: it must be ClassHead(1), one score for every token",
+        )
+        check(
+            self.head.transform is not None or generator.width == self._table_width,
+            f"generator.width is {generator.width} and the embedding table has {self._table_width} features: `head` "
+            "requires a `transform` from the one to the other",
+        )
+        generator.check_vocabulary(self.vocab_size)
+
+    @property
+    def stacks(self) -> tuple[TransformerConfig, ...]:
+        """The stacks of the model: generator and discriminator."""
+        return self.generator, self.discriminator
+
+    @property
+    def width(self) -> int:
+        """Size of the residual stream of the discriminator."""
+        return self.discriminator.width
+
+    @property
+    def vocab_size(self) -> int:
+        """Vocabulary size."""
+        return given(self.discriminator.vocab_size, "discriminator.vocab_size is None: set it")
+
+    @property
+    def max_length(self) -> int:
+        """Maximum length that both stacks support."""
+        return min(self.generator.max_length, self.discriminator.max_length)
+
+    @property
+    def head_sizes(self) -> tuple[int, int, int]:
+        """Width, vocabulary size and width of the embedding table, of which the generator's head is made."""
+        return self.generator.width, self.vocab_size, self._table_width
+
+    @property
+    def _table_width(self) -> int:
+        return self.discriminator.embed.table_width(self.discriminator.width)
+
+
+ModelConfig = TransformerConfig | EncoderDecoderConfig | GeneratorDiscriminatorConfig

@@ -8,20 +8,21 @@ import jax
 
 from llm_jax.core import trees
 from llm_jax.core.dtypes import Precision
-from llm_jax.models.config import EncoderDecoderConfig, ModelConfig, TransformerConfig
+from llm_jax.models.config import EncoderDecoderConfig, GeneratorDiscriminatorConfig, ModelConfig, TransformerConfig
 from llm_jax.models.stack import Segment
 
 
 def parameters(config: ModelConfig) -> int:
     """Number of parameters."""
-    return sum(_parameters(stack) for stack in config.stacks)
+    head = config.head.parameters(*config.head_sizes) if isinstance(config, GeneratorDiscriminatorConfig) else 0
+    return sum(_parameters(stack) for stack in config.stacks) + head
 
 
 def active_parameters(config: ModelConfig) -> float:
     """Mean number of parameters used per token of a forward pass: all except those of experts to which the token is not
     routed, and those of `multi_token`."""
-    width, idle = config.stacks[0].width, 0.0
-    for segment in (segment for stack in config.stacks for segment in stack.segments):
+    idle = 0.0
+    for width, segment in ((stack.width, segment) for stack in config.stacks for segment in stack.segments):
         unvisited = sum(block.parameters(width) - block.active_parameters(width) for block in segment.blocks)
         idle += _copies(segment) * unvisited
     return parameters(config) - idle - sum(map(multi_token_parameters, config.stacks))
@@ -45,9 +46,13 @@ def multi_token_flops(config: TransformerConfig, length: int) -> float:
 
 def forward_flops(config: ModelConfig, length: int) -> float:
     """FLOPs per token of a forward pass over sequences of `length` tokens, including logits. For an encoder-decoder:
-    FLOPs per decoder token, with an encoder sequence of the same length, including its encoding."""
+    FLOPs per decoder token, with an encoder sequence of the same length, including its encoding. For a generator and a
+    discriminator: of both, including the generator's logits of all tokens."""
     if isinstance(config, EncoderDecoderConfig):
         return pair_flops(config, length, length) / length
+    if isinstance(config, GeneratorDiscriminatorConfig):
+        logits = config.head.matrix_flops(*config.head_sizes)
+        return logits + sum(_forward_flops(stack, length) for stack in config.stacks)
     return _forward_flops(config, length)
 
 
@@ -64,7 +69,7 @@ def training_flops(config: ModelConfig, length: int) -> float:
 def cache_bytes(config: ModelConfig, length: int, precision: Precision) -> int:
     """Bytes of the KV caches and states of all layers for one sequence of `length` tokens, in an encoder-decoder with
     an encoder sequence of the same length."""
-    decoder = config.decoder if isinstance(config, EncoderDecoderConfig) else config
+    decoder = config.stacks[-1]
     states = jax.eval_shape(
         lambda: [
             [block.allocate(1, length, length, precision.dtype) for block in segment.blocks] * segment.repeats

@@ -8,7 +8,7 @@ from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
 from llm_jax.layers.ffn.moe import MoEConfig
 from llm_jax.models.block import BlockConfig
-from llm_jax.models.config import ModelConfig, TransformerConfig
+from llm_jax.models.config import GeneratorDiscriminatorConfig, ModelConfig, TransformerConfig
 from llm_jax.models.heads import ClassHead
 
 Config = TypeVar("Config", bound=ModelConfig)
@@ -50,6 +50,10 @@ def with_dropout(config: Config, rates: Rates) -> Config:
         )
     if isinstance(config, TransformerConfig):
         return _side(config, rates)
+    if isinstance(config, GeneratorDiscriminatorConfig):
+        # The embedding is the discriminator's, with its dropout.
+        generator = _side(config.generator, dataclasses.replace(rates, embed=None))
+        return dataclasses.replace(config, generator=generator, discriminator=_side(config.discriminator, rates))
     return dataclasses.replace(config, encoder=_side(config.encoder, rates), decoder=_side(config.decoder, rates))
 
 

@@ -157,6 +157,7 @@ class ParallelModules(nn.Module):
     def __call__(
         self, output: Output, context: Context, embedded: Embedded, normed: Normed
     ) -> tuple[tuple[jax.Array, ...], Aux]:
+        trunk_BTD = given(output.trunk_BTD, "output.trunk_BTD is None: pass the output of a call without a KV cache")
         hidden, aux = [], {}
         trunk_BTD = given(output.trunk_BTD, "the output has no trunk: call multi_token_hidden")
         for token in range(2, self.config.tokens + 1):

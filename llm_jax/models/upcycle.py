@@ -20,7 +20,7 @@ from llm_jax.layers.roles import unboxed
 from llm_jax.models.architecture import architecture
 from llm_jax.models.block import BlockConfig
 from llm_jax.models.build import Model, abstract_parameters, initial_parameters
-from llm_jax.models.config import ModelConfig, TransformerConfig
+from llm_jax.models.config import GeneratorDiscriminatorConfig, ModelConfig, TransformerConfig
 
 _IN_STACK = re.compile(r"((?:encoder/|decoder/)?)stack/segment_(\d+)/block_(\d+)/(.*)")
 _ROUTER = "/ffn/router/"
@@ -42,6 +42,10 @@ def check_upcycles(dense: ModelConfig, mixed: ModelConfig) -> None:
     check(
         type(dense) is type(mixed),
         f"{type(dense).__name__} cannot become {type(mixed).__name__}: the type of the model must not change",
+    )
+    check(
+        not isinstance(dense, GeneratorDiscriminatorConfig),
+        "the model is a generator and a discriminator: upcycling supports decoders, encoders and encoder-decoders",
     )
     for one, other in zip(*stacks, strict=True):
         for stack in (one, other):

@@ -32,6 +32,7 @@ from llm_jax.objectives.pair_objective import PairObjective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
 from llm_jax.objectives.question_answering import QuestionAnsweringConfig
+from llm_jax.objectives.replaced_tokens import ReplacedTokensConfig
 from llm_jax.objectives.sentence_order import SentenceOrderConfig
 from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
@@ -63,6 +64,7 @@ __all__ = [
     "PrefixLMConfig",
     "QuestionAnsweringConfig",
     "RegressionConfig",
+    "ReplacedTokensConfig",
     "SentenceOrderConfig",
     "SequenceToSequenceConfig",
     "SpanCorruptionConfig",

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from llm_jax.layers.attention.masks import PrefixCausal
 from llm_jax.models.config import ModelConfig, TransformerConfig
-from llm_jax.models.families.bert import bert
+from llm_jax.models.families.bert import bert, electra
 from llm_jax.models.families.encoder import sequence_head, span_head
 from llm_jax.models.families.llama import llama
 from llm_jax.models.families.mamba2 import mamba2
@@ -21,7 +21,7 @@ from llm_jax.models.families.switch import switch
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.families.xlnet import xlnet
 from llm_jax.models.heads import ClassHead
-from llm_jax.models.multi_token_heads import ChainedHeads
+from llm_jax.models.multi_token_heads import ChainedHeads, ParallelHeads
 from llm_jax.objectives.causal_lm import CausalLMConfig
 from llm_jax.objectives.classification import ClassificationConfig, RegressionConfig
 from llm_jax.objectives.contrastive import ContrastiveConfig
@@ -36,6 +36,7 @@ from llm_jax.objectives.objective import Objective
 from llm_jax.objectives.permutation_lm import PermutationLMConfig
 from llm_jax.objectives.prefix_lm import PrefixLMConfig
 from llm_jax.objectives.question_answering import QuestionAnsweringConfig
+from llm_jax.objectives.replaced_tokens import ReplacedTokensConfig
 from llm_jax.objectives.sentence_order import SentenceOrderConfig
 from llm_jax.objectives.sequence_to_sequence import SequenceToSequenceConfig
 from llm_jax.objectives.span_corruption import SpanCorruptionConfig
@@ -48,6 +49,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "multi-token prediction": MultiTokenConfig(),
     "masked LM": MaskedLMConfig(),
     "masked LM, whole words": MaskedLMConfig(units="words"),
+    "replaced tokens": ReplacedTokensConfig(),
     "masked diffusion": MaskedDiffusionConfig(),
     "permutation LM": PermutationLMConfig(),
     "span corruption": SpanCorruptionConfig(),
@@ -74,10 +76,20 @@ def _decoder() -> TransformerConfig:
     return llama(2, 4, 32, hidden=64, kv_heads=2, **_SIZE)
 
 
+def _parallel(decoder: TransformerConfig) -> TransformerConfig:
+    """The decoder, in which the last layer is one of two heads."""
+    (segment,) = decoder.segments
+    trunk = dataclasses.replace(segment, repeats=segment.repeats - 1)
+    return dataclasses.replace(
+        decoder, segments=(trunk, dataclasses.replace(segment, repeats=1)), multi_token=ParallelHeads()
+    )
+
+
 ARCHITECTURES: Mapping[str, Callable[[], ModelConfig]] = {
     "decoder": lambda: _decoder(),
     "prefix decoder": lambda: _decoder().with_mask(PrefixCausal()),
     "decoder with a chain of modules": lambda: dataclasses.replace(_decoder(), multi_token=ChainedHeads()),
+    "decoder with parallel heads": lambda: _parallel(_decoder()),
     "mixture decoder": lambda: mixtral(2, 4, 32, hidden=32, kv_heads=2, experts=4, **_SIZE),
     "recurrent hybrid": lambda: recurrent_gemma(3, 4, 32, hidden=64, channels=32, window=8, **_SIZE),
     "state space": lambda: mamba2(2, 32, head_dim=8, state_size=8, **_SIZE),
@@ -86,6 +98,7 @@ ARCHITECTURES: Mapping[str, Callable[[], ModelConfig]] = {
     "encoder with a number of sequences": lambda: bert(2, 4, 32, **_SIZE, head=sequence_head(1)),
     "encoder with classes of tokens": lambda: bert(2, 4, 32, **_SIZE, head=ClassHead(2)),
     "encoder with spans": lambda: bert(2, 4, 32, **_SIZE, head=span_head()),
+    "generator and discriminator": lambda: electra(2, 4, 32, share=0.5, **_SIZE),
     "two-stream encoder": lambda: xlnet(2, 4, 32, **_SIZE),
     "encoder-decoder": lambda: t5(2, 4, 32, hidden=64, head_dim=8, **_SIZE),
     "mixture encoder-decoder": lambda: switch(2, 4, 32, hidden=32, head_dim=8, experts=4, **_SIZE),

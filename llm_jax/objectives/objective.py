@@ -15,7 +15,13 @@ from llm_jax.data.examples import Examples
 from llm_jax.data.row_source import AnyExamples
 from llm_jax.models import count
 from llm_jax.models.build import Model
-from llm_jax.models.config import MAKE_CAUSAL, EncoderDecoderConfig, ModelConfig
+from llm_jax.models.config import (
+    MAKE_CAUSAL,
+    EncoderDecoderConfig,
+    GeneratorDiscriminatorConfig,
+    ModelConfig,
+    TransformerConfig,
+)
 from llm_jax.models.heads import AnyHead, HeadConfig, TiedHead
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
@@ -23,7 +29,7 @@ AnyBatch = Any
 """A tree of arrays with the batch as their first axis, of which the second, where there is one, is the length: what
 `Objective.batch` returns. Only the objective knows its fields."""
 
-Direction = Literal["causal", "bidirectional", "encoder-decoder"]
+Direction = Literal["causal", "bidirectional", "encoder-decoder", "generator-discriminator"]
 
 
 class NamedModel(NamedTuple):
@@ -42,9 +48,11 @@ class Needs(NamedTuple):
     """What an objective requires of a model."""
 
     direction: Direction
-    """Of the model: a causal decoder, an encoder in which tokens read later ones too, or an encoder-decoder."""
+    """Of the model: a causal decoder, an encoder in which tokens read later ones too, an encoder-decoder, or two
+    encoders, generator and discriminator."""
     heads: tuple[type[AnyHead | None], ...] = (HeadConfig, TiedHead)
-    """Types of the head; of an encoder-decoder that of its decoder. NoneType: a model without a head."""
+    """Types of the head: of an encoder-decoder that of its decoder, of two encoders that of the discriminator.
+    NoneType: a model without a head."""
     models: tuple[str, ...] = ()
     """Names of the frozen models that the loss runs beside the trained one."""
     multi_token: bool = False
@@ -69,11 +77,10 @@ class Objective(abc.ABC):
             The base compares the model with `needs`.
         """
         name, needs = type(self).__name__, self.needs
-        pair = isinstance(model, EncoderDecoderConfig)
         check(
-            pair == (needs.direction == "encoder-decoder"),
+            isinstance(model, _CONFIGS[needs.direction]),
             f"objective {name} trains {_TRAINED[needs.direction]} and model is of type {type(model).__name__}: use "
-            f"{_OTHERS[pair]}",
+            f"{_MODELS[needs.direction]}, or {_OTHERS[type(model)]}",
         )
         decoder = model.stacks[-1]
         if needs.direction == "causal":
@@ -95,7 +102,7 @@ class Objective(abc.ABC):
             "(`llm-jax objectives`)",
         )
         check(
-            pair or not decoder.has_cross_attention,
+            isinstance(model, EncoderDecoderConfig) or not decoder.has_cross_attention,
             f"objective {name} provides no encoder output, and blocks of the model have `cross` attention: remove it, "
             "or use an encoder-decoder",
         )
@@ -201,10 +208,27 @@ class Objective(abc.ABC):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), batch)
 
 
-_OTHERS = {
-    True: "SpanCorruptionConfig, SequenceToSequenceConfig or another objective of encoder-decoders, or another model",
-    False: "an encoder-decoder, such as those of models.families.t5 and bart; CausalLMConfig trains decoders and "
-    "MaskedLMConfig encoders",
+_TRAINED = {
+    "causal": "decoders",
+    "bidirectional": "encoders",
+    "encoder-decoder": "encoder-decoders",
+    "generator-discriminator": "a generator and a discriminator",
 }
-"""What trains a model that is an encoder-decoder, or not one."""
-_TRAINED = {"causal": "decoders", "bidirectional": "encoders", "encoder-decoder": "encoder-decoders"}
+_CONFIGS = {
+    "causal": TransformerConfig,
+    "bidirectional": TransformerConfig,
+    "encoder-decoder": EncoderDecoderConfig,
+    "generator-discriminator": GeneratorDiscriminatorConfig,
+}
+_MODELS = {
+    "causal": "a decoder",
+    "bidirectional": "an encoder",
+    "encoder-decoder": "an encoder-decoder, such as those of models.families.t5 and bart",
+    "generator-discriminator": "a GeneratorDiscriminatorConfig, such as those of models.families.bert.electra",
+}
+_OTHERS = {
+    TransformerConfig: "CausalLMConfig for decoders and MaskedLMConfig for encoders",
+    EncoderDecoderConfig: "SpanCorruptionConfig, SequenceToSequenceConfig or another objective of encoder-decoders",
+    GeneratorDiscriminatorConfig: "ReplacedTokensConfig",
+}
+"""What trains a model of the type."""

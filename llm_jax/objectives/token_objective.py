@@ -93,7 +93,7 @@ class TokenObjective(Objective):
         return cross_entropy(
             unembed,
             model.unembed_parameters(params),
-            *_scored(hidden_BTD, batch),
+            *scored(hidden_BTD, batch),
             self.chunks,
             self.z_loss,
             self.label_smoothing,
@@ -108,7 +108,7 @@ class TokenObjective(Objective):
         return body + (flops - body) * targets / sequence_length
 
 
-def _scored(hidden_BTD: jax.Array, batch: Batch[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+def scored(hidden_BTD: jax.Array, batch: Batch[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Hidden states of the tokens that have targets, the targets, and their weights."""
     targets_BK, weights_BK = batch.targets_BT, batch.loss_weights_BT
     if batch.at_BT is None:

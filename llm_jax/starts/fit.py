@@ -11,6 +11,7 @@ from llm_jax.core import config_text, rng, trees
 from llm_jax.core.checks import check, did_you_mean
 from llm_jax.models.architecture import architecture
 from llm_jax.models.build import Model, abstract_parameters, build, initial_parameters
+from llm_jax.models.config import GeneratorDiscriminatorConfig
 from llm_jax.models.upcycle import check_upcycles, has_experts, upcycled
 from llm_jax.sharding import axes
 from llm_jax.starts.start import Start, Weights
@@ -38,7 +39,7 @@ class Fit:
           ValueError: if the weights belong to a model that differs in more than what `start` allows, or `start` names a
             parameter that the model does not have.
         """
-        weights = start.find()
+        weights = _of_discriminator(start.find(), model)
         shapes, logical_axes = abstract_parameters(model)
         wanted, named = dict(trees.named_leaves(shapes)), dict(_named(logical_axes))
         _check_names(start.fresh, list(wanted))
@@ -107,6 +108,16 @@ class Fit:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 text += f"; {word}: {', '.join(names[:3])}{more}"
         return text
+
+
+def _of_discriminator(weights: Weights, model: Model) -> Weights:
+    """The weights of a discriminator without its generator, if `model` is another kind of model (Clark et al. 2020,
+    arXiv:2003.10555, 3.1: the generator is thrown out after pretraining)."""
+    config, load = weights.config, weights.load
+    if not isinstance(config, GeneratorDiscriminatorConfig) or isinstance(model.config, GeneratorDiscriminatorConfig):
+        return weights
+    part = lambda precision: load(precision)["discriminator"]  # noqa: E731
+    return dataclasses.replace(weights, config=config.discriminator, load=part)
 
 
 def _check_config(start: Start, weights: Weights, model: Model) -> None:

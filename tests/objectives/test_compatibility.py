@@ -24,7 +24,12 @@ VALID = [pair for pair in pairs() if pair.refusal is None]
 STEPS = 300
 """At most; most pairs need 100."""
 
+_REPLACED = 0.15 * 7 / 8 * 25 / 26
+"""Share of the tokens that a generator replaces that reads nothing."""
+
 BOUNDS = {
+    "replaced tokens": 7 / 8 * 6 / 7 * math.log(26)
+    - 50 * (_REPLACED * math.log(_REPLACED) + (1 - _REPLACED) * math.log(1 - _REPLACED)),
     "classification": math.log(2),
     "regression": 0.25,
     "token classification": math.log(2),

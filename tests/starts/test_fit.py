@@ -11,9 +11,11 @@ from llm_jax.core.configclass import configclass
 from llm_jax.interop import load_hf, save_hf
 from llm_jax.models.architecture import architecture
 from llm_jax.models.build import build
-from llm_jax.models.config import TransformerConfig
+from llm_jax.models.config import ModelConfig
+from llm_jax.models.families.bert import bert, electra
 from llm_jax.models.families.gpt2 import gpt2
 from llm_jax.models.families.llama import llama
+from llm_jax.models.heads import ClassHead
 from llm_jax.models.multi_token_heads import ChainedHeads
 from llm_jax.starts import HuggingFaceStart
 from llm_jax.starts.fit import Fit
@@ -101,7 +103,7 @@ def test_other_differences_are_refused_by_name(folder, config, options, message)
 class _GivenStart(Start):
     """A start from the random weights of a model."""
 
-    model: TransformerConfig
+    model: ModelConfig
 
     def find(self):
         load = lambda precision: tiny.parameters(build(self.model, precision))  # noqa: E731
@@ -122,6 +124,29 @@ def test_modules_that_predict_later_tokens_are_added_by_name_and_left_out_withou
         np.testing.assert_array_equal(value, added[name], err_msg=name)
     with pytest.raises(ValueError, match="another model than the experiment's: multi_token"):
         Fit.of(_GivenStart(model=THERE), build(AHEAD))
+
+
+PAIR = electra(1, 2, 8, narrow=4, vocab_size=30, max_length=16)
+
+
+def test_a_discriminator_is_trained_further_without_its_generator():
+    wanted = bert(1, 2, 8, narrow=4, vocab_size=30, max_length=16, head=ClassHead(3))
+    found = Fit.of(_GivenStart(model=PAIR, fresh=("head",)), build(wanted))
+    there, params = _leaves(tiny.parameters(build(PAIR))["discriminator"]), _leaves(found.parameters(3))
+    assert all(name.startswith("head/") for name in found.drawn) and len(found.drawn) == 2
+    for name in params.keys() - set(found.drawn):
+        np.testing.assert_array_equal(params[name], there[name], err_msg=name)
+    whole = _leaves(Fit.of(_GivenStart(model=PAIR), build(PAIR)).parameters(3))
+    assert any(name.startswith("generator/") for name in whole)
+
+
+def test_an_exported_discriminator_is_alone(tmp_path):
+    params = tiny.parameters(build(PAIR))
+    save_hf(build(PAIR), params, tmp_path / "exported")
+    model, found = load_hf(tmp_path / "exported")
+    assert architecture(model.config) == architecture(PAIR.discriminator)
+    for name, value in _leaves(found).items():
+        np.testing.assert_array_equal(value, _leaves(params["discriminator"])[name], err_msg=name)
 
 
 def test_an_exported_model_has_no_modules_that_predict_later_tokens(tmp_path):

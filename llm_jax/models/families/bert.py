@@ -14,11 +14,14 @@ Dropout of the sizes: 0.1 of the embedding, of branch outputs and of the attenti
 `base_architecture` of fairseq/models/roberta/model.py; `BertConfig` of ELECTRA's model/modeling.py).
 """
 
+import dataclasses
+
 from llm_jax.core.checks import check_divides
 from llm_jax.layers.activations import Activation
 from llm_jax.layers.attention.scores import ScoresConfig
+from llm_jax.layers.embed import EmbedConfig, FactorizedConfig
 from llm_jax.layers.initialisers import Normal, UniformGlorot
-from llm_jax.models.config import TransformerConfig
+from llm_jax.models.config import GeneratorDiscriminatorConfig, TransformerConfig
 from llm_jax.models.dropout import Rates, with_dropout
 from llm_jax.models.families.encoder import INIT, block, embedding, masked_lm_head
 from llm_jax.models.heads import AnyHead, ClassHead, TransformConfig
@@ -68,6 +71,36 @@ def roberta(layers: int, heads: int, width: int, *, vocab_size: int = 50265) -> 
 def discriminator(activation: Activation = "gelu") -> ClassHead:
     """ELECTRA's head: for every token one score of being a replaced token."""
     return ClassHead(1, transform=TransformConfig(activation, init=INIT), init=UniformGlorot())
+
+
+def electra(
+    layers: int,
+    heads: int,
+    width: int,
+    *,
+    share: float = 0.25,
+    vocab_size: int = 30522,
+    max_length: int = 512,
+    narrow: int | None = None,
+    dropout: float = 0.0,
+) -> GeneratorDiscriminatorConfig:
+    """ELECTRA as it is trained: a discriminator of any size, and a generator of the same depth.
+
+    Args:
+      share: size of the generator's width, heads and ffn, as a share of the discriminator's: a quarter in the small and
+        the large model, a third in the base model (table 6).
+      narrow: as for `bert`.
+      dropout: rate of embedding and branch outputs.
+    """
+    sizes = {"vocab_size": vocab_size, "max_length": max_length, "narrow": narrow, "dropout": dropout}
+    found = bert(layers, heads, width, **sizes, head=discriminator())
+    few, shared = max(1, round(heads * share)), found.embed.sum_width(width)
+    own = max(1, round(width * share / few)) * few
+    like = bert(layers, few, own, vocab_size=vocab_size, max_length=max_length, dropout=dropout)
+    factorized = None if own == shared else FactorizedConfig(shared, init=UniformGlorot())
+    embed = EmbedConfig(INIT, factorized=factorized)
+    generator = dataclasses.replace(like, vocab_size=None, head=None, embed=embed)
+    return GeneratorDiscriminatorConfig(generator, found, masked_lm_head())
 
 
 _RATES = Rates(embed=0.1, residual=0.1, attention=0.1)
