@@ -303,6 +303,8 @@ def _train(opened: _Opened, checkpoints: Checkpoints, begin: Restored) -> tuple[
         attached_hooks = attached(parts, run, saver, recorder, display, signals, begin)
         pace = Pace(hosts, recorder.write, display.print, experiment.log_every)
         display.print(header(parts, run))
+        if counts := parts.dataset.record_counts():
+            recorder.write("data", first, **counts)
         batches = _compiled(parts, hosts, display, pace.timed(map(parts.place, iterator)))
         state = train(begin.state, parts.programs.step, batches, [pace, *attached_hooks], first, experiment.steps)
         if stopped := signals.reason():

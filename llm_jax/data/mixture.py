@@ -136,6 +136,10 @@ class MixtureSource(RowSource):
     def duplicates_left_out(self) -> int:
         return sum(source.duplicates_left_out() for source in self._sources.values())
 
+    def record_counts(self) -> dict[str, int]:
+        found = {name: source.record_counts() for name, source in self._sources.items()}
+        return {f"{key}/{name}": count for name, counts in found.items() for key, count in counts.items()}
+
     def empty_texts(self) -> int:
         return sum(source.empty_texts() for source in self._sources.values())
 

@@ -204,6 +204,10 @@ class Dataset:
         content = {"tokenizer": tokenizer.digest if tokenizer else None, "source": self._source.manifest()}
         return {"digest": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16], **content}
 
+    def record_counts(self) -> dict[str, int]:
+        """Numbers of structured records, as `RowSource.record_counts`."""
+        return self._source.record_counts()
+
     def card(self) -> dict:
         """The manifest and, for text, statistics that affect the run's metrics: `documents`, the duplicates within each
         set and between sets (see `census`); `duplicates_left_out`; and `empty_texts`, the number of documents without a

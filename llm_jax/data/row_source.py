@@ -123,6 +123,11 @@ class RowSource(abc.ABC):
         """Number of documents left out of `document_sets` as duplicates. Reads all text."""
         return 0
 
+    def record_counts(self) -> dict[str, int]:
+        """Numbers of structured records by part, `<part>/records`, and of those that are left out or truncated,
+        `<part>/invalid`, `<part>/skipped` and `<part>/truncated`. Empty without such records."""
+        return {}
+
     def empty_texts(self) -> int:
         """Number of documents without a character, whether the reader's policy skips or keeps them."""
         return 0

@@ -82,15 +82,24 @@ class StructuredRecords(RowSource):
             found[part] = {
                 "text_digest": text.digest,
                 "invalid_utf8": len(text.invalid),
-                "records": len(documents),
-                "invalid": len(documents) - len(documents.usable),
-                "skipped" if self._config.too_long == "skip" else "truncated": len(self._too_long(documents)),
+                **self._counts(documents),
                 "tokens_digest": documents.digest,
             }
         return found
 
+    def record_counts(self) -> dict[str, int]:
+        parts = {part: self._counts(self._documents(part, None)) for part in self._config.split.parts()}
+        return {f"{part}/{name}": count for part, counts in parts.items() for name, count in counts.items()}
+
     def empty_texts(self) -> int:
         return self._source.empty
+
+    def _counts(self, documents: RecordDocuments) -> dict[str, int]:
+        return {
+            "records": len(documents),
+            "invalid": len(documents) - len(documents.usable),
+            "skipped" if self._config.too_long == "skip" else "truncated": len(self._too_long(documents)),
+        }
 
     def _read(self, part: Part, max_bytes: int | None) -> RecordDocuments:
         text = self._config.text_of(self._source, part)

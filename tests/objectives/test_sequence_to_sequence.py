@@ -151,7 +151,7 @@ def experiment():
         name="words",
         steps=40,
         tokenizer=TrainSentencePieceConfig(280),
-        data=DataConfig(RecordsConfig(source, HashSplit(0.1, 0.0)), sequence_length=32, batch_size=8),
+        data=DataConfig(RecordsConfig(source, HashSplit(0.1, 0.0), too_long="truncate"), 32, batch_size=8),
         model=original(1, 2, 32, hidden=64, vocab_size=280, max_length=32),
         objective=SequenceToSequenceConfig(source="word", target="capitals", start="bos"),
         optimizer=AdamWConfig(peak_lr=1e-2, schedule=Constant(warmup_steps=5)),
@@ -165,6 +165,7 @@ def experiment():
 def test_a_run_learns_from_records_and_resumes(tmp_path):
     draw = np.random.default_rng(0)
     words = ["".join(draw.choice(list("abcdef"), draw.integers(2, 6))) for _ in range(300)]
+    words[0] = "abcdef" * 20  # longer than a row
     lines = [json.dumps({"word": word, "capitals": word.upper(), "comment": "q" * 9}) for word in words]
     (tmp_path / "words.jsonl").write_text("\n".join(lines))
     (tmp_path / "words.py").write_text(FILE)
@@ -175,6 +176,10 @@ def test_a_run_learns_from_records_and_resumes(tmp_path):
     losses = {record["step"]: record["loss"] for record in run.records() if record["kind"] == "train"}
     # Of six capitals and the end a model that knows nothing of the source has about 1.9 nats.
     assert losses[1] > 4 and np.mean([losses[step] for step in range(36, 41)]) < 2.2
+    (counts,) = (record for record in run.records() if record["kind"] == "data")
+    parts = ("train", "validation")
+    assert sum(counts[f"{part}/records"] for part in parts) == 300 and not counts["train/invalid"]
+    assert sum(counts[f"{part}/truncated"] for part in parts) == 1 and "1 truncated in " in outcome.said
     held_out = [record for record in run.records() if record["kind"] == "eval/validation"]
     assert held_out[-1]["loss"] < held_out[0]["loss"] and "bits_per_byte" not in held_out[-1]
     # The tokenizer was trained on the fields that are read: a run of q is no piece.
