@@ -23,8 +23,7 @@ from llm_jax.objectives.batch import Array, Batch
 from llm_jax.objectives.losses import Unembed, balance, cross_entropy
 from llm_jax.objectives.masked_lm import MaskedExamples, MaskedLMConfig
 from llm_jax.objectives.objective import NO_MODELS, Models, Needs, Objective
-from llm_jax.objectives.token_objective import scored
-from llm_jax.sharding import axes, partition
+from llm_jax.objectives.token_objective import gathers, scored
 from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
@@ -149,10 +148,10 @@ class ReplacedTokensConfig(Objective):
         """The text with samples of the generator at its masked tokens, int32 [B, T]."""
         hidden_BKD, targets_BK, weights_BK = predicted
         rows_B1, length = jnp.arange(len(targets_BK))[:, None], batch.tokens_BT.shape[1]
-        # As in `scored`: all places where devices share a sequence, and otherwise those of the targets.
+        # As in `scored`: all places, or those of the targets.
         every_BT = jnp.broadcast_to(jnp.arange(length), batch.tokens_BT.shape)
         at_BK = batch.masked.at_BT
-        at_BK = every_BT if at_BK is None or partition.parts(axes.LENGTH) > 1 else at_BK
+        at_BK = at_BK if at_BK is not None and gathers() else every_BT
         keys_BK = _keys(noise, batch.tokens_BT, at_BK)
         ids_BK = _samples(_unembed(model), head, hidden_BKD, keys_BK, self.generator.chunks)
         # Differences are added, because a place without weight may occur more than once.

@@ -108,14 +108,22 @@ class TokenObjective(Objective):
         return body + (flops - body) * targets / sequence_length
 
 
+def gathers() -> bool:
+    """Whether the hidden states of predicted tokens are gathered before they are scored; otherwise all are scored.
+
+    Where devices share a sequence, each scores its own tokens, so that no hidden state is sent. Where they share the
+    vocabulary and parameters are fully sharded too, XLA (jaxlib 0.10) computes wrong gradients of gathered states.
+    """
+    return partition.parts(axes.LENGTH) == 1 and partition.parts(axes.VOCAB) == 1
+
+
 def scored(hidden_BTD: jax.Array, batch: Batch[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Hidden states of the tokens that have targets, the targets, and their weights."""
     targets_BK, weights_BK = batch.targets_BT, batch.loss_weights_BT
     if batch.at_BT is None:
         return hidden_BTD[:, -targets_BK.shape[1] :], targets_BK, weights_BK
-    if partition.parts(axes.LENGTH) == 1:
+    if gathers():
         return jnp.take_along_axis(hidden_BTD, batch.at_BT[..., None], axis=1), targets_BK, weights_BK
-    # Devices share a sequence: each scores its own tokens, so that no hidden state is sent.
     rows_B1, shape = jnp.arange(len(targets_BK))[:, None], hidden_BTD.shape[:2]
     targets_BK = jnp.where(weights_BK == 0, 0, targets_BK)
     targets_BT = jnp.zeros(shape, targets_BK.dtype).at[rows_B1, batch.at_BT].add(targets_BK)

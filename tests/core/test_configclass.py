@@ -252,7 +252,8 @@ def _sample(kind: Any) -> Any:
     if origin is tuple:
         return (_sample(arguments[0]),) if ... in arguments else tuple(map(_sample, arguments))
     if dataclasses.is_dataclass(kind):
-        kind = kind if not getattr(kind, "__abstractmethods__", None) else kind.__subclasses__()[0]
+        while getattr(kind, "__abstractmethods__", None):
+            kind = kind.__subclasses__()[0]
         return kind(**_samples(kind))
     return {int: 1, float: 0.5, str: "a", bool: False, dict: {}}.get(kind)
 

@@ -25,7 +25,7 @@ from tests.helpers.eight_devices import LAYOUTS
 LENGTH = 16
 CONFIG = electra(1, 8, 32, share=0.5, narrow=16, vocab_size=32, max_length=LENGTH)
 OBJECTIVE = ReplacedTokensConfig(MaskedLMConfig(masked=1.0, random=0.0, rate=0.25, chunks=2))
-PLACES = ("one", "wide tensor and ring", "fsdp")
+PLACES = ("one", "wide tensor and ring", "fsdp", "fsdp and tensor")
 STEPS = 2
 
 
