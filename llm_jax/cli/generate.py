@@ -74,10 +74,12 @@ def _check_writes(trained: Any, options: Generate) -> None:
     from llm_jax.models.heads import HeadConfig, TiedHead
 
     config = trained.model.config.stacks[-1]
+    remedy = f"`llm-jax predict {options.run} FILE` writes what it predicts for records"
+    if trained.experiment is None:
+        remedy = f"`llm-jax convert {options.run} FOLDER` writes it for transformers, which classifies with it"
     check(
         isinstance(config.head, HeadConfig | TiedHead),
-        f"the model of {options.run} has a {type(config.head).__name__} and writes no text: `llm-jax predict "
-        f"{options.run} FILE` writes what it predicts for records",
+        f"the model of {options.run} has a {type(config.head).__name__} and writes no text: {remedy}",
     )
 
 
