@@ -9,6 +9,7 @@ from llm_jax.core.run_directory import RunDirectory
 from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import SampleConfig
 from llm_jax.models.config import EncoderDecoderConfig
+from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.inputs import Inputs
@@ -91,13 +92,17 @@ def test_a_resumed_run_is_the_same_run(run, command):
     assert {step: record["loss"] for step, record in records(run, "train").items()} == before
 
 
-def test_its_weights_are_read_back_and_generation_says_what_it_needs(run):
+def test_its_weights_are_read_back_and_it_writes_what_its_kind_of_model_can(run):
     trained = TrainedModel.of(run)
     assert trained.model.config == run.experiment().model
     assert next(trained.held_out(run.path.parent / "cache")).inputs.tokens_BT.shape[0] == 4
-    outcome = llm_jax("generate", run.path, "--prompt", "the red")
-    assert outcome.code == 1
-    assert "is not causal" in outcome.said or "Generator supports decoders only" in outcome.said
+    pair = isinstance(trained.model.config, EncoderDecoderConfig)
+    words = ("the red", "--new-tokens", 4) if pair else ("the <mask>ed fox",)
+    outcome = llm_jax("generate", run.path, "--prompt", *words)
+    assert outcome.code == 0, outcome.said
+    if not pair:
+        refused = llm_jax("generate", run.path, "--prompt", "the red")
+        assert refused.code == 1 and "has no <mask>" in refused.said
 
 
 @pytest.fixture
