@@ -9,7 +9,6 @@ from llm_jax.core.run_directory import RunDirectory
 from llm_jax.evals import PerplexityConfig
 from llm_jax.experiment import SampleConfig
 from llm_jax.models.config import EncoderDecoderConfig
-from llm_jax.models.config import EncoderDecoderConfig
 from llm_jax.models.families.bert import bert
 from llm_jax.models.families.t5 import t5
 from llm_jax.models.inputs import Inputs
