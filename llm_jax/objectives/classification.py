@@ -148,7 +148,8 @@ class ClassificationExamples(LabelledTextExamples):
 
 @flax.struct.dataclass
 class Correlation:
-    """Sums from which Pearson's correlation of two variables is computed, float32 scalars.
+    """Sums from which Pearson's correlation of two variables is computed, float32 scalars. Digits are lost where a
+    variable varies little beside its mean.
 
     Attributes:
       count, x, y, xx, yy, xy: sums of the weights, of both variables and of their products.

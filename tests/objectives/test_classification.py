@@ -141,7 +141,7 @@ def test_numbers_are_exact_and_their_loss_is_the_squared_error():
     loss, metrics = jax.jit(lambda params: objective.loss(model, params, found))(params)
     scores = np.asarray(model.apply({"params": params}, found.inputs).logits_BTV)[:, 0, 0]
     assert float(loss) == pytest.approx(np.square(scores - labels).sum(), rel=1e-5)
-    assert means(metrics)["correlation"] == pytest.approx(np.corrcoef(scores, labels)[0, 1], abs=1e-4)
+    assert means(metrics)["correlation"] == pytest.approx(np.corrcoef(scores, labels)[0, 1], abs=1e-3)
     nowhere = Correlation(*map(jnp.float32, (2, 2, 5, 2, 13, 5)))  # x is 1 twice
     assert nowhere.compute("correlation") == {"correlation": 0.0}
     for label, reason in (
