@@ -246,7 +246,7 @@ def test_params_of_an_encoder_and_of_a_pair():
     assert f"{2 * 2 * 2 * 8 * 64 * 6 * 256 / 2**20:,.1f} MiB at 256 tokens" in outcome.out
 
 
-def test_the_names_that_parity_takes_are_told():
+def test_the_names_that_parity_takes_are_in_its_help():
     said = llm_jax("parity", "--help").said.replace(";", ",").replace('"', "")
     assert all(f"{model}, " in said for model in MODELS)
     with pytest.raises(ValueError, match="there is no x: choose from 'data parallel', 'pmap', "):

@@ -71,14 +71,14 @@ def advanced(
       eos_id: static.
     """
     (batch, width, vocab), new_tokens = log_p_BWV.shape, beams.tokens_BWN.shape[-1]
-    # As each sequence ends in one way, 2 W candidates have W that go on.
+    # A sequence ends with one token only, so that at least W of 2 W candidates are unfinished.
     sums_BC, flat_BC = jax.lax.top_k((beams.sums_BW[..., None] + log_p_BWV).reshape(batch, -1), width * min(2, vocab))
     parents_BC, words_BC = flat_BC // vocab, flat_BC % vocab
     tokens_BCN = _taken(beams.tokens_BWN, parents_BC).at[:, :, index].set(words_BC)
     ends_BC = jnp.zeros(words_BC.shape, bool) if eos_id is None else words_BC == eos_id
     sums_BW, going_BW = jax.lax.top_k(jnp.where(ends_BC, -jnp.inf, sums_BC), width)
 
-    # Only the best W candidates may end; the others are there to replace them among the sequences that go on.
+    # Only the best W candidates may end; the others replace them among the unfinished sequences.
     ends_BC = (ends_BC | (index + 1 == new_tokens)) & (jnp.arange(words_BC.shape[1]) < width) & beams.open_B[:, None]
     length = _length(index + 1, config)
     found_BC = jnp.where(ends_BC, sums_BC / length, -jnp.inf)
@@ -96,7 +96,7 @@ def advanced(
 
 
 def _length(tokens: jax.Array | int, config: BeamConfig) -> jax.Array:
-    """By which the sum of log-probabilities of so many tokens is divided."""
+    """Divisor of the sum of the log-probabilities of a hypothesis, from its number of tokens."""
     offset = config.length_offset
     return (jnp.asarray(offset + tokens, jnp.float32) / (offset + 1)) ** config.length_penalty
 

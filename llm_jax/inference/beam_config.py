@@ -24,8 +24,9 @@ class BeamConfig:
     without the coverage penalty), which Vaswani et al. 2017 use with 4 beams and length_penalty 0.6."""
     early_stopping: bool | Literal["never"] = False
     """When the search of a prompt ends before it has all new tokens. True: as soon as there are `beams` hypotheses.
-    False: when, in addition, the best sequence that goes on would not be kept if it ended now; a heuristic where long
-    hypotheses are preferred. "never": only when no continuation can be kept any more."""
+    False: if, in addition, the best unfinished sequence would not be kept with the score that it has now. This is a
+    heuristic for a positive length_penalty, with which a score may still rise. "never": only when no continuation can
+    be kept."""
     n_best: int = 1
     """Number of hypotheses to return for each prompt. There may be fewer if the vocabulary is tiny."""
     groups: int = 1

@@ -4,6 +4,7 @@ Legend: B batch, T length, V vocabulary.
 """
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,15 +16,12 @@ from llm_jax.core import rng
 from llm_jax.core.checks import check, check_positive, check_seed
 from llm_jax.core.configclass import configclass
 from llm_jax.inference.next_token import sample
+from llm_jax.inference.prompts import check_prompts, padded
 from llm_jax.inference.sampling import SamplingConfig
-from llm_jax.layers.sequence import SequenceInfo
 from llm_jax.models.build import Model, applied
 from llm_jax.models.heads import HeadConfig, TiedHead
 from llm_jax.models.inputs import Inputs
 from llm_jax.models.transformer import Transformer
-
-_BUCKET = 64
-"""Sequences are padded to a multiple of this, so that those of similar lengths share a compiled program."""
 
 
 @configclass
@@ -110,19 +108,21 @@ class DiffusionSampler:
         self._filled = jax.jit(self._fill)
 
     def fill(self, params: Any, sequences: Sequence[Sequence[int]], seed: int = 0) -> list[list[int]]:
-        """The sequences with a token in the place of each mask, which may stand anywhere.
+        """The sequences with a token instead of each mask, at any position.
 
         Raises:
           ValueError: for an empty sequence, one longer than the model's maximum length, tokens outside of the model's
             vocabulary, or an invalid seed.
         """
         check_seed(seed=seed)
-        self._check(sequences)
+        check_prompts(sequences, self._model.config.vocab_size or 0)
         longest, room = max(map(len, sequences)), self._model.config.max_length
-        tokens_BT, segments_BT = np.zeros((2, len(sequences), min(-(-longest // _BUCKET) * _BUCKET, room)), np.int32)
-        for row, sequence in enumerate(sequences):
-            tokens_BT[row, : len(sequence)], segments_BT[row, : len(sequence)] = sequence, 1
-        rows = np.asarray(self._filled(params, tokens_BT, segments_BT, seed)).tolist()
+        check(
+            longest <= room,
+            f"the longest sequence has {longest} tokens with its masks and the model's max_length is {room}: shorten "
+            "the prompt, or reduce new_tokens",
+        )
+        rows = np.asarray(self._filled(params, padded(sequences, 0, room), seed)).tolist()
         return [row[: len(sequence)] for row, sequence in zip(rows, sequences, strict=True)]
 
     def generate(
@@ -143,26 +143,15 @@ class DiffusionSampler:
         rows = [row[len(row) - new_tokens :] for row in found]
         return [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
 
-    def _check(self, sequences: Sequence[Sequence[int]]) -> None:
-        room, scored = self._model.config.max_length, self._model.config.vocab_size or 0
-        check(len(sequences) > 0 and all(map(len, sequences)), "a sequence is empty: at least one token is required")
-        longest = max(map(len, sequences))
-        check(
-            longest <= room,
-            f"the longest sequence has {longest} tokens with its masks and the model's max_length is {room}: shorten "
-            "the prompt, or reduce new_tokens",
-        )
-        wrong = [token for sequence in sequences for token in sequence if not 0 <= token < scored]
-        check(not wrong, f"a sequence has token {wrong[:1]}, and the model's tokens are 0 to {scored - 1}")
-
-    def _fill(self, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array, seed: int) -> jax.Array:
-        steps = self._config.steps
-        masks_B1 = jnp.sum(tokens_BT == self._mask_id, axis=1, keepdims=True)
+    def _fill(self, params: Any, inputs: Inputs, seed: int) -> jax.Array:
+        # Padding is not filled, even if its id is that of the mask.
+        real_BT, steps = inputs.located().real_BT, self._config.steps
+        masks_B1 = jnp.sum(real_BT & (inputs.ids_BT == self._mask_id), axis=1, keepdims=True)
 
         def step(tokens_BT: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
             draw_key, order_key = jax.random.split(rng.key(seed, "masked diffusion", index))
-            drawn_BT, log_p_BT = self._draw(params, tokens_BT, segments_BT, draw_key)
-            masked_BT = tokens_BT == self._mask_id
+            drawn_BT, log_p_BT = self._draw(params, dataclasses.replace(inputs, tokens_BT=tokens_BT), draw_key)
+            masked_BT = real_BT & (tokens_BT == self._mask_id)
             priority_BT = jnp.where(masked_BT, self._config.remasking.priority(log_p_BT, order_key), -jnp.inf)
             # The place of each token by priority, from 0. Of equal ones the first has the higher priority.
             ranks_BT = jnp.argsort(jnp.argsort(priority_BT, axis=1, descending=True), axis=1)
@@ -170,17 +159,13 @@ class DiffusionSampler:
             count_B1 = masks_B1 * (index + 1) // steps - masks_B1 * index // steps
             return jnp.where(masked_BT & (ranks_BT < count_B1), drawn_BT, tokens_BT), None
 
-        return jax.lax.scan(step, tokens_BT, jnp.arange(steps))[0]
+        return jax.lax.scan(step, inputs.ids_BT, jnp.arange(steps))[0]
 
-    def _draw(
-        self, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def _draw(self, params: Any, inputs: Inputs, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A token for every place, and the logarithm of its probability, [B, T] each."""
-        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-        inputs = Inputs(tokens_BT, SequenceInfo(positions_BT, segments_BT))
         logits_BTV = applied(self._model, params, inputs).logits_BTV
         logits_BTV = jnp.where(self._drawn, logits_BTV, -jnp.inf)
         drawn_BT = sample(logits_BTV.reshape(-1, logits_BTV.shape[-1]), key, self._config.sampling)
-        drawn_BT = drawn_BT.reshape(tokens_BT.shape)
+        drawn_BT = drawn_BT.reshape(inputs.shape)
         log_p_BTV = jax.nn.log_softmax(logits_BTV)
         return drawn_BT, jnp.take_along_axis(log_p_BTV, drawn_BT[..., None], axis=-1)[..., 0]

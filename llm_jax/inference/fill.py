@@ -22,7 +22,7 @@ from llm_jax.models.transformer import Transformer
 from llm_jax.sharding import partition
 
 _BUCKET = 8
-"""The head is computed for a multiple of so many masks in each text, so that texts share a compiled program."""
+"""The number of scored positions of a text is a multiple of this, so that texts share a compiled program."""
 
 
 class Filling(NamedTuple):
@@ -41,7 +41,7 @@ class MaskFiller:
     whatever is chosen for the others.
 
     Args:
-      mask_id: the token that stands for an unknown one.
+      mask_id: the token at unknown positions.
       pad_id: the token of padding.
       vocab_size: number of the tokenizer's tokens, if the model's vocabulary is larger. Other tokens have no
         probability.

@@ -17,8 +17,8 @@ _BUCKET = 64
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
-    """Checks that there are sequences, and that every token is in the model's vocabulary. jax would silently clamp an
-    index outside of it.
+    """Checks that no sequence is empty and that every token is in the model's vocabulary. JAX clamps an index outside
+    of it silently.
 
     Raises:
       ValueError: if not.

@@ -48,7 +48,7 @@ class MultiTokenHeads(abc.ABC):
     def check(self, segments: tuple[Segment, ...]) -> None:
         """
         Raises:
-          ValueError: if the modules cannot stand beside a stack of these segments.
+          ValueError: if a stack of these segments cannot have the modules.
         """
         return
 

@@ -45,7 +45,7 @@ class Confusion:
     counts_CC: jax.Array
 
     def compute(self, name: str) -> dict[str, float]:
-        """'accuracy', 'f1' (the mean over classes; of two classes that of class 1) and 'matthews', the correlation of
+        """`name`/f1 (the mean over classes; of two classes that of class 1) and `name`/matthews, the correlation of
         Matthews (1975) for any number of classes (Gorodkin 2004, eq. 8); 0 where they are not defined."""
         counts = np.asarray(self.counts_CC, np.float64)
         right, total = np.diag(counts), counts.sum()
@@ -53,9 +53,8 @@ class Confusion:
         f1 = np.divide(2 * right, true + predicted, out=np.zeros_like(right), where=true + predicted > 0)
         scale = math.sqrt((total**2 - (true**2).sum()) * (total**2 - (predicted**2).sum()))
         return {
-            "accuracy": float(right.sum() / (total or 1)),
-            "f1": float(f1[1] if len(f1) == 2 else f1.mean()),
-            "matthews": float((right.sum() * total - true @ predicted) / scale) if scale else 0.0,
+            f"{name}/f1": float(f1[1] if len(f1) == 2 else f1.mean()),
+            f"{name}/matthews": float((right.sum() * total - true @ predicted) / scale) if scale else 0.0,
         }
 
 
@@ -116,14 +115,14 @@ class ClassificationConfig(LabelledTextObjective, Predictor):
 
 
 def class_losses(logits_BC: jax.Array, batch: LabelledBatch) -> Metrics:
-    """Cross-entropy of the class of each sequence as 'loss', and `Confusion`."""
+    """Cross-entropy of the class of each sequence as 'loss', 'accuracy', and `Confusion`."""
     log_p_BC = jax.nn.log_softmax(logits_BC)
     nats_B = -jnp.take_along_axis(log_p_BC, batch.labels[:, None], axis=1)[:, 0]
-    true_BC, predicted_BC = (
-        jax.nn.one_hot(classes_B, log_p_BC.shape[1]) for classes_B in (batch.labels, jnp.argmax(log_p_BC, axis=1))
-    )
+    predicted_B = jnp.argmax(log_p_BC, axis=1)
+    true_BC, predicted_BC = (jax.nn.one_hot(classes_B, log_p_BC.shape[1]) for classes_B in (batch.labels, predicted_B))
     counts_CC = jnp.einsum("BC,BD,B->CD", true_BC, predicted_BC, batch.weights)
-    return {"loss": Ratio.of(nats_B, batch.weights), "classes": Confusion(counts_CC)}
+    accuracy = Ratio.of(predicted_B == batch.labels, batch.weights)
+    return {"loss": Ratio.of(nats_B, batch.weights), "accuracy": accuracy, "classes": Confusion(counts_CC)}
 
 
 class ClassificationExamples(LabelledTextExamples):

@@ -143,7 +143,7 @@ class ContrastiveConfig(Objective, Predictor):
         """Sum over the rows, and metrics: 'loss' (nats), 'accuracy', how often the pair has the highest score, and
         those of MoE layers. See `Objective`."""
         texts = batch.texts if len(batch.texts) > 1 else 2 * batch.texts
-        # The texts of a row stand beside each other, so that no row moves to another device.
+        # The texts of a row are adjacent, so that no row moves to another device.
         inputs = jax.tree.map(lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *texts)
         vectors_BD, output = self.embedded(model, params, inputs, key)
         vectors_BVD = vectors_BD.reshape(-1, len(texts), vectors_BD.shape[-1])

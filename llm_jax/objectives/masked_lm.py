@@ -32,8 +32,8 @@ class MaskedLMConfig(TokenObjective):
     predicts_text = False
 
     rate: float = 0.15
-    """Share of the tokens of a sequence that are predicted: that many exactly, one at least; never boundary tokens. Of
-    whole words so many that the mean over sequences is this share, one at least."""
+    """Share of the tokens of a sequence that are predicted, at least one and never boundary tokens. It is exact for
+    tokens; for whole words it is the mean over sequences."""
     units: str = "tokens"
     """What is chosen: "tokens", or "words" (`tokenizers.boundaries`), of which all tokens are predicted. Every token is
     predicted as often in both."""

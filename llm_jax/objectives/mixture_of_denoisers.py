@@ -1,4 +1,4 @@
-"""A mixture of denoisers: span corruptions of several rates and lengths, of which the encoder is told the kind.
+"""A mixture of denoisers: span corruptions of several rates and lengths, each with a mode token.
 
 Legend: S length of the encoder's sequence, T length of the decoder's.
 """

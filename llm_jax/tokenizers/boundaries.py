@@ -11,10 +11,10 @@ _SENTENCE_ENDS = (".", "!", "?")
 
 
 def word_boundaries(tokenizer: Tokenizer) -> np.ndarray:
-    """bool [2, V]: whether a word begins at each id, and whether one ends with it, whatever ids stand beside it.
+    """bool [2, V]: whether a word begins at each id, and whether one ends with it, whatever the ids around it.
 
-    A word begins with white space (U+2581 of SentencePiece, the leading space of GPT-2) or without the '##' of
-    WordPiece, and goes on up to the next such piece. White space without letters, such as the byte of a space, is a
+    A word begins at a piece with leading white space (U+2581 of SentencePiece, the space of GPT-2), or without the '##'
+    of WordPiece, and ends before the next such piece. White space without letters, such as the byte of a space, is a
     word of its own, as is a special id.
     """
     begins = [not piece or piece[0].isspace() for piece in tokenizer.pieces]

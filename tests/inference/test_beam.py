@@ -197,7 +197,7 @@ DIVERSE = BeamConfig(6, n_best=6, groups=3)
 
 
 def _groups(penalty: float) -> np.ndarray:
-    """Sequences that go on after the first steps, [G, B, W, N]."""
+    """Unfinished sequences after the first steps, [G, B, W, N]."""
     model, params = _model("encoder-decoder")
     config = dataclasses.replace(DIVERSE, diversity_penalty=penalty)
     states = list(BeamSearch(model, config, None, PAD, start=(0,)).steps(params, PROMPTS, 5))

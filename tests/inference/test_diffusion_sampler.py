@@ -108,9 +108,9 @@ def test_tokens_that_are_none_of_the_tokenizer_are_never_drawn():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda one: one.fill(PARAMS, [[]]), "a sequence is empty"),
-        (lambda one: one.fill(PARAMS, []), "a sequence is empty"),
-        (lambda one: one.fill(PARAMS, [[32]]), r"token \[32\], and the model's tokens are 0 to 31"),
+        (lambda one: one.fill(PARAMS, [[]]), "a prompt is empty"),
+        (lambda one: one.fill(PARAMS, []), "a prompt is empty"),
+        (lambda one: one.fill(PARAMS, [[32]]), "token 32, and the model's tokens are 0 to 31"),
         (lambda one: one.generate(PARAMS, [[1] * 5], 20), "has 25 tokens with its masks and the model's max_length"),
         (lambda one: one.generate(PARAMS, [[1]], 0), "new_tokens is 0"),
         (lambda one: one.fill(PARAMS, [[1]], seed=-1), "seed is -1"),

@@ -10,6 +10,7 @@ import pytest
 from llm_jax import objectives
 from llm_jax.core.metrics import means
 from llm_jax.data.record_examples import RecordExamples, StructuredRecord
+from llm_jax.data.record_rows import row_of
 from llm_jax.models.build import boxed_parameters, build
 from llm_jax.objectives.compatibility import ARCHITECTURES, LENGTH, OBJECTIVES, pairs
 from llm_jax.objectives.objective import Objective
@@ -104,14 +105,7 @@ def _batch(objective, model, draw, rows=32):
 def _of_record(examples, record, draw):
     (parts,) = examples.encode([StructuredRecord("r", record)], BYTES)
     document = examples.document(dict(zip(examples.parts, map(np.asarray, parts), strict=True)), draw)
-    row = examples.padding(LENGTH)
-    for sequence in examples.sequences:
-        count = len(document[sequence.prefix + "tokens"])
-        for name in (sequence.prefix + "tokens", *(field.name for field in sequence.fields)):
-            row[name][:count] = document[name]
-        row[sequence.prefix + "segment_ids"][:count] = 1
-        row[sequence.prefix + "positions"][:count] = np.arange(count)
-    return examples.row(row | {field.name: np.asarray(document[field.name]) for field in examples.values}, draw)
+    return examples.row(row_of(examples, [document]), draw)
 
 
 @pytest.mark.parametrize("pair", _every_run())

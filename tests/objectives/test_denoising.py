@@ -44,7 +44,7 @@ def example(config, given, seed=0):
 
 
 def gaps(source, text):
-    """How many tokens of the text each mask token of the source stands for, where no two masks are neighbours: the
+    """How many tokens of the text each mask token of the source replaces, where no two masks are neighbours: the
     places of what lies beside it tell."""
     place = {token: index for index, token in enumerate(text.tolist())} | {"begin": -1, "end": len(text)}
     beside = ["begin", *source.tolist(), "end"]

@@ -8,9 +8,8 @@ import pyarrow.ipc
 
 from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import corpus_files
-from llm_jax.data.sources.table_rows import TableRows
-from llm_jax.data.sources.text_source import EmptyText, InvalidUtf8, Reader, TextSource, check_policies
+from llm_jax.data.sources.table_rows import TableConfig, TableRows
+from llm_jax.data.sources.text_source import TextSource
 
 _ROWS_PER_READ = 1024
 _FILE_MAGIC = b"ARROW1"
@@ -18,20 +17,8 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 @configclass
-class ArrowConfig(Reader):
+class ArrowConfig(TableConfig):
     """Arrow IPC files, streams and Feather files of version 2, one document per row."""
-
-    paths: tuple[str, ...]
-    """Files, folders or globs such as `squad/train/data-*.arrow`."""
-    field: str | None = "text"
-    """Column that holds the documents, as strings or bytes; None: a document is the whole row as a JSON object."""
-    invalid_utf8: InvalidUtf8 = "error"
-    empty: EmptyText = "skip"
-
-    def __post_init__(self) -> None:
-        corpus_files.check_paths(self.paths)
-        check(self.field != "", "field is '': set it to the column that holds the text, or to None for whole rows")
-        check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
         return Arrow(self)
@@ -41,7 +28,7 @@ class Arrow(TableRows):
     """Documents of Arrow files, named `file:row` with rows counted from 0."""
 
     def __init__(self, config: ArrowConfig):
-        super().__init__("Arrow", config.paths, config.field, config.invalid_utf8, config.empty)
+        super().__init__("Arrow", config)
 
     def batches(self, path: Path) -> Iterator[pyarrow.RecordBatch]:
         with pyarrow.memory_map(str(path)) as file:

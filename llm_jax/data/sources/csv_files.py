@@ -36,7 +36,7 @@ class CsvConfig(Reader):
     columns: tuple[str, ...] | None = None
     """Names of the columns of files without a header; None: the first line of each file has the names."""
     quoting: bool = True
-    """True: a value may stand in double quotes and then have delimiters, line ends and doubled quotes in it (RFC 4180).
+    """True: a value in double quotes may contain delimiters, line ends and doubled quotes (RFC 4180).
     False: a quote is a character like others and a line is a row, as in the files of GLUE."""
     field: str | None = None
     """Column that holds the documents; None: a document is the whole row as a JSON object, see `record_text`."""

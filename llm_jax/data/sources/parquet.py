@@ -6,31 +6,17 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from llm_jax.core.checks import check
 from llm_jax.core.configclass import configclass
-from llm_jax.data.sources import corpus_files
-from llm_jax.data.sources.table_rows import TableRows
-from llm_jax.data.sources.text_source import EmptyText, InvalidUtf8, Reader, TextSource, check_policies
+from llm_jax.data.sources.table_rows import TableConfig, TableRows
+from llm_jax.data.sources.text_source import TextSource
 
 _ROWS_PER_READ = 1024
 _READ_BUFFER = 2**20
 
 
 @configclass
-class ParquetConfig(Reader):
+class ParquetConfig(TableConfig):
     """Parquet files, one document per row."""
-
-    paths: tuple[str, ...]
-    """Files, folders or globs such as `corpus/train-*.parquet`."""
-    field: str | None = "text"
-    """Column that holds the documents, as strings or bytes; None: a document is the whole row as a JSON object."""
-    invalid_utf8: InvalidUtf8 = "error"
-    empty: EmptyText = "skip"
-
-    def __post_init__(self) -> None:
-        corpus_files.check_paths(self.paths)
-        check(self.field != "", "field is '': set it to the column that holds the text, or to None for whole rows")
-        check_policies(self.invalid_utf8, self.empty)
 
     def build(self) -> TextSource:
         return Parquet(self)
@@ -40,7 +26,7 @@ class Parquet(TableRows):
     """Documents of Parquet files, named `file:row` with rows counted from 0."""
 
     def __init__(self, config: ParquetConfig):
-        super().__init__("Parquet", config.paths, config.field, config.invalid_utf8, config.empty)
+        super().__init__("Parquet", config)
         self._columns = None if config.field is None else [config.field]
 
     def batches(self, path: Path) -> Iterator[pyarrow.RecordBatch]:

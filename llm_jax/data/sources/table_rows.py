@@ -8,9 +8,18 @@ from typing import Any
 import pyarrow
 
 from llm_jax.core.checks import check, did_you_mean
+from llm_jax.core.configclass import configclass
 from llm_jax.data.sources import corpus_files
 from llm_jax.data.sources.record_text import record_bytes
-from llm_jax.data.sources.text_source import EmptyText, InvalidUtf8, Record, RecordSource, Storage
+from llm_jax.data.sources.text_source import (
+    EmptyText,
+    InvalidUtf8,
+    Reader,
+    Record,
+    RecordSource,
+    Storage,
+    check_policies,
+)
 
 _BYTES_OF = {
     pyarrow.string(): pyarrow.binary(),
@@ -20,17 +29,31 @@ _BYTES_OF = {
 """Types of text, and types of bytes with the same layout."""
 
 
+@configclass
+class TableConfig(Reader):
+    """Base of readers of tables, one document per row."""
+
+    paths: tuple[str, ...]
+    """Files, folders or globs such as `corpus/train-*.parquet`."""
+    field: str | None = "text"
+    """Column that holds the documents, as strings or bytes; None: a document is the whole row as a JSON object."""
+    invalid_utf8: InvalidUtf8 = "error"
+    empty: EmptyText = "skip"
+
+    def __post_init__(self) -> None:
+        corpus_files.check_paths(self.paths)
+        check(self.field != "", "field is '': set it to the column that holds the text, or to None for whole rows")
+        check_policies(self.invalid_utf8, self.empty)
+
+
 class TableRows(RecordSource):
     """Documents of tables, named `file:row` with rows counted from 0."""
 
-    def __init__(
-        self, kind: str, paths: tuple[str, ...], field: str | None, invalid_utf8: InvalidUtf8, empty: EmptyText
-    ):
-        """`kind` is the format, for messages. `field` None: a document is the whole row, see `record_text`."""
-        super().__init__(f"{kind} files {', '.join(paths)}", invalid_utf8, empty, (field,))
-        self._kind = kind
-        self._paths = paths
-        self._field = field
+    def __init__(self, kind: str, config: TableConfig):
+        """`kind` is the format, for messages."""
+        title = f"{kind} files {', '.join(config.paths)}"
+        super().__init__(title, config.invalid_utf8, config.empty, (config.field,))
+        self._kind, self._paths, self._field = kind, config.paths, config.field
 
     @abc.abstractmethod
     def batches(self, path: Path) -> Iterator[pyarrow.RecordBatch]:
